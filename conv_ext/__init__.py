@@ -1,0 +1,32 @@
+"""conv_ext: 2-D convolution for PyTorch as three kernels of its own, forward, input_grad and weight_grad.
+
+``conv2d``, ``conv_transpose2d`` and ``conv1d`` stand in for those of ``torch.nn.functional``; ``Conv2d``,
+``ConvTranspose2d`` and ``Conv1d`` for the layers; ``convert(model)`` makes the layers of an existing model ours.
+"""
+
+from . import library as _library  # first: checks the build and loads the kernels
+from . import ops as _ops
+from ._version import __version__
+from .convert import convert, override, revert
+from .explain import explain
+from .functional import conv1d, conv2d, conv_transpose2d
+from .library import build_info
+from .modules import Conv1d, Conv2d, ConvTranspose2d
+from .settings import algorithm, precision
+
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "__version__",
+    "algorithm",
+    "build_info",
+    "conv1d",
+    "conv2d",
+    "conv_transpose2d",
+    "convert",
+    "explain",
+    "override",
+    "precision",
+    "revert",
+]

@@ -1,0 +1,107 @@
+"""Finds the compiled part, checks that it fits the running torch, and loads the kernel library for this processor."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch  # before the extension: its thread library and symbols must be there
+
+PACKAGE = Path(__file__).resolve().parent
+ISAS = ("avx512", "avx2", "baseline")
+REBUILD = f"    {sys.executable} -m pip install --no-build-isolation -e ."
+
+
+def _shadowed():
+    """The folder of another conv_ext on sys.path that has a binary, where this checkout without one hides it."""
+    for entry in sys.path:
+        other = Path(entry or ".").resolve() / "conv_ext"
+        if other != PACKAGE and (other / "_build.json").is_file():
+            return other
+    return None
+
+
+def _source_digest(sources: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(sources.rglob("*")):
+        if path.is_file():
+            digest.update(path.relative_to(sources.parent).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_build() -> dict:
+    record_file = PACKAGE / "_build.json"
+    running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
+    if not record_file.is_file():
+        hint = f"Build it in the checkout (running: {running}):\n{REBUILD}"
+        if other := _shadowed():
+            hint = f"An installed one, {other}, is hidden by it: run from another folder, or build this one:\n{REBUILD}"
+        raise ImportError(f"conv_ext at {PACKAGE} has no compiled extension. {hint}")
+    build = json.loads(record_file.read_text())
+    built = f"torch {build['torch']}, {build['python']}"
+    if built != running:
+        raise ImportError(
+            f"conv_ext at {PACKAGE} was built with {built}, but what is running is {running}. Rebuild it:\n{REBUILD}"
+        )
+    sources = PACKAGE.parent / "csrc"
+    if sources.is_dir() and _source_digest(sources) != build["sources"]:
+        raise ImportError(
+            f"conv_ext at {PACKAGE} is stale: csrc has changed since it was built (with {built}). Rebuild it:\n{REBUILD}"
+        )
+    return build
+
+
+BUILD = _check_build()
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"conv_ext at {PACKAGE} was built with torch {BUILD['torch']}, {BUILD['python']}, and does not load with "
+        f"torch {torch.__version__}, {sys.implementation.cache_tag}: {error}. Rebuild it:\n{REBUILD}"
+    ) from error
+
+
+def available_isas() -> list:
+    """Instruction sets that this processor can run and this build holds, the best first."""
+    return [isa for isa in _C.supported_isas() if (PACKAGE / "lib" / f"libconv_ext_{isa}.so").is_file()]
+
+
+def _load_kernels():
+    """Loads the best kernel library, or the one that CONV_EXT_ISA names."""
+    available = available_isas()
+    isa = os.environ.get("CONV_EXT_ISA") or (available[0] if available else "baseline")
+    if isa not in ISAS:
+        raise ImportError(f"CONV_EXT_ISA must be one of {', '.join(ISAS)}, got {isa!r}")
+    if isa not in available:
+        why = "this build does not hold it" if isa in _C.supported_isas() else "this processor does not have it"
+        raise ImportError(f"CONV_EXT_ISA={isa} is not possible: {why}; available: {', '.join(available) or 'none'}")
+    _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{isa}.so"))
+
+
+_load_kernels()
+
+
+def build_info() -> dict:
+    """What the compiled part was built with, and what it runs on.
+
+    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it);
+    ``isas`` (built), ``isas_available`` (this processor), ``isa`` (in use; ``CONV_EXT_ISA`` forces one);
+    ``running_torch``; ``threads`` (torch's, for one operator).
+    """
+    from ._version import __version__
+
+    compiled = _C.build_info()
+    return {
+        "version": __version__,
+        "torch": BUILD["torch"],
+        "python": compiled["python"],
+        "compiler": compiled["compiler"],
+        "cuda": BUILD["cuda"],
+        "isas": BUILD["isas"],
+        "isas_available": available_isas(),
+        "isa": _C.isa(),
+        "running_torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,180 @@
+// Packing: the only file that knows how tensors lie in memory, and in which type.
+//
+// A tile of the source becomes rows of the accumulator's type, channel by channel, so that the operands of
+// neighbouring outputs are neighbours for every tap:
+//   packed[channel][column region][row position][column position][image]
+// with zeros where the padding is read. Regions are explained in indexing.h.
+#pragma once
+
+#include "../indexing.h"
+#include "../kernels.h"
+#include "simd.h"
+
+namespace conv_ext {
+
+// Where a packed axis takes its positions from. The arrays lie in the workspace.
+struct AxisTable {
+  int64_t step, source, tile, regions, longest;
+  Region* region;     // (regions)
+  int64_t* begin;     // (regions) packed position of the region's first element
+  int64_t* position;  // (taps) packed position of a tap for the tile's first output
+  int64_t* column;    // (taps) region of a tap
+
+  static int64_t bytes(int64_t taps) { return taps * int64_t(sizeof(Region) + 3 * sizeof(int64_t)); }
+
+  char* build(const Axis& axis, int64_t tile_size, char* memory) {
+    step = axis.step();
+    source = axis.source;
+    tile = tile_size;
+    region = reinterpret_cast<Region*>(memory);
+    begin = reinterpret_cast<int64_t*>(region + axis.taps);
+    position = begin + axis.taps;
+    column = position + axis.taps;
+    const PackedExtent extent = walk_regions(axis, tile, [&](int64_t tap, int64_t index, const Region& r, int64_t at) {
+      region[index] = r;
+      column[tap] = index;
+      position[tap] = at;
+    });
+    regions = extent.regions;
+    longest = extent.longest;
+    int64_t next = 0;
+    for (int64_t i = 0; i < regions; ++i) {
+      begin[i] = next;
+      next += region[i].length;
+    }
+    return memory + bytes(axis.taps);
+  }
+  // Source position of packed position j of a region in the tile whose first output is i0.
+  int64_t source_at(const Region& r, int64_t i0, int64_t j) const { return (r.first + i0 + j) * step + r.residue; }
+};
+
+// A (N, channel, row, column) view of one operand: real numbers of type T; complex tensors have two per element.
+template <class T>
+struct View {
+  T* data;
+  int64_t n, channel, row, column;  // strides in T
+};
+template <class T>
+inline View<T> view_of(const TensorRef& t, int64_t parts) {
+  return {static_cast<T*>(t.data), t.stride[0] * parts, t.stride[1] * parts, t.stride[2] * parts, t.stride[3] * parts};
+}
+
+template <class T>
+struct UnalignedOf { typedef T type __attribute__((aligned(1), may_alias)); };
+template <>
+struct UnalignedOf<bfloat16> { struct __attribute__((packed, may_alias)) type { uint16_t bits; operator bfloat16() const { return {bits}; } void operator=(bfloat16 t) { bits = t.bits; } }; };
+template <>
+struct UnalignedOf<float16> { struct __attribute__((packed, may_alias)) type { uint16_t bits; operator float16() const { return {bits}; } void operator=(float16 t) { bits = t.bits; } }; };
+
+// User tensors may lie at any byte address.
+template <class A, class T>
+inline __attribute__((always_inline)) A read(const T* p) {
+  return widen<A, T>(*reinterpret_cast<const typename UnalignedOf<T>::type*>(p));
+}
+template <class T, class A>
+inline __attribute__((always_inline)) void write(T* p, A a) {
+  *reinterpret_cast<typename UnalignedOf<T>::type*>(p) = narrow<T, A>(a);
+}
+
+// A block of channels x positions: to[c * to_channel + i * to_position] = from[c * from_channel + i * from_position].
+template <class A, class T>
+inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* from, int64_t from_channel,
+                       int64_t from_position, int64_t channels, int64_t positions) {
+  constexpr int L = kLanes<A>;
+  if (from_channel == 1 && to_position == 1 && from_position != 1) {
+    // channels_last: squares of kLanes channels by kLanes positions are turned round in registers.
+    int64_t c = 0;
+    for (; c + L <= channels; c += L) {
+      int64_t i = 0;
+      for (; i + L <= positions; i += L) {
+        Vec<A> square[L];
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) {
+          const T* p = from + c + (i + j) * from_position;
+          if constexpr (sizeof(T) == sizeof(A)) {
+            square[j] = load(reinterpret_cast<const A*>(p));
+          } else {
+            A line[L];
+            for (int l = 0; l < L; ++l) line[l] = read<A>(p + l);
+            square[j] = load(line);
+          }
+        }
+        transpose<A>(square);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) store(to + (c + j) * to_channel + i, square[j]);
+      }
+      for (; i < positions; ++i)
+        for (int l = 0; l < L; ++l) to[(c + l) * to_channel + i] = read<A>(from + c + l + i * from_position);
+    }
+    for (; c < channels; ++c)
+      for (int64_t i = 0; i < positions; ++i) to[c * to_channel + i] = read<A>(from + c + i * from_position);
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    A* t = to + c * to_channel;
+    const T* f = from + c * from_channel;
+    if (to_position == 1 && from_position == 1) {
+      for (int64_t i = 0; i < positions; ++i) t[i] = read<A>(f + i);
+    } else {
+      for (int64_t i = 0; i < positions; ++i) t[i * to_position] = read<A>(f + i * from_position);
+    }
+  }
+}
+
+template <class A>
+inline void clear_block(A* to, int64_t to_channel, int64_t channels, int64_t positions) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = 0; i < positions; ++i) to[c * to_channel + i] = A(0);
+}
+
+struct PackedTile {
+  int64_t images;         // lanes that hold different images at one position
+  int64_t pitch;          // packed positions between two rows
+  int64_t channel_pitch;  // elements between two channels
+};
+
+// Packs `channels` channels (the view starts at the first) of images [n0, n1) for outputs from (i0, j0) on; of the
+// rows only those that the first `height` outputs of the tile read.
+template <class A, class T>
+void pack_tile(A* packed, const PackedTile& layout, const View<T>& view, int64_t channels, int64_t n0, int64_t n1,
+               const AxisTable& rows, const AxisTable& columns, int64_t i0, int64_t j0, int64_t height) {
+  int64_t row_positions = 0;
+  for (int64_t i = 0; i < rows.regions; ++i) row_positions += rows.region[i].length;
+  for (int64_t x = 0; x < columns.regions; ++x) {
+    const Region& across = columns.region[x];
+    // Packed positions [inside, outside) lie within the source; the rest is padding.
+    const int64_t shift = -columns.source_at(across, j0, 0);
+    const int64_t inside = min_of(max_of(shift > 0 ? ceil_div(shift, columns.step) : 0, 0), across.length);
+    const int64_t outside =
+        max_of(min_of(shift + columns.source > 0 ? ceil_div(shift + columns.source, columns.step) : 0, across.length), inside);
+    for (int64_t y = 0; y < rows.regions; ++y) {
+      const Region& down = rows.region[y];
+      const int64_t used = down.length - (rows.tile - height);
+      for (int64_t i = 0; i < used; ++i) {
+        const int64_t source_row = rows.source_at(down, i0, i);
+        A* to = packed + (x * row_positions + rows.begin[y] + i) * layout.pitch * layout.images;
+        if (source_row < 0 || source_row >= rows.source || inside == outside) {
+          clear_block(to, layout.channel_pitch, channels, across.length * layout.images);
+          continue;
+        }
+        clear_block(to, layout.channel_pitch, channels, inside * layout.images);
+        clear_block(to + outside * layout.images, layout.channel_pitch, channels,
+                    (across.length - outside) * layout.images);
+        for (int64_t b = 0; b < layout.images; ++b) {
+          A* image = to + inside * layout.images + b;
+          if (n0 + b < n1) {
+            const T* from = view.data + (n0 + b) * view.n + source_row * view.row +
+                            columns.source_at(across, j0, inside) * view.column;
+            pack_block(image, layout.channel_pitch, layout.images, from, view.channel, columns.step * view.column,
+                       channels, outside - inside);
+          } else {
+            for (int64_t c = 0; c < channels; ++c)
+              for (int64_t j = 0; j < outside - inside; ++j) image[c * layout.channel_pitch + j * layout.images] = A(0);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,43 @@
+// The one place where a run-time algorithm and dtype become template arguments; each pass file instantiates it once.
+#pragma once
+
+#include "../reference/reference.h"
+#include "direct.h"
+
+namespace conv_ext {
+
+using RunPass = void (*)(const ConvProblem&, const Plan&, const Buffers&, const Executor&);
+
+void run_forward(const ConvProblem&, const Plan&, const Buffers&, const Executor&);
+void run_input_grad(const ConvProblem&, const Plan&, const Buffers&, const Executor&);
+void run_weight_grad(const ConvProblem&, const Plan&, const Buffers&, const Executor&);
+
+template <Pass pass, class T, class A, class Wide>
+RunPass select_algorithm(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::Direct: return run_direct<T, A, pass>;
+    case Algorithm::Reference: return run_reference<T, Wide, pass>;
+  }
+  return nullptr;
+}
+
+// Complex tensors run as real ones with two parts.
+template <Pass pass>
+RunPass select_pass(DType dtype, Algorithm algorithm) {
+  switch (dtype) {
+    case DType::Complex64:
+    case DType::Float32: return select_algorithm<pass, float, float, double>(algorithm);
+    case DType::Complex128:
+    case DType::Float64: return select_algorithm<pass, double, double, long double>(algorithm);
+    case DType::BFloat16: return select_algorithm<pass, bfloat16, float, double>(algorithm);
+    case DType::Float16: return select_algorithm<pass, float16, float, double>(algorithm);
+  }
+  return nullptr;
+}
+
+template <Pass pass>
+void run_pass(const ConvProblem& problem, const Plan& plan, const Buffers& buffers, const Executor& executor) {
+  select_pass<pass>(problem.dtype, plan.algorithm)(problem, plan, buffers, executor);
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,204 @@
+// Vectors of the instruction set that this library is compiled for, by the compiler's own vector types.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace conv_ext {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class A>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+  // For loads and stores at any address, of memory that others see as scalars.
+  typedef A unaligned __attribute__((vector_size(kVectorBytes), aligned(1), may_alias));
+};
+template <class A>
+using Vec = typename VectorOf<A>::type;
+template <class A>
+constexpr int kLanes = kVectorBytes / int(sizeof(A));
+
+template <class A>
+inline __attribute__((always_inline)) Vec<A> load(const A* p) {
+  return *reinterpret_cast<const typename VectorOf<A>::unaligned*>(p);
+}
+template <class A>
+inline __attribute__((always_inline)) void store(A* p, Vec<A> v) {
+  *reinterpret_cast<typename VectorOf<A>::unaligned*>(p) = v;
+}
+// a - 0 rather than 0 + a, which would turn -0 into +0.
+template <class A>
+inline __attribute__((always_inline)) Vec<A> splat(A a) {
+  return a - Vec<A>{};
+}
+
+template <class A>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> { typedef int32_t type; };
+template <>
+struct IntegerOf<double> { typedef int64_t type; };
+
+// All ones in the first `count` lanes.
+template <class A>
+inline Vec<typename IntegerOf<A>::type> first_lanes(int64_t count) {
+  typedef typename IntegerOf<A>::type I;
+  Vec<I> mask;
+  for (int i = 0; i < kLanes<A>; ++i) mask[i] = i < count ? I(-1) : I(0);
+  return mask;
+}
+template <class A>
+inline __attribute__((always_inline)) Vec<A> keep(Vec<A> v, Vec<typename IntegerOf<A>::type> mask) {
+  return (Vec<A>)((Vec<typename IntegerOf<A>::type>)v & mask);
+}
+
+// Lanes of a and b, numbered through, in the order of a constant index.
+template <class A, class Index>
+inline __attribute__((always_inline)) Vec<A> shuffle(Vec<A> a, Vec<A> b, Index index) {
+#if defined(__clang__)
+  Vec<A> result;
+  for (int i = 0; i < kLanes<A>; ++i) result[i] = index[i] < kLanes<A> ? a[index[i]] : b[index[i] - kLanes<A>];
+  return result;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// Turns kLanes rows of kLanes columns round, in log2(kLanes) rounds of swaps between halves.
+template <class A>
+inline __attribute__((always_inline)) void transpose(Vec<A>* row) {
+  constexpr int L = kLanes<A>;
+  typedef Vec<typename IntegerOf<A>::type> Index;
+#pragma GCC unroll 8
+  for (int half = L / 2; half >= 1; half /= 2) {
+    Index low, high;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      low[i] = (i & half) ? L + i - half : i;
+      high[i] = (i & half) ? L + i : i + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i & half) continue;
+      Vec<A> a = row[i], b = row[i + half];
+      row[i] = shuffle<A>(a, b, low);
+      row[i + half] = shuffle<A>(a, b, high);
+    }
+  }
+}
+
+// The sum of each of kLanes vectors, in a fixed order, as one vector: round by round the two halves of every block
+// are added, and two vectors of half blocks become one.
+template <class A>
+inline __attribute__((always_inline)) Vec<A> sum_each(Vec<A>* v) {
+  constexpr int L = kLanes<A>;
+  typedef Vec<typename IntegerOf<A>::type> Index;
+  int count = L;
+#pragma GCC unroll 8
+  for (int block = L; block > 1; block /= 2) {
+    const int half = block / 2;
+    Index low, high;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const int j = i % (L / 2);
+      low[i] = (i < L / 2 ? 0 : L) + j / half * block + j % half;
+      high[i] = low[i] + half;
+    }
+    count /= 2;
+    // Neighbours meet, so that after the last round lane i belongs to vector i.
+#pragma GCC unroll 16
+    for (int i = 0; i < L / 2; ++i) {
+      if (i >= count) break;
+      Vec<A> a = v[2 * i], b = v[2 * i + 1];
+      v[i] = shuffle<A>(a, b, low) + shuffle<A>(a, b, high);
+    }
+  }
+  return v[0];
+}
+
+// Storage types of two bytes. Sums are formed in float32; a result is rounded once, to nearest even.
+struct bfloat16 { uint16_t bits; };
+struct float16 { uint16_t bits; };
+
+inline uint32_t bits_of(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+inline float float_of(uint32_t u) {
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+template <class A, class T>
+inline __attribute__((always_inline)) A widen(T t) { return A(t); }
+template <>
+inline __attribute__((always_inline)) float widen<float, bfloat16>(bfloat16 t) { return float_of(uint32_t(t.bits) << 16); }
+template <>
+inline __attribute__((always_inline)) double widen<double, bfloat16>(bfloat16 t) { return widen<float>(t); }
+
+template <>
+inline __attribute__((always_inline)) float widen<float, float16>(float16 t) {
+#if defined(__F16C__)
+  return _cvtsh_ss(t.bits);
+#else
+  const uint32_t sign = uint32_t(t.bits & 0x8000u) << 16, rest = t.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return float_of(sign | 0x7f800000u | (rest & 0x3ffu) << 13 | (rest > 0x7c00u ? 0x400000u : 0));
+  // Exact for normal and subnormal numbers: the exponent's bias is mended by a multiplication with 2^112.
+  return float_of(sign | bits_of(float_of(rest << 13) * 0x1p112f));
+#endif
+}
+template <>
+inline __attribute__((always_inline)) double widen<double, float16>(float16 t) { return widen<float>(t); }
+
+template <class T, class A>
+inline __attribute__((always_inline)) T narrow(A a) { return T(a); }
+template <>
+inline __attribute__((always_inline)) bfloat16 narrow<bfloat16, float>(float a) {
+  const uint32_t u = bits_of(a);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+  return bfloat16{uint16_t(a != a ? (u >> 16) | 0x40u : rounded)};
+}
+template <>
+inline __attribute__((always_inline)) float16 narrow<float16, float>(float a) {
+#if defined(__F16C__)
+  return float16{_cvtss_sh(a, _MM_FROUND_TO_NEAREST_INT)};
+#else
+  const uint32_t u = bits_of(a), sign = (u >> 16) & 0x8000u, rest = u & 0x7fffffffu;
+  if (rest > 0x7f800000u) return float16{uint16_t(sign | 0x7e00u)};
+  if (rest >= 0x477ff000u) return float16{uint16_t(sign | 0x7c00u)};  // rounds to 2^16 or more
+  uint32_t half;
+  if (rest < 0x38800000u) {
+    // Subnormal: adding 1/2 lets the addition itself round to a multiple of 2^-24.
+    half = bits_of(float_of(rest) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1)) >> 13;
+  }
+  return float16{uint16_t(sign | half)};
+#endif
+}
+// From double through the nearest float that keeps the last bit odd where it was inexact, so that rounding twice gives
+// what rounding once would (S. Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+inline float round_to_odd(double d) {
+  float f = float(d);
+  if (double(f) == d || d != d || bits_of(f) % 2 == 1) return f;
+  const bool away = (double(f) > d) == (d > 0);
+  return float_of(bits_of(f) + (away ? -1 : 1));
+}
+template <>
+inline bfloat16 narrow<bfloat16, double>(double a) { return narrow<bfloat16>(round_to_odd(a)); }
+template <>
+inline float16 narrow<float16, double>(double a) { return narrow<float16>(round_to_odd(a)); }
+
+}  // namespace conv_ext

@@ -1,0 +1,171 @@
+// The register tiles: the two innermost loops, in which nearly all the time of the direct algorithm is spent.
+//
+//   gather_tile  forward, input_grad:  out[m][lane] = bias[m] + sum over c, t of  w[c][t][m] * x[c][offset[t] + lane]
+//   dot_tile     weight_grad:          out[m][t]   +=           sum over lanes of g[m][lane] * x[offset[t] + lane]
+//
+// One chain of multiply-adds per output and lane, in an order that depends on the shape alone: this is where the
+// promise of equal bits is kept.
+#pragma once
+
+#include "simd.h"
+
+namespace conv_ext {
+
+// M accumulator rows of V vectors stay in registers beside the V vectors of x and one weight: 24 + 3 + 1 of 32
+// registers (AVX-512), 12 + 3 + 1 of 16 (AVX2, SSE2). Two loads in three multiply-adds is what the load ports sustain.
+#if defined(__AVX512F__)
+constexpr int kGatherM = 8, kGatherV = 3, kDotM = 4, kDotT = 6;
+constexpr int max_vectors(int m) { return m == 8 ? 3 : 6; }
+#elif defined(__AVX2__)
+constexpr int kGatherM = 4, kGatherV = 3, kDotM = 2, kDotT = 6;
+constexpr int max_vectors(int m) { return m == 4 ? 3 : 4; }
+#else
+constexpr int kGatherM = 4, kGatherV = 2, kDotM = 2, kDotT = 3;
+constexpr int max_vectors(int m) { return m == 4 ? 2 : 4; }
+#endif
+constexpr int kMaxTileVectors = 6;
+
+// Rows of the next block when `rest` rows are left: the largest power of two that fits the register tile.
+inline int block_rows(int64_t rest, int largest) {
+  int m = largest;
+  while (m > rest) m /= 2;
+  return m;
+}
+
+template <class A>
+struct GatherArguments {
+  const A* x;             // packed source at this block's first lane
+  int64_t channels, channel_pitch;
+  const int64_t* offset;  // (taps)
+  int64_t taps;
+  const A* weight;        // (channels, taps, M)
+  const A* bias;          // (M)
+  A* out;                 // (M, V * kLanes)
+};
+
+template <class A, int M, int V>
+void gather_tile(const GatherArguments<A>& a) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[M][V];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sum[m][v] = splat(a.bias[m]);
+  const A* w = a.weight;
+  const int64_t* const offset = a.offset;
+  const int64_t taps = a.taps;
+  for (int64_t c = 0; c < a.channels; ++c) {
+    const A* x = a.x + c * a.channel_pitch;
+    for (int64_t t = 0; t < taps; ++t) {
+      const A* xt = x + offset[t];
+      Vec<A> lanes[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) lanes[v] = load(xt + v * L);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Vec<A> weight = splat(w[m]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[m][v] += weight * lanes[v];
+      }
+      w += M;
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store(a.out + (m * V + v) * L, sum[m][v]);
+}
+
+template <class A>
+struct DotArguments {
+  const A* g;             // packed upstream gradient, M rows g_channel apart
+  int64_t g_channel, g_row;
+  const A* x;             // packed input
+  const int64_t* offset;  // (T)
+  int64_t x_row;
+  int64_t rows, lanes;    // output rows in the tile, outputs in a row
+  A* out;                 // (M, T), rows out_pitch apart; added to
+  int64_t out_pitch;
+};
+
+template <class A, int M, int T>
+void dot_tile(const DotArguments<A>& a) {
+  constexpr int L = kLanes<A>;
+  // Padded to whole groups of kLanes sums; what is padded stays zero and costs nothing but shuffles.
+  constexpr int kSums = (M * T + L - 1) / L * L;
+  Vec<A> sum[kSums];
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i) sum[i] = Vec<A>{};
+  const A* xt[T];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) xt[t] = a.x + a.offset[t];
+  const int64_t full = a.lanes / L * L;
+  // Beyond the end of a row stand zeros in g, but numbers in x: where those are not finite, 0 * x would be NaN.
+  const auto mask = first_lanes<A>(a.lanes - full);
+  for (int64_t row = 0; row < a.rows; ++row) {
+    const A* g = a.g + row * a.g_row;
+    const int64_t x_row = row * a.x_row;
+    int64_t i = 0;
+    for (; i < full; i += L) {
+      Vec<A> gv[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) gv[m] = load(g + m * a.g_channel + i);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const Vec<A> x = load(xt[t] + x_row + i);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) sum[m * T + t] += gv[m] * x;
+      }
+    }
+    if (i < a.lanes) {
+      Vec<A> gv[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) gv[m] = load(g + m * a.g_channel + i);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const Vec<A> x = keep<A>(load(xt[t] + x_row + i), mask);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) sum[m * T + t] += gv[m] * x;
+      }
+    }
+  }
+  A total[kSums];
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums; i += L) store(total + i, sum_each<A>(sum + i));
+  for (int m = 0; m < M; ++m)
+    for (int t = 0; t < T; ++t) a.out[m * a.out_pitch + t] += total[m * T + t];
+}
+
+// The one place where the extent of a register tile becomes a template argument.
+template <class A>
+using GatherTile = void (*)(const GatherArguments<A>&);
+template <class A, int M, int V = max_vectors(M)>
+inline GatherTile<A> gather_tile_of_width(int v) {
+  if constexpr (V > 1) {
+    if (v < V) return gather_tile_of_width<A, M, V - 1>(v);
+  }
+  return gather_tile<A, M, V>;
+}
+template <class A, int M = kGatherM>
+inline GatherTile<A> select_gather_tile(int m, int v) {
+  if constexpr (M > 1) {
+    if (m < M) return select_gather_tile<A, M / 2>(m, v);
+  }
+  return gather_tile_of_width<A, M>(v);
+}
+
+// Taps of the next block of weight_grad: 6, 3 and 1 divide the rows of the usual kernels (1, 3, 5, 7, 11) well.
+inline int block_taps(int64_t rest) { return kDotT > 3 && rest >= 6 ? 6 : rest >= 3 ? 3 : 1; }
+
+template <class A>
+using DotTile = void (*)(const DotArguments<A>&);
+template <class A, int M = kDotM>
+inline DotTile<A> select_dot_tile(int m, int t) {
+  if constexpr (M > 1) {
+    if (m < M) return select_dot_tile<A, M / 2>(m, t);
+  }
+  if (t >= 6) return dot_tile<A, M, kDotT>;
+  return t >= 3 ? dot_tile<A, M, 3> : dot_tile<A, M, 1>;
+}
+
+}  // namespace conv_ext

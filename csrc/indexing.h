@@ -1,0 +1,108 @@
+// The one map between output and source positions, and how a tile of the source is packed along an axis.
+//
+// Every pass reads its source along an axis as a gather:  position = i * step + offset(tap).
+//   forward      i = p, source = input rows:            h = p * stride + r * dilation - pad
+//   weight_grad  the same reads as forward
+//   input_grad   the inverse: h receives from p where   h + pad = p * stride + r * dilation.
+//                The outputs h fall into `stride` phases; the outputs of one phase f are h = f + i * stride,
+//                and they read p = i + offset(r) for those taps r that belong to the phase: step = 1.
+//
+//   role in the matrix product      gemm_m   gemm_n       gemm_k
+//   forward                         K/g      N P Q        C/g R S
+//   input_grad                      C/g      N H W        K/g R S
+//   weight_grad                     K/g      C/g R S      N P Q
+#pragma once
+
+#include "problem.h"
+
+namespace conv_ext {
+
+inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a % b < 0) != (b < 0)); }
+inline int64_t floor_mod(int64_t a, int64_t b) { return a - floor_div(a, b) * b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Axis {
+  bool inverse;                   // input_grad
+  int64_t taps;                   // R or S
+  int64_t source;                 // extent that is read:    H or W; P or Q for input_grad
+  int64_t output;                 // extent that is written: P or Q; H or W for input_grad
+  int64_t stride, dilation, pad;  // pad: before the first position
+
+  int64_t step() const { return inverse ? 1 : stride; }
+  int64_t phases() const { return inverse ? min_of(stride, output) : 1; }
+  int64_t output_step() const { return inverse ? stride : 1; }
+  int64_t count(int64_t phase) const { return inverse ? (output - 1 - phase) / stride + 1 : output; }
+  int64_t longest_count() const { return output > 0 ? count(0) : 0; }
+  // The phase that a tap belongs to; phases() or more: it touches no output.
+  int64_t phase_of(int64_t tap) const { return inverse ? floor_mod(tap * dilation - pad, stride) : 0; }
+  int64_t offset(int64_t tap) const {
+    return inverse ? -floor_div(tap * dilation - pad, stride) : tap * dilation - pad;
+  }
+};
+
+inline Axis vertical_axis(const ConvProblem& z, Pass pass) {
+  bool inverse = pass == Pass::InputGrad;
+  return Axis{inverse, z.r, inverse ? z.p : z.h, inverse ? z.h : z.p, z.stride_h, z.dilation_h, z.pad_top};
+}
+inline Axis horizontal_axis(const ConvProblem& z, Pass pass) {
+  bool inverse = pass == Pass::InputGrad;
+  return Axis{inverse, z.s, inverse ? z.q : z.w, inverse ? z.w : z.q, z.stride_w, z.dilation_w, z.pad_left};
+}
+
+inline int64_t greatest_common_divisor(int64_t a, int64_t b) {
+  while (b != 0) {
+    int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
+// A run of neighbouring packed positions: position j holds the source at (first + i0 + j) * step + residue, for a
+// tile whose first output is i0. With a stride each residue has runs of its own, so that neighbouring outputs always
+// find their operands side by side; with a large dilation the gaps between the taps are not packed.
+struct Region {
+  int64_t first, residue, length;
+};
+
+struct PackedExtent {
+  int64_t regions, positions, longest;
+};
+
+// Visits every tap once with the region it falls into: visit(tap, region index, region so far, position in it).
+template <class Visit>
+inline PackedExtent walk_regions(const Axis& axis, int64_t tile, Visit visit) {
+  PackedExtent extent{0, 0, 0};
+  const int64_t step = axis.step();
+  // Taps of one residue are `period` apart; along such a chain their positions ascend.
+  const int64_t period = step / greatest_common_divisor(step, axis.dilation);
+  for (int64_t start = 0; start < min_of(period, axis.taps); ++start) {
+    Region region{0, 0, 0};
+    for (int64_t j = start; j < axis.taps; j += period) {
+      const int64_t tap = axis.inverse ? axis.taps - 1 - j : j;
+      const int64_t offset = axis.offset(tap);
+      const int64_t index = floor_div(offset, step);
+      const bool opens = j == start || index - region.first > region.length;
+      if (opens) {
+        extent.positions += region.length;
+        extent.regions += 1;
+        region = Region{index, floor_mod(offset, step), tile};
+      } else {
+        region.length = max_of(region.length, index - region.first + tile);
+      }
+      extent.longest = max_of(extent.longest, region.length);
+      visit(tap, extent.regions - 1, region, index - region.first);
+    }
+    extent.positions += region.length;
+  }
+  return extent;
+}
+
+inline PackedExtent packed_extent(const Axis& axis, int64_t tile) {
+  return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,64 @@
+// How it is computed: the ordered list of algorithms, and the tiles and memory of the one that was chosen.
+//
+// Start reading at kCandidates in plan.cpp. What follows from the shape alone is decided here: the arithmetic of
+// forward and input_grad never depends on N, that of weight_grad may, and none of them on the number of threads.
+#pragma once
+
+#include "problem.h"
+
+namespace conv_ext {
+
+enum class Algorithm : int32_t { Direct, Reference };
+
+// What a kernel library says of the instruction set that it was compiled for.
+struct IsaTraits {
+  const char* name;
+  int64_t vector_bytes;
+  int64_t gather_m, gather_v;  // largest register tile of forward and input_grad: channels x vectors
+  int64_t dot_m, dot_t;        // largest register tile of weight_grad: K x (C/g R S)
+};
+
+struct Plan {
+  Algorithm algorithm;
+  // Direct: outputs per tile and phase; how many images lie side by side in a vector; whether the lanes of a tile run
+  // on across its rows (the columns between two rows are computed and thrown away) or end with each row.
+  int64_t tile_h, tile_w, images;
+  bool flat;
+  int64_t channel_pitch;   // elements of one packed source channel of a tile
+  // forward, input_grad: outputs of the gemm_m dimension per task.
+  int64_t task_m;
+  // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
+  int64_t tile_k, tile_c, splits;
+  int64_t grad_pitch;      // elements of one packed row of the upstream gradient
+  int64_t tasks;
+  int64_t workspace_bytes;  // shared: packed weights or partial sums, and tables
+  int64_t scratch_bytes;    // for each thread: the packed tile
+};
+
+struct Candidate {
+  Algorithm algorithm;
+  const char* name;
+  // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
+  const char* (*declines)(const ConvProblem&, Pass, const IsaTraits&);
+  void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
+};
+
+constexpr int kCandidateCount = 2;
+extern const Candidate kCandidates[kCandidateCount];
+
+constexpr int64_t kScratchLimit = int64_t(16) << 20;  // bytes a thread may use for its packed tile
+
+// The first candidate that does not decline. `forced` names one instead ("auto": none): nullptr is then returned, with
+// the reason in *reason, where it declines or the name is unknown.
+const Candidate* choose(const ConvProblem& problem, Pass pass, const IsaTraits& isa, const char* forced,
+                        const char** reason);
+
+inline Plan make_plan(const ConvProblem& problem, Pass pass, const IsaTraits& isa, const Candidate& candidate) {
+  Plan plan{};
+  plan.algorithm = candidate.algorithm;
+  plan.tasks = 1;
+  candidate.prepare(problem, pass, isa, &plan);
+  return plan;
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,67 @@
+// What is computed: the sizes of one 2-D convolution, and the names of its three passes.
+#pragma once
+
+#include <stdint.h>
+
+namespace conv_ext {
+
+// The three derivatives of the trilinear form T(x, w, g) = sum x * w * g; see docs/architecture.md.
+enum class Pass : int32_t { Forward, InputGrad, WeightGrad };
+enum class DType : int32_t { Float32, Float64, BFloat16, Float16, Complex64, Complex128 };
+
+constexpr int kPasses = 3;
+constexpr int kDTypes = 6;
+
+inline bool is_complex(DType dtype) { return dtype == DType::Complex64 || dtype == DType::Complex128; }
+// Real numbers in an element: a complex tensor is read as real and imaginary parts.
+inline int64_t parts_of(DType dtype) { return is_complex(dtype) ? 2 : 1; }
+inline int64_t element_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::BFloat16:
+    case DType::Float16: return 2;
+    case DType::Float32: return 4;
+    case DType::Float64:
+    case DType::Complex64: return 8;
+    case DType::Complex128: return 16;
+  }
+  return 0;
+}
+// Bytes of the real type in which sums are formed: float32, or float64 for float64 and complex128.
+inline int64_t accumulator_bytes(DType dtype) {
+  return dtype == DType::Float64 || dtype == DType::Complex128 ? 8 : 4;
+}
+
+// true where the result fits; sizes are multiplied and added through these two alone.
+inline bool checked_mul(int64_t a, int64_t b, int64_t* result) { return !__builtin_mul_overflow(a, b, result); }
+inline bool checked_add(int64_t a, int64_t b, int64_t* result) { return !__builtin_add_overflow(a, b, result); }
+
+struct ConvProblem {
+  int64_t n, c, h, w;                                // input   (N, C, H, W)
+  int64_t k, r, s;                                   // weight  (K, C/g, R, S)
+  int64_t p, q;                                      // output  (N, K, P, Q)
+  int64_t stride_h, stride_w;
+  int64_t dilation_h, dilation_w;
+  int64_t pad_top, pad_bottom, pad_left, pad_right;  // an even kernel's 'same' is not symmetric
+  int64_t groups;
+  DType dtype;
+
+  int64_t group_c() const { return c / groups; }
+  int64_t group_k() const { return k / groups; }
+  int64_t input_elements() const { return n * c * h * w; }
+  int64_t weight_elements() const { return k * group_c() * r * s; }
+  int64_t output_elements() const { return n * k * p * q; }
+
+  // Multiply-adds of real numbers, counted as two operations each; the same for every pass.
+  double flops() const {
+    double complex_factor = is_complex(dtype) ? 4.0 : 1.0;
+    return 2.0 * complex_factor * double(n) * double(k) * double(p) * double(q) * double(group_c()) * double(r) *
+           double(s);
+  }
+  // Bytes of the two operands and the result, each touched once.
+  double bytes() const {
+    return double(element_bytes(dtype)) *
+           (double(input_elements()) + double(weight_elements()) + double(output_elements()));
+  }
+};
+
+}  // namespace conv_ext

@@ -1,0 +1,116 @@
+// conv_ext._C: build information, instruction sets and plans for Python, and the fast functions.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include "../torch/fastcall.h"
+#include "../torch/operators.h"
+
+namespace py = pybind11;
+
+namespace conv_ext {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["python"] = PY_VERSION;
+  info["compiler"] = __VERSION__;
+  info["cplusplus"] = __cplusplus;
+  return info;
+}
+
+// Instruction sets that this processor and its operating system can run, the best first.
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    names.push_back("avx512");
+  if (avx2) names.push_back("avx2");
+#endif
+  names.push_back("baseline");
+  return names;
+}
+
+Pass pass_named(const std::string& name) {
+  for (const Pass pass : {Pass::Forward, Pass::InputGrad, Pass::WeightGrad})
+    if (name == pass_name(pass)) return pass;
+  throw py::value_error("pass must be forward, input_grad or weight_grad, got " + name);
+}
+
+py::dict describe(Pass pass, const ConvProblem& problem, const std::string& algorithm) {
+  const IsaTraits& isa = kernel_library().isa;
+  const Candidate& chosen = choose_or_throw(problem, pass, isa, algorithm);
+  py::list candidates;
+  for (const Candidate& candidate : kCandidates) {
+    const char* reason = candidate.declines(problem, pass, isa);
+    candidates.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none()));
+  }
+  py::dict text;
+  text["pass"] = pass_name(pass);
+  text["algorithm"] = chosen.name;
+  text["isa"] = isa.name;
+  text["candidates"] = candidates;
+  text["flops"] = problem.flops();
+  text["bytes"] = problem.bytes();
+  py::dict tiles;
+  const bool empty = problem.input_elements() == 0 || problem.weight_elements() == 0 || problem.output_elements() == 0;
+  const Plan plan = empty ? Plan{} : make_plan(problem, pass, isa, chosen);
+  if (!empty && chosen.algorithm == Algorithm::Direct) {
+    tiles["rows"] = plan.tile_h;
+    tiles["columns"] = plan.tile_w;
+    tiles["images"] = plan.images;
+    if (pass == Pass::WeightGrad) {
+      tiles["K/g"] = plan.tile_k;
+      tiles["C/g"] = plan.tile_c;
+      tiles["splits"] = plan.splits;
+    } else {
+      tiles["channels"] = plan.task_m;
+      tiles["lanes"] = plan.flat ? "across rows" : "within rows";
+    }
+  }
+  text["tiles"] = tiles;
+  text["tasks"] = empty ? 0 : plan.tasks;
+  text["workspace_bytes"] = plan.workspace_bytes;
+  text["scratch_bytes"] = plan.scratch_bytes;
+  return text;
+}
+
+// Sizes must come from a call that the validator has passed.
+py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<int64_t> input,
+                 std::vector<int64_t> weight, std::vector<int64_t> output, std::vector<int64_t> stride,
+                 std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+                 const std::string& algorithm) {
+  constexpr const char* kDTypeNames[kDTypes] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
+  int index = 0;
+  while (index < kDTypes && dtype != kDTypeNames[index]) ++index;
+  if (index == kDTypes) throw py::value_error("dtype is not one that conv_ext computes: " + dtype);
+  if (input.size() != 4 || weight.size() != 4 || output.size() != 4 || stride.size() != 2 || padding.size() != 4 ||
+      dilation.size() != 2)
+    throw py::value_error("plan takes three 4-D sizes, and 2, 4 and 2 ints of stride, padding and dilation");
+  const ConvProblem problem{input[0],   input[1],    input[2],    input[3],   weight[0],  weight[2],
+                            weight[3],  output[2],   output[3],   stride[0],  stride[1],  dilation[0],
+                            dilation[1], padding[0], padding[1],  padding[2], padding[3], groups,
+                            DType(index)};
+  return describe(pass_named(name), problem, algorithm);
+}
+
+}  // namespace
+}  // namespace conv_ext
+
+PYBIND11_MODULE(_C, module) {
+  using namespace conv_ext;
+  module.doc() = "The compiled part of conv_ext. Import conv_ext instead: it checks the build and loads the kernels.";
+  module.def("build_info", build_info, "What this module was compiled with.");
+  module.def("supported_isas", supported_isas, "Instruction sets that this processor can run, the best first.");
+  module.def("load_kernel_library", load_kernel_library, py::arg("path"));
+  module.def("isa", [] { return kernel_library().isa.name; }, "The instruction set of the loaded kernel library.");
+  module.def("set_scratch_guard", set_scratch_guard, py::arg("on"),
+             "For tests: every scratch block and workspace ends at a page that cannot be touched.");
+  module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
+             py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
+             py::arg("algorithm") = "auto", "How one pass of a validated problem would be computed.");
+  add_fast_functions(module.ptr());
+}

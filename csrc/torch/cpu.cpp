@@ -1,0 +1,209 @@
+// The operators on the CPU: allocate, plan, run; torch's thread pool behind the kernels' executor.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/record_function.h>
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <torch/library.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <atomic>
+#include <cstdlib>
+
+#include "../indexing.h"
+#include "operators.h"
+
+namespace conv_ext {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+
+std::atomic<const KernelLibrary*> loaded_library{nullptr};
+std::atomic<bool> scratch_guard{false};
+
+// Memory that a thread keeps from call to call, so that its pages are not faulted in anew each time.
+class ThreadMemory {
+ public:
+  ~ThreadMemory() { release(); }
+  void* get(int64_t bytes) {
+    if (scratch_guard) return guarded(bytes);
+    if (bytes > size_ || map_ != nullptr) {
+      release();
+      data_ = std::aligned_alloc(64, size_t(round_up(std::max<int64_t>(bytes, 64), 64)));
+      TORCH_CHECK(data_ != nullptr, "conv_ext could not allocate ", bytes, " bytes of workspace");
+      size_ = bytes;
+    }
+    return data_;
+  }
+  // What is larger than a thread should keep goes back at the end of the call.
+  void trim() {
+    if (size_ > kScratchLimit) release();
+  }
+
+ private:
+  void* guarded(int64_t bytes) {
+    release();
+    const int64_t page = sysconf(_SC_PAGESIZE), used = round_up(std::max<int64_t>(bytes, 1), 64);
+    map_size_ = round_up(used, page) + page;
+    map_ = mmap(nullptr, size_t(map_size_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK(map_ != MAP_FAILED, "conv_ext could not map ", map_size_, " bytes of guarded workspace");
+    char* const end = static_cast<char*>(map_) + map_size_ - page;
+    mprotect(end, size_t(page), PROT_NONE);
+    return end - used;
+  }
+  void release() {
+    if (map_ != nullptr && map_ != MAP_FAILED) munmap(map_, size_t(map_size_));
+    std::free(data_);
+    map_ = data_ = nullptr;
+    size_ = map_size_ = 0;
+  }
+  void* data_ = nullptr;
+  void* map_ = nullptr;
+  int64_t size_ = 0, map_size_ = 0;
+};
+
+ThreadMemory& scratch_memory() {
+  thread_local ThreadMemory memory;
+  return memory;
+}
+ThreadMemory& workspace_memory() {
+  thread_local ThreadMemory memory;
+  return memory;
+}
+
+// The caller's rounding and flush-to-zero mode holds in every worker, or results would depend on who computed them.
+class FloatingPointMode {
+ public:
+#if defined(__x86_64__)
+  static unsigned current() { return _mm_getcsr(); }
+  explicit FloatingPointMode(unsigned mode) : saved_(_mm_getcsr()) { _mm_setcsr(mode); }
+  ~FloatingPointMode() { _mm_setcsr(saved_); }
+#else
+  static unsigned current() { return 0; }
+  explicit FloatingPointMode(unsigned) : saved_(0) {}
+#endif
+ private:
+  unsigned saved_;
+};
+
+void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void*, int64_t, void*), void* argument) {
+  const int64_t workers = at::in_parallel_region() ? 1 : std::min<int64_t>(count, at::get_num_threads());
+  std::atomic<int64_t> next{0};
+  // Indices are handed out one by one: a worker that is held up does not hold up the others. Nothing depends on who
+  // takes which.
+  const auto work = [&] {
+    void* scratch = scratch_bytes > 0 ? scratch_memory().get(scratch_bytes) : nullptr;
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(argument, i, scratch);
+  };
+  if (workers <= 1) {
+    work();
+    return;
+  }
+  const unsigned mode = FloatingPointMode::current();
+  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    FloatingPointMode scope(mode);
+    work();
+  });
+}
+
+TensorRef ref(const Tensor& t) {
+  return {const_cast<void*>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
+}
+
+Tensor allocate(const ConvProblem& z, Pass pass, const Tensor& a, const Tensor& b) {
+  const bool last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
+                    b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  const std::array<int64_t, 4> sizes[kPasses] = {
+      {z.n, z.k, z.p, z.q}, {z.n, z.c, z.h, z.w}, {z.k, z.group_c(), z.r, z.s}};
+  return at::empty(sizes[int(pass)],
+                   a.options().memory_format(last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+}
+
+}  // namespace
+
+const KernelLibrary& kernel_library() {
+  const KernelLibrary* library = loaded_library;
+  TORCH_CHECK(library != nullptr, "no kernel library is loaded: import conv_ext, not conv_ext._C");
+  return *library;
+}
+
+void load_kernel_library(const std::string& path) {
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  TORCH_CHECK(handle != nullptr, "the kernel library did not load: ", dlerror());
+  auto entry = reinterpret_cast<const KernelLibrary* (*)()>(dlsym(handle, "conv_ext_kernel_library"));
+  TORCH_CHECK(entry != nullptr, "not a kernel library of conv_ext: ", path);
+  loaded_library = entry();
+}
+
+void set_scratch_guard(bool on) { scratch_guard = on; }
+
+Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, const CallArguments& call) {
+  const ConvProblem problem = validate(pass, a, b, bias, call);
+  TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
+  const KernelLibrary& library = kernel_library();
+  const Candidate& candidate = choose_or_throw(problem, pass, library.isa, call.algorithm);
+  Tensor result = allocate(problem, pass, a, b);
+  if (result.numel() == 0) return result;
+  if (a.numel() == 0 || b.numel() == 0) {
+    // An empty sum: no channels (the bias remains), or no images.
+    if (bias) return result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
+    return result.zero_();
+  }
+  const Plan plan = make_plan(problem, pass, library.isa, candidate);
+  RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
+
+  const TensorRef out = ref(result), first = ref(a), second = ref(b);
+  Buffers buffers{};
+  switch (pass) {
+    case Pass::Forward: buffers = {first, second, out, nullptr, 0, nullptr}; break;
+    case Pass::InputGrad: buffers = {out, second, first, nullptr, 0, nullptr}; break;
+    case Pass::WeightGrad: buffers = {second, out, first, nullptr, 0, nullptr}; break;
+  }
+  if (bias) {
+    buffers.bias = bias->const_data_ptr();
+    buffers.bias_stride = bias->stride(0);
+  }
+  ThreadMemory& workspace = workspace_memory();
+  if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);
+  library.run(problem, pass, plan, buffers, Executor{nullptr, run_parallel});
+  workspace.trim();
+  return result;
+}
+
+namespace {
+
+Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+               IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
+               std::string_view algorithm, std::string_view activation) {
+  return run_cpu(Pass::Forward, input, weight, bias,
+                 {{}, stride, padding, dilation, groups, precision, algorithm, activation});
+}
+
+Tensor input_grad(const Tensor& grad_output, const Tensor& weight, IntArrayRef input_size, IntArrayRef stride,
+                  IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
+                  std::string_view algorithm) {
+  return run_cpu(Pass::InputGrad, grad_output, weight, std::nullopt,
+                 {input_size, stride, padding, dilation, groups, precision, algorithm, "none"});
+}
+
+Tensor weight_grad(const Tensor& grad_output, const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
+                   IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
+                   std::string_view algorithm) {
+  return run_cpu(Pass::WeightGrad, grad_output, input, std::nullopt,
+                 {kernel_size, stride, padding, dilation, groups, precision, algorithm, "none"});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(conv_ext, CPU, library) {
+  library.impl("forward", TORCH_FN(forward));
+  library.impl("input_grad", TORCH_FN(input_grad));
+  library.impl("weight_grad", TORCH_FN(weight_grad));
+}
+
+}  // namespace conv_ext

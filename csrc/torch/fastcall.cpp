@@ -1,0 +1,155 @@
+// The fast road of the Python layer: asks whether a call is plain, and runs an operator below the dispatcher.
+// Written against CPython's own calling convention: through the dispatcher a tiny call costs seven times as much
+// (docs/architecture.md has the figures).
+#include "fastcall.h"
+
+#include <ATen/ATen.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/Exceptions.h>
+#include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "operators.h"
+
+namespace conv_ext {
+namespace {
+
+enum Road : long { kGeneral = 0, kPlainGradient = 1, kPlain = 2 };
+
+// Keys that a call may carry and still be plain: dense storage and ordinary autograd on a device that has kernels.
+// Anything else in the tensors or in this thread's state (functorch, autocast, tracing, a Python mode, a conjugate
+// view, inference exclusions, ...) sends the call down the general road.
+const uint64_t kPlainKeys =
+    (c10::DispatchKeySet(c10::DispatchKey::CPU) | c10::DispatchKeySet(c10::DispatchKey::AutogradCPU) |
+     c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView) | c10::DispatchKeySet(c10::DispatchKey::BackendSelect))
+        .raw_repr();
+
+bool plain(const at::Tensor& t, c10::impl::LocalDispatchKeySet local) {
+  const c10::DispatchKeySet keys = (t.key_set() | local.included_) - local.excluded_;
+  return (keys.raw_repr() & ~kPlainKeys) == 0 && t.is_cpu() && !t._fw_grad(0).defined();
+}
+
+PyObject* road(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 3) {
+    PyErr_SetString(PyExc_TypeError, "road takes an input, a weight and a bias or None");
+    return nullptr;
+  }
+  const bool has_bias = arguments[2] != Py_None;
+  bool gradient = false;
+  if (!at::impl::torch_function_mode_enabled()) {
+    const auto local = c10::impl::tls_local_dispatch_key_set();
+    int plain_operands = 0;
+    for (int i = 0; i < 2 + has_bias; ++i) {
+      if (!THPVariable_CheckExact(arguments[i])) break;
+      const at::Tensor& t = THPVariable_Unpack(arguments[i]);
+      if (!plain(t, local)) break;
+      gradient = gradient || t.requires_grad();
+      ++plain_operands;
+    }
+    if (plain_operands == 2 + has_bias)
+      return PyLong_FromLong(gradient && at::GradMode::is_enabled() ? kPlainGradient : kPlain);
+  }
+  return PyLong_FromLong(kGeneral);
+  END_HANDLE_TH_ERRORS
+}
+
+// A tuple or list of a fixed number of ints.
+template <size_t count>
+struct Ints {
+  std::array<int64_t, count> values{};
+  bool parse(PyObject* object, const char* name) {
+    const bool is_tuple = PyTuple_Check(object);
+    if ((!is_tuple && !PyList_Check(object)) || Py_SIZE(object) != Py_ssize_t(count)) {
+      PyErr_Format(PyExc_TypeError, "%s must be a tuple of %zu ints, got %R", name, count, object);
+      return false;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      PyObject* item = is_tuple ? PyTuple_GET_ITEM(object, i) : PyList_GET_ITEM(object, i);
+      values[i] = PyLong_AsLongLong(item);
+      if (values[i] == -1 && PyErr_Occurred()) return false;
+    }
+    return true;
+  }
+};
+
+bool parse_text(PyObject* object, const char* name, std::string_view* text) {
+  Py_ssize_t length = 0;
+  const char* data = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &length) : nullptr;
+  if (data == nullptr) {
+    if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "%s must be a str, got %R", name, object);
+    return false;
+  }
+  *text = {data, size_t(length)};
+  return true;
+}
+
+// forward:                 (input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
+// input_grad, weight_grad: (first, second, size, stride, padding, dilation, groups, precision, algorithm)
+template <Pass pass>
+PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  constexpr bool is_forward = pass == Pass::Forward;
+  if (count != (is_forward ? 10 : 9)) {
+    PyErr_Format(PyExc_TypeError, "%s takes %d arguments, got %zd", pass_name(pass), is_forward ? 10 : 9, count);
+    return nullptr;
+  }
+  const bool has_bias = is_forward && arguments[2] != Py_None;
+  for (int i = 0; i < 2 + has_bias; ++i) {
+    if (!THPVariable_Check(arguments[i])) {
+      PyErr_Format(PyExc_TypeError, "%s: argument %d must be a Tensor, got %R", pass_name(pass), i + 1,
+                   (PyObject*)Py_TYPE(arguments[i]));
+      return nullptr;
+    }
+  }
+  Ints<2> size, stride, dilation;
+  Ints<4> padding;
+  CallArguments a{};
+  a.activation = "none";
+  if (!is_forward && !size.parse(arguments[2], pass == Pass::InputGrad ? "input_size" : "kernel_size")) return nullptr;
+  if (!stride.parse(arguments[3], "stride") || !padding.parse(arguments[4], "padding") ||
+      !dilation.parse(arguments[5], "dilation"))
+    return nullptr;
+  a.groups = PyLong_AsLongLong(arguments[6]);
+  if (a.groups == -1 && PyErr_Occurred()) return nullptr;
+  if (!parse_text(arguments[7], "precision", &a.precision) || !parse_text(arguments[8], "algorithm", &a.algorithm))
+    return nullptr;
+  if (is_forward && !parse_text(arguments[9], "activation", &a.activation)) return nullptr;
+  a.size = size.values;
+  a.stride = stride.values;
+  a.padding = padding.values;
+  a.dilation = dilation.values;
+  const at::Tensor first = THPVariable_Unpack(arguments[0]), second = THPVariable_Unpack(arguments[1]);
+  std::optional<at::Tensor> bias;
+  if (has_bias) bias = THPVariable_Unpack(arguments[2]);
+  at::Tensor result;
+  {
+    pybind11::gil_scoped_release no_gil;
+    at::AutoDispatchBelowADInplaceOrView below;  // the operators called inside record nothing
+    result = run_cpu(pass, first, second, bias, a);
+  }
+  return THPVariable_Wrap(std::move(result));
+  END_HANDLE_TH_ERRORS
+}
+
+template <class F>
+PyCFunction method(F* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef kMethods[] = {
+    {"road", method(road), METH_FASTCALL,
+     "road(input, weight, bias) -> 2: plain tensors, no gradient needed; 1: plain, gradient needed; 0: anything else"},
+    {"forward", method(call<Pass::Forward>), METH_FASTCALL, "conv_ext::forward below the dispatcher, for plain tensors"},
+    {"input_grad", method(call<Pass::InputGrad>), METH_FASTCALL,
+     "conv_ext::input_grad below the dispatcher, for plain tensors"},
+    {"weight_grad", method(call<Pass::WeightGrad>), METH_FASTCALL,
+     "conv_ext::weight_grad below the dispatcher, for plain tensors"},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+void add_fast_functions(PyObject* module) { PyModule_AddFunctions(module, kMethods); }
+
+}  // namespace conv_ext

@@ -1,0 +1,41 @@
+// The three operators on tensors: what the dispatcher's kernels and the fast path of the Python layer both call.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+#include "../kernels.h"
+
+namespace conv_ext {
+
+// Everything of a call but its tensors. `size`: (H, W) for input_grad, (R, S) for weight_grad, unused by forward.
+struct CallArguments {
+  at::IntArrayRef size, stride, padding, dilation;
+  int64_t groups;
+  std::string_view precision, algorithm, activation;
+};
+
+// Checks every argument and gives the problem that they describe. first, second: input and weight (forward),
+// grad_output and weight (input_grad), grad_output and input (weight_grad). Raises what the user sees.
+ConvProblem validate(Pass pass, const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& bias,
+                     const CallArguments& call);
+
+// Validates, plans, allocates the result in the memory format that F.conv2d would choose, and runs the pass on the CPU.
+at::Tensor run_cpu(Pass pass, const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& bias,
+                   const CallArguments& call);
+
+// The plan's answer, or an error that gives the algorithm's own reason.
+const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa, std::string_view algorithm);
+
+const char* pass_name(Pass pass);
+
+// The kernel library that is in use; loading replaces it. Raises where there is none, or it does not load.
+const KernelLibrary& kernel_library();
+void load_kernel_library(const std::string& path);
+
+// For tests: every scratch block and workspace ends at a page that cannot be touched.
+void set_scratch_guard(bool on);
+
+}  // namespace conv_ext

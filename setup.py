@@ -1,0 +1,160 @@
+"""Builds conv_ext._C with torch's BuildExtension, and one kernel library per instruction set with a ninja file."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+TORCH = "torch==2.13.0"
+ROOT = Path(__file__).resolve().parent
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError as error:
+    sys.exit(
+        f"conv_ext is built against the torch that it will run with, and this Python has none ({error}).\n"
+        f"Python: {sys.executable}\n"
+        "Install torch first, then build without isolation (an isolated build would fetch another torch):\n"
+        f"    {sys.executable} -m pip install '{TORCH}' setuptools wheel ninja pybind11\n"
+        f"    {sys.executable} -m pip install --no-build-isolation -e ."
+    )
+
+KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "library.cpp"]
+EXTENSION_SOURCES = [
+    "csrc/plan.cpp",
+    "csrc/torch/ops.cpp",
+    "csrc/torch/cpu.cpp",
+    "csrc/torch/fastcall.cpp",
+    "csrc/python/module.cpp",
+]
+# -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
+KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra"
+AVX2 = "-mavx2 -mfma -mf16c"
+ISA_FLAGS = {"baseline": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISA_FLAGS |= {"avx2": AVX2, "avx512": f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"}
+
+
+def source_digest() -> str:
+    """A digest of everything that is compiled, by which an import finds out that a checkout's binary is stale."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        if path.is_file():
+            digest.update(path.relative_to(ROOT).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def compile_jobs() -> int:
+    """As many compilers at once as there are cores, MAX_JOBS if that is set, and 1.5 GiB of free memory for each."""
+    jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    memory = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()) if os.path.exists("/proc/meminfo") else None
+    return max(1, min(jobs, int(memory[1]) // (3 << 19) if memory else 1))
+
+
+def wants_cuda() -> bool:
+    """CONV_EXT_CUDA=auto|0|1. Whether a GPU is there does not matter: a build machine may have none."""
+    choice = os.environ.get("CONV_EXT_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        sys.exit(f"CONV_EXT_CUDA must be auto, 0 or 1, got {choice!r}")
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    possible = torch.version.cuda is not None and shutil.which("nvcc") is not None
+    if choice == "1":
+        if not sources:
+            sys.exit("CONV_EXT_CUDA=1, but this version has no CUDA kernels (csrc/cuda holds none)")
+        if not possible:
+            sys.exit(
+                "CONV_EXT_CUDA=1 needs a CUDA build of torch and nvcc on the PATH: "
+                f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, nvcc is at {shutil.which('nvcc')}"
+            )
+    return choice != "0" and bool(sources) and possible
+
+
+def ninja_file(build: Path) -> str:
+    """The build of the kernel libraries: every source once per instruction set."""
+    compiler = os.environ.get("CXX", sysconfig.get_config_var("CXX") or "g++").split()[0]
+    if shutil.which(compiler) is None:
+        compiler = "c++"
+    lines = [
+        f"cxx = {compiler}",
+        f"flags = {KERNEL_FLAGS}",
+        "rule compile",
+        "  command = $cxx -MMD -MF $out.d $flags $isa -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compiling $out",
+        "rule link",
+        "  command = $cxx -shared -Wl,-z,defs $in -o $out",
+        "  description = linking $out",
+    ]
+    for isa, flags in ISA_FLAGS.items():
+        objects = []
+        for source in KERNEL_SOURCES:
+            objects.append(f"{isa}/{source}.o")
+            lines += [f"build {objects[-1]}: compile {(ROOT / 'csrc' / 'cpu' / source).as_posix().replace(' ', '$ ')}", f"  isa = {flags}"]
+        lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+class Build(BuildExtension):
+    """Builds the kernel libraries first, then _C, and writes down what it built with."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        # A place that stays, also for editable installs: what is up to date is not compiled again.
+        version = f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
+        self.build_temp = str(ROOT / "build" / version)
+
+    def run(self):
+        os.environ["MAX_JOBS"] = str(compile_jobs())
+        package = Path(self.get_ext_fullpath("conv_ext._C")).resolve().parent
+        self.build_kernel_libraries(package / "lib")
+        super().run()
+        record = {
+            "torch": torch.__version__,
+            "python": sys.implementation.cache_tag,
+            "cuda": wants_cuda(),
+            "sources": source_digest(),
+            "isas": list(ISA_FLAGS),
+        }
+        (package / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    def build_kernel_libraries(self, target: Path):
+        build = ROOT / "build" / "kernels"
+        build.mkdir(parents=True, exist_ok=True)
+        text, path = ninja_file(build), build / "build.ninja"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        subprocess.run(["ninja", "-C", str(build), "-j", os.environ["MAX_JOBS"]], check=True)
+        target.mkdir(parents=True, exist_ok=True)
+        for isa in ISA_FLAGS:
+            library = build / f"libconv_ext_{isa}.so"
+            copy = target / library.name
+            if not copy.exists() or copy.read_bytes() != library.read_bytes():
+                # Replaced as a whole: a process that has the old file open keeps it.
+                fresh = copy.with_suffix(".new")
+                shutil.copy2(library, fresh)
+                fresh.replace(copy)
+
+
+setup(
+    ext_modules=[
+        CppExtension(
+            "conv_ext._C",
+            EXTENSION_SOURCES,
+            # OpenMP when compiling alone: torch's own run-time library, loaded already, provides the symbols.
+            extra_compile_args=["-std=c++20", "-O2", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wall"],
+            extra_link_args=["-ldl"],
+        )
+    ],
+    cmdclass={"build_ext": Build},
+)

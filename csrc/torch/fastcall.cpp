@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Exceptions.h>
+#include <c10/core/GradMode.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -48,7 +49,7 @@ PyObject* road(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       ++plain_operands;
     }
     if (plain_operands == 2 + has_bias)
-      return PyLong_FromLong(gradient && at::GradMode::is_enabled() ? kPlainGradient : kPlain);
+      return PyLong_FromLong(gradient && c10::GradMode::is_enabled() ? kPlainGradient : kPlain);
   }
   return PyLong_FromLong(kGeneral);
   END_HANDLE_TH_ERRORS

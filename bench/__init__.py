@@ -1,0 +1,1 @@
+"""Benchmarks of conv_ext against torch's own convolution: `python -m bench --help`."""

@@ -1,0 +1,115 @@
+"""Arguments of the public functions in every form that torch takes, and torch's errors for the others."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import SymInt, Tensor
+
+from .checks import INT64_MAX, LAYOUT
+
+
+def _int(value, function: str, name: str):
+    """One argument as an int (or SymInt): what torch takes for one."""
+    if type(value) is int:
+        number = value
+    elif isinstance(value, SymInt):
+        return value
+    elif isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
+            raise TypeError(
+                f"{function}(): argument '{name}' must be int, not {value.dtype} Tensor of size {list(value.shape)}"
+            )
+        number = int(value.item())
+    else:
+        # bool and numpy's bool have __index__ (numpy's had, in version 1).
+        if isinstance(value, bool) or type(value).__module__ == "numpy" and "bool" in type(value).__name__:
+            raise TypeError(f"{function}(): argument '{name}' must be int, not bool")
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{function}(): argument '{name}' must be int, not {type(value).__name__}") from None
+    if not -INT64_MAX - 1 <= number <= INT64_MAX:
+        raise ValueError(f"Overflow when unpacking long long: {name} must fit in 64 bits, got {number}")
+    return number
+
+
+def ints(value, length: int, function: str, name: str) -> tuple:
+    """One argument as a tuple of `length` ints: an int, or a list or tuple of one or of `length` ints."""
+    if type(value) is int and 0 <= value <= INT64_MAX:  # by far the most
+        return (value,) * length
+    if not isinstance(value, (tuple, list)):
+        return (_int(value, function, name),) * length
+    try:
+        values = tuple([_int(v, function, name) for v in value])
+    except ValueError as error:  # torch's class for it inside a list
+        raise TypeError(f"{function}(): argument '{name}' failed to unpack: {error}") from None
+    if len(values) == 1:
+        return values * length
+    if len(values) != length:
+        raise RuntimeError(
+            f"expected {name} to be a single integer value or a list of {length} values to match the convolution "
+            f"dimensions, but got {name}={list(values)}"
+        )
+    return values
+
+
+def _same(kernel, dilation) -> tuple:
+    """The padding (before, after, …) that keeps the size; an odd total has its extra one after, as torch's has."""
+    padding = []
+    for r, d in zip(kernel, dilation):
+        # An empty kernel and a dilation below one are the operator's to refuse.
+        total = d * (r - 1) if d > 0 and r > 0 else 0
+        if isinstance(total, int) and total > INT64_MAX:
+            raise RuntimeError(
+                f"effective kernel size exceeds 2^63 - 1: kernel size {tuple(kernel)}, dilation {tuple(dilation)}"
+            )
+        padding += [total // 2, total - total // 2]
+    return tuple(padding)
+
+
+def normalize(function: str, weight: Tensor, stride, padding, dilation, groups, length: int = 2) -> tuple:
+    """(stride, padding before and after each dimension, dilation, groups) from any form that torch accepts.
+
+    function: the name that errors carry. weight: its last `length` sizes are the kernel's ('same' needs them).
+    length: 2, or 1 for conv1d.
+
+    Raises:
+        TypeError: a value is no int. ValueError: an int is above 2^63 - 1.
+        RuntimeError: a list of the wrong length, an unknown padding string, 'same' with a stride.
+    """
+    stride = ints(stride, length, function, "stride")
+    dilation = ints(dilation, length, function, "dilation")
+    groups = _int(groups, function, "groups")
+    if not isinstance(padding, str):
+        padding = ints(padding, length, function, "padding")
+        before_and_after = tuple([p for p in padding for _ in range(2)])
+        return stride, before_and_after, dilation, groups
+    if padding == "valid":
+        return stride, (0,) * (2 * length), dilation, groups
+    if padding != "same":
+        raise RuntimeError(f"Invalid padding string: {padding!r}: it must be 'same' or 'valid'")
+    for s in stride:
+        if s != 1:
+            raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride {stride}")
+    return stride, _same(weight.shape[-length:], dilation), dilation, groups
+
+
+def check_operands(function: str, rank: int, input, weight, bias) -> bool:
+    """What must hold before an operand may be looked at: types, layouts, ranks. Returns whether there is a batch."""
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided:
+                raise RuntimeError(f"Expected a strided {name}, but got layout {value.layout}")
+        elif name != "bias" or value is not None:
+            raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}")
+    if weight.dim() != rank:
+        layout = LAYOUT["weight"] if rank == 4 else "(K, C/groups, S)"
+        raise RuntimeError(f"Expected {rank}D weight {layout}, but got weight of size: {list(weight.shape)}")
+    if input.dim() not in (rank - 1, rank):
+        raise RuntimeError(
+            f"Expected {rank - 1}D (unbatched) or {rank}D (batched) input to {function}, "
+            f"but got input of size: {list(input.shape)}"
+        )
+    return input.dim() == rank

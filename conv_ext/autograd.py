@@ -1,0 +1,296 @@
+"""The derivatives: one autograd Function per operator, each written with the other two operators.
+
+Start with `Forward.backward`. Every operator is bilinear in its two tensors, without conjugation; the gradient of a
+complex result is that of the conjugated other operand, as everywhere in PyTorch. So
+
+    operator              upstream   gradients
+    forward(x, w, b)      gy         input_grad(gy, w*), weight_grad(gy, x*), sum of gy over N, P, Q
+    input_grad(g, w)      u          forward(u, w*), weight_grad(g*, u)
+    weight_grad(g, x)     v          forward(x*, v), input_grad(g*, v)
+
+and a derivative of any order, in either mode, is made of the same three.
+
+There are two roads through a Function. The general one ends in the operator below the Autograd key and is right under
+every transform. The plain one (`_C.road` has seen nothing but plain tensors) calls the kernel at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+
+from . import folding, ops
+from .library import _C
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+class _Differentiable:
+    """The operators for use inside a derivative, where autocast has no say: the dtypes are settled."""
+
+    forward = staticmethod(ops.outside_autocast(ops.forward))
+    input_grad = staticmethod(ops.outside_autocast(ops.input_grad))
+    weight_grad = staticmethod(ops.outside_autocast(ops.weight_grad))
+
+
+def _kernels(grad, first, second):
+    """What computes a backward pass: the kernels themselves where nothing will be recorded, else the operators.
+
+    first, second: the saved tensors, None where nothing was saved.
+    """
+    if torch.compiler.is_compiling() or grad.is_complex():  # a complex operand is conjugated lazily: not plain
+        return _Differentiable
+    return _C if _C.road(grad, grad if first is None else first, second) == 2 else _Differentiable
+
+
+@contextmanager
+def _tangent_of(ctx):
+    """The saved operands as constants of this level of forward-mode AD, for the computation of its tangent.
+
+    PyTorch turns forward mode off while a Function's jvp runs, which loses the tangents of the outer levels
+    (`torch.func.jvp` of `jvp`): it is turned on again, and the operands give up their own tangent instead.
+    """
+    with _set_fwd_grad_enabled(True):
+        yield [torch._VF._unpack_dual(tensor, level=0).primal for tensor in ctx.saved_tensors]
+
+
+def _conj(tensor):
+    return tensor.conj() if tensor.is_complex() else tensor
+
+
+def bias_grad(grad):
+    """The sum of `grad` over N, P, Q: the same bits for any number of threads, rounded once.
+
+    grad: (N, K, P, Q) -> (K,)
+    """
+    channels = grad.shape[1]
+    if channels == 1:
+        # torch splits a sum with a single result by the number of threads, and one with two results does it not.
+        grad = grad.expand(-1, 2, -1, -1)
+    if grad.dtype in (torch.bfloat16, torch.float16):  # torch would round the partial sums of each image
+        total = grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype)
+    else:
+        total = grad.sum((0, 2, 3))
+    return total[:1] if channels == 1 else total
+
+
+class Forward(torch.autograd.Function):
+    """y = conv(x, w) + b, `torch.ops.conv_ext.forward` with derivatives of any order."""
+
+    @staticmethod
+    def forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation):
+        with _below_autograd():
+            return ops.forward(
+                input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation
+            )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, weight, bias = inputs[:3]
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        # A frozen operand's partner is not needed, and is not kept alive.
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        ctx.save_for_forward(input, weight)
+        ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
+        ctx.output_size = output.shape
+        ctx.arguments = inputs[3:9]
+
+    @staticmethod
+    def backward(ctx, grad):
+        input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        kernels = _kernels(grad, weight, input)
+        return (
+            kernels.input_grad(grad, _conj(weight), ctx.input_size, *ctx.arguments) if needs_input else None,
+            kernels.weight_grad(grad, _conj(input), ctx.kernel_size, *ctx.arguments) if needs_weight else None,
+            bias_grad(grad) if needs_bias else None,
+            *(None,) * 7,
+        )
+
+    @staticmethod
+    def jvp(ctx, d_input, d_weight, d_bias, *_):
+        tangent = None
+        with _tangent_of(ctx) as (input, weight):
+            if d_input is not None:
+                tangent, d_bias = _Differentiable.forward(d_input, weight, d_bias, *ctx.arguments), None
+            if d_weight is not None:
+                tangent = _add(tangent, _Differentiable.forward(input, d_weight, d_bias, *ctx.arguments))
+            elif d_bias is not None:
+                tangent = _add(tangent, d_bias[None, :, None, None].expand(ctx.output_size))
+        return tangent
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return folding.forward(Forward.apply, info, in_dims, *args)
+
+
+class InputGrad(torch.autograd.Function):
+    """x = the full convolution of the padded g with the rotated w, `torch.ops.conv_ext.input_grad`."""
+
+    @staticmethod
+    def forward(grad_output, weight, input_size, stride, padding, dilation, groups, precision, algorithm):
+        with _below_autograd():
+            return ops.input_grad(
+                grad_output, weight, input_size, stride, padding, dilation, groups, precision, algorithm
+            )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad_output, weight = inputs[:2]
+        needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(grad_output if needs_weight else None, weight if needs_grad_output else None)
+        ctx.save_for_forward(grad_output, weight)
+        ctx.input_size, ctx.kernel_size = inputs[2], weight.shape[2:]
+        ctx.arguments = inputs[3:]
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_output, weight = ctx.saved_tensors
+        needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
+        kernels = _kernels(grad, weight, grad_output)
+        return (
+            kernels.forward(grad, _conj(weight), None, *ctx.arguments, "none") if needs_grad_output else None,
+            kernels.weight_grad(_conj(grad_output), grad, ctx.kernel_size, *ctx.arguments) if needs_weight else None,
+            *(None,) * 7,
+        )
+
+    @staticmethod
+    def jvp(ctx, d_grad_output, d_weight, *_):
+        tangent = None
+        with _tangent_of(ctx) as (grad_output, weight):
+            if d_grad_output is not None:
+                tangent = _Differentiable.input_grad(d_grad_output, weight, ctx.input_size, *ctx.arguments)
+            if d_weight is not None:
+                tangent = _add(
+                    tangent, _Differentiable.input_grad(grad_output, d_weight, ctx.input_size, *ctx.arguments)
+                )
+        return tangent
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return folding.input_grad(InputGrad.apply, info, in_dims, *args)
+
+
+class WeightGrad(torch.autograd.Function):
+    """w = the convolution of x with g, `torch.ops.conv_ext.weight_grad`."""
+
+    @staticmethod
+    def forward(grad_output, input, kernel_size, stride, padding, dilation, groups, precision, algorithm):
+        with _below_autograd():
+            return ops.weight_grad(
+                grad_output, input, kernel_size, stride, padding, dilation, groups, precision, algorithm
+            )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad_output, input = inputs[:2]
+        needs_grad_output, needs_input = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(grad_output if needs_input else None, input if needs_grad_output else None)
+        ctx.save_for_forward(grad_output, input)
+        ctx.input_size, ctx.kernel_size = input.shape[2:], inputs[2]
+        ctx.arguments = inputs[3:]
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_output, input = ctx.saved_tensors
+        needs_grad_output, needs_input = ctx.needs_input_grad[:2]
+        kernels = _kernels(grad, input, grad_output)
+        return (
+            kernels.forward(_conj(input), grad, None, *ctx.arguments, "none") if needs_grad_output else None,
+            kernels.input_grad(_conj(grad_output), grad, ctx.input_size, *ctx.arguments) if needs_input else None,
+            *(None,) * 7,
+        )
+
+    @staticmethod
+    def jvp(ctx, d_grad_output, d_input, *_):
+        tangent = None
+        with _tangent_of(ctx) as (grad_output, input):
+            if d_grad_output is not None:
+                tangent = _Differentiable.weight_grad(d_grad_output, input, ctx.kernel_size, *ctx.arguments)
+            if d_input is not None:
+                tangent = _add(tangent, _Differentiable.weight_grad(grad_output, d_input, ctx.kernel_size, *ctx.arguments))
+        return tangent
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return folding.weight_grad(WeightGrad.apply, info, in_dims, *args)
+
+
+class AddBias(torch.autograd.Function):
+    """y + b for every channel; the plain road's, for the sake of `bias_grad`. y: (N, K, P, Q), b: (K,)"""
+
+    @staticmethod
+    def forward(y, bias):
+        return y + bias[:, None, None]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        needs_y, needs_bias = ctx.needs_input_grad
+        return grad if needs_y else None, bias_grad(grad) if needs_bias else None
+
+
+def _add(a, b):
+    return b if a is None else a + b
+
+
+def _apply(function):
+    """`function.apply` at C level: records one level and costs a quarter, for it binds no signature and asks no functorch."""
+    return super(torch.autograd.Function, function).apply
+
+
+def _with_forward(function, forward):
+    """The same Function with another forward; a backward node shows as ConvExtForwardBackward and the like."""
+    return type(f"ConvExt{function.__name__}", (function,), {"forward": staticmethod(forward)})
+
+
+# The plain road: the forward is the kernel itself.
+plain_forward = _apply(_with_forward(Forward, _C.forward))
+plain_input_grad = _apply(_with_forward(InputGrad, _C.input_grad))
+add_bias = _apply(_with_forward(AddBias, AddBias.forward))
+
+
+def _at_level(function, grad: bool, forward_grad: bool):
+    """The Function for one functorch level of several.
+
+    Autograd turns both its modes off while a Function's forward runs. Below one functorch level that would silence
+    the others, whose turn it is in there: give them the modes that the call was made with.
+    """
+
+    def forward(*args):
+        with torch.set_grad_enabled(grad), _set_fwd_grad_enabled(forward_grad):
+            return function.forward(*args)
+
+    return _with_forward(function, forward)
+
+
+def _autograd_kernel(function, defaults):
+    """The operator's Autograd key: the Function, for the one level of autograd that the dispatcher is at."""
+    modes = (True, False)
+    plain_apply = _apply(_with_forward(function, function.forward))
+    level_apply = {(g, f): _apply(_at_level(function, g, f)) for g in modes for f in modes}
+    total = len(function.forward.__code__.co_varnames[: function.forward.__code__.co_argcount])
+
+    def kernel(*args):
+        args += defaults[len(args) - total :] if len(args) < total else ()  # the dispatcher drops what equals a default
+        if not torch._C._are_functorch_transforms_active():
+            return plain_apply(*args)
+        apply = level_apply[torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()]
+        with enable_single_level_autograd_function():
+            return apply(*args)
+
+    return kernel
+
+
+for _function, _operator, _defaults in (
+    (Forward, ops.forward, ("ieee", "auto", "none")),
+    (InputGrad, ops.input_grad, ("ieee", "auto")),
+    (WeightGrad, ops.weight_grad, ("ieee", "auto")),
+):
+    ops.library.impl(_operator._schema.name, _autograd_kernel(_function, _defaults), "Autograd")

@@ -1,0 +1,92 @@
+"""Turning a model's convolutions into ours and back: `convert`, `revert`, and `override` for calls of functions."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
+
+from .functional import conv1d, conv2d, conv_transpose2d
+from .modules import Conv1d, Conv2d, ConvTranspose2d
+
+__all__ = ["convert", "override", "revert"]
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+_OURS: dict[type, type] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
+_TORCHS: dict[type, type] = {ours: torchs for torchs, ours in _OURS.items()}
+_FUNCTIONS = {torch.conv1d: conv1d, torch.conv2d: conv2d, torch.conv_transpose2d: conv_transpose2d}
+
+
+def convert(model: AnyModule) -> AnyModule:
+    """Make the convolution layers of `model` ours, in place, and return `model`.
+
+    Every `nn.Conv1d`, `nn.Conv2d` and `nn.ConvTranspose2d` of exactly that type, `model` itself included, gets our
+    class: the object, its Parameters, hooks, buffers and training flag stay what they are, so that an optimizer made
+    before goes on working. A layer parametrized (`torch.nn.utils.parametrize`) from exactly such a type is converted
+    too; old-style weight_norm, spectral_norm and pruning live in hooks and are not touched.
+
+    Left alone: subclasses made by others, whose `forward` is theirs; lazy layers before their first call (they are
+    of exactly the type nn.Conv2d after it: convert then). Converting twice changes nothing.
+
+    Raises TypeError where `model` is no nn.Module.
+    """
+    return _exchange(model, _OURS, "convert")
+
+
+def revert(model: AnyModule) -> AnyModule:
+    """Undo `convert`: make every layer of exactly our types torch's own again, in place, and return `model`.
+
+    Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too.
+    Raises TypeError where `model` is no nn.Module.
+    """
+    return _exchange(model, _TORCHS, "revert")
+
+
+def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyModule:
+    if not isinstance(model, nn.Module):
+        hint = f"; {caller} an instance of it" if isinstance(model, type) and issubclass(model, nn.Module) else ""
+        shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{caller} takes a torch.nn.Module, got {shown}{hint}")
+    for module in model.modules():  # each shared module comes once
+        cls = type(module)
+        if cls in classes:
+            module.__class__ = classes[cls]
+        elif _is_generated(module) and cls.__bases__[0] in classes:
+            module.__class__ = _rebased(cls, classes[cls.__bases__[0]])
+    return model
+
+
+def _is_generated(module: nn.Module) -> bool:
+    """Whether the module's class is the one that `parametrize` made for it on top of the original class."""
+    cls = type(module)
+    return parametrize.is_parametrized(module) and cls.__module__ == parametrize.__name__ and len(cls.__bases__) == 1
+
+
+def _rebased(cls: type, base: type) -> type:
+    """A copy of the generated class on another base.
+
+    A copy, because deep copies of a parametrized module share its class, and they are not being converted.
+    `parametrize` finds the class to restore in `__bases__[0]`, so removing the parametrization afterwards works.
+    """
+    members = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{base.__name__}", (base,), members)
+
+
+class override(TorchFunctionMode):
+    """`with conv_ext.override():` sends torch's convolution functions to ours inside the block.
+
+    Routed are `F.conv1d`, `F.conv2d`, `F.conv_transpose2d` and the same functions under `torch.`, hence also
+    torch.nn's layers, which call them. Everything else passes. Blocks may be nested; the block holds for the thread
+    that entered it (each of DataParallel's threads would need its own).
+
+    A call that ours does not take (an integer, quantized or sparse operand, say) raises our error, rather than being
+    computed by torch unnoticed: inside the block every convolution is ours or is refused.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+        # torch has taken this mode off its stack while we are here: nothing below comes back to it.
+        return _FUNCTIONS.get(func, func)(*args, **(kwargs or {}))

@@ -1,0 +1,246 @@
+"""The demo: LeNet-5 learns real images twice from the same weights, by torch's convolution and by ours.
+
+Start reading at `run`. Both networks go through the one class `Training`; only their convolution layers differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import conv_ext
+
+from .data import DataError, Images, load_cifar10, load_digits, load_mnist
+from .models import lenet5
+from .training import COMPARED_STEPS, Training, evaluate, largest_difference, same_bits
+
+EPOCHS = {"digits": 20, "mnist": 5, "cifar10": 12}
+DIFFERENCE_LIMIT = 1e-4  # float32 rounding moves the first losses by about 1e-6; a wrong gradient moves them by 1e-2
+ACCURACY_GOAL = 0.98
+
+
+class DemoError(Exception):
+    """Why the demo cannot start or go on; the message is written for the user."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Put the demo's options on `parser`."""
+    defaults = ", ".join(f"{epochs} for {name}" for name, epochs in EPOCHS.items())
+    cores = os.cpu_count() or 1
+    add = parser.add_argument
+    add("--data", choices=tuple(EPOCHS), default="digits", help="what to learn (default: digits, with scikit-learn)")
+    add("--root", type=Path, metavar="DIR", help="folder with the standard files of mnist or cifar10")
+    add("--epochs", type=_integer(1, 10**6), metavar="N", help=f"passes over the training images (default: {defaults})")
+    add("--batch-size", type=_integer(1, 10**6), default=32, metavar="N", help="images per step (default: 32)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    add("--threads", type=_integer(1, 4 * cores), metavar="N", help="CPU threads (default: torch's own choice)")
+    add(
+        "--precision", choices=("ieee", "tf32", "bf16"), default="ieee",
+        help="what both convolutions may do to float32; the losses are held to the limit with ieee (default: ieee)",
+    )  # fmt: skip
+    add("--seed", type=_integer(0, 2**63 - 1), default=0, metavar="N", help="weights and order of images (default: 0)")
+    add("--out", type=Path, metavar="FILE", help="the picture, a .png (default: lenet5_<data>.png in this folder)")
+
+
+def _integer(low: int, high: int):
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, got {value}")
+        return value
+
+    return parse
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole demo; returns the exit code: 0, 1 where a promise is not kept, 2 where it cannot run, 130 on Ctrl-C."""
+    try:
+        return _run(options)
+    except (DataError, DemoError) as error:
+        print(f"conv_ext demo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nconv_ext demo: stopped by Ctrl-C; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    device = _device(options.device)
+    picture = _picture_path(options)
+    _require("tqdm", "matplotlib")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    images = _load(options)
+    epochs = options.epochs or EPOCHS[options.data]
+
+    torch.manual_seed(options.seed)
+    ours = lenet5(len(images.classes), images.train_images.shape[1]).to(device)
+    nets = {"torch": conv_ext.revert(copy.deepcopy(ours)), "conv_ext": ours}
+    _check_kernels(ours, images, device)
+    _announce(options, images, ours, epochs, device)
+
+    with _float32_precision(options.precision, device):
+        how = {"epochs": epochs, "batch_size": options.batch_size, "seed": options.seed, "device": device}
+        repeats = {name: Training(copy.deepcopy(net), images, **how) for name, net in nets.items()}
+        trainings = {name: Training(net, images, **how) for name, net in nets.items()}
+        _run_side_by_side(trainings)
+        for repeat in repeats.values():
+            while len(repeat.history.losses) < min(COMPARED_STEPS, epochs * repeat.steps):
+                repeat.run_epoch(stop_after=COMPARED_STEPS)
+        scores = evaluate(ours, images, device)
+    histories = {name: training.history for name, training in trainings.items()}
+    repeated = {name: same_bits(histories[name], repeats[name].history) for name in nets}
+    difference = largest_difference(histories["torch"].losses, histories["conv_ext"].losses)
+    kept = _report(options, histories, repeated, difference)
+
+    from .demo_picture import draw
+
+    picture.write_bytes(draw(images, ours, scores, histories, difference))
+    print(f"picture: {picture.resolve()}", flush=True)
+    return 0 if kept else 1
+
+
+def _report(options: argparse.Namespace, histories: dict, repeated: dict[str, bool], difference: float) -> bool:
+    """Print both runs side by side and what was promised of them; returns whether all of it was kept."""
+    runs = list(histories.values())
+
+    def row(label: str, values: list[str]) -> None:
+        print(f"  {label:<26}" + "".join(f"{value:>14}" for value in values))
+
+    print()
+    row("", list(histories))
+    row("test accuracy", [f"{100 * run.accuracies[-1]:.2f} %" for run in runs])
+    row("last loss", [f"{run.losses[-1]:.5f}" for run in runs])
+    row("time per epoch", [f"{run.seconds_per_epoch():.3f} s" for run in runs])
+    row("same bits on repeating", ["yes" if same else "no" for same in repeated.values()])
+    print()
+
+    steps = min(COMPARED_STEPS, len(runs[0].losses))
+    text = f"losses of the first {steps} steps: largest relative difference {difference:.1e}"
+    kept = True
+    if options.precision == "ieee":
+        kept = difference < DIFFERENCE_LIMIT  # False for NaN
+        verdict = "below" if kept else "NOT BELOW"
+        print(f"{text}, {verdict} the limit of {DIFFERENCE_LIMIT:.0e}")
+    else:
+        print(f"{text} (no limit with --precision {options.precision})")
+
+    accuracy = runs[-1].accuracies[-1]
+    if options.data == "digits" and options.epochs in (None, EPOCHS["digits"]):
+        if accuracy < ACCURACY_GOAL:
+            kept = False
+            print(f"test accuracy {100 * accuracy:.2f} % is BELOW the goal of {100 * ACCURACY_GOAL:.0f} %")
+    return kept
+
+
+def _announce(options: argparse.Namespace, images: Images, net: nn.Module, epochs: int, device: torch.device) -> None:
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    steps = math.ceil(len(images.train_labels) / options.batch_size)
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(
+        f"LeNet-5 ({parameters:,} parameters) learns {images.title}, twice from the same weights\n"
+        f"  {len(images.train_labels):,} images to train, {len(images.test_labels):,} to test; "
+        f"{epochs} epochs of {steps:,} steps, {options.batch_size} images each; seed {options.seed}\n"
+        f"  {device}, {where}; float32 as {options.precision}; "
+        f"torch {torch.__version__}, conv_ext {conv_ext.__version__}\n",
+        flush=True,
+    )
+
+
+def _run_side_by_side(trainings: dict[str, Training]) -> None:
+    """Run all trainings, taking turns after each epoch, so that a change in the machine's load meets both alike."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    with contextlib.ExitStack() as bars:
+        runs = []
+        for position, (name, training) in enumerate(trainings.items()):
+            bar = tqdm(
+                total=training.epochs * training.steps,
+                desc=f"{name:>8}",
+                position=position if terminal else 0,  # a second line takes cursor movements, no good in a log file
+                dynamic_ncols=True,
+                mininterval=0.1 if terminal else 5,
+                bar_format="{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]{postfix}",
+            )
+            runs.append((training, bars.enter_context(bar)))
+        for _ in range(runs[0][0].epochs):
+            for training, bar in runs:
+                training.run_epoch(bar)
+
+
+def _load(options: argparse.Namespace) -> Images:
+    if options.data == "digits":
+        if options.root is not None:
+            raise DemoError("--root goes with --data mnist or --data cifar10; the digits come with scikit-learn")
+        return load_digits()
+    if options.root is None:
+        raise DemoError(f"--data {options.data} needs --root DIR, the folder with its standard files")
+    return {"mnist": load_mnist, "cifar10": load_cifar10}[options.data](options.root)
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DemoError(f"--device must be cpu, cuda or cuda:N, got {text}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DemoError(f"--device {text}: torch {torch.__version__} finds no CUDA device here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DemoError(f"--device {text}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return device
+
+
+def _check_kernels(net: nn.Module, images: Images, device: torch.device) -> None:
+    """One forward pass, before anything is printed: a build without kernels for the device says so here."""
+    try:
+        with torch.no_grad():
+            net(images.test_batch(slice(0, 1))[0].to(device))
+    except NotImplementedError as error:
+        raise DemoError(f"this build of conv_ext has no kernels for {device.type}") from error
+
+
+def _picture_path(options: argparse.Namespace) -> Path:
+    path = options.out or Path(f"lenet5_{options.data}.png")
+    if path.suffix != ".png":
+        raise DemoError(f"--out must name a .png file, got {path}")
+    folder = path.parent
+    if not folder.is_dir() or path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise DemoError(f"--out: cannot write {path}: no such folder, or no permission")
+    return path
+
+
+def _require(*modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise DemoError(f"the demo needs {' and '.join(missing)}: pip install 'conv_ext[demo]'")
+
+
+@contextlib.contextmanager
+def _float32_precision(value: str, device: torch.device) -> Iterator[None]:
+    """Let both convolutions treat float32 as `value` says: ours by its own setting, torch's by its backend's."""
+    backend = torch.backends.cudnn if device.type == "cuda" else torch.backends.mkldnn
+    before = backend.conv.fp32_precision
+    # cudnn knows no bf16; tf32 is the next it has.
+    backend.conv.fp32_precision = "tf32" if device.type == "cuda" and value == "bf16" else value
+    try:
+        with conv_ext.precision(value):
+            yield
+    finally:
+        backend.conv.fp32_precision = before

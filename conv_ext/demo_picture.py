@@ -1,0 +1,118 @@
+"""The demo's picture: both loss curves, the first layer's filters, and test images with what the network says."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .data import Images
+from .models import LeNet5
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+    from .demo import History
+
+TORCH, OURS, RIGHT, WRONG = "#8fb3d9", "#c2410c", "#15803d", "#b91c1c"
+
+
+def draw(images: Images, net: LeNet5, scores: Tensor, histories: dict[str, History], difference: float) -> bytes:
+    """The picture as a PNG file's bytes; `scores` are those of `net` for all test images."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 8.4), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    accuracies = [f"{name} {100 * history.accuracies[-1]:.2f} %" for name, history in histories.items()]
+    figure.suptitle(
+        f"LeNet-5 on {images.title}: test accuracy " + ", ".join(accuracies), fontsize=15, fontweight="bold"
+    )
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    curves, filters = top.subfigures(1, 2, width_ratios=(2.1, 1))
+    _draw_losses(curves, histories, difference)
+    _draw_filters(filters, net.c1.weight.detach().float().cpu())
+    _draw_predictions(bottom, images, scores)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _draw_losses(panel: SubFigure, histories: dict[str, History], difference: float) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes, below = panel.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
+    (first, theirs), (second, mine) = histories.items()
+    steps = range(1, len(theirs.losses) + 1)
+    axes.plot(steps, mine.losses, color="#e7e5e4", linewidth=0.8, zorder=0)
+    axes.plot(steps, _smooth(theirs.losses), color=TORCH, linewidth=5, label=first, solid_capstyle="round")
+    axes.plot(steps, _smooth(mine.losses), color=OURS, linewidth=1.4, label=second)
+    axes.set_yscale("log")
+    axes.set_ylabel("training loss")
+    axes.legend(frameon=False)
+    axes.set_title("The same weights, the same batches, two convolutions (lines: running means)", fontsize=11)
+    floor = 1e-9  # below float32's resolution; equal losses are drawn here, as zero has no place on this scale
+    relative = [max(abs(a - b) / max(abs(a), 1e-30), floor) for a, b in zip(theirs.losses, mine.losses)]
+    below.plot(steps, relative, color="#525252", linewidth=0.8, clip_on=False)
+    below.axhline(1e-4, color=WRONG, linestyle="--", linewidth=1)
+    below.axvspan(1, min(20, len(relative)), color="#e5e5e5", zorder=0)
+    below.set_yscale("log")
+    below.set_ylim(floor, 1)
+    below.yaxis.set_major_locator(LogLocator(numticks=4))
+    below.set_ylabel("relative\ndifference")
+    below.set_xlabel(f"step (first 20 shaded: at most {difference:.1e}; dashed: the limit there)")
+    for each in (axes, below):
+        each.spines[["top", "right"]].set_visible(False)
+        each.margins(x=0.01)
+
+
+def _smooth(losses: list[float]) -> list[float]:
+    """The mean of the losses around each step, over about a fortieth of the run."""
+    reach = len(losses) // 80
+    windows = (losses[max(0, step - reach) : step + reach + 1] for step in range(len(losses)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _draw_filters(panel: SubFigure, weight: Tensor) -> None:
+    """weight: (6, C, 5, 5); three channels are shown as colours, one as grey with zero in the middle."""
+    panel.suptitle("First-layer filters (C1, 5 × 5)", fontsize=11)
+    limit = weight.abs().max().item() or 1.0
+    for index, axes in enumerate(panel.subplots(3, 2).flat):
+        kernel = weight[index]
+        if len(kernel) == 3:
+            axes.imshow((kernel / limit / 2 + 0.5).permute(1, 2, 0).numpy())
+        else:
+            axes.imshow(kernel[0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        _bare(axes)
+
+
+def _draw_predictions(panel: SubFigure, images: Images, scores: Tensor, rows: int = 2, columns: int = 9) -> None:
+    """Test images with the predicted class and its probability: the mistakes first (up to a row), then others."""
+    predicted = scores.argmax(1)
+    probability = scores.softmax(1).amax(1)
+    wrong = (predicted != images.test_labels).nonzero().flatten()
+    right = (predicted == images.test_labels).nonzero().flatten()
+    chosen = torch.cat([wrong[:columns], right])[: rows * columns]
+    panel.suptitle(
+        f"Test images with the prediction and its probability (mistakes in red: {len(wrong)} of {len(scores)})",
+        fontsize=11,
+    )
+    for axes, index in zip(panel.subplots(rows, columns).flat, chosen.tolist()):
+        image = images.test_images[index]
+        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray_r", vmin=0, vmax=255)
+        guess, truth = predicted[index].item(), images.test_labels[index].item()
+        text = f"{images.classes[guess]}  {100 * probability[index].item():.0f} %"
+        if guess != truth:
+            text += f"\nis {images.classes[truth]}"
+        axes.set_title(text, fontsize=9, color=RIGHT if guess == truth else WRONG)
+        _bare(axes)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("#d4d4d4")

@@ -1,0 +1,83 @@
+"""vmap by folding: a batch of convolutions is one convolution over more images, more channels or more groups.
+
+Which of them follows from the operands that carry the batch B:
+
+- the one that has the images N alone: into N; images share the rest.
+- the weight-sized one alone: into the channels that it does not share with the other operand, inside each group.
+- both: into the groups, which share nothing.
+
+`call` is what computes the folded problem: an operator, or an autograd Function's `apply`.
+"""
+
+from __future__ import annotations
+
+
+def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation, groups, *options):
+    """Folded `forward`; returns its output and the output's batch dimension."""
+    batch = info.batch_size
+    input_dim, weight_dim, bias_dim = in_dims[:3]
+    geometry = (stride, padding, dilation)
+
+    if weight_dim is None and bias_dim is not None:  # the products are shared: only the addition has a batch
+        dims = (input_dim, None, None)
+        y, dim = forward(call, info, dims, input, weight, None, *geometry, groups, *options)
+        y = y if dim is None else y.movedim(dim, 0)
+        return y + bias.movedim(bias_dim, 0)[:, None, :, None, None], 0
+    if weight_dim is None:
+        if input_dim is None:
+            return call(input, weight, bias, *geometry, groups, *options), None
+        y = call(input.movedim(input_dim, 0).flatten(0, 1), weight, bias, *geometry, groups, *options)
+        return y.unflatten(0, (batch, -1)), 0
+
+    weight = weight.movedim(weight_dim, 0)  # (B, K, C/g, R, S)
+    if bias is not None:  # (B, K)
+        bias = bias.expand(batch, -1) if bias_dim is None else bias.movedim(bias_dim, 0)
+    if input_dim is None:
+        weight = weight.unflatten(1, (groups, -1)).movedim(0, 1).flatten(0, 2)  # (g * B * K/g, C/g, R, S)
+        if bias is not None:
+            bias = bias.unflatten(1, (groups, -1)).movedim(0, 1).flatten()
+        y = call(input, weight, bias, *geometry, groups, *options)
+        return y.unflatten(1, (groups, batch, -1)).movedim(2, 0).flatten(2, 3), 0
+    input = input.movedim(input_dim, 1).flatten(1, 2)  # (N, B * C, H, W)
+    bias = None if bias is None else bias.flatten()
+    y = call(input, weight.flatten(0, 1), bias, *geometry, groups * batch, *options)
+    return y.unflatten(1, (batch, -1)), 1
+
+
+def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, padding, dilation, groups, *options):
+    """Folded `input_grad`; returns its result and the result's batch dimension."""
+    batch = info.batch_size
+    grad_dim, weight_dim = in_dims[:2]
+    geometry = (input_size, stride, padding, dilation)
+
+    if weight_dim is None:
+        x = call(grad_output.movedim(grad_dim, 0).flatten(0, 1), weight, *geometry, groups, *options)
+        return x.unflatten(0, (batch, -1)), 0
+    if grad_dim is None:
+        weight = weight.movedim(weight_dim, 1).flatten(1, 2)  # (K, B * C/g, R, S)
+        x = call(grad_output, weight, *geometry, groups, *options)
+        return x.unflatten(1, (groups, batch, -1)).movedim(2, 0).flatten(2, 3), 0
+    grad_output = grad_output.movedim(grad_dim, 1).flatten(1, 2)  # (N, B * K, P, Q)
+    weight = weight.movedim(weight_dim, 0).flatten(0, 1)  # (B * K, C/g, R, S)
+    x = call(grad_output, weight, *geometry, groups * batch, *options)
+    return x.unflatten(1, (batch, -1)), 1
+
+
+def weight_grad(call, info, in_dims, grad_output, input, kernel_size, stride, padding, dilation, groups, *options):
+    """Folded `weight_grad`; returns its result and the result's batch dimension."""
+    batch = info.batch_size
+    grad_dim, input_dim = in_dims[:2]
+    geometry = (kernel_size, stride, padding, dilation)
+
+    if input_dim is None:
+        grad_output = grad_output.movedim(grad_dim, 1).unflatten(2, (groups, -1))  # (N, B, g, K/g, P, Q)
+        w = call(grad_output.movedim(1, 2).flatten(1, 3), input, *geometry, groups, *options)
+        return w.unflatten(0, (groups, batch, -1)).movedim(1, 0).flatten(1, 2), 0
+    if grad_dim is None:
+        input = input.movedim(input_dim, 1).unflatten(2, (groups, -1))  # (N, B, g, C/g, H, W)
+        w = call(grad_output, input.movedim(1, 2).flatten(1, 3), *geometry, groups, *options)
+        return w.unflatten(1, (batch, -1)), 1
+    grad_output = grad_output.movedim(grad_dim, 1).flatten(1, 2)  # (N, B * K, P, Q)
+    input = input.movedim(input_dim, 1).flatten(1, 2)  # (N, B * C, H, W)
+    w = call(grad_output, input, *geometry, groups * batch, *options)
+    return w.unflatten(0, (batch, -1)), 0

@@ -1,0 +1,217 @@
+"""The public functions: arguments in every form that torch takes are turned into one call of an operator.
+
+A call takes one of three roads (start at `conv2d`): straight to the kernel where the tensors are plain and no gradient
+is needed; the autograd Function at C level where one is; else the operator, which is right under every transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import autograd, ops
+from .arguments import check_operands, ints, normalize
+from .checks import check_transposed, known
+from .library import _C
+from .settings import current_algorithm, current_precision
+
+__all__ = ["conv1d", "conv2d", "conv_transpose2d"]
+
+_road = _C.road
+_is_compiling = torch.compiler.is_compiling
+
+IntOrPair = int | Sequence[int]
+
+
+def _forward(road: int, input, weight, bias, geometry) -> Tensor:
+    """The convolution of 4-D operands by the road that `_C.road` has named."""
+    precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
+    if road == 2:
+        return _C.forward(input, weight, bias, *geometry, precision, current_algorithm(), "none")
+    if road == 1:
+        return autograd.plain_forward(input, weight, bias, *geometry, precision, current_algorithm(), "none")
+    return ops.forward(input, weight, bias, *geometry, precision, current_algorithm())
+
+
+def _transposed(road: int, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
+    """conv_transpose2d of 4-D operands, padding on four sides: `input_grad`, then the bias."""
+    size = check_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    if any(known(extent == 0) for extent in size):  # no convolution has such an input: cut it out of one that has more
+        whole = _transposed(road, input, weight, bias, stride, (0,) * 4, output_padding, groups, dilation)
+        return whole[:, :, : size[0], : size[1]]
+    # An output padding of a stride or more (allowed where it is below the dilation) reaches past the kernel's last
+    # position: the convolution whose gradient this is has more positions there, for which the input gets zeros.
+    extra = [o // s for o, s in zip(output_padding, stride)]
+    if any(extra):
+        input = F.pad(input, (0, extra[1], 0, extra[0]))
+
+    precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
+    arguments = (input, weight, size, stride, padding, dilation, groups, precision, current_algorithm())
+    if road == 2:
+        y = _C.input_grad(*arguments)
+        return y if bias is None else y.add_(bias[:, None, None])
+    if road == 1:
+        y = autograd.plain_input_grad(*arguments)
+        return y if bias is None else autograd.add_bias(y, bias)
+    y = ops.input_grad(*arguments)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""2-D convolution, a drop-in for ``torch.nn.functional.conv2d`` with derivatives of any order.
+
+    ::
+
+        y[n, k, p, q] = b[k] + sum over c, r, s of  w[k, c, r, s] * x[n, c', h, w]
+        h = p * stride_h + r * dilation_h - padding_h,   w = q * stride_w + s * dilation_w - padding_w
+
+    with x zero outside its extent, and c' the c-th channel of k's group: what signal processing calls the
+    cross-correlation (no kernel is rotated). P = floor((H + 2 padding_h - dilation_h (R - 1) - 1) / stride_h) + 1,
+    and Q alike.
+
+    Args:
+        input: (N, C, H, W), or (C, H, W) for one image; N may be 0.
+        weight: (K, C / groups, R, S).
+        bias: (K,) or None.
+        stride, dilation: an int, or a list or tuple of one or two, for height and width; at least 1.
+        padding: the same, at least 0; or ``'valid'`` (none), or ``'same'`` (P = H, Q = W: an even effective kernel
+            gets the odd zero at the bottom and at the right; the stride must be 1).
+        groups: divides C and K; each group of K / groups outputs sees C / groups inputs.
+
+    Returns:
+        (N, K, P, Q), or (K, P, Q) for an unbatched input; channels_last in memory if the input or the weight is,
+        else contiguous. A float16 or bfloat16 result is accumulated in float32 and rounded once. With C = 0 it is
+        the bias everywhere.
+
+    All operands have one device and one dtype: float32, float64, bfloat16, float16, complex64 or complex128. Padding
+    counts as zeros that are read, so a NaN in the weight reaches every output.
+
+    Raises:
+        TypeError: an operand is no tensor, or an argument is no int (a bool and a float are none).
+        ValueError: an int argument is above 2^63 - 1.
+        NotImplementedError: the dtype is none of the six.
+        RuntimeError: everything else that is wrong; the message states the rule, then the values.
+    """
+    if _is_compiling():
+        road = 0
+    else:
+        road = _road(input, weight, bias)
+        if road == 0 and has_torch_function((input, weight, bias)):
+            return handle_torch_function(
+                conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
+            )
+    batched = check_operands("conv2d", 4, input, weight, bias)
+    geometry = normalize("conv2d", weight, stride, padding, dilation, groups)
+    if batched:
+        return _forward(road, input, weight, bias, geometry)
+    return _forward(road, input.unsqueeze(0), weight, bias, geometry).squeeze(0)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: str | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""1-D convolution, a drop-in for ``torch.nn.functional.conv1d``: `conv2d` of one row.
+
+    ::
+
+        y[n, k, q] = b[k] + sum over c, s of  w[k, c, s] * x[n, c', q * stride + s * dilation - padding]
+
+    Args:
+        input: (N, C, W), or (C, W) without a batch.
+        weight: (K, C / groups, S).
+        bias: (K,) or None.
+        stride, dilation, padding: an int, or a list or tuple of one; padding also ``'valid'`` or ``'same'``.
+        groups: divides C and K.
+
+    Returns:
+        (N, K, Q), or (K, Q) for an unbatched input.
+
+    Dtypes and errors are those of `conv2d`; sizes in an error of the operator have the height 1 in them.
+    """
+    if _is_compiling():
+        road = 0
+    else:
+        road = _road(input, weight, bias)
+        if road == 0 and has_torch_function((input, weight, bias)):
+            return handle_torch_function(
+                conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
+            )
+    batched = check_operands("conv1d", 3, input, weight, bias)
+    (s,), (left, right), (d,), groups = normalize("conv1d", weight, stride, padding, dilation, groups, 1)
+    geometry = (1, s), (0, 0, left, right), (1, d), groups
+    if batched:
+        return _forward(road, input.unsqueeze(2), weight.unsqueeze(2), bias, geometry).squeeze(2)
+    return _forward(road, input[None, :, None], weight.unsqueeze(2), bias, geometry)[0, :, 0]
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    r"""2-D transposed convolution, a drop-in for ``torch.nn.functional.conv_transpose2d``.
+
+    It is the input gradient of a convolution, used as a forward: `input` takes the place of the upstream gradient, so
+    the letters of the dimensions are those of that convolution, and its derivatives are the same three operators. ::
+
+        y[n, c, h, w] = b[c] + sum over k, p, q of  w[k, c', r, s] * x[n, k, p, q]
+        where  h = p * stride_h + r * dilation_h - padding_h,   w = q * stride_w + s * dilation_w - padding_w
+
+    H = (P - 1) stride_h - 2 padding_h + dilation_h (R - 1) + output_padding_h + 1, and W alike.
+
+    Args:
+        input: (N, K, P, Q), or (K, P, Q) for one image.
+        weight: (K, C / groups, R, S).
+        bias: (C,) or None. It is added to the rounded result, which in float16 and bfloat16 rounds a second time.
+        stride, padding, dilation: an int, or a list or tuple of one or two.
+        output_padding: the same: rows and columns that are added at the bottom and at the right; smaller than the
+            stride or the dilation.
+        groups: divides C and K.
+
+    Returns:
+        (N, C, H, W), or (C, H, W) for an unbatched input; channels_last in memory if the input or the weight is.
+
+    Dtypes and errors are those of `conv2d`.
+    """
+    if _is_compiling():
+        road = 0
+    else:
+        road = _road(input, weight, bias)
+        if road == 0 and has_torch_function((input, weight, bias)):
+            tensors = (input, weight, bias)
+            return handle_torch_function(
+                conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation
+            )
+    batched = check_operands("conv_transpose2d", 4, input, weight, bias)
+    if isinstance(padding, str):
+        raise TypeError("conv_transpose2d(): argument 'padding' must be tuple of ints, not str")
+    stride, padding, dilation, groups = normalize("conv_transpose2d", weight, stride, padding, dilation, groups)
+    output_padding = ints(output_padding, 2, "conv_transpose2d", "output_padding")
+    if not road:
+        input, weight, bias = ops.autocast(input, weight, bias)
+    x = input if batched else input.unsqueeze(0)
+    y = _transposed(road, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return y if batched else y.squeeze(0)

@@ -1,0 +1,114 @@
+"""What the caller allows: the precision of float32 and the choice of algorithm, read once per public call."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+PRECISIONS = ("ieee", "tf32", "bf16")
+
+# `torch.backends.<backend>.conv.fp32_precision` without the Python property, which costs 1 us a call.
+_read_fp32_precision = torch._C._get_fp32_precision_getter
+_BACKEND = {"cpu": "mkldnn", "cuda": "cuda"}
+
+
+class _State(threading.local):
+    def __init__(self) -> None:
+        # In __init__, not in the class body: Dynamo guards on an attribute of the instance, and takes one
+        # of the class for a constant.
+        self.precision: str | None = None
+        self.algorithm: str | None = None
+
+
+_state = _State()
+
+
+class _Setting:
+    """A context manager that sets one attribute of the calling thread's state; one object may be entered again."""
+
+    _name: str
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        self._outer: list[str | None] = []
+
+    def __enter__(self):
+        self._outer.append(getattr(_state, self._name))
+        setattr(_state, self._name, self.value)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        setattr(_state, self._name, self._outer.pop())
+
+    def __repr__(self) -> str:
+        return f"conv_ext.{self._name}({self.value!r})"
+
+
+class precision(_Setting):
+    """Within the block, float32 convolutions of this thread may compute with less: ``with precision("tf32"):``.
+
+    ``"ieee"``: every product and sum in float32. ``"tf32"``: the operands may be rounded to 10 explicit
+    bits of mantissa. ``"bf16"``: they may be rounded to bfloat16. It is leave, not an order: an algorithm
+    that has nothing to gain stays at "ieee". Other dtypes are not touched. The setting is read when a
+    public function is called and is kept for its backward pass.
+
+    Raises:
+        ValueError: the value is none of the three.
+    """
+
+    _name = "precision"
+
+    def __init__(self, value: str) -> None:
+        if value not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {value!r}")
+        super().__init__(value)
+
+
+class algorithm(_Setting):
+    """Within the block, calls of this thread use the named algorithm: ``with algorithm("reference"):``.
+
+    ``"auto"`` lets the plan choose. A name that cannot run a call is a RuntimeError of that call, with
+    the reason that ``conv_ext.explain`` prints. The name is kept for the backward pass.
+
+    Raises:
+        TypeError: the name is not a str.
+    """
+
+    _name = "algorithm"
+
+    def __init__(self, value: str) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"algorithm must be a str, got {type(value).__name__}")
+        super().__init__(value)
+
+
+def torch_precision(device_type: str) -> str:
+    """What PyTorch's own setting allows convolutions on that kind of device: one of PRECISIONS.
+
+    The CPU reads ``torch.backends.mkldnn.conv.fp32_precision``, CUDA ``torch.backends.cudnn.conv.fp32_precision``.
+    Where nothing is set ("none") and where PyTorch has no setting, it is "ieee".
+    """
+    backend = _BACKEND.get(device_type)
+    value = _read_fp32_precision(backend, "conv") if backend else "none"
+    return value if value in PRECISIONS else "ieee"
+
+
+# Dynamo cannot trace the getter and has no guard for it: compiled code keeps what was set when it was
+# compiled. `precision(...)` is guarded and recompiles.
+_torch_precision_when_compiled = torch.compiler.assume_constant_result(torch_precision)
+
+
+def current_precision(device_type: str = "cpu") -> str:
+    """The precision that a float32 call on that kind of device gets now: `precision(...)`, else PyTorch's setting."""
+    value = _state.precision
+    if value is not None:
+        return value
+    if torch.compiler.is_compiling():
+        return _torch_precision_when_compiled(device_type)
+    return torch_precision(device_type)
+
+
+def current_algorithm() -> str:
+    """The algorithm that a call gets now: that of the innermost `algorithm(...)`, else "auto"."""
+    return _state.algorithm or "auto"

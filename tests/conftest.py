@@ -1,0 +1,28 @@
+"""What all tests share: the seed, the number of threads, and the markers."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The same examples on every run, and nothing written beside the checkout.
+settings.register_profile("conv_ext", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("conv_ext")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def repeatable():
+    """One thread: results are the same for any number (test_determinism), and others may want the cores."""
+    torch.manual_seed(1)
+    torch.set_num_threads(1)

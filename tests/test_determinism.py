@@ -1,0 +1,155 @@
+"""The same bits always: for any number of threads, any batch around an image, any alignment, and from run to run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import conv_ext
+from children import run_python
+from passes import DTYPES, LAYOUTS, PASSES, applicable, call, dtype_name, fill, laid_out, operands, same_bits
+from problems import SMALL, THREADED
+
+SHORT_LIST = (torch.float32, torch.bfloat16, torch.complex64)
+every_pass = pytest.mark.parametrize("pass_name", PASSES)
+every_threaded = pytest.mark.parametrize("z", THREADED, ids=str)
+
+
+@every_pass
+@every_threaded
+def test_there_is_something_to_share_out(pass_name, z):
+    """Or the tests below would say nothing of threads."""
+    sizes = (z.input_shape, z.weight_shape, z.output_shape)
+    plan = conv_ext._C.plan(pass_name, "float32", *sizes, z.stride, z.padding, z.dilation, z.groups)
+    assert plan["tasks"] >= 3, plan
+
+
+THREADS_OF_A_CALL = """
+import os, torch
+import conv_ext
+torch.set_num_threads(3)
+x, w = torch.ones(2, 32, 40, 40), torch.ones(64, 32, 3, 3)
+before = len(os.listdir("/proc/self/task"))
+conv_ext.conv2d(x, w)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads where Linux lists them")
+def test_the_kernels_run_on_torchs_threads():
+    """A call under torch.set_num_threads(3) starts two more threads: torch's own, none beside them."""
+    child = run_python("-c", THREADS_OF_A_CALL)
+    assert child.returncode == 0, child.stderr
+    assert int(child.stdout) == 2
+
+
+@every_pass
+@every_threaded
+@pytest.mark.parametrize("dtype", SHORT_LIST, ids=dtype_name)
+def test_any_number_of_threads(pass_name, z, dtype):
+    for layouts in LAYOUTS[:2]:
+        a, b = (laid_out(t, layout) for t, layout in zip(operands(pass_name, z, dtype, "signed"), layouts))
+        for algorithm in applicable(pass_name, z, dtype):
+            results = []
+            for count in (1, 2, 3, 7):
+                torch.set_num_threads(count)
+                results.append(call(pass_name, a, b, z, algorithm=algorithm))
+            assert all(same_bits(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+@pytest.mark.parametrize("z", THREADED + SMALL[:3], ids=str)
+@pytest.mark.parametrize("dtype", SHORT_LIST, ids=dtype_name)
+def test_an_image_alone_and_in_any_batch(pass_name, z, dtype):
+    torch.set_num_threads(2)
+    z = replace(z, n=5)
+    for layouts in LAYOUTS[:2]:
+        a, b = (laid_out(t, layout) for t, layout in zip(operands(pass_name, z, dtype, "signed"), layouts))
+        whole = call(pass_name, a, b, z)
+        for images in (slice(0, 1), slice(3, 4), slice(4, 5), slice(1, 3), slice(0, 4)):
+            part = replace(z, n=images.stop - images.start)
+            assert same_bits(call(pass_name, a[images], b, part), whole[images]), images
+        order = torch.tensor([3, 1, 4, 0, 2, 2, 3])
+        shuffled = call(pass_name, laid_out(a[order], layouts[0]), b, replace(z, n=7))
+        assert same_bits(shuffled, whole[order])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 64])
+def test_small_images_in_any_batch(n):
+    """Several small images may share a vector: the first and the last of a batch must not show it."""
+    base = next(z for z in SMALL if z.name == "pointwise")
+    for z in (replace(base, n=n), replace(base, n=n, h=3, w=2, r=2, s=2, padding=(1, 0, 0, 1))):
+        for pass_name in ("forward", "input_grad"):
+            a, b = operands(pass_name, replace(z, n=64), torch.float32, "signed")
+            whole = call(pass_name, a, b, replace(z, n=64))
+            for first in (0, 64 - n):
+                images = slice(first, first + n)
+                assert same_bits(call(pass_name, a[images], b, z), whole[images])
+
+
+def misaligned(t, offset):
+    """The same values in storage that begins `offset` bytes after an aligned address."""
+    memory = bytearray(t.numel() * t.element_size() + 64 + offset)
+    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 64 + offset
+    moved = torch.frombuffer(memory, dtype=t.dtype, offset=start, count=t.numel()).view(t.shape)
+    assert moved.data_ptr() % 64 == offset
+    # torch itself copies in whole elements only where they are aligned: by bytes, then.
+    moved_bytes = torch.frombuffer(memory, dtype=torch.uint8, offset=start, count=t.numel() * t.element_size())
+    moved_bytes.copy_(t.contiguous().flatten().view(torch.uint8))
+    return moved
+
+
+@every_pass
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_any_alignment(pass_name, dtype):
+    for z in SMALL:
+        a, b = operands(pass_name, z, dtype, "signed")
+        for algorithm in applicable(pass_name, z, dtype):
+            aligned = call(pass_name, a, b, z, algorithm=algorithm)
+            for first, second in ((1, 3), (a.element_size(), 0), (0, a.element_size()), (33, 62)):
+                got = call(pass_name, misaligned(a, first), misaligned(b, second), z, algorithm=algorithm)
+                assert same_bits(got, aligned), (z, algorithm, first, second)
+
+
+@every_pass
+@every_threaded
+def test_from_run_to_run(pass_name, z):
+    """Whatever was left in the memory that the passes reuse."""
+    torch.set_num_threads(2)
+    a, b = operands(pass_name, z, torch.float32, "signed")
+    once = call(pass_name, a, b, z)
+    for value in (float("nan"), 1e30):
+        for other in SMALL + THREADED:
+            call(pass_name, *(torch.full_like(t, value) for t in operands(pass_name, other, torch.float32, "signed")), other)
+        assert same_bits(call(pass_name, a, b, z), once)
+
+
+def public_gradients(z, dtype, images=slice(None)):
+    x, w = (t.clone() for t in operands("forward", z, dtype, "signed"))
+    x, w, b = x[images].requires_grad_(), w.requires_grad_(), fill((z.k,), dtype, "signed", 3).requires_grad_()
+    padding = z.padding[0::2]
+    y = conv_ext.conv2d(x, w, b, z.stride, padding, z.dilation, z.groups)
+    gy = fill((z.n, *y.shape[1:]), dtype, "signed", 4)[images]
+    return y, *torch.autograd.grad(y, (x, w, b), gy)
+
+
+@every_threaded
+@pytest.mark.parametrize("dtype", SHORT_LIST, ids=dtype_name)
+def test_layers_gradients_with_any_number_of_threads(z, dtype):
+    """Through autograd: the output, the gradients of input and weight, and the bias gradient."""
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        results.append(public_gradients(z, dtype))
+    for other in results[1:]:
+        for name, a, b in zip(("output", "input", "weight", "bias"), results[0], other):
+            assert same_bits(a, b), name
+
+
+@every_threaded
+def test_layers_input_gradient_in_any_batch(z):
+    y, dx, _, _ = public_gradients(z, torch.float32)
+    for images in (slice(2, 3), slice(1, 4)):
+        part_y, part_dx, _, _ = public_gradients(z, torch.float32, images)
+        assert same_bits(part_y, y[images]) and same_bits(part_dx, dx[images])

@@ -73,9 +73,8 @@ def main(arguments: list[str]) -> int:
 
     todo = [(line, conv_ext.conv2d, F.conv2d) for bias in (False, True) for line in lines(bias)]
     todo += [modules(bias) for bias in (False, True)]
-    result = {"command": "call", "machine": environment.machine(), "cases": []}
-    for line, ours, theirs in environment.progress(todo, unit="line"):
-        result["cases"].append(measure(line, ours, theirs, options.seconds))
+    result = {"command": "call", "machine": environment.machine()}
+    result["cases"] = environment.collect(todo, lambda item: measure(*item, options.seconds), lambda item: item[0].what)
     path = environment.save(result, options.out)
     print(report.text(result))
     print(f"\nwritten to {path}")

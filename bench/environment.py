@@ -5,7 +5,9 @@ import datetime
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bench.shapes import DTYPES, LAYOUTS, PASSES
 
@@ -56,13 +58,21 @@ def positive(text: str) -> int:
     return value
 
 
-def progress(cases: list, **options):
-    """A tqdm progress bar over `cases`."""
+def collect(todo: list, measure: Callable[[Any], dict], name: Callable[[Any], str]) -> list[dict]:
+    """measure(item) of every item, under a progress bar; Ctrl-C ends it with what there is so far."""
     try:
         from tqdm import tqdm
     except ImportError:
         raise SystemExit("the bench needs tqdm for its progress bar: python -m pip install tqdm") from None
-    return tqdm(cases, disable=not sys.stderr.isatty(), **options)
+    rows = []
+    with tqdm(todo, disable=not sys.stderr.isatty()) as bar:
+        try:
+            for item in bar:
+                bar.set_description(name(item))
+                rows.append(measure(item))
+        except KeyboardInterrupt:
+            bar.write(f"interrupted after {len(rows)} of {len(todo)}", file=sys.stderr)
+    return rows
 
 
 def machine() -> dict:

@@ -61,18 +61,11 @@ def main(arguments: list[str]) -> int:
     import conv_ext
 
     todo = cases.cases(chosen, options.passes, options.dtype, options.layout, options.algorithm)
-    result = {"command": "run", "machine": environment.machine(), "cases": []}
-    bar = environment.progress(todo, unit="case")
-    try:
-        with torch.no_grad(), conv_ext.algorithm(options.algorithm):
-            for case in bar:
-                bar.set_description(case.name)
-                result["cases"].append(measure(case, options.seconds))
-    except KeyboardInterrupt:
-        bar.close()
-        print(f"interrupted after {len(result['cases'])} of {len(todo)} cases")
+    result = {"command": "run", "machine": environment.machine()}
+    with torch.no_grad(), conv_ext.algorithm(options.algorithm):
+        result["cases"] = environment.collect(todo, lambda case: measure(case, options.seconds), lambda case: case.name)
     path = environment.save(result, options.out)
     print(report.text(result))
-    wrong = [row for row in result["cases"] if not row["right"]]
-    print(f"\n{len(result['cases'])} cases, {len(wrong)} wrong; written to {path}")
+    wrong = sum(not row["right"] for row in result["cases"])
+    print(f"\n{len(result['cases'])} of {len(todo)} cases, {wrong} wrong; written to {path}")
     return 1 if wrong or len(result["cases"]) < len(todo) else 0

@@ -52,12 +52,10 @@ def main(arguments: list[str]) -> int:
     from bench import cases
 
     todo = cases.cases(chosen, options.passes, options.dtype, options.layout, "auto")
-    result = {"command": "scaling", "machine": environment.machine(), "cases": []}
-    bar = environment.progress(todo, unit="case")
+    result = {"command": "scaling", "machine": environment.machine()}
     with torch.no_grad():
-        for case in bar:
-            bar.set_description(case.name)
-            result["cases"].append(measure(case, options.seconds, options.threads))
+        result["cases"] = environment.collect(
+            todo, lambda case: measure(case, options.seconds, options.threads), lambda case: case.name)
     path = environment.save(result, options.out)
     print(report.text(result))
     print(f"\nwritten to {path}")

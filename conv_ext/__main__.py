@@ -15,7 +15,8 @@ from . import demo
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2)."""
-    parser = argparse.ArgumentParser(prog="python -m conv_ext", description="Convolution kernels of our own for PyTorch.")
+    text = "2-D convolution for PyTorch by three kernels of its own."
+    parser = argparse.ArgumentParser(prog="python -m conv_ext", description=text)
     parser.add_argument("--version", action="version", version=conv_ext.__version__)
     commands = parser.add_subparsers(dest="command", metavar="command")
     text = "train LeNet-5 on real images, once with torch's convolution and once with ours, and compare"

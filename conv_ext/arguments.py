@@ -37,8 +37,12 @@ def _int(value, function: str, name: str):
 
 def ints(value, length: int, function: str, name: str) -> tuple:
     """One argument as a tuple of `length` ints: an int, or a list or tuple of one or of `length` ints."""
-    if type(value) is int and 0 <= value <= INT64_MAX:  # by far the most
+    if type(value) is int and 0 <= value <= INT64_MAX:  # these two are nearly all there are
         return (value,) * length
+    if type(value) is tuple and length == 2 == len(value):
+        a, b = value
+        if type(a) is type(b) is int and 0 <= a <= INT64_MAX and 0 <= b <= INT64_MAX:
+            return value
     if not isinstance(value, (tuple, list)):
         return (_int(value, function, name),) * length
     try:
@@ -81,11 +85,14 @@ def normalize(function: str, weight: Tensor, stride, padding, dilation, groups, 
     """
     stride = ints(stride, length, function, "stride")
     dilation = ints(dilation, length, function, "dilation")
-    groups = _int(groups, function, "groups")
+    if type(groups) is not int or not 0 <= groups <= INT64_MAX:
+        groups = _int(groups, function, "groups")
     if not isinstance(padding, str):
         padding = ints(padding, length, function, "padding")
-        before_and_after = tuple([p for p in padding for _ in range(2)])
-        return stride, before_and_after, dilation, groups
+        if length == 2:
+            rows, columns = padding
+            return stride, (rows, rows, columns, columns), dilation, groups
+        return stride, padding * 2, dilation, groups
     if padding == "valid":
         return stride, (0,) * (2 * length), dilation, groups
     if padding != "same":

@@ -16,16 +16,20 @@ every transform. The plain one (`_C.road` has seen nothing but plain tensors) ca
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import product
 
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd import forward_ad
 
 from . import folding, ops
 from .library import _C
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+_SPLIT_SUM = 32768  # at::internal::GRAIN_SIZE
 
 
 class _Differentiable:
@@ -53,7 +57,7 @@ def _tangent_of(ctx):
     PyTorch turns forward mode off while a Function's jvp runs, which loses the tangents of the outer levels
     (`torch.func.jvp` of `jvp`): it is turned on again, and the operands give up their own tangent instead.
     """
-    with _set_fwd_grad_enabled(True):
+    with forward_ad._set_fwd_grad_enabled(True):
         yield [torch._VF._unpack_dual(tensor, level=0).primal for tensor in ctx.saved_tensors]
 
 
@@ -67,14 +71,15 @@ def bias_grad(grad):
     grad: (N, K, P, Q) -> (K,)
     """
     channels = grad.shape[1]
-    if channels == 1:
-        # torch splits a sum with a single result by the number of threads, and one with two results does it not.
+    # From some size on torch splits a sum that has a single result by the number of threads; two results it does not.
+    alone = channels == 1 and (torch.compiler.is_compiling() or grad.numel() >= _SPLIT_SUM)
+    if alone:
         grad = grad.expand(-1, 2, -1, -1)
     if grad.dtype in (torch.bfloat16, torch.float16):  # torch would round the partial sums of each image
         total = grad.sum((0, 2, 3), dtype=torch.float32).to(grad.dtype)
     else:
         total = grad.sum((0, 2, 3))
-    return total[:1] if channels == 1 else total
+    return total[:1] if alone else total
 
 
 class Forward(torch.autograd.Function):
@@ -211,7 +216,9 @@ class WeightGrad(torch.autograd.Function):
             if d_grad_output is not None:
                 tangent = _Differentiable.weight_grad(d_grad_output, input, ctx.kernel_size, *ctx.arguments)
             if d_input is not None:
-                tangent = _add(tangent, _Differentiable.weight_grad(grad_output, d_input, ctx.kernel_size, *ctx.arguments))
+                tangent = _add(
+                    tangent, _Differentiable.weight_grad(grad_output, d_input, ctx.kernel_size, *ctx.arguments)
+                )
         return tangent
 
     @staticmethod
@@ -241,17 +248,26 @@ def _add(a, b):
 
 
 def _apply(function):
-    """`function.apply` at C level: records one level and costs a quarter, for it binds no signature and asks no functorch."""
+    """`function.apply` at C level: it records one level, and costs a quarter (it binds no signature)."""
     return super(torch.autograd.Function, function).apply
 
 
-def _with_forward(function, forward):
+def _with_forward(function, forward, **methods):
     """The same Function with another forward; a backward node shows as ConvExtForwardBackward and the like."""
-    return type(f"ConvExt{function.__name__}", (function,), {"forward": staticmethod(forward)})
+    methods = {name: staticmethod(method) for name, method in dict(methods, forward=forward).items()}
+    return type(f"ConvExt{function.__name__}", (function,), methods)
+
+
+def _plain_setup_context(ctx, inputs, output):
+    """Forward.setup_context, without what only its jvp reads: no operand of a plain call has a tangent."""
+    input, weight, _, *ctx.arguments, _ = inputs
+    needs_input, needs_weight, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+    ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
 
 
 # The plain road: the forward is the kernel itself.
-plain_forward = _apply(_with_forward(Forward, _C.forward))
+plain_forward = _apply(_with_forward(Forward, _C.forward, setup_context=_plain_setup_context))
 plain_input_grad = _apply(_with_forward(InputGrad, _C.input_grad))
 add_bias = _apply(_with_forward(AddBias, AddBias.forward))
 
@@ -264,33 +280,34 @@ def _at_level(function, grad: bool, forward_grad: bool):
     """
 
     def forward(*args):
-        with torch.set_grad_enabled(grad), _set_fwd_grad_enabled(forward_grad):
+        with torch.set_grad_enabled(grad), forward_ad._set_fwd_grad_enabled(forward_grad):
             return function.forward(*args)
 
     return _with_forward(function, forward)
 
 
-def _autograd_kernel(function, defaults):
+def _autograd_kernel(function, operator):
     """The operator's Autograd key: the Function, for the one level of autograd that the dispatcher is at."""
-    modes = (True, False)
     plain_apply = _apply(_with_forward(function, function.forward))
-    level_apply = {(g, f): _apply(_at_level(function, g, f)) for g in modes for f in modes}
-    total = len(function.forward.__code__.co_varnames[: function.forward.__code__.co_argcount])
+    level_apply = {modes: _apply(_at_level(function, *modes)) for modes in product((True, False), repeat=2)}
+    arguments = operator._schema.arguments
+    options = tuple(argument.default_value for argument in arguments if argument.has_default_value())
 
     def kernel(*args):
-        args += defaults[len(args) - total :] if len(args) < total else ()  # the dispatcher drops what equals a default
-        if not torch._C._are_functorch_transforms_active():
-            return plain_apply(*args)
-        apply = level_apply[torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()]
-        with enable_single_level_autograd_function():
-            return apply(*args)
+        if torch._C._are_functorch_transforms_active():
+            apply = level_apply[torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()]
+            permission = enable_single_level_autograd_function()
+        elif forward_ad._current_level >= 0 or torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            apply, permission = plain_apply, nullcontext()
+        else:  # nothing to record
+            with _below_autograd():
+                return operator(*args)
+        dropped = len(arguments) - len(args)  # the dispatcher drops what equals its default, from the end
+        with permission:
+            return apply(*args, *options[len(options) - dropped :])
 
     return kernel
 
 
-for _function, _operator, _defaults in (
-    (Forward, ops.forward, ("ieee", "auto", "none")),
-    (InputGrad, ops.input_grad, ("ieee", "auto")),
-    (WeightGrad, ops.weight_grad, ("ieee", "auto")),
-):
-    ops.library.impl(_operator._schema.name, _autograd_kernel(_function, _defaults), "Autograd")
+for _function, _operator in ((Forward, ops.forward), (InputGrad, ops.input_grad), (WeightGrad, ops.weight_grad)):
+    ops.library.impl(_operator._schema.name, _autograd_kernel(_function, _operator), "Autograd")

@@ -24,7 +24,10 @@ LAYOUT = {"input": "(N, C, H, W)", "weight": "(K, C/groups, R, S)", "grad_output
 
 def _require(condition, message: Callable[[], str]) -> None:
     """RuntimeError unless `condition`; a symbolic condition becomes a guard, or an assertion of the graph."""
-    if condition is not True:  # torch._check costs 0.4 us when all is well
+    if torch.compiler.is_dynamo_compiling():  # it traces no message that is made of sizes
+        if not condition:
+            raise RuntimeError(message())
+    elif condition is not True:  # torch._check costs 0.4 us when all is well
         torch._check(condition, message)
 
 
@@ -75,10 +78,10 @@ def check_tensors(tensors: dict[str, torch.Tensor | None], bias: torch.Tensor | 
             a.dtype == tensor.dtype,
             lambda: f"{first} type ({_dtype(a.dtype)}) and {name} type ({_dtype(tensor.dtype)}) should be the same",
         )
-    torch._check_not_implemented(
-        a.dtype in DTYPES,
-        lambda: f"conv_ext is not implemented for {_dtype(a.dtype)}; supported: {', '.join(map(_dtype, DTYPES))}",
-    )
+    if a.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"conv_ext is not implemented for {_dtype(a.dtype)}; supported: {', '.join(map(_dtype, DTYPES))}"
+        )
 
 
 def _check_arguments(stride, padding, dilation, groups) -> None:
@@ -131,6 +134,13 @@ def check(
     )
     _require(activation == "none", lambda: f"activation must be none, got {activation}")
 
+    lists = [("stride", stride, 2), ("padding", padding, 4), ("dilation", dilation, 2)]
+    if size is not None:
+        lists.insert(0, ("input_size" if operator == "input_grad" else "kernel_size", size, 2))
+    for name, values, length in lists:  # the schema takes a list of any length
+        _require(
+            len(values) == length, lambda: f"expected {name} to be a list of {length} values, got {_text(values)}"
+        )
     _check_arguments(stride, padding, dilation, groups)
 
     sizes = [list(a.shape), list(b.shape)]
@@ -262,7 +272,9 @@ def check_transposed(input, weight, bias, stride, padding, output_padding, group
     Raises:
         RuntimeError: a rule is broken.
     """
-    check_tensors({"input": input, "weight": weight}, bias)
+    for tensor in (weight, bias):
+        if tensor is not None and (tensor.dtype != input.dtype or tensor.device != input.device):
+            check_tensors({"input": input, "weight": weight}, bias)  # raises
     _check_arguments(stride, padding, dilation, groups)
     for o in output_padding:
         _require(
@@ -288,7 +300,7 @@ def check_transposed(input, weight, bias, stride, padding, output_padding, group
             lambda: f"Given transposed=1, weight of size {weight_size}, expected bias to be 1-dimensional with "
             f"{channels} elements, but got bias of size {bias_size} instead",
         )
-    if any(known(extent == 0) for extent in size[2:]):
+    if known(size[2] == 0) or known(size[3] == 0):
         _require(
             known(size[0] == 0),
             lambda: f"Only zero batch or zero channel inputs are supported, but got input shape: {size}",

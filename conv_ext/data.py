@@ -122,8 +122,9 @@ def load_digits() -> Images:
 
 
 def load_mnist(root: Path) -> Images:
-    """MNIST from its four idx files, gzipped or not, in `root`, `root/raw` or `root/MNIST/raw`; 28 x 28, framed to 32 x 32.
+    """MNIST from its four idx files, gzipped or not, in `root`, `root/raw` or `root/MNIST/raw`.
 
+    The images of 28 x 28 are framed to 32 x 32, as LeCun et al. did.
     Raises DataError where a file is missing or damaged.
     """
     parts = []

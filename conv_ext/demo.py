@@ -25,7 +25,9 @@ from .models import lenet5
 from .training import COMPARED_STEPS, Training, evaluate, largest_difference, same_bits
 
 EPOCHS = {"digits": 20, "mnist": 5, "cifar10": 12}
-DIFFERENCE_LIMIT = 1e-4  # float32 rounding moves the first losses by about 1e-6; a wrong gradient moves them by 1e-2
+BATCH_SIZE = 32
+# On the digits float32 rounding moves the first losses by 1e-7; a gradient that is 1 % off in one layer by 3e-4 or more.
+DIFFERENCE_LIMIT = 1e-4
 ACCURACY_GOAL = 0.98
 
 
@@ -41,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", choices=tuple(EPOCHS), default="digits", help="what to learn (default: digits, with scikit-learn)")
     add("--root", type=Path, metavar="DIR", help="folder with the standard files of mnist or cifar10")
     add("--epochs", type=_integer(1, 10**6), metavar="N", help=f"passes over the training images (default: {defaults})")
-    add("--batch-size", type=_integer(1, 10**6), default=32, metavar="N", help="images per step (default: 32)")
+    text = f"images per step (default: {BATCH_SIZE})"
+    add("--batch-size", type=_integer(1, 10**6), default=BATCH_SIZE, metavar="N", help=text)
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add("--threads", type=_integer(1, 4 * cores), metavar="N", help="CPU threads (default: torch's own choice)")
     add(
@@ -108,7 +111,11 @@ def _run(options: argparse.Namespace) -> int:
 
     from .demo_picture import draw
 
-    picture.write_bytes(draw(images, ours, scores, histories, difference))
+    content = draw(images, ours, scores, histories, difference)
+    try:
+        picture.write_bytes(content)
+    except OSError as error:
+        raise DemoError(f"cannot write {picture}: {error.strerror}") from error
     print(f"picture: {picture.resolve()}", flush=True)
     return 0 if kept else 1
 
@@ -139,10 +146,10 @@ def _report(options: argparse.Namespace, histories: dict, repeated: dict[str, bo
         print(f"{text} (no limit with --precision {options.precision})")
 
     accuracy = runs[-1].accuracies[-1]
-    if options.data == "digits" and options.epochs in (None, EPOCHS["digits"]):
-        if accuracy < ACCURACY_GOAL:
-            kept = False
-            print(f"test accuracy {100 * accuracy:.2f} % is BELOW the goal of {100 * ACCURACY_GOAL:.0f} %")
+    promised = options.data == "digits" and options.epochs in (None, EPOCHS["digits"])
+    if promised and options.batch_size == BATCH_SIZE and accuracy < ACCURACY_GOAL:
+        kept = False
+        print(f"test accuracy {100 * accuracy:.2f} % is BELOW the goal of {100 * ACCURACY_GOAL:.0f} %")
     return kept
 
 

@@ -101,7 +101,10 @@ def _draw_predictions(panel: SubFigure, images: Images, scores: Tensor, rows: in
         f"Test images with the prediction and its probability (mistakes in red: {len(wrong)} of {len(scores)})",
         fontsize=11,
     )
-    for axes, index in zip(panel.subplots(rows, columns).flat, chosen.tolist()):
+    places = panel.subplots(rows, columns).flat
+    for axes in places[len(chosen) :]:
+        axes.set_axis_off()
+    for axes, index in zip(places, chosen.tolist()):
         image = images.test_images[index]
         axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray_r", vmin=0, vmax=255)
         guess, truth = predicted[index].item(), images.test_labels[index].item()

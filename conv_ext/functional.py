@@ -40,13 +40,13 @@ def _forward(road: int, input, weight, bias, geometry) -> Tensor:
 def _transposed(road: int, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
     """conv_transpose2d of 4-D operands, padding on four sides: `input_grad`, then the bias."""
     size = check_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    if any(known(extent == 0) for extent in size):  # no convolution has such an input: cut it out of one that has more
+    if known(size[0] == 0) or known(size[1] == 0):  # no convolution has such an input: cut it out of one that has more
         whole = _transposed(road, input, weight, bias, stride, (0,) * 4, output_padding, groups, dilation)
         return whole[:, :, : size[0], : size[1]]
     # An output padding of a stride or more (allowed where it is below the dilation) reaches past the kernel's last
     # position: the convolution whose gradient this is has more positions there, for which the input gets zeros.
-    extra = [o // s for o, s in zip(output_padding, stride)]
-    if any(extra):
+    extra = output_padding[0] // stride[0], output_padding[1] // stride[1]
+    if extra != (0, 0):
         input = F.pad(input, (0, extra[1], 0, extra[0]))
 
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
@@ -112,7 +112,8 @@ def conv2d(
             return handle_torch_function(
                 conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
             )
-    batched = check_operands("conv2d", 4, input, weight, bias)
+    # On the plain roads the operands are known to be tensors: only a rank may be wrong.
+    batched = road and input.dim() == 4 == weight.dim() or check_operands("conv2d", 4, input, weight, bias)
     geometry = normalize("conv2d", weight, stride, padding, dilation, groups)
     if batched:
         return _forward(road, input, weight, bias, geometry)
@@ -157,6 +158,7 @@ def conv1d(
     batched = check_operands("conv1d", 3, input, weight, bias)
     (s,), (left, right), (d,), groups = normalize("conv1d", weight, stride, padding, dilation, groups, 1)
     geometry = (1, s), (0, 0, left, right), (1, d), groups
+    input = input.contiguous()  # a permuted sequence is no image in channels_last: torch does the same
     if batched:
         return _forward(road, input.unsqueeze(2), weight.unsqueeze(2), bias, geometry).squeeze(2)
     return _forward(road, input[None, :, None], weight.unsqueeze(2), bias, geometry)[0, :, 0]

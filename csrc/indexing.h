@@ -52,6 +52,18 @@ inline Axis horizontal_axis(const ConvProblem& z, Pass pass) {
   return Axis{inverse, z.s, inverse ? z.q : z.w, inverse ? z.w : z.q, z.stride_w, z.dilation_w, z.pad_left};
 }
 
+// The source rows that outputs [first, last) read, without the padding.
+struct RowRange {
+  int64_t first, last;
+};
+inline RowRange source_rows(const Axis& a, int64_t first, int64_t last) {
+  const int64_t reach = (a.taps - 1) * a.dilation;
+  const int64_t low = a.inverse ? -floor_div(reach - first - a.pad, a.stride) : first * a.stride - a.pad;
+  const int64_t high = a.inverse ? floor_div(last - 1 + a.pad, a.stride) : (last - 1) * a.stride + reach - a.pad;
+  const int64_t begin = min_of(max_of(low, 0), a.source);
+  return {begin, max_of(begin, min_of(high + 1, a.source))};
+}
+
 inline int64_t greatest_common_divisor(int64_t a, int64_t b) {
   while (b != 0) {
     int64_t rest = a % b;

@@ -19,7 +19,7 @@ struct Buffers {
   TensorRef output;  // (N, K, P, Q)
   const void* bias;  // (K), or nullptr; forward only
   int64_t bias_stride;
-  void* workspace;   // plan.workspace_bytes, aligned to 64 bytes
+  void* workspace;  // plan.workspace_bytes, aligned to 64 bytes
 };
 
 struct Executor {

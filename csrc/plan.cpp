@@ -13,13 +13,14 @@ namespace {
 constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave room for the weights in an L2 of 1 MiB
 constexpr int64_t kMaxImages = 16;          // images side by side: one float32 vector of AVX-512
 constexpr double kInterleaveCost = 1.15;    // packing images side by side is slower than copying rows
+constexpr int64_t kChannelsTogether = 16;   // small groups are packed together up to so many channels
 constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
 constexpr double kWorthSharing = 2e6;       // operations below which a second thread costs more than it brings
 constexpr int64_t kMaxPhases = 4096;
-constexpr int64_t kGradLanes = 1024;        // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
-constexpr int64_t kGradBlock = 64;          // weight_grad: channels of each operand per tile
+constexpr int64_t kGradLanes = 1024;  // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
+constexpr int64_t kGradBlock = 64;    // weight_grad: channels of each operand per tile
 constexpr int64_t kPartialSums = int64_t(8) << 20;  // weight_grad: bytes that cutting the reduction may cost
-constexpr int64_t kOverread = 512;          // bytes that a register tile may read past its last lane
+constexpr int64_t kOverread = 512;                  // bytes that a register tile may read past its last lane
 
 int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
 
@@ -58,6 +59,11 @@ Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int
   }
 }
 
+// Depthwise and other small groups: several to a task, so that neighbouring channels are read together.
+int64_t groups_together(const ConvProblem& z) {
+  return max_of(1, min_of(z.groups, kChannelsTogether / (max_of(z.group_c(), z.group_k()) * parts_of(z.dtype))));
+}
+
 double lane_vectors(const Shape& shape, int64_t lanes, bool flat) {
   const int64_t each = flat ? ceil_div(((shape.tile_h - 1) * shape.pitch + shape.tile_w) * shape.images, lanes)
                             : shape.tile_h * ceil_div(shape.tile_w * shape.images, lanes);
@@ -74,17 +80,20 @@ int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axis& hori
 void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
   const bool input_grad = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each;
+  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
+                lanes = isa.vector_bytes / bytes_each;
   const int64_t channels = (input_grad ? z.group_k() : z.group_c()) * parts;
   const int64_t rows_m = (input_grad ? z.group_c() : z.group_k()) * parts;
   const bool share = z.flops() >= kWorthSharing;
+  plan->task_groups = groups_together(z);
+  const int64_t packed_channels = plan->task_groups * channels;
 
   Shape best{};
   double best_cost = 0;
   for (int64_t images = 1; images <= kMaxImages; images *= 2) {
     // Images side by side fill vectors that one small image cannot; keep enough blocks of images for several threads.
     if (images > 1 && (images >= 2 * z.n || (share && images * 4 > z.n))) break;
-    const Shape shape = fit_tile(vertical, horizontal, images, channels, bytes_each, INT64_MAX / 2);
+    const Shape shape = fit_tile(vertical, horizontal, images, packed_channels, bytes_each, INT64_MAX / 2);
     for (const bool flat : {true, false}) {
       const double cost = lane_vectors(shape, lanes, flat) * (images > 1 ? kInterleaveCost : 1.0);
       if ((images == 1 && flat) || cost < best_cost) {
@@ -100,21 +109,24 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
   plan->images = best.images;
   plan->channel_pitch = best.channel_pitch;
 
-  const int64_t tiles = ceil_div(z.n, best.images) * z.groups * ceil_div(vertical.longest_count(), best.tile_h) *
+  const int64_t tiles = ceil_div(z.n, best.images) * ceil_div(z.groups, plan->task_groups) *
+                        ceil_div(vertical.longest_count(), best.tile_h) *
                         ceil_div(horizontal.longest_count(), best.tile_w);
   int64_t parts_m = 1;
   if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, isa.gather_m));
   plan->task_m = round_up(ceil_div(rows_m, parts_m), isa.gather_m);
   plan->tasks = tiles * ceil_div(rows_m, plan->task_m);
-  plan->scratch_bytes = aligned(channels * best.channel_pitch * bytes_each + kOverread);
+  plan->scratch_bytes = aligned(packed_channels * best.channel_pitch * bytes_each + kOverread);
   plan->workspace_bytes = table_bytes(z, vertical, horizontal) + aligned(z.groups * rows_m * bytes_each) +
                           aligned(z.groups * rows_m * channels * z.r * z.s * bytes_each);
 }
 
 void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan) {
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
-  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each;
+  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
+                lanes = isa.vector_bytes / bytes_each;
   int64_t block_k = min_of(z.group_k(), kGradBlock), block_c = min_of(z.group_c(), kGradBlock);
+  plan->task_groups = groups_together(z);
 
   Shape best{};
   double best_cost = 0;
@@ -133,9 +145,12 @@ void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan)
   }
   plan->grad_pitch = round_up(best.tile_w * best.images, lanes);
   const auto bytes_of = [&] {
-    return aligned(block_c * parts * z.r * z.s * 8) + aligned(block_k * parts * best.tile_h * plan->grad_pitch * bytes_each) +
-           block_c * parts * best.channel_pitch * bytes_each + kOverread;
+    const int64_t rows_k = plan->task_groups * block_k * parts, rows_c = plan->task_groups * block_c * parts;
+    return aligned(block_c * parts * z.r * z.s * 8) + aligned(rows_k * best.tile_h * plan->grad_pitch * bytes_each) +
+           rows_c * best.channel_pitch * bytes_each + kOverread;
   };
+  // A block of several groups takes each of them whole.
+  while (bytes_of() > kTileBudget && plan->task_groups > 1) plan->task_groups = ceil_div(plan->task_groups, 2);
   while (bytes_of() > kTileBudget && (block_k > isa.dot_m || block_c > 1)) {
     const bool input_larger = block_c * best.channel_pitch > block_k * best.tile_h * plan->grad_pitch;
     if (block_c > 1 && (input_larger || block_k <= isa.dot_m)) {
@@ -151,7 +166,8 @@ void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan)
   plan->tile_k = block_k;
   plan->tile_c = block_c;
 
-  const int64_t tasks = z.groups * ceil_div(z.group_k(), block_k) * ceil_div(z.group_c(), block_c);
+  const int64_t tasks =
+      ceil_div(z.groups, plan->task_groups) * ceil_div(z.group_k(), block_k) * ceil_div(z.group_c(), block_c);
   const int64_t units = ceil_div(z.n, best.images) * ceil_div(z.p, best.tile_h) * ceil_div(z.q, best.tile_w);
   const int64_t sum_bytes = z.weight_elements() * parts * parts * bytes_each;
   plan->splits = 1;
@@ -186,6 +202,48 @@ const char* direct_declines(const ConvProblem& z, Pass pass, const IsaTraits& is
   return nullptr;
 }
 
+void prepare_depthwise(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
+  const int64_t pitch = round_up(z.c, lanes), sum_bytes = pitch * taps * bytes_each;
+  // Tiles of one vector of channels, source and result: what a tile reads beyond its own rows does not depend on where
+  // it lies, but for the borders.
+  const auto tile_bytes = [&](int64_t rows) {
+    const int64_t reach = (vertical.taps - 1) * vertical.dilation;
+    const int64_t read =
+        vertical.inverse ? (rows - 1 + reach) / vertical.stride + 1 : (rows - 1) * vertical.stride + reach + 1;
+    return aligned(min_of(read, vertical.source) * horizontal.source * isa.vector_bytes) +
+           aligned(rows * horizontal.output * isa.vector_bytes);
+  };
+  int64_t cut = 1;
+  const auto tile_rows = [&] { return ceil_div(vertical.output, cut); };
+  while (tile_bytes(tile_rows()) > kTileBudget && tile_rows() > 1) cut *= 2;
+  plan->tile_h = tile_rows();
+  plan->tile_w = horizontal.output;
+  const int64_t units = z.n * ceil_div(vertical.output, plan->tile_h), chunks = ceil_div(z.c, lanes);
+  plan->splits = 1;
+  if (pass == Pass::WeightGrad && z.flops() >= kWorthSharing)
+    plan->splits = max_of(
+        1, min_of(min_of(units, ceil_div(kEnoughTasks, ceil_div(z.c, kDepthwiseChannels))), kPartialSums / sum_bytes));
+  plan->tasks = pass == Pass::WeightGrad ? plan->splits * chunks : units * chunks;
+  plan->workspace_bytes =
+      aligned(pitch * element_bytes(z.dtype)) + aligned(pitch * bytes_each) +
+      (pass == Pass::WeightGrad ? aligned(plan->splits * sum_bytes) : aligned(sum_bytes) + aligned(pitch * bytes_each));
+  plan->scratch_bytes = 3 * aligned(taps * 8) + tile_bytes(plan->tile_h);
+}
+
+const char* depthwise_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+  if (z.groups != z.c || z.groups != z.k) return "it is for depthwise problems, where groups = C = K";
+  if (is_complex(z.dtype)) return "it is for real numbers";
+  if (2 * z.c * accumulator_bytes(z.dtype) < isa.vector_bytes) return "the channels fill less than half a vector";
+  if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
+  Plan plan{};
+  prepare_depthwise(z, pass, isa, &plan);
+  if (plan.scratch_bytes > kScratchLimit)
+    return "one row of a vector of channels exceeds 16 MiB of scratch for each thread";
+  return nullptr;
+}
+
 const char* reference_declines(const ConvProblem&, Pass, const IsaTraits&) { return nullptr; }
 void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* plan) {
   plan->tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
@@ -195,6 +253,7 @@ void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* 
 
 // The choice of algorithm on one page: the first that does not decline runs.
 const Candidate kCandidates[kCandidateCount] = {
+    {Algorithm::Depthwise, "depthwise", depthwise_declines, prepare_depthwise},
     {Algorithm::Direct, "direct", direct_declines, prepare_direct},
     {Algorithm::Reference, "reference", reference_declines, prepare_reference},
 };

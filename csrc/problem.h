@@ -18,27 +18,29 @@ inline int64_t parts_of(DType dtype) { return is_complex(dtype) ? 2 : 1; }
 inline int64_t element_bytes(DType dtype) {
   switch (dtype) {
     case DType::BFloat16:
-    case DType::Float16: return 2;
-    case DType::Float32: return 4;
+    case DType::Float16:
+      return 2;
+    case DType::Float32:
+      return 4;
     case DType::Float64:
-    case DType::Complex64: return 8;
-    case DType::Complex128: return 16;
+    case DType::Complex64:
+      return 8;
+    case DType::Complex128:
+      return 16;
   }
   return 0;
 }
 // Bytes of the real type in which sums are formed: float32, or float64 for float64 and complex128.
-inline int64_t accumulator_bytes(DType dtype) {
-  return dtype == DType::Float64 || dtype == DType::Complex128 ? 8 : 4;
-}
+inline int64_t accumulator_bytes(DType dtype) { return dtype == DType::Float64 || dtype == DType::Complex128 ? 8 : 4; }
 
 // true where the result fits; sizes are multiplied and added through these two alone.
 inline bool checked_mul(int64_t a, int64_t b, int64_t* result) { return !__builtin_mul_overflow(a, b, result); }
 inline bool checked_add(int64_t a, int64_t b, int64_t* result) { return !__builtin_add_overflow(a, b, result); }
 
 struct ConvProblem {
-  int64_t n, c, h, w;                                // input   (N, C, H, W)
-  int64_t k, r, s;                                   // weight  (K, C/g, R, S)
-  int64_t p, q;                                      // output  (N, K, P, Q)
+  int64_t n, c, h, w;  // input   (N, C, H, W)
+  int64_t k, r, s;     // weight  (K, C/g, R, S)
+  int64_t p, q;        // output  (N, K, P, Q)
   int64_t stride_h, stride_w;
   int64_t dilation_h, dilation_w;
   int64_t pad_top, pad_bottom, pad_left, pad_right;  // an even kernel's 'same' is not symmetric

@@ -1,4 +1,4 @@
-"""Python processes that tests start: for another instruction set, or where a fault would end the process."""
+"""Python processes that tests start: where a choice is made at import, or a fault would end the process."""
 
 import os
 import subprocess
@@ -15,5 +15,5 @@ SEARCH_PATH = os.pathsep.join([str(Path(conv_ext.__file__).resolve().parents[1])
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """python ARGUMENTS in this environment with `environment` on top; output as text."""
     path = os.pathsep.join(filter(None, [SEARCH_PATH, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": path, **environment}
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)

@@ -4,6 +4,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from conv_ext.library import available_isas
+from passes import instruction_set
+
 # The same examples on every run, and nothing written beside the checkout.
 settings.register_profile("conv_ext", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("conv_ext")
@@ -26,3 +29,10 @@ def repeatable():
     """One thread: results are the same for any number (test_determinism), and others may want the cores."""
     torch.manual_seed(1)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=available_isas())
+def each_isa(request):
+    """The test once under every instruction set that this processor has."""
+    with instruction_set(request.param):
+        yield request.param

@@ -82,7 +82,9 @@ if __name__ == "__main__":
     if sys.argv[1] == "fault":
         check_guards()
     elif sys.argv[1] == "overrun":
-        ctypes.memset(torch.empty(13).data_ptr() + 13 * 4, 1, 1)
+        block = torch.empty(13)
+        ctypes.memset(block.data_ptr() + 13 * 4, 1, 1)
+        del block
     else:
         _C.set_scratch_guard(True)
         calls(SMALL + CORNERS, DTYPES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from conv_ext import _C
+from conv_ext.library import PACKAGE, available_isas
 from problems import ALL, NETWORK, SMALL, Problem
 from tolerance import PASS, Reference, assert_exact, assert_within_bound, reference
 
@@ -115,6 +118,18 @@ def applicable(pass_name: str, z: Problem, dtype: torch.dtype) -> list[str]:
     return [name for name, reason in candidates(pass_name, z, dtype) if reason is None]
 
 
+@contextlib.contextmanager
+def instruction_set(isa: str) -> Iterator[None]:
+    """The kernels of another instruction set, in this process; CONV_EXT_ISA chooses one at import."""
+    before = _C.isa()
+    _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{isa}.so"))
+    try:
+        assert _C.isa() == isa
+        yield
+    finally:
+        _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{before}.so"))
+
+
 def assert_result_format(got: Tensor, first: Tensor, second: Tensor) -> None:
     """channels_last if either operand suggests it, and exactly the strides of a new tensor of that format."""
     either = torch.channels_last in (suggest_memory_format(first), suggest_memory_format(second))
@@ -123,21 +138,24 @@ def assert_result_format(got: Tensor, first: Tensor, second: Tensor) -> None:
 
 
 def check_pass(pass_name: str, z: Problem, dtype: torch.dtype) -> None:
-    """Every applicable algorithm against the reference; SMALL problems with more layouts and fills than the rest."""
-    algorithms = applicable(pass_name, z, dtype)
-    assert "reference" in algorithms
+    """Every instruction set and applicable algorithm against the reference; SMALL problems in more ways."""
     for kind in FILLS if z in SMALL else FILLS[:2]:
         ref = expected(pass_name, z, dtype, kind)
         check = assert_exact if kind == "integers" else assert_within_bound
         for layouts in LAYOUTS if z in SMALL and kind == "integers" else LAYOUTS[:2]:
             a, b = (laid_out(t, layout) for t, layout in zip(operands(pass_name, z, dtype, kind), layouts))
-            for algorithm in algorithms:
-                got = call(pass_name, a, b, z, algorithm=algorithm)
-                try:
-                    check(got, ref, dtype)
-                    assert_result_format(got, a, b)
-                except AssertionError as error:
-                    raise AssertionError(f"{pass_name} by {algorithm} of {kind}, {layouts}, {z!r}: {error}") from None
+            for isa in available_isas():
+                with instruction_set(isa):
+                    algorithms = applicable(pass_name, z, dtype)
+                    assert "reference" in algorithms
+                    results = {algorithm: call(pass_name, a, b, z, algorithm=algorithm) for algorithm in algorithms}
+                for algorithm, got in results.items():
+                    try:
+                        check(got, ref, dtype)
+                        assert_result_format(got, a, b)
+                    except AssertionError as error:
+                        how = f"{pass_name} by {algorithm} with {isa} of {kind}, {layouts}, {z!r}"
+                        raise AssertionError(f"{how}: {error}") from None
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

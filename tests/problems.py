@@ -75,6 +75,7 @@ CORNERS = (
     Problem("padding_beyond_kernel", 1, 2, 3, 4, 3, 2, 2, (2, 3), (5, 4, 3, 6)),
     Problem("padding_one_side", 2, 3, 5, 6, 2, 3, 3, padding=(0, 3, 0, 0)),
     Problem("stride_beyond_kernel", 2, 3, 14, 17, 4, 2, 1, (5, 3)),
+    Problem("stride_of_many_phases", 1, 2, 71, 63, 3, 2, 2, (70, 61)),
     Problem("stride_leaves_a_rest", 1, 3, 10, 12, 4, 3, 3, (4, 5), (1, 0, 0, 1)),
     Problem("pointwise_strided", 2, 6, 7, 9, 4, 1, 1, (2, 3)),
     Problem("pointwise_padded", 2, 3, 3, 4, 5, 1, 1, padding=(1, 2, 0, 3)),

@@ -33,7 +33,7 @@ def make_model():
 
 
 def kinds(model):
-    return [type(module) for module in model.modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))]
+    return [type(module) for module in model.modules() if isinstance(module, tuple(TORCHS))]
 
 
 def owners(model, *x):
@@ -138,7 +138,9 @@ def test_copies_of_a_converted_model():
     torch.testing.assert_close(fresh(x), expected, **SAME)
 
 
-@pytest.mark.parametrize("apply", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal])
+@pytest.mark.parametrize("apply", [
+    parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal
+])  # fmt: skip
 def test_parametrized_layers(apply):
     layer = apply(nn.Conv2d(3, 4, 3, dtype=torch.float64)).eval()
     twin = copy.deepcopy(layer)  # a copy shares the class that parametrize has made: it must stay torch's
@@ -241,7 +243,9 @@ def test_override_takes_in_layers_and_leaves_the_rest():
         result = model(x)
         F.conv3d(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 1, 1, 1))
         F.conv_transpose1d(torch.ones(1, 1, 2), torch.ones(1, 1, 1))
-    assert calls.names == ["ours conv2d"] * 2 + ["ours conv_transpose2d", "ours conv1d", "torch's conv3d", "torch's conv_transpose1d"]
+    assert calls.names == ["ours conv2d"] * 2 + [
+        "ours conv_transpose2d", "ours conv1d", "torch's conv3d", "torch's conv_transpose1d"
+    ]  # fmt: skip
     torch.testing.assert_close(result, expected, **SAME)
     assert owners(model, x) == ["torch's"] * 4
 

@@ -1,9 +1,9 @@
 """The input gradient against the reference: every algorithm, dtype and layout; the size that the output leaves open."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-
-from dataclasses import replace
 
 from passes import CASES, DTYPES, applicable, call, check_pass, dtype_name, fill
 from problems import SMALL, Problem

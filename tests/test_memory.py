@@ -87,7 +87,9 @@ def test_positions_beyond_2_to_31(columns):
     for i in range(5):
         line[i * step] = i + 1
         line[i * step + 1] = 10 * (i + 1)
-    shape, kernel, stride = ((1, 1, 1, extent), (1, 2), (1, step)) if columns else ((1, 1, extent, 1), (2, 1), (step, 1))
+    shape, kernel, stride = (
+        ((1, 1, 1, extent), (1, 2), (1, step)) if columns else ((1, 1, extent, 1), (2, 1), (step, 1))
+    )
     z = Problem("long", 1, 1, *shape[2:], 1, *kernel, stride)
     x, w = line.view(shape), torch.tensor([1.0, 2.0]).view(1, 1, *kernel)
     assert (z.p, z.q) == ((1, 5) if columns else (5, 1))

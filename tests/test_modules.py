@@ -17,13 +17,14 @@ PAIRS = [
     (conv_ext.Conv2d, nn.Conv2d, (2, 4, 9, 12)),
     (conv_ext.ConvTranspose2d, nn.ConvTranspose2d, (2, 4, 5, 7)),
 ]
+MODES = ("reflect", "replicate", "circular")
 CASES = [
     (0, {"kernel_size": 3}),
     (0, {"kernel_size": 4, "stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": False}),
     (0, {"kernel_size": 4, "padding": "same", "dilation": 3}),
     (0, {"kernel_size": 5, "padding": "valid", "padding_mode": "circular"}),
-    *((0, {"kernel_size": 4, "padding": 3, "stride": 2, "padding_mode": mode}) for mode in ("reflect", "replicate", "circular")),
-    *((0, {"kernel_size": 4, "padding": "same", "padding_mode": mode}) for mode in ("reflect", "replicate", "circular")),
+    *((0, {"kernel_size": 4, "padding": 3, "stride": 2, "padding_mode": mode}) for mode in MODES),
+    *((0, {"kernel_size": 4, "padding": "same", "padding_mode": mode}) for mode in MODES),
     (1, {"kernel_size": (3, 2), "stride": (2, 1), "padding": (0, 1), "dilation": (1, 3), "groups": 2}),
     (1, {"kernel_size": (3, 4), "padding": (1, 3), "padding_mode": "reflect"}),
     (1, {"kernel_size": (2, 3), "padding": (2, 0), "padding_mode": "circular"}),
@@ -98,7 +99,7 @@ def test_unbatched_and_empty_batch(index):
     assert_same(ours, theirs, x[:0])
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("index", range(2))
 def test_unbatched_with_padding_modes(index, mode):
     ours, theirs, x = make_pair(index, {"kernel_size": 3, "padding": 2, "padding_mode": mode})
@@ -225,8 +226,8 @@ def test_removing_what_was_put_on_a_weight():
 
 def test_symbolic_tracing_enters_the_layers():
     net = nn.Sequential(
-        conv_ext.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), conv_ext.ConvTranspose2d(4, 2, 2, stride=2),
-        nn.Flatten(2), conv_ext.Conv1d(2, 5, 3, padding="same"),
+        conv_ext.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(),
+        conv_ext.ConvTranspose2d(4, 2, 2, stride=2), nn.Flatten(2), conv_ext.Conv1d(2, 5, 3, padding="same"),
     )  # fmt: skip
     graph = torch.fx.symbolic_trace(net)
     called = [node.target for node in graph.graph.nodes if node.op == "call_function"]

@@ -12,8 +12,8 @@ u = 2^-24, or 2^-53 for float64 and complex128. An element may be off by
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -211,8 +211,9 @@ def assert_within_bound(got: Tensor, ref: Reference, dtype: torch.dtype, precisi
         worst = (torch.where(bad, error / limit, 0.0)).nan_to_num(math.inf, math.inf).argmax()
         index = tuple(int(i) for i in torch.unravel_index(worst, bad.shape))
         raise AssertionError(
-            f"{int(bad.sum())} of {bad.numel()} elements are beyond the bound; at {index}: got {parts[index].item()!r}, "
-            f"reference {ref.value[index].item()!r}, error {error[index].item():.3g}, bound {limit[index].item():.3g} "
+            f"{int(bad.sum())} of {bad.numel()} elements are beyond the bound; at {index}: "
+            f"got {parts[index].item()!r}, reference {ref.value[index].item()!r}, "
+            f"error {error[index].item():.3g}, bound {limit[index].item():.3g} "
             f"(A = {ref.magnitude[index].item():.3g}, L = {ref.length})"
         )
 

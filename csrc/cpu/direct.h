@@ -16,17 +16,6 @@
 
 namespace conv_ext {
 
-// Cuts typed arrays off a block of memory; must agree with direct_workspace in plan.cpp.
-struct Carver {
-  char* at;
-  template <class X>
-  X* take(int64_t count) {
-    X* taken = reinterpret_cast<X*>(at);
-    at += round_up(count * int64_t(sizeof(X)), 64);
-    return taken;
-  }
-};
-
 struct Tables {
   Axis vertical, horizontal;
   AxisTable rows, columns;
@@ -153,7 +142,10 @@ struct Gather {
             if (n0 + image < n1) write<T>(to + image * result.n + (q + i) / images * column_step, from[i]);
           }
         } else if (column_step == 1) {
-          for (int64_t i = 0; i < length; ++i) write<T>(to + q + i, from[i]);
+          constexpr int L = kLanes<A>;
+          int64_t i = 0;
+          for (; i + L <= length; i += L) write_lanes<T, A>(to + q + i, load(from + i));
+          if (i < length) write_lanes<T, A>(to + q + i, load(from + i), length - i);
         } else {
           for (int64_t i = 0; i < length; ++i) write<T>(to + (q + i) * column_step, from[i]);
         }
@@ -168,14 +160,20 @@ struct Gather {
     const int64_t count_h = tables.vertical.longest_count(), count_w = tables.horizontal.longest_count();
     const int64_t tiles_h = ceil_div(count_h, plan.tile_h), tiles_w = ceil_div(count_w, plan.tile_w);
     const int64_t parts_m = ceil_div(rows_m(), plan.task_m);
-    const int64_t part = index % parts_m; index /= parts_m;
-    const int64_t j0 = index % tiles_w * plan.tile_w; index /= tiles_w;
-    const int64_t i0 = index % tiles_h * plan.tile_h; index /= tiles_h;
-    const int64_t group = index % z.groups;
-    const int64_t n0 = index / z.groups * plan.images, n1 = min_of(z.n, n0 + plan.images);
+    const int64_t part = index % parts_m;
+    index /= parts_m;
+    const int64_t j0 = index % tiles_w * plan.tile_w;
+    index /= tiles_w;
+    const int64_t i0 = index % tiles_h * plan.tile_h;
+    index /= tiles_h;
+    const int64_t blocks = ceil_div(z.groups, plan.task_groups);
+    const int64_t first_group = index % blocks * plan.task_groups;
+    const int64_t last_group = min_of(z.groups, first_group + plan.task_groups);
+    const int64_t n0 = index / blocks * plan.images, n1 = min_of(z.n, n0 + plan.images);
     const int64_t pitch = tables.columns.longest;
-    pack_channels(packed, plan, pitch, source, parts, group * group_channels, group_channels, n0, n1, tables.rows,
-                  tables.columns, i0, j0, min_of(plan.tile_h, count_h - i0));
+    pack_channels(packed, plan, pitch, source, parts, first_group * group_channels,
+                  (last_group - first_group) * group_channels, n0, n1, tables.rows, tables.columns, i0, j0,
+                  min_of(plan.tile_h, count_h - i0));
     const int64_t m_begin = part * plan.task_m, m_end = min_of(rows_m(), m_begin + plan.task_m);
     for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
       const int64_t height = min_of(plan.tile_h, tables.vertical.count(fh) - i0);
@@ -183,7 +181,10 @@ struct Gather {
         const int64_t width = min_of(plan.tile_w, tables.horizontal.count(fw) - j0);
         if (width <= 0) continue;
         const int64_t h0 = fh + i0 * tables.vertical.output_step(), w0 = fw + j0 * tables.horizontal.output_step();
-        run_phase(fh * tables.horizontal.phases() + fw, group, m_begin, m_end, packed, height, width, n0, n1, h0, w0);
+        const int64_t phase = fh * tables.horizontal.phases() + fw;
+        for (int64_t group = first_group; group < last_group; ++group)
+          run_phase(phase, group, m_begin, m_end, packed + (group - first_group) * channels() * plan.channel_pitch,
+                    height, width, n0, n1, h0, w0);
       }
     }
   }
@@ -209,8 +210,9 @@ struct Gather {
       a.bias = bias + group * rows_m() + m0;
       for (int64_t p = 0; p < height; p += run_rows) {
         for (int64_t lane = 0; lane < run_lanes;) {
+          // Evenly wide blocks: one that is left with a single vector would wait for each of its own sums.
           const int64_t left = ceil_div(run_lanes - lane, L);
-          const int vectors = int(min_of(left, max_vectors(rows)));
+          const int vectors = int(ceil_div(left, ceil_div(left, max_vectors(rows))));
           const int64_t at = p * pitch * images + lane;
           a.x = packed + at;
           select_gather_tile<A>(rows, vectors)(a);
@@ -229,7 +231,9 @@ void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers
   const bool input_grad = pass == Pass::InputGrad;
   const int64_t parts = parts_of(z.dtype);
   Carver memory{static_cast<char*>(b.workspace)};
-  Gather<T, A> task{z, plan, make_tables(z, pass, plan, memory),
+  Gather<T, A> task{z,
+                    plan,
+                    make_tables(z, pass, plan, memory),
                     view_of<T>(input_grad ? b.output : b.input, parts),
                     view_of<T>(input_grad ? b.input : b.output, parts),
                     view_of<T>(b.weight, parts),
@@ -241,7 +245,8 @@ void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers
   const int64_t all_m = z.groups * task.rows_m();
   task.bias = memory.take<A>(all_m);
   for (int64_t m = 0; m < all_m; ++m)
-    task.bias[m] = b.bias ? read<A>(static_cast<const T*>(b.bias) + m / parts * b.bias_stride * parts + m % parts) : A(0);
+    task.bias[m] =
+        b.bias ? read<A>(static_cast<const T*>(b.bias) + m / parts * b.bias_stride * parts + m % parts) : A(0);
   task.packed_weight = memory.take<A>(all_m * task.channels() * task.taps());
   task.pack_weights(executor, input_grad);
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
@@ -254,7 +259,8 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
   const int64_t parts = parts_of(z.dtype), taps = z.r * z.s;
   Carver memory{static_cast<char*>(b.workspace)};
   const Tables tables = make_tables(z, Pass::WeightGrad, plan, memory);
-  const View<T> input = view_of<T>(b.input, parts), grad = view_of<T>(b.output, parts), result = view_of<T>(b.weight, parts);
+  const View<T> input = view_of<T>(b.input, parts), grad = view_of<T>(b.output, parts),
+                result = view_of<T>(b.weight, parts);
   const int64_t group_k = z.group_k(), group_c = z.group_c();
   // Sums of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S).
   const int64_t row_sums = group_c * parts * taps, group_sums = group_k * parts * row_sums;
@@ -265,30 +271,37 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
   const int64_t pitch = tables.columns.longest;
 
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-    const int64_t c0 = index % blocks_c * plan.tile_c; index /= blocks_c;
-    const int64_t k0 = index % blocks_k * plan.tile_k; index /= blocks_k;
-    const int64_t group = index % z.groups, split = index / z.groups;
+    const int64_t c0 = index % blocks_c * plan.tile_c;
+    index /= blocks_c;
+    const int64_t k0 = index % blocks_k * plan.tile_k;
+    index /= blocks_k;
+    const int64_t group_blocks = ceil_div(z.groups, plan.task_groups);
+    const int64_t first_group = index % group_blocks * plan.task_groups, split = index / group_blocks;
+    const int64_t groups = min_of(plan.task_groups, z.groups - first_group);
     const int64_t ck = min_of(plan.tile_k, group_k - k0), cc = min_of(plan.tile_c, group_c - c0);
     const int64_t rows_k = ck * parts, tap_rows = cc * parts * taps;
     Carver local{static_cast<char*>(scratch)};
     int64_t* const offset = local.take<int64_t>(tap_rows);
-    A* const g = local.take<A>(rows_k * plan.tile_h * plan.grad_pitch);
+    A* const g = local.take<A>(groups * rows_k * plan.tile_h * plan.grad_pitch);
     A* const x = local.take<A>(0);
     for (int64_t c = 0; c < cc * parts; ++c)
       for (int64_t t = 0; t < taps; ++t) offset[c * taps + t] = c * plan.channel_pitch + tables.tap_offset[t];
-    A* const out = sums + (split * z.groups + group) * group_sums + k0 * parts * row_sums + c0 * parts * taps;
-    for (int64_t k = 0; k < rows_k; ++k)
-      for (int64_t t = 0; t < tap_rows; ++t) out[k * row_sums + t] = A(0);
+    const auto out_row = [&](int64_t group, int64_t k) {
+      return sums + (split * z.groups + first_group + group) * group_sums + (k0 * parts + k) * row_sums +
+             c0 * parts * taps;
+    };
+    for (int64_t k = 0; k < groups * rows_k; ++k)
+      for (int64_t t = 0; t < tap_rows; ++t) out_row(k / rows_k, k % rows_k)[t] = A(0);
 
     for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
       const int64_t j0 = unit % tiles_w * plan.tile_w, i0 = unit / tiles_w % tiles_h * plan.tile_h;
       const int64_t n0 = unit / tiles_w / tiles_h * plan.images, n1 = min_of(z.n, n0 + plan.images);
       const int64_t height = min_of(plan.tile_h, z.p - i0), width = min_of(plan.tile_w, z.q - j0);
-      pack_channels(x, plan, pitch, input, parts, group * group_c + c0, cc, n0, n1, tables.rows, tables.columns, i0, j0,
-                    height);
+      pack_channels(x, plan, pitch, input, parts, first_group * group_c + c0, groups * cc, n0, n1, tables.rows,
+                    tables.columns, i0, j0, height);
       // The upstream gradient: rows of width * images lanes, filled up with zeros to whole vectors.
       const int64_t lanes = width * plan.images, grad_channel = plan.tile_h * plan.grad_pitch;
-      for (int64_t k = 0; k < rows_k; ++k)
+      for (int64_t k = 0; k < groups * rows_k; ++k)
         for (int64_t p = 0; p < height; ++p)
           for (int64_t i = n1 - n0 < plan.images ? 0 : lanes; i < round_up(lanes, L); ++i)
             g[k * grad_channel + p * plan.grad_pitch + i] = A(0);
@@ -296,13 +309,12 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
         for (int64_t p = 0; p < height; ++p)
           for (int64_t n = n0; n < n1; ++n)
             pack_block(g + part * grad_channel + p * plan.grad_pitch + (n - n0), grad_channel * parts, plan.images,
-                       grad.data + n * grad.n + (group * group_k + k0) * grad.channel + (i0 + p) * grad.row +
+                       grad.data + n * grad.n + (first_group * group_k + k0) * grad.channel + (i0 + p) * grad.row +
                            j0 * grad.column + part,
-                       grad.channel, grad.column, ck, width);
+                       grad.channel, grad.column, groups * ck, width);
 
       DotArguments<A> a;
       a.g_channel = grad_channel;
-      a.x = x;
       // Where no column lies between two rows, they are one.
       const bool joined = width == pitch && round_up(lanes, L) == lanes && plan.grad_pitch == lanes;
       a.rows = joined ? 1 : height;
@@ -310,17 +322,20 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
       a.g_row = plan.grad_pitch;
       a.x_row = pitch * plan.images;
       a.out_pitch = row_sums;
-      for (int64_t k = 0; k < rows_k;) {
-        const int block = block_rows(rows_k - k, kDotM);
-        a.g = g + k * grad_channel;
-        for (int64_t t = 0; t < tap_rows;) {
-          const int block_t = block_taps(tap_rows - t);
-          a.offset = offset + t;
-          a.out = out + k * row_sums + t;
-          select_dot_tile<A>(block, block_t)(a);
-          t += block_t;
+      for (int64_t group = 0; group < groups; ++group) {
+        a.x = x + group * cc * parts * plan.channel_pitch;
+        for (int64_t k = 0; k < rows_k;) {
+          const int block = block_rows(rows_k - k, kDotM);
+          a.g = g + (group * rows_k + k) * grad_channel;
+          for (int64_t t = 0; t < tap_rows;) {
+            const int block_t = block_taps(tap_rows - t);
+            a.offset = offset + t;
+            a.out = out_row(group, k) + t;
+            select_dot_tile<A>(block, block_t)(a);
+            t += block_t;
+          }
+          k += block;
         }
-        k += block;
       }
     }
   });

@@ -12,6 +12,17 @@
 
 namespace conv_ext {
 
+// Cuts typed arrays off a block of memory; the sizes must agree with what plan.cpp announces.
+struct Carver {
+  char* at;
+  template <class X>
+  X* take(int64_t count) {
+    X* taken = reinterpret_cast<X*>(at);
+    at += round_up(count * int64_t(sizeof(X)), 64);
+    return taken;
+  }
+};
+
 // Where a packed axis takes its positions from. The arrays lie in the workspace.
 struct AxisTable {
   int64_t step, source, tile, regions, longest;
@@ -60,11 +71,25 @@ inline View<T> view_of(const TensorRef& t, int64_t parts) {
 }
 
 template <class T>
-struct UnalignedOf { typedef T type __attribute__((aligned(1), may_alias)); };
+struct UnalignedOf {
+  typedef T type __attribute__((aligned(1), may_alias));
+};
 template <>
-struct UnalignedOf<bfloat16> { struct __attribute__((packed, may_alias)) type { uint16_t bits; operator bfloat16() const { return {bits}; } void operator=(bfloat16 t) { bits = t.bits; } }; };
+struct UnalignedOf<bfloat16> {
+  struct __attribute__((packed, may_alias)) type {
+    uint16_t bits;
+    operator bfloat16() const { return {bits}; }
+    void operator=(bfloat16 t) { bits = t.bits; }
+  };
+};
 template <>
-struct UnalignedOf<float16> { struct __attribute__((packed, may_alias)) type { uint16_t bits; operator float16() const { return {bits}; } void operator=(float16 t) { bits = t.bits; } }; };
+struct UnalignedOf<float16> {
+  struct __attribute__((packed, may_alias)) type {
+    uint16_t bits;
+    operator float16() const { return {bits}; }
+    void operator=(float16 t) { bits = t.bits; }
+  };
+};
 
 // User tensors may lie at any byte address.
 template <class A, class T>
@@ -74,6 +99,48 @@ inline __attribute__((always_inline)) A read(const T* p) {
 template <class T, class A>
 inline __attribute__((always_inline)) void write(T* p, A a) {
   *reinterpret_cast<typename UnalignedOf<T>::type*>(p) = narrow<T, A>(a);
+}
+
+// kLanes neighbours, or the first `count` of them (the rest is zero), as the accumulator's type; and back.
+template <class A, class T>
+inline __attribute__((always_inline)) Vec<A> read_lanes(const T* p) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return load(p);
+  } else {
+    A lane[kLanes<A>];
+    for (int i = 0; i < kLanes<A>; ++i) lane[i] = read<A>(p + i);
+    return load(lane);
+  }
+}
+template <class A, class T>
+inline __attribute__((always_inline)) Vec<A> read_lanes(const T* p, int64_t count) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return load_first(p, count);
+  } else {
+    A lane[kLanes<A>] = {};
+    for (int64_t i = 0; i < count; ++i) lane[i] = read<A>(p + i);
+    return load(lane);
+  }
+}
+template <class T, class A>
+inline __attribute__((always_inline)) void write_lanes(T* p, Vec<A> v) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    store(p, v);
+  } else {
+    A lane[kLanes<A>];
+    store(lane, v);
+    for (int i = 0; i < kLanes<A>; ++i) write<T>(p + i, lane[i]);
+  }
+}
+template <class T, class A>
+inline __attribute__((always_inline)) void write_lanes(T* p, Vec<A> v, int64_t count) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    store_first(p, v, count);
+  } else {
+    A lane[kLanes<A>];
+    store(lane, v);
+    for (int64_t i = 0; i < count; ++i) write<T>(p + i, lane[i]);
+  }
 }
 
 // A block of channels x positions: to[c * to_channel + i * to_position] = from[c * from_channel + i * from_position].
@@ -89,16 +156,7 @@ inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* 
       for (; i + L <= positions; i += L) {
         Vec<A> square[L];
 #pragma GCC unroll 16
-        for (int j = 0; j < L; ++j) {
-          const T* p = from + c + (i + j) * from_position;
-          if constexpr (sizeof(T) == sizeof(A)) {
-            square[j] = load(reinterpret_cast<const A*>(p));
-          } else {
-            A line[L];
-            for (int l = 0; l < L; ++l) line[l] = read<A>(p + l);
-            square[j] = load(line);
-          }
-        }
+        for (int j = 0; j < L; ++j) square[j] = read_lanes<A>(from + c + (i + j) * from_position);
         transpose<A>(square);
 #pragma GCC unroll 16
         for (int j = 0; j < L; ++j) store(to + (c + j) * to_channel + i, square[j]);
@@ -114,7 +172,9 @@ inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* 
     A* t = to + c * to_channel;
     const T* f = from + c * from_channel;
     if (to_position == 1 && from_position == 1) {
-      for (int64_t i = 0; i < positions; ++i) t[i] = read<A>(f + i);
+      int64_t i = 0;
+      for (; i + L <= positions; i += L) store(t + i, read_lanes<A>(f + i));
+      if (i < positions) store_first(t + i, read_lanes<A>(f + i, positions - i), positions - i);
     } else {
       for (int64_t i = 0; i < positions; ++i) t[i * to_position] = read<A>(f + i * from_position);
     }
@@ -145,8 +205,8 @@ void pack_tile(A* packed, const PackedTile& layout, const View<T>& view, int64_t
     // Packed positions [inside, outside) lie within the source; the rest is padding.
     const int64_t shift = -columns.source_at(across, j0, 0);
     const int64_t inside = min_of(max_of(shift > 0 ? ceil_div(shift, columns.step) : 0, 0), across.length);
-    const int64_t outside =
-        max_of(min_of(shift + columns.source > 0 ? ceil_div(shift + columns.source, columns.step) : 0, across.length), inside);
+    const int64_t outside = max_of(
+        min_of(shift + columns.source > 0 ? ceil_div(shift + columns.source, columns.step) : 0, across.length), inside);
     for (int64_t y = 0; y < rows.regions; ++y) {
       const Region& down = rows.region[y];
       const int64_t used = down.length - (rows.tile - height);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../reference/reference.h"
+#include "depthwise.h"
 #include "direct.h"
 
 namespace conv_ext {
@@ -15,8 +16,12 @@ void run_weight_grad(const ConvProblem&, const Plan&, const Buffers&, const Exec
 template <Pass pass, class T, class A, class Wide>
 RunPass select_algorithm(Algorithm algorithm) {
   switch (algorithm) {
-    case Algorithm::Direct: return run_direct<T, A, pass>;
-    case Algorithm::Reference: return run_reference<T, Wide, pass>;
+    case Algorithm::Depthwise:
+      return run_depthwise<T, A, pass>;
+    case Algorithm::Direct:
+      return run_direct<T, A, pass>;
+    case Algorithm::Reference:
+      return run_reference<T, Wide, pass>;
   }
   return nullptr;
 }
@@ -26,11 +31,15 @@ template <Pass pass>
 RunPass select_pass(DType dtype, Algorithm algorithm) {
   switch (dtype) {
     case DType::Complex64:
-    case DType::Float32: return select_algorithm<pass, float, float, double>(algorithm);
+    case DType::Float32:
+      return select_algorithm<pass, float, float, double>(algorithm);
     case DType::Complex128:
-    case DType::Float64: return select_algorithm<pass, double, double, long double>(algorithm);
-    case DType::BFloat16: return select_algorithm<pass, bfloat16, float, double>(algorithm);
-    case DType::Float16: return select_algorithm<pass, float16, float, double>(algorithm);
+    case DType::Float64:
+      return select_algorithm<pass, double, double, long double>(algorithm);
+    case DType::BFloat16:
+      return select_algorithm<pass, bfloat16, float, double>(algorithm);
+    case DType::Float16:
+      return select_algorithm<pass, float16, float, double>(algorithm);
   }
   return nullptr;
 }

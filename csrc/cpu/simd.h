@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -45,21 +45,65 @@ inline __attribute__((always_inline)) Vec<A> splat(A a) {
 template <class A>
 struct IntegerOf;
 template <>
-struct IntegerOf<float> { typedef int32_t type; };
+struct IntegerOf<float> {
+  typedef int32_t type;
+};
 template <>
-struct IntegerOf<double> { typedef int64_t type; };
+struct IntegerOf<double> {
+  typedef int64_t type;
+};
 
 // All ones in the first `count` lanes.
 template <class A>
 inline Vec<typename IntegerOf<A>::type> first_lanes(int64_t count) {
   typedef typename IntegerOf<A>::type I;
-  Vec<I> mask;
-  for (int i = 0; i < kLanes<A>; ++i) mask[i] = i < count ? I(-1) : I(0);
-  return mask;
+  Vec<I> lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = I(i);
+  return lane < (I(count) - Vec<I>{});
 }
 template <class A>
 inline __attribute__((always_inline)) Vec<A> keep(Vec<A> v, Vec<typename IntegerOf<A>::type> mask) {
   return (Vec<A>)((Vec<typename IntegerOf<A>::type>)v & mask);
+}
+
+// The first `count` lanes in memory, 0 < count < kLanes; the others are zero, and their addresses are not touched.
+template <class A>
+inline __attribute__((always_inline)) Vec<A> load_first(const A* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    return (Vec<A>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+  else
+    return (Vec<A>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+#elif defined(__AVX2__)
+  const auto mask = (__m256i)first_lanes<A>(count);
+  if constexpr (sizeof(A) == 4)
+    return (Vec<A>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), mask);
+  else
+    return (Vec<A>)_mm256_maskload_pd(reinterpret_cast<const double*>(p), mask);
+#else
+  Vec<A> v{};
+  for (int i = 0; i < kLanes<A>; ++i)
+    if (i < count) memcpy(reinterpret_cast<char*>(&v) + i * sizeof(A), p + i, sizeof(A));
+  return v;
+#endif
+}
+template <class A>
+inline __attribute__((always_inline)) void store_first(A* p, Vec<A> v, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v);
+#elif defined(__AVX2__)
+  const auto mask = (__m256i)first_lanes<A>(count);
+  if constexpr (sizeof(A) == 4)
+    _mm256_maskstore_ps(reinterpret_cast<float*>(p), mask, (__m256)v);
+  else
+    _mm256_maskstore_pd(reinterpret_cast<double*>(p), mask, (__m256d)v);
+#else
+  for (int i = 0; i < kLanes<A>; ++i)
+    if (i < count) memcpy(p + i, reinterpret_cast<const char*>(&v) + i * sizeof(A), sizeof(A));
+#endif
 }
 
 // Lanes of a and b, numbered through, in the order of a constant index.
@@ -127,8 +171,12 @@ inline __attribute__((always_inline)) Vec<A> sum_each(Vec<A>* v) {
 }
 
 // Storage types of two bytes. Sums are formed in float32; a result is rounded once, to nearest even.
-struct bfloat16 { uint16_t bits; };
-struct float16 { uint16_t bits; };
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
 
 inline uint32_t bits_of(float f) {
   uint32_t u;
@@ -142,11 +190,17 @@ inline float float_of(uint32_t u) {
 }
 
 template <class A, class T>
-inline __attribute__((always_inline)) A widen(T t) { return A(t); }
+inline __attribute__((always_inline)) A widen(T t) {
+  return A(t);
+}
 template <>
-inline __attribute__((always_inline)) float widen<float, bfloat16>(bfloat16 t) { return float_of(uint32_t(t.bits) << 16); }
+inline __attribute__((always_inline)) float widen<float, bfloat16>(bfloat16 t) {
+  return float_of(uint32_t(t.bits) << 16);
+}
 template <>
-inline __attribute__((always_inline)) double widen<double, bfloat16>(bfloat16 t) { return widen<float>(t); }
+inline __attribute__((always_inline)) double widen<double, bfloat16>(bfloat16 t) {
+  return widen<float>(t);
+}
 
 template <>
 inline __attribute__((always_inline)) float widen<float, float16>(float16 t) {
@@ -160,10 +214,14 @@ inline __attribute__((always_inline)) float widen<float, float16>(float16 t) {
 #endif
 }
 template <>
-inline __attribute__((always_inline)) double widen<double, float16>(float16 t) { return widen<float>(t); }
+inline __attribute__((always_inline)) double widen<double, float16>(float16 t) {
+  return widen<float>(t);
+}
 
 template <class T, class A>
-inline __attribute__((always_inline)) T narrow(A a) { return T(a); }
+inline __attribute__((always_inline)) T narrow(A a) {
+  return T(a);
+}
 template <>
 inline __attribute__((always_inline)) bfloat16 narrow<bfloat16, float>(float a) {
   const uint32_t u = bits_of(a);
@@ -197,8 +255,12 @@ inline float round_to_odd(double d) {
   return float_of(bits_of(f) + (away ? -1 : 1));
 }
 template <>
-inline bfloat16 narrow<bfloat16, double>(double a) { return narrow<bfloat16>(round_to_odd(a)); }
+inline bfloat16 narrow<bfloat16, double>(double a) {
+  return narrow<bfloat16>(round_to_odd(a));
+}
 template <>
-inline float16 narrow<float16, double>(double a) { return narrow<float16>(round_to_odd(a)); }
+inline float16 narrow<float16, double>(double a) {
+  return narrow<float16>(round_to_odd(a));
+}
 
 }  // namespace conv_ext

@@ -34,13 +34,13 @@ inline int block_rows(int64_t rest, int largest) {
 
 template <class A>
 struct GatherArguments {
-  const A* x;             // packed source at this block's first lane
+  const A* x;  // packed source at this block's first lane
   int64_t channels, channel_pitch;
   const int64_t* offset;  // (taps)
   int64_t taps;
-  const A* weight;        // (channels, taps, M)
-  const A* bias;          // (M)
-  A* out;                 // (M, V * kLanes)
+  const A* weight;  // (channels, taps, M)
+  const A* bias;    // (M)
+  A* out;           // (M, V * kLanes)
 };
 
 template <class A, int M, int V>
@@ -78,13 +78,13 @@ void gather_tile(const GatherArguments<A>& a) {
 
 template <class A>
 struct DotArguments {
-  const A* g;             // packed upstream gradient, M rows g_channel apart
+  const A* g;  // packed upstream gradient, M rows g_channel apart
   int64_t g_channel, g_row;
   const A* x;             // packed input
   const int64_t* offset;  // (T)
   int64_t x_row;
-  int64_t rows, lanes;    // output rows in the tile, outputs in a row
-  A* out;                 // (M, T), rows out_pitch apart; added to
+  int64_t rows, lanes;  // output rows in the tile, outputs in a row
+  A* out;               // (M, T), rows out_pitch apart; added to
   int64_t out_pitch;
 };
 

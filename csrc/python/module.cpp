@@ -58,6 +58,11 @@ py::dict describe(Pass pass, const ConvProblem& problem, const std::string& algo
   py::dict tiles;
   const bool empty = problem.input_elements() == 0 || problem.weight_elements() == 0 || problem.output_elements() == 0;
   const Plan plan = empty ? Plan{} : make_plan(problem, pass, isa, chosen);
+  if (!empty && chosen.algorithm == Algorithm::Depthwise) {
+    tiles["rows"] = plan.tile_h;
+    tiles["columns"] = plan.tile_w;
+    if (pass == Pass::WeightGrad) tiles["splits"] = plan.splits;
+  }
   if (!empty && chosen.algorithm == Algorithm::Direct) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
@@ -90,10 +95,9 @@ py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<
   if (input.size() != 4 || weight.size() != 4 || output.size() != 4 || stride.size() != 2 || padding.size() != 4 ||
       dilation.size() != 2)
     throw py::value_error("plan takes three 4-D sizes, and 2, 4 and 2 ints of stride, padding and dilation");
-  const ConvProblem problem{input[0],   input[1],    input[2],    input[3],   weight[0],  weight[2],
-                            weight[3],  output[2],   output[3],   stride[0],  stride[1],  dilation[0],
-                            dilation[1], padding[0], padding[1],  padding[2], padding[3], groups,
-                            DType(index)};
+  const ConvProblem problem{input[0],   input[1],   input[2],   input[3],  weight[0],   weight[2],   weight[3],
+                            output[2],  output[3],  stride[0],  stride[1], dilation[0], dilation[1], padding[0],
+                            padding[1], padding[2], padding[3], groups,    DType(index)};
   return describe(pass_named(name), problem, algorithm);
 }
 

@@ -142,7 +142,8 @@ void load_kernel_library(const std::string& path) {
 
 void set_scratch_guard(bool on) { scratch_guard = on; }
 
-Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, const CallArguments& call) {
+Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
+               const CallArguments& call) {
   const ConvProblem problem = validate(pass, a, b, bias, call);
   TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
   const KernelLibrary& library = kernel_library();
@@ -160,9 +161,15 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   const TensorRef out = ref(result), first = ref(a), second = ref(b);
   Buffers buffers{};
   switch (pass) {
-    case Pass::Forward: buffers = {first, second, out, nullptr, 0, nullptr}; break;
-    case Pass::InputGrad: buffers = {out, second, first, nullptr, 0, nullptr}; break;
-    case Pass::WeightGrad: buffers = {second, out, first, nullptr, 0, nullptr}; break;
+    case Pass::Forward:
+      buffers = {first, second, out, nullptr, 0, nullptr};
+      break;
+    case Pass::InputGrad:
+      buffers = {out, second, first, nullptr, 0, nullptr};
+      break;
+    case Pass::WeightGrad:
+      buffers = {second, out, first, nullptr, 0, nullptr};
+      break;
   }
   if (bias) {
     buffers.bias = bias->const_data_ptr();

@@ -141,7 +141,8 @@ PyCFunction method(F* function) {
 PyMethodDef kMethods[] = {
     {"road", method(road), METH_FASTCALL,
      "road(input, weight, bias) -> 2: plain tensors, no gradient needed; 1: plain, gradient needed; 0: anything else"},
-    {"forward", method(call<Pass::Forward>), METH_FASTCALL, "conv_ext::forward below the dispatcher, for plain tensors"},
+    {"forward", method(call<Pass::Forward>), METH_FASTCALL,
+     "conv_ext::forward below the dispatcher, for plain tensors"},
     {"input_grad", method(call<Pass::InputGrad>), METH_FASTCALL,
      "conv_ext::input_grad below the dispatcher, for plain tensors"},
     {"weight_grad", method(call<Pass::WeightGrad>), METH_FASTCALL,

@@ -19,15 +19,16 @@ struct CallArguments {
 
 // Checks every argument and gives the problem that they describe. first, second: input and weight (forward),
 // grad_output and weight (input_grad), grad_output and input (weight_grad). Raises what the user sees.
-ConvProblem validate(Pass pass, const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& bias,
-                     const CallArguments& call);
+ConvProblem validate(Pass pass, const at::Tensor& first, const at::Tensor& second,
+                     const std::optional<at::Tensor>& bias, const CallArguments& call);
 
 // Validates, plans, allocates the result in the memory format that F.conv2d would choose, and runs the pass on the CPU.
 at::Tensor run_cpu(Pass pass, const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& bias,
                    const CallArguments& call);
 
 // The plan's answer, or an error that gives the algorithm's own reason.
-const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa, std::string_view algorithm);
+const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,
+                                 std::string_view algorithm);
 
 const char* pass_name(Pass pass);
 

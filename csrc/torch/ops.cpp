@@ -25,19 +25,32 @@ std::string tuple(IntArrayRef values) {
 // Python's name of a dtype.
 std::string name_of(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return "float32";
-    case at::kDouble: return "float64";
-    case at::kHalf: return "float16";
-    case at::kBFloat16: return "bfloat16";
-    case at::kComplexFloat: return "complex64";
-    case at::kComplexDouble: return "complex128";
-    case at::kByte: return "uint8";
-    case at::kChar: return "int8";
-    case at::kShort: return "int16";
-    case at::kInt: return "int32";
-    case at::kLong: return "int64";
-    case at::kBool: return "bool";
-    default: break;
+    case at::kFloat:
+      return "float32";
+    case at::kDouble:
+      return "float64";
+    case at::kHalf:
+      return "float16";
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kComplexFloat:
+      return "complex64";
+    case at::kComplexDouble:
+      return "complex128";
+    case at::kByte:
+      return "uint8";
+    case at::kChar:
+      return "int8";
+    case at::kShort:
+      return "int16";
+    case at::kInt:
+      return "int32";
+    case at::kLong:
+      return "int64";
+    case at::kBool:
+      return "bool";
+    default:
+      break;
   }
   std::string name = c10::toString(type);
   for (char& c : name) c = char(std::tolower(c));
@@ -46,13 +59,20 @@ std::string name_of(at::ScalarType type) {
 
 DType dtype_of(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return DType::Float32;
-    case at::kDouble: return DType::Float64;
-    case at::kBFloat16: return DType::BFloat16;
-    case at::kHalf: return DType::Float16;
-    case at::kComplexFloat: return DType::Complex64;
-    case at::kComplexDouble: return DType::Complex128;
-    default: break;
+    case at::kFloat:
+      return DType::Float32;
+    case at::kDouble:
+      return DType::Float64;
+    case at::kBFloat16:
+      return DType::BFloat16;
+    case at::kHalf:
+      return DType::Float16;
+    case at::kComplexFloat:
+      return DType::Complex64;
+    case at::kComplexDouble:
+      return DType::Complex128;
+    default:
+      break;
   }
   TORCH_CHECK_NOT_IMPLEMENTED(false, "conv_ext is not implemented for ", name_of(type),
                               "; supported: float32, float64, bfloat16, float16, complex64, complex128");
@@ -81,8 +101,8 @@ void check_operands(Pass pass, const Tensor& a, const Tensor& b, const std::opti
   strided(b, names.second);
   if (bias) strided(*bias, "bias");
   const auto together = [&](const Tensor& t, const char* name) {
-    TORCH_CHECK(a.device() == t.device(), "Expected all tensors to be on the same device, but got ", names.first, " on ",
-                a.device(), " and ", name, " on ", t.device());
+    TORCH_CHECK(a.device() == t.device(), "Expected all tensors to be on the same device, but got ", names.first,
+                " on ", a.device(), " and ", name, " on ", t.device());
   };
   together(b, names.second);
   if (bias) together(*bias, "bias");
@@ -98,6 +118,15 @@ void check_settings(Pass pass, const CallArguments& call) {
   TORCH_CHECK(call.precision == "ieee" || call.precision == "tf32" || call.precision == "bf16",
               "precision must be one of ieee, tf32, bf16, got ", call.precision);
   TORCH_CHECK(pass != Pass::Forward || call.activation == "none", "activation must be none, got ", call.activation);
+  // A schema's SymInt[2] does not hold callers to a length.
+  const auto check_length = [](const char* name, IntArrayRef values, size_t length) {
+    TORCH_CHECK(values.size() == length, "expected ", name, " to be a list of ", length, " values, got ",
+                tuple(values));
+  };
+  if (pass != Pass::Forward) check_length(pass == Pass::InputGrad ? "input_size" : "kernel_size", call.size, 2);
+  check_length("stride", call.stride, 2);
+  check_length("padding", call.padding, 4);
+  check_length("dilation", call.dilation, 2);
   TORCH_CHECK(call.groups >= 1, "non-positive groups is not supported: groups must be at least 1, got ", call.groups);
   TORCH_CHECK(call.stride[0] >= 1 && call.stride[1] >= 1,
               "non-positive stride is not supported: stride must be positive, got ", tuple(call.stride));
@@ -105,7 +134,8 @@ void check_settings(Pass pass, const CallArguments& call) {
               "negative padding is not supported: (top, bottom, left, right) must not be negative, got ",
               tuple(call.padding));
   TORCH_CHECK(call.dilation[0] >= 1 && call.dilation[1] >= 1,
-              "non-positive dilation is not supported: dilation should be greater than zero, got ", tuple(call.dilation));
+              "non-positive dilation is not supported: dilation should be greater than zero, got ",
+              tuple(call.dilation));
   TORCH_CHECK(pass != Pass::InputGrad || (call.size[0] >= 0 && call.size[1] >= 0),
               "input_size must not be negative, got ", tuple(call.size));
 }
@@ -128,11 +158,12 @@ void check_channels(Pass pass, const Tensor& a, const Tensor& b, const Sizes& we
                 ", expected input", a.sizes(), " to have ", fits ? std::to_string(channels) : "more than 2^63 - 1",
                 " channels, but got ", a.size(1), " channels instead");
   } else if (pass == Pass::InputGrad) {
-    TORCH_CHECK(a.size(1) == weight[0], "Given weight of size ", IntArrayRef(weight), ", expected grad_output", a.sizes(),
-                " to have ", weight[0], " channels, but got ", a.size(1), " channels instead");
+    TORCH_CHECK(a.size(1) == weight[0], "Given weight of size ", IntArrayRef(weight), ", expected grad_output",
+                a.sizes(), " to have ", weight[0], " channels, but got ", a.size(1), " channels instead");
   } else {
-    TORCH_CHECK(a.size(0) == b.size(0), "Expected grad_output and input to have the same batch size, but got grad_output of size ",
-                a.sizes(), " and input of size ", b.sizes());
+    TORCH_CHECK(a.size(0) == b.size(0),
+                "Expected grad_output and input to have the same batch size, but got grad_output of size ", a.sizes(),
+                " and input of size ", b.sizes());
   }
 }
 
@@ -150,14 +181,14 @@ std::array<int64_t, 2> output_size(const Sizes& input, const Sizes& weight, cons
   const int64_t* pad = call.padding.data();
   for (int i = 0; i < 2; ++i)
     TORCH_CHECK(checked_mul(call.dilation[i], weight[2 + i] - 1, &kernel[i]) && checked_add(kernel[i], 1, &kernel[i]),
-                "effective kernel size exceeds 2^63 - 1: kernel size ", tuple(IntArrayRef(weight).slice(2)), ", dilation ",
-                tuple(call.dilation));
+                "effective kernel size exceeds 2^63 - 1: kernel size ", tuple(IntArrayRef(weight).slice(2)),
+                ", dilation ", tuple(call.dilation));
   for (int i = 0; i < 2; ++i)
     TORCH_CHECK(checked_add(pad[2 * i], pad[2 * i + 1], &padded[i]) && checked_add(padded[i], input[2 + i], &padded[i]),
                 "padded input size exceeds 2^63 - 1: input size ", tuple(IntArrayRef(input).slice(2)), ", padding ",
                 tuple(call.padding));
-  TORCH_CHECK(kernel[0] <= padded[0] && kernel[1] <= padded[1], "Calculated padded input size per channel: (", padded[0],
-              " x ", padded[1], "). Kernel size: (", kernel[0], " x ", kernel[1],
+  TORCH_CHECK(kernel[0] <= padded[0] && kernel[1] <= padded[1], "Calculated padded input size per channel: (",
+              padded[0], " x ", padded[1], "). Kernel size: (", kernel[0], " x ", kernel[1],
               "). Kernel size can't be greater than actual input size");
   TORCH_CHECK((input[2] > 0 && input[3] > 0) || input[0] == 0 || input[1] == 0,
               "Only zero batch or zero channel inputs are supported, but got input shape: ", IntArrayRef(input));
@@ -186,12 +217,13 @@ ConvProblem validate(Pass pass, const Tensor& a, const Tensor& b, const std::opt
   check_channels(pass, a, b, weight, call.groups);
   if (bias)
     TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight[0], "Given weight of size ", IntArrayRef(weight),
-                ", expected bias to be 1-dimensional with ", weight[0], " elements, but got bias of size ", bias->sizes(),
-                " instead");
+                ", expected bias to be 1-dimensional with ", weight[0], " elements, but got bias of size ",
+                bias->sizes(), " instead");
   if (pass == Pass::InputGrad) {
     int64_t channels = 0;
-    TORCH_CHECK(checked_mul(weight[1], call.groups, &channels), "number of input channels exceeds 2^63 - 1: weight of size ",
-                IntArrayRef(weight), ", groups=", call.groups);
+    TORCH_CHECK(checked_mul(weight[1], call.groups, &channels),
+                "number of input channels exceeds 2^63 - 1: weight of size ", IntArrayRef(weight),
+                ", groups=", call.groups);
     input = {a.size(0), channels, call.size[0], call.size[1]};
   } else {
     const Tensor& x = pass == Pass::Forward ? a : b;
@@ -207,14 +239,29 @@ ConvProblem validate(Pass pass, const Tensor& a, const Tensor& b, const std::opt
                 tuple(call.size), " gives an output of size ", IntArrayRef(output), ", but got grad_output of size ",
                 a.sizes());
 
-  return ConvProblem{input[0],         input[1],         input[2],         input[3],
-                     weight[0],        weight[2],        weight[3],        p,
-                     q,                call.stride[0],   call.stride[1],   call.dilation[0],
-                     call.dilation[1], call.padding[0],  call.padding[1],  call.padding[2],
-                     call.padding[3],  call.groups,      dtype};
+  return ConvProblem{input[0],
+                     input[1],
+                     input[2],
+                     input[3],
+                     weight[0],
+                     weight[2],
+                     weight[3],
+                     p,
+                     q,
+                     call.stride[0],
+                     call.stride[1],
+                     call.dilation[0],
+                     call.dilation[1],
+                     call.padding[0],
+                     call.padding[1],
+                     call.padding[2],
+                     call.padding[3],
+                     call.groups,
+                     dtype};
 }
 
-const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa, std::string_view algorithm) {
+const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,
+                                 std::string_view algorithm) {
   const std::string forced(algorithm);
   const char* reason = nullptr;
   const Candidate* candidate = choose(problem, pass, isa, forced.c_str(), &reason);

@@ -1,0 +1,96 @@
+"""What the caller allows: precision and algorithm, from the setting to the kernel that the profiler shows."""
+
+import threading
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import conv_ext
+from conv_ext import settings
+
+X, W, B = (2, 4, 6, 7), (6, 2, 3, 2), (6,)
+OPTIONS = dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
+
+
+def leaves():
+    return [torch.randn(shape, requires_grad=True) for shape in (X, W, B)]
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "reference"])
+def test_the_profiler_shows_each_pass_with_its_algorithm(algorithm):
+    operands = leaves()
+    with conv_ext.algorithm(algorithm), torch.profiler.profile() as profile:
+        conv_ext.conv2d(*operands, **OPTIONS).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {f"conv_ext::{p}[{algorithm}]" for p in ("forward", "input_grad", "weight_grad")} <= names
+
+
+def test_the_backward_pass_uses_what_the_forward_pass_used():
+    operands = leaves()
+    with conv_ext.algorithm("reference"):
+        y = conv_ext.conv2d(*operands, **OPTIONS)
+    with torch.profiler.profile() as profile:
+        y.sum().backward()
+    names = {event.key for event in profile.key_averages() if event.key.startswith("conv_ext::")}
+    assert names == {"conv_ext::input_grad[reference]", "conv_ext::weight_grad[reference]"}
+
+
+def test_precision_follows_torch_and_can_be_overridden():
+    conv, old = torch.backends.mkldnn.conv, torch.backends.mkldnn.conv.fp32_precision
+    assert settings.current_precision("cpu") == "ieee"  # where nothing is set
+    try:
+        for value in ("tf32", "bf16", "ieee"):
+            conv.fp32_precision = value
+            assert settings.current_precision("cpu") == settings.torch_precision("cpu") == value
+            with conv_ext.precision("ieee"):
+                assert settings.current_precision("cpu") == "ieee"
+                with conv_ext.precision("tf32"):
+                    assert settings.current_precision("cuda") == "tf32"
+                assert settings.current_precision("cpu") == "ieee"
+    finally:
+        conv.fp32_precision = old
+    cudnn = torch.backends.cudnn.conv.fp32_precision
+    assert settings.torch_precision("cuda") == (cudnn if cudnn in settings.PRECISIONS else "ieee")
+    assert settings.torch_precision("meta") == "ieee"
+
+
+def test_settings_reach_the_operator():
+    x, w = torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3)
+    seen = []
+
+    class Arguments(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.extend(a for a in args if isinstance(a, str))
+            return func(*args, **(kwargs or {}))
+
+    with conv_ext.precision("bf16"), conv_ext.algorithm("reference"), Arguments():
+        conv_ext.conv2d(x, w)
+        conv_ext.conv2d(x.double(), w.double())  # float32's setting only
+    # An argument that equals its default is dropped only from the end.
+    assert seen == ["bf16", "reference", "ieee", "reference"]
+
+
+def test_settings_are_the_threads_own():
+    seen = []
+    with conv_ext.precision("tf32"), conv_ext.algorithm("reference"):
+        thread = threading.Thread(
+            target=lambda: seen.append((settings.current_precision(), settings.current_algorithm()))
+        )
+        thread.start()
+        thread.join()
+        assert (settings.current_precision(), settings.current_algorithm()) == ("tf32", "reference")
+    assert seen == [("ieee", "auto")]
+
+
+def test_one_setting_entered_twice_and_left_by_an_exception():
+    setting = conv_ext.precision("tf32")
+    with pytest.raises(KeyError), setting, setting:
+        raise KeyError
+    assert settings.current_precision() == "ieee"
+    with pytest.raises(ValueError, match="precision must be one of ieee, tf32, bf16, got 'fast'"):
+        conv_ext.precision("fast")
+    with pytest.raises(TypeError, match="algorithm must be a str"):
+        conv_ext.algorithm(3)
+    with conv_ext.algorithm("fast"), pytest.raises(RuntimeError, match="algorithm must be one of"):
+        conv_ext.conv2d(torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3))

@@ -1,0 +1,189 @@
+"""The walls of the architecture: who may include and import what, which files must be there, and how each begins."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import conv_ext
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+C_SOURCES = {".h", ".cpp", ".cu", ".cuh"}
+
+
+def project_files():
+    """Text files of the project: what git tracks or would track; without git, those of the known folders."""
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        files = [ROOT / name for name in listed]
+    except (OSError, subprocess.CalledProcessError):
+        files = [f for part in ("conv_ext", "csrc", "tests", "bench", "docs") for f in (ROOT / part).rglob("*")]
+        files += list(ROOT.glob("*"))
+    binary = {".png", ".so", ".pyc", ".gz", ".npz", ".ico", ".pdf"}
+    return sorted(f for f in files if f.is_file() and f.suffix not in binary and "__pycache__" not in f.parts)
+
+
+FILES = project_files()
+SOURCES = [f for f in FILES if f.suffix in C_SOURCES]
+PYTHON = [f for f in FILES if f.suffix == ".py"]
+
+
+def under(*parts):
+    return [f for f in FILES if f.is_relative_to(ROOT.joinpath(*parts))]
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def includes(path):
+    return re.findall(r'^\s*#\s*include\s*([<"][^>"]+[>"])', path.read_text(), re.MULTILINE)
+
+
+def test_there_is_something_to_look_at():
+    assert len(SOURCES) > 10 and len(PYTHON) > 20
+    assert ROOT / "tests" / "test_structure.py" in FILES
+
+
+# ---- C++
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_only_the_binding_knows_torch(path):
+    if path.is_relative_to(CSRC / "torch") or path.is_relative_to(CSRC / "python"):
+        return
+    assert not [i for i in includes(path) if re.search(r"torch|ATen|c10|pybind11|Python\.h", i)]
+    assert not re.search(r"\b(at|c10|torch)::", path.read_text())
+
+
+# Nothing that the linker could share between instruction sets: C headers and the compiler's intrinsics alone.
+KERNEL_HEADERS = {"<stdint.h>", "<stddef.h>", "<string.h>", "<math.h>", "<float.h>", "<immintrin.h>"}
+KERNEL_SOURCES = [
+    f for f in SOURCES if f.parent in (CSRC / "cpu", CSRC / "reference") or f.parent == CSRC and f.suffix == ".h"
+]
+
+
+@pytest.mark.parametrize("path", KERNEL_SOURCES, ids=name_of)
+def test_kernel_sources_include_no_standard_library_of_cpp(path):
+    outside = {i for i in includes(path) if i.startswith("<")} - KERNEL_HEADERS
+    assert not outside
+    assert "std::" not in path.read_text()
+    for inner in (i.strip('"') for i in includes(path) if i.startswith('"')):
+        target = (path.parent / inner).resolve()
+        assert target in KERNEL_SOURCES, f"{inner} is outside the kernels"
+
+
+DEVICE_WORDS = (
+    r"\basm\b|\b(threadIdx|blockIdx|blockDim|gridDim)\b"
+    r"|__(syncthreads|syncwarp|shfl|ballot|activemask|cvta|ldg|nanosleep|threadfence)"
+)
+
+
+@pytest.mark.parametrize("path", [f for f in SOURCES if f != CSRC / "cuda" / "device.h"], ids=name_of)
+def test_only_device_h_names_the_device(path):
+    """PTX and the built-ins of CUDA stand in csrc/cuda/device.h alone."""
+    found = re.search(DEVICE_WORDS, path.read_text())
+    assert not found, found[0]
+
+
+@pytest.mark.parametrize("folder, suffix", [("cpu", ".cpp"), ("cuda", ".cu")])
+def test_each_device_has_the_three_passes(folder, suffix):
+    kernels = [f for f in SOURCES if f.parent == CSRC / folder and f.suffix == suffix]
+    if folder == "cuda" and not kernels:
+        pytest.skip("no CUDA kernels in this tree")
+    assert {"forward", "input_grad", "weight_grad"} <= {f.stem for f in kernels}
+
+
+@pytest.mark.parametrize("path", [f for f in SOURCES if f.suffix in (".h", ".cuh")], ids=name_of)
+def test_headers_are_included_once(path):
+    assert "#pragma once" in path.read_text()
+
+
+# ---- Python
+
+
+@pytest.mark.parametrize("path", [f for f in under("conv_ext", "models") if f.suffix == ".py"], ids=name_of)
+def test_models_use_only_the_public_interface(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            whole = ("." * node.level) + (node.module or "")
+            if whole in ("..", "conv_ext"):
+                assert {alias.name for alias in node.names} <= set(conv_ext.__all__)
+            else:  # another model beside it
+                assert not whole.startswith(("..", "conv_ext")) or whole.startswith("conv_ext.models"), whole
+        elif isinstance(node, ast.Import):
+            assert not [a.name for a in node.names if a.name.startswith("conv_ext.")]
+        elif isinstance(node, ast.Attribute):
+            assert not (
+                isinstance(node.value, ast.Name) and node.value.id == "conv_ext" and node.attr not in conv_ext.__all__
+            )
+
+
+@pytest.mark.parametrize("path", [f for f in PYTHON if f.parent == ROOT / "conv_ext"], ids=name_of)
+def test_the_package_imports_nothing_that_only_demo_or_tests_need(path):
+    """tqdm, matplotlib, scikit-learn, hypothesis: never at import."""
+    for node in ast.parse(path.read_text()).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        roots = {name.split(".")[0] for name in names}
+        assert not roots & {"tqdm", "matplotlib", "sklearn", "hypothesis", "pytest", "numpy"}
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in conv_ext.__all__:
+        value = getattr(conv_ext, name)
+        assert name.startswith("__") or (value.__doc__ or "").strip(), name
+
+
+# ---- every file
+
+
+def opening(path):
+    """The first sentence of a file's opening comment or docstring."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        comment = re.match(r"(?:^//.*\n)+", text, re.MULTILINE)
+        text = re.sub(r"^// ?", "", comment[0], flags=re.MULTILINE) if comment else ""
+    first = re.match(r"(.+?[.?])(\s|$)", text, re.DOTALL)
+    return first[1] if first else ""
+
+
+@pytest.mark.parametrize("path", SOURCES + PYTHON, ids=name_of)
+def test_each_source_file_opens_with_a_sentence(path):
+    assert 20 <= len(opening(path)) <= 300, opening(path)
+
+
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if f.is_relative_to(CSRC) or f.is_relative_to(ROOT / "conv_ext")], ids=name_of
+)
+def test_files_stay_short(path):
+    assert len(path.read_text().splitlines()) <= (700 if path.is_relative_to(CSRC / "cuda") else 400)
+
+
+# Put together from parts, so that this file does not hold them.
+FOLDERS = "|".join(("ho" + "me", "ro" + "ot", "wo" + "rk", "Us" + "ers", "t" + "mp", "o" + "pt", "m" + "nt"))
+ALLOWED_HOSTS = {
+    "pytorch.org",
+    "download.pytorch.org",
+    "docs.pytorch.org",
+    "github.com",
+    "arxiv.org",
+    "doi.org",
+    "opensource.org",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_machine_is_named(path):
+    """No absolute path of some machine, no host but those a reader may be sent to, no address."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(rf"(?<![\w.$}}/])/({FOLDERS})/\w", text)
+    assert set(re.findall(r"\b\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}\b", text)) <= {"127.0.0.1"}
+    hosts = {host.split(":")[0].split("@")[-1] for host in re.findall(r"[a-z]+://([\w.:@-]+\w)", text)}
+    assert hosts <= ALLOWED_HOSTS | {"127.0.0.1"}, hosts - ALLOWED_HOSTS

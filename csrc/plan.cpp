@@ -11,9 +11,10 @@ namespace conv_ext {
 namespace {
 
 constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave room for the weights in an L2 of 1 MiB
-constexpr int64_t kMaxImages = 16;          // images side by side: one float32 vector of AVX-512
+constexpr int64_t kMaxImages = 128;         // images side by side
 constexpr double kInterleaveCost = 1.15;    // packing images side by side is slower than copying rows
 constexpr int64_t kChannelsTogether = 16;   // small groups are packed together up to so many channels
+constexpr double kNarrowTile = 0.5;         // forward: vectors that a run of lanes loses, its last tile being narrow
 constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
 constexpr double kWorthSharing = 2e6;       // operations below which a second thread costs more than it brings
 constexpr int64_t kMaxPhases = 4096;
@@ -64,10 +65,13 @@ int64_t groups_together(const ConvProblem& z) {
   return max_of(1, min_of(z.groups, kChannelsTogether / (max_of(z.group_c(), z.group_k()) * parts_of(z.dtype))));
 }
 
-double lane_vectors(const Shape& shape, int64_t lanes, bool flat) {
-  const int64_t each = flat ? ceil_div(((shape.tile_h - 1) * shape.pitch + shape.tile_w) * shape.images, lanes)
-                            : shape.tile_h * ceil_div(shape.tile_w * shape.images, lanes);
-  return double(each) / double(shape.tile_h * shape.tile_w * shape.images);
+// Vectors per output when every run of lanes costs `run_cost` vectors beside its own.
+double lane_vectors(const Shape& shape, int64_t lanes, bool flat, double run_cost) {
+  const int64_t runs = flat ? 1 : shape.tile_h;
+  const int64_t run_lanes =
+      flat ? ((shape.tile_h - 1) * shape.pitch + shape.tile_w) * shape.images : shape.tile_w * shape.images;
+  return double(runs) * (double(ceil_div(run_lanes, lanes)) + run_cost) /
+         double(shape.tile_h * shape.tile_w * shape.images);
 }
 
 // Bytes of Tables in cpu/direct.h.
@@ -95,7 +99,7 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
     if (images > 1 && (images >= 2 * z.n || (share && images * 4 > z.n))) break;
     const Shape shape = fit_tile(vertical, horizontal, images, packed_channels, bytes_each, INT64_MAX / 2);
     for (const bool flat : {true, false}) {
-      const double cost = lane_vectors(shape, lanes, flat) * (images > 1 ? kInterleaveCost : 1.0);
+      const double cost = lane_vectors(shape, lanes, flat, kNarrowTile) * (images > 1 ? kInterleaveCost : 1.0);
       if ((images == 1 && flat) || cost < best_cost) {
         best = shape;
         best_cost = cost;
@@ -136,7 +140,7 @@ void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan)
     const int64_t cut = max_of(ceil_div(z.p, shape.tile_h), ceil_div(z.p, rows));
     shape = shape_of(vertical, horizontal, ceil_div(z.p, cut), shape.tile_w, images);
     // A tile of few lanes pays for the sums across its vectors again and again: some 8 vectors' worth each time.
-    const double vectors = lane_vectors(shape, lanes, false) + 8.0 / double(shape.tile_h * shape.tile_w * images);
+    const double vectors = lane_vectors(shape, lanes, false, 0) + 8.0 / double(shape.tile_h * shape.tile_w * images);
     const double cost = vectors * (images > 1 ? kInterleaveCost : 1.0);
     if (images == 1 || cost < best_cost) {
       best = shape;

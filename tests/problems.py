@@ -84,6 +84,10 @@ CORNERS = (
     Problem("grouped_uneven", 2, 8, 6, 5, 12, 3, 2, (2, 1), (1, 1, 0, 1), groups=4),
     Problem("depthwise_multiplier", 2, 3, 7, 8, 9, 3, 2, (1, 1), (1, 1, 1, 0), (2, 1), 3),
     Problem("depthwise_many_channels", 1, 37, 5, 6, 37, 3, 3, padding=(1, 1, 1, 1), groups=37),
+    Problem("depthwise_wide", 1, 133, 3, 17, 133, 2, 3, padding=(1, 0, 1, 1), groups=133),
+    Problem("depthwise_strided_dilated", 2, 19, 13, 12, 19, 3, 2, (2, 3), (2, 1, 0, 3), (2, 3), 19),
+    Problem("depthwise_large_kernel", 1, 17, 9, 8, 17, 7, 5, padding=(3, 3, 2, 1), groups=17),
+    Problem("depthwise_one_column", 2, 9, 7, 3, 9, 3, 3, (2, 1), groups=9),
     Problem("many_input_channels", 1, 131, 3, 4, 3, 2, 2),
     Problem("many_output_channels", 1, 3, 4, 3, 133, 2, 2),
     Problem("long_row", 1, 2, 2, 301, 3, 2, 3, padding=(0, 0, 1, 1)),
@@ -115,7 +119,7 @@ NETWORK = (
 THREADED = (
     Problem("threaded_dense", 5, 12, 26, 37, 40, 3, 3, padding=(1, 1, 1, 1)),
     Problem("threaded_strided", 5, 10, 31, 45, 22, 5, 4, (2, 3), (2, 1, 1, 2), (1, 2), 2),
-    Problem("threaded_depthwise", 5, 24, 33, 29, 24, 3, 3, (1, 2), (1, 1, 1, 1), groups=24),
+    Problem("threaded_depthwise", 5, 53, 23, 29, 53, 3, 3, (1, 2), (1, 1, 1, 1), groups=53),
     Problem("threaded_long_reduction", 7, 3, 67, 51, 4, 3, 2, padding=(1, 1, 1, 0)),
     Problem("threaded_few_pixels", 5, 70, 4, 5, 90, 3, 3, padding=(1, 1, 1, 1)),
 )

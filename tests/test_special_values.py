@@ -13,10 +13,12 @@ pytestmark = pytest.mark.usefixtures("each_isa")
 every_pass = pytest.mark.parametrize("pass_name", PASSES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 # With padding, stride, dilation and groups, and with nothing of them.
-FIELDS = tuple(z for z in SMALL + CORNERS if z.name in {
-    "everything", "plain_3x3", "depthwise", "pointwise_strided", "stride_beyond_kernel", "padding_beyond_kernel",
-    "stride_leaves_a_rest", "many_images",
-})  # fmt: skip
+FIELD_NAMES = (
+    "everything plain_3x3 depthwise depthwise_strided_dilated depthwise_wide pointwise_strided stride_beyond_kernel "
+    "padding_beyond_kernel stride_leaves_a_rest many_images"
+).split()
+FIELDS = tuple(z for z in SMALL + CORNERS if z.name in FIELD_NAMES)
+assert len(FIELDS) == len(FIELD_NAMES)
 
 
 def places(shape):

@@ -3,8 +3,8 @@
 //   gather_tile  forward, input_grad:  out[m][lane] = bias[m] + sum over c, t of  w[c][t][m] * x[c][offset[t] + lane]
 //   dot_tile     weight_grad:          out[m][t]   +=           sum over lanes of g[m][lane] * x[offset[t] + lane]
 //
-// One chain of multiply-adds per output and lane, in an order that depends on the shape alone: this is where the
-// promise of equal bits is kept.
+// Chains of multiply-adds per output and lane, in an order that depends on the shape alone: this is where the promise
+// of equal bits is kept.
 #pragma once
 
 #include "simd.h"
@@ -24,6 +24,7 @@ constexpr int kGatherM = 4, kGatherV = 2, kDotM = 2, kDotT = 3;
 constexpr int max_vectors(int m) { return m == 4 ? 2 : 4; }
 #endif
 constexpr int kMaxTileVectors = 6;
+constexpr int kChain = 256;  // products that are summed in one chain, rounded to whole channels
 
 // Rows of the next block when `rest` rows are left: the largest power of two that fits the register tile.
 inline int block_rows(int64_t rest, int largest) {
@@ -54,26 +55,38 @@ void gather_tile(const GatherArguments<A>& a) {
   const A* w = a.weight;
   const int64_t* const offset = a.offset;
   const int64_t taps = a.taps;
-  for (int64_t c = 0; c < a.channels; ++c) {
-    const A* x = a.x + c * a.channel_pitch;
-    for (int64_t t = 0; t < taps; ++t) {
-      const A* xt = x + offset[t];
-      Vec<A> lanes[V];
+  // Every kChain products or so the sums are added up elsewhere and begun anew: rounding errors grow with the length of
+  // a chain (N. Higham, "Accuracy and Stability of Numerical Algorithms", section 4.2).
+  const int64_t block = taps < kChain ? kChain / (taps > 0 ? taps : 1) : 1;
+  for (int64_t first = 0;; first += block) {
+    const int64_t last = first + block < a.channels ? first + block : a.channels;
+    for (int64_t c = first; c < last; ++c) {
+      const A* x = a.x + c * a.channel_pitch;
+      for (int64_t t = 0; t < taps; ++t) {
+        const A* xt = x + offset[t];
+        Vec<A> lanes[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) lanes[v] = load(xt + v * L);
+        for (int v = 0; v < V; ++v) lanes[v] = load(xt + v * L);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const Vec<A> weight = splat(w[m]);
+        for (int m = 0; m < M; ++m) {
+          const Vec<A> weight = splat(w[m]);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[m][v] += weight * lanes[v];
+          for (int v = 0; v < V; ++v) sum[m][v] += weight * lanes[v];
+        }
+        w += M;
       }
-      w += M;
     }
+    const bool begin = first == 0;
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        A* const out = a.out + (m * V + v) * L;
+        store(out, begin ? sum[m][v] : load(out) + sum[m][v]);
+        sum[m][v] = Vec<A>{};
+      }
+    if (last == a.channels) return;
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) store(a.out + (m * V + v) * L, sum[m][v]);
 }
 
 template <class A>

@@ -124,6 +124,35 @@ Tensor allocate(const ConvProblem& z, Pass pass, const Tensor& a, const Tensor& 
                    a.options().memory_format(last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
 }
 
+// Neighbouring dimensions become one where their strides allow it: `order` lists three of them, the slowest first.
+bool mergeable(const TensorRef& t, const std::array<int64_t, 4>& sizes, std::array<int, 3> order) {
+  for (int i = 0; i < 2; ++i) {
+    if (sizes[order[i]] != 1 && t.stride[order[i]] != t.stride[order[i + 1]] * sizes[order[i + 1]]) return false;
+  }
+  return true;
+}
+
+// A kernel as large as its input makes a single output: the same sums as those of a 1x1 kernel over C R S channels, in
+// every pass, without a border that is mostly padding. Changes the problem and the views where memory allows it.
+void merge_kernel_into_channels(ConvProblem* z, Buffers* b) {
+  const bool covers = z->h == z->r && z->w == z->s && z->p == 1 && z->q == 1;
+  const bool padded = z->pad_top || z->pad_bottom || z->pad_left || z->pad_right;
+  if (!covers || padded || z->r * z->s == 1) return;
+  const std::array<int64_t, 4> input{z->n, z->c, z->h, z->w}, weight{z->k, z->group_c(), z->r, z->s};
+  // c, h, w (contiguous), or h, w, c (channels_last), where channels of several groups would mix.
+  for (const std::array<int, 3> order : {std::array<int, 3>{1, 2, 3}, std::array<int, 3>{2, 3, 1}}) {
+    if (order[0] == 2 && z->groups > 1) continue;
+    if (!mergeable(b->input, input, order) || !mergeable(b->weight, weight, order)) continue;
+    const int fastest = order[2];
+    b->input.stride[1] = b->input.stride[fastest];
+    b->weight.stride[1] = b->weight.stride[fastest];
+    z->c *= z->h * z->w;
+    z->h = z->w = z->r = z->s = 1;
+    z->stride_h = z->stride_w = z->dilation_h = z->dilation_w = 1;
+    return;
+  }
+}
+
 }  // namespace
 
 const KernelLibrary& kernel_library() {
@@ -144,22 +173,12 @@ void set_scratch_guard(bool on) { scratch_guard = on; }
 
 Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
                const CallArguments& call) {
-  const ConvProblem problem = validate(pass, a, b, bias, call);
+  ConvProblem problem = validate(pass, a, b, bias, call);
   TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
-  const KernelLibrary& library = kernel_library();
-  const Candidate& candidate = choose_or_throw(problem, pass, library.isa, call.algorithm);
   Tensor result = allocate(problem, pass, a, b);
-  if (result.numel() == 0) return result;
-  if (a.numel() == 0 || b.numel() == 0) {
-    // An empty sum: no channels (the bias remains), or no images.
-    if (bias) return result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
-    return result.zero_();
-  }
-  const Plan plan = make_plan(problem, pass, library.isa, candidate);
-  RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
-
-  const TensorRef out = ref(result), first = ref(a), second = ref(b);
+  const KernelLibrary& library = kernel_library();
   Buffers buffers{};
+  const TensorRef out = ref(result), first = ref(a), second = ref(b);
   switch (pass) {
     case Pass::Forward:
       buffers = {first, second, out, nullptr, 0, nullptr};
@@ -175,6 +194,16 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
     buffers.bias = bias->const_data_ptr();
     buffers.bias_stride = bias->stride(0);
   }
+  merge_kernel_into_channels(&problem, &buffers);
+  const Candidate& candidate = choose_or_throw(problem, pass, library.isa, call.algorithm);
+  if (result.numel() == 0) return result;
+  if (a.numel() == 0 || b.numel() == 0) {
+    // An empty sum: no channels (the bias remains), or no images.
+    if (bias) return result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
+    return result.zero_();
+  }
+  const Plan plan = make_plan(problem, pass, library.isa, candidate);
+  RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
   ThreadMemory& workspace = workspace_memory();
   if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);
   library.run(problem, pass, plan, buffers, Executor{nullptr, run_parallel});

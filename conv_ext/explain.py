@@ -33,6 +33,7 @@ class PassPlan:
 
     candidates: every algorithm in the plan's order with its reason for "no", None where it can.
     tiles: outputs and channels per task. workspace_bytes: shared by all threads; scratch_bytes: for each thread.
+    as_1x1: the kernel covers its input and is computed as a 1x1 kernel over C R S channels (where strides allow it).
     flops: multiplications and additions of real numbers. bytes: operands and result, each touched once.
     """
 
@@ -46,12 +47,15 @@ class PassPlan:
     scratch_bytes: int
     flops: float
     bytes: float
+    as_1x1: bool
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.algorithm} ({self.isa})"]
         for name, reason in self.candidates:
             mark = "chosen" if name == self.algorithm else f"no: {reason}" if reason else "possible"
             lines.append(f"    {name:<10} {mark}")
+        if self.as_1x1:
+            lines.append("    computed as a 1x1 kernel over C R S channels, where the operands' strides allow it")
         if self.tiles:
             lines.append("    tiles      " + ", ".join(f"{k} {v}" for k, v in self.tiles.items()) + f"; {self.tasks} tasks")
         lines.append(

@@ -53,6 +53,19 @@ struct ConvProblem {
   int64_t weight_elements() const { return k * group_c() * r * s; }
   int64_t output_elements() const { return n * k * p * q; }
 
+  // A kernel as large as its unpadded input makes a single output: the same sums as those of a 1x1 kernel over C R S
+  // channels, in every pass, without a border that is mostly padding.
+  bool kernel_covers_input() const {
+    return r * s > 1 && h == r && w == s && p == 1 && q == 1 && !pad_top && !pad_bottom && !pad_left && !pad_right;
+  }
+  ConvProblem as_1x1() const {
+    ConvProblem z = *this;
+    z.c *= h * w;
+    z.h = z.w = z.r = z.s = 1;
+    z.stride_h = z.stride_w = z.dilation_h = z.dilation_w = 1;
+    return z;
+  }
+
   // Multiply-adds of real numbers, counted as two operations each; the same for every pass.
   double flops() const {
     double complex_factor = is_complex(dtype) ? 4.0 : 1.0;

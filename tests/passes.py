@@ -14,7 +14,7 @@ from torch._prims_common import suggest_memory_format
 
 from conv_ext import _C
 from conv_ext.library import PACKAGE, available_isas
-from problems import ALL, NETWORK, SMALL, Problem
+from problems import ALL, NETWORK, SMALL, THREADED, Problem
 from tolerance import PASS, Reference, assert_exact, assert_within_bound, reference
 
 PASSES = tuple(PASS)
@@ -34,11 +34,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# Every problem with every dtype; the networks' larger ones with three that differ in kind.
+# Every problem with every dtype; the networks' larger ones with three that differ in kind, the largest with one.
 CASES = [
     pytest.param(z, dtype, id=f"{z}-{dtype_name(dtype)}")
-    for z in ALL
-    for dtype in (DTYPES if z not in NETWORK else DTYPES[:3])
+    for z in ALL + THREADED
+    for dtype in (DTYPES[:1] if z in THREADED else DTYPES[:3] if z in NETWORK else DTYPES)
 ]
 
 

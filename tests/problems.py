@@ -119,7 +119,7 @@ NETWORK = (
 THREADED = (
     Problem("threaded_dense", 5, 12, 26, 37, 40, 3, 3, padding=(1, 1, 1, 1)),
     Problem("threaded_strided", 5, 10, 31, 45, 22, 5, 4, (2, 3), (2, 1, 1, 2), (1, 2), 2),
-    Problem("threaded_depthwise", 5, 53, 23, 29, 53, 3, 3, (1, 2), (1, 1, 1, 1), groups=53),
+    Problem("threaded_depthwise", 7, 53, 33, 37, 53, 3, 3, (1, 2), (1, 1, 1, 1), groups=53),
     Problem("threaded_long_reduction", 7, 3, 67, 51, 4, 3, 2, padding=(1, 1, 1, 0)),
     Problem("threaded_few_pixels", 5, 70, 4, 5, 90, 3, 3, padding=(1, 1, 1, 1)),
 )

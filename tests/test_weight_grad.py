@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conv_ext import _C
 from passes import CASES, DTYPES, applicable, call, check_pass, dtype_name, expected, fill, operands
 from problems import SMALL, THREADED, Problem
 from tolerance import assert_exact, assert_within_bound, reference
@@ -27,6 +28,19 @@ def test_long_sums(kind, dtype):
         assert_within_bound(
             call("weight_grad", *operands("weight_grad", z, dtype, kind), z, algorithm=algorithm), ref, dtype
         )
+
+
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("algorithm", ["direct", "depthwise"])
+def test_some_sums_are_cut_into_parts(algorithm):
+    """Or the tests above would not see a part that is lost."""
+    most = 0
+    for z in THREADED:
+        if algorithm in applicable("weight_grad", z, torch.float32):
+            sizes = (z.input_shape, z.weight_shape, z.output_shape)
+            plan = _C.plan("weight_grad", "float32", *sizes, z.stride, z.padding, z.dilation, z.groups, algorithm)
+            most = max(most, plan["tiles"]["splits"])
+    assert most > 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -40,7 +40,9 @@ Pass pass_named(const std::string& name) {
   throw py::value_error("pass must be forward, input_grad or weight_grad, got " + name);
 }
 
-py::dict describe(Pass pass, const ConvProblem& problem, const std::string& algorithm) {
+py::dict describe(Pass pass, const ConvProblem& given, const std::string& algorithm) {
+  const bool covers = given.kernel_covers_input();
+  const ConvProblem problem = covers ? given.as_1x1() : given;
   const IsaTraits& isa = kernel_library().isa;
   const Candidate& chosen = choose_or_throw(problem, pass, isa, algorithm);
   py::list candidates;
@@ -76,6 +78,7 @@ py::dict describe(Pass pass, const ConvProblem& problem, const std::string& algo
       tiles["lanes"] = plan.flat ? "across rows" : "within rows";
     }
   }
+  text["as_1x1"] = covers;
   text["tiles"] = tiles;
   text["tasks"] = empty ? 0 : plan.tasks;
   text["workspace_bytes"] = plan.workspace_bytes;

@@ -132,23 +132,17 @@ bool mergeable(const TensorRef& t, const std::array<int64_t, 4>& sizes, std::arr
   return true;
 }
 
-// A kernel as large as its input makes a single output: the same sums as those of a 1x1 kernel over C R S channels, in
-// every pass, without a border that is mostly padding. Changes the problem and the views where memory allows it.
+// Takes a kernel that covers its input for a 1x1 kernel, where the operands' memory allows it.
 void merge_kernel_into_channels(ConvProblem* z, Buffers* b) {
-  const bool covers = z->h == z->r && z->w == z->s && z->p == 1 && z->q == 1;
-  const bool padded = z->pad_top || z->pad_bottom || z->pad_left || z->pad_right;
-  if (!covers || padded || z->r * z->s == 1) return;
+  if (!z->kernel_covers_input()) return;
   const std::array<int64_t, 4> input{z->n, z->c, z->h, z->w}, weight{z->k, z->group_c(), z->r, z->s};
   // c, h, w (contiguous), or h, w, c (channels_last), where channels of several groups would mix.
   for (const std::array<int, 3> order : {std::array<int, 3>{1, 2, 3}, std::array<int, 3>{2, 3, 1}}) {
     if (order[0] == 2 && z->groups > 1) continue;
     if (!mergeable(b->input, input, order) || !mergeable(b->weight, weight, order)) continue;
-    const int fastest = order[2];
-    b->input.stride[1] = b->input.stride[fastest];
-    b->weight.stride[1] = b->weight.stride[fastest];
-    z->c *= z->h * z->w;
-    z->h = z->w = z->r = z->s = 1;
-    z->stride_h = z->stride_w = z->dilation_h = z->dilation_w = 1;
+    b->input.stride[1] = b->input.stride[order[2]];
+    b->weight.stride[1] = b->weight.stride[order[2]];
+    *z = z->as_1x1();
     return;
   }
 }

@@ -17,8 +17,8 @@ using Sizes = std::array<int64_t, 4>;
 
 // (1, 2), as Python prints a tuple; at::IntArrayRef itself prints as [1, 2].
 std::string tuple(IntArrayRef values) {
-  std::ostringstream text;
-  for (size_t i = 0; i < values.size(); ++i) text << (i ? ", " : "(") << values[i];
+  std::ostringstream text("(", std::ios::ate);
+  for (size_t i = 0; i < values.size(); ++i) text << (i ? ", " : "") << values[i];
   return text.str() + ")";
 }
 

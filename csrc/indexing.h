@@ -56,6 +56,11 @@ inline Axis horizontal_axis(const ConvProblem& z, Pass pass) {
 struct RowRange {
   int64_t first, last;
 };
+// How many source rows a tile of `rows` outputs spans at most, the padding included.
+inline int64_t span_rows(const Axis& a, int64_t rows) {
+  const int64_t reach = (a.taps - 1) * a.dilation;
+  return a.inverse ? (rows - 1 + reach) / a.stride + 1 : (rows - 1) * a.stride + reach + 1;
+}
 inline RowRange source_rows(const Axis& a, int64_t first, int64_t last) {
   const int64_t reach = (a.taps - 1) * a.dilation;
   const int64_t low = a.inverse ? -floor_div(reach - first - a.pad, a.stride) : first * a.stride - a.pad;

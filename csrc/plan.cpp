@@ -14,6 +14,7 @@ constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave
 constexpr int64_t kMaxImages = 128;         // images side by side
 constexpr double kInterleaveCost = 1.15;    // packing images side by side is slower than copying rows
 constexpr int64_t kChannelsTogether = 16;   // small groups are packed together up to so many channels
+constexpr int64_t kVectorsTogether = 8;     // depthwise: vectors of channels per packed tile
 constexpr double kNarrowTile = 0.5;         // forward: vectors that a run of lanes loses, its last tile being narrow
 constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
 constexpr double kWorthSharing = 2e6;       // operations below which a second thread costs more than it brings
@@ -213,10 +214,7 @@ void prepare_depthwise(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   // Tiles of one vector of channels, source and result: what a tile reads beyond its own rows does not depend on where
   // it lies, but for the borders.
   const auto tile_bytes = [&](int64_t rows) {
-    const int64_t reach = (vertical.taps - 1) * vertical.dilation;
-    const int64_t read =
-        vertical.inverse ? (rows - 1 + reach) / vertical.stride + 1 : (rows - 1) * vertical.stride + reach + 1;
-    return aligned(min_of(read, vertical.source) * horizontal.source * isa.vector_bytes) +
+    return aligned(min_of(span_rows(vertical, rows), vertical.source) * horizontal.source * isa.vector_bytes) +
            aligned(rows * horizontal.output * isa.vector_bytes);
   };
   int64_t cut = 1;
@@ -224,7 +222,10 @@ void prepare_depthwise(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   while (tile_bytes(tile_rows()) > kTileBudget && tile_rows() > 1) cut *= 2;
   plan->tile_h = tile_rows();
   plan->tile_w = horizontal.output;
-  const int64_t units = z.n * ceil_div(vertical.output, plan->tile_h), chunks = ceil_div(z.c, lanes);
+  // Several vectors of channels share one list of taps.
+  const int64_t vectors = max_of(1, min_of(kVectorsTogether, kTileBudget / tile_bytes(plan->tile_h)));
+  plan->tile_c = min_of(pitch, vectors * lanes);
+  const int64_t units = z.n * ceil_div(vertical.output, plan->tile_h), chunks = ceil_div(z.c, plan->tile_c);
   plan->splits = 1;
   if (pass == Pass::WeightGrad && z.flops() >= kWorthSharing)
     plan->splits = max_of(
@@ -233,7 +234,7 @@ void prepare_depthwise(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   plan->workspace_bytes =
       aligned(pitch * element_bytes(z.dtype)) + aligned(pitch * bytes_each) +
       (pass == Pass::WeightGrad ? aligned(plan->splits * sum_bytes) : aligned(sum_bytes) + aligned(pitch * bytes_each));
-  plan->scratch_bytes = 3 * aligned(taps * 8) + tile_bytes(plan->tile_h);
+  plan->scratch_bytes = 4 * aligned(taps * 8) + ceil_div(plan->tile_c, lanes) * tile_bytes(plan->tile_h);
 }
 
 const char* depthwise_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

@@ -17,15 +17,16 @@ template <class T>
 struct TapList {
   const T** at;
   int64_t* step;
-  int64_t* tap;  // r * S + s
+  int64_t* block;  // elements between one vector of channels and the next
+  int64_t* tap;    // r * S + s
   int64_t count;
 };
 
 // out[pixel][c] = bias[c] + sum over taps of  w[tap][c] * at[tap][pixel * step][c],  for P pixels and V vectors of
 // channels, or for the first `lanes` channels of one vector.
-template <class T, class A, int P, int V, bool whole>
-inline void depthwise_block(const TapList<T>& taps, int64_t pixel, const A* weight, int64_t pitch, const A* bias,
-                            T* out, int64_t out_step, int64_t c, int64_t lanes) {
+template <class S, class T, class A, int P, int V, bool whole>
+inline void depthwise_block(const TapList<S>& taps, int64_t pixel, const A* weight, int64_t pitch, const A* bias,
+                            T* out, int64_t out_step, int64_t out_block, int64_t c, int64_t lanes) {
   constexpr int L = kLanes<A>;
   Vec<A> sum[P][V];
 #pragma GCC unroll 8
@@ -34,20 +35,21 @@ inline void depthwise_block(const TapList<T>& taps, int64_t pixel, const A* weig
     for (int v = 0; v < V; ++v) sum[i][v] = load(bias + c + v * L);
   for (int64_t t = 0; t < taps.count; ++t) {
     const int64_t step = taps.step[t];
-    const T* x = taps.at[t] + pixel * step + c;
+    const int64_t block = taps.block[t];
+    const S* x = taps.at[t] + pixel * step + c / L * block;
     Vec<A> w[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) w[v] = load(weight + taps.tap[t] * pitch + c + v * L);
 #pragma GCC unroll 8
     for (int i = 0; i < P; ++i, x += step)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[i][v] += w[v] * (whole ? read_lanes<A>(x + v * L) : read_lanes<A>(x, lanes));
+      for (int v = 0; v < V; ++v) sum[i][v] += w[v] * (whole ? read_lanes<A>(x + v * block) : read_lanes<A>(x, lanes));
   }
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      T* to = out + i * out_step + c + v * L;
+      T* to = out + i * out_step + (c / L + v) * out_block;
       if (whole)
         write_lanes<T, A>(to, sum[i][v]);
       else
@@ -55,53 +57,60 @@ inline void depthwise_block(const TapList<T>& taps, int64_t pixel, const A* weig
     }
 }
 
-template <class T, class A, int P>
-void depthwise_pixels(const TapList<T>& taps, int64_t pixel, const A* weight, int64_t pitch, const A* bias, T* out,
-                      int64_t out_step, int64_t channels) {
+template <class S, class T, class A, int P>
+void depthwise_pixels(const TapList<S>& taps, int64_t pixel, const A* weight, int64_t pitch, const A* bias, T* out,
+                      int64_t out_step, int64_t out_block, int64_t channels) {
   constexpr int L = kLanes<A>, V = kDepthwiseSums / P;
   int64_t c = 0;
   for (; c + V * L <= channels; c += V * L)
-    depthwise_block<T, A, P, V, true>(taps, pixel, weight, pitch, bias, out, out_step, c, L);
+    depthwise_block<S, T, A, P, V, true>(taps, pixel, weight, pitch, bias, out, out_step, out_block, c, L);
   for (; c + L <= channels; c += L)
-    depthwise_block<T, A, P, 1, true>(taps, pixel, weight, pitch, bias, out, out_step, c, L);
+    depthwise_block<S, T, A, P, 1, true>(taps, pixel, weight, pitch, bias, out, out_step, out_block, c, L);
   if (c < channels)
-    depthwise_block<T, A, P, 1, false>(taps, pixel, weight, pitch, bias, out, out_step, c, channels - c);
+    depthwise_block<S, T, A, P, 1, false>(taps, pixel, weight, pitch, bias, out, out_step, out_block, c, channels - c);
 }
 
 // sum[tap][lane] += sum over pixels of  g[pixel] * at[tap][pixel * step],  for `B` taps and one vector of channels.
-template <class T, class A, int B>
-inline void depthwise_taps(const T* const* at, const int64_t* step, int64_t c, const T* g, int64_t g_step,
+template <class S, class T, class A, int B>
+inline void depthwise_taps(const TapList<S>& taps, int64_t first, int64_t vector, const T* g, int64_t g_step,
                            int64_t pixels, A* sum, int64_t lanes) {
   constexpr int L = kLanes<A>;
   Vec<A> total[B] = {};
+  const S* at[B];
+#pragma GCC unroll 16
+  for (int b = 0; b < B; ++b) at[b] = taps.at[first + b] + vector * taps.block[first + b];
+  const int64_t* const step = taps.step + first;
   const auto add = [&](auto read_at) __attribute__((always_inline)) {
     for (int64_t i = 0; i < pixels; ++i) {
       const Vec<A> gv = read_at(g + i * g_step);
 #pragma GCC unroll 16
-      for (int b = 0; b < B; ++b) total[b] += gv * read_at(at[b] + c + i * step[b]);
+      for (int b = 0; b < B; ++b) total[b] += gv * read_at(at[b] + i * step[b]);
     }
   };
   if (lanes >= L) {
-    add([](const T* p) __attribute__((always_inline)) { return read_lanes<A>(p); });
+    add([](const auto* p) __attribute__((always_inline)) { return read_lanes<A>(p); });
   } else {
-    add([lanes](const T* p) __attribute__((always_inline)) { return read_lanes<A>(p, lanes); });
+    add([lanes](const auto* p) __attribute__((always_inline)) { return read_lanes<A>(p, lanes); });
   }
 #pragma GCC unroll 16
   for (int b = 0; b < B; ++b) store(sum + b * L, load(sum + b * L) + total[b]);
 }
 
-template <class T, class A>
+// Reads elements of type S, writes (for weight_grad: reads as the upstream gradient) elements of type T.
+template <class S, class T, class A>
 struct Depthwise {
   const ConvProblem& z;
   Axis vertical, horizontal;
-  View<T> source, result;  // at the first of the channels; for weight_grad `result` is the upstream gradient
-  const T* zeros;          // (channels)
+  // Both at the first of the channels; `channel` counts the elements between one vector of channels and the next.
+  View<S> source;
+  View<T> result;
+  const S* zeros;  // one vector of them
   int64_t channels;
 
   int64_t taps() const { return z.r * z.s; }
 
   // The taps that output (o_h, o_w) reads, and the source positions of image n that they read.
-  void list_taps(int64_t n, int64_t o_h, int64_t o_w, int64_t run, TapList<T>* list) const {
+  void list_taps(int64_t n, int64_t o_h, int64_t o_w, int64_t run, TapList<S>* list) const {
     const int64_t fh = vertical.inverse ? o_h % z.stride_h : 0, fw = horizontal.inverse ? o_w % z.stride_w : 0;
     const int64_t ih = vertical.inverse ? o_h / z.stride_h : o_h, iw = horizontal.inverse ? o_w / z.stride_w : o_w;
     list->count = 0;
@@ -117,6 +126,7 @@ struct Depthwise {
         const int64_t i = list->count++;
         list->at[i] = inside ? source.data + n * source.n + row * source.row + column * source.column : zeros;
         list->step[i] = inside ? horizontal.step() * source.column : 0;
+        list->block[i] = inside ? source.channel : 0;
         list->tap[i] = r * z.s + s;
       }
     }
@@ -148,25 +158,25 @@ struct Depthwise {
     }
   }
 
-  void run_row(int64_t n, int64_t row, const A* weight, int64_t pitch, const A* bias, TapList<T> list) const {
+  void run_row(int64_t n, int64_t row, const A* weight, int64_t pitch, const A* bias, TapList<S> list) const {
     for_runs([&](int64_t column, int64_t run, int64_t step) {
       list_taps(n, row, column, run, &list);
       T* out = result.data + n * result.n + row * result.row + column * result.column;
       const int64_t out_step = step * result.column;
       for (int64_t i = 0; i < run;) {
         const int64_t pixels = run - i >= 8 ? 8 : run - i >= 4 ? 4 : run - i >= 2 ? 2 : 1;
-        const auto block = pixels == 8   ? depthwise_pixels<T, A, 8>
-                           : pixels == 4 ? depthwise_pixels<T, A, 4>
-                           : pixels == 2 ? depthwise_pixels<T, A, 2>
-                                         : depthwise_pixels<T, A, 1>;
-        block(list, i, weight, pitch, bias, out + i * out_step, out_step, channels);
+        const auto block = pixels == 8   ? depthwise_pixels<S, T, A, 8>
+                           : pixels == 4 ? depthwise_pixels<S, T, A, 4>
+                           : pixels == 2 ? depthwise_pixels<S, T, A, 2>
+                                         : depthwise_pixels<S, T, A, 1>;
+        block(list, i, weight, pitch, bias, out + i * out_step, out_step, result.channel, channels);
         i += pixels;
       }
     });
   }
 
   // Adds one row's share to sum (channels / kLanes, taps, kLanes).
-  void add_row(int64_t n, int64_t row, A* sum, TapList<T> list) const {
+  void add_row(int64_t n, int64_t row, A* sum, TapList<S> list) const {
     constexpr int L = kLanes<A>;
     for_runs([&](int64_t column, int64_t run, int64_t step) {
       list_taps(n, row, column, run, &list);
@@ -175,10 +185,10 @@ struct Depthwise {
         A* const block_sum = sum + c * list.count;
         for (int64_t t = 0; t < list.count;) {
           const int64_t block = list.count - t >= kDepthwiseTaps ? kDepthwiseTaps : list.count - t >= 3 ? 3 : 1;
-          const auto add = block == kDepthwiseTaps ? depthwise_taps<T, A, kDepthwiseTaps>
-                           : block == 3            ? depthwise_taps<T, A, 3>
-                                                   : depthwise_taps<T, A, 1>;
-          add(list.at + t, list.step + t, c, g + c, step * result.column, run, block_sum + t * L, channels - c);
+          const auto add = block == kDepthwiseTaps ? depthwise_taps<S, T, A, kDepthwiseTaps>
+                           : block == 3            ? depthwise_taps<S, T, A, 3>
+                                                   : depthwise_taps<S, T, A, 1>;
+          add(list, t, c / L, g + c / L * result.channel, step * result.column, run, block_sum + t * L, channels - c);
           t += block;
         }
       }
@@ -186,11 +196,12 @@ struct Depthwise {
   }
 };
 
-template <class T>
-inline TapList<T> take_list(Carver& memory, int64_t taps) {
-  TapList<T> list{};
-  list.at = memory.take<const T*>(taps);
+template <class S>
+inline TapList<S> take_list(Carver& memory, int64_t taps) {
+  TapList<S> list{};
+  list.at = memory.take<const S*>(taps);
   list.step = memory.take<int64_t>(taps);
+  list.block = memory.take<int64_t>(taps);
   list.tap = memory.take<int64_t>(taps);
   return list;
 }
@@ -255,7 +266,8 @@ void run_depthwise(const ConvProblem& z, const Plan& plan, const Buffers& b, con
     return weight.data + c * weight.n + t / z.s * weight.row + t % z.s * weight.column;
   };
   const bool in_place = source.channel == 1 && result.channel == 1;
-  const int64_t chunk = in_place ? kDepthwiseChannels : L, chunks = ceil_div(z.c, chunk);
+  // In place a task takes many channels; else as many vectors of them as fit the scratch, packed one after the other.
+  const int64_t chunk = in_place ? kDepthwiseChannels : plan.tile_c, chunks = ceil_div(z.c, chunk);
   // Read in place a tile costs nothing extra, and may be as small as an even load on several threads wants.
   const int64_t tile_h =
       in_place && !weight_grad ? min_of(plan.tile_h, max_of(1, z.n * vertical.output / 64)) : plan.tile_h;
@@ -290,33 +302,38 @@ void run_depthwise(const ConvProblem& z, const Plan& plan, const Buffers& b, con
       }
     };
     if (in_place) {
-      run_rows(Depthwise<T, A>{z, vertical, horizontal, from, to, zeros, channels}, take_list<T>(local, taps));
+      from.channel = to.channel = L;
+      run_rows(Depthwise<T, T, A>{z, vertical, horizontal, from, to, zeros, channels}, take_list<T>(local, taps));
       return;
     }
     const auto list = take_list<A>(local, taps);
     const RowRange rows = source_rows(vertical, first, last);
     const int64_t in_row = horizontal.source * L, out_row = horizontal.output * L;
-    A* const in = local.take<A>((rows.last - rows.first) * in_row);
-    A* const out = local.take<A>((last - first) * out_row);
-    for_rows(from, n, rows.first, rows.last, horizontal.source, [&](const T* at, int64_t row, int64_t positions) {
-      tile_from(in + row * in_row, at, from.channel, from.column, channels, positions);
-    });
-    if constexpr (weight_grad)
-      for_rows(to, n, first, last, horizontal.output, [&](const T* at, int64_t row, int64_t positions) {
-        tile_from(out + row * out_row, at, to.channel, to.column, channels, positions);
+    const int64_t in_block = (rows.last - rows.first) * in_row, out_block = (last - first) * out_row;
+    const int64_t vectors = ceil_div(channels, L);
+    A* const in = local.take<A>(vectors * in_block);
+    A* const out = local.take<A>(vectors * out_block);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t here = min_of(L, channels - v * L);
+      for_rows(from, n, rows.first, rows.last, horizontal.source, [&](const T* at, int64_t row, int64_t positions) {
+        tile_from(in + v * in_block + row * in_row, at + v * L * from.channel, from.channel, from.column, here,
+                  positions);
       });
-    run_rows(Depthwise<A, A>{z,
-                             vertical,
-                             horizontal,
-                             {in - rows.first * in_row, 0, 1, in_row, L},
-                             {out - first * out_row, 0, 1, out_row, L},
-                             wide_zeros,
-                             L},
-             list);
-    if constexpr (!weight_grad)
+      if constexpr (weight_grad)
+        for_rows(to, n, first, last, horizontal.output, [&](const T* at, int64_t row, int64_t positions) {
+          tile_from(out + v * out_block + row * out_row, at + v * L * to.channel, to.channel, to.column, here,
+                    positions);
+        });
+    }
+    const View<A> in_tile{in - rows.first * in_row, 0, in_block, in_row, L};
+    const View<A> out_tile{out - first * out_row, 0, out_block, out_row, L};
+    run_rows(Depthwise<A, A, A>{z, vertical, horizontal, in_tile, out_tile, wide_zeros, vectors * L}, list);
+    for (int64_t v = 0; v < vectors && !weight_grad; ++v) {
       for_rows(to, n, first, last, horizontal.output, [&](T* at, int64_t row, int64_t positions) {
-        tile_to(out + row * out_row, at, to.channel, to.column, channels, positions);
+        tile_to(out + v * out_block + row * out_row, at + v * L * to.channel, to.channel, to.column,
+                min_of(L, channels - v * L), positions);
       });
+    }
   };
 
   if constexpr (!weight_grad) {

@@ -3,6 +3,9 @@
 // Vectors run over channels. With channels_last every operand is read where it lies; in any other layout a tile of
 // kLanes channels is turned round into that order first, and the result back. A tap is a pointer; where it reads the
 // padding, it points at zeros. Start reading at run_depthwise, at the end.
+//
+// Tried without gain (float32, AVX-512, ratio to oneDNN over ten layers): sharing the loads of three neighbouring taps,
+// 0.65 against 0.66; copying positions that lie multiples of 512 bytes apart into a packed tile first, 0.71 against 0.77.
 #pragma once
 
 #include "pack.h"

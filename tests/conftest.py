@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import settings
 
 from conv_ext.library import available_isas
+from drawn import settings
 from passes import instruction_set
 
 # The same examples on every run, and nothing written beside the checkout.
-settings.register_profile("conv_ext", deadline=None, derandomize=True, database=None, max_examples=40)
-settings.load_profile("conv_ext")
+if settings is not None:
+    settings.register_profile("conv_ext", deadline=None, derandomize=True, database=None, max_examples=40)
+    settings.load_profile("conv_ext")
 
 
 def pytest_configure(config):

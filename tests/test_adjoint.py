@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
+from drawn import given, st
 from passes import DTYPES, PASSES, applicable, call, dtype_name, fill
 from problems import ALL, Problem
 

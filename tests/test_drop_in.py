@@ -5,10 +5,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 import conv_ext
+from drawn import given, st
 from passes import DTYPES, dtype_name, fill, laid_out
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -104,7 +104,9 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     sizes = list(input.shape), list(weight.shape), output
     plans = {}
     for name in PASSES:
-        plan = _C.plan(name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm())
+        plan = _C.plan(
+            name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(), precision
+        )
         plans[name] = PassPlan(
             name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan
         )

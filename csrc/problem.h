@@ -8,6 +8,9 @@ namespace conv_ext {
 // The three derivatives of the trilinear form T(x, w, g) = sum x * w * g; see docs/architecture.md.
 enum class Pass : int32_t { Forward, InputGrad, WeightGrad };
 enum class DType : int32_t { Float32, Float64, BFloat16, Float16, Complex64, Complex128 };
+// What float32 may lose: nothing but rounding; the operands' mantissa beyond 10 bits; the same beyond 7 bits. It is
+// leave, not an order. Every other dtype is Ieee.
+enum class Precision : int32_t { Ieee, TF32, BF16 };
 
 constexpr int kPasses = 3;
 constexpr int kDTypes = 6;
@@ -46,6 +49,7 @@ struct ConvProblem {
   int64_t pad_top, pad_bottom, pad_left, pad_right;  // an even kernel's 'same' is not symmetric
   int64_t groups;
   DType dtype;
+  Precision precision;
 
   int64_t group_c() const { return c / groups; }
   int64_t group_k() const { return k / groups; }

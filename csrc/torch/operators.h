@@ -17,6 +17,9 @@ struct CallArguments {
   std::string_view precision, algorithm, activation;
 };
 
+// The precision of that name (one of ieee, tf32, bf16) as far as it concerns the dtype.
+Precision precision_of(DType dtype, std::string_view name);
+
 // Checks every argument and gives the problem that they describe. first, second: input and weight (forward),
 // grad_output and weight (input_grad), grad_output and input (weight_grad). Raises what the user sees.
 ConvProblem validate(Pass pass, const at::Tensor& first, const at::Tensor& second,

@@ -202,6 +202,11 @@ const char* pass_name(Pass pass) {
   return kPassNames[int(pass)];
 }
 
+Precision precision_of(DType dtype, std::string_view name) {
+  if (dtype != DType::Float32 || name == "ieee") return Precision::Ieee;
+  return name == "tf32" ? Precision::TF32 : Precision::BF16;
+}
+
 ConvProblem validate(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
                      const CallArguments& call) {
   check_operands(pass, a, b, bias);
@@ -257,7 +262,8 @@ ConvProblem validate(Pass pass, const Tensor& a, const Tensor& b, const std::opt
                      call.padding[2],
                      call.padding[3],
                      call.groups,
-                     dtype};
+                     dtype,
+                     precision_of(dtype, call.precision)};
 }
 
 const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,

@@ -16,14 +16,14 @@ import torch
 
 SIZES = (512, 1024, 2048)  # of square matrices
 COPY_BYTES = 256 << 20  # read and written: far beyond the caches
-SAMPLES = 5
+SECONDS = 0.15  # of sampling for each
 
 
 def best_seconds(function: Callable[[], object]) -> float:
-    """The least of a few samples: a ceiling is what the machine can do, not what it did in between."""
+    """The least of the samples: a ceiling is what the machine can do, not what it did in between."""
     function()
-    times = []
-    for _ in range(SAMPLES):
+    times: list[float] = []
+    while sum(times) < SECONDS or len(times) < 3:
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)

@@ -39,7 +39,7 @@ def means(rows: list[dict], key: str, order: tuple = ()) -> str:
             ratios = [row["ratio"] for row in members if pass_name in (row["pass"], None)]
             cells.append(f"{number(geometric_mean(ratios))} ({len(ratios)})" if ratios else "")
         lines.append([name, *cells])
-    return table([key, *PASSES, "all"], lines)
+    return table(["class" if key == "kind" else key, *PASSES, "all"], lines)
 
 
 def suites_mean(rows: list[dict]) -> str:
@@ -157,6 +157,18 @@ def text(result: dict, every_row: bool = False) -> str:
     return TEXTS[result["command"]](result, every_row) + disturbance(result)
 
 
+def print_aims_of_all(results: list[dict]) -> None:
+    """Where layouts, batches or dtypes lie in several files: the aims over all files of one kind of run."""
+    groups = defaultdict(list)
+    for result in results:
+        if result["command"] == "run":
+            groups[result["machine"]["cap"], result["machine"]["warm_allocator"]].append(result["cases"])
+    for (cap, warm), members in groups.items():
+        if len(members) > 1:
+            print(f"\nOver {len(members)} files, allocator {'warm' if warm else 'as it comes'}:")
+            print(aims.text([row for cases in members for row in cases], cap))
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench report", allow_abbrev=False, description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="result files (default: the newest of bench/results)")
@@ -176,6 +188,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--compare takes one file to compare with the old one, got {len(files)}")
     results = [environment.load(path) for path in files]
     print("\n\n".join(text(result, options.rows) for result in results))
+    print_aims_of_all(results)
     if options.compare:
         print("\n" + compare.text(environment.load(options.compare), results[0]))
     runs = [result for result in results if result["command"] == "run"]

@@ -26,7 +26,8 @@ def layer(row: dict) -> str:
 
 
 def spread(row: dict, key: str = "spread") -> str:
-    return ("! " if row["disturbed"] else "") + f"±{row[key]:.0%}"
+    """How far to trust a ratio; one round says nothing of that."""
+    return ("! " if row["disturbed"] else "") + ("±?" if row.get("rounds") == 1 else f"±{row[key]:.0%}")
 
 
 def memory(count: int | None) -> str:

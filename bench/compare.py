@@ -19,6 +19,11 @@ def by_case(result: dict) -> dict[tuple, dict]:
     return {tuple(row.get(name) for name in KEY): row for row in result["cases"] if "ratio" in row}
 
 
+def pooled(results: list[dict]) -> list[dict]:
+    """The timed cases of several results; of one that was measured again, the last."""
+    return list({key: row for result in results for key, row in by_case(result).items()}.values())
+
+
 def changes(old: dict, new: dict) -> list[tuple[float, float, dict, dict]]:
     """(change, noise, old row, new row) of each case in both; change: the new ratio to torch over the old one.
 

@@ -46,7 +46,8 @@ def restart_if_asked(arguments: list[str]) -> int | None:
 
     Returns only where the environment is right already (None), or, after --both-states, with an exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m bench", usage="python -m bench [command] [options]", add_help=False,
+                                     allow_abbrev=False)
     add_environment_options(parser)
     parser.add_argument("--out", type=Path)
     options, _ = parser.parse_known_args(arguments)

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
+from bench.compare import by_case
 from bench.peaks import peak_of
 from bench.readme import LAYOUT, setting, state
 from bench.shapes import CLASSES
@@ -27,12 +28,11 @@ def pyplot():
 
 
 def grouped(runs: list[dict], name) -> dict[str, list[tuple[dict, dict]]]:
-    """(row, ceilings of its run) of the timed cases, by name(row, machine)."""
+    """(row, ceilings of its run) of the timed cases, by name(row, machine); of a case measured twice, the last."""
+    last = {(state(run["machine"]), *key): (row, run["machine"]) for run in runs for key, row in by_case(run).items()}
     groups = defaultdict(list)
-    for run in runs:
-        for row in run["cases"]:
-            if "ratio" in row:
-                groups[name(row, run["machine"])].append((row, run["machine"]["peaks"]))
+    for row, machine in last.values():
+        groups[name(row, machine)].append((row, machine["peaks"]))
     if not groups:
         raise SystemExit("there is no timed case to draw")
     return groups
@@ -57,7 +57,8 @@ def ratios(runs: list[dict]):
                 drawn["mean"].append(mean)
                 drawn["below"].append(mean - min(values))
                 drawn["above"].append(max(values) - mean)
-        axes.bar(drawn["x"], drawn["mean"], width * 0.9, label=name)
+        # From 1 upwards where ours is faster, downwards where it is slower.
+        axes.bar(drawn["x"], [mean - 1 for mean in drawn["mean"]], width * 0.9, bottom=1, label=name)
         axes.errorbar(drawn["x"], drawn["mean"], [drawn["below"], drawn["above"]], fmt="none", ecolor="0.4", lw=0.8)
     axes.axhline(1, color="black", lw=0.8)
     axes.set_yscale("log", base=2)
@@ -65,7 +66,7 @@ def ratios(runs: list[dict]):
     axes.set_xticks(range(len(labels)), labels, rotation=20, ha="right")
     axes.set_ylabel("time of torch / time of conv_ext")
     axes.set_title("Geometric mean of each class, and the range of its cases")
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=min(4, len(series)))
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from bench import compare
 from bench.shapes import CLASSES
 from bench.tables import geometric_mean, number, table
 
@@ -26,14 +27,17 @@ def setting(row: dict) -> str:
 def layers_table(runs: list[dict]) -> str:
     """Classes by columns of (dtype, precision, layout): the geometric mean over layers, passes and batches."""
     columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    alike = defaultdict(list)
     for run in runs:
-        for row in run["cases"]:
-            if "ratio" in row:
-                column = columns[f"{setting(row)}, {LAYOUT[row['layout']]}{state(run['machine'])}"]
-                column[row["kind"]].append(row["ratio"])
-                column["all"].append(row["ratio"])
+        alike[state(run["machine"])].append(run)
+    batches = dict.fromkeys(row["batch"] for run in runs for row in run["cases"])
+    for note, members in alike.items():
+        for row in compare.pooled(members):
+            column = columns[f"{setting(row)}, {LAYOUT[row['layout']]}{note}"]
+            for line in (row["kind"], f"all, batch {row['batch']}", "all"):
+                column[line].append(row["ratio"])
     lines = []
-    for kind in (*CLASSES, "all"):
+    for kind in (*CLASSES, *(f"all, batch {batch}" for batch in batches if len(batches) > 1), "all"):
         if any(column[kind] for column in columns.values()):
             lines.append([kind, *(f"{number(geometric_mean(c[kind]))} ({len(c[kind])})" if c[kind] else ""
                                   for c in columns.values())])
@@ -54,7 +58,7 @@ def networks_table(results: list[dict]) -> str:
 
 def section(results: list[dict]) -> str:
     runs = [result for result in results if result["command"] == "run"]
-    networks = [result for result in results if result["command"] == "network"]
+    networks = [result for result in results if result["command"] == "network" and result["cases"]]
     if not runs and not networks:
         raise SystemExit("the README's table is made of results of `run` and `network`; none was given")
     machines = dict.fromkeys(f"{r['machine']['cpu']}, {r['machine']['cores']} cores, {r['machine']['threads']} "

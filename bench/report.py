@@ -107,7 +107,7 @@ def network_text(result: dict, _: bool = False) -> str:
             "error ours", "error torch"]
     parts = [machine_line(result["machine"]),
              "Training step: forward, loss and backward, without the optimizer's step. Errors: of all gradients, or of "
-             "the scores, together, relative to float64.", table(head, rows)]
+             "the scores, together, relative to float64.", *([table(head, rows)] if rows else [])]
     if result.get("memory"):
         parts.append("Peak memory of a process that does two training steps, all of it (MiB, allocator as it comes):")
         parts.append(table(["network", "images", "precision", "layout", "ours", "torch"],
@@ -162,11 +162,11 @@ def print_aims_of_all(results: list[dict]) -> None:
     groups = defaultdict(list)
     for result in results:
         if result["command"] == "run":
-            groups[result["machine"]["cap"], result["machine"]["warm_allocator"]].append(result["cases"])
+            groups[result["machine"]["cap"], result["machine"]["warm_allocator"]].append(result)
     for (cap, warm), members in groups.items():
         if len(members) > 1:
             print(f"\nOver {len(members)} files, allocator {'warm' if warm else 'as it comes'}:")
-            print(aims.text([row for cases in members for row in cases], cap))
+            print(aims.text(compare.pooled(members), cap))
 
 
 def main(arguments: list[str]) -> int:

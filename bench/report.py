@@ -83,8 +83,8 @@ def run_text(result: dict, every_row: bool = False) -> str:
                 parts.append(layers(timed, peaks))
             parts += ["Geometric mean of the ratio, by class:", means(timed, "kind", CLASSES),
                       "By suite:", means(timed, "suite"), suites_mean(timed)]
-            worst = sorted(timed, key=lambda row: row["ratio"])[:WORST]
-            parts += ["The worst cases:", layers(worst, peaks)]
+            if len(timed) > WORST:
+                parts += ["The worst cases:", layers(sorted(timed, key=lambda row: row["ratio"])[:WORST], peaks)]
         parts += [f"WRONG: {row['suite']}/{row['name']} {row['pass']}, error {row['error_ours']:.3g} (torch "
                   f"{row['error_theirs']:.3g})" for row in rows if not row["right"]]
         beyond = sum(not row.get("torch_right", True) for row in rows)

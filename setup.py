@@ -31,6 +31,7 @@ except ImportError as error:
 KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "library.cpp"]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
+    "csrc/plan_winograd.cpp",
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
     "csrc/torch/fastcall.cpp",

@@ -19,11 +19,11 @@ struct WinogradSizes {
   int64_t blocks, rows;      // blocks of tiles; tiles in a block at most
   int64_t window_h, window_w;
   int64_t panels;
-  int64_t task_columns;                 // weight_grad: columns of a task
-  int64_t value_pitch, value_slice;     // transformed source: (points, rows, columns)
-  int64_t sum_pitch, sum_slice;         // products: (points, rows, gemm_m); weight_grad: (points, K, columns)
-  int64_t weight_slice, weight_chunk;   // transformed weights: (points, panels, columns, panel), or a chunk of columns
-  int64_t grad_pitch, grad_slice;       // weight_grad, transformed upstream gradient: (points, rows, K)
+  int64_t task_columns;                // weight_grad: columns of a task
+  int64_t value_pitch, value_slice;    // transformed source: (points, rows, columns)
+  int64_t sum_pitch, sum_slice;        // products: (points, rows, gemm_m); weight_grad: (points, K, columns)
+  int64_t weight_slice, weight_chunk;  // transformed weights: (points, panels, columns, panel), or a chunk of columns
+  int64_t grad_pitch, grad_slice;      // weight_grad, transformed upstream gradient: (points, rows, K)
   int64_t window_elements;
 };
 
@@ -50,7 +50,7 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan&
   w.rows = plan.images * plan.tile_h * plan.tile_w;
   w.window_h = plan.tile_h * plan.outputs + pieces_r * plan.filter - 1;
   w.window_w = plan.tile_w * plan.outputs + pieces_s * plan.filter - 1;
-  w.window_elements = w.window_h * w.window_w * lanes;
+  w.window_elements = (w.window_h * w.window_w + lanes) * lanes;  // squares of positions may reach past the last
   w.panels = ceil_div(rows_m, w.panel);
   w.task_columns = weight_grad ? round_up(plan.tile_c, lanes) * w.pieces : w.columns;
   w.value_pitch = winograd_pitch(w.task_columns, lanes);

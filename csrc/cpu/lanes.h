@@ -10,15 +10,15 @@ template <class A, class T>
 inline __attribute__((always_inline)) void load_square(Vec<A>* row, const T* from, int64_t stride, int64_t lanes,
                                                        int64_t count) {
   constexpr int L = kLanes<A>;
-  if (lanes == L && count == L) {
+  if (lanes == L) {
+    // The rows may be far apart: what the next vectors of channels will need is fetched meanwhile.
 #pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) row[l] = read_lanes<A>(from + l * stride);
+    for (int l = 0; l < L; ++l) __builtin_prefetch(from + (L + l) * stride, 0, 2);
+    if constexpr (sizeof(T) == sizeof(A)) return load_transposed<A>(row, from, stride, count);
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) row[l] = read_lanes<A>(from + l * stride, count);
   } else {
-#pragma GCC unroll 16
-    for (int l = 0; l < L; ++l) {
-      row[l] = Vec<A>{};
-      if (l < lanes) row[l] = count == L ? read_lanes<A>(from + l * stride) : read_lanes<A>(from + l * stride, count);
-    }
+    for (int l = 0; l < L; ++l) row[l] = l < lanes ? read_lanes<A>(from + l * stride, count) : Vec<A>{};
   }
   transpose<A>(row);
 }
@@ -52,10 +52,9 @@ void lanes_to_positions(const A* buffer, T* to, int64_t channel_stride, int64_t 
   if (position_stride == 1 && channel_stride != 1) {
     for (int64_t i = 0; i < positions; i += L) {
       const int64_t count = min_of(L, positions - i);
+      // A last square reads on past the positions: the buffer has room for whole squares.
       Vec<A> square[L];
-#pragma GCC unroll 16
-      for (int j = 0; j < L; ++j) square[j] = j < count ? load(buffer + (i + j) * L) : Vec<A>{};
-      transpose<A>(square);
+      load_transposed<A>(square, buffer + i * L, L);
       T* at = to + i;
       for (int64_t l = 0; l < channels; ++l, at += channel_stride) {
         if (count == L)
@@ -73,8 +72,7 @@ void lanes_to_positions(const A* buffer, T* to, int64_t channel_stride, int64_t 
     }
   } else {
     for (int64_t i = 0; i < positions; ++i)
-      for (int64_t l = 0; l < channels; ++l)
-        write<T>(to + l * channel_stride + i * position_stride, buffer[i * L + l]);
+      for (int64_t l = 0; l < channels; ++l) write<T>(to + l * channel_stride + i * position_stride, buffer[i * L + l]);
   }
 }
 

@@ -3,7 +3,8 @@
 // (S. Winograd, "Arithmetic Complexity of Computations", 1980, chapter III; A. Lavin, S. Gray, "Fast Algorithms for
 // Convolutional Neural Networks", CVPR 2016, section 4). With the points p_i, N_i = product over q != p_i of (p_i - q):
 //
-//   y = A^T [(G w) * (B^T x)]     A (T x M): p_i^j,   G (T x R): p_i^j / N_i,   row i of B^T: product over q != p_i of (X - q)
+//   y = A^T [(G w) * (B^T x)]     A (T x M): p_i^j,   G (T x R): p_i^j / N_i,   row i of B^T: product over q != p_i of
+//   (X - q)
 //
 // and in the last row, that of infinity, 1 for the highest power, and the product over all points. Two axes are nested.
 // The points come in pairs +-p: such two rows differ in the signs of the odd columns alone, and share their sums.
@@ -14,8 +15,8 @@
 namespace conv_ext {
 
 // Points for small errors: the largest error of F(4 x 4, 3 x 3) over 128 channels of normal data, in units of the
-// roundoff of the sum of absolute products, is 3.5 with +-3/4, +-3/2, but 12 with +-1, +-2, and 16 with +-1/2, +-1; that
-// of F(2 x 2, 3 x 3) is 1.2. (Choice of points: B. Barabasz et al., "Error Analysis and Improving the Accuracy of
+// roundoff of the sum of absolute products, is 3.5 with +-3/4, +-3/2, but 12 with +-1, +-2, and 16 with +-1/2, +-1;
+// that of F(2 x 2, 3 x 3) is 1.2. (Choice of points: B. Barabasz et al., "Error Analysis and Improving the Accuracy of
 // Winograd Convolution for Deep Neural Networks", 2020.)
 template <int M, int R>
 struct Points;
@@ -37,9 +38,7 @@ struct ToomCook {
   static constexpr int T = M + R - 1, kInfinity = T - 1;
   static_assert(T % 2 == 0, "zero, pairs of points, infinity");
 
-  static constexpr double point(int i) {
-    return i == 0 ? 0 : Points<M, R>::positive[(i - 1) / 2] * (i % 2 ? 1 : -1);
-  }
+  static constexpr double point(int i) { return i == 0 ? 0 : Points<M, R>::positive[(i - 1) / 2] * (i % 2 ? 1 : -1); }
   static constexpr double power(double x, int n) { return n == 0 ? 1 : x * power(x, n - 1); }
   static constexpr double norm(int i) {
     double n = 1;

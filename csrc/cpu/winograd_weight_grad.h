@@ -1,8 +1,8 @@
-// The weight gradient of the Winograd algorithm: the transforms of winograd.h, with their adjoints for the operands
-// that change their role; the sum runs over tiles.
+// The weight gradient of the Winograd algorithm: the transforms of winograd_tiles.h, with their adjoints for the
+// operands that change their role; the sum runs over tiles.
 #pragma once
 
-#include "winograd.h"
+#include "winograd_tiles.h"
 
 namespace conv_ext {
 
@@ -52,8 +52,28 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
   const WinogradSizes& size = w.size;
   const int64_t group_k = z.group_k(), group_c = z.group_c(), taps = z.r * z.s, pitch = round_up(group_c, L);
   const View<T>&grad = w.result, &input = w.source, &result = w.weight;
-  // Partial results: (splits, K, R S, C/g in whole vectors).
-  A* const partial = memory.take<A>(plan.splits * z.k * taps * pitch);
+  // Partial results: (splits, K, R S, C/g in whole vectors). A reduction in one part is written at once.
+  A* const partial = plan.splits > 1 ? memory.take<A>(plan.splits * z.k * taps * pitch) : nullptr;
+  // Writes total[tap][lane], the gradients of kLanes channels of group k / group_k, from c on.
+  const auto write_weights = [&](int64_t k, int64_t c, const A* total) {
+    const bool joined = result.row == z.s * result.column;
+    const int64_t channels = min_of(L, group_c - c);
+    T* const to = result.data + k * result.n + c * result.channel;
+    for (int64_t r = 0; r < (joined ? 1 : z.r); ++r)
+      lanes_to_positions(total + r * z.s * L, to + r * result.row, result.channel, result.column, channels,
+                         joined ? taps : z.s);
+    Vec<A> finite{};
+    for (int64_t t = 0; t < taps; ++t) finite += load(total + t * L) * A(0);
+    for (int64_t l = 0; l < channels; ++l) {
+      if (finite[l] == finite[l]) continue;
+      for (int64_t t = 0; t < taps; ++t) {
+        const A value = total[t * L + l];
+        if (value - value == A(0)) continue;
+        write<T>(to + l * result.channel + t / z.s * result.row + t % z.s * result.column,
+                 A(direct_weight_grad(z, grad, input, k, k / group_k * group_c + c + l, t / z.s, t % z.s)));
+      }
+    }
+  };
   const int64_t blocks_k = ceil_div(group_k, plan.tile_k), blocks_c = ceil_div(group_c, plan.tile_c);
 
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
@@ -65,7 +85,7 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
     A* const values = local.take<A>(size.points * size.value_slice);
     A* const grads = local.take<A>(size.points * size.grad_slice);
     A* const sums = local.take<A>(size.points * size.sum_slice);
-    A* const window = local.take<A>(size.window_elements);
+    A* const window = local.take<A>(max_of(size.window_elements, round_up(taps, L) * L));
     const int64_t first = size.blocks * split / plan.splits, last = size.blocks * (split + 1) / plan.splits;
     for (int64_t b = first; b < last; ++b) {
       const TileBlock block = w.block_at(b);
@@ -78,45 +98,34 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
                          count_k, vectors_c * size.pieces);
     }
     for (int64_t k = 0; k < count_k; ++k)
-      for (int64_t v = 0; v < vectors_c; ++v)
+      for (int64_t v = 0; v < vectors_c; ++v) {
+        const int64_t row = group * group_k + k0 + k, c = c0 + v * L;
+        A* const to = partial ? partial + (split * z.k + row) * taps * pitch + c : window;
+        const int64_t tap_pitch = partial ? pitch : L;
         for (int64_t piece = 0; piece < size.pieces; ++piece) {
           const int64_t r0 = piece / w.pieces_s() * R, s0 = piece % w.pieces_s() * R;
-          A* const to = partial + ((split * z.k + group * group_k + k0 + k) * taps) * pitch + c0 + v * L;
           transform_both_axes<typename W::WeightGradTransform>(
               sums + k * size.sum_pitch + (v * size.pieces + piece) * L, E * size.sum_slice, size.sum_slice,
               [&](int i, int j, Vec<A> value) {
-                if (r0 + i < z.r && s0 + j < z.s) store(to + ((r0 + i) * z.s + s0 + j) * pitch, value);
+                if (r0 + i < z.r && s0 + j < z.s) store(to + ((r0 + i) * z.s + s0 + j) * tap_pitch, value);
               });
         }
+        if (!partial) write_weights(row, c, to);
+      }
   });
+  if (!partial) return;
 
   // The parts of the reduction in order.
-  parallel_for(executor, z.k, taps * L * int64_t(sizeof(A)), [&](int64_t k, void* scratch) {
+  parallel_for(executor, z.k, round_up(taps, L) * L * int64_t(sizeof(A)), [&](int64_t k, void* scratch) {
     A* const total = static_cast<A*>(scratch);
-    const bool joined = result.row == z.s * result.column;
     for (int64_t c = 0; c < group_c; c += L) {
-      const int64_t channels = min_of(L, group_c - c);
-      Vec<A> finite{};
       for (int64_t t = 0; t < taps; ++t) {
         const A* at = partial + (k * taps + t) * pitch + c;
         Vec<A> sum = load(at);
         for (int64_t split = 1; split < plan.splits; ++split) sum += load(at + split * z.k * taps * pitch);
-        finite += sum * A(0);
         store(total + t * L, sum);
       }
-      T* const to = result.data + k * result.n + c * result.channel;
-      for (int64_t r = 0; r < (joined ? 1 : z.r); ++r)
-        lanes_to_positions(total + r * z.s * L, to + r * result.row, result.channel, result.column, channels,
-                           joined ? taps : z.s);
-      for (int64_t l = 0; l < channels; ++l) {
-        if (finite[l] == finite[l]) continue;
-        for (int64_t t = 0; t < taps; ++t) {
-          const A value = total[t * L + l];
-          if (value - value == A(0)) continue;
-          write<T>(to + l * result.channel + t / z.s * result.row + t % z.s * result.column,
-                   A(direct_weight_grad(z, grad, input, k, k / group_k * group_c + c + l, t / z.s, t % z.s)));
-        }
-      }
+      write_weights(k, c, total);
     }
   });
 }

@@ -38,7 +38,8 @@ EXTENSION_SOURCES = [
     "csrc/python/module.cpp",
 ]
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
-KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra"
+# -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
+KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
 AVX2 = "-mavx2 -mfma -mf16c"
 ISA_FLAGS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):

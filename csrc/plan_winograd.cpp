@@ -20,6 +20,10 @@ constexpr int64_t kTaskCount = 16;                    // for an even load on a f
 constexpr int64_t kPartialBytes = int64_t(8) << 20;   // weight_grad: bytes that cutting the reduction may cost
 constexpr double kTransformCost = 14;                 // of a vector in a transform, in multiply-adds
 
+// Under "ieee". The transforms round sums of neighbours, whose size a single output's own products may not have; over
+// many channels they are alike.
+constexpr double kShortestReduction = 96;
+
 struct Variant {
   int64_t outputs, filter;
 };
@@ -132,6 +136,11 @@ const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& 
   if (z.stride_h != 1 || z.stride_w != 1) return "its tiles are for stride 1";
   if (z.dilation_h != 1 || z.dilation_w != 1) return "its tiles are for dilation 1";
   if (z.r > 64 || z.s > 64) return "the kernel is larger than 64";
+  const double reduction = pass == Pass::WeightGrad
+                               ? double(z.n) * double(z.p) * double(z.q)
+                               : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);
+  if (z.precision == Precision::Ieee && reduction < kShortestReduction)
+    return "fewer than 96 products are summed: the transforms' rounding errors would show";
   Plan plan{};
   prepare_winograd(z, pass, isa, &plan);
   if (plan.scratch_bytes > kScratchLimit) return "one block of tiles exceeds 16 MiB of scratch for each thread";

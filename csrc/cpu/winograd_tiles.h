@@ -193,10 +193,11 @@ struct Winograd {
     for (int64_t c = 0; c < group_channels; ++c)
       for (int64_t t = 0; t < taps(); ++t) {
         const int64_t h = y + origin_h() + t / z.s, w = x + origin_w() + t % z.s;
-        if (h < 0 || h >= vertical.source || w < 0 || w >= horizontal.source) continue;
+        // The padding's zeros count: 0 * Inf is NaN.
+        const bool inside = h >= 0 && h < vertical.source && w >= 0 && w < horizontal.source;
+        const T* const from = source.data + n * source.n + (group * group_channels + c) * source.channel;
         const int64_t outer = group * (rotated ? group_channels : group_m) + (rotated ? c : m), inner = rotated ? m : c;
-        sum += read<double>(source.data + n * source.n + (group * group_channels + c) * source.channel +
-                            h * source.row + w * source.column) *
+        sum += (inside ? read<double>(from + h * source.row + w * source.column) : 0.0) *
                read<double>(weight.data + outer * weight.n + inner * weight.channel + tap_offset(t));
       }
     return sum;

@@ -36,9 +36,10 @@ double direct_weight_grad(const ConvProblem& z, const View<T>& grad, const View<
     for (int64_t p = 0; p < z.p; ++p)
       for (int64_t q = 0; q < z.q; ++q) {
         const int64_t h = p + r - z.pad_top, w = q + s - z.pad_left;
-        if (h < 0 || h >= z.h || w < 0 || w >= z.w) continue;
+        const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;  // else a zero of the padding: 0 * Inf is NaN
+        const T* const x = input.data + n * input.n + c * input.channel + h * input.row + w * input.column;
         sum += read<double>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column) *
-               read<double>(input.data + n * input.n + c * input.channel + h * input.row + w * input.column);
+               (inside ? read<double>(x) : 0.0);
       }
   return sum;
 }

@@ -31,13 +31,15 @@ except ImportError as error:
 KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "library.cpp"]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
+    "csrc/plan_winograd.cpp",
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
     "csrc/torch/fastcall.cpp",
     "csrc/python/module.cpp",
 ]
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
-KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra"
+# -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
+KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
 AVX2 = "-mavx2 -mfma -mf16c"
 ISA_FLAGS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):

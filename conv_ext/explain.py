@@ -31,7 +31,8 @@ def _count(value: float) -> str:
 class PassPlan:
     """How one pass would be computed.
 
-    candidates: every algorithm in the plan's order with its reason for "no", None where it can.
+    candidates: (name, reason, possible) of every algorithm in the plan's order; the reason is None where nothing speaks
+        against it, and an algorithm that is possible in spite of its reason can be forced.
     tiles: outputs and channels per task. workspace_bytes: shared by all threads; scratch_bytes: for each thread.
     as_1x1: the kernel covers its input and is computed as a 1x1 kernel over C R S channels (where strides allow it).
     flops: multiplications and additions of real numbers. bytes: operands and result, each touched once.
@@ -51,7 +52,7 @@ class PassPlan:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.algorithm} ({self.isa})"]
-        for name, reason in self.candidates:
+        for name, reason, _ in self.candidates:
             mark = "chosen" if name == self.algorithm else f"no: {reason}" if reason else "possible"
             lines.append(f"    {name:<10} {mark}")
         if self.as_1x1:

@@ -8,7 +8,7 @@
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, Winograd, Direct, Reference };
 
 // What a kernel library says of the instruction set that it was compiled for.
 struct IsaTraits {
@@ -31,6 +31,10 @@ struct Plan {
   // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
   int64_t tile_k, tile_c, splits;
   int64_t grad_pitch;  // elements of one packed row of the upstream gradient
+  // Winograd: F(outputs x outputs, filter x filter); tile_h and tile_w count tiles. Whether all weights are transformed
+  // first and then every block of tiles by itself, or the other way round.
+  int64_t outputs, filter;
+  bool weights_first;
   int64_t tasks;
   int64_t workspace_bytes;  // shared: packed weights or partial sums, and tables
   int64_t scratch_bytes;    // for each thread: the packed tile
@@ -41,10 +45,13 @@ struct Candidate {
   const char* name;
   // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
   const char* (*declines)(const ConvProblem&, Pass, const IsaTraits&);
+  // Why it is passed over although it could compute the problem; nullptr where it is wanted. A forced algorithm is not
+  // asked.
+  const char* (*yields)(const ConvProblem&, Pass, const IsaTraits&);
   void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 };
 
-constexpr int kCandidateCount = 3;
+constexpr int kCandidateCount = 4;
 extern const Candidate kCandidates[kCandidateCount];
 
 // Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching

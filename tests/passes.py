@@ -107,15 +107,15 @@ def call(
     return op(first, second, (z.h, z.w) if pass_name == "input_grad" else (z.r, z.s), *geometry)
 
 
-def candidates(pass_name: str, z: Problem, dtype: torch.dtype) -> list[tuple[str, str | None]]:
-    """The plan's algorithms, each with its reason for "no", or None where it can run."""
+def candidates(pass_name: str, z: Problem, dtype: torch.dtype) -> list[tuple[str, str | None, bool]]:
+    """The plan's algorithms, each with its reason for "no" (None: nothing speaks against it), and whether it can run."""
     sizes = (z.input_shape, z.weight_shape, z.output_shape)
     plan = _C.plan(pass_name, dtype_name(dtype), *sizes, z.stride, z.padding, z.dilation, z.groups)
     return plan["candidates"]
 
 
 def applicable(pass_name: str, z: Problem, dtype: torch.dtype) -> list[str]:
-    return [name for name, reason in candidates(pass_name, z, dtype) if reason is None]
+    return [name for name, _, possible in candidates(pass_name, z, dtype) if possible]
 
 
 @contextlib.contextmanager

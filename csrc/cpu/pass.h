@@ -4,6 +4,7 @@
 #include "../reference/reference.h"
 #include "depthwise.h"
 #include "direct.h"
+#include "winograd.h"
 
 namespace conv_ext {
 
@@ -18,6 +19,9 @@ RunPass select_algorithm(Algorithm algorithm) {
   switch (algorithm) {
     case Algorithm::Depthwise:
       return run_depthwise<T, A, pass>;
+    case Algorithm::Winograd:
+      if constexpr (sizeof(T) == 4 && sizeof(A) == 4) return run_winograd<T, A, pass>;
+      return nullptr;
     case Algorithm::Direct:
       return run_direct<T, A, pass>;
     case Algorithm::Reference:

@@ -82,7 +82,9 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Explanation:
+def explain(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none"
+) -> Explanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does.
@@ -100,7 +102,7 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     geometry = functional.normalize("explain", weight, stride, padding, dilation, groups)
     stride, padding, dilation, groups = geometry
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
-    output = checks.check("forward", input, weight, bias, None, *geometry, precision)
+    output = checks.check("forward", input, weight, bias, None, *geometry, precision, activation)
     dtype = str(input.dtype).removeprefix("torch.")
     sizes = list(input.shape), list(weight.shape), output
     plans = {}
@@ -116,5 +118,6 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     problem = (
         f"N {n}  C {c}  H {h}  W {w}   K {k}  R {r}  S {s}   P {output[2]}  Q {output[3]}   "
         f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}, {precision}"
+        + ("" if activation == "none" else f", {activation}")
     )
     return Explanation(problem, **plans)

@@ -19,6 +19,7 @@ struct Buffers {
   TensorRef output;  // (N, K, P, Q)
   const void* bias;  // (K), or nullptr; forward only
   int64_t bias_stride;
+  bool relu;        // forward only: applied to the finished sum. Like the bias it is no matter of the plan.
   void* workspace;  // plan.workspace_bytes, aligned to 64 bytes
 };
 

@@ -78,6 +78,7 @@ struct Gather {
   int64_t parts, group_m, group_channels;
   A* packed_weight;
   A* bias;  // (groups * group_m * parts)
+  bool relu;
 
   int64_t taps() const { return z.r * z.s; }
   int64_t rows_m() const { return group_m * parts; }
@@ -139,15 +140,16 @@ struct Gather {
         if (images > 1) {
           for (int64_t i = 0; i < length; ++i) {
             const int64_t image = (q + i) % images;
-            if (n0 + image < n1) write<T>(to + image * result.n + (q + i) / images * column_step, from[i]);
+            if (n0 + image < n1)
+              write<T>(to + image * result.n + (q + i) / images * column_step, activate_one<T>(from[i], relu));
           }
         } else if (column_step == 1) {
           constexpr int L = kLanes<A>;
           int64_t i = 0;
-          for (; i + L <= length; i += L) write_lanes<T, A>(to + q + i, load(from + i));
-          if (i < length) write_lanes<T, A>(to + q + i, load(from + i), length - i);
+          for (; i + L <= length; i += L) write_lanes<T, A>(to + q + i, activate<T, A>(load(from + i), relu));
+          if (i < length) write_lanes<T, A>(to + q + i, activate<T, A>(load(from + i), relu), length - i);
         } else {
-          for (int64_t i = 0; i < length; ++i) write<T>(to + (q + i) * column_step, from[i]);
+          for (int64_t i = 0; i < length; ++i) write<T>(to + (q + i) * column_step, activate_one<T>(from[i], relu));
         }
       }
       l += pitch * images - q;  // on to the next row, past what lies between
@@ -241,7 +243,8 @@ void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers
                     input_grad ? z.group_c() : z.group_k(),
                     input_grad ? z.group_k() : z.group_c(),
                     nullptr,
-                    nullptr};
+                    nullptr,
+                    b.relu};
   const int64_t all_m = z.groups * task.rows_m();
   task.bias = memory.take<A>(all_m);
   for (int64_t m = 0; m < all_m; ++m)

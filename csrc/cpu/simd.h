@@ -307,4 +307,27 @@ inline float16 narrow<float16, double>(double a) {
   return narrow<float16>(round_to_odd(a));
 }
 
+// The largest magnitude that narrow<T> rounds to zero: half of T's smallest number.
+template <class T, class A>
+constexpr A kUnderflow = A(0);
+template <class A>
+constexpr A kUnderflow<bfloat16, A> = A(0x1p-134);
+template <class A>
+constexpr A kUnderflow<float16, A> = A(0x1p-25);
+template <>
+constexpr double kUnderflow<float, double> = 0x1p-150;
+template <>
+constexpr long double kUnderflow<double, long double> = 0x1p-1075L;
+
+// The end of every epilogue: a finished sum, bias included, just before it is rounded to T. With `relu` a negative sum
+// becomes +0. NaN stays; so does what will round to -0, which ReLU keeps: the bits are those of a ReLU behind it.
+template <class T, class A>
+inline __attribute__((always_inline)) Vec<A> activate(Vec<A> sum, bool relu) {
+  return relu ? keep<A>(sum, ~(sum < splat(-kUnderflow<T, A>))) : sum;
+}
+template <class T, class A>
+inline __attribute__((always_inline)) A activate_one(A sum, bool relu) {
+  return relu && sum < -kUnderflow<T, A> ? A(0) : sum;
+}
+
 }  // namespace conv_ext

@@ -55,20 +55,21 @@ def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyMo
         raise TypeError(f"{caller} takes a torch.nn.Module, got {shown}{hint}")
     chosen = []
     for name, module in model.named_modules():  # each shared module comes once
-        if _own_class(module) not in classes:
+        own = _own_class(module)
+        if own not in classes:
             continue
-        if classes is _OURS and hasattr(module, "activation") and hasattr(classes[_own_class(module)], "activation"):
+        if own in _OURS and hasattr(_OURS[own], "activation") and hasattr(module, "activation"):
             continue
-        if classes is _TORCHS and getattr(module, "activation", "none") != "none":
+        if hasattr(own, "activation") and module.activation != "none":
             raise ValueError(
                 f"revert: torch's layers have no activation, but {name or 'the layer'} has {module.activation!r}; set "
                 'it to "none" and put an nn.ReLU behind the layer first'
             )
-        chosen.append(module)
-    for module in chosen:
-        vars(module).pop("activation", None)
-        cls = type(module)
-        module.__class__ = classes[cls] if cls in classes else _rebased(cls, classes[_own_class(module)])
+        chosen.append((module, own))
+    for module, own in chosen:
+        if hasattr(own, "activation"):
+            vars(module).pop("activation", None)
+        module.__class__ = classes[own] if type(module) is own else _rebased(type(module), classes[own])
     return model
 
 

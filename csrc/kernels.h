@@ -19,8 +19,8 @@ struct Buffers {
   TensorRef output;  // (N, K, P, Q)
   const void* bias;  // (K), or nullptr; forward only
   int64_t bias_stride;
-  bool relu;        // forward only: applied to the finished sum. Like the bias it is no matter of the plan.
   void* workspace;  // plan.workspace_bytes, aligned to 64 bytes
+  bool relu;        // of the finished sums, forward only; like the bias no matter of the plan
 };
 
 struct Executor {

@@ -49,15 +49,21 @@ inline void depthwise_block(const TapList<S>& taps, int64_t pixel, const A* weig
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[i][v] += w[v] * (whole ? read_lanes<A>(x + v * block) : read_lanes<A>(x, lanes));
   }
+  if (relu) {
+#pragma GCC unroll 8
+    for (int i = 0; i < P; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sum[i][v] = rectify<T, A>(sum[i][v]);
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       T* to = out + i * out_step + (c / L + v) * out_block;
       if (whole)
-        write_lanes<T, A>(to, activate<T, A>(sum[i][v], relu));
+        write_lanes<T, A>(to, sum[i][v]);
       else
-        write_lanes<T, A>(to, activate<T, A>(sum[i][v], relu), lanes);
+        write_lanes<T, A>(to, sum[i][v], lanes);
     }
 }
 
@@ -233,7 +239,7 @@ void tile_from(A* tile, const T* from, int64_t channel_stride, int64_t column_st
       tile[i * L + l] = l < channels ? read<A>(from + l * channel_stride + i * column_stride) : A(0);
 }
 template <class A, class T>
-void tile_to(const A* tile, T* to, int64_t channel_stride, int64_t column_stride, int64_t channels, int64_t positions,
+void tile_to(A* tile, T* to, int64_t channel_stride, int64_t column_stride, int64_t channels, int64_t positions,
              bool relu) {
   constexpr int L = kLanes<A>;
   int64_t i = 0;
@@ -242,14 +248,18 @@ void tile_to(const A* tile, T* to, int64_t channel_stride, int64_t column_stride
       Vec<A> square[L];
 #pragma GCC unroll 16
       for (int l = 0; l < L; ++l) square[l] = load(tile + (i + l) * L);
+      if (relu) {
+#pragma GCC unroll 16
+        for (int l = 0; l < L; ++l) square[l] = rectify<T, A>(square[l]);
+      }
       transpose<A>(square);
 #pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) write_lanes<T, A>(to + l * channel_stride + i, activate<T, A>(square[l], relu));
+      for (int l = 0; l < L; ++l) write_lanes<T, A>(to + l * channel_stride + i, square[l]);
     }
   }
+  if (relu) rectify_all<T>(tile + i * L, (positions - i) * L);
   for (; i < positions; ++i)
-    for (int64_t l = 0; l < channels; ++l)
-      write<T>(to + l * channel_stride + i * column_stride, activate_one<T>(tile[i * L + l], relu));
+    for (int64_t l = 0; l < channels; ++l) write<T>(to + l * channel_stride + i * column_stride, tile[i * L + l]);
 }
 
 // Calls body(address of the run, its first row, positions) for the rows [first, last) of a view: all at once where they

@@ -57,7 +57,7 @@ struct Reference {
           for (int64_t r = 0; r < z.r; ++r)
             for (int64_t s = 0; s < z.s; ++s)
               sum.add(padded_input(n, first + c, row(p, r), column(q, s)), get(w, k, c, r, s));
-        sum.re = activate_one<T>(sum.re, relu);  // of real numbers alone
+        if (relu) sum.re = rectify_one<T>(sum.re);  // of real numbers alone
         put(y, n, k, p, q, sum);
       }
   }

@@ -175,13 +175,13 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   const TensorRef out = ref(result), first = ref(a), second = ref(b);
   switch (pass) {
     case Pass::Forward:
-      buffers = {first, second, out, nullptr, 0, call.activation == "relu", nullptr};
+      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu"};
       break;
     case Pass::InputGrad:
-      buffers = {out, second, first, nullptr, 0, false, nullptr};
+      buffers = {out, second, first, nullptr, 0, nullptr, false};
       break;
     case Pass::WeightGrad:
-      buffers = {second, out, first, nullptr, 0, false, nullptr};
+      buffers = {second, out, first, nullptr, 0, nullptr, false};
       break;
   }
   if (bias) {

@@ -29,7 +29,7 @@ from .library import _C
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
-
+_threshold_backward = torch.ops.aten.threshold_backward.default
 _SPLIT_SUM = 32768  # at::internal::GRAIN_SIZE
 
 
@@ -67,8 +67,13 @@ def _conj(tensor):
 
 
 def _mask(values, *output):
-    """`values` as they pass the ReLU that gave `output`, both ways: at NaN and where it is above zero."""
-    return torch.ops.aten.threshold_backward(values, *output, 0) if output else values
+    """`values` as they pass the ReLU that gave `output`, both ways: at NaN and where it is above zero.
+
+    A pass over memory of its own, once for all three gradients, as a ReLU behind the layer makes it. Of a backward
+    without it, on one thread, it is 0.7 % for VGG's conv3_2 and AlexNet's conv2, 4 % for LeNet's c3, 19 % for a
+    depthwise layer, and for a first layer, which has no input gradient, 28 % (LeNet's) and 44 % (VGG's).
+    """
+    return _threshold_backward(values, *output, 0) if output else values
 
 
 def bias_grad(grad):

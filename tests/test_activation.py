@@ -56,6 +56,17 @@ def test_every_algorithm(z, dtype):
         assert_fused(a, c, None if layouts == LAYOUTS[1] else bias, z, conv_ext.library.available_isas())
 
 
+def test_memory_of_others_is_not_touched():
+    conv_ext._C.set_scratch_guard(True)
+    try:
+        for z in SMALL + tuple(z for z in CORNERS if z.groups > 1):
+            for layout in ("contiguous", "channels_last", "sliced"):
+                x, w = (laid_out(t, layout) for t in operands("forward", z, torch.float32, "signed"))
+                assert_fused(x, w, None, z, conv_ext.library.available_isas())
+    finally:
+        conv_ext._C.set_scratch_guard(False)
+
+
 def test_not_everything_was_positive():
     z = SMALL[1]
     y = run("relu", *operands("forward", z, torch.float32, "signed"), None, z)

@@ -36,7 +36,8 @@ Winograd<T, A, M, R> make_winograd(const ConvProblem& z, Pass pass, const Plan& 
           input_grad ? z.group_k() : z.group_c(),
           input_grad,
           static_cast<const T*>(b.bias),
-          b.bias_stride};
+          b.bias_stride,
+          b.relu};
 }
 
 // The one place where the size of the transform becomes a template argument.

@@ -33,6 +33,7 @@ struct Winograd {
   bool rotated;   // input_grad: the kernel turned by 180 degrees
   const T* bias;  // may be nullptr
   int64_t bias_stride;
+  bool relu;
 
   int64_t taps() const { return z.r * z.s; }
   int64_t pieces_s() const { return ceil_div(z.s, R); }
@@ -166,12 +167,15 @@ struct Winograd {
           store(to + (u * pitch + v) * L, value);
         });
       }
-      T* const image = result.data + (b.n0 + i) * result.n + first * result.channel;
-      for (int64_t row = 0; row < rows; ++row)
-        lanes_to_positions(window + row * pitch * L, image + (row0 + row) * result.row + column0 * result.column,
-                           result.channel, result.column, channels, columns);
       bool repeat = false;
       for (int l = 0; l < L; ++l) repeat |= finite[l] != finite[l];
+      T* const image = result.data + (b.n0 + i) * result.n + first * result.channel;
+      for (int64_t row = 0; row < rows; ++row) {
+        // What is to be repeated must still be seen: -Inf would be 0.
+        if (relu && !repeat) rectify_all<T>(window + row * pitch * L, columns * L);
+        lanes_to_positions(window + row * pitch * L, image + (row0 + row) * result.row + column0 * result.column,
+                           result.channel, result.column, channels, columns);
+      }
       if (repeat) repeat_outputs(b.n0 + i, group, m, channels, row0, rows, column0, columns);
     }
   }
@@ -183,9 +187,10 @@ struct Winograd {
         for (int64_t x = column0; x < column0 + columns; ++x) {
           const int64_t k = group * group_m + m + l;
           T* const to = result.data + n * result.n + k * result.channel + y * result.row + x * result.column;
-          const A value = read<A>(to);
-          if (value - value == A(0)) continue;
-          write<T>(to, A(direct_sum(n, group, m + l, y, x) + (bias ? read<double>(bias + k * bias_stride) : 0.0)));
+          A value = read<A>(to);
+          if (value - value != A(0))
+            value = A(direct_sum(n, group, m + l, y, x) + (bias ? read<double>(bias + k * bias_stride) : 0.0));
+          write<T>(to, relu ? rectify_one<T>(value) : value);
         }
   }
   double direct_sum(int64_t n, int64_t group, int64_t m, int64_t y, int64_t x) const {

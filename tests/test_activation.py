@@ -92,6 +92,16 @@ def test_special_values(z, dtype, layout, each_isa):
         assert same(y, wanted) and torch.signbit(y[x == 0]).any()
 
 
+@every_dtype
+def test_operands_that_are_not_finite(dtype):
+    """An algorithm that computes such outputs again must not take the ReLU of -Inf for a finite one."""
+    z = next(z for z in NETWORK if z.name == "vgg_conv4")
+    for value in (math.inf, -math.inf, math.nan):
+        x, w = (t.clone() for t in operands("forward", z, dtype, "signed"))
+        x[0, 3, 5, 5], x[1, 2, 0, 0], w[3, 1, 1, 1] = value, -value, value
+        assert_fused(x, w, fill((z.k,), dtype, "signed", 3), z, conv_ext.library.available_isas())
+
+
 @pytest.mark.parametrize("z", IDENTITY, ids=str)
 @every_dtype
 def test_what_rounds_to_zero(z, dtype):

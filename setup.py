@@ -32,6 +32,7 @@ KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "library.c
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
     "csrc/plan_winograd.cpp",
+    "csrc/plan_panels.cpp",
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
     "csrc/torch/fastcall.cpp",

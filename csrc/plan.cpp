@@ -5,44 +5,20 @@
 
 #include <initializer_list>
 
-#include "indexing.h"
+#include "plan_tiles.h"
 #include "plan_winograd.h"
 
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave room for the weights in an L2 of 1 MiB
-constexpr int64_t kMaxImages = 128;         // images side by side
-constexpr double kInterleaveCost = 1.15;    // packing images side by side is slower than copying rows
-constexpr int64_t kChannelsTogether = 16;   // small groups are packed together up to so many channels
-constexpr int64_t kVectorsTogether = 8;     // depthwise: vectors of channels per packed tile
-constexpr double kNarrowTile = 0.5;         // forward: vectors that a run of lanes loses, its last tile being narrow
-constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
-constexpr double kWorthSharing = 2e6;       // operations below which a second thread costs more than it brings
-constexpr int64_t kMaxPhases = 4096;
+constexpr int64_t kMaxImages = 128;        // images side by side
+constexpr double kInterleaveCost = 1.15;   // packing images side by side is slower than copying rows
+constexpr int64_t kChannelsTogether = 16;  // small groups are packed together up to so many channels
+constexpr int64_t kVectorsTogether = 8;    // depthwise: vectors of channels per packed tile
+constexpr double kNarrowTile = 0.5;        // forward: vectors that a run of lanes loses, its last tile being narrow
 constexpr int64_t kGradLanes = 1024;  // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
 constexpr int64_t kGradBlock = 64;    // weight_grad: channels of each operand per tile
-constexpr int64_t kPartialSums = int64_t(8) << 20;  // weight_grad: bytes that cutting the reduction may cost
-constexpr int64_t kOverread = 512;                  // bytes that a register tile may read past its last lane
-
-int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
-
-// An odd number of cache lines, so that one position of many channels spreads over the sets of the cache.
-int64_t spread_pitch(int64_t elements) {
-  const int64_t lines = ceil_div(elements, 16);
-  return (lines | 1) * 16;
-}
-
-struct Shape {  // one tile of outputs and what it reads
-  int64_t tile_h, tile_w, images;
-  int64_t pitch, channel_pitch;
-};
-
-Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile_h, int64_t tile_w, int64_t images) {
-  const PackedExtent down = packed_extent(vertical, tile_h), across = packed_extent(horizontal, tile_w);
-  return {tile_h, tile_w, images, across.longest,
-          spread_pitch(across.regions * down.positions * across.longest * images)};
-}
+constexpr int64_t kOverread = 512;    // bytes that a register tile may read past its last lane
 
 // The largest tile whose packed channels fit the budget: all columns and as many rows as possible, halving.
 Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int64_t channels, int64_t bytes_each,
@@ -74,13 +50,6 @@ double lane_vectors(const Shape& shape, int64_t lanes, bool flat, double run_cos
       flat ? ((shape.tile_h - 1) * shape.pitch + shape.tile_w) * shape.images : shape.tile_w * shape.images;
   return double(runs) * (double(ceil_div(run_lanes, lanes)) + run_cost) /
          double(shape.tile_h * shape.tile_w * shape.images);
-}
-
-// Bytes of Tables in cpu/direct.h.
-int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axis& horizontal) {
-  constexpr int64_t kEntry = sizeof(Region) + 3 * sizeof(int64_t);
-  return aligned(z.r * kEntry) + aligned(z.s * kEntry) + 2 * aligned(z.r * z.s * 8) +
-         aligned((vertical.phases() * horizontal.phases() + 1) * 8);
 }
 
 void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
@@ -259,10 +228,11 @@ void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* 
 
 }  // namespace
 
-// The choice of algorithm on one page: the first that does not decline runs.
+// The choice of algorithm on one page: the first that neither declines nor yields runs.
 const Candidate kCandidates[kCandidateCount] = {
     {Algorithm::Depthwise, "depthwise", depthwise_declines, never_yields, prepare_depthwise},
     {Algorithm::Winograd, "winograd", winograd_declines, winograd_yields, prepare_winograd},
+    {Algorithm::Panels, "panels", panels_decline, panels_yield, prepare_panels},
     {Algorithm::Direct, "direct", direct_declines, never_yields, prepare_direct},
     {Algorithm::Reference, "reference", reference_declines, never_yields, prepare_reference},
 };

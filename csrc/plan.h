@@ -4,11 +4,11 @@
 // forward and input_grad never depends on N, that of weight_grad may, and none of them on the number of threads.
 #pragma once
 
-#include "problem.h"
+#include "indexing.h"
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, Winograd, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, Winograd, Panels, Direct, Reference };
 
 // What a kernel library says of the instruction set that it was compiled for.
 struct IsaTraits {
@@ -16,6 +16,35 @@ struct IsaTraits {
   int64_t vector_bytes;
   int64_t gather_m, gather_v;  // largest register tile of forward and input_grad: channels x vectors
   int64_t dot_m, dot_t;        // largest register tile of weight_grad: K x (C/g R S)
+  int64_t panel_v;             // panels: the widest one, in vectors; of positions, beside so many rows
+  int64_t panel_p, panel_rows;
+};
+
+// Panels, forward and input_grad: the products of one chain are those of a block of channels and taps.
+constexpr int64_t kPanelProducts = 192;
+constexpr int64_t kMostJoined = 512;      // products of an output whose taps are joined
+constexpr int64_t kFewChannels = 32;      // vectors run along them whatever the layout
+constexpr int64_t kMostZeros = 16 << 10;  // elements, of which padding is read then
+struct PanelBlocks {
+  int64_t channels, taps;  // into how many parts each of them is cut
+  int64_t count() const { return channels * taps; }
+  // Products of the longest block.
+  int64_t longest(int64_t all_channels, int64_t all_taps) const {
+    return ceil_div(all_channels, channels) * ceil_div(all_taps, taps);
+  }
+};
+inline PanelBlocks panel_blocks(int64_t channels, int64_t taps) {
+  const int64_t cut_taps = max_of(1, ceil_div(taps, kPanelProducts));
+  return {cut_taps > 1 ? channels : max_of(1, ceil_div(channels * taps, kPanelProducts)), cut_taps};
+}
+// Neighbouring taps of few channels are read as one run of channels, where the memory is channels_last.
+inline bool joins_taps(const ConvProblem& z) {
+  return z.s > 1 && z.dilation_w == 1 && z.c <= 32 && z.c * z.r * z.s <= kMostJoined;
+}
+struct PanelTasks {
+  int64_t block;    // positions (or vectors of positions) of a task, at most
+  int64_t blocks;   // tasks that share out the positions of a phase
+  int64_t parts_m;  // tasks that share out the panels of weights
 };
 
 struct Plan {
@@ -35,6 +64,9 @@ struct Plan {
   // first and then every block of tiles by itself, or the other way round.
   int64_t outputs, filter;
   bool weights_first;
+  // Panels: images of a tile, one after the other, and elements of one of them in a packed channel.
+  int64_t batch, image_pitch;
+  PanelTasks along_channels, along_positions;
   int64_t tasks;
   int64_t workspace_bytes;  // shared: packed weights or partial sums, and tables
   int64_t scratch_bytes;    // for each thread: the packed tile
@@ -51,7 +83,7 @@ struct Candidate {
   void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 };
 
-constexpr int kCandidateCount = 4;
+constexpr int kCandidateCount = 5;
 extern const Candidate kCandidates[kCandidateCount];
 
 // Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching

@@ -50,6 +50,8 @@ struct ConvProblem {
   int64_t groups;
   DType dtype;
   Precision precision;
+  // Whether the operands' channels are neighbours in memory: it may decide between algorithms.
+  bool channels_last = false;
 
   int64_t group_c() const { return c / groups; }
   int64_t group_k() const { return k / groups; }

@@ -17,7 +17,7 @@ void run(const ConvProblem& problem, Pass pass, const Plan& plan, const Buffers&
   kPass[int(pass)](problem, plan, buffers, executor);
 }
 
-constexpr KernelLibrary kLibrary = {{kName, kVectorBytes, kGatherM, kGatherV, kDotM, kDotT}, run};
+constexpr KernelLibrary kLibrary = {{kName, kVectorBytes, kGatherM, kGatherV, kDotM, kDotT, kPanelV, kPanelP, kPanelRows}, run};
 
 }  // namespace
 }  // namespace conv_ext

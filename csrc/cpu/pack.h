@@ -143,30 +143,79 @@ inline __attribute__((always_inline)) void write_lanes(T* p, Vec<A> v, int64_t c
   }
 }
 
+// A vector of `count` neighbours, 0 <= count <= kLanes; the rest is zero.
+template <class A, class T>
+inline __attribute__((always_inline)) Vec<A> read_some(const T* p, int64_t count) {
+  if (count >= kLanes<A>) return read_lanes<A>(p);
+  return count > 0 ? read_lanes<A>(p, count) : Vec<A>{};
+}
+template <class T, class A>
+inline __attribute__((always_inline)) void write_some(T* p, Vec<A> v, int64_t count) {
+  if (count >= kLanes<A>) {
+    write_lanes<T, A>(p, v);
+  } else if (count > 0) {
+    write_lanes<T, A>(p, v, count);
+  }
+}
+
+template <int i>
+struct Constant {
+  static constexpr int value = i;
+};
+
 // A block of channels x positions: to[c * to_channel + i * to_position] = from[c * from_channel + i * from_position].
 template <class A, class T>
 inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* from, int64_t from_channel,
                        int64_t from_position, int64_t channels, int64_t positions) {
   constexpr int L = kLanes<A>;
-  if (from_channel == 1 && to_position == 1 && from_position != 1) {
+  if (from_channel == 1 && to_position == 1) {
     // channels_last: squares of kLanes channels by kLanes positions are turned round in registers.
-    int64_t c = 0;
-    for (; c + L <= channels; c += L) {
-      int64_t i = 0;
-      for (; i + L <= positions; i += L) {
+    for (int64_t c = 0; c < channels; c += L)
+      for (int64_t i = 0; i < positions; i += L) {
+        const int64_t down = channels - c, across = positions - i;
+        const T* f = from + c + i * from_position;
+        A* t = to + c * to_channel + i;
         Vec<A> square[L];
+        if (down >= L && across >= L) {
 #pragma GCC unroll 16
-        for (int j = 0; j < L; ++j) square[j] = read_lanes<A>(from + c + (i + j) * from_position);
-        transpose<A>(square);
+          for (int j = 0; j < L; ++j) square[j] = read_lanes<A>(f + j * from_position);
+          transpose<A>(square);
 #pragma GCC unroll 16
-        for (int j = 0; j < L; ++j) store(to + (c + j) * to_channel + i, square[j]);
+          for (int j = 0; j < L; ++j) store(t + j * to_channel, square[j]);
+        } else {
+#pragma GCC unroll 16
+          for (int j = 0; j < L; ++j) square[j] = read_some<A>(f + j * from_position, j < across ? down : 0);
+          transpose<A>(square);
+#pragma GCC unroll 16
+          for (int j = 0; j < L; ++j)
+            if (j < down) write_some<A, A>(t + j * to_channel, square[j], across);
+        }
       }
-      for (; i < positions; ++i)
-        for (int l = 0; l < L; ++l) to[(c + l) * to_channel + i] = read<A>(from + c + l + i * from_position);
-    }
-    for (; c < channels; ++c)
-      for (int64_t i = 0; i < positions; ++i) to[c * to_channel + i] = read<A>(from + c + i * from_position);
     return;
+  }
+  if (to_position == 1 && from_position == 1 && positions <= 4 * L) {
+    const int64_t full = (positions - 1) / L;
+    const auto copy = [&](auto vectors) {
+      constexpr int V = decltype(vectors)::value;
+      const int64_t rest = positions - V * L;
+      for (int64_t c = 0; c < channels; ++c) {
+        A* t = to + c * to_channel;
+        const T* f = from + c * from_channel;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store(t + v * L, read_lanes<A>(f + v * L));
+        write_some<A, A>(t + V * L, read_some<A>(f + V * L, rest), rest);
+      }
+    };
+    switch (full) {
+      case 0:
+        return copy(Constant<0>{});
+      case 1:
+        return copy(Constant<1>{});
+      case 2:
+        return copy(Constant<2>{});
+      default:
+        return copy(Constant<3>{});
+    }
   }
   for (int64_t c = 0; c < channels; ++c) {
     A* t = to + c * to_channel;
@@ -176,7 +225,7 @@ inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* 
       for (; i + L <= positions; i += L) store(t + i, read_lanes<A>(f + i));
       if (i < positions) store_first(t + i, read_lanes<A>(f + i, positions - i), positions - i);
     } else {
-      for (int64_t i = 0; i < positions; ++i) t[i * to_position] = read<A>(f + i * from_position);
+      for (int64_t i = 0; i < positions; ++i) write<A, A>(t + i * to_position, read<A>(f + i * from_position));
     }
   }
 }

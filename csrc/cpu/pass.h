@@ -4,6 +4,7 @@
 #include "../reference/reference.h"
 #include "depthwise.h"
 #include "direct.h"
+#include "panels.h"
 #include "winograd.h"
 
 namespace conv_ext {
@@ -22,6 +23,9 @@ RunPass select_algorithm(Algorithm algorithm) {
     case Algorithm::Winograd:
       if constexpr (sizeof(T) == 4 && sizeof(A) == 4) return run_winograd<T, A, pass>;
       return nullptr;
+    case Algorithm::Panels:
+      if constexpr (sizeof(T) == sizeof(A)) return run_panels<A, pass>;
+      break;
     case Algorithm::Direct:
       return run_direct<T, A, pass>;
     case Algorithm::Reference:

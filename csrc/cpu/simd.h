@@ -36,6 +36,11 @@ template <class A>
 inline __attribute__((always_inline)) void store(A* p, Vec<A> v) {
   *reinterpret_cast<typename VectorOf<A>::unaligned*>(p) = v;
 }
+template <class A>
+inline __attribute__((always_inline)) A load_one(const A* p) {
+  typedef A Unaligned __attribute__((aligned(1), may_alias));
+  return *reinterpret_cast<const Unaligned*>(p);
+}
 // a - 0 rather than 0 + a, which would turn -0 into +0.
 template <class A>
 inline __attribute__((always_inline)) Vec<A> splat(A a) {

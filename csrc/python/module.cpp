@@ -81,6 +81,13 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
       tiles["first"] = plan.weights_first ? "weights" : "source";
     }
   }
+  if (!empty && chosen.algorithm == Algorithm::Panels && pass == Pass::WeightGrad) {
+    tiles["rows"] = plan.tile_h;
+    tiles["columns"] = plan.tile_w;
+    tiles["K/g"] = plan.tile_k;
+    tiles["C/g"] = plan.tile_c;
+    tiles["splits"] = plan.splits;
+  }
   if (!empty && chosen.algorithm == Algorithm::Direct) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;

@@ -124,13 +124,11 @@ TensorRef ref(const Tensor& t) {
   return {const_cast<void*>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
 }
 
-Tensor allocate(const ConvProblem& z, Pass pass, const Tensor& a, const Tensor& b) {
-  const bool last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
-                    b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+Tensor allocate(const ConvProblem& z, Pass pass, const Tensor& a) {
   const std::array<int64_t, 4> sizes[kPasses] = {
       {z.n, z.k, z.p, z.q}, {z.n, z.c, z.h, z.w}, {z.k, z.group_c(), z.r, z.s}};
-  return at::empty(sizes[int(pass)],
-                   a.options().memory_format(last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+  return at::empty(sizes[int(pass)], a.options().memory_format(z.channels_last ? at::MemoryFormat::ChannelsLast
+                                                                               : at::MemoryFormat::Contiguous));
 }
 
 // Neighbouring dimensions become one where their strides allow it: `order` lists three of them, the slowest first.
@@ -178,7 +176,9 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
                const CallArguments& call) {
   ConvProblem problem = validate(pass, a, b, bias, call);
   TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
-  Tensor result = allocate(problem, pass, a, b);
+  problem.channels_last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
+                          b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  Tensor result = allocate(problem, pass, a);
   const KernelLibrary& library = kernel_library();
   Buffers buffers{};
   const TensorRef out = ref(result), first = ref(a), second = ref(b);

@@ -1,0 +1,101 @@
+// The register tile of the panel algorithm: rows of scalars times a panel of vectors, the same for all three passes.
+//
+//   out[m][lane] (+)= sum over segments s, i < count of  rows[s][m][offset[s] + i * step] * panel[s * count + i][lane]
+//
+// The scalars are read where they lie, by broadcasts, so that only the panel is ever packed; a panel fits the first
+// level of cache and serves many rows. One chain of multiply-adds per output, in the order of the panel.
+#pragma once
+
+#include "simd.h"
+
+namespace conv_ext {
+
+// Widest panel, in vectors, and the most rows beside it: 24 + 4 + 1 of 32 registers with six rows of four (AVX-512),
+// 12 + 3 + 1 of 16 with four of three (AVX2). At most eight rows: each takes an address register.
+#if defined(__AVX512F__)
+constexpr int kPanelV = 4;
+constexpr int panel_rows(int vectors) { return vectors == 4 ? 6 : 8; }
+#elif defined(__AVX2__)
+constexpr int kPanelV = 3;
+constexpr int panel_rows(int) { return 4; }
+#else
+constexpr int kPanelV = 2;
+constexpr int panel_rows(int) { return 4; }
+#endif
+constexpr int kPanelRows = panel_rows(1);
+constexpr int kPanelP = kPanelV < 3 ? kPanelV : 3;  // the widest panel beside kPanelRows rows
+
+template <class A>
+struct PanelArguments {
+  const A* const* rows;   // (segments, M), or (M) for all of them
+  int64_t rows_step;      // M, or 0
+  const int64_t* offset;  // (segments)
+  int64_t segments, count, step;
+  const A* panel;  // (segments, count, V * kLanes)
+  A* out;          // (M, V * kLanes)
+  bool add;        // to what `out` holds
+};
+
+template <class A, int M, int V>
+void panel_tile(const PanelArguments<A>& a) {
+  constexpr int L = kLanes<A>;
+  Vec<A> sum[M][V];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sum[m][v] = Vec<A>{};
+  if (a.add) {
+    for (int i = 0; i < M * V; ++i) __builtin_prefetch(a.out + i * L, 1);
+  }
+  const A* panel = a.panel;
+  const A* const* rows = a.rows;
+  for (int64_t s = 0; s < a.segments; ++s) {
+    const A* row[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) row[m] = rows[m] + a.offset[s];
+    rows += a.rows_step;
+    int64_t i = 0;
+    for (int64_t n = a.count; n > 0; --n, i += a.step) {
+      Vec<A> lanes[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) lanes[v] = load(panel + v * L);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Vec<A> scalar = splat(load_one(row[m] + i));
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[m][v] += scalar * lanes[v];
+      }
+      panel += V * L;
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      A* const out = a.out + (m * V + v) * L;
+      store(out, a.add ? load(out) + sum[m][v] : sum[m][v]);
+    }
+}
+
+// The one place where the extent of a panel tile becomes a template argument.
+template <class A>
+using PanelTile = void (*)(const PanelArguments<A>&);
+template <class A, int V, int M = panel_rows(V)>
+inline PanelTile<A> panel_tile_of_rows(int m) {
+  if constexpr (M > 1) {
+    if (m < M) return panel_tile_of_rows<A, V, M - 1>(m);
+  }
+  return panel_tile<A, M, V>;
+}
+template <class A, int V = kPanelV>
+inline PanelTile<A> select_panel_tile(int m, int v) {
+  if constexpr (V > 1) {
+    if (v < V) return select_panel_tile<A, V - 1>(m, v);
+  }
+  return panel_tile_of_rows<A, V>(m);
+}
+
+// `total` rows or vectors are cut into as few parts as fit `largest`, evenly: part i begins here.
+inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total * i / parts; }
+
+}  // namespace conv_ext

@@ -1,0 +1,483 @@
+// forward and input_grad by panels: of the two operands of the matrix product one is read where it lies, scalar by
+// scalar, and the other one becomes panels of vectors.
+//
+//   channels are neighbours (channels_last)      positions are neighbours
+//     pack all weights as panels                   for each panel of positions (in parallel):
+//     for each run of positions (in parallel):       for each block of channels and taps:
+//       for each panel of weights:                      pack the source as a panel
+//         for each block of channels and taps:          for each few rows of weights: panel_tile
+//           for each few positions: panel_tile       scatter
+//         scatter
+//
+// Positions are numbered through all images, so that none is lost at the end of a row. The order of the sums is the
+// same either way, and follows from the channels and the taps alone. Start reading at run_panels_gather.
+#pragma once
+
+#include "pack.h"
+#include "panel_tile.h"
+
+namespace conv_ext {
+
+// The taps of one phase after the other.
+struct TapTable {
+  int64_t* row;  // (R S) source position of the tap for output 0 of its phase
+  int64_t* column;
+  int64_t* weight;  // (R S) r * S + s
+  int64_t* begin;   // (phases + 1)
+
+  static int64_t bytes(int64_t taps, int64_t phases) {
+    return 3 * round_up(taps * 8, 64) + round_up(phases * 8 + 8, 64);
+  }
+};
+
+// Where positions [first, last) of a phase lie, row by row of the output: visit(first position, n, i, j, count).
+template <class Visit>
+inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t width, Visit visit) {
+  int64_t j = first % width, i = first / width % height, n = first / width / height;
+  while (first < last) {
+    const int64_t count = min_of(width - j, last - first);
+    visit(first, n, i, j, count);
+    first += count;
+    j = 0;
+    if (++i == height) i = 0, ++n;
+  }
+}
+
+template <class A>
+struct PanelsGather {
+  const ConvProblem& z;
+  const Plan& plan;
+  Axis vertical, horizontal;
+  TapTable table;
+  View<A> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t group_m, channels;
+  bool along_channels;  // vectors run along the result's channels
+  int64_t joined;       // taps of a row that are read as channels, being their neighbours; else 1
+  A* packed_weight;
+  const A* bias;
+  int64_t bias_stride;
+  bool relu;
+
+  static constexpr int L = kLanes<A>;
+
+  // A panel: vectors [v0, v0 + v) of a group's channels, or rows [v0, v0 + v) where the vectors run along positions.
+  struct Slice {
+    int64_t m0, m, width;  // first channel, how many, and with those that fill up the last vector
+  };
+  int64_t slices() const {
+    return along_channels ? ceil_div(ceil_div(group_m, L), kPanelV) : ceil_div(group_m, panel_rows(1));
+  }
+  Slice slice_at(int64_t i) const {
+    if (along_channels) {
+      const int64_t vectors = ceil_div(group_m, L), v0 = part_begin(vectors, slices(), i),
+                    v1 = part_begin(vectors, slices(), i + 1);
+      return {v0 * L, min_of(group_m, v1 * L) - v0 * L, (v1 - v0) * L};
+    }
+    const int64_t m0 = part_begin(group_m, slices(), i), m = part_begin(group_m, slices(), i + 1) - m0;
+    return {m0, m, m};
+  }
+  int64_t padded_m() const { return along_channels ? round_up(group_m, L) : group_m; }
+
+  struct Phase {
+    int64_t h, w, height, width, positions;
+    const int64_t *row, *column, *weight;
+    int64_t begin, taps;
+    PanelBlocks blocks;
+  };
+  Phase phase_at(int64_t index) const {
+    Phase f;
+    f.h = index / horizontal.phases();
+    f.w = index % horizontal.phases();
+    f.height = vertical.count(f.h);
+    f.width = horizontal.count(f.w);
+    f.positions = z.n * f.height * f.width;
+    f.begin = table.begin[index];
+    f.taps = table.begin[index + 1] - f.begin;
+    f.row = table.row + f.begin;
+    f.column = table.column + f.begin;
+    f.weight = table.weight + f.begin;
+    f.blocks = panel_blocks(channels, f.taps);
+    return f;
+  }
+  // One block of channels and taps is summed in one chain.
+  struct Block {
+    int64_t c0, c, t0, t;
+    int64_t before;  // products of the blocks before it
+  };
+  Block block_at(const Phase& f, int64_t index) const {
+    const PanelBlocks& p = f.blocks;
+    const int64_t ic = index / p.taps, it = index % p.taps;
+    Block b;
+    b.c0 = part_begin(channels, p.channels, ic);
+    b.c = part_begin(channels, p.channels, ic + 1) - b.c0;
+    b.t0 = part_begin(f.taps, p.taps, it);
+    b.t = part_begin(f.taps, p.taps, it + 1) - b.t0;
+    b.before = b.c0 * f.taps + b.t0 * b.c;
+    return b;
+  }
+  // (taps, channels, width) of a block.
+  A* packed_at(int64_t group, const Phase& f, const Slice& s, const Block& b) const {
+    return packed_weight + (group * z.r * z.s + f.begin) * padded_m() * channels + s.m0 * f.taps * channels +
+           b.before * s.width;
+  }
+  const A* weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
+    // (K, C/g): of a group's block, gemm_m is K for forward and C for input_grad.
+    const bool inverse = vertical.inverse;
+    const int64_t first = group * (inverse ? channels * weight.channel : group_m * weight.n);
+    return weight.data + first + m * weight.n + c * weight.channel + tap / z.s * weight.row + tap % z.s * weight.column;
+  }
+
+  void pack_slice(int64_t group, const Phase& f, const Slice& s) const {
+    const bool turned = weight.n != 1 && weight.channel != 1 && weight.column == 1 && weight.row == z.s;
+    for (int64_t i = 0; i < f.blocks.count(); ++i) {
+      const Block b = block_at(f, i);
+      A* const to = packed_at(group, f, s, b);
+      if (s.m < s.width)
+        for (int64_t j = 0; j < b.t * b.c; ++j)
+          for (int64_t m = s.m; m < s.width; ++m) to[j * s.width + m] = A(0);
+      if (turned) pack_joined(to, group, f, s, b);
+    }
+    // Tap by tap through all channels, so that memory is read in long runs.
+    for (int64_t t = 0; t < f.taps && !turned; ++t)
+      for (int64_t i = 0; i < f.blocks.count(); ++i) {
+        const Block b = block_at(f, i);
+        if (t >= b.t0 && t < b.t0 + b.t)
+          pack_block(packed_at(group, f, s, b) + (t - b.t0) * b.c * s.width, s.width, 1,
+                     weight_at(group, s.m0, b.c0, f.weight[t]), weight.channel, weight.n, b.c, s.m);
+      }
+  }
+  // The taps of a channel, or of all channels, are neighbours in memory: they are turned round by whole vectors.
+  void pack_joined(A* to, int64_t group, const Phase& f, const Slice& s, const Block& b) const {
+    const int64_t taps = z.r * z.s;
+    const bool joined = weight.channel == taps;
+    const int64_t runs = joined ? 1 : b.c, length = joined ? b.c * taps : taps;
+    for (int64_t run = 0; run < runs; ++run) {
+      const A* const from = weight_at(group, s.m0, b.c0 + run, 0);
+      for (int64_t m = 0; m < s.m; m += L) {
+        const int64_t rows = min_of(L, s.m - m);
+        int64_t tap = 0, c = run;
+        for (int64_t j = 0; j < length; j += L) {
+          const int64_t count = min_of(L, length - j);
+          Vec<A> square[L];
+#pragma GCC unroll 16
+          for (int l = 0; l < L; ++l) square[l] = read_some<A>(from + (m + l) * weight.n + j, l < rows ? count : 0);
+          transpose<A>(square);
+          A row[L * L];
+#pragma GCC unroll 16
+          for (int l = 0; l < L; ++l) store(row + l * L, square[l]);
+          for (int64_t l = 0; l < count; ++l) {
+            const int64_t t = place_of(f, tap) - b.t0;
+            if (t >= 0 && t < b.t) write_some<A, A>(to + (t * b.c + c) * s.width + m, load(row + l * L), rows);
+            if (++tap == taps) tap = 0, ++c;
+          }
+        }
+      }
+    }
+  }
+  // A tap's place in its phase; -1 if it belongs to another one.
+  int64_t place_of(const Phase& f, int64_t tap) const {
+    if (f.taps == z.r * z.s) return tap;
+    for (int64_t t = 0; t < f.taps; ++t)
+      if (f.weight[t] == tap) return t;
+    return -1;
+  }
+
+  int64_t phases() const { return vertical.phases() * horizontal.phases(); }
+
+  void pack_weights(const Executor& executor) const {
+    const int64_t small = int64_t(1) << 15;  // elements worth a task of their own
+    const int64_t each = max_of(1, small / max_of(1, slice_at(0).width * channels * z.r * z.s));
+    const int64_t count = z.groups * slices();
+    parallel_for(executor, ceil_div(count, each), 0, [&](int64_t task, void*) {
+      for (int64_t i = task * each; i < min_of(count, (task + 1) * each); ++i)
+        for (int64_t f = 0; f < phases(); ++f) pack_slice(i / slices(), phase_at(f), slice_at(i % slices()));
+    });
+  }
+
+  A* result_at(int64_t channel, const Phase& f, int64_t n, int64_t i, int64_t j) const {
+    return result.data + n * result.n + channel * result.channel + (f.h + i * vertical.output_step()) * result.row +
+           (f.w + j * horizontal.output_step()) * result.column;
+  }
+  int64_t column_step() const { return horizontal.output_step() * result.column; }
+  A bias_at(int64_t channel) const { return load_one(bias + channel * bias_stride); }
+
+  // The joined taps of one row where some of them lie in the padding. Returns the end of the copy.
+  A* copy_window(A* to, const A* from, int64_t w) const {
+    const int64_t each = channels / joined;
+    for (int64_t s = 0; s < joined; ++s, ++w, from += each)
+      for (int64_t c = 0; c < each; ++c) *to++ = w >= 0 && w < horizontal.source ? load_one(from + c) : A(0);
+    return to;
+  }
+  bool reads_padding(const Phase& f) const {
+    bool padded = false;
+    for (int64_t t = 0; t < f.taps; ++t)
+      padded = padded || f.row[t] < 0 || f.row[t] + (f.height - 1) * vertical.step() >= vertical.source ||
+               f.column[t] < 0 || f.column[t] + (f.width - 1) * horizontal.step() + joined > horizontal.source;
+    return padded;
+  }
+  // A run of zeros as long as the channels of a position are apart.
+  int64_t zero_elements() const { return max_of(0, (channels - 1) * source.channel + 1); }
+
+  // Vectors along channels: positions [first, last) and slices [s0, s1) of a group.
+  void run_positions(const Phase& f, int64_t group, int64_t first, int64_t last, int64_t s0, int64_t s1,
+                     void* scratch) const {
+    const int64_t widest = ceil_div(ceil_div(group_m, L), slices()), positions = last - first;
+    const int64_t tiles = ceil_div(positions, panel_rows(int(widest)));
+    // Where no padding is read, the taps are offsets that all positions share; else each position has its own sources,
+    // and those in the padding lead to zeros.
+    const bool padded = reads_padding(f);
+    const int64_t sources = padded ? f.taps : 1;
+    Carver local{static_cast<char*>(scratch)};
+    int64_t* const offset = local.take<int64_t>(f.taps);
+    const A** const rows = local.take<const A*>(positions * sources);
+    A* const sums = local.take<A>(positions * widest * L);
+    A* const zeros = local.take<A>(padded ? zero_elements() : 0);
+    A* windows = local.take<A>(0);
+    for (int64_t c = 0; padded && c < zero_elements(); ++c) zeros[c] = A(0);
+    const A* const base = source.data + group * channels * source.channel;
+    const int64_t step = horizontal.step();
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t k = part_begin(positions, tiles, tile), m = part_begin(positions, tiles, tile + 1) - k;
+      const A** const to = rows + k * sources;
+      visit_runs(first + k, first + k + m, f.height, f.width,
+                 [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
+                   const A** const run = to + (at - first - k);
+                   const A* const image = base + n * source.n;
+                   for (int64_t t = 0; t < sources; ++t) {
+                     const int64_t h = i * vertical.step() + (padded ? f.row[t] : 0);
+                     const int64_t columns = h >= 0 && h < vertical.source ? horizontal.source : 0;
+                     int64_t w = j * step + (padded ? f.column[t] : 0);
+                     const A* from = image + h * source.row + w * source.column;
+                     for (int64_t l = 0; l < count; ++l, w += step, from += step * source.column) {
+                       if (joined > 1 && columns > 0 && (w < 0 || w + joined > columns)) {
+                         run[t * m + l] = windows;
+                         windows = copy_window(windows, from, w);
+                       } else {
+                         run[t * m + l] = !padded || uint64_t(w) < uint64_t(columns) ? from : zeros;
+                       }
+                     }
+                   }
+                 });
+    }
+    for (int64_t index = s0; index < s1; ++index) {
+      const Slice s = slice_at(index);
+      const int v = int(s.width / L);
+      const int64_t channel = group * group_m + s.m0;
+      if (bias != nullptr) {
+        for (int64_t l = 0; l < s.width; ++l) sums[l] = l < s.m ? bias_at(channel + l) : A(0);
+        for (int64_t k = 1; k < positions; ++k)
+          for (int64_t l = 0; l < s.width; l += L) store(sums + k * s.width + l, load(sums + l));
+      }
+      for (int64_t i = 0; i < f.blocks.count(); ++i) {
+        const Block b = block_at(f, i);
+        for (int64_t t = 0; t < b.t; ++t)
+          offset[t] =
+              b.c0 * source.channel + (padded ? 0 : f.row[b.t0 + t] * source.row + f.column[b.t0 + t] * source.column);
+        PanelArguments<A> a;
+        a.offset = offset;
+        a.segments = b.t;
+        a.count = b.c;
+        a.step = source.channel;
+        a.panel = packed_at(group, f, s, b);
+        a.add = i > 0 || bias != nullptr;
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const int64_t k = part_begin(positions, tiles, tile), m = part_begin(positions, tiles, tile + 1) - k;
+          // What the next tile reads, on its way: its strides defeat the processor's own prefetching.
+          const A** const next = rows + (k + m) * sources + (padded ? b.t0 * m : 0);
+          for (int64_t l = 0; l < (padded ? b.t * m : m) && tile + 2 < tiles; ++l)
+            for (int64_t c = 0; c < b.c && source.channel == 1; c += 64 / int64_t(sizeof(A)))
+              __builtin_prefetch(next[l] + (padded ? 0 : offset[0]) + b.c0 + c);
+          a.rows = rows + k * sources + (padded ? b.t0 * m : 0);
+          a.rows_step = padded ? m : 0;
+          a.out = sums + k * s.width;
+          select_panel_tile<A>(int(m), v)(a);
+        }
+      }
+      if (relu) rectify_all<A>(sums, positions * s.width);
+      visit_runs(first, last, f.height, f.width, [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
+        A* const to = result_at(channel, f, n, i, j);
+        const A* const from = sums + (at - first) * s.width;
+        if (result.channel == 1)
+          pack_block(to, column_step(), 1, from, s.width, 1, count, s.m);
+        else
+          pack_block(to, result.channel, column_step(), from, 1, s.width, s.m, count);
+      });
+    }
+  }
+
+  // The next rows of weights, on their way to the second level of cache: strides defeat the processor's prefetching.
+  void prefetch_weights(int64_t group, int64_t m0, int64_t m, const Block& b) const {
+    constexpr int64_t kLine = 64 / int64_t(sizeof(A));
+    const int64_t taps = z.r * z.s;
+    const A* const at = weight_at(group, m0, b.c0, 0);
+    const bool by_rows = weight.channel < weight.n;
+    const int64_t runs = by_rows ? m : b.c, step = by_rows ? weight.n : weight.channel;
+    for (int64_t run = 0; run < runs; ++run)
+      for (int64_t i = 0; i < (by_rows ? b.c : m) * taps; i += kLine) __builtin_prefetch(at + run * step + i, 0, 2);
+  }
+
+  // Vectors along positions: vectors [first, last) of positions, slices [s0, s1) of a group. Several panels share the
+  // weights of a block while these are in the second level of cache.
+  void run_panels(const Phase& f, int64_t group, int64_t first, int64_t last, int64_t s0, int64_t s1,
+                  void* scratch) const {
+    const int64_t m_begin = slice_at(s0).m0, m_end = s1 < slices() ? slice_at(s1).m0 : group_m, m = m_end - m_begin;
+    const int64_t panels = ceil_div(last - first, kPanelP);
+    Carver local{static_cast<char*>(scratch)};
+    int64_t* const offset = local.take<int64_t>(f.taps);
+    const A** const rows = local.take<const A*>(m);
+    A* const panel = local.take<A>(f.blocks.longest(channels, f.taps) * kPanelP * L);
+    A* const sums = local.take<A>(m * (last - first) * L);
+    const A* const base = source.data + group * channels * source.channel;
+    for (int64_t i = 0; i < f.blocks.count(); ++i) {
+      const Block b = block_at(f, i);
+      for (int64_t k = 0; k < m; ++k) rows[k] = weight_at(group, m_begin + k, b.c0, 0);
+      for (int64_t t = 0; t < b.t; ++t) {
+        const int64_t tap = f.weight[b.t0 + t];
+        offset[t] = tap / z.s * weight.row + tap % z.s * weight.column;
+      }
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t v0 = first + part_begin(last - first, panels, p),
+                      v1 = first + part_begin(last - first, panels, p + 1);
+        const int64_t width = (v1 - v0) * L, end = min_of(f.positions, v1 * L);
+        if (end < v1 * L)
+          for (int64_t j = 0; j < b.t * b.c; ++j) store(panel + (j + 1) * width - L, Vec<A>{});
+        for (int64_t t = 0; t < b.t; ++t)
+          pack_positions(panel + t * b.c * width, width, f, b.t0 + t, base + b.c0 * source.channel, b.c, v0 * L, end);
+        A* const sum = sums + (v0 - first) * L * m;
+        if (i == 0 && bias != nullptr)
+          for (int64_t k = 0; k < m; ++k)
+            for (int64_t l = 0; l < width; l += L)
+              store(sum + k * width + l, splat(bias_at(group * group_m + m_begin + k)));
+        PanelArguments<A> a;
+        a.rows_step = 0;
+        a.offset = offset;
+        a.segments = b.t;
+        a.count = b.c;
+        a.panel = panel;
+        a.add = i > 0 || bias != nullptr;
+        a.step = weight.channel;
+        for (int64_t index = s0; index < s1; ++index) {
+          const Slice s = slice_at(index);
+          if (p == 0 && index + 1 < s1) prefetch_weights(group, s.m0 + s.m, s.m, b);
+          a.rows = rows + (s.m0 - m_begin);
+          a.out = sum + (s.m0 - m_begin) * width;
+          select_panel_tile<A>(int(s.m), int(v1 - v0))(a);
+        }
+        if (relu && i + 1 == f.blocks.count()) rectify_all<A>(sum, m * width);
+        if (i + 1 == f.blocks.count()) scatter_panel(sum, width, f, group, m_begin, m, v0 * L, end);
+      }
+    }
+  }
+  void scatter_panel(const A* sum, int64_t width, const Phase& f, int64_t group, int64_t m0, int64_t m, int64_t first,
+                     int64_t last) const {
+    visit_runs(first, last, f.height, f.width, [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
+      A* const to = result_at(group * group_m + m0, f, n, i, j);
+      if (result.channel == 1)
+        pack_block(to, column_step(), 1, sum + (at - first), 1, width, count, m);
+      else
+        pack_block(to, result.channel, column_step(), sum + (at - first), width, 1, m, count);
+    });
+  }
+
+  // One tap of some channels for positions [first, last): (channels, width).
+  void pack_positions(A* to, int64_t width, const Phase& f, int64_t t, const A* from, int64_t count_c, int64_t first,
+                      int64_t last) const {
+    visit_runs(first, last, f.height, f.width, [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
+      A* const run = to + (at - first);
+      const int64_t h = i * vertical.step() + f.row[t], step = horizontal.step(), w = j * step + f.column[t];
+      // Positions [low, high) of the run read the source, the others the padding.
+      const bool outside = h < 0 || h >= vertical.source;
+      const int64_t low = outside ? count : min_of(count, w < 0 ? ceil_div(-w, step) : 0);
+      const int64_t high =
+          outside ? count
+                  : max_of(low, min_of(count, w < horizontal.source ? ceil_div(horizontal.source - w, step) : 0));
+      if (low > 0) clear_block(run, width, count_c, low);
+      if (high > low)
+        pack_block(run + low, width, 1, from + n * source.n + h * source.row + (w + low * step) * source.column,
+                   source.channel, step * source.column, count_c, high - low);
+      if (count > high) clear_block(run + high, width, count_c, count - high);
+    });
+  }
+
+  void run_task(int64_t index, void* scratch) const {
+    const PanelTasks& p = along_channels ? plan.along_channels : plan.along_positions;
+    const int64_t part = index % p.parts_m;
+    index /= p.parts_m;
+    const int64_t block = index % p.blocks;
+    index /= p.blocks;
+    const Phase f = phase_at(index % phases());
+    const int64_t group = index / phases();
+    const int64_t units = along_channels ? f.positions : ceil_div(f.positions, L);
+    const int64_t blocks = min_of(p.blocks, ceil_div(units, p.block));
+    if (block >= blocks) return;
+    const int64_t first = part_begin(units, blocks, block), last = part_begin(units, blocks, block + 1);
+    const int64_t s0 = part_begin(slices(), p.parts_m, part), s1 = part_begin(slices(), p.parts_m, part + 1);
+    if (first == last || s0 == s1) return;
+    if (along_channels) {
+      run_positions(f, group, first, last, s0, s1, scratch);
+    } else {
+      run_panels(f, group, first, last, s0, s1, scratch);
+    }
+  }
+};
+
+template <class A>
+void run_panels_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
+  const bool inverse = pass == Pass::InputGrad;
+  Carver memory{static_cast<char*>(b.workspace)};
+  View<A> weight = view_of<A>(b.weight, 1);
+  if (inverse) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
+  const View<A> source = view_of<A>(inverse ? b.output : b.input, 1),
+                result = view_of<A>(inverse ? b.input : b.output, 1);
+  PanelsGather<A> task{z,
+                       plan,
+                       vertical_axis(z, pass),
+                       horizontal_axis(z, pass),
+                       {},
+                       source,
+                       result,
+                       weight,
+                       inverse ? z.group_c() : z.group_k(),
+                       inverse ? z.group_k() : z.group_c(),
+                       false,
+                       1,
+                       nullptr,
+                       static_cast<const A*>(b.bias),
+                       b.bias_stride,
+                       b.relu};
+  const int64_t taps = z.r * z.s, phases = task.phases();
+  // Few channels do not repay packing positions.
+  const bool few = task.group_m <= kFewChannels && source.channel > 0 && task.zero_elements() <= kMostZeros;
+  task.along_channels = (source.channel == 1 && result.channel == 1) || few;
+  if (source.channel == 1 && result.channel == 1 && !inverse && z.groups == 1 && joins_taps(z) &&
+      source.column == z.c && weight.channel == 1 && weight.column == z.c) {
+    task.joined = z.s;
+    task.channels *= z.s;
+  }
+  TapTable& t = task.table;
+  t.row = memory.take<int64_t>(taps);
+  t.column = memory.take<int64_t>(taps);
+  t.weight = memory.take<int64_t>(taps);
+  t.begin = memory.take<int64_t>(phases + 1);
+  int64_t next = 0;
+  for (int64_t f = 0; f < phases; ++f) {
+    t.begin[f] = next;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t r = tap / z.s, s = tap % z.s;
+      if (task.vertical.phase_of(r) != f / task.horizontal.phases()) continue;
+      if (task.horizontal.phase_of(s) != f % task.horizontal.phases()) continue;
+      if (s % task.joined != 0) continue;
+      t.row[next] = task.vertical.offset(r);
+      t.column[next] = task.horizontal.offset(s);
+      t.weight[next++] = tap;
+    }
+  }
+  t.begin[phases] = next;
+  task.packed_weight = memory.take<A>(z.groups * task.padded_m() * task.channels * (taps / task.joined));
+  if (task.along_channels) task.pack_weights(executor);
+  const PanelTasks& p = task.along_channels ? plan.along_channels : plan.along_positions;
+  parallel_for(executor, z.groups * phases * p.blocks * p.parts_m, plan.scratch_bytes,
+               [&](int64_t index, void* scratch) { task.run_task(index, scratch); });
+}
+
+}  // namespace conv_ext

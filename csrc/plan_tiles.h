@@ -1,0 +1,46 @@
+// What the plans of several algorithms share: limits, and the memory that tiles and tables take.
+#pragma once
+
+#include "indexing.h"
+#include "plan.h"
+
+namespace conv_ext {
+
+constexpr int64_t kMaxPhases = 4096;
+constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave room for the weights in an L2 of 1 MiB
+constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
+constexpr double kWorthSharing = 2e6;       // operations below which a second thread costs more than it brings
+constexpr int64_t kPartialSums = int64_t(8) << 20;  // weight_grad: bytes that cutting the reduction may cost
+
+inline int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
+
+// An odd number of cache lines, so that one position of many channels spreads over the sets of the cache.
+inline int64_t spread_pitch(int64_t elements) {
+  const int64_t lines = ceil_div(elements, 16);
+  return (lines | 1) * 16;
+}
+
+struct Shape {  // one tile of outputs and what it reads
+  int64_t tile_h, tile_w, images;
+  int64_t pitch, channel_pitch;
+};
+
+inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile_h, int64_t tile_w, int64_t images) {
+  const PackedExtent down = packed_extent(vertical, tile_h), across = packed_extent(horizontal, tile_w);
+  return {tile_h, tile_w, images, across.longest,
+          spread_pitch(across.regions * down.positions * across.longest * images)};
+}
+
+// Bytes of Tables in cpu/direct.h.
+inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axis& horizontal) {
+  constexpr int64_t kEntry = sizeof(Region) + 3 * sizeof(int64_t);
+  return aligned(z.r * kEntry) + aligned(z.s * kEntry) + 2 * aligned(z.r * z.s * 8) +
+         aligned((vertical.phases() * horizontal.phases() + 1) * 8);
+}
+
+// By panels; in plan_panels.cpp.
+const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_panels(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+
+}  // namespace conv_ext

@@ -33,7 +33,8 @@ struct PanelArguments {
   int64_t segments, count, step;
   const A* panel;  // (segments, count, V * kLanes)
   A* out;          // (M, V * kLanes)
-  bool add;        // to what `out` holds
+  bool resume;     // the chains begin with what `out` holds: the bias
+  bool add;        // the finished chains are added to what `out` holds
 };
 
 template <class A, int M, int V>
@@ -43,7 +44,7 @@ void panel_tile(const PanelArguments<A>& a) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[m][v] = Vec<A>{};
+    for (int v = 0; v < V; ++v) sum[m][v] = a.resume ? load(a.out + (m * V + v) * L) : Vec<A>{};
   if (a.add) {
     for (int i = 0; i < M * V; ++i) __builtin_prefetch(a.out + i * L, 1);
   }

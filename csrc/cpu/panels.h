@@ -1,4 +1,4 @@
-// The panel algorithm.
+// The panel algorithm: both of its parts, chosen by the pass.
 #pragma once
 
 #include "panels_gather.h"

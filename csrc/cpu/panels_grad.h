@@ -105,6 +105,7 @@ struct PanelsGrad {
       a.rows_step = 0;
       a.offset = offset;
       a.step = 1;
+      a.resume = false;
       a.add = unit > first;
       // One run of scalars where no column lies between two rows, and no row between two images.
       const bool rows_joined = width == pitch || height == 1, images_joined = plan.image_pitch == height * width;

@@ -101,7 +101,7 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
                           aligned(z.groups * round_up(group_m, lanes) * channels * taps * bytes_each);
 }
 
-constexpr int64_t kLongRow = 56, kFewTaps = 192;
+constexpr int64_t kLongRow = 48, kFewTaps = 192;
 
 }  // namespace
 

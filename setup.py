@@ -39,9 +39,12 @@ EXTENSION_SOURCES = [
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
 KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra"
 AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
+# GCC 12 takes its own intrinsics for reads of uninitialised registers (its bug 105593).
+QUIET = "-Wno-maybe-uninitialized -Wno-uninitialized"
 ISA_FLAGS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS |= {"avx2": AVX2, "avx512": f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"}
+    ISA_FLAGS |= {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": f"{AVX512} -mavx512bf16 {QUIET}"}
 
 
 def source_digest() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch  # before the extension: its thread library and symbols must be there
 
 PACKAGE = Path(__file__).resolve().parent
-ISAS = ("avx512", "avx2", "baseline")
+ISAS = ("avx512_bf16", "avx512", "avx2", "baseline")
 REBUILD = f"    {sys.executable} -m pip install --no-build-isolation -e ."
 
 

@@ -8,7 +8,7 @@
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, ImplicitGemm, Direct, Reference };
 
 // What a kernel library says of the instruction set that it was compiled for.
 struct IsaTraits {
@@ -16,6 +16,7 @@ struct IsaTraits {
   int64_t vector_bytes;
   int64_t gather_m, gather_v;  // largest register tile of forward and input_grad: channels x vectors
   int64_t dot_m, dot_t;        // largest register tile of weight_grad: K x (C/g R S)
+  bool bf16_dot;               // it multiplies pairs of bfloat16 numbers
 };
 
 struct Plan {
@@ -44,7 +45,7 @@ struct Candidate {
   void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 };
 
-constexpr int kCandidateCount = 3;
+constexpr int kCandidateCount = 4;
 extern const Candidate kCandidates[kCandidateCount];
 
 // Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching

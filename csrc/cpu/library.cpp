@@ -4,7 +4,9 @@
 namespace conv_ext {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+constexpr const char* kName = "avx512_bf16";
+#elif defined(__AVX512F__)
 constexpr const char* kName = "avx512";
 #elif defined(__AVX2__)
 constexpr const char* kName = "avx2";
@@ -17,7 +19,13 @@ void run(const ConvProblem& problem, Pass pass, const Plan& plan, const Buffers&
   kPass[int(pass)](problem, plan, buffers, executor);
 }
 
-constexpr KernelLibrary kLibrary = {{kName, kVectorBytes, kGatherM, kGatherV, kDotM, kDotT}, run};
+#if defined(__AVX512BF16__)
+constexpr bool kBf16Dot = true;
+#else
+constexpr bool kBf16Dot = false;
+#endif
+
+constexpr KernelLibrary kLibrary = {{kName, kVectorBytes, kGatherM, kGatherV, kDotM, kDotT, kBf16Dot}, run};
 
 }  // namespace
 }  // namespace conv_ext

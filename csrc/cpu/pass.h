@@ -4,6 +4,7 @@
 #include "../reference/reference.h"
 #include "depthwise.h"
 #include "direct.h"
+#include "implicit_weight_grad.h"
 
 namespace conv_ext {
 
@@ -18,6 +19,10 @@ RunPass select_algorithm(Algorithm algorithm) {
   switch (algorithm) {
     case Algorithm::Depthwise:
       return run_depthwise<T, A, pass>;
+    case Algorithm::ImplicitGemm:
+      // bfloat16, and float32 that may be rounded to it; the plan declines the other types.
+      if constexpr (is_same<T, bfloat16> || is_same<T, float>) return run_implicit_gemm<T, pass>;
+      return nullptr;
     case Algorithm::Direct:
       return run_direct<T, A, pass>;
     case Algorithm::Reference:

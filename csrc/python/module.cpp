@@ -25,9 +25,10 @@ std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    names.push_back("avx512");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) names.push_back("avx512_bf16");
+  if (avx512) names.push_back("avx512");
   if (avx2) names.push_back("avx2");
 #endif
   names.push_back("baseline");
@@ -65,7 +66,7 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
     tiles["columns"] = plan.tile_w;
     if (pass == Pass::WeightGrad) tiles["splits"] = plan.splits;
   }
-  if (!empty && chosen.algorithm == Algorithm::Direct) {
+  if (!empty && (chosen.algorithm == Algorithm::Direct || chosen.algorithm == Algorithm::ImplicitGemm)) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
     tiles["images"] = plan.images;
@@ -75,7 +76,7 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
       tiles["splits"] = plan.splits;
     } else {
       tiles["channels"] = plan.task_m;
-      tiles["lanes"] = plan.flat ? "across rows" : "within rows";
+      if (chosen.algorithm == Algorithm::Direct) tiles["lanes"] = plan.flat ? "across rows" : "within rows";
     }
   }
   text["as_1x1"] = covers;

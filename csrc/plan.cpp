@@ -288,15 +288,27 @@ void prepare_dot_gather(const ConvProblem& z, Pass pass, Plan* plan) {
   }
   const int64_t tiles =
       ceil_div(z.n, plan->images) * z.groups * ceil_div(count_h, plan->tile_h) * ceil_div(count_w, plan->tile_w);
+  // Every tap may be a segment of its own, with half a pair.
+  const int64_t pairs = z.r * z.s * ceil_div(channels, 2), block_bytes = pairs * kDotLanes * 2 * 2;
+  const int64_t blocks = z.groups * ceil_div(rows_m, kDotLanes), tile_bytes = aligned(plan->images * bytes());
+  plan->workspace_bytes = dot_table_bytes(z, vertical, horizontal) + aligned(blocks * kDotLanes * 4);
+  plan->weights_in_tasks = share && tiles * tile_bytes <= blocks * block_bytes;
+  if (plan->weights_in_tasks) {
+    plan->task_m = 4 * kDotLanes;
+    const int64_t parts_m = z.groups * ceil_div(rows_m, plan->task_m);
+    plan->splits = min_of(tiles / z.groups, ceil_div(kEnoughTasks, parts_m));
+    plan->channel_pitch = tile_bytes / 2;
+    plan->tasks = parts_m * plan->splits;
+    plan->scratch_bytes = plan->task_m / kDotLanes * block_bytes;
+    plan->workspace_bytes += tiles * tile_bytes;
+    return;
+  }
   int64_t parts_m = 1;
   if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, 2 * kDotLanes));
   plan->task_m = round_up(ceil_div(rows_m, parts_m), 2 * kDotLanes);
   plan->tasks = tiles * ceil_div(rows_m, plan->task_m);
-  plan->scratch_bytes = aligned(plan->images * bytes());
-  // Every tap may be a segment of its own, with half a pair.
-  const int64_t blocks = z.groups * ceil_div(rows_m, kDotLanes), pairs = z.r * z.s * ceil_div(channels, 2);
-  plan->workspace_bytes = dot_table_bytes(z, vertical, horizontal) + aligned(blocks * kDotLanes * 4) +
-                          aligned(blocks * pairs * kDotLanes * 2 * 2);
+  plan->scratch_bytes = tile_bytes;
+  plan->workspace_bytes += aligned(blocks * block_bytes);
 }
 
 void prepare_dot_weight_grad(const ConvProblem& z, Plan* plan) {

@@ -31,7 +31,8 @@ struct Plan {
   int64_t task_m;
   // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
   int64_t tile_k, tile_c, splits;
-  int64_t grad_pitch;  // elements of one packed row of the upstream gradient
+  int64_t grad_pitch;     // elements of one packed row of the upstream gradient
+  bool weights_in_tasks;  // implicit matrix product: the source is packed for all tasks, the weights by each
   int64_t tasks;
   int64_t workspace_bytes;  // shared: packed weights or partial sums, and tables
   int64_t scratch_bytes;    // for each thread: the packed tile

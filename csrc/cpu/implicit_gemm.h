@@ -7,6 +7,8 @@
 //     for each phase, blocks of outputs, line of neighbouring outputs:
 //       dot_tile, write
 //
+// Where the weights are larger than the source, all of the source is packed first, and the tasks are blocks of outputs.
+//
 // A tap of an output is a run of channels in the packed tile, and neighbouring columns are one run: a few segments for
 // every output, at the same distances from its own place. Start reading at run_implicit_gather, at the end.
 #pragma once
@@ -112,15 +114,15 @@ struct DotGather {
   DotTables tables;
   View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
   int64_t group_m, group_channels;
-  bfloat16* packed_weight;
-  float* bias;  // (groups, blocks, 16)
+  bool input_grad;
+  float* bias;       // (groups, blocks, 16)
+  bfloat16* packed;  // what all tasks share: the weights, or the tiles of the source
 
   int64_t blocks() const { return ceil_div(group_m, kDotLanes); }
   int64_t block_size() const { return tables.pairs * kPairBlock; }
 
   // Sixteen outputs' weights of one group, by 16 x 16 squares of pairs wherever the memory allows.
-  void pack_block(int64_t group, int64_t block, bool input_grad) const {
-    bfloat16* const to = packed_weight + (group * blocks() + block) * block_size();
+  void pack_block(bfloat16* to, int64_t group, int64_t block) const {
     const int64_t first = block * kDotLanes, lanes = min_of(kDotLanes, group_m - first), taps = z.r * z.s;
     const int64_t channels = group_channels;
     const int64_t lane_step = input_grad ? weight.channel : weight.n;
@@ -191,96 +193,84 @@ struct DotGather {
     }
   }
 
-  // Rows of sums to their places: row m is output `first + m` of a line, lane l is output channel m0 + l.
-  // Outputs of a line: (image, row, column) numbered through, `width` columns to a row and `height` rows to an image.
-  struct Line {
-    int64_t n, h, w;  // of output 0
-    int64_t width, height, rows_to_image, columns_to_row;
+  // One tile of outputs of a group and the packed source that it reads.
+  struct Tile {
+    int64_t group, n0, n1, i0, j0, height, width, rows, pitch;
+    bool single;  // every output reads one position
   };
-  void write_tile(const float* out, int rows, int blocks_now, int64_t group, int64_t m0, const Line& line,
-                  int64_t first) const {
-    const int64_t row_step = tables.vertical.output_step() * result.row;
+  int64_t tiles_h() const { return ceil_div(tables.vertical.longest_count(), plan.tile_h); }
+  int64_t tiles_w() const { return ceil_div(tables.horizontal.longest_count(), plan.tile_w); }
+  int64_t tiles_of_group() const { return ceil_div(z.n, plan.images) * tiles_h() * tiles_w(); }
+  Tile tile_at(int64_t group, int64_t index) const {
+    Tile t;
+    t.group = group;
+    t.j0 = index % tiles_w() * plan.tile_w;
+    index /= tiles_w();
+    t.i0 = index % tiles_h() * plan.tile_h;
+    t.n0 = index / tiles_h() * plan.images;
+    t.n1 = min_of(z.n, t.n0 + plan.images);
+    t.height = min_of(plan.tile_h, tables.vertical.longest_count() - t.i0);
+    t.width = min_of(plan.tile_w, tables.horizontal.longest_count() - t.j0);
+    t.single = tables.down.span == 1 && tables.across.span == 1;
+    t.rows = tables.down.extent(t.height);
+    t.pitch = t.single ? t.width : tables.pitch;
+    return t;
+  }
+  void pack_tile(bfloat16* to, const Tile& t) const {
+    View<T> view = source;
+    view.data += t.group * group_channels * view.channel;
+    pack_source(to, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
+  }
+
+  // Sums [row][lane] to a row of outputs: rows are neighbouring columns, lanes output channels.
+  void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to) const {
     const int64_t column_step = tables.horizontal.output_step() * result.column;
-    const int64_t lanes = min_of(blocks_now * kDotLanes, group_m - m0);
-    const int out_pitch = blocks_now * kDotLanes;
-    T* const base =
-        result.data + (group * group_m + m0) * result.channel + line.h * result.row + line.w * result.column;
-    for (int64_t m = 0; m < rows;) {
-      // A piece of neighbouring columns.
-      const int64_t at = first + m, q = at % line.width, p = at / line.width % line.height;
-      const int64_t n = line.n + at / line.width / line.height;
-      const int64_t count = min_of(rows - m, line.width - q);
-      T* const to = base + n * result.n + p * row_step + q * column_step;
-      const float* const from = out + m * out_pitch;
-      if (result.channel == 1) {
-        for (int64_t i = 0; i < count; ++i)
-          for (int64_t l = 0; l < lanes; l += kDotLanes)
-            write16(to + i * column_step + l, _mm512_loadu_ps(from + i * out_pitch + l), lanes - l);
-      } else {
-        for (int64_t l0 = 0; l0 < lanes; l0 += kDotLanes) {
-          __m512i square[kDotLanes];
+    if (result.channel == 1) {
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t l = 0; l < lanes; l += kDotLanes)
+          write16(to + i * column_step + l, _mm512_loadu_ps(out + i * pitch + l), lanes - l);
+      return;
+    }
+    for (int64_t l0 = 0; l0 < lanes; l0 += kDotLanes) {
+      __m512i square[kDotLanes];
 #pragma GCC unroll 16
-          for (int i = 0; i < kDotLanes; ++i)
-            square[i] = i < count ? _mm512_loadu_si512(from + i * out_pitch + l0) : _mm512_setzero_si512();
-          turn_square(square);
-          alignas(64) __m512i turned[kDotLanes];
+      for (int i = 0; i < kDotLanes; ++i)
+        square[i] = i < rows ? _mm512_loadu_si512(out + i * pitch + l0) : _mm512_setzero_si512();
+      turn_square(square);
+      alignas(64) __m512i turned[kDotLanes];
 #pragma GCC unroll 16
-          for (int i = 0; i < kDotLanes; ++i) turned[i] = square[i];
-          for (int64_t l = 0; l < min_of(kDotLanes, lanes - l0); ++l) {
-            T* const t = to + (l0 + l) * result.channel;
-            if (column_step == 1) {
-              write16(t, _mm512_castsi512_ps(turned[l]), count);
-            } else {
-              const float* const f = reinterpret_cast<const float*>(turned + l);
-              for (int64_t i = 0; i < count; ++i) write<T>(t + i * column_step, f[i]);
-            }
-          }
+      for (int i = 0; i < kDotLanes; ++i) turned[i] = square[i];
+      const int64_t some = min_of(kDotLanes, lanes - l0);
+      T* t = to + l0 * result.channel;
+      for (int64_t l = 0; l < some; ++l, t += result.channel) {
+        if (column_step == 1) {
+          write16(t, _mm512_castsi512_ps(turned[l]), rows);
+        } else {
+          const float* const f = reinterpret_cast<const float*>(turned + l);
+          for (int64_t i = 0; i < rows; ++i) write<T>(t + i * column_step, f[i]);
         }
       }
-      m += count;
     }
   }
 
-  void run_tile(int64_t index, bfloat16* packed) const {
-    const int64_t count_h = tables.vertical.longest_count(), count_w = tables.horizontal.longest_count();
-    const int64_t tiles_h = ceil_div(count_h, plan.tile_h), tiles_w = ceil_div(count_w, plan.tile_w);
-    const int64_t parts_m = ceil_div(group_m, plan.task_m);
-    const int64_t m0 = index % parts_m * plan.task_m;
-    index /= parts_m;
-    const int64_t j0 = index % tiles_w * plan.tile_w;
-    index /= tiles_w;
-    const int64_t i0 = index % tiles_h * plan.tile_h;
-    index /= tiles_h;
-    const int64_t group = index % z.groups;
-    const int64_t n0 = index / z.groups * plan.images, n1 = min_of(z.n, n0 + plan.images);
-    const int64_t used_h = min_of(plan.tile_h, count_h - i0), used_w = min_of(plan.tile_w, count_w - j0);
-    const bool single = tables.down.span == 1 && tables.across.span == 1;
-    const int64_t rows = tables.down.extent(used_h), pitch = single ? used_w : tables.pitch;
-    View<T> view = source;
-    view.data += group * group_channels * view.channel;
-    pack_source(packed, tables, view, n0, n1, i0, j0, rows, pitch);
+  // All phases of a tile for outputs [m_begin, m_end); `weights` holds their blocks.
+  void multiply(const Tile& t, const bfloat16* x, const bfloat16* weights, int64_t m_begin, int64_t m_end) const {
     for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
-      const int64_t height = min_of(used_h, tables.vertical.count(fh) - i0);
+      const int64_t height = min_of(t.height, tables.vertical.count(fh) - t.i0);
       for (int64_t fw = 0; fw < tables.horizontal.phases() && height > 0; ++fw) {
-        const int64_t width = min_of(used_w, tables.horizontal.count(fw) - j0);
-        if (width <= 0) continue;
-        const Line at{n0,
-                      fh + i0 * tables.vertical.output_step(),
-                      fw + j0 * tables.horizontal.output_step(),
-                      width,
-                      height,
-                      rows,
-                      pitch};
-        run_phase(fh * tables.horizontal.phases() + fw, group, m0, min_of(group_m, m0 + plan.task_m), packed, at,
-                  n1 - n0, single && width == pitch && height == rows);
+        const int64_t width = min_of(t.width, tables.horizontal.count(fw) - t.j0);
+        if (width > 0) multiply_phase(t, fh, fw, height, width, x, weights, m_begin, m_end);
       }
     }
   }
 
   // Lines are rows of outputs; where every output reads one position, all outputs of the tile are one line.
-  void run_phase(int64_t phase, int64_t group, int64_t m_begin, int64_t m_end, const bfloat16* packed, const Line& at,
-                 int64_t images, bool joined) const {
+  void multiply_phase(const Tile& t, int64_t fh, int64_t fw, int64_t height, int64_t width, const bfloat16* x,
+                      const bfloat16* weights, int64_t m_begin, int64_t m_end) const {
     alignas(64) float out[kDotRows * 2 * kDotLanes];
+    const int64_t phase = fh * tables.horizontal.phases() + fw, images = t.n1 - t.n0;
+    const int64_t row_step = tables.vertical.output_step() * result.row;
+    const int64_t column_step = tables.horizontal.output_step() * result.column;
     DotRows a;
     a.pitch = tables.across.output_step * group_channels;
     a.segment = tables.segment + tables.segment_begin[phase];
@@ -288,26 +278,62 @@ struct DotGather {
     a.block = block_size();
     a.start_pitch = 0;
     a.out = out;
-    const int64_t length = joined ? images * at.height * at.width : at.width;
-    const int64_t lines = joined ? 1 : images * at.height;
+    const bool joined = t.single && width == t.pitch && height == t.rows;
+    const int64_t length = joined ? images * height * width : width;
     const int rows = dot_tile_rows(length);
     for (int64_t m = m_begin; m < m_end;) {
       const int blocks_now = dot_tile_blocks(rows, ceil_div(m_end - m, kDotLanes));
-      const int64_t block = group * blocks() + m / kDotLanes;
-      a.w = packed_weight + block * block_size();
-      a.start = bias + block * kDotLanes;
+      const int64_t lanes = min_of(blocks_now * kDotLanes, m_end - m);
+      a.w = weights + (m - m_begin) / kDotLanes * block_size();
+      a.start = bias + t.group * blocks() * kDotLanes + m;
       a.out_pitch = blocks_now * kDotLanes;
-      for (int64_t line = 0; line < lines; ++line) {
-        const int64_t row = line / at.height * at.rows_to_image + line % at.height * tables.down.output_step;
-        for (int64_t q = 0; q < length; q += rows) {
-          const int now = int(min_of(rows, length - q));
-          a.x = packed + row * at.columns_to_row * group_channels + q * a.pitch;
-          dot_tile(a, now, blocks_now);
-          write_tile(out, now, blocks_now, group, m, at, line * at.width + q);
+      T* const corner = result.data + t.n0 * result.n + (t.group * group_m + m) * result.channel +
+                        (fh + t.i0 * tables.vertical.output_step()) * result.row +
+                        (fw + t.j0 * tables.horizontal.output_step()) * result.column;
+      for (int64_t n = 0; n < (joined ? 1 : images); ++n) {
+        for (int64_t p = 0; p < (joined ? 1 : height); ++p) {
+          const bfloat16* const line = x + (n * t.rows + p * tables.down.output_step) * t.pitch * group_channels;
+          T* const to = corner + n * result.n + p * row_step;
+          for (int64_t q = 0; q < length; q += rows) {
+            const int now = int(min_of(rows, length - q));
+            a.x = line + q * a.pitch;
+            dot_tile(a, now, blocks_now);
+            if (!joined) {
+              write_rows(out, a.out_pitch, now, lanes, to + q * column_step);
+              continue;
+            }
+            for (int64_t i = 0; i < now;) {
+              const int64_t column = (q + i) % width, row = (q + i) / width;
+              const int64_t count = min_of(now - i, width - column);
+              write_rows(out + i * a.out_pitch, a.out_pitch, count, lanes,
+                         corner + row / height * result.n + row % height * row_step + column * column_step);
+              i += count;
+            }
+          }
         }
       }
       m += blocks_now * kDotLanes;
     }
+  }
+
+  // Weights are packed once, and each task packs a tile of the source ...
+  void run_tile(int64_t index, bfloat16* scratch) const {
+    const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
+    index /= parts_m;
+    const Tile t = tile_at(index / tiles_of_group(), index % tiles_of_group());
+    pack_tile(scratch, t);
+    multiply(t, scratch, packed + (t.group * blocks() + m0 / kDotLanes) * block_size(), m0,
+             min_of(group_m, m0 + plan.task_m));
+  }
+  // ... or, where there is more to pack of the weights, the other way round.
+  void run_block(int64_t index, bfloat16* scratch) const {
+    const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
+    const int64_t part = index / parts_m % plan.splits, group = index / parts_m / plan.splits;
+    const int64_t m1 = min_of(group_m, m0 + plan.task_m), tiles = tiles_of_group();
+    for (int64_t m = m0; m < m1; m += kDotLanes)
+      pack_block(scratch + (m - m0) / kDotLanes * block_size(), group, m / kDotLanes);
+    for (int64_t i = tiles * part / plan.splits; i < tiles * (part + 1) / plan.splits; ++i)
+      multiply(tile_at(group, i), packed + (group * tiles + i) * plan.channel_pitch, scratch, m0, m1);
   }
 };
 
@@ -325,6 +351,7 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                     view_of<T>(b.weight, 1),
                     input_grad ? z.group_c() : z.group_k(),
                     group_channels,
+                    input_grad,
                     nullptr,
                     nullptr};
   const int64_t blocks = task.blocks(), lanes = z.groups * blocks * kDotLanes;
@@ -335,9 +362,20 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                        ? read<float>(static_cast<const T*>(b.bias) + (group * task.group_m + m) * b.bias_stride)
                        : 0.0f;
   }
-  task.packed_weight = memory.take<bfloat16>(z.groups * blocks * task.block_size());
-  parallel_for(executor, z.groups * blocks, 0,
-               [&](int64_t index, void*) { task.pack_block(index / blocks, index % blocks, input_grad); });
+  if (plan.weights_in_tasks) {
+    const int64_t tiles = task.tiles_of_group();
+    task.packed = memory.take<bfloat16>(z.groups * tiles * plan.channel_pitch);
+    parallel_for(executor, z.groups * tiles, 0, [&](int64_t index, void*) {
+      task.pack_tile(task.packed + index * plan.channel_pitch, task.tile_at(index / tiles, index % tiles));
+    });
+    parallel_for(executor, plan.tasks, plan.scratch_bytes,
+                 [&](int64_t index, void* scratch) { task.run_block(index, static_cast<bfloat16*>(scratch)); });
+    return;
+  }
+  task.packed = memory.take<bfloat16>(z.groups * blocks * task.block_size());
+  parallel_for(executor, z.groups * blocks, 0, [&](int64_t index, void*) {
+    task.pack_block(task.packed + index * task.block_size(), index / blocks, index % blocks);
+  });
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<bfloat16*>(scratch)); });
 }

@@ -14,98 +14,11 @@
 #pragma once
 
 #include "dot_bf16.h"
-#include "pack_bf16.h"
+#include "dot_operands.h"
 
 namespace conv_ext {
 
 #if defined(__AVX512BF16__)
-
-// The order of the reduction: taps by ascending packed position, with all channels of a tap together.
-struct DotTables {
-  Axis vertical, horizontal;
-  Reach down, across;
-  int64_t channels;
-  int64_t pitch;           // packed positions between two rows
-  Segment* segment;        // those of one pair of phases together
-  int64_t* first_tap;      // (segments) where in `tap` a segment begins
-  int64_t* segment_begin;  // (phases + 1)
-  int64_t* tap;            // (R S) r * S + s
-  int64_t* tap_pair;       // (R S) of tap r * S + s: pairs before its first channel; -1: it touches no output
-  int64_t pairs;           // of all phases
-
-  static DotTables make(const ConvProblem& z, Pass pass, int64_t tile_w, int64_t channels, Carver& memory) {
-    DotTables t;
-    t.vertical = vertical_axis(z, pass);
-    t.horizontal = horizontal_axis(z, pass);
-    t.down = reach_of(t.vertical);
-    t.across = reach_of(t.horizontal);
-    t.channels = channels;
-    t.pitch = t.across.extent(tile_w);
-    const int64_t taps = z.r * z.s, phases_h = t.vertical.phases(), phases_w = t.horizontal.phases();
-    t.segment = memory.take<Segment>(taps);
-    t.first_tap = memory.take<int64_t>(taps);
-    t.tap = memory.take<int64_t>(taps);
-    t.tap_pair = memory.take<int64_t>(taps);
-    t.segment_begin = memory.take<int64_t>(phases_h * phases_w + 1);
-    for (int64_t i = 0; i < taps; ++i) t.tap_pair[i] = -1;
-    int64_t next = 0, taken = 0;
-    t.pairs = 0;
-    for (int64_t fh = 0; fh < phases_h; ++fh) {
-      for (int64_t fw = 0; fw < phases_w; ++fw) {
-        t.segment_begin[fh * phases_w + fw] = next;
-        for (int64_t i = 0; i < z.r; ++i) {
-          const int64_t r = t.vertical.inverse ? z.r - 1 - i : i;
-          if (t.vertical.phase_of(r) != fh) continue;
-          const int64_t row = (t.vertical.offset(r) - t.down.low) * t.pitch;
-          int64_t end = -1;  // the position after the last tap of the segment that is open
-          for (int64_t j = 0; j < z.s; ++j) {
-            const int64_t s = t.horizontal.inverse ? z.s - 1 - j : j;
-            if (t.horizontal.phase_of(s) != fw) continue;
-            const int64_t at = row + t.horizontal.offset(s) - t.across.low;
-            if (at != end) {
-              t.first_tap[next] = taken;
-              t.segment[next++] = {at * channels, t.pairs, 0};
-            }
-            Segment& open = t.segment[next - 1];
-            t.tap_pair[r * z.s + s] = open.w + open.elements / 2;
-            open.elements += channels;
-            t.pairs = open.w + ceil_div(open.elements, 2);
-            t.tap[taken++] = r * z.s + s;
-            end = at + 1;
-          }
-        }
-      }
-    }
-    t.segment_begin[phases_h * phases_w] = next;
-    return t;
-  }
-};
-
-// The source that outputs from (i0, j0) on read, with zeros for the padding: [image][row][column][channel], of `rows`
-// packed rows of `columns` positions. The view starts at the first channel.
-template <class T>
-void pack_source(bfloat16* to, const DotTables& t, View<T> view, int64_t n0, int64_t n1, int64_t i0, int64_t j0,
-                 int64_t rows, int64_t columns) {
-  const int64_t channels = t.channels, length = columns * channels;
-  const int64_t left = t.across.low + j0 * t.horizontal.step(), step = t.across.source_step;
-  const int64_t inside = min_of(left < 0 ? ceil_div(-left, step) : 0, columns);
-  const int64_t rest = t.horizontal.source - left;
-  const int64_t outside = max_of(inside, min_of(rest > 0 ? ceil_div(rest, step) : 0, columns));
-  for (int64_t n = n0; n < n1; ++n) {
-    for (int64_t y = 0; y < rows; ++y, to += length) {
-      const int64_t row = t.down.low + i0 * t.vertical.step() + y * t.down.source_step;
-      if (row < 0 || row >= t.vertical.source) {
-        memset(to, 0, size_t(length) * sizeof(bfloat16));
-        continue;
-      }
-      memset(to, 0, size_t(inside * channels) * sizeof(bfloat16));
-      pack_bf16(to + inside * channels, 1, channels,
-                view.data + n * view.n + row * view.row + (left + inside * step) * view.column, view.channel,
-                step * view.column, channels, outside - inside);
-      memset(to + outside * channels, 0, size_t((columns - outside) * channels) * sizeof(bfloat16));
-    }
-  }
-}
 
 template <class T>
 struct DotGather {
@@ -120,78 +33,7 @@ struct DotGather {
 
   int64_t blocks() const { return ceil_div(group_m, kDotLanes); }
   int64_t block_size() const { return tables.pairs * kPairBlock; }
-
-  // Sixteen outputs' weights of one group, by 16 x 16 squares of pairs wherever the memory allows.
-  void pack_block(bfloat16* to, int64_t group, int64_t block) const {
-    const int64_t first = block * kDotLanes, lanes = min_of(kDotLanes, group_m - first), taps = z.r * z.s;
-    const int64_t channels = group_channels;
-    const int64_t lane_step = input_grad ? weight.channel : weight.n;
-    const int64_t channel_step = input_grad ? weight.n : weight.channel;
-    const T* const from = weight.data + group * (input_grad ? channels : group_m) * weight.n + first * lane_step;
-    const bool whole_pairs = channels % 2 == 0 || tables.across.span == 1;
-    const auto second = [&](int64_t c, const T* p, int64_t count) __attribute__((always_inline)) {
-      return c + 1 < channels ? bits16(p + channel_step, count) : _mm512_setzero_si512();
-    };
-    const auto tap_at = [&](int64_t tap) { return from + tap / z.s * weight.row + tap % z.s * weight.column; };
-    __m512i row[kDotLanes];
-    if (whole_pairs && lane_step == 1) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        if (tables.tap_pair[tap] < 0) continue;
-        bfloat16* t = to + tables.tap_pair[tap] * kPairBlock;
-        const T* f = tap_at(tap);
-        for (int64_t c = 0; c < channels; c += 2, t += kPairBlock, f += 2 * channel_step)
-          _mm512_storeu_si512(t, pairs16(bits16(f, lanes), second(c, f, lanes)));
-      }
-    } else if (whole_pairs && channel_step == 1) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        if (tables.tap_pair[tap] < 0) continue;
-        for (int64_t c = 0; c < channels; c += kPairBlock) {
-          const int64_t count = min_of(kPairBlock, channels - c);
-          alignas(64) bfloat16 line[kPairBlock];
-          for (int l = 0; l < kDotLanes; ++l) {
-            row[l] = _mm512_setzero_si512();
-            if (l >= lanes) continue;
-            _mm512_store_si512(line, row[l]);
-            copy_run(line, tap_at(tap) + l * lane_step + c, count);
-            row[l] = _mm512_load_si512(line);
-          }
-          turn_square(row);
-          bfloat16* const t = to + (tables.tap_pair[tap] + c / 2) * kPairBlock;
-          for (int64_t i = 0; i < ceil_div(count, 2); ++i) _mm512_storeu_si512(t + i * kPairBlock, row[i]);
-        }
-      }
-    } else if (whole_pairs && weight.column == 1 && weight.row == z.s) {
-      for (int64_t c = 0; c < channels; c += 2) {
-        for (int64_t tap = 0; tap < taps; tap += kDotLanes) {
-          const int64_t count = min_of(kDotLanes, taps - tap);
-#pragma GCC unroll 16
-          for (int l = 0; l < kDotLanes; ++l) {
-            const T* const f = from + l * lane_step + c * channel_step + tap;
-            row[l] = l < lanes ? pairs16(bits16(f, count), second(c, f, count)) : _mm512_setzero_si512();
-          }
-          turn_square(row);
-          alignas(64) __m512i turned[kDotLanes];
-#pragma GCC unroll 16
-          for (int i = 0; i < kDotLanes; ++i) turned[i] = row[i];
-          for (int64_t i = 0; i < count; ++i) {
-            const int64_t pair = tables.tap_pair[tap + i];
-            if (pair >= 0) _mm512_storeu_si512(to + (pair + c / 2) * kPairBlock, turned[i]);
-          }
-        }
-      }
-    } else {
-      memset(to, 0, size_t(block_size()) * sizeof(bfloat16));
-      const int64_t segments = tables.segment_begin[tables.vertical.phases() * tables.horizontal.phases()];
-      for (int64_t i = 0; i < segments; ++i) {
-        const Segment& segment = tables.segment[i];
-        for (int64_t e = 0; e < segment.elements; ++e) {
-          const T* const f = tap_at(tables.tap[tables.first_tap[i] + e / channels]) + e % channels * channel_step;
-          bfloat16* const t = to + (segment.w + e / 2) * kPairBlock + e % 2;
-          for (int64_t l = 0; l < lanes; ++l) t[2 * l] = read_bf16(f + l * lane_step);
-        }
-      }
-    }
-  }
+  DotWeights<T> weights() const { return {tables, weight, z.s, z.r * z.s, group_m, input_grad}; }
 
   // One tile of outputs of a group and the packed source that it reads.
   struct Tile {
@@ -330,8 +172,7 @@ struct DotGather {
     const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
     const int64_t part = index / parts_m % plan.splits, group = index / parts_m / plan.splits;
     const int64_t m1 = min_of(group_m, m0 + plan.task_m), tiles = tiles_of_group();
-    for (int64_t m = m0; m < m1; m += kDotLanes)
-      pack_block(scratch + (m - m0) / kDotLanes * block_size(), group, m / kDotLanes);
+    weights().pack(scratch, group, m0 / kDotLanes, ceil_div(m1 - m0, kDotLanes));
     for (int64_t i = tiles * part / plan.splits; i < tiles * (part + 1) / plan.splits; ++i)
       multiply(tile_at(group, i), packed + (group * tiles + i) * plan.channel_pitch, scratch, m0, m1);
   }
@@ -373,8 +214,11 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
     return;
   }
   task.packed = memory.take<bfloat16>(z.groups * blocks * task.block_size());
-  parallel_for(executor, z.groups * blocks, 0, [&](int64_t index, void*) {
-    task.pack_block(task.packed + index * task.block_size(), index / blocks, index % blocks);
+  const int64_t parts = ceil_div(blocks, kDotBlocks);
+  parallel_for(executor, z.groups * parts, 0, [&](int64_t index, void*) {
+    const int64_t group = index / parts, first = index % parts * kDotBlocks;
+    task.weights().pack(task.packed + (group * blocks + first) * task.block_size(), group, first,
+                        min_of(kDotBlocks, blocks - first));
   });
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<bfloat16*>(scratch)); });

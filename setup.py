@@ -31,6 +31,7 @@ except ImportError as error:
 KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "library.cpp"]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
+    "csrc/plan_implicit_gemm.cpp",
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
     "csrc/torch/fastcall.cpp",
@@ -44,7 +45,13 @@ AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-wid
 QUIET = "-Wno-maybe-uninitialized -Wno-uninitialized"
 ISA_FLAGS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS |= {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": f"{AVX512} -mavx512bf16 {QUIET}"}
+    ISA_FLAGS |= {
+        "avx2": AVX2,
+        "avx512": AVX512,
+        "avx512_bf16": f"{AVX512} -mavx512bf16 {QUIET}",
+        "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16 {QUIET}",
+        "amx-emulated": f"{AVX512} -DCONV_EXT_AMX_EMULATED {QUIET}",  # for tests alone
+    }
 
 
 def source_digest() -> str:

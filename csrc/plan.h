@@ -10,13 +10,17 @@ namespace conv_ext {
 
 enum class Algorithm : int32_t { Depthwise, ImplicitGemm, Direct, Reference };
 
+// What multiplies pairs of bfloat16 numbers: nothing, a vector instruction, or tiles, which are fast enough for float32
+// that is cut into parts.
+enum class Bf16Dot : int32_t { None, Vectors, Tiles };
+
 // What a kernel library says of the instruction set that it was compiled for.
 struct IsaTraits {
   const char* name;
   int64_t vector_bytes;
   int64_t gather_m, gather_v;  // largest register tile of forward and input_grad: channels x vectors
   int64_t dot_m, dot_t;        // largest register tile of weight_grad: K x (C/g R S)
-  bool bf16_dot;               // it multiplies pairs of bfloat16 numbers
+  Bf16Dot bf16_dot;
 };
 
 struct Plan {
@@ -32,6 +36,7 @@ struct Plan {
   // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
   int64_t tile_k, tile_c, splits;
   int64_t grad_pitch;     // elements of one packed row of the upstream gradient
+  int64_t parts;          // bfloat16 numbers that an operand is cut into
   bool weights_in_tasks;  // implicit matrix product: the source is packed for all tasks, the weights by each
   int64_t tasks;
   int64_t workspace_bytes;  // shared: packed weights or partial sums, and tables

@@ -10,12 +10,25 @@
 // L2.
 #pragma once
 
+#include "../indexing.h"
 #include "simd.h"
+
+// What multiplies pairs: AMX, emulated or not, before AVX512_BF16. Without either the implicit matrix product is empty.
+#if defined(__AMX_BF16__) || defined(CONV_EXT_AMX_EMULATED)
+#define CONV_EXT_AMX
+#endif
+#if defined(CONV_EXT_AMX) || defined(__AVX512BF16__)
+#define CONV_EXT_BF16_DOT
+#endif
 
 namespace conv_ext {
 
-constexpr int kDotLanes = 16;              // lanes of a block of w
-constexpr int kDotRows = 14;               // rows of a register tile: 14 x 2 accumulators; 14 divides the usual maps
+constexpr int kDotLanes = 16;  // lanes of a block of w
+#if defined(CONV_EXT_AMX)
+constexpr int kDotRows = 32;
+#else
+constexpr int kDotRows = 14;  // rows of a register tile: 14 x 2 accumulators; 14 divides the usual maps
+#endif
 constexpr int kDotBlocks = 4;              // blocks of lanes, of at most 6 rows
 constexpr int kPairBlock = 2 * kDotLanes;  // elements of w for one pair
 
@@ -25,6 +38,13 @@ struct Segment {
   int64_t w;         // pairs in w before it
   int64_t elements;  // where it is odd, the last pair has no second element
 };
+
+// float32 by parts, each the nearest bfloat16 to what those before it leave: two parts have 16 bits, three have 24.
+// What is multiplied, (part of x, part of w), the smallest first; a number of parts p takes the last p (p + 1) / 2 of
+// them. The products that are left out are below 2^-16, or 2^-25, of the whole. Parts below 2^-126 are lost as
+// subnormals.
+constexpr int kSplitProducts = 6;
+constexpr int kSplitProduct[kSplitProducts][2] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
 
 struct DotRows {
   const bfloat16* x;
@@ -37,9 +57,11 @@ struct DotRows {
   int64_t start_pitch;  // 0: one row for all
   float* out;
   int64_t out_pitch;
+  int parts;               // of each operand; AVX512_BF16 takes one
+  int64_t x_part, w_part;  // elements between parts
 };
 
-#if defined(__AVX512BF16__)
+#if defined(CONV_EXT_BF16_DOT) && !defined(CONV_EXT_AMX)
 
 template <int M, int V>
 void dot_rows(const DotRows& a) {
@@ -106,7 +128,7 @@ inline void run_dot_rows(const DotRows& a, int m) {
   }
   dot_rows<M, V>(a);
 }
-inline void dot_tile(const DotRows& a, int rows, int blocks) {
+inline void dot_vectors(const DotRows& a, int rows, int blocks) {
   if (blocks == 4) return run_dot_rows<max_dot_rows(4), 4>(a, rows);
   if (blocks == 2) return run_dot_rows<max_dot_rows(2), 2>(a, rows);
   run_dot_rows<max_dot_rows(1), 1>(a, rows);
@@ -116,6 +138,8 @@ inline void dot_tile(const DotRows& a, int rows, int blocks) {
 
 // Evenly high tiles of a run of rows, and how many blocks of lanes go with them.
 inline int dot_tile_rows(int64_t rows) { return int(ceil_div(rows, ceil_div(rows, kDotRows))); }
-inline int dot_tile_blocks(int rows, int64_t blocks) { return rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1; }
+inline int dot_tile_blocks(int rows, int64_t blocks) {
+  return kDotRows == 14 && rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1;
+}
 
 }  // namespace conv_ext

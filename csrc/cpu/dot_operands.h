@@ -1,12 +1,12 @@
 // The operands of the implicit matrix product: the order of its reduction, the packed source, the packed weights.
 #pragma once
 
-#include "dot_bf16.h"
+#include "amx.h"
 #include "pack_bf16.h"
 
 namespace conv_ext {
 
-#if defined(__AVX512BF16__)
+#if defined(CONV_EXT_BF16_DOT)
 
 // The order of the reduction: taps by ascending packed position, with all channels of a tap together.
 struct DotTables {
@@ -101,6 +101,7 @@ struct DotWeights {
   const DotTables& tables;
   View<T> view;
   int64_t taps_of_row, taps, group_m;
+  int64_t block_pitch;  // elements between packed blocks
   bool input_grad;
 
   int64_t channels() const { return tables.channels; }
@@ -126,7 +127,7 @@ struct DotWeights {
     const bool by_taps = view.column == 1 && view.row == taps_of_row;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t m = (first + block) * kDotLanes, lanes = min_of(kDotLanes, group_m - m);
-      bfloat16* const t = to + block * block_size();
+      bfloat16* const t = to + block * block_pitch;
       if (!whole_pairs || (lane_step() != 1 && channel_step() != 1 && !by_taps)) {
         pack_one_by_one(t, group, m, lanes);
       } else if (channel_step() == 1 && lane_step() != 1) {
@@ -141,7 +142,7 @@ struct DotWeights {
     for (int64_t c = 0; c < channels(); c += 2) {
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t m = (first + block) * kDotLanes;
-        pack_pair(to + block * block_size(), group, m, min_of(kDotLanes, group_m - m), c);
+        pack_pair(to + block * block_pitch, group, m, min_of(kDotLanes, group_m - m), c);
       }
     }
   }

@@ -13,12 +13,11 @@
 // every output, at the same distances from its own place. Start reading at run_implicit_gather, at the end.
 #pragma once
 
-#include "dot_bf16.h"
 #include "dot_operands.h"
 
 namespace conv_ext {
 
-#if defined(__AVX512BF16__)
+#if defined(CONV_EXT_BF16_DOT)
 
 template <class T>
 struct DotGather {
@@ -32,8 +31,16 @@ struct DotGather {
   bfloat16* packed;  // what all tasks share: the weights, or the tiles of the source
 
   int64_t blocks() const { return ceil_div(group_m, kDotLanes); }
-  int64_t block_size() const { return tables.pairs * kPairBlock; }
-  DotWeights<T> weights() const { return {tables, weight, z.s, z.r * z.s, group_m, input_grad}; }
+  int64_t weight_part() const { return tables.pairs * kPairBlock; }
+  int64_t block_size() const { return plan.parts * weight_part(); }
+  int64_t tile_size() const { return plan.parts * plan.channel_pitch; }
+  void pack_weights(bfloat16* to, int64_t group, int64_t first, int64_t count) const {
+    for_each_part(plan.parts, weight, [&](int part, auto view) {
+      const DotWeights<typename ViewedType<decltype(view)>::type> weights{tables,  view,         z.s,       z.r * z.s,
+                                                                          group_m, block_size(), input_grad};
+      weights.pack(to + part * weight_part(), group, first, count);
+    });
+  }
 
   // One tile of outputs of a group and the packed source that it reads.
   struct Tile {
@@ -59,9 +66,10 @@ struct DotGather {
     return t;
   }
   void pack_tile(bfloat16* to, const Tile& t) const {
-    View<T> view = source;
-    view.data += t.group * group_channels * view.channel;
-    pack_source(to, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
+    for_each_part(plan.parts, source, [&](int part, auto view) {
+      view.data += t.group * group_channels * view.channel;
+      pack_source(to + part * plan.channel_pitch, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
+    });
   }
 
   // Sums [row][lane] to a row of outputs: rows are neighbouring columns, lanes output channels.
@@ -72,6 +80,10 @@ struct DotGather {
         for (int64_t l = 0; l < lanes; l += kDotLanes)
           write16(to + i * column_step + l, _mm512_loadu_ps(out + i * pitch + l), lanes - l);
       return;
+    }
+    if (rows > kDotLanes) {
+      write_rows(out + kDotLanes * pitch, pitch, rows - kDotLanes, lanes, to + kDotLanes * column_step);
+      rows = kDotLanes;
     }
     for (int64_t l0 = 0; l0 < lanes; l0 += kDotLanes) {
       __m512i square[kDotLanes];
@@ -95,20 +107,53 @@ struct DotGather {
     }
   }
 
+  // Parts of Inf and NaN are NaN, and what overflows may have been finite: such sums are formed anew in float32. Rows
+  // are outputs from column q of `row` on, which counts the rows of all images.
+  void mend(float* out, int64_t pitch, int64_t rows, int64_t lanes, const Tile& t, int64_t fh, int64_t fw, int64_t m,
+            int64_t row, int64_t q, int64_t width, int64_t height) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t l = 0; l < lanes; ++l) {
+        if (out[i * pitch + l] - out[i * pitch + l] == 0) continue;
+        const int64_t line = row + (q + i) / width;
+        out[i * pitch + l] =
+            sum_again(t.group, m + l, t.n0 + line / height, fh, fw, t.i0 + line % height, t.j0 + (q + i) % width);
+      }
+    }
+  }
+  float sum_again(int64_t group, int64_t m, int64_t n, int64_t fh, int64_t fw, int64_t i, int64_t j) const {
+    float sum = bias[group * blocks() * kDotLanes + m];
+    for (int64_t c = 0; c < group_channels; ++c)
+      for (int64_t r = 0; r < z.r; ++r)
+        for (int64_t s = 0; s < z.s; ++s) {
+          if (tables.vertical.phase_of(r) != fh || tables.horizontal.phase_of(s) != fw) continue;
+          const int64_t y = i * tables.vertical.step() + tables.vertical.offset(r);
+          const int64_t x = j * tables.horizontal.step() + tables.horizontal.offset(s);
+          const bool inside = y >= 0 && y < tables.vertical.source && x >= 0 && x < tables.horizontal.source;
+          const int64_t k = input_grad ? group * group_channels + c : group * group_m + m;
+          const float w = read<float>(weight.data + k * weight.n + (input_grad ? m : c) * weight.channel +
+                                      r * weight.row + s * weight.column);
+          sum += w * (inside ? read<float>(source.data + n * source.n + (group * group_channels + c) * source.channel +
+                                           y * source.row + x * source.column)
+                             : 0.0f);
+        }
+    return sum;
+  }
+
   // All phases of a tile for outputs [m_begin, m_end); `weights` holds their blocks.
-  void multiply(const Tile& t, const bfloat16* x, const bfloat16* weights, int64_t m_begin, int64_t m_end) const {
+  void multiply(const Tile& t, const bfloat16* x, const bfloat16* weights, int64_t m_begin, int64_t m_end,
+                TileScope& scope) const {
     for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
       const int64_t height = min_of(t.height, tables.vertical.count(fh) - t.i0);
       for (int64_t fw = 0; fw < tables.horizontal.phases() && height > 0; ++fw) {
         const int64_t width = min_of(t.width, tables.horizontal.count(fw) - t.j0);
-        if (width > 0) multiply_phase(t, fh, fw, height, width, x, weights, m_begin, m_end);
+        if (width > 0) multiply_phase(t, fh, fw, height, width, x, weights, m_begin, m_end, scope);
       }
     }
   }
 
   // Lines are rows of outputs; where every output reads one position, all outputs of the tile are one line.
   void multiply_phase(const Tile& t, int64_t fh, int64_t fw, int64_t height, int64_t width, const bfloat16* x,
-                      const bfloat16* weights, int64_t m_begin, int64_t m_end) const {
+                      const bfloat16* weights, int64_t m_begin, int64_t m_end, TileScope& scope) const {
     alignas(64) float out[kDotRows * 2 * kDotLanes];
     const int64_t phase = fh * tables.horizontal.phases() + fw, images = t.n1 - t.n0;
     const int64_t row_step = tables.vertical.output_step() * result.row;
@@ -120,6 +165,9 @@ struct DotGather {
     a.block = block_size();
     a.start_pitch = 0;
     a.out = out;
+    a.parts = int(plan.parts);
+    a.x_part = plan.channel_pitch;
+    a.w_part = weight_part();
     const bool joined = t.single && width == t.pitch && height == t.rows;
     const int64_t length = joined ? images * height * width : width;
     const int rows = dot_tile_rows(length);
@@ -139,7 +187,8 @@ struct DotGather {
           for (int64_t q = 0; q < length; q += rows) {
             const int now = int(min_of(rows, length - q));
             a.x = line + q * a.pitch;
-            dot_tile(a, now, blocks_now);
+            dot_tile(a, scope, now, blocks_now);
+            if (plan.parts > 1) mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
             if (!joined) {
               write_rows(out, a.out_pitch, now, lanes, to + q * column_step);
               continue;
@@ -164,17 +213,19 @@ struct DotGather {
     index /= parts_m;
     const Tile t = tile_at(index / tiles_of_group(), index % tiles_of_group());
     pack_tile(scratch, t);
+    TileScope scope;
     multiply(t, scratch, packed + (t.group * blocks() + m0 / kDotLanes) * block_size(), m0,
-             min_of(group_m, m0 + plan.task_m));
+             min_of(group_m, m0 + plan.task_m), scope);
   }
   // ... or, where there is more to pack of the weights, the other way round.
   void run_block(int64_t index, bfloat16* scratch) const {
     const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
     const int64_t part = index / parts_m % plan.splits, group = index / parts_m / plan.splits;
     const int64_t m1 = min_of(group_m, m0 + plan.task_m), tiles = tiles_of_group();
-    weights().pack(scratch, group, m0 / kDotLanes, ceil_div(m1 - m0, kDotLanes));
+    pack_weights(scratch, group, m0 / kDotLanes, ceil_div(m1 - m0, kDotLanes));
+    TileScope scope;
     for (int64_t i = tiles * part / plan.splits; i < tiles * (part + 1) / plan.splits; ++i)
-      multiply(tile_at(group, i), packed + (group * tiles + i) * plan.channel_pitch, scratch, m0, m1);
+      multiply(tile_at(group, i), packed + (group * tiles + i) * tile_size(), scratch, m0, m1, scope);
   }
 };
 
@@ -205,9 +256,9 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   }
   if (plan.weights_in_tasks) {
     const int64_t tiles = task.tiles_of_group();
-    task.packed = memory.take<bfloat16>(z.groups * tiles * plan.channel_pitch);
+    task.packed = memory.take<bfloat16>(z.groups * tiles * task.tile_size());
     parallel_for(executor, z.groups * tiles, 0, [&](int64_t index, void*) {
-      task.pack_tile(task.packed + index * plan.channel_pitch, task.tile_at(index / tiles, index % tiles));
+      task.pack_tile(task.packed + index * task.tile_size(), task.tile_at(index / tiles, index % tiles));
     });
     parallel_for(executor, plan.tasks, plan.scratch_bytes,
                  [&](int64_t index, void* scratch) { task.run_block(index, static_cast<bfloat16*>(scratch)); });
@@ -217,8 +268,8 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   const int64_t parts = ceil_div(blocks, kDotBlocks);
   parallel_for(executor, z.groups * parts, 0, [&](int64_t index, void*) {
     const int64_t group = index / parts, first = index % parts * kDotBlocks;
-    task.weights().pack(task.packed + (group * blocks + first) * task.block_size(), group, first,
-                        min_of(kDotBlocks, blocks - first));
+    task.pack_weights(task.packed + (group * blocks + first) * task.block_size(), group, first,
+                      min_of(kDotBlocks, blocks - first));
   });
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<bfloat16*>(scratch)); });

@@ -15,7 +15,7 @@
 
 namespace conv_ext {
 
-#if defined(__AVX512BF16__)
+#if defined(CONV_EXT_BF16_DOT)
 
 template <class T>
 struct DotWeightGrad {
@@ -29,8 +29,32 @@ struct DotWeightGrad {
   int64_t blocks_k() const { return ceil_div(z.group_k(), plan.tile_k); }
   int64_t lanes_total() const { return blocks_c() * block_lanes(); }
 
+  // Sums that are not finite, anew in float32: parts of Inf and NaN are NaN.
+  void mend(int64_t k, int64_t c0, int64_t count, float* lanes) const {
+    const int64_t group = k / z.group_k();
+    for (int64_t l = 0; l < count * taps(); ++l) {
+      if (lanes[l] - lanes[l] == 0) continue;
+      const int64_t tap = l / count, c = group * z.group_c() + c0 + l % count;
+      float sum = 0;
+      for (int64_t n = 0; n < z.n; ++n)
+        for (int64_t p = 0; p < z.p; ++p)
+          for (int64_t q = 0; q < z.q; ++q) {
+            const int64_t h = p * z.stride_h + tap / z.s * z.dilation_h - z.pad_top;
+            const int64_t w = q * z.stride_w + tap % z.s * z.dilation_w - z.pad_left;
+            const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;
+            const float g = read<float>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column);
+            sum +=
+                g * (inside
+                         ? read<float>(input.data + n * input.n + c * input.channel + h * input.row + w * input.column)
+                         : 0.0f);
+          }
+      lanes[l] = sum;
+    }
+  }
+
   // Sums of one k, lanes ordered (tap, channel), to the weights of channels [c0, c0 + count).
-  void write_row(int64_t k, int64_t c0, int64_t count, const float* lanes) const {
+  void write_row(int64_t k, int64_t c0, int64_t count, float* lanes) const {
+    if (plan.parts > 1) mend(k, c0, count, lanes);
     T* const to = result.data + k * result.n + c0 * result.channel;
     if (result.channel == 1) {
       for (int64_t t = 0; t < taps(); ++t)
@@ -102,25 +126,27 @@ struct DotWeightGrad {
     DotTables tables;
     bfloat16 *g, *x, *w, *flat;
     int64_t* at;  // (outputs) packed place of each
+    TileScope& scope;
   };
   void add_tile(const Scratch& m, float* sums, int64_t group, int64_t k0, int64_t rows, int64_t c0, int64_t n0,
                 int64_t n1, int64_t i0, int64_t j0, int64_t height, int64_t width) const {
     const DotTables& tables = m.tables;
-    View<T> view = input;
-    view.data += (group * z.group_c() + c0) * view.channel;
     const int64_t packed_rows = tables.down.extent(height);
-    pack_source(m.x, tables, view, n0, n1, i0, j0, packed_rows, tables.pitch);
     const int64_t outputs = (n1 - n0) * height * width, pairs = ceil_div(outputs, 2);
     // The upstream gradient, with a zero behind an odd number of outputs.
-    const T* const from = grad.data + (group * z.group_k() + k0) * grad.channel;
     const bool joined = grad.row == width * grad.column || height == 1;
     const int64_t lines = joined ? 1 : height, length = joined ? height * width : width;
-    for (int64_t n = n0; n < n1; ++n)
-      for (int64_t p = 0; p < lines; ++p)
-        pack_bf16(m.g + ((n - n0) * lines + p) * length, plan.grad_pitch, 1,
-                  from + n * grad.n + (i0 + p) * grad.row + j0 * grad.column, grad.channel, grad.column, rows, length);
-    if (outputs % 2 != 0)
-      for (int64_t k = 0; k < rows; ++k) m.g[k * plan.grad_pitch + outputs] = bfloat16{0};
+    const int64_t g_part = plan.tile_k * plan.grad_pitch;
+    for_each_part(plan.parts, grad, [&](int part, auto view) {
+      for (int64_t n = n0; n < n1; ++n)
+        for (int64_t p = 0; p < lines; ++p)
+          pack_bf16(m.g + part * g_part + ((n - n0) * lines + p) * length, plan.grad_pitch, 1,
+                    view.data + n * view.n + (group * z.group_k() + k0) * view.channel + (i0 + p) * view.row +
+                        j0 * view.column,
+                    view.channel, view.column, rows, length);
+      if (outputs % 2 != 0)
+        for (int64_t k = 0; k < rows; ++k) m.g[part * g_part + k * plan.grad_pitch + outputs] = bfloat16{0};
+    });
 
     int64_t next = 0;
     for (int64_t n = 0; n < n1 - n0; ++n)
@@ -130,9 +156,14 @@ struct DotWeightGrad {
               ((n * packed_rows + p * tables.down.output_step) * tables.pitch + q * tables.across.output_step) *
               tables.channels;
     const int64_t lanes = tables.channels * taps(), block_pitch = pairs * kPairBlock;
-    for (int64_t i = 0; i < pairs; ++i)
-      interleave(m.w + i * kPairBlock, block_pitch, tables, m.x + m.at[2 * i],
-                 2 * i + 1 < outputs ? m.x + m.at[2 * i + 1] : nullptr, m.flat, lanes);
+    const int64_t w_part = block_lanes() / kDotLanes * block_pitch;
+    for_each_part(plan.parts, input, [&](int part, auto view) {
+      view.data += (group * z.group_c() + c0) * view.channel;
+      pack_source(m.x, tables, view, n0, n1, i0, j0, packed_rows, tables.pitch);
+      for (int64_t i = 0; i < pairs; ++i)
+        interleave(m.w + part * w_part + i * kPairBlock, block_pitch, tables, m.x + m.at[2 * i],
+                   2 * i + 1 < outputs ? m.x + m.at[2 * i + 1] : nullptr, m.flat, lanes);
+    });
 
     const Segment all{0, 0, 2 * pairs};
     DotRows a;
@@ -141,6 +172,9 @@ struct DotWeightGrad {
     a.segments = 1;
     a.block = block_pitch;
     a.start_pitch = a.out_pitch = block_lanes();
+    a.parts = int(plan.parts);
+    a.x_part = g_part;
+    a.w_part = w_part;
     const int64_t blocks = ceil_div(lanes, kDotLanes);
     const int tile_rows = dot_tile_rows(rows);
     for (int64_t b = 0; b < blocks;) {
@@ -149,7 +183,7 @@ struct DotWeightGrad {
       for (int64_t k = 0; k < rows; k += tile_rows) {
         a.x = m.g + k * plan.grad_pitch;
         a.start = a.out = sums + k * block_lanes() + b * kDotLanes;
-        dot_tile(a, int(min_of(tile_rows, rows - k)), blocks_now);
+        dot_tile(a, m.scope, int(min_of(tile_rows, rows - k)), blocks_now);
       }
       b += blocks_now;
     }
@@ -162,13 +196,19 @@ struct DotWeightGrad {
     const int64_t k0 = kb * plan.tile_k, rows = min_of(plan.tile_k, z.group_k() - k0);
     const int64_t c0 = cb * plan.tile_c, channels = min_of(plan.tile_c, z.group_c() - c0);
     Carver memory{static_cast<char*>(scratch)};
-    Scratch m;
-    m.tables = DotTables::make(z, Pass::WeightGrad, plan.tile_w, channels, memory);
+    TileScope scope;
+    Scratch m{DotTables::make(z, Pass::WeightGrad, plan.tile_w, channels, memory),
+              nullptr,
+              nullptr,
+              nullptr,
+              nullptr,
+              nullptr,
+              scope};
     const int64_t outputs = plan.images * plan.tile_h * plan.tile_w, lanes = plan.tile_c * taps();
     m.at = memory.take<int64_t>(outputs);
     m.flat = memory.take<bfloat16>(2 * round_up(lanes, 32));
-    m.g = memory.take<bfloat16>(plan.tile_k * plan.grad_pitch);
-    m.w = memory.take<bfloat16>(block_lanes() * round_up(outputs, 2));
+    m.g = memory.take<bfloat16>(plan.parts * plan.tile_k * plan.grad_pitch);
+    m.w = memory.take<bfloat16>(plan.parts * block_lanes() * round_up(outputs, 2));
     m.x = memory.take<bfloat16>(plan.images * m.tables.down.extent(plan.tile_h) * m.tables.pitch * plan.tile_c);
     float* sums = memory.take<float>(0);
     // The parts of a reduction that is cut are added up later; a whole one stays here.
@@ -213,7 +253,7 @@ void run_implicit_weight_grad(const ConvProblem& z, const Plan& plan, const Buff
 
 template <class T, Pass pass>
 void run_implicit_gemm(const ConvProblem& problem, const Plan& plan, const Buffers& buffers, const Executor& executor) {
-#if defined(__AVX512BF16__)
+#if defined(CONV_EXT_BF16_DOT)
   if constexpr (pass == Pass::WeightGrad) {
     run_implicit_weight_grad<T>(problem, plan, buffers, executor);
   } else {

@@ -4,7 +4,11 @@
 namespace conv_ext {
 namespace {
 
-#if defined(__AVX512BF16__)
+#if defined(CONV_EXT_AMX_EMULATED)
+constexpr const char* kName = "amx-emulated";
+#elif defined(__AMX_BF16__)
+constexpr const char* kName = "amx";
+#elif defined(__AVX512BF16__)
 constexpr const char* kName = "avx512_bf16";
 #elif defined(__AVX512F__)
 constexpr const char* kName = "avx512";
@@ -19,10 +23,12 @@ void run(const ConvProblem& problem, Pass pass, const Plan& plan, const Buffers&
   kPass[int(pass)](problem, plan, buffers, executor);
 }
 
-#if defined(__AVX512BF16__)
-constexpr bool kBf16Dot = true;
+#if defined(CONV_EXT_AMX)
+constexpr Bf16Dot kBf16Dot = Bf16Dot::Tiles;
+#elif defined(CONV_EXT_BF16_DOT)
+constexpr Bf16Dot kBf16Dot = Bf16Dot::Vectors;
 #else
-constexpr bool kBf16Dot = false;
+constexpr Bf16Dot kBf16Dot = Bf16Dot::None;
 #endif
 
 constexpr KernelLibrary kLibrary = {{kName, kVectorBytes, kGatherM, kGatherV, kDotM, kDotT, kBf16Dot}, run};

@@ -35,6 +35,19 @@ inline __attribute__((always_inline)) __m512i bits16(const bfloat16* p, int64_t 
 inline __attribute__((always_inline)) __m512i bits16(const float* p, int64_t count) {
   return round_to_bf16(_mm512_maskz_loadu_ps(mask16(count), p));
 }
+// float32 read as one of its parts (dot_bf16.h).
+template <int part>
+struct FloatPart {
+  float value;
+};
+template <int part>
+inline __attribute__((always_inline)) __m512i bits16(const FloatPart<part>* p, int64_t count) {
+  __m512 rest = _mm512_maskz_loadu_ps(mask16(count), p);
+#pragma GCC unroll 2
+  for (int i = 0; i < part; ++i)
+    rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_slli_epi32(round_to_bf16(rest), 16)));
+  return round_to_bf16(rest);
+}
 inline __attribute__((always_inline)) void write16(bfloat16* p, __m512 v, int64_t count) {
   _mm256_mask_storeu_epi16(p, mask16(count), _mm512_cvtepi32_epi16(round_to_bf16(v)));
 }
@@ -83,6 +96,32 @@ inline bfloat16 bf16_of(bfloat16 t) { return t; }
 template <class T>
 inline __attribute__((always_inline)) bfloat16 read_bf16(const T* p) {
   return bf16_of(T(*reinterpret_cast<const typename UnalignedOf<T>::type*>(p)));
+}
+
+template <int part>
+inline bfloat16 read_bf16(const FloatPart<part>* p) {
+  float rest = read<float>(&p->value);
+  for (int i = 0; i < part; ++i) rest -= widen<float>(narrow<bfloat16>(rest));
+  return narrow<bfloat16>(rest);
+}
+template <class V>
+struct ViewedType;
+template <class T>
+struct ViewedType<View<T>> {
+  typedef T type;
+};
+// Calls pack(part, view) for each part of the numbers that a view shows.
+template <class T, class Pack>
+inline void for_each_part(int64_t parts, const View<T>& view, Pack pack) {
+  pack(0, view);
+  if constexpr (is_same<T, float>) {
+    using Second = FloatPart<1>;
+    using Third = FloatPart<2>;
+    if (parts > 1)
+      pack(1, View<Second>{reinterpret_cast<Second*>(view.data), view.n, view.channel, view.row, view.column});
+    if (parts > 2)
+      pack(2, View<Third>{reinterpret_cast<Third*>(view.data), view.n, view.channel, view.row, view.column});
+  }
 }
 
 template <class T>

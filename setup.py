@@ -50,7 +50,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": AVX512,
         "avx512_bf16": f"{AVX512} -mavx512bf16 {QUIET}",
         "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16 {QUIET}",
-        "amx-emulated": f"{AVX512} -DCONV_EXT_AMX_EMULATED {QUIET}",  # for tests alone
+        "amx-emulated": f"{AVX512} -DCONV_EXT_AMX_EMULATED {QUIET} -O1",  # for tests alone
     }
 
 

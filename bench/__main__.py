@@ -1,15 +1,16 @@
-"""Picks the benchmark: `python -m bench [run | call | scaling | report] [options]`; run is the default."""
+"""Picks the benchmark: `python -m bench [run | network | call | scaling | report] [options]`; run is the default."""
 
 import importlib
 import sys
 
-from bench.environment import run_warm
+from bench.environment import restart_if_asked
 
 COMMANDS = {
     "run": ("bench.run", "layers of networks, pass by pass, against torch (the default)"),
+    "network": ("bench.network", "whole networks, converted and not: training steps, one image, memory"),
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),
-    "report": ("bench.report", "the tables of results already measured, in markdown"),
+    "report": ("bench.report", "tables, figures and the README's table from results already measured"),
 }
 
 
@@ -21,10 +22,14 @@ def main() -> int:
         for name, (_, text) in COMMANDS.items():
             print(f"  {name:{width}}  {text}")
         return 0
+    if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+        raise SystemExit(f"a command must be one of {', '.join(COMMANDS)}, got {arguments[0]}")
     command = arguments.pop(0) if arguments[:1] and arguments[0] in COMMANDS else "run"
-    if "--warm" in arguments:
-        run_warm()
     try:
+        if command != "report" and not {"-h", "--help"} & set(arguments):
+            status = restart_if_asked(arguments)
+            if status is not None:
+                return status
         return importlib.import_module(COMMANDS[command][0]).main(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

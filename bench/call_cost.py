@@ -63,8 +63,8 @@ def measure(line: Line, ours: Callable, theirs: Callable, seconds: float) -> dic
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench call", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="time limit of one line")
+    parser = argparse.ArgumentParser(prog="python -m bench call", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--seconds", type=environment.seconds, default=3.0, help="time limit of one line")
     environment.add_common_options(parser)
     options = parser.parse_args(arguments)
     if options.threads:

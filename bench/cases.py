@@ -1,23 +1,17 @@
-"""One case of the bench: a layer, a pass, a dtype and a layout; its operands, both calls, and whether ours is right."""
+"""One case of the bench: a layer, a pass, a dtype, a layout and a precision; its operands, and both sides' calls."""
 
+import functools
 import itertools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 import conv_ext
-from bench.shapes import Shape
+from bench.judge import Judge
+from bench.shapes import TRAIN, Shape
 
-# The unit roundoffs of the accumulation and of the result's own rounding.
-ROUNDOFF = {
-    "float32": (2.0**-24, 0.0),
-    "float64": (2.0**-53, 0.0),
-    "bfloat16": (2.0**-24, 2.0**-8),
-    "float16": (2.0**-24, 2.0**-11),
-}
 MEMORY_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -28,19 +22,29 @@ class Case:
     dtype: str
     layout: str
     algorithm: str
+    precision: str = "ieee"
 
     @property
     def name(self) -> str:
-        return f"{self.shape.full_name} {self.pass_name} {self.dtype} {self.layout}"
+        precision = "" if self.precision == "ieee" else f" {self.precision}"
+        batch = "" if self.shape.batch == TRAIN else f" n={self.shape.n}"
+        return f"{self.shape.full_name}{batch} {self.pass_name} {self.dtype}{precision} {self.layout}"
 
     def describe(self) -> dict:
         return {**self.shape.describe(), "pass": self.pass_name, "dtype": self.dtype, "layout": self.layout,
-                "algorithm": self.algorithm, "bytes": self.shape.elements * getattr(torch, self.dtype).itemsize}
+                "precision": self.precision, "algorithm": self.algorithm,
+                "bytes": self.shape.elements * getattr(torch, self.dtype).itemsize}
 
 
-def cases(shapes: list[Shape], passes, dtypes, layouts, algorithm: str) -> list[Case]:
-    product = itertools.product(dtypes, layouts, shapes, passes)
-    return [Case(shape, pass_name, dtype, layout, algorithm) for dtype, layout, shape, pass_name in product]
+def cases(shapes: Iterable[Shape], passes, dtypes, layouts, algorithm: str, precisions=("ieee",)) -> list[Case]:
+    """Neighbours differ in layout and precision alone, so that they are judged by one float64 result."""
+    found = []
+    for dtype, shape, pass_name in itertools.product(dtypes, shapes, passes):
+        # A precision is leave to round float32's operands; the other dtypes know only one.
+        several = precisions if dtype == "float32" else ("ieee",)
+        found += [Case(shape, pass_name, dtype, layout, algorithm, precision)
+                  for layout, precision in itertools.product(layouts, several)]
+    return found
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Operands:
 
 
 def operands(case: Case) -> Operands:
-    """Normally distributed, the same numbers at every run."""
+    """Normally distributed, the same numbers at every run and in every layout."""
     shape, generator = case.shape, torch.Generator().manual_seed(2024)
     dtype, memory_format = getattr(torch, case.dtype), MEMORY_FORMATS[case.layout]
 
@@ -73,10 +77,10 @@ def operands(case: Case) -> Operands:
 
 
 def ours(case: Case, o: Operands) -> Callable[[], torch.Tensor]:
-    """The public function for forward, the operator for a gradient alone."""
+    """The public function for forward, under the precision and algorithm in force; the operator for a gradient alone."""
     shape = case.shape
     sides = (shape.padding[0], shape.padding[0], shape.padding[1], shape.padding[1])
-    settings = (shape.stride, sides, shape.dilation, shape.groups, "ieee", case.algorithm)
+    settings = (shape.stride, sides, shape.dilation, shape.groups, case.precision, case.algorithm)
     if case.pass_name == "forward":
         return lambda: conv_ext.conv2d(o.x, o.w, o.b, shape.stride, shape.padding, shape.dilation, shape.groups)
     if case.pass_name == "input_grad":
@@ -96,36 +100,30 @@ def theirs(case: Case, o: Operands) -> Callable[[], torch.Tensor]:
                             shape.groups, mask)[which]
 
 
-@dataclass
-class Verdict:
-    """Errors of one result, in units of the rounding that cannot be avoided; wrong where one is beyond its bound."""
-
-    largest: float
-    rms: float
-    right: bool
+@functools.lru_cache(maxsize=1)
+def _judge(shape: Shape, pass_name: str, dtype: str) -> Judge:
+    case = Case(shape, pass_name, dtype, "nchw", "auto")
+    o = operands(case)
+    return Judge(pass_name, dtype, shape.reduction(pass_name), lambda change: theirs(case, o.map(change))())
 
 
-class Judge:
-    """Holds a case's float64 result and judges others by it.
+def judge(case: Case) -> Judge:
+    return _judge(case.shape, case.pass_name, case.dtype)
 
-    With A the convolution of the absolute values, L the length of the reduction, u the roundoff of the accumulation and
-    u_out that of the result's dtype, an element may be wrong by u_out |reference| + 2 sqrt(L) u A. Errors are reported
-    relative to u_out |reference| + u A.
-    """
 
-    def __init__(self, case: Case, o: Operands):
-        self.u, self.u_out = ROUNDOFF[case.dtype]
-        self.length = case.shape.reduction(case.pass_name)
-        # Always from contiguous operands, by torch's float64 code: no code in common with what is judged.
-        self.reference = theirs(case, o.map(lambda t: t.double().contiguous()))()
-        self.magnitude = theirs(case, o.map(lambda t: t.double().abs().contiguous()))()
+def plan(case: Case, o: Operands) -> "conv_ext.explain.PassPlan":
+    """What ours would do with the case; with a forced algorithm, whether it can is in the candidates' reasons."""
+    shape = case.shape
+    with conv_ext.algorithm("auto"):
+        found = conv_ext.explain(o.x, o.w, o.b, shape.stride, shape.padding, shape.dilation, shape.groups)
+    return getattr(found, case.pass_name)
 
-    def __call__(self, result: torch.Tensor) -> Verdict:
-        if result.shape != self.reference.shape:
-            return Verdict(math.inf, math.inf, False)
-        error = (result.double() - self.reference).abs()
-        rounding = self.u_out * self.reference.abs()
-        accumulation = self.u * self.magnitude
-        right = bool((error <= rounding + 2 * math.sqrt(self.length) * accumulation).all())  # false for a NaN
-        units = torch.where(error == 0, 0.0, error / (rounding + accumulation))
-        return Verdict(units.max().item(), units.square().mean().sqrt().item(), right)
+
+def declined(case: Case, o: Operands) -> str | None:
+    """Why the forced algorithm cannot compute the case; None where it can, or none is forced."""
+    if case.algorithm == "auto":
+        return None
+    reasons = dict(plan(case, o).candidates)
+    if case.algorithm not in reasons:
+        raise SystemExit(f"--algorithm must be auto or one of {', '.join(reasons)}, got {case.algorithm}")
+    return reasons[case.algorithm]

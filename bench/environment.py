@@ -1,15 +1,17 @@
-"""What a result depends on beside the code: the allocator's state, the machine, the versions, the options in common."""
+"""What a result depends on beside the code: the allocator, the instruction set, the machine, the options in common."""
 
 import argparse
 import datetime
 import json
+import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.shapes import DTYPES, LAYOUTS, PASSES
+from bench.shapes import DTYPES, LAYOUTS, PASSES, PRECISIONS, TRAIN
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -20,21 +22,62 @@ WARM = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "536870912",
 }
+# Both sides held to an instruction set: ours, oneDNN, torch's own kernels, MKL.
+CAPS = {
+    "avx2": {"CONV_EXT_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
+             "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
 
 
 def is_warm() -> bool:
     return all(os.environ.get(name) == value for name, value in WARM.items())
 
 
-def run_warm() -> None:
-    """Starts this very command again with the allocator's settings; returns if they are there already."""
-    if not is_warm():  # glibc reads them once, when the process starts
-        os.execve(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]], {**os.environ, **WARM})
+def cap() -> str | None:
+    """The instruction set that both sides are held to; None where nothing holds either."""
+    for name, variables in CAPS.items():
+        if all(os.environ.get(variable) == variables[variable] for variable in ("CONV_EXT_ISA", "ONEDNN_MAX_CPU_ISA")):
+            return name
+    return None
+
+
+def restart_if_asked(arguments: list[str]) -> int | None:
+    """Starts this command again where an option asks for another environment, which a process reads when it starts.
+
+    Returns only where the environment is right already (None), or, after --both-states, with an exit status.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bench", usage="python -m bench [command] [options]", add_help=False,
+                                     allow_abbrev=False)
+    add_environment_options(parser)
+    parser.add_argument("--out", type=Path)
+    options, _ = parser.parse_known_args(arguments)
+    command = [sys.executable, "-m", "bench", *sys.argv[1:]]
+    if options.both_states:
+        if options.warm:
+            parser.error("--both-states measures with and without --warm: give one of them")
+        command.remove("--both-states")
+        status = 0
+        for state in ("cold", "warm"):
+            print(f"\n# allocator {state}\n", flush=True)
+            out = ["--out", str(options.out.with_stem(f"{options.out.stem}-{state}"))] if options.out else []
+            status |= subprocess.run([*command, *out, *(["--warm"] if state == "warm" else [])]).returncode
+        return status
+    wanted = (WARM if options.warm else {}) | CAPS.get(options.isa, {})
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, command, {**os.environ, **wanted})
+    return None
+
+
+def add_environment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--warm", action="store_true", help="start again with an allocator that keeps its memory")
+    parser.add_argument("--both-states", action="store_true",
+                        help="measure twice, with the allocator as it comes and with --warm, into a file each")
+    parser.add_argument("--isa", choices=list(CAPS), help="start again with both sides held to this instruction set")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help="threads for both sides (default: torch's own choice)")
-    parser.add_argument("--warm", action="store_true", help="start again with an allocator that keeps its memory")
+    add_environment_options(parser)
     parser.add_argument("--out", type=Path, help="the JSON file to write (default: a new one in bench/results)")
 
 
@@ -44,17 +87,33 @@ def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: l
                         help=f"files of bench/shapes (default: {' '.join(suites)})")
     parser.add_argument("--only", nargs="+", default=only, metavar="PATTERN",
                         help="shell patterns on suite/layer, such as 'vgg16/conv3*'")
-    parser.add_argument("--batch", type=positive, help="images per call (default: each suite's own)")
+    parser.add_argument("--batch", nargs="+", type=batch, default=[TRAIN], metavar="N",
+                        help=f"images per call; {TRAIN}: each suite's own (default); several are measured one by one")
     parser.add_argument("--pass", nargs="+", dest="passes", choices=PASSES, default=list(PASSES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["nchw"])
-    parser.add_argument("--seconds", type=float, help="time limit of one case")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["ieee"],
+                        help="what float32 may be rounded to, for both sides (default: ieee)")
+    parser.add_argument("--seconds", type=seconds, help="time limit of one case")
 
 
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be positive, got {value}")
+    return value
+
+
+def batch(text: str) -> int | str:
+    if text != TRAIN and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive integer or {TRAIN}, got {text}")
+    return TRAIN if text == TRAIN else int(text)
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
     return value
 
 
@@ -87,10 +146,13 @@ def machine() -> dict:
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
+    variables = sorted({variable for variables in CAPS.values() for variable in variables})
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
         "isa": conv_ext._C.isa(),
+        "cap": cap(),
+        "environment": {name: os.environ[name] for name in variables if name in os.environ},
         "threads": torch.get_num_threads(),
         "warm_allocator": is_warm(),
         "torch": torch.__version__,
@@ -107,3 +169,20 @@ def save(result: dict, given: Path | None) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return os.path.relpath(path)
+
+
+def load(path: Path) -> dict:
+    """A result file, the fields that older ones lack filled in."""
+    try:
+        result = json.loads(path.read_text())
+    except OSError as error:
+        raise SystemExit(f"a result must be a JSON file that the bench has written: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise SystemExit(f"a result must be a JSON file that the bench has written: {path}: {error}") from None
+    if not isinstance(result, dict) or not {"command", "machine", "cases"} <= set(result):
+        raise SystemExit(f"a result must be a JSON file that the bench has written: {path} has no command, machine "
+                         f"and cases")
+    result["machine"] = {"cap": None, "peaks": {}} | result["machine"]
+    result["cases"] = [{"precision": "ieee", "batch": TRAIN, "extra_bytes": None, "ran": "", "suite": ""} | row
+                       for row in result["cases"]]
+    return result

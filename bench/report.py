@@ -1,53 +1,36 @@
-"""`python -m bench report`: markdown tables from result files; the same that a run prints at its end."""
+"""`python -m bench report`: tables and figures from result files; the tables are those that a run prints at its end."""
 
 import argparse
-import json
-import math
 from collections import defaultdict
 from pathlib import Path
 
-from bench import environment
-from bench.shapes import PASSES
+from bench import aims, compare, environment, readme
+from bench.peaks import peak_of
+from bench.shapes import CLASSES, PASSES
+from bench.tables import geometric_mean, layer, memory, number, spread, table
 
 WORST = 10
-
-
-def table(head: list[str], rows: list[list]) -> str:
-    """A markdown table; the first column is left-aligned, the others right-aligned, and padded to be read as text."""
-    cells = [head] + [[str(cell) for cell in row] for row in rows]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
-    lines = ["| " + " | ".join(cell.rjust(width) if i else cell.ljust(width)
-                                for i, (cell, width) in enumerate(zip(row, widths))) + " |" for row in cells]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def number(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def layer(row: dict) -> str:
-    return f"{row['suite']}/{row['name']} n={row['n']}"
-
-
-def spread(row: dict, key: str = "spread") -> str:
-    return ("! " if row["disturbed"] else "") + f"±{row[key]:.0%}"
+FEW = 40  # a section with more cases is told by its means and its worst cases
 
 
 def machine_line(machine: dict) -> str:
-    return (f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for {machine['isa']}, "
-            f"allocator {'warm' if machine['warm_allocator'] else 'as it comes'}, torch {machine['torch']}, "
+    held = f" (both sides held to {machine['cap']})" if machine.get("cap") else ""
+    return (f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for {machine['isa']}"
+            f"{held}, allocator {'warm' if machine['warm_allocator'] else 'as it comes'}, torch {machine['torch']}, "
             f"conv_ext {machine['conv_ext']}, load {machine['load_average']} at the start, {machine['time']}")
 
 
-def means(rows: list[dict], key: str) -> str:
+def peaks_line(peaks: dict) -> str:
+    if not peaks:
+        return ""
+    rates = ", ".join(f"{name} {number(rate)} GFLOP/s" for name, rate in peaks.items() if name != "copy")
+    return f"Ceilings measured at the start: products of matrices in {rates}; copy {number(peaks['copy'])} GB/s."
+
+
+def means(rows: list[dict], key: str, order: tuple = ()) -> str:
     """Geometric means of the ratio: one line per value of `key`, one column per pass; (how many cases)."""
     groups = defaultdict(list)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: order.index(row[key]) if row[key] in order else len(order)):
         groups[row[key]].append(row)
     lines = []
     for name, members in [*groups.items(), ("all", rows)]:
@@ -56,36 +39,85 @@ def means(rows: list[dict], key: str) -> str:
             ratios = [row["ratio"] for row in members if pass_name in (row["pass"], None)]
             cells.append(f"{number(geometric_mean(ratios))} ({len(ratios)})" if ratios else "")
         lines.append([name, *cells])
-    return table([key, *PASSES, "all"], lines)
+    return table(["class" if key == "kind" else key, *PASSES, "all"], lines)
 
 
-def layers(rows: list[dict]) -> str:
-    lines = [[layer(row), row["pass"], number(row["ours_ms"]), number(row["theirs_ms"]), number(row["ratio"]),
-              spread(row), number(row["ours_gflops"]), number(row["theirs_gflops"]),
-              number(row["error_ours"]), number(row["error_theirs"])] for row in rows]
-    return table(["layer", "pass", "ms ours", "ms torch", "ratio", "spread", "GFLOP/s ours", "GFLOP/s torch",
-                  "error ours", "error torch"], lines)
+def suites_mean(rows: list[dict]) -> str:
+    """Each suite counts once, however many layers it has."""
+    suites = defaultdict(list)
+    for row in rows:
+        suites[row["suite"]].append(row["ratio"])
+    mean = geometric_mean([geometric_mean(ratios) for ratios in suites.values()])
+    return f"Mean over the {len(suites)} suites (each counts once): {number(mean)}"
 
 
-def run_text(result: dict) -> str:
+def layers(rows: list[dict], peaks: dict) -> str:
+    def percent(row: dict, side: str) -> str:
+        peak = peak_of(row, peaks)
+        return f"{row[f'{side}_gflops'] / peak:.0%}" if peak else ""
+
+    lines = [[layer(row), row["pass"], row["ran"], number(row["ours_ms"]), number(row["theirs_ms"]),
+              number(row["ratio"]), spread(row), number(row["ours_gflops"]), number(row["theirs_gflops"]),
+              percent(row, "ours"), percent(row, "theirs"), memory(row["extra_bytes"]), number(row["error_ours"]),
+              number(row["error_theirs"])] for row in rows]
+    return table(["layer", "pass", "algorithm", "ms ours", "ms torch", "ratio", "spread", "GFLOP/s ours",
+                  "GFLOP/s torch", "of peak ours", "of peak torch", "extra MiB", "error ours", "error torch"], lines)
+
+
+def run_text(result: dict, every_row: bool = False) -> str:
     """The ratio is torch's time over ours: above 1 ours is faster. Errors are in units of unavoidable rounding."""
-    parts = [machine_line(result["machine"])]
+    peaks = result["machine"]["peaks"]
+    parts = [machine_line(result["machine"]), *filter(None, [peaks_line(peaks)])]
     sections = defaultdict(list)
     for row in result["cases"]:
-        sections[row["dtype"], row["layout"], row["algorithm"]].append(row)
-    for (dtype, layout, algorithm), rows in sections.items():
+        sections[row["dtype"], row["precision"], row["layout"], row["batch"], row["algorithm"]].append(row)
+    for (dtype, precision, layout, batch, algorithm), rows in sections.items():
         timed = [row for row in rows if "ratio" in row]
-        parts.append(f"## {dtype}, {layout}" + ("" if algorithm == "auto" else f", algorithm {algorithm}"))
+        parts.append(f"## {dtype}, {precision}, {layout}, batch {batch}"
+                     + ("" if algorithm == "auto" else f", algorithm {algorithm}"))
+        settings = sorted({row["torch_precision"] for row in timed if row.get("torch_precision")})
+        if precision != "ieee":
+            parts.append(f"torch's own setting, read back: {', '.join(settings)}")
         if timed:
-            worst = sorted(timed, key=lambda row: row["ratio"])[:WORST]
-            parts += [layers(timed), "Geometric mean of the ratio, by suite:", means(timed, "suite"),
-                      "By kind of layer:", means(timed, "kind"), "The worst cases:", layers(worst)]
+            if every_row or len(timed) <= FEW:
+                parts.append(layers(timed, peaks))
+            parts += ["Geometric mean of the ratio, by class:", means(timed, "kind", CLASSES),
+                      "By suite:", means(timed, "suite"), suites_mean(timed)]
+            if len(timed) > WORST:
+                parts += ["The worst cases:", layers(sorted(timed, key=lambda row: row["ratio"])[:WORST], peaks)]
         parts += [f"WRONG: {row['suite']}/{row['name']} {row['pass']}, error {row['error_ours']:.3g} (torch "
                   f"{row['error_theirs']:.3g})" for row in rows if not row["right"]]
+        beyond = sum(not row.get("torch_right", True) for row in rows)
+        parts += [f"torch's own result was beyond the bound in {beyond} cases."] if beyond else []
+        reasons = sorted({row["declined"] for row in rows if "declined" in row})
+        parts += [f"Not computed by {algorithm}: {sum('declined' in row for row in rows)} cases ({'; '.join(reasons)})"
+                  ] if reasons else []
+    return "\n\n".join(filter(None, [*parts, aims.text(result["cases"], result["machine"]["cap"])]))
+
+
+def network_text(result: dict, _: bool = False) -> str:
+    rows = []
+    for row in result["cases"]:
+        aim = row["aim"]
+        rows.append([row["network"], row["what"], row["n"], row["precision"], row["layout"], number(row["ours_ms"]),
+                     number(row["theirs_ms"]), number(row["ratio"]), spread(row),
+                     "" if aim is None else f"{aim} {aims.word(row['ratio'], aim)}",
+                     f"{row['error_ours']:.1e}", f"{row['error_theirs']:.1e}"])
+    head = ["network", "what", "images", "precision", "layout", "ms ours", "ms torch", "ratio", "spread", "aim",
+            "error ours", "error torch"]
+    parts = [machine_line(result["machine"]),
+             "Training step: forward, loss and backward, without the optimizer's step. Errors: of all gradients, or of "
+             "the scores, together, relative to float64.", *([table(head, rows)] if rows else [])]
+    if result.get("memory"):
+        parts.append("Peak memory of a process that does two training steps, all of it (MiB, allocator as it comes):")
+        parts.append(table(["network", "images", "precision", "layout", "ours", "torch"],
+                           [[row["network"], row["n"], row["precision"], row["layout"], memory(row["ours"]),
+                             memory(row["theirs"])] for row in result["memory"]]))
+    parts += [f"WRONG: {line}" for line in result.get("wrong", [])]
     return "\n\n".join(parts)
 
 
-def call_text(result: dict) -> str:
+def call_text(result: dict, _: bool = False) -> str:
     def judged(row: dict) -> str:
         return "" if row["limit"] is None else f"{row['limit']} {'kept' if row['cost'] <= row['limit'] else 'EXCEEDED'}"
 
@@ -95,7 +127,7 @@ def call_text(result: dict) -> str:
     return machine_line(result["machine"]) + "\n\n" + table(head, rows)
 
 
-def scaling_text(result: dict) -> str:
+def scaling_text(result: dict, _: bool = False) -> str:
     rows = [[layer(row), row["pass"], *map(number, row["ours_ms"]), number(row["ours_scaling"]),
              number(row["theirs_scaling"]), spread(row, "ours_spread"),
              *("same" if row[f"{side}_same_bits"] else "differ" for side in ("ours", "theirs"))]
@@ -106,7 +138,7 @@ def scaling_text(result: dict) -> str:
     return machine_line(result["machine"]) + "\n\n" + table(head, rows)
 
 
-TEXTS = {"run": run_text, "call": call_text, "scaling": scaling_text}
+TEXTS = {"run": run_text, "network": network_text, "call": call_text, "scaling": scaling_text}
 
 
 def disturbance(result: dict) -> str:
@@ -119,17 +151,51 @@ def disturbance(result: dict) -> str:
             f"{max(disturbed):.1f} cores busy; neither times nor ratios count, measure again.")
 
 
-def text(result: dict) -> str:
-    return TEXTS[result["command"]](result) + disturbance(result)
+def text(result: dict, every_row: bool = False) -> str:
+    if result["command"] not in TEXTS:
+        raise SystemExit(f"a result must be of one of {', '.join(TEXTS)}, got {result['command']}")
+    return TEXTS[result["command"]](result, every_row) + disturbance(result)
+
+
+def print_aims_of_all(results: list[dict]) -> None:
+    """Where layouts, batches or dtypes lie in several files: the aims over all files of one kind of run."""
+    groups = defaultdict(list)
+    for result in results:
+        if result["command"] == "run":
+            groups[result["machine"]["cap"], result["machine"]["warm_allocator"]].append(result)
+    for (cap, warm), members in groups.items():
+        if len(members) > 1:
+            print(f"\nOver {len(members)} files, allocator {'warm' if warm else 'as it comes'}:")
+            print(aims.text(compare.pooled(members), cap))
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench report", allow_abbrev=False, description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="result files (default: the newest of bench/results)")
-    files = parser.parse_args(arguments).files
+    parser.add_argument("--rows", action="store_true", help="print every case, however many there are")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", default=environment.RESULTS,
+                        help="where ratios.png and roofline.png go (default: bench/results)")
+    parser.add_argument("--no-figures", action="store_true", help="tables only")
+    parser.add_argument("--readme", action="store_true", help="put the table of these files into README.md")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="what changed since that result")
+    options = parser.parse_args(arguments)
+    files = options.files
     if not files:
         files = sorted(environment.RESULTS.glob("*.json"), key=lambda path: path.stat().st_mtime)[-1:]
     if not files:
         raise SystemExit("there is no result in bench/results yet: run `python -m bench` first")
-    print("\n\n".join(text(json.loads(path.read_text())) for path in files))
+    if options.compare and len(files) != 1:
+        parser.error(f"--compare takes one file to compare with the old one, got {len(files)}")
+    results = [environment.load(path) for path in files]
+    print("\n\n".join(text(result, options.rows) for result in results))
+    print_aims_of_all(results)
+    if options.compare:
+        print("\n" + compare.text(environment.load(options.compare), results[0]))
+    runs = [result for result in results if result["command"] == "run"]
+    if runs and not options.no_figures:
+        from bench import figures
+
+        print(f"\ndrawn: {', '.join(figures.draw(runs, options.figures))}")
+    if options.readme:
+        readme.update(results)
     return 0

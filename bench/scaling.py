@@ -4,14 +4,14 @@ import argparse
 
 import torch
 
-from bench import environment, report, shapes, timer
+from bench import environment, precision, report, shapes, timer
 
 DEFAULT_SUITES = ["alexnet", "vgg16"]
 DEFAULT_LAYERS = ["alexnet/conv[234]", "vgg16/conv?_2"]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench scaling", allow_abbrev=False, description=__doc__)
     environment.add_case_options(parser, suites=DEFAULT_SUITES, only=DEFAULT_LAYERS)
     environment.add_common_options(parser)
     options = parser.parse_args(arguments)
@@ -33,10 +33,11 @@ def measure(case, seconds: float, threads: int) -> dict:
         torch.set_num_threads(count)
         return sides[side]()
 
-    same = {side: torch.equal(bits(side, 1), bits(side, threads)) for side in sides}
-    functions = {f"{side} {count}": sides[side] for side in sides for count in counts}
-    timing = timer.undisturbed(functions, seconds, threads,
-                               prepare=lambda name: torch.set_num_threads(int(name.split()[1])))
+    with precision.allowed(case.precision):
+        same = {side: torch.equal(bits(side, 1), bits(side, threads)) for side in sides}
+        functions = {f"{side} {count}": sides[side] for side in sides for count in counts}
+        timing = timer.undisturbed(functions, seconds, threads,
+                                   prepare=lambda name: torch.set_num_threads(int(name.split()[1])))
     row = {**case.describe(), "rounds": timing.rounds, "others": timing.others, "disturbed": timing.disturbed}
     for side in sides:
         one, many = (f"{side} {count}" for count in counts)
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(options.threads)
     from bench import cases
 
-    todo = cases.cases(chosen, options.passes, options.dtype, options.layout, "auto")
+    todo = cases.cases(chosen, options.passes, options.dtype, options.layout, "auto", options.precision)
     result = {"command": "scaling", "machine": environment.machine()}
     with torch.no_grad():
         result["cases"] = environment.collect(

@@ -102,7 +102,8 @@ def alternate(functions: dict[str, Callable[[], object]], seconds: float,
         for name, function in functions.items():
             function()  # the first call pays for pages, caches and lazy initialisation
             repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(sample(name, 1), 1e-9)))
-            repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(sample(name, repeats[name]), 1e-9)))
+            if repeats[name] > 1:  # one call alone says too much of caches that were cold
+                repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(sample(name, repeats[name]), 1e-9)))
         samples = {name: [] for name in functions}
         others = Others()
         start = time.perf_counter()

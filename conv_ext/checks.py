@@ -13,6 +13,7 @@ import torch
 from .settings import PRECISIONS
 
 INT64_MAX = 2**63 - 1
+ACTIVATIONS = ("none", "relu")  # the default first
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 OPERANDS = {  # operator -> its two tensors
     "forward": ("input", "weight"),
@@ -84,6 +85,12 @@ def check_tensors(tensors: dict[str, torch.Tensor | None], bias: torch.Tensor | 
         )
 
 
+def check_activation(activation: str, error: type = RuntimeError) -> None:
+    """`error` unless the name is one of ACTIVATIONS."""
+    if activation not in ACTIVATIONS:
+        raise error(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
+
+
 def _check_arguments(stride, padding, dilation, groups) -> None:
     """The least values of the ints that say which convolution it is."""
     _require(groups >= 1, lambda: f"non-positive groups is not supported: groups must be at least 1, got {groups}")
@@ -132,7 +139,11 @@ def check(
     _require(
         precision in PRECISIONS, lambda: f"precision must be one of {', '.join(PRECISIONS)}, got {precision}"
     )
-    _require(activation == "none", lambda: f"activation must be none, got {activation}")
+    check_activation(activation)
+    _require(
+        activation == "none" or not a.dtype.is_complex,
+        lambda: f"activation {activation} is for real numbers, got {_dtype(a.dtype)}",
+    )
 
     lists = [("stride", stride, 2), ("padding", padding, 4), ("dilation", dilation, 2)]
     if size is not None:

@@ -30,7 +30,8 @@ def convert(model: AnyModule) -> AnyModule:
     too; old-style weight_norm, spectral_norm and pruning live in hooks and are not touched.
 
     Left alone: subclasses made by others, whose `forward` is theirs; lazy layers before their first call (they are
-    of exactly the type nn.Conv2d after it: convert then). Converting twice changes nothing.
+    of exactly the type nn.Conv2d after it: convert then); a layer to which someone has given an attribute
+    `activation`, which ours would read. Converting twice changes nothing.
 
     Raises TypeError where `model` is no nn.Module.
     """
@@ -41,7 +42,8 @@ def revert(model: AnyModule) -> AnyModule:
     """Undo `convert`: make every layer of exactly our types torch's own again, in place, and return `model`.
 
     Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too.
-    Raises TypeError where `model` is no nn.Module.
+    Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed, where a layer has an
+    activation: torch's layers have none, and a ReLU of its own would be another module in the tree.
     """
     return _exchange(model, _TORCHS, "revert")
 
@@ -51,13 +53,29 @@ def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyMo
         hint = f"; {caller} an instance of it" if isinstance(model, type) and issubclass(model, nn.Module) else ""
         shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"{caller} takes a torch.nn.Module, got {shown}{hint}")
-    for module in model.modules():  # each shared module comes once
-        cls = type(module)
-        if cls in classes:
-            module.__class__ = classes[cls]
-        elif _is_generated(module) and cls.__bases__[0] in classes:
-            module.__class__ = _rebased(cls, classes[cls.__bases__[0]])
+    chosen = []
+    for name, module in model.named_modules():  # each shared module comes once
+        own = _own_class(module)
+        if own not in classes:
+            continue
+        if own in _OURS and hasattr(_OURS[own], "activation") and hasattr(module, "activation"):
+            continue
+        if hasattr(own, "activation") and module.activation != "none":
+            raise ValueError(
+                f"revert: torch's layers have no activation, but {name or 'the layer'} has {module.activation!r}; set "
+                'it to "none" and put an nn.ReLU behind the layer first'
+            )
+        chosen.append((module, own))
+    for module, own in chosen:
+        if hasattr(own, "activation"):
+            vars(module).pop("activation", None)
+        module.__class__ = classes[own] if type(module) is own else _rebased(type(module), classes[own])
     return model
+
+
+def _own_class(module: nn.Module) -> type:
+    """The module's class, or the one that `parametrize` made its class of."""
+    return type(module).__bases__[0] if _is_generated(module) else type(module)
 
 
 def _is_generated(module: nn.Module) -> bool:

@@ -31,7 +31,8 @@ def _count(value: float) -> str:
 class PassPlan:
     """How one pass would be computed.
 
-    candidates: every algorithm in the plan's order with its reason for "no", None where it can.
+    candidates: (name, reason, possible) of every algorithm in the plan's order; the reason is None where nothing speaks
+        against it, and an algorithm that is possible in spite of its reason can be forced.
     tiles: outputs and channels per task. workspace_bytes: shared by all threads; scratch_bytes: for each thread.
     as_1x1: the kernel covers its input and is computed as a 1x1 kernel over C R S channels (where strides allow it).
     flops: multiplications and additions of real numbers. bytes: operands and result, each touched once.
@@ -51,7 +52,7 @@ class PassPlan:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.algorithm} ({self.isa})"]
-        for name, reason in self.candidates:
+        for name, reason, _ in self.candidates:
             mark = "chosen" if name == self.algorithm else f"no: {reason}" if reason else "possible"
             lines.append(f"    {name:<10} {mark}")
         if self.as_1x1:
@@ -81,7 +82,9 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Explanation:
+def explain(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none"
+) -> Explanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does.
@@ -99,7 +102,7 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     geometry = functional.normalize("explain", weight, stride, padding, dilation, groups)
     stride, padding, dilation, groups = geometry
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
-    output = checks.check("forward", input, weight, bias, None, *geometry, precision)
+    output = checks.check("forward", input, weight, bias, None, *geometry, precision, activation)
     dtype = str(input.dtype).removeprefix("torch.")
     sizes = list(input.shape), list(weight.shape), output
     plans = {}
@@ -115,5 +118,6 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     problem = (
         f"N {n}  C {c}  H {h}  W {w}   K {k}  R {r}  S {s}   P {output[2]}  Q {output[3]}   "
         f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}, {precision}"
+        + ("" if activation == "none" else f", {activation}")
     )
     return Explanation(problem, **plans)

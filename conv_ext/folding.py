@@ -20,9 +20,12 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
 
     if weight_dim is None and bias_dim is not None:  # the products are shared: only the addition has a batch
         dims = (input_dim, None, None)
+        relu = options[-1:] == ("relu",)  # behind the addition
+        options = (*options[:-1], "none") if relu else options
         y, dim = forward(call, info, dims, input, weight, None, *geometry, groups, *options)
         y = y if dim is None else y.movedim(dim, 0)
-        return y + bias.movedim(bias_dim, 0)[:, None, :, None, None], 0
+        y = y + bias.movedim(bias_dim, 0)[:, None, :, None, None]
+        return y.relu() if relu else y, 0
     if weight_dim is None:
         if input_dim is None:
             return call(input, weight, bias, *geometry, groups, *options), None

@@ -27,14 +27,16 @@ _is_compiling = torch.compiler.is_compiling
 IntOrPair = int | Sequence[int]
 
 
-def _forward(road: int, input, weight, bias, geometry) -> Tensor:
+def _forward(road: int, input, weight, bias, geometry, activation) -> Tensor:
     """The convolution of 4-D operands by the road that `_C.road` has named."""
+    if not isinstance(activation, str):
+        raise TypeError(f"argument 'activation' must be str, not {type(activation).__name__}")
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
     if road == 2:
-        return _C.forward(input, weight, bias, *geometry, precision, current_algorithm(), "none")
+        return _C.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
     if road == 1:
-        return autograd.plain_forward(input, weight, bias, *geometry, precision, current_algorithm(), "none")
-    return ops.forward(input, weight, bias, *geometry, precision, current_algorithm())
+        return autograd.plain_forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
+    return ops.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
 
 
 def _transposed(road: int, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
@@ -69,6 +71,8 @@ def conv2d(
     padding: str | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
+    *,
+    activation: str = "none",
 ) -> Tensor:
     r"""2-D convolution, a drop-in for ``torch.nn.functional.conv2d`` with derivatives of any order.
 
@@ -89,6 +93,8 @@ def conv2d(
         padding: the same, at least 0; or ``'valid'`` (none), or ``'same'`` (P = H, Q = W: an even effective kernel
             gets the odd zero at the bottom and at the right; the stride must be 1).
         groups: divides C and K; each group of K / groups outputs sees C / groups inputs.
+        activation: ``'relu'`` gives ``torch.relu`` of the result, the same bits without a second pass over memory:
+            a negative sum becomes 0 just before it is rounded, NaN and -0 stay. For real dtypes.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for an unbatched input; channels_last in memory if the input or the weight is,
@@ -99,7 +105,7 @@ def conv2d(
     counts as zeros that are read, so a NaN in the weight reaches every output.
 
     Raises:
-        TypeError: an operand is no tensor, or an argument is no int (a bool and a float are none).
+        TypeError: an operand is no tensor, or an argument is no int (a bool and a float are none) or no str.
         ValueError: an int argument is above 2^63 - 1.
         NotImplementedError: the dtype is none of the six.
         RuntimeError: everything else that is wrong; the message states the rule, then the values.
@@ -110,14 +116,15 @@ def conv2d(
         road = _road(input, weight, bias)
         if road == 0 and has_torch_function((input, weight, bias)):
             return handle_torch_function(
-                conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
-            )
+                conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups,
+                activation=activation,
+            )  # fmt: skip
     # On the plain roads the operands are known to be tensors: only a rank may be wrong.
     batched = road and input.dim() == 4 == weight.dim() or check_operands("conv2d", 4, input, weight, bias)
     geometry = normalize("conv2d", weight, stride, padding, dilation, groups)
     if batched:
-        return _forward(road, input, weight, bias, geometry)
-    return _forward(road, input.unsqueeze(0), weight, bias, geometry).squeeze(0)
+        return _forward(road, input, weight, bias, geometry, activation)
+    return _forward(road, input.unsqueeze(0), weight, bias, geometry, activation).squeeze(0)
 
 
 def conv1d(
@@ -128,6 +135,8 @@ def conv1d(
     padding: str | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
+    *,
+    activation: str = "none",
 ) -> Tensor:
     r"""1-D convolution, a drop-in for ``torch.nn.functional.conv1d``: `conv2d` of one row.
 
@@ -141,6 +150,7 @@ def conv1d(
         bias: (K,) or None.
         stride, dilation, padding: an int, or a list or tuple of one; padding also ``'valid'`` or ``'same'``.
         groups: divides C and K.
+        activation: ``'none'``, or ``'relu'`` as in `conv2d`.
 
     Returns:
         (N, K, Q), or (K, Q) for an unbatched input.
@@ -153,15 +163,16 @@ def conv1d(
         road = _road(input, weight, bias)
         if road == 0 and has_torch_function((input, weight, bias)):
             return handle_torch_function(
-                conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
-            )
+                conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups,
+                activation=activation,
+            )  # fmt: skip
     batched = check_operands("conv1d", 3, input, weight, bias)
     (s,), (left, right), (d,), groups = normalize("conv1d", weight, stride, padding, dilation, groups, 1)
     geometry = (1, s), (0, 0, left, right), (1, d), groups
     input = input.contiguous()  # a permuted sequence is no image in channels_last: torch does the same
     if batched:
-        return _forward(road, input.unsqueeze(2), weight.unsqueeze(2), bias, geometry).squeeze(2)
-    return _forward(road, input[None, :, None], weight.unsqueeze(2), bias, geometry)[0, :, 0]
+        return _forward(road, input.unsqueeze(2), weight.unsqueeze(2), bias, geometry, activation).squeeze(2)
+    return _forward(road, input[None, :, None], weight.unsqueeze(2), bias, geometry, activation)[0, :, 0]
 
 
 def conv_transpose2d(

@@ -1,22 +1,51 @@
 """Convolution layers: torch.nn's own, with the convolution itself replaced by ours.
 
-Each class changes the one method that calls the convolution. Constructor, parameters, state_dict, padding modes,
-repr, pickling and every error of the constructor are inherited, so that the layers can be exchanged for torch's
-(and back, see `conv_ext.convert`) at any time.
+Each class changes the one method that calls the convolution; two of them also take an activation. All else,
+parameters, state_dict, padding modes, pickling and every error of the constructor, is inherited, so that the layers
+can be exchanged for torch's (and back, see `conv_ext.convert`) at any time.
 """
 
 from __future__ import annotations
 
+from inspect import Parameter, Signature, signature
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checks import check_activation
 from .functional import conv1d, conv2d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
 
 
-class Conv1d(nn.Conv1d):
+class _Activated:
+    """The ReLU that a layer may have behind its bias: an argument of the constructor, an attribute, a word in the repr.
+
+    The class has the attribute too: a layer that `convert` made ours, or an old pickle, has none of its own.
+    """
+
+    activation = "none"
+
+    def __init__(self, *args, activation: str = "none", **kwargs):
+        check_activation(activation, ValueError)
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
+
+
+# torch.nn.utils.skip_init looks for `device`, and people for everything; nn.Conv1d's is the same.
+_ACTIVATION = Parameter("activation", Parameter.KEYWORD_ONLY, default="none", annotation="str")
+_parameters = (*signature(nn.Conv2d.__init__).parameters.values(), _ACTIVATION)
+_Activated.__init__.__signature__ = Signature(_parameters)
+
+
+class Conv1d(_Activated, nn.Conv1d):
     """`torch.nn.Conv1d`, computed by `conv_ext.conv1d`: same constructor, same state_dict, same padding modes.
+
+    One keyword more, `activation`, as in `Conv2d`.
 
     Shapes: input (N, C, L) or (C, L); weight (K, C / groups, S); bias (K,); output (N, K, Q) or (K, Q) with
     Q = floor((L + 2 * padding - dilation * (S - 1) - 1) / stride) + 1.
@@ -26,11 +55,15 @@ class Conv1d(nn.Conv1d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
-        return conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(_Activated, nn.Conv2d):
     """`torch.nn.Conv2d`, computed by `conv_ext.conv2d`: same constructor, same state_dict, same padding modes.
+
+    One keyword more: ``activation="relu"`` computes what an ``nn.ReLU()`` behind the layer would, with the same bits
+    and without its pass over memory. It may be set later as well (``layer.activation = "relu"``), is no part of the
+    state_dict, and must be "none" again before `conv_ext.revert`.
 
     Shapes: input (N, C, H, W) or (C, H, W); weight (K, C / groups, R, S); bias (K,); output (N, K, P, Q) or
     (K, P, Q) with P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1, Q likewise from W and S.
@@ -40,7 +73,7 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
-        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):

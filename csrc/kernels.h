@@ -20,6 +20,7 @@ struct Buffers {
   const void* bias;  // (K), or nullptr; forward only
   int64_t bias_stride;
   void* workspace;  // plan.workspace_bytes, aligned to 64 bytes
+  bool relu;        // of the finished sums, forward only; like the bias no matter of the plan
 };
 
 struct Executor {

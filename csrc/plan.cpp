@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "plan_common.h"
+#include "plan_winograd.h"
 
 namespace conv_ext {
 namespace {
@@ -243,6 +244,8 @@ const char* depthwise_declines(const ConvProblem& z, Pass pass, const IsaTraits&
   return nullptr;
 }
 
+const char* never_yields(const ConvProblem&, Pass, const IsaTraits&) { return nullptr; }
+
 const char* reference_declines(const ConvProblem&, Pass, const IsaTraits&) { return nullptr; }
 void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* plan) {
   plan->tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
@@ -252,10 +255,11 @@ void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* 
 
 // The choice of algorithm on one page: the first that does not decline runs.
 const Candidate kCandidates[kCandidateCount] = {
-    {Algorithm::Depthwise, "depthwise", depthwise_declines, prepare_depthwise},
-    {Algorithm::ImplicitGemm, "implicit_gemm", implicit_gemm_declines, prepare_implicit_gemm},
-    {Algorithm::Direct, "direct", direct_declines, prepare_direct},
-    {Algorithm::Reference, "reference", reference_declines, prepare_reference},
+    {Algorithm::Depthwise, "depthwise", depthwise_declines, never_yields, prepare_depthwise},
+    {Algorithm::Winograd, "winograd", winograd_declines, winograd_yields, prepare_winograd},
+    {Algorithm::ImplicitGemm, "implicit_gemm", implicit_gemm_declines, never_yields, prepare_implicit_gemm},
+    {Algorithm::Direct, "direct", direct_declines, never_yields, prepare_direct},
+    {Algorithm::Reference, "reference", reference_declines, never_yields, prepare_reference},
 };
 
 const Candidate* choose(const ConvProblem& problem, Pass pass, const IsaTraits& isa, const char* forced,
@@ -265,6 +269,7 @@ const Candidate* choose(const ConvProblem& problem, Pass pass, const IsaTraits& 
   for (const Candidate& candidate : kCandidates) {
     if (!any && strcmp(forced, candidate.name) != 0) continue;
     *reason = candidate.declines(problem, pass, isa);
+    if (any && *reason == nullptr) *reason = candidate.yields(problem, pass, isa);
     if (*reason == nullptr) return &candidate;
   }
   return nullptr;

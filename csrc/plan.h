@@ -8,7 +8,7 @@
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, ImplicitGemm, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, Winograd, ImplicitGemm, Direct, Reference };
 
 // What multiplies pairs of bfloat16 numbers: nothing, a vector instruction, or tiles, which are fast enough for float32
 // that is cut into parts.
@@ -35,7 +35,11 @@ struct Plan {
   int64_t task_m;
   // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
   int64_t tile_k, tile_c, splits;
-  int64_t grad_pitch;     // elements of one packed row of the upstream gradient
+  int64_t grad_pitch;  // elements of one packed row of the upstream gradient
+  // Winograd: F(outputs x outputs, filter x filter); tile_h and tile_w count tiles. Whether all weights are transformed
+  // first and then every block of tiles by itself, or the other way round.
+  int64_t outputs, filter;
+  bool weights_first;
   int64_t parts;          // bfloat16 numbers that an operand is cut into
   bool weights_in_tasks;  // implicit matrix product: the source is packed for all tasks, the weights by each
   int64_t tasks;
@@ -48,10 +52,13 @@ struct Candidate {
   const char* name;
   // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
   const char* (*declines)(const ConvProblem&, Pass, const IsaTraits&);
+  // Why it is passed over although it could compute the problem; nullptr where it is wanted. A forced algorithm is not
+  // asked.
+  const char* (*yields)(const ConvProblem&, Pass, const IsaTraits&);
   void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 };
 
-constexpr int kCandidateCount = 4;
+constexpr int kCandidateCount = 5;
 extern const Candidate kCandidates[kCandidateCount];
 
 // Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching

@@ -204,7 +204,14 @@ OPERATORS = [
     *bad("weight_grad", "same device ... cpu and input on meta", kinds=MIXED, input=META_X),
     # names
     *bad(EVERYWHERE, "precision must be one of ieee, tf32, bf16, got fast", precision="fast"),
-    *bad("forward", "activation must be none, got relu", activation="relu"),
+    *bad("forward", "activation must be one of none, relu, got gelu", activation="gelu"),
+    *bad("forward", "activation must be one of none, relu, got ReLU", activation="ReLU"),
+    *bad(
+        "forward",
+        "activation relu is for real numbers, got complex64",
+        activation="relu",
+        **{name: T(t.shape, torch.complex64) for name, t in (("input", X), ("weight", W), ("bias", T((6,))))},
+    ),
     *bad(EVERYWHERE, "algorithm must be one of auto, ... reference, got fastest", kinds=REAL, algorithm="fastest"),
     # sizes that overflow
     *bad("forward", "effective kernel size exceeds 2^63 - 1", dilation=(LARGEST, 1)),
@@ -369,6 +376,8 @@ PUBLIC = [
     *bad(ALL, "unknown", TypeError, torch_says="unknown", unknown=1),
     *bad("conv2d", "", ValueError, torch_says="", groups=2**63),
     *bad("conv2d", "", ValueError, torch_says="", stride=2**63),
+    *bad(FORWARD, "'activation' must be str, not NoneType", TypeError, activation=None),
+    *bad(FORWARD, "activation must be one of none, relu, got tanh", activation="tanh"),
     # lengths and strings
     *same("conv2d", "expected stride to be a single integer value or a list of 2 values", stride=()),
     *same("conv2d", "expected stride to be a single integer value or a list of 2 values", stride=(1, 1, 1)),

@@ -110,23 +110,23 @@ def call(
 
 def candidates(
     pass_name: str, z: Problem, dtype: torch.dtype, precision: str = "ieee"
-) -> list[tuple[str, str | None]]:
-    """The plan's algorithms, each with its reason for "no", or None where it can run."""
+) -> list[tuple[str, str | None, bool]]:
+    """The plan's algorithms, each with its reason for "no" (None: nothing speaks against it), and whether it can run."""
     sizes = (z.input_shape, z.weight_shape, z.output_shape)
     geometry = (z.stride, z.padding, z.dilation, z.groups)
     return _C.plan(pass_name, dtype_name(dtype), *sizes, *geometry, "auto", precision)["candidates"]
 
 
 def applicable(pass_name: str, z: Problem, dtype: torch.dtype, precision: str = "ieee") -> list[str]:
-    return [name for name, reason in candidates(pass_name, z, dtype, precision) if reason is None]
+    return [name for name, _, possible in candidates(pass_name, z, dtype, precision) if possible]
 
 
 def algorithms_by_precision(pass_name: str, z: Problem, dtype: torch.dtype) -> list[tuple[str, str]]:
-    """Every algorithm with the strictest precision at which it can run."""
-    found = {}
-    for precision in PRECISIONS if dtype is torch.float32 else PRECISIONS[:1]:
-        for algorithm in applicable(pass_name, z, dtype, precision):
-            found.setdefault(algorithm, precision)
+    """What can run at "ieee", and the implicit matrix product at the strictest precision that lets it."""
+    found = dict.fromkeys(applicable(pass_name, z, dtype), "ieee")
+    for precision in PRECISIONS if dtype is torch.float32 else ():
+        if "implicit_gemm" in applicable(pass_name, z, dtype, precision):
+            found.setdefault("implicit_gemm", precision)
     return list(found.items())
 
 

@@ -1,12 +1,19 @@
-"""The bench's own logic, without a stopwatch: its judge, its turns, its arithmetic, its tables."""
+"""The bench's own logic, without a stopwatch: its suites, judge, turns, arithmetic, aims, tables and figures."""
 
+import json
 import math
+import re
+import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import cases, report, shapes, timer
+from bench import (aims, cases, compare, environment, figures, judge, network, networks, peaks, precision, readme,
+                   report, run, shapes, timer)
+from bench.__main__ import main
 
 SMALL = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 
@@ -26,9 +33,30 @@ def test_names_of_layers_are_unique():
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize("suite", shapes.suites())
+def test_each_layer_of_a_suite_is_there_once(suite):
+    layers = [replace(shape, name="") for shape in shapes.load([suite])]
+    assert len(layers) == len(set(layers))
+
+
+def test_every_layer_has_its_class():
+    kinds = Counter(shape.kind for shape in shapes.load(run.DEFAULT_SUITES))
+    assert set(kinds) == set(shapes.CLASSES) - {"other"}
+
+    def kind(**changes):
+        return replace(shapes.conv("x", c=8, h=9, w=9, k=8, r=3), **changes).kind
+
+    assert kind() == "3x3 stride 1" and kind(r=1, s=1) == "1x1" and kind(r=5, s=5) == "5x5 stride 1"
+    assert kind(stride=(1, 2)) == kind(r=1, s=1, stride=(2, 2)) == "strided"
+    assert kind(groups=8) == kind(groups=8, stride=(2, 2)) == "depthwise" and kind(groups=2) == "grouped"
+    assert kind(c=4, stride=(2, 2)) == kind(c=1) == "first layer"
+    assert kind(dilation=(2, 2)) == kind(s=1) == kind(r=7, s=7) == "other"
+
+
 def test_patterns_choose_layers_and_a_batch_replaces_the_suite_s_own():
-    chosen = shapes.load(["vgg16"], only=["vgg16/conv1_?"], batch=5)
-    assert [(shape.name, shape.n) for shape in chosen] == [("conv1_1", 5), ("conv1_2", 5)]
+    chosen = shapes.load(["vgg16"], only=["vgg16/conv1_?"], batches=["train", 5])
+    assert [(shape.name, shape.n, shape.batch) for shape in chosen] == [
+        ("conv1_1", 2, "train"), ("conv1_2", 2, "train"), ("conv1_1", 5, "5"), ("conv1_2", 5, "5")]
     with pytest.raises(SystemExit, match="no layer fits"):
         shapes.load(["vgg16"], only=["nothing"])
     with pytest.raises(SystemExit, match="there is no suite"):
@@ -41,17 +69,60 @@ def test_patterns_choose_layers_and_a_batch_replaces_the_suite_s_own():
 def test_both_sides_are_right_and_the_judge_sees_what_is_not(pass_name, dtype, layout):
     case = cases.Case(SMALL, pass_name, dtype, layout, "auto")
     o = cases.operands(case)
-    judge = cases.Judge(case, o)
+    judged = cases.judge(case)
     result = cases.ours(case, o)()
-    assert judge(result).right
+    assert judged(result).right
     if dtype in ("float32", "float64"):  # torch accumulates some gradients of the smaller dtypes in the dtype itself
-        assert judge(cases.theirs(case, o)()).right
+        assert judged(cases.theirs(case, o)()).right
 
     for factor in (1.1, 0.0, math.nan, math.inf):
         damaged = result.contiguous().clone().flatten()
         damaged[damaged.abs().argmax()] *= factor
-        assert not judge(damaged.view(result.shape)).right
-    assert not judge(result[:, :, :-1]).right
+        assert not judged(damaged.view(result.shape)).right
+    assert not judged(result[:, :, :-1]).right
+
+
+@pytest.mark.parametrize("pass_name", shapes.PASSES)
+def test_a_lower_precision_has_a_wider_bound_over_the_tile(pass_name):
+    case = cases.Case(SMALL, pass_name, "float32", "nchw", "auto", "tf32")
+    judged, o = cases.judge(case), cases.operands(case)
+    bounds = {name: judged.bound(name) for name in shapes.PRECISIONS}
+    assert (bounds["ieee"] < bounds["tf32"]).all() and (bounds["tf32"] < bounds["bf16"]).all()
+
+    # Rounding the operands is what it allows and "ieee" does not.
+    for name, kept in (("tf32", 10), ("bf16", 7)):
+        def rounded(t, kept=kept):
+            mantissa, exponent = torch.frexp(t)
+            return torch.ldexp((mantissa * 2.0 ** (kept + 1)).round() / 2.0 ** (kept + 1), exponent)
+
+        result = cases.theirs(case, o.map(rounded))()
+        assert judged(result, name).right and not judged(result, "ieee").right
+        assert not judged(1.1 * result, name).right
+
+
+def test_the_tile_of_the_judge():
+    tile = judge.Judge("forward", "float32", 4, lambda change: change(torch.zeros(1, 1, 20, 30)))
+    tile.magnitude[0, 0, 10, 15] = 1.0
+    reached = tile.largest_of_tile()[0, 0].nonzero()
+    assert reached.amin(0).tolist() == [4, 9] and reached.amax(0).tolist() == [16, 21] and len(reached) == 13 * 13
+    tile.pass_name = "weight_grad"
+    assert (tile.largest_of_tile() == 1).all()
+
+
+def test_precisions_are_of_float32_alone():
+    found = cases.cases([SMALL], ["forward"], ["float32", "float64"], ["nchw"], "auto", shapes.PRECISIONS)
+    assert [(case.dtype, case.precision) for case in found] == [
+        ("float32", "ieee"), ("float32", "tf32"), ("float32", "bf16"), ("float64", "ieee")]
+
+
+def test_both_sides_get_the_same_leave_and_lose_it_again():
+    from conv_ext.settings import current_precision
+
+    before = torch.backends.mkldnn.conv.fp32_precision
+    with precision.allowed("tf32") as read_back:
+        assert read_back == torch.backends.mkldnn.conv.fp32_precision == "tf32"
+        assert current_precision() == "tf32"
+    assert torch.backends.mkldnn.conv.fp32_precision == before
 
 
 class Clock:
@@ -93,7 +164,7 @@ def test_the_table_gives_geometric_means_by_pass_and_kind():
     rows = [{"kind": kind, "pass": pass_name, "ratio": ratio} for kind, pass_name, ratio in
             [("a", "forward", 2.0), ("a", "forward", 8.0), ("b", "weight_grad", 0.25)]]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.means(rows, "kind").splitlines()]
-    assert lines[0] == ["kind", "forward", "input_grad", "weight_grad", "all"]
+    assert lines[0] == ["class", "forward", "input_grad", "weight_grad", "all"]
     assert lines[2] == ["a", "4.00 (2)", "", "", "4.00 (2)"]
     assert lines[3] == ["b", "", "", "0.25 (1)", "0.25 (1)"]
     assert lines[4] == ["all", "4.00 (2)", "", "0.25 (1)", "1.59 (3)"]
@@ -115,3 +186,201 @@ def test_a_busy_machine_is_measured_again_and_told(monkeypatch, others, disturbe
     assert (timing.disturbed, len(calls)) == (disturbed, tries)
     result = {"cases": [{"others": timing.others, "disturbed": timing.disturbed}]}
     assert ("DISTURBED" in report.disturbance(result)) is disturbed
+
+
+# ---- what is made of the rows
+
+
+def row(kind: str, ratio: float, **changes) -> dict:
+    shape = replace(SMALL, suite="s", name=kind)
+    return {**shape.describe(), "kind": kind, "pass": "forward", "dtype": "float32", "layout": "nchw",
+            "precision": "ieee", "algorithm": "auto", "bytes": 1000, "right": True, "ours_ms": 1.0, "theirs_ms": ratio,
+            "ratio": ratio, "spread": 0.01, "rounds": 5, "others": 0.0, "disturbed": False, "ours_gflops": 2.0,
+            "theirs_gflops": 2.0 / ratio, "error_ours": 1.0, "error_theirs": 1.0, "extra_bytes": 1 << 20,
+            "ran": "direct", **changes}
+
+
+def result(rows: list[dict], **machine) -> dict:
+    return {"command": "run", "cases": rows, "machine": {
+        "cpu": "a processor", "cores": 2, "isa": "avx2", "cap": None, "threads": 1, "warm_allocator": True,
+        "torch": "2", "conv_ext": "0", "load_average": 0.0, "time": "today",
+        "peaks": {"float32": 100.0, "float64": 50.0, "copy": 20.0}, **machine}}
+
+
+def test_aims_are_judged_over_all_over_classes_and_one_by_one():
+    aim = aims.Aim(1.5, 1.0, 0.8)
+    words = [line.split(":")[0] for line in aims.judged([row("1x1", 2.0), row("strided", 1.2)], aim)]
+    assert words == ["reached"] * 3
+    lines = aims.judged([row("1x1", 4.0), row("strided", 0.7), row("strided", 1.2)], aim)
+    assert [line.split(":")[0] for line in lines] == ["MISSED", "MISSED", "MISSED"]
+    assert "1.50" in lines[0] and "below it: strided" in lines[1] and "s/strided n=1 forward" in lines[2]
+    text = aims.text([row("1x1", 2.0), row("1x1", 1.0, dtype="float16"), {"right": False}], None)
+    assert "float32, ieee:\n  reached" in text and "float16, ieee: none is set" in text
+    assert "aim 0.7" in aims.text([row("1x1", 2.0)], "avx2")
+
+
+def test_a_comparison_tells_what_stands_out_of_the_noise():
+    old = result([row("a", 1.0), row("b", 1.0), row("c", 1.0, spread=0.3), row("gone", 1.0)])
+    new = result([row("a", 2.0), row("b", 0.97), row("c", 0.8), row("new", 1.0)], threads=2)
+    text = compare.text(old, new)
+    assert "3 cases in common (1 only here, 1 only there" in text
+    assert "Slower beyond the noise: none" in text and "Faster beyond the noise: 1" in text
+    assert f"{(2.0 * 0.97 * 0.8) ** (1 / 3):.2f} (above 1: faster now)" in text
+    assert "NOT ALIKE: threads was 1, is 2" in text
+    with pytest.raises(SystemExit, match="only results of .* got one of call"):
+        compare.text({"command": "call"}, new)
+
+
+def test_a_report_of_a_run_has_all_its_parts():
+    rows = [row("1x1", 2.0), row("strided", 0.5, batch="1"), row("1x1", 1.0, precision="tf32", torch_precision="tf32"),
+            {**row("1x1", 1.0), "right": False, "ratio": 1.0}]
+    text = report.text(result(rows))
+    for part in ("float32 100 GFLOP/s", "copy 20.0 GB/s", "float32, ieee, nchw, batch train", "batch 1", "read back: tf32",
+                 "By suite", "Mean over the 1 suites", "WRONG: s/1x1 forward", "2%", "Aims for float32, tf32"):
+        assert part in text, part
+    assert "Not computed by winograd: 1 cases (it is too odd)" in report.text(result(
+        [{**SMALL.describe(), "dtype": "float32", "precision": "ieee", "layout": "nchw", "algorithm": "winograd",
+          "right": True, "declined": "it is too odd"}]))
+
+
+def test_the_ceiling_is_that_of_the_arithmetic_that_may_be_used():
+    ceilings = {"float32": 1.0, "float64": 0.5, "bfloat16": 2.0, "copy": 9.0}
+    assert peaks.peak_of({"dtype": "float32", "precision": "tf32"}, ceilings) == 1.0
+    assert peaks.peak_of({"dtype": "float32", "precision": "bf16"}, ceilings) == 2.0
+    assert peaks.peak_of({"dtype": "float64"}, ceilings) == 0.5
+    assert peaks.peak_of({"dtype": "bfloat16"}, {"float32": 1.0}) == 1.0
+    assert peaks.peak_of({"dtype": "float32"}, {}) is None
+    assert not peaks.has_bfloat16("avx2")
+
+
+def test_the_readme_has_the_markers_and_its_table_is_exchanged():
+    text = readme.README.read_text(encoding="utf-8")
+    new = readme.replaced(text, "HERE")
+    assert new.split(readme.BEGIN)[0] == text.split(readme.BEGIN)[0] and f"{readme.BEGIN}\nHERE\n{readme.END}" in new
+    with pytest.raises(SystemExit, match="once each"):
+        readme.replaced("no marker", "HERE")
+    section = readme.section([result([row("1x1", 2.0), row("first layer", 8.0)]),
+                              result([row("1x1", 3.0, precision="tf32")], cap="avx2", warm_allocator=False)])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    assert lines[0] == ["class (cases)", "float32, NCHW", "float32 tf32, NCHW, cold, avx2 both"]
+    assert lines[2:] == [["first layer", "8.00 (1)", ""], ["1x1", "2.00 (1)", "3.00 (1)"], ["all", "4.00 (2)", "3.00 (1)"]]
+
+
+def test_figures_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    figures.draw([result([row("1x1", 2.0), row("strided", 0.5, precision="tf32")])], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"ratios.png", "roofline.png"}
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks_take_their_images(name):
+    wanted = networks.NETWORKS[name]
+    with torch.device("meta"):
+        model = wanted.make()
+        assert model(torch.empty(2, *wanted.image)).shape == (2, wanted.classes)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert {"lenet5": 61706, "vgg16": 138357544, "resnet50": 25557032}.get(name, count) == count
+
+
+@pytest.mark.parametrize("what", [network.STEP, network.ONE])
+def test_a_network_is_compared_before_it_is_timed(monkeypatch, what):
+    sides = network.Sides("lenet5", what, 2)
+    measured = network.measure(sides, "channels_last", "tf32", 1e-3)
+    assert measured["right"] and measured["ratio"] > 0 and measured["torch_precision"] == "tf32"
+    assert measured["aim"] == (1.0 if what == network.ONE else 1.3)
+    assert network.distance(sides.reference, sides.reference) == 0.0
+
+
+def test_a_network_whose_copy_of_ours_differs_is_wrong():
+    sides = network.Sides("lenet5", network.STEP, 2)
+    unchanged = sides.side
+
+    def side(ours, layout):
+        model, x = unchanged(ours, layout)
+        if ours:
+            with torch.no_grad():
+                model[3].weight[0, 0, 0, 0] += 0.01
+        return model, x
+
+    sides.side = side
+    measured = network.measure(sides, "nchw", "ieee", 1e-3)
+    assert not measured["right"] and "ratio" not in measured
+
+
+# ---- the command line
+
+
+def test_a_run_writes_what_a_report_reads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(peaks, "measure", lambda isa: {"float32": 100.0, "float64": 50.0, "copy": 20.0})
+    old = tmp_path / "old.json"
+    common = ["--only", "lenet5/c5", "--batch", "1", "--seconds", "1e-3", "--precision", "ieee", "tf32", "--quick"]
+    assert run.main([*common, "--out", str(old)]) == 0
+    written = json.loads(old.read_text())
+    assert len(written["cases"]) == 6 and all(case["right"] for case in written["cases"])
+    assert {case["torch_precision"] for case in written["cases"]} == {"ieee", "tf32"}
+    assert all(case["extra_bytes"] > 0 and case["ran"] for case in written["cases"])
+    assert run.main([*common, "--out", str(tmp_path / "new.json"), "--compare", str(old)]) == 0
+    assert "6 cases in common" in capsys.readouterr().out
+    assert report.main([str(old), "--no-figures", "--rows", "--compare", str(tmp_path / "new.json")]) == 0
+    assert run.main([*common[:-1], "--algorithm", "depthwise", "--out", str(old)]) == 0
+    assert "Not computed by depthwise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--batch", "0"], "must be a positive integer or train, got 0"),
+    (["--seconds", "-1"], "must be positive and finite, got -1"),
+    (["--precision", "fp8"], "invalid choice: 'fp8'"),
+    (["--dtype", "int8"], "invalid choice: 'int8'"),
+    (["--suite", "vgg17"], "there is no suite vgg17"),
+    (["--compare", "nowhere.json"], "must be a JSON file that the bench has written: nowhere.json"),
+    (["--algorithm", "magic", "--only", "lenet5/c5"], "must be auto or one of .*, got magic"),
+])
+def test_bad_options_are_told_with_the_rule_and_the_value(capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(peaks, "measure", lambda isa: {})
+    with pytest.raises(SystemExit) as told:
+        run.main(arguments)
+    assert re.search(message, f"{told.value} {capsys.readouterr().err}")
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    for text in ("no JSON", "[]", "{}"):
+        (tmp_path / "file.json").write_text(text)
+        with pytest.raises(SystemExit, match="must be a JSON file that the bench has written"):
+            environment.load(tmp_path / "file.json")
+
+
+@pytest.mark.parametrize("command", ["run", "network", "call", "scaling", "report"])
+def test_every_command_has_a_help_text(monkeypatch, capsys, command):
+    for arguments in ([command, "--help"], ["--help"]):
+        monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+        try:
+            status = main()
+        except SystemExit as end:
+            status = end.code
+        printed = capsys.readouterr().out
+        assert status == 0 and "usage: python -m bench" in printed and command in printed
+
+
+def test_an_unknown_command_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "walk"])
+    with pytest.raises(SystemExit, match="a command must be one of run, .*, got walk"):
+        main()
+
+
+def test_the_command_line_starts_again_in_the_environment_that_is_asked_for(monkeypatch):
+    started = []
+    monkeypatch.setattr(environment.os, "execve", lambda *given: started.append(given))
+    for name in {**environment.WARM, **environment.CAPS["avx2"]}:
+        monkeypatch.delenv(name, raising=False)
+    assert environment.restart_if_asked(["--quick"]) is None and not started and environment.cap() is None
+    environment.restart_if_asked(["--warm", "--isa", "avx2", "--only", "x"])
+    (_, _, variables), = started
+    assert environment.WARM.items() <= variables.items() and variables["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert environment.cap() == "avx2" and environment.is_warm()
+    with pytest.raises(SystemExit):
+        environment.restart_if_asked(["--warm", "--both-states"])

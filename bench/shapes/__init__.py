@@ -8,6 +8,10 @@ from fnmatch import fnmatch
 PASSES = ("forward", "input_grad", "weight_grad")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 LAYOUTS = ("nchw", "channels_last")
+PRECISIONS = ("ieee", "tf32", "bf16")
+# Layers of a class meet the same bottleneck. The first class that a layer fits is its own: see Shape.kind.
+CLASSES = ("first layer", "1x1", "3x3 stride 1", "5x5 stride 1", "strided", "depthwise", "grouped", "other")
+TRAIN = "train"  # in place of a batch size: each suite's own
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Shape:
     groups: int
     n: int = 1
     suite: str = ""
+    batch: str = TRAIN  # what was asked for: TRAIN, or the number itself
 
     @property
     def full_name(self) -> str:
@@ -61,17 +66,16 @@ class Shape:
 
     @property
     def kind(self) -> str:
-        """The class that the layer is counted under: layers of a class meet the same bottleneck."""
+        """One of CLASSES."""
         if self.groups > 1:
-            return "depthwise" if self.groups == self.c else "groups"
+            return "depthwise" if self.groups == self.c else "grouped"
         if self.c <= 4:
-            return "first layer, C <= 4"
-        stride = "" if self.r == self.s == 1 and self.stride == (1, 1) else f" stride {max(self.stride)}"
-        dilation = "" if self.dilation == (1, 1) else " dilated"
-        size = ""
-        if (self.r, self.s, self.stride) == (3, 3, (1, 1)):
-            size = ", at least 28x28" if self.h * self.w >= 28 * 28 else ", smaller maps"
-        return f"{self.r}x{self.s}{stride}{dilation}{size}"
+            return "first layer"
+        if max(self.stride) > 1:
+            return "strided"
+        if self.dilation != (1, 1) or self.r != self.s:
+            return "other"
+        return {1: "1x1", 3: "3x3 stride 1", 5: "5x5 stride 1"}.get(self.r, "other")
 
     def describe(self) -> dict:
         return {**asdict(self), "p": self.p, "q": self.q, "kind": self.kind, "flops": self.flops}
@@ -86,20 +90,30 @@ def conv(name: str, c: int, h: int, w: int, k: int, r: int, s: int | None = None
     return Shape(name, c, h, w, k, r, r if s is None else s, both(stride), both(padding), both(dilation), groups)
 
 
+def distinct(shapes: list[Shape]) -> list[Shape]:
+    """Each geometry once, under the first name that it has."""
+    firsts = {}
+    for shape in shapes:
+        firsts.setdefault(replace(shape, name=""), shape)
+    return list(firsts.values())
+
+
 def suites() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(names: list[str], only: list[str] | None = None, batch: int | None = None) -> list[Shape]:
-    """The shapes of the named suites whose suite/name fits one of the patterns, with their batch filled in."""
+def load(names: list[str], only: list[str] | None = None, batches: list[int | str] = (TRAIN,)) -> list[Shape]:
+    """The shapes of the named suites whose suite/name fits one of the patterns, once for each batch."""
     unknown = sorted(set(names) - set(suites()))
     if unknown:
         raise SystemExit(f"there is no suite {', '.join(unknown)}; there are: {', '.join(suites())}")
     found = []
     for suite in names:
         module = importlib.import_module(f"{__name__}.{suite}")
-        found += [replace(shape, suite=suite, n=batch or module.BATCH) for shape in module.SHAPES]
+        found += [replace(shape, suite=suite, n=module.BATCH if batch == TRAIN else batch, batch=str(batch))
+                  for batch in batches for shape in module.SHAPES]
     chosen = [s for s in found if not only or any(fnmatch(s.full_name, pattern) for pattern in only)]
     if not chosen:
-        raise SystemExit(f"no layer fits {' '.join(only)}; there are: {' '.join(s.full_name for s in found)}")
+        layers = dict.fromkeys(s.full_name for s in found)
+        raise SystemExit(f"no layer fits {' '.join(only)}; there are: {' '.join(layers)}")
     return chosen

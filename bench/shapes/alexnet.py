@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky et al., 2012) in its form without groups, on 227x227 images."""
+"""AlexNet (Krizhevsky et al., 2012) as one tower, without groups, on 227x227 images."""
 
 from bench.shapes import conv
 

@@ -1,17 +1,11 @@
-"""The depthwise layers of MobileNet (Howard et al., 2017) on 224x224 images, and one with a larger kernel."""
+"""Depthwise layers with larger kernels than MobileNet's: those of ConvNeXt (Liu et al., 2022) and two of 5x5."""
 
 from bench.shapes import conv
 
 BATCH = 4
 SHAPES = [
-    conv("dw1", c=32, h=112, w=112, k=32, r=3, padding=1, groups=32),
-    conv("dw2", c=64, h=112, w=112, k=64, r=3, padding=1, stride=2, groups=64),
-    conv("dw3", c=128, h=56, w=56, k=128, r=3, padding=1, groups=128),
-    conv("dw4", c=128, h=56, w=56, k=128, r=3, padding=1, stride=2, groups=128),
-    conv("dw5", c=256, h=28, w=28, k=256, r=3, padding=1, groups=256),
-    conv("dw6", c=256, h=28, w=28, k=256, r=3, padding=1, stride=2, groups=256),
-    conv("dw7", c=512, h=14, w=14, k=512, r=3, padding=1, groups=512),
-    conv("dw8", c=512, h=14, w=14, k=512, r=3, padding=1, stride=2, groups=512),
-    conv("dw9", c=1024, h=7, w=7, k=1024, r=3, padding=1, groups=1024),
-    conv("dw7x7", c=96, h=56, w=56, k=96, r=7, padding=3, groups=96),
+    conv("7x7_96", c=96, h=56, w=56, k=96, r=7, padding=3, groups=96),
+    conv("7x7_384", c=384, h=14, w=14, k=384, r=7, padding=3, groups=384),
+    conv("5x5_240", c=240, h=28, w=28, k=240, r=5, padding=2, groups=240),
+    conv("5x5_672", c=672, h=14, w=14, k=672, r=5, stride=2, padding=2, groups=672),
 ]

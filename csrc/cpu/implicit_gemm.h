@@ -26,7 +26,7 @@ struct DotGather {
   DotTables tables;
   View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
   int64_t group_m, group_channels;
-  bool input_grad;
+  bool input_grad, relu;
   float* bias;       // (groups, blocks, 16)
   bfloat16* packed;  // what all tasks share: the weights, or the tiles of the source
 
@@ -76,9 +76,12 @@ struct DotGather {
   void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to) const {
     const int64_t column_step = tables.horizontal.output_step() * result.column;
     if (result.channel == 1) {
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t l = 0; l < lanes; l += kDotLanes)
-          write16(to + i * column_step + l, _mm512_loadu_ps(out + i * pitch + l), lanes - l);
+      for (int64_t i = 0; i < rows; ++i, out += pitch, to += column_step) {
+        int64_t l = 0;
+        for (; l + 2 * kDotLanes <= lanes; l += 2 * kDotLanes)
+          write32(to + l, _mm512_loadu_ps(out + l), _mm512_loadu_ps(out + l + kDotLanes));
+        for (; l < lanes; l += kDotLanes) write16(to + l, _mm512_loadu_ps(out + l), lanes - l);
+      }
       return;
     }
     if (rows > kDotLanes) {
@@ -189,6 +192,7 @@ struct DotGather {
             a.x = line + q * a.pitch;
             dot_tile(a, scope, now, blocks_now);
             if (plan.parts > 1) mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
+            if (relu) rectify_all<T, float>(out, now * a.out_pitch);
             if (!joined) {
               write_rows(out, a.out_pitch, now, lanes, to + q * column_step);
               continue;
@@ -244,6 +248,7 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                     input_grad ? z.group_c() : z.group_k(),
                     group_channels,
                     input_grad,
+                    b.relu,
                     nullptr,
                     nullptr};
   const int64_t blocks = task.blocks(), lanes = z.groups * blocks * kDotLanes;

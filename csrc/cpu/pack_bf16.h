@@ -54,6 +54,15 @@ inline __attribute__((always_inline)) void write16(bfloat16* p, __m512 v, int64_
 inline __attribute__((always_inline)) void write16(float* p, __m512 v, int64_t count) {
   _mm512_mask_storeu_ps(p, mask16(count), v);
 }
+// Two of them as 32 neighbours.
+template <class T>
+inline __attribute__((always_inline)) void write32(T* p, __m512 low, __m512 high) {
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 2) return _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+#endif
+  write16(p, low, 16);
+  write16(p + 16, high, 16);
+}
 // The pairs (a, b), (a, b) ... of two rows of 16.
 inline __attribute__((always_inline)) __m512i pairs16(__m512i a, __m512i b) {
   return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));

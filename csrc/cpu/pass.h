@@ -5,6 +5,7 @@
 #include "depthwise.h"
 #include "direct.h"
 #include "implicit_weight_grad.h"
+#include "winograd.h"
 
 namespace conv_ext {
 
@@ -22,6 +23,9 @@ RunPass select_algorithm(Algorithm algorithm) {
     case Algorithm::ImplicitGemm:
       // bfloat16, and float32 that may be rounded to it; the plan declines the other types.
       if constexpr (is_same<T, bfloat16> || is_same<T, float>) return run_implicit_gemm<T, pass>;
+      return nullptr;
+    case Algorithm::Winograd:
+      if constexpr (sizeof(T) == 4 && sizeof(A) == 4) return run_winograd<T, A, pass>;
       return nullptr;
     case Algorithm::Direct:
       return run_direct<T, A, pass>;

@@ -141,6 +141,50 @@ inline __attribute__((always_inline)) void transpose(Vec<A>* row) {
   }
 }
 
+// column[j] = the elements j of kLanes rows in memory, `stride` apart, for the first `count` elements of a row; the
+// other columns are zero, and their addresses are not touched.
+template <class A>
+inline __attribute__((always_inline)) void load_transposed(Vec<A>* column, const A* from, int64_t stride,
+                                                           int64_t count = kLanes<A>) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) {
+    // Quarters of four rows fill a vector as they are loaded; what remains are 4 x 4 squares within the quarters, which
+    // need half the shuffles of a square of 16.
+#pragma GCC unroll 4
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      __m512 row[4];
+      const auto gather = [&](auto load_quarter) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const float* at = from + i * stride + quarter * 4;
+          __m512 v = _mm512_castps128_ps512(load_quarter(at));
+          v = _mm512_insertf32x4(v, load_quarter(at + 4 * stride), 1);
+          v = _mm512_insertf32x4(v, load_quarter(at + 8 * stride), 2);
+          row[i] = _mm512_insertf32x4(v, load_quarter(at + 12 * stride), 3);
+        }
+      };
+      if (count >= 4 * quarter + 4) {
+        gather([](const float* at) __attribute__((always_inline)) { return _mm_loadu_ps(at); });
+      } else {
+        const __mmask8 mask = count > 4 * quarter ? __mmask8((1u << (count - 4 * quarter)) - 1) : __mmask8(0);
+        gather([mask](const float* at) __attribute__((always_inline)) { return _mm_maskz_loadu_ps(mask, at); });
+      }
+      const __m512d a = (__m512d)_mm512_unpacklo_ps(row[0], row[1]), b = (__m512d)_mm512_unpackhi_ps(row[0], row[1]);
+      const __m512d c = (__m512d)_mm512_unpacklo_ps(row[2], row[3]), d = (__m512d)_mm512_unpackhi_ps(row[2], row[3]);
+      column[4 * quarter] = (Vec<A>)_mm512_unpacklo_pd(a, c);
+      column[4 * quarter + 1] = (Vec<A>)_mm512_unpackhi_pd(a, c);
+      column[4 * quarter + 2] = (Vec<A>)_mm512_unpacklo_pd(b, d);
+      column[4 * quarter + 3] = (Vec<A>)_mm512_unpackhi_pd(b, d);
+    }
+    return;
+  }
+#endif
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<A>; ++i)
+    column[i] = count == kLanes<A> ? load(from + i * stride) : load_first(from + i * stride, count);
+  transpose<A>(column);
+}
+
 // The sum of each of kLanes vectors, in a fixed order, as one vector: round by round the two halves of every block
 // are added, and two vectors of half blocks become one.
 template <class A>
@@ -266,6 +310,36 @@ inline bfloat16 narrow<bfloat16, double>(double a) {
 template <>
 inline float16 narrow<float16, double>(double a) {
   return narrow<float16>(round_to_odd(a));
+}
+
+// The largest magnitude that narrow<T> rounds to zero: half of T's smallest number.
+template <class T, class A>
+constexpr A kUnderflow = A(0);
+template <class A>
+constexpr A kUnderflow<bfloat16, A> = A(0x1p-134);
+template <class A>
+constexpr A kUnderflow<float16, A> = A(0x1p-25);
+template <>
+constexpr double kUnderflow<float, double> = 0x1p-150;
+template <>
+constexpr long double kUnderflow<double, long double> = 0x1p-1075L;
+
+// ReLU of a finished sum, bias included, just before it is rounded to T: a negative one becomes +0. NaN stays; so does
+// what will round to -0, which ReLU keeps: the bits are those of a ReLU behind the rounding.
+//
+// Epilogues apply it in registers, and ask for it once for many vectors: those without it should not pay.
+template <class T, class A>
+inline __attribute__((always_inline)) Vec<A> rectify(Vec<A> sum) {
+  return keep<A>(sum, ~(sum < splat(-kUnderflow<T, A>)));
+}
+template <class T, class A>
+inline __attribute__((always_inline)) A rectify_one(A sum) {
+  return sum < -kUnderflow<T, A> ? A(0) : sum;
+}
+// Whole vectors of them, in place.
+template <class T, class A>
+inline void rectify_all(A* sums, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<A>) store(sums + i, rectify<T, A>(load(sums + i)));
 }
 
 }  // namespace conv_ext

@@ -66,7 +66,9 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
   py::list candidates;
   for (const Candidate& candidate : kCandidates) {
     const char* reason = candidate.declines(problem, pass, isa);
-    candidates.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none()));
+    const bool possible = reason == nullptr;
+    if (possible) reason = candidate.yields(problem, pass, isa);
+    candidates.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none(), possible));
   }
   py::dict text;
   text["pass"] = pass_name(pass);
@@ -82,6 +84,20 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
     if (pass == Pass::WeightGrad) tiles["splits"] = plan.splits;
+  }
+  if (!empty && chosen.algorithm == Algorithm::Winograd) {
+    const std::string outputs = std::to_string(plan.outputs), filter = std::to_string(plan.filter);
+    tiles["transform"] = "F(" + outputs + "x" + outputs + ", " + filter + "x" + filter + ")";
+    tiles["rows"] = plan.tile_h * plan.outputs;
+    tiles["columns"] = plan.tile_w * plan.outputs;
+    tiles["images"] = plan.images;
+    if (pass == Pass::WeightGrad) {
+      tiles["K/g"] = plan.tile_k;
+      tiles["C/g"] = plan.tile_c;
+      tiles["splits"] = plan.splits;
+    } else {
+      tiles["first"] = plan.weights_first ? "weights" : "source";
+    }
   }
   if (!empty && (chosen.algorithm == Algorithm::Direct || chosen.algorithm == Algorithm::ImplicitGemm)) {
     tiles["rows"] = plan.tile_h;

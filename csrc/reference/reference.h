@@ -47,7 +47,7 @@ struct Reference {
   }
 
   // y[n,k,p,q] = bias[k] + sum over c, r, s of x[n, c, row(p,r), column(q,s)] w[k,c,r,s]
-  void forward(int64_t n, int64_t k, const T* bias) const {
+  void forward(int64_t n, int64_t k, const T* bias, bool relu) const {
     const int64_t first = k / z.group_k() * z.group_c();
     for (int64_t p = 0; p < z.p; ++p)
       for (int64_t q = 0; q < z.q; ++q) {
@@ -57,6 +57,7 @@ struct Reference {
           for (int64_t r = 0; r < z.r; ++r)
             for (int64_t s = 0; s < z.s; ++s)
               sum.add(padded_input(n, first + c, row(p, r), column(q, s)), get(w, k, c, r, s));
+        if (relu) sum.re = rectify_one<T>(sum.re);  // of real numbers alone
         put(y, n, k, p, q, sum);
       }
   }
@@ -104,7 +105,8 @@ void run_reference(const ConvProblem& z, const Plan& plan, const Buffers& b, con
   parallel_for(executor, plan.tasks, 0, [&](int64_t task, void*) {
     if constexpr (pass == Pass::Forward) {
       const int64_t k = task % z.k;
-      reference.forward(task / z.k, k, b.bias ? static_cast<const T*>(b.bias) + k * b.bias_stride * parts : nullptr);
+      const T* bias = b.bias ? static_cast<const T*>(b.bias) + k * b.bias_stride * parts : nullptr;
+      reference.forward(task / z.k, k, bias, b.relu);
     } else if constexpr (pass == Pass::InputGrad) {
       reference.input_grad(task / z.c, task % z.c);
     } else {

@@ -175,13 +175,13 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   const TensorRef out = ref(result), first = ref(a), second = ref(b);
   switch (pass) {
     case Pass::Forward:
-      buffers = {first, second, out, nullptr, 0, nullptr};
+      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu"};
       break;
     case Pass::InputGrad:
-      buffers = {out, second, first, nullptr, 0, nullptr};
+      buffers = {out, second, first, nullptr, 0, nullptr, false};
       break;
     case Pass::WeightGrad:
-      buffers = {second, out, first, nullptr, 0, nullptr};
+      buffers = {second, out, first, nullptr, 0, nullptr, false};
       break;
   }
   if (bias) {
@@ -193,8 +193,9 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   if (result.numel() == 0) return result;
   if (a.numel() == 0 || b.numel() == 0) {
     // An empty sum: no channels (the bias remains), or no images.
-    if (bias) return result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
-    return result.zero_();
+    if (!bias) return result.zero_();
+    result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
+    return buffers.relu ? result.relu_() : result;
   }
   const Plan plan = make_plan(problem, pass, library.isa, candidate);
   RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());

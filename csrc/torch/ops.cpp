@@ -114,10 +114,13 @@ void check_operands(Pass pass, const Tensor& a, const Tensor& b, const std::opti
   if (bias) alike(*bias, "bias");
 }
 
-void check_settings(Pass pass, const CallArguments& call) {
+void check_settings(Pass pass, at::ScalarType type, const CallArguments& call) {
   TORCH_CHECK(call.precision == "ieee" || call.precision == "tf32" || call.precision == "bf16",
               "precision must be one of ieee, tf32, bf16, got ", call.precision);
-  TORCH_CHECK(pass != Pass::Forward || call.activation == "none", "activation must be none, got ", call.activation);
+  TORCH_CHECK(call.activation == "none" || call.activation == "relu", "activation must be one of none, relu, got ",
+              call.activation);
+  TORCH_CHECK(call.activation == "none" || !at::isComplexType(type), "activation ", call.activation,
+              " is for real numbers, got ", name_of(type));
   // A schema's SymInt[2] does not hold callers to a length.
   const auto check_length = [](const char* name, IntArrayRef values, size_t length) {
     TORCH_CHECK(values.size() == length, "expected ", name, " to be a list of ", length, " values, got ",
@@ -211,7 +214,7 @@ ConvProblem validate(Pass pass, const Tensor& a, const Tensor& b, const std::opt
                      const CallArguments& call) {
   check_operands(pass, a, b, bias);
   const DType dtype = dtype_of(a.scalar_type());
-  check_settings(pass, call);
+  check_settings(pass, a.scalar_type(), call);
 
   Sizes weight{}, input{};
   if (pass == Pass::WeightGrad) {

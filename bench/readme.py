@@ -1,0 +1,84 @@
+"""The README's table of ratios, written between two markers from result files, so that no figure is typed by hand."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from bench import compare
+from bench.shapes import CLASSES
+from bench.tables import geometric_mean, number, table
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+LAYOUT = {"nchw": "NCHW", "channels_last": "channels_last"}
+
+
+def state(machine: dict) -> str:
+    """What a column has to say beside its dtype and layout, where the run was not the usual one."""
+    notes = ["" if machine["warm_allocator"] else "cold", f"{machine['cap']} both" if machine.get("cap") else ""]
+    return "".join(f", {note}" for note in notes if note)
+
+
+def setting(row: dict) -> str:
+    return row.get("dtype", "float32") + ("" if row["precision"] == "ieee" else f" {row['precision']}")
+
+
+def layers_table(runs: list[dict]) -> str:
+    """Classes by columns of (dtype, precision, layout): the geometric mean over layers, passes and batches."""
+    columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    alike = defaultdict(list)
+    for run in runs:
+        alike[state(run["machine"])].append(run)
+    batches = dict.fromkeys(row["batch"] for run in runs for row in run["cases"])
+    for note, members in alike.items():
+        for row in compare.pooled(members):
+            column = columns[f"{setting(row)}, {LAYOUT[row['layout']]}{note}"]
+            for line in (row["kind"], f"all, batch {row['batch']}", "all"):
+                column[line].append(row["ratio"])
+    lines = []
+    for kind in (*CLASSES, *(f"all, batch {batch}" for batch in batches if len(batches) > 1), "all"):
+        if any(column[kind] for column in columns.values()):
+            lines.append([kind, *(f"{number(geometric_mean(c[kind]))} ({len(c[kind])})" if c[kind] else ""
+                                  for c in columns.values())])
+    return table(["class (cases)", *columns], lines)
+
+
+def networks_table(results: list[dict]) -> str:
+    columns: dict[str, dict[str, float]] = defaultdict(dict)
+    names = {}
+    for result in results:
+        for row in result["cases"]:
+            name = f"{setting(row)}, {LAYOUT[row['layout']]}{state(result['machine'])}"
+            columns[name][f"{row['network']}, {row['what']}"] = row["ratio"]
+            names[f"{row['network']}, {row['what']}"] = f"{row['network']}, {row['what']}, batch {row['n']}"
+    lines = [[names[key], *(number(c[key]) if key in c else "" for c in columns.values())] for key in names]
+    return table(["network", *columns], lines)
+
+
+def section(results: list[dict]) -> str:
+    runs = [result for result in results if result["command"] == "run"]
+    networks = [result for result in results if result["command"] == "network" and result["cases"]]
+    if not runs and not networks:
+        raise SystemExit("the README's table is made of results of `run` and `network`; none was given")
+    machines = dict.fromkeys(f"{r['machine']['cpu']}, {r['machine']['cores']} cores, {r['machine']['threads']} "
+                             f"threads, torch {r['machine']['torch']}" for r in runs + networks)
+    disturbed = sum(bool(row.get("disturbed")) for r in runs + networks for row in r["cases"])
+    parts = [f"How many times as fast as torch's own convolutions, on: {'; '.join(machines)}. Geometric means of the "
+             f"ratio of times, each result verified against float64 first."]
+    parts += [f"In {disturbed} cases other processes disturbed the measurement."] if disturbed else []
+    parts += [layers_table(runs)] if runs else []
+    parts += [networks_table(networks)] if networks else []
+    return "\n\n".join(parts)
+
+
+def replaced(text: str, new: str) -> str:
+    """The text with what is between the markers exchanged."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise SystemExit(f"README.md must hold {BEGIN} and, after it, {END}, once each")
+    return text[: text.index(BEGIN) + len(BEGIN)] + f"\n{new}\n" + text[text.index(END):]
+
+
+def update(results: list[dict], path: Path = README) -> None:
+    path.write_text(replaced(path.read_text(encoding="utf-8"), section(results)), encoding="utf-8")
+    print(f"\n{path.name}: table replaced")

@@ -119,6 +119,18 @@ def test_denormals_are_kept(pass_name, dtype):
             assert same_bits(call(pass_name, numbers, one, z, algorithm=algorithm), numbers)
 
 
+@every_pass
+def test_denormals_in_pairs_of_bfloat16(pass_name):
+    """The processors' products of bfloat16 pairs take subnormal numbers for zero: zero or exact, nothing else."""
+    z = Problem("sixteen", 1, 16, 3, 5, 16, 1, 1)
+    a, b = (fill(shape, torch.bfloat16, "integers", 7) for shape in operand_shapes(pass_name, z))
+    smallest = torch.finfo(torch.bfloat16).smallest_normal * 2.0**-7
+    for algorithm in applicable(pass_name, z, torch.bfloat16):
+        got = call(pass_name, a * smallest, b, z, algorithm=algorithm)
+        exact = reference(pass_name, a, b, z).value.to(torch.bfloat16) * smallest
+        assert ((got == exact) | ((got == 0) if algorithm == "implicit_gemm" else False)).all()
+
+
 def test_flushing_denormals_holds_in_every_thread():
     """The caller's mode is that of all its workers, so that results do not depend on who computed them."""
     z = Problem("identity", 8, 16, 17, 19, 16, 1, 1, groups=16)

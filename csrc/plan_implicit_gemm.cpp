@@ -9,8 +9,9 @@ constexpr int64_t kLineRows = 256;                // outputs of a tile up to whi
 constexpr int64_t kDotChain = 512;                // weight_grad: outputs per tile, and products in one chain of sums
 constexpr int64_t kDotBlockLanes = 320;           // weight_grad: lanes of a task, where 16 channels are not more
 constexpr int64_t kDotBlockRows = 256;            // weight_grad: K of a task
-constexpr int64_t kDotPanel = 400 << 10;          // weight_grad: bytes of a tile's packed lanes
-constexpr int64_t kLeastOutputs = 4;              // fewer leave most lanes of a vector idle
+constexpr int64_t kLeastBlockRows = 64;
+constexpr int64_t kDotPanel = 400 << 10;  // weight_grad: bytes of a tile's packed lanes
+constexpr int64_t kLeastOutputs = 4;      // fewer leave most lanes of a vector idle
 
 // Into how many bfloat16 numbers an operand is cut; 0: the precision forbids that, or nothing would be gained.
 int64_t dot_parts(const ConvProblem& z, const IsaTraits& isa) {
@@ -85,6 +86,14 @@ void prepare_dot_weight_grad(const ConvProblem& z, Plan* plan) {
     const int64_t most = max_of(kDotLanes, kDotBlockLanes / taps / kDotLanes * kDotLanes);
     plan->tile_c = round_up(ceil_div(z.group_c(), ceil_div(z.group_c(), most)), kDotLanes);
   }
+  const auto task_count = [&] {
+    return z.groups * ceil_div(z.group_k(), plan->tile_k) * ceil_div(z.group_c(), plan->tile_c);
+  };
+  // Where that makes enough tasks, fewer rows for each rather than parts of the reduction, which cost a pass over the
+  // sums.
+  if (z.flops() >= kWorthSharing && task_count() < kEnoughTasks &&
+      task_count() * plan->tile_k >= kEnoughTasks * kLeastBlockRows)
+    while (task_count() < kEnoughTasks) plan->tile_k = ceil_div(plan->tile_k, 2);
   const int64_t block_lanes = round_up(plan->tile_c * taps, kDotLanes);
   const int64_t outputs = max_of(2 * kDotLanes, min_of(kDotChain, kDotPanel / (2 * block_lanes)));
   plan->tile_w = ceil_div(z.q, ceil_div(z.q, outputs));
@@ -92,7 +101,7 @@ void prepare_dot_weight_grad(const ConvProblem& z, Plan* plan) {
   plan->images = plan->tile_h < z.p || plan->tile_w < z.q ? 1 : max_of(1, min_of(z.n, outputs / (z.p * z.q)));
   const int64_t tile_outputs = plan->images * plan->tile_h * plan->tile_w;
   plan->grad_pitch = (ceil_div(tile_outputs + 1, 32) | 1) * 32;
-  const int64_t tasks = z.groups * ceil_div(z.group_k(), plan->tile_k) * ceil_div(z.group_c(), plan->tile_c);
+  const int64_t tasks = task_count();
   const int64_t units = ceil_div(z.n, plan->images) * ceil_div(z.p, plan->tile_h) * ceil_div(z.q, plan->tile_w);
   const int64_t sum_bytes = z.k * ceil_div(z.group_c(), plan->tile_c) * block_lanes * 4;
   plan->splits = 1;

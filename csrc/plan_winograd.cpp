@@ -109,7 +109,7 @@ void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pla
     plan->task_m = round_up(rows_m, 2 * lanes);
     w = winograd_sizes(z, pass, *plan, lanes);
     if (!plan->weights_first) {
-      if (w.blocks * z.groups * w.points * w.value_slice * bytes <= kSharedSource) break;
+      if (w.blocks * z.groups * w.chunks * w.points * w.value_slice * bytes <= kSharedSource) break;
       plan->weights_first = true;
       w = winograd_sizes(z, pass, *plan, lanes);
     }
@@ -125,8 +125,8 @@ void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pla
     plan->scratch_bytes = w.points * (w.value_slice + w.sum_slice) * bytes + window_bytes() + 3 * 64;
   } else {
     plan->tasks = z.groups * w.panels;
-    plan->workspace_bytes = round_up(z.groups * w.blocks * w.points * w.value_slice * bytes, 64);
-    plan->scratch_bytes = w.points * (w.weight_slice + w.blocks * w.sum_slice) * bytes +
+    plan->workspace_bytes = round_up(z.groups * w.blocks * w.chunks * w.points * w.value_slice * bytes, 64);
+    plan->scratch_bytes = w.points * (w.chunks * w.weight_slice + w.sum_slice) * bytes +
                           max_of(window_bytes(), z.r * z.s * lanes * lanes * bytes) + 3 * 64;
   }
 }

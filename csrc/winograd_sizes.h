@@ -18,16 +18,18 @@ struct WinogradSizes {
   int64_t tiles_h, tiles_w;  // tiles of an image
   int64_t blocks, rows;      // blocks of tiles; tiles in a block at most
   int64_t window_h, window_w;
+  // Columns whose weights are transformed on the way, where the source goes first; else all of them.
+  int64_t chunk, chunk_blocks, chunks;
   int64_t panels;
-  int64_t task_columns;                // weight_grad: columns of a task
-  int64_t value_pitch, value_slice;    // transformed source: (points, rows, columns)
-  int64_t sum_pitch, sum_slice;        // products: (points, rows, gemm_m); weight_grad: (points, K, columns)
-  int64_t weight_slice, weight_chunk;  // transformed weights: (points, panels, columns, panel), or a chunk of columns
-  int64_t grad_pitch, grad_slice;      // weight_grad, transformed upstream gradient: (points, rows, K)
+  int64_t task_columns;              // weight_grad: columns of a task
+  int64_t value_pitch, value_slice;  // transformed source: (points, rows, columns)
+  int64_t sum_pitch, sum_slice;      // products: (points, rows, gemm_m); weight_grad: (points, K, columns)
+  int64_t weight_slice;              // transformed weights: (points, panels, columns of a chunk, panel)
+  int64_t grad_pitch, grad_slice;    // weight_grad, transformed upstream gradient: (points, rows, K)
   int64_t window_elements;
 };
 
-constexpr int64_t kWinogradChunk = 64;  // columns whose weights are transformed at once, where that happens on the way
+constexpr int64_t kWinogradChunk = 2304;  // transformed weights of one lane of gemm_m that are made on the way at once
 
 inline int64_t winograd_pitch(int64_t elements, int64_t lanes) { return elements + lanes; }
 inline int64_t winograd_slice(int64_t elements, int64_t lanes) { return (ceil_div(elements, lanes) | 1) * lanes; }
@@ -53,7 +55,13 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan&
   w.window_elements = (w.window_h * w.window_w + lanes) * lanes;  // squares of positions may reach past the last
   w.panels = ceil_div(rows_m, w.panel);
   w.task_columns = weight_grad ? round_up(plan.tile_c, lanes) * w.pieces : w.columns;
-  w.value_pitch = winograd_pitch(w.task_columns, lanes);
+  const bool chunked = !weight_grad && !plan.weights_first;
+  const int64_t lane_blocks = ceil_div(channels, lanes);
+  w.chunk_blocks =
+      chunked ? max_of(1, min_of(lane_blocks, kWinogradChunk / (w.points * w.pieces * lanes))) : lane_blocks;
+  w.chunks = ceil_div(lane_blocks, w.chunk_blocks);
+  w.chunk = w.chunk_blocks * w.pieces * lanes;
+  w.value_pitch = chunked ? w.chunk : winograd_pitch(w.task_columns, lanes);
   w.value_slice = winograd_slice(w.rows * w.value_pitch, lanes);
   if (weight_grad) {
     w.grad_pitch = winograd_pitch(round_up(plan.tile_k, lanes), lanes);
@@ -63,8 +71,7 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan&
   } else {
     w.sum_pitch = winograd_pitch(plan.weights_first ? round_up(plan.task_m, lanes) : w.panel, lanes);
     w.sum_slice = winograd_slice(w.rows * w.sum_pitch, lanes);
-    w.weight_chunk = plan.weights_first ? w.columns : min_of(kWinogradChunk, w.columns);
-    w.weight_slice = winograd_slice((plan.weights_first ? w.panels : 1) * w.weight_chunk * w.panel, lanes);
+    w.weight_slice = winograd_slice((plan.weights_first ? w.panels : 1) * w.chunk * w.panel, lanes);
   }
   return w;
 }

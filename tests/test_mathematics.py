@@ -109,6 +109,28 @@ def test_inner_products():
         assert (wanted[name][0] * wanted[name][1]).sum() == float(value)
 
 
+def test_minimal_filtering():
+    """The example of F(2, 3): its transforms, products and outputs; and that the formulas hold for any numbers."""
+    text = " ".join(TEXT.split())
+    x, w = (numbers(re.search(rf"{letter} = \[([^]]*)\]", text[text.index("Winograd's minimal") :])[1]) for letter in "xw")
+    rows = table("point")
+    assert [row[0] for row in rows] == ["0", "1", "-1", "infinity"]
+
+    def value(formula, values):
+        names = {f"{letter}{i}": v.item() for letter, t in values.items() for i, v in enumerate(t)}
+        return eval(formula, {"__builtins__": {}}, names)
+
+    for _, of_input, input_value, of_weight, weight_value, product in rows:
+        assert value(of_input, {"x": x}) == float(input_value) and value(of_weight, {"w": w}) == float(weight_value)
+        assert float(input_value) * float(weight_value) == float(product)
+    for seed in range(5):
+        x, w = fill((4,), torch.float32, "integers", seed), fill((3,), torch.float32, "integers", seed + 9)
+        m = [value(row[1], {"x": x}) * value(row[3], {"w": w}) for row in rows]
+        wanted = conv_ext.conv1d(x.view(1, 1, 4), w.view(1, 1, 3)).flatten().tolist()
+        assert [m[0] + m[1] + m[2], m[1] - m[2] + m[3]] == wanted
+    assert "y0 = m(0) + m(1) + m(-1) = 9 and y1 = m(1) - m(-1) + m(∞) = 16" in text
+
+
 def test_one_dimension():
     f, g = (numbers(re.search(rf"{letter} = \[([^]]*)\]", TEXT)[1]) for letter in "fg")
     assert f.tolist() == [0, 1, 2, -1, 3] and g.tolist() == [1, 1, 0]

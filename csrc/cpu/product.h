@@ -1,4 +1,5 @@
-// The register tile of a plain matrix product with vectors along one operand's rows:
+// The register tile of a plain matrix product with vectors along one operand's rows.
+//
 //   out[m][lane] (+)= sum over i of  a[m * a_row + i * a_step] * b[i * b_row + lane]
 #pragma once
 

@@ -208,15 +208,6 @@ struct Winograd {
     return sum;
   }
 
-  // Products of all pairs of points: sums[points][tile][m] of `vectors` vectors (a panel at most).
-  void multiply(int64_t rows, const A* values, const A* weights, int64_t columns, int64_t vectors, A* sums,
-                bool add) const {
-    for (int64_t p = 0; p < size.points; ++p)
-      product<A, false>({values + p * size.value_slice, size.value_pitch, 1, weights + p * size.weight_slice,
-                         size.panel, columns, sums + p * size.sum_slice, size.sum_pitch, add},
-                        rows, vectors);
-  }
-
   int64_t lane_blocks() const { return ceil_div(group_channels, L); }
   int64_t panel_vectors(int64_t panel) const { return min_of(2, ceil_div(group_m - panel * size.panel, L)); }
 
@@ -258,32 +249,39 @@ struct Winograd {
 
   // The source first, then every panel of the weights by itself.
   void run_source_first(const Executor& executor, Carver memory) const {
-    const int64_t each = size.points * size.value_slice;
-    A* const values = memory.take<A>(z.groups * size.blocks * each);
+    const int64_t each = size.points * size.value_slice;  // of a chunk of a block
+    A* const values = memory.take<A>(z.groups * size.blocks * size.chunks * each);
     parallel_for(executor, z.groups * size.blocks * lane_blocks(), size.window_elements * int64_t(sizeof(A)),
                  [&](int64_t index, void* scratch) {
                    const int64_t lane_block = index % lane_blocks(), place = index / lane_blocks();
                    transform_source(block_at(place % size.blocks), place / size.blocks, lane_block, lane_block + 1,
-                                    values + place * each + lane_block * size.pieces * L, static_cast<A*>(scratch));
+                                    values + (place * size.chunks + lane_block / size.chunk_blocks) * each +
+                                        lane_block % size.chunk_blocks * size.pieces * L,
+                                    static_cast<A*>(scratch));
                  });
     parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
       const int64_t panel = index % size.panels, group = index / size.panels, vectors = panel_vectors(panel);
       Carver local{static_cast<char*>(scratch)};
-      A* const weights = local.take<A>(size.points * size.weight_slice);
-      A* const sums = local.take<A>(size.blocks * size.points * size.sum_slice);
+      A* const weights = local.take<A>(size.chunks * size.points * size.weight_slice);
+      A* const sums = local.take<A>(size.points * size.sum_slice);
       A* const window = local.take<A>(max_of(size.window_elements, taps() * L * L));
-      const int64_t chunk = max_of(1, size.weight_chunk / (size.pieces * L));
-      for (int64_t first = 0; first < lane_blocks(); first += chunk) {
-        const int64_t last = min_of(first + chunk, lane_blocks());
-        transform_weights(group, panel, first, last, weights, window);
-        for (int64_t b = 0; b < size.blocks; ++b)
-          multiply(block_at(b).rows(), values + (group * size.blocks + b) * each + first * size.pieces * L, weights,
-                   (last - first) * size.pieces * L, vectors, sums + b * size.points * size.sum_slice, first > 0);
-      }
-      for (int64_t b = 0; b < size.blocks; ++b)
+      for (int64_t b = 0; b < size.blocks; ++b) {
+        const TileBlock block = block_at(b);
+        for (int64_t chunk = 0; chunk < size.chunks; ++chunk) {
+          const int64_t first = chunk * size.chunk_blocks, last = min_of(first + size.chunk_blocks, lane_blocks());
+          A* const of_chunk = weights + chunk * size.points * size.weight_slice;
+          // While they are in the cache, the first block uses them.
+          if (b == 0) transform_weights(group, panel, first, last, of_chunk, window);
+          const A* at = values + ((group * size.blocks + b) * size.chunks + chunk) * each;
+          for (int64_t p = 0; p < size.points; ++p)
+            product<A, false>(
+                {at + p * size.value_slice, size.value_pitch, 1, of_chunk + p * size.weight_slice, size.panel,
+                 (last - first) * size.pieces * L, sums + p * size.sum_slice, size.sum_pitch, chunk > 0},
+                block.rows(), vectors);
+        }
         for (int64_t v = 0; v < vectors; ++v)
-          transform_result(block_at(b), group, panel * size.panel + v * L,
-                           sums + b * size.points * size.sum_slice + v * L, window);
+          transform_result(block, group, panel * size.panel + v * L, sums + v * L, window);
+      }
     });
   }
 };

@@ -25,6 +25,10 @@ using at::Tensor;
 std::atomic<const KernelLibrary*> loaded_library{nullptr};
 std::atomic<bool> scratch_guard{false};
 
+constexpr int64_t kLargePage = int64_t(2) << 20;
+// The transformed weights of 512 x 512 channels, which would else fault their pages in anew at every call.
+constexpr int64_t kKeptWorkspace = int64_t(48) << 20;
+
 // Memory that a thread keeps from call to call, so that its pages are not faulted in anew each time.
 class ThreadMemory {
  public:
@@ -33,15 +37,20 @@ class ThreadMemory {
     if (scratch_guard) return guarded(bytes);
     if (bytes > size_ || map_ != nullptr) {
       release();
-      data_ = std::aligned_alloc(64, size_t(round_up(std::max<int64_t>(bytes, 64), 64)));
+      // Large blocks in large pages, where the system grants them: their pages are touched in strides.
+      const int64_t alignment = bytes >= kLargePage ? kLargePage : 64;
+      data_ = std::aligned_alloc(size_t(alignment), size_t(round_up(std::max<int64_t>(bytes, 64), alignment)));
       TORCH_CHECK(data_ != nullptr, "conv_ext could not allocate ", bytes, " bytes of workspace");
+#if defined(MADV_HUGEPAGE)
+      if (bytes >= kLargePage) madvise(data_, size_t(round_up(bytes, kLargePage)), MADV_HUGEPAGE);
+#endif
       size_ = bytes;
     }
     return data_;
   }
   // What is larger than a thread should keep goes back at the end of the call.
   void trim() {
-    if (size_ > kScratchLimit) release();
+    if (size_ > kKeptWorkspace) release();
   }
 
  private:

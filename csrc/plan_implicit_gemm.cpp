@@ -110,10 +110,9 @@ void prepare_dot_weight_grad(const ConvProblem& z, Plan* plan) {
   plan->tasks = tasks * plan->splits;
   plan->scratch_bytes =
       dot_table_bytes(z, vertical, horizontal) + aligned(tile_outputs * 8) +
-      aligned((2 * round_up(plan->tile_c * taps, 32) + 32) * 2) +
-      aligned(plan->parts * plan->tile_k * plan->grad_pitch * 2) +
+      aligned(2 * round_up(plan->tile_c * taps, 32) * 2) + aligned(plan->parts * plan->tile_k * plan->grad_pitch * 2) +
       aligned(plan->parts * block_lanes * round_up(tile_outputs, 2) * 2) +
-      aligned((plan->images * down.extent(plan->tile_h) * across.extent(plan->tile_w) * plan->tile_c + 32) * 2) +
+      aligned(plan->images * down.extent(plan->tile_h) * across.extent(plan->tile_w) * plan->tile_c * 2) +
       (plan->splits > 1 ? 0 : aligned(plan->tile_k * block_lanes * 4));
   plan->workspace_bytes = plan->splits > 1 ? plan->splits * sum_bytes : 0;
 }

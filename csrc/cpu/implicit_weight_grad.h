@@ -110,19 +110,14 @@ struct DotWeightGrad {
       }
       return;
     }
-    // Taps begin within blocks of lanes: their elements are put together first, in whole vectors, of which each writes
-    // over what the one before it had too many.
+    // Taps begin within blocks of lanes: their elements are put together first.
     const int64_t flat_pitch = round_up(lanes, 32);
-    const auto flatten = [&](bfloat16* f, const bfloat16* from) {
-      for (int64_t i = 0; i < segments; ++i) {
-        const Segment& s = tables.segment[i];
-        const int64_t lane = tables.first_tap[i] * channels;
-        for (int64_t e = 0; e < s.elements; e += 32)
-          _mm512_storeu_si512(f + lane + e, _mm512_loadu_si512(from + s.x + e));
-      }
-    };
-    flatten(flat, first);
-    if (second) flatten(flat + flat_pitch, second);
+    for (int64_t i = 0; i < segments; ++i) {
+      const Segment& s = tables.segment[i];
+      bfloat16* const f = flat + tables.first_tap[i] * channels;
+      copy_run(f, first + s.x, s.elements);
+      if (second) copy_run(f + flat_pitch, second + s.x, s.elements);
+    }
     run(0, flat, second ? flat + flat_pitch : nullptr, lanes);
   }
 
@@ -211,10 +206,10 @@ struct DotWeightGrad {
               scope};
     const int64_t outputs = plan.images * plan.tile_h * plan.tile_w, lanes = plan.tile_c * taps();
     m.at = memory.take<int64_t>(outputs);
-    m.flat = memory.take<bfloat16>(2 * round_up(lanes, 32) + 32);
+    m.flat = memory.take<bfloat16>(2 * round_up(lanes, 32));
     m.g = memory.take<bfloat16>(plan.parts * plan.tile_k * plan.grad_pitch);
     m.w = memory.take<bfloat16>(plan.parts * block_lanes() * round_up(outputs, 2));
-    m.x = memory.take<bfloat16>(plan.images * m.tables.down.extent(plan.tile_h) * m.tables.pitch * plan.tile_c + 32);
+    m.x = memory.take<bfloat16>(plan.images * m.tables.down.extent(plan.tile_h) * m.tables.pitch * plan.tile_c);
     float* sums = memory.take<float>(0);
     // The parts of a reduction that is cut are added up later; a whole one stays here.
     if (plan.splits > 1) sums = partial + ((split * blocks_c() + cb) * z.k + group * z.group_k() + k0) * block_lanes();

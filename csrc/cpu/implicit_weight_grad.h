@@ -110,7 +110,8 @@ struct DotWeightGrad {
       }
       return;
     }
-    // Taps begin within blocks of lanes: their elements are put together first.
+    // Taps begin within blocks of lanes: their elements are put together first. (By whole vectors that overlap, without
+    // masks, half as fast: what is loaded next would wait for several stores.)
     const int64_t flat_pitch = round_up(lanes, 32);
     for (int64_t i = 0; i < segments; ++i) {
       const Segment& s = tables.segment[i];

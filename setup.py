@@ -31,6 +31,7 @@ except ImportError as error:
 KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "library.cpp"]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
+    "csrc/plan_implicit_gemm.cpp",
     "csrc/plan_winograd.cpp",
     "csrc/plan_panels.cpp",
     "csrc/torch/ops.cpp",
@@ -42,9 +43,16 @@ EXTENSION_SOURCES = [
 # -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
 KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
 AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 ISA_FLAGS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS |= {"avx2": AVX2, "avx512": f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"}
+    ISA_FLAGS |= {
+        "avx2": AVX2,
+        "avx512": AVX512,
+        "avx512_bf16": f"{AVX512} -mavx512bf16",
+        "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
+        "amx-emulated": f"{AVX512} -DCONV_EXT_AMX_EMULATED -O1",  # for tests alone
+    }
 
 
 def source_digest() -> str:

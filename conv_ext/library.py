@@ -9,7 +9,9 @@ from pathlib import Path
 import torch  # before the extension: its thread library and symbols must be there
 
 PACKAGE = Path(__file__).resolve().parent
-ISAS = ("avx512", "avx2", "baseline")
+ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "baseline")
+# AMX's tiles in plain C++, for tests on other processors: never chosen, only named.
+EMULATED = "amx-emulated"
 REBUILD = f"    {sys.executable} -m pip install --no-build-isolation -e ."
 
 
@@ -72,7 +74,9 @@ def _load_kernels():
     """Loads the best kernel library, or the one that CONV_EXT_ISA names."""
     available = available_isas()
     isa = os.environ.get("CONV_EXT_ISA") or (available[0] if available else "baseline")
-    if isa not in ISAS:
+    if isa == EMULATED and "avx512" in available:
+        available.append(isa)
+    elif isa not in ISAS:
         raise ImportError(f"CONV_EXT_ISA must be one of {', '.join(ISAS)}, got {isa!r}")
     if isa not in available:
         why = "this build does not hold it" if isa in _C.supported_isas() else "this processor does not have it"

@@ -122,4 +122,27 @@ inline PackedExtent packed_extent(const Axis& axis, int64_t tile) {
   return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
 }
 
+// How the outputs of an axis read a tile that is packed without regard to the residues: output i finds the source of
+// a tap at packed position i * output_step + (offset(tap) - low) of a tile that begins with output 0.
+struct Reach {
+  int64_t low, span;                 // smallest offset; packed positions from there to the largest, both included
+  int64_t source_step, output_step;  // source positions between packed neighbours; packed ones between outputs
+
+  int64_t extent(int64_t outputs) const { return outputs > 0 ? (outputs - 1) * output_step + span : 0; }
+};
+inline Reach reach_of(const Axis& axis) {
+  int64_t low = 0, high = 0;
+  bool any = false;
+  for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    if (axis.phase_of(tap) >= axis.phases()) continue;
+    const int64_t offset = axis.offset(tap);
+    low = any ? min_of(low, offset) : offset;
+    high = any ? max_of(high, offset) : offset;
+    any = true;
+  }
+  // Where all read the same offset, only the positions that a stride leaves over are packed.
+  if (low == high) return {low, 1, axis.step(), 1};
+  return {low, high - low + 1, 1, axis.step()};
+}
+
 }  // namespace conv_ext

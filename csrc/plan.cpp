@@ -5,7 +5,7 @@
 
 #include <initializer_list>
 
-#include "plan_tiles.h"
+#include "plan_common.h"
 #include "plan_winograd.h"
 
 namespace conv_ext {
@@ -232,6 +232,7 @@ void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* 
 const Candidate kCandidates[kCandidateCount] = {
     {Algorithm::Depthwise, "depthwise", depthwise_declines, never_yields, prepare_depthwise},
     {Algorithm::Winograd, "winograd", winograd_declines, winograd_yields, prepare_winograd},
+    {Algorithm::ImplicitGemm, "implicit_gemm", implicit_gemm_declines, never_yields, prepare_implicit_gemm},
     {Algorithm::Panels, "panels", panels_decline, panels_yield, prepare_panels},
     {Algorithm::Direct, "direct", direct_declines, never_yields, prepare_direct},
     {Algorithm::Reference, "reference", reference_declines, never_yields, prepare_reference},

@@ -8,7 +8,11 @@
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, Winograd, Panels, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, Winograd, ImplicitGemm, Panels, Direct, Reference };
+
+// What multiplies pairs of bfloat16 numbers: nothing, a vector instruction, or tiles, which are fast enough for float32
+// that is cut into parts.
+enum class Bf16Dot : int32_t { None, Vectors, Tiles };
 
 // What a kernel library says of the instruction set that it was compiled for.
 struct IsaTraits {
@@ -18,6 +22,7 @@ struct IsaTraits {
   int64_t dot_m, dot_t;        // largest register tile of weight_grad: K x (C/g R S)
   int64_t panel_v;             // panels: the widest one, in vectors; of positions, beside so many rows
   int64_t panel_p, panel_rows;
+  Bf16Dot bf16_dot;
 };
 
 // Panels, forward and input_grad: the products of one chain are those of a block of channels and taps.
@@ -67,6 +72,8 @@ struct Plan {
   // Panels: images of a tile, one after the other, and elements of one of them in a packed channel.
   int64_t batch, image_pitch;
   PanelTasks along_channels, along_positions;
+  int64_t parts;          // bfloat16 numbers that an operand is cut into
+  bool weights_in_tasks;  // implicit matrix product: the source is packed for all tasks, the weights by each
   int64_t tasks;
   int64_t workspace_bytes;  // shared: packed weights or partial sums, and tables
   int64_t scratch_bytes;    // for each thread: the packed tile
@@ -83,7 +90,7 @@ struct Candidate {
   void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 };
 
-constexpr int kCandidateCount = 5;
+constexpr int kCandidateCount = 6;
 extern const Candidate kCandidates[kCandidateCount];
 
 // Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching

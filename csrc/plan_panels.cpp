@@ -1,5 +1,5 @@
 // Plans of the panel algorithm: which blocks of its three operands meet in the caches.
-#include "plan_tiles.h"
+#include "plan_common.h"
 
 namespace conv_ext {
 namespace {

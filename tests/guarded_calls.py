@@ -13,7 +13,7 @@ import sys
 import torch
 
 from conv_ext import _C
-from passes import DTYPES, PASSES, applicable, call, dtype_name, fill, operand_shapes, same_bits
+from passes import DTYPES, PASSES, algorithms_by_precision, call, dtype_name, fill, operand_shapes, same_bits
 from problems import CORNERS, NETWORK, SMALL, Problem
 
 PROT_NONE = 0
@@ -68,12 +68,12 @@ def calls(problems, dtypes):
         bias = fill((z.k,), dtype, "signed", 3) if pass_name == "forward" else None
         for memory_format in (torch.contiguous_format, torch.channels_last):
             a, b = (t.contiguous(memory_format=memory_format) for t in (a, b))
-            for algorithm in applicable(pass_name, z, dtype):
-                print(pass_name, algorithm, dtype_name(dtype), memory_format, z, flush=True)
-                wanted = call(pass_name, a, b, z, bias, algorithm)
+            for how in algorithms_by_precision(pass_name, z, dtype):
+                print(pass_name, *how, dtype_name(dtype), memory_format, z, flush=True)
+                wanted = call(pass_name, a, b, z, bias, *how)
                 for at_end in (True, False):
                     inside = [guarded(t, at_end) if t is not None else None for t in (a, b, bias)]
-                    got = call(pass_name, *inside[:2], z, inside[2], algorithm)
+                    got = call(pass_name, *inside[:2], z, inside[2], *how)
                     assert same_bits(got, wanted), "another result between the guards"
 
 

@@ -14,6 +14,7 @@ from torch._prims_common import suggest_memory_format
 
 from conv_ext import _C
 from conv_ext.library import PACKAGE, available_isas
+from conv_ext.settings import PRECISIONS
 from problems import ALL, NETWORK, SMALL, THREADED, Problem
 from tolerance import PASS, Reference, assert_exact, assert_within_bound, reference
 
@@ -107,15 +108,26 @@ def call(
     return op(first, second, (z.h, z.w) if pass_name == "input_grad" else (z.r, z.s), *geometry)
 
 
-def candidates(pass_name: str, z: Problem, dtype: torch.dtype) -> list[tuple[str, str | None, bool]]:
+def candidates(
+    pass_name: str, z: Problem, dtype: torch.dtype, precision: str = "ieee"
+) -> list[tuple[str, str | None, bool]]:
     """The plan's algorithms, each with its reason for "no" (None: nothing speaks against it), and whether it can run."""
     sizes = (z.input_shape, z.weight_shape, z.output_shape)
-    plan = _C.plan(pass_name, dtype_name(dtype), *sizes, z.stride, z.padding, z.dilation, z.groups)
-    return plan["candidates"]
+    geometry = (z.stride, z.padding, z.dilation, z.groups)
+    return _C.plan(pass_name, dtype_name(dtype), *sizes, *geometry, "auto", precision)["candidates"]
 
 
-def applicable(pass_name: str, z: Problem, dtype: torch.dtype) -> list[str]:
-    return [name for name, _, possible in candidates(pass_name, z, dtype) if possible]
+def applicable(pass_name: str, z: Problem, dtype: torch.dtype, precision: str = "ieee") -> list[str]:
+    return [name for name, _, possible in candidates(pass_name, z, dtype, precision) if possible]
+
+
+def algorithms_by_precision(pass_name: str, z: Problem, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """What can run at "ieee", and the implicit matrix product at the strictest precision that lets it."""
+    found = dict.fromkeys(applicable(pass_name, z, dtype), "ieee")
+    for precision in PRECISIONS if dtype is torch.float32 else ():
+        if "implicit_gemm" in applicable(pass_name, z, dtype, precision):
+            found.setdefault("implicit_gemm", precision)
+    return list(found.items())
 
 
 @contextlib.contextmanager
@@ -146,12 +158,13 @@ def check_pass(pass_name: str, z: Problem, dtype: torch.dtype) -> None:
             a, b = (laid_out(t, layout) for t, layout in zip(operands(pass_name, z, dtype, kind), layouts))
             for isa in available_isas():
                 with instruction_set(isa):
-                    algorithms = applicable(pass_name, z, dtype)
-                    assert "reference" in algorithms
-                    results = {algorithm: call(pass_name, a, b, z, algorithm=algorithm) for algorithm in algorithms}
-                for algorithm, got in results.items():
+                    algorithms = algorithms_by_precision(pass_name, z, dtype)
+                    assert ("reference", "ieee") in algorithms
+                    results = {how: call(pass_name, a, b, z, None, *how) for how in algorithms}
+                for (algorithm, precision), got in results.items():
                     try:
-                        check(got, ref, dtype)
+                        # Small integers have few bits: exact in any precision.
+                        check(got, ref, dtype, precision) if check is assert_within_bound else check(got, ref, dtype)
                         assert_result_format(got, a, b)
                     except AssertionError as error:
                         how = f"{pass_name} by {algorithm} with {isa} of {kind}, {layouts}, {z!r}"

@@ -79,8 +79,10 @@ def test_what_no_window_reads_does_no_harm(dtype):
     g = fill(z.output_shape, dtype, "integers", 1)
     for algorithm in applicable("forward", z, dtype):
         assert_exact(call("forward", spoiled, w, z, algorithm=algorithm), reference("forward", x, w, z), dtype)
+    for algorithm in applicable("weight_grad", z, dtype):
         got = call("weight_grad", g, spoiled, z, algorithm=algorithm)
         assert_exact(got, reference("weight_grad", g, x, z), dtype)
+    for algorithm in applicable("input_grad", z, dtype):
         dx = call("input_grad", torch.full_like(g, math.inf), torch.ones_like(w), z, algorithm=algorithm)
         assert (dx[..., ~read] == 0).all() and not dx[..., read].isfinite().any()
 
@@ -115,6 +117,18 @@ def test_denormals_are_kept(pass_name, dtype):
             assert same_bits(call(pass_name, one, number, z, algorithm=algorithm), number)
         else:
             assert same_bits(call(pass_name, numbers, one, z, algorithm=algorithm), numbers)
+
+
+@every_pass
+def test_denormals_in_pairs_of_bfloat16(pass_name):
+    """The processors' products of bfloat16 pairs take subnormal numbers for zero: zero or exact, nothing else."""
+    z = Problem("sixteen", 1, 16, 3, 5, 16, 1, 1)
+    a, b = (fill(shape, torch.bfloat16, "integers", 7) for shape in operand_shapes(pass_name, z))
+    smallest = torch.finfo(torch.bfloat16).smallest_normal * 2.0**-7
+    for algorithm in applicable(pass_name, z, torch.bfloat16):
+        got = call(pass_name, a * smallest, b, z, algorithm=algorithm)
+        exact = reference(pass_name, a, b, z).value.to(torch.bfloat16) * smallest
+        assert ((got == exact) | ((got == 0) if algorithm == "implicit_gemm" else False)).all()
 
 
 def test_flushing_denormals_holds_in_every_thread():

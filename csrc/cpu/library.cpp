@@ -4,7 +4,13 @@
 namespace conv_ext {
 namespace {
 
-#if defined(__AVX512F__)
+#if defined(CONV_EXT_AMX_EMULATED)
+constexpr const char* kName = "amx-emulated";
+#elif defined(__AMX_BF16__)
+constexpr const char* kName = "amx";
+#elif defined(__AVX512BF16__)
+constexpr const char* kName = "avx512_bf16";
+#elif defined(__AVX512F__)
 constexpr const char* kName = "avx512";
 #elif defined(__AVX2__)
 constexpr const char* kName = "avx2";
@@ -17,7 +23,16 @@ void run(const ConvProblem& problem, Pass pass, const Plan& plan, const Buffers&
   kPass[int(pass)](problem, plan, buffers, executor);
 }
 
-constexpr KernelLibrary kLibrary = {{kName, kVectorBytes, kGatherM, kGatherV, kDotM, kDotT, kPanelV, kPanelP, kPanelRows}, run};
+#if defined(CONV_EXT_AMX)
+constexpr Bf16Dot kBf16Dot = Bf16Dot::Tiles;
+#elif defined(CONV_EXT_BF16_DOT)
+constexpr Bf16Dot kBf16Dot = Bf16Dot::Vectors;
+#else
+constexpr Bf16Dot kBf16Dot = Bf16Dot::None;
+#endif
+
+constexpr KernelLibrary kLibrary = {
+    {kName, kVectorBytes, kGatherM, kGatherV, kDotM, kDotT, kPanelV, kPanelP, kPanelRows, kBf16Dot}, run};
 
 }  // namespace
 }  // namespace conv_ext

@@ -4,6 +4,7 @@
 #include "../reference/reference.h"
 #include "depthwise.h"
 #include "direct.h"
+#include "implicit_weight_grad.h"
 #include "panels.h"
 #include "winograd.h"
 
@@ -20,6 +21,10 @@ RunPass select_algorithm(Algorithm algorithm) {
   switch (algorithm) {
     case Algorithm::Depthwise:
       return run_depthwise<T, A, pass>;
+    case Algorithm::ImplicitGemm:
+      // bfloat16, and float32 that may be rounded to it; the plan declines the other types.
+      if constexpr (is_same<T, bfloat16> || is_same<T, float>) return run_implicit_gemm<T, pass>;
+      return nullptr;
     case Algorithm::Winograd:
       if constexpr (sizeof(T) == 4 && sizeof(A) == 4) return run_winograd<T, A, pass>;
       return nullptr;

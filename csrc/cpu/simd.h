@@ -219,6 +219,11 @@ inline __attribute__((always_inline)) Vec<A> sum_each(Vec<A>* v) {
   return v[0];
 }
 
+template <class A, class B>
+constexpr bool is_same = false;
+template <class A>
+constexpr bool is_same<A, A> = true;
+
 // Storage types of two bytes. Sums are formed in float32; a result is rounded once, to nearest even.
 struct bfloat16 {
   uint16_t bits;

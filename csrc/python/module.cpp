@@ -2,6 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "../torch/fastcall.h"
 #include "../torch/operators.h"
@@ -20,14 +24,28 @@ py::dict build_info() {
   return info;
 }
 
+// Asks Linux for the tiles' registers, which a process has on request only.
+bool tiles_are_allowed() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 // Instruction sets that this processor and its operating system can run, the best first.
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    names.push_back("avx512");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  if (bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && tiles_are_allowed())
+    names.push_back("amx");
+  if (bf16) names.push_back("avx512_bf16");
+  if (avx512) names.push_back("avx512");
   if (avx2) names.push_back("avx2");
 #endif
   names.push_back("baseline");
@@ -88,7 +106,7 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
     tiles["C/g"] = plan.tile_c;
     tiles["splits"] = plan.splits;
   }
-  if (!empty && chosen.algorithm == Algorithm::Direct) {
+  if (!empty && (chosen.algorithm == Algorithm::Direct || chosen.algorithm == Algorithm::ImplicitGemm)) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
     tiles["images"] = plan.images;
@@ -98,7 +116,7 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
       tiles["splits"] = plan.splits;
     } else {
       tiles["channels"] = plan.task_m;
-      tiles["lanes"] = plan.flat ? "across rows" : "within rows";
+      if (chosen.algorithm == Algorithm::Direct) tiles["lanes"] = plan.flat ? "across rows" : "within rows";
     }
   }
   text["as_1x1"] = covers;

@@ -38,7 +38,9 @@ inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axi
          aligned((vertical.phases() * horizontal.phases() + 1) * 8);
 }
 
-// By panels; in plan_panels.cpp.
+// The implicit matrix product, in plan_implicit_gemm.cpp; by panels, in plan_panels.cpp.
+const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_implicit_gemm(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
 const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 void prepare_panels(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);

@@ -1,0 +1,212 @@
+// The operands of the implicit matrix product: the order of its reduction, the packed source, the packed weights.
+#pragma once
+
+#include "amx.h"
+#include "pack_bf16.h"
+
+namespace conv_ext {
+
+#if defined(CONV_EXT_BF16_DOT)
+
+// The order of the reduction: taps by ascending packed position, with all channels of a tap together.
+struct DotTables {
+  Axis vertical, horizontal;
+  Reach down, across;
+  int64_t channels;
+  int64_t pitch;           // packed positions between two rows
+  Segment* segment;        // those of one pair of phases together
+  int64_t* first_tap;      // (segments) where in `tap` a segment begins
+  int64_t* segment_begin;  // (phases + 1)
+  int64_t* tap;            // (R S) r * S + s
+  int64_t* tap_pair;       // (R S) of tap r * S + s: pairs before its first channel; -1: it touches no output
+  int64_t pairs;           // of all phases
+
+  static DotTables make(const ConvProblem& z, Pass pass, int64_t tile_w, int64_t channels, Carver& memory) {
+    DotTables t;
+    t.vertical = vertical_axis(z, pass);
+    t.horizontal = horizontal_axis(z, pass);
+    t.down = reach_of(t.vertical);
+    t.across = reach_of(t.horizontal);
+    t.channels = channels;
+    t.pitch = t.across.extent(tile_w);
+    const int64_t taps = z.r * z.s, phases_h = t.vertical.phases(), phases_w = t.horizontal.phases();
+    t.segment = memory.take<Segment>(taps);
+    t.first_tap = memory.take<int64_t>(taps);
+    t.tap = memory.take<int64_t>(taps);
+    t.tap_pair = memory.take<int64_t>(taps);
+    t.segment_begin = memory.take<int64_t>(phases_h * phases_w + 1);
+    for (int64_t i = 0; i < taps; ++i) t.tap_pair[i] = -1;
+    int64_t next = 0, taken = 0;
+    t.pairs = 0;
+    for (int64_t fh = 0; fh < phases_h; ++fh) {
+      for (int64_t fw = 0; fw < phases_w; ++fw) {
+        t.segment_begin[fh * phases_w + fw] = next;
+        for (int64_t i = 0; i < z.r; ++i) {
+          const int64_t r = t.vertical.inverse ? z.r - 1 - i : i;
+          if (t.vertical.phase_of(r) != fh) continue;
+          const int64_t row = (t.vertical.offset(r) - t.down.low) * t.pitch;
+          int64_t end = -1;  // the position after the last tap of the segment that is open
+          for (int64_t j = 0; j < z.s; ++j) {
+            const int64_t s = t.horizontal.inverse ? z.s - 1 - j : j;
+            if (t.horizontal.phase_of(s) != fw) continue;
+            const int64_t at = row + t.horizontal.offset(s) - t.across.low;
+            if (at != end) {
+              t.first_tap[next] = taken;
+              t.segment[next++] = {at * channels, t.pairs, 0};
+            }
+            Segment& open = t.segment[next - 1];
+            t.tap_pair[r * z.s + s] = open.w + open.elements / 2;
+            open.elements += channels;
+            t.pairs = open.w + ceil_div(open.elements, 2);
+            t.tap[taken++] = r * z.s + s;
+            end = at + 1;
+          }
+        }
+      }
+    }
+    t.segment_begin[phases_h * phases_w] = next;
+    return t;
+  }
+};
+
+// The source that outputs from (i0, j0) on read, with zeros for the padding: [image][row][column][channel], of `rows`
+// packed rows of `columns` positions. The view starts at the first channel.
+template <class T>
+void pack_source(bfloat16* to, const DotTables& t, View<T> view, int64_t n0, int64_t n1, int64_t i0, int64_t j0,
+                 int64_t rows, int64_t columns) {
+  const int64_t channels = t.channels, length = columns * channels;
+  const int64_t left = t.across.low + j0 * t.horizontal.step(), step = t.across.source_step;
+  const int64_t inside = min_of(left < 0 ? ceil_div(-left, step) : 0, columns);
+  const int64_t rest = t.horizontal.source - left;
+  const int64_t outside = max_of(inside, min_of(rest > 0 ? ceil_div(rest, step) : 0, columns));
+  for (int64_t n = n0; n < n1; ++n) {
+    for (int64_t y = 0; y < rows; ++y, to += length) {
+      const int64_t row = t.down.low + i0 * t.vertical.step() + y * t.down.source_step;
+      if (row < 0 || row >= t.vertical.source) {
+        memset(to, 0, size_t(length) * sizeof(bfloat16));
+        continue;
+      }
+      memset(to, 0, size_t(inside * channels) * sizeof(bfloat16));
+      pack_bf16(to + inside * channels, 1, channels,
+                view.data + n * view.n + row * view.row + (left + inside * step) * view.column, view.channel,
+                step * view.column, channels, outside - inside);
+      memset(to + outside * channels, 0, size_t((columns - outside) * channels) * sizeof(bfloat16));
+    }
+  }
+}
+
+// Packs weights, seen as (gemm_m, channels, R, S), as [block of 16 outputs][pair of the reduction][16][2].
+template <class T>
+struct DotWeights {
+  const DotTables& tables;
+  View<T> view;
+  int64_t taps_of_row, taps, group_m;
+  int64_t block_pitch;  // elements between packed blocks
+  bool input_grad;
+
+  int64_t channels() const { return tables.channels; }
+  int64_t block_size() const { return tables.pairs * kPairBlock; }
+  int64_t lane_step() const { return input_grad ? view.channel : view.n; }
+  int64_t channel_step() const { return input_grad ? view.n : view.channel; }
+  const T* at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
+    return view.data + group * (input_grad ? channels() : group_m) * view.n + m * lane_step() + c * channel_step() +
+           tap / taps_of_row * view.row + tap % taps_of_row * view.column;
+  }
+  // Pairs of channels c and c + 1, zeros where there is no second one, for 16 neighbours of which `count` are there.
+  __m512i pairs_at(const T* p, int64_t c, int64_t count) const {
+    // The weights lie channel by channel: what comes next is far away, where no prefetching looks.
+    _mm_prefetch(reinterpret_cast<const char*>(p + 4 * channel_step()), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p + 5 * channel_step()), _MM_HINT_T0);
+    const __m512i even = bits16(p, count);
+    return c + 1 < channels() ? pairs16(even, bits16(p + channel_step(), count)) : even;
+  }
+
+  // Blocks of 16 outputs of one group, by 16 x 16 squares of pairs wherever the memory allows.
+  void pack(bfloat16* to, int64_t group, int64_t first, int64_t blocks) const {
+    const bool whole_pairs = channels() % 2 == 0 || tables.across.span == 1;
+    const bool by_taps = view.column == 1 && view.row == taps_of_row;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t m = (first + block) * kDotLanes, lanes = min_of(kDotLanes, group_m - m);
+      bfloat16* const t = to + block * block_pitch;
+      if (!whole_pairs || (lane_step() != 1 && channel_step() != 1 && !by_taps)) {
+        pack_one_by_one(t, group, m, lanes);
+      } else if (channel_step() == 1 && lane_step() != 1) {
+        for (int64_t tap = 0; tap < taps; ++tap)
+          for (int64_t c = 0; c < channels(); c += kPairBlock) pack_channels(t, group, m, lanes, c, tap);
+      } else if (!input_grad) {
+        for (int64_t c = 0; c < channels(); c += 2) pack_pair(t, group, m, lanes, c);
+      }
+    }
+    // Neighbouring outputs' weights lie together in input_grad: all blocks of a channel at once.
+    if (!input_grad || !whole_pairs || (lane_step() != 1 && (channel_step() == 1 || !by_taps))) return;
+    for (int64_t c = 0; c < channels(); c += 2) {
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t m = (first + block) * kDotLanes;
+        pack_pair(to + block * block_pitch, group, m, min_of(kDotLanes, group_m - m), c);
+      }
+    }
+  }
+
+  // All taps of a pair of channels, where the outputs or the taps are neighbours.
+  void pack_pair(bfloat16* to, int64_t group, int64_t m, int64_t lanes, int64_t c) const {
+    if (lane_step() == 1) {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        if (tables.tap_pair[tap] >= 0)
+          _mm512_storeu_si512(to + (tables.tap_pair[tap] + c / 2) * kPairBlock,
+                              pairs_at(at(group, m, c, tap), c, lanes));
+      return;
+    }
+    for (int64_t tap = 0; tap < taps; tap += kDotLanes) {
+      const int64_t count = min_of(kDotLanes, taps - tap);
+      const T* const from = at(group, m, c, 0) + tap;
+      __m512i row[kDotLanes];
+#pragma GCC unroll 16
+      for (int l = 0; l < kDotLanes; ++l)
+        row[l] = l < lanes ? pairs_at(from + l * lane_step(), c, count) : _mm512_setzero_si512();
+      turn_square(row);
+      alignas(64) __m512i turned[kDotLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kDotLanes; ++i) turned[i] = row[i];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t pair = tables.tap_pair[tap + i];
+        if (pair >= 0) _mm512_storeu_si512(to + (pair + c / 2) * kPairBlock, turned[i]);
+      }
+    }
+  }
+
+  // Up to 32 neighbouring channels of a tap.
+  void pack_channels(bfloat16* to, int64_t group, int64_t m, int64_t lanes, int64_t c, int64_t tap) const {
+    if (tables.tap_pair[tap] < 0) return;
+    const int64_t count = min_of(kPairBlock, channels() - c);
+    const T* const from = at(group, m, c, tap);
+    alignas(64) bfloat16 line[kDotLanes][kPairBlock];
+    memset(line, 0, sizeof(line));
+    for (int64_t l = 0; l < lanes; ++l) copy_run(line[l], from + l * lane_step(), count);
+    __m512i row[kDotLanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < kDotLanes; ++l) row[l] = _mm512_load_si512(line[l]);
+    turn_square(row);
+    alignas(64) __m512i turned[kDotLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kDotLanes; ++i) turned[i] = row[i];
+    bfloat16* const t = to + (tables.tap_pair[tap] + c / 2) * kPairBlock;
+    for (int64_t i = 0; i < ceil_div(count, 2); ++i) _mm512_storeu_si512(t + i * kPairBlock, turned[i]);
+  }
+
+  void pack_one_by_one(bfloat16* to, int64_t group, int64_t m, int64_t lanes) const {
+    memset(to, 0, size_t(block_size()) * sizeof(bfloat16));
+    const int64_t segments = tables.segment_begin[tables.vertical.phases() * tables.horizontal.phases()];
+    for (int64_t i = 0; i < segments; ++i) {
+      const Segment& segment = tables.segment[i];
+      for (int64_t e = 0; e < segment.elements; ++e) {
+        const T* const from = at(group, m, e % channels(), tables.tap[tables.first_tap[i] + e / channels()]);
+        bfloat16* const t = to + (segment.w + e / 2) * kPairBlock + e % 2;
+        for (int64_t l = 0; l < lanes; ++l) t[2 * l] = read_bf16(from + l * lane_step());
+      }
+    }
+  }
+};
+
+#endif
+
+}  // namespace conv_ext

@@ -28,7 +28,8 @@ except ImportError as error:
         f"    {sys.executable} -m pip install --no-build-isolation -e ."
     )
 
-KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "library.cpp"]
+KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "depthwise.cpp", "implicit_gemm.cpp", "library.cpp"]
+PASS_SOURCES = KERNEL_SOURCES[:4]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
     "csrc/plan_implicit_gemm.cpp",
@@ -53,6 +54,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
         "amx-emulated": f"{AVX512} -DCONV_EXT_AMX_EMULATED -O1",  # for tests alone
     }
+# These differ from AVX-512 in the implicit matrix product alone, and take the objects of the passes from there.
+SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
 
 
 def source_digest() -> str:
@@ -110,7 +113,10 @@ def ninja_file(build: Path) -> str:
     for isa, flags in ISA_FLAGS.items():
         objects = []
         for source in KERNEL_SOURCES:
-            objects.append(f"{isa}/{source}.o")
+            shared = SHARES_PASSES.get(isa) if source in PASS_SOURCES else None
+            objects.append(f"{shared or isa}/{source}.o")
+            if shared:
+                continue
             lines += [f"build {objects[-1]}: compile {(ROOT / 'csrc' / 'cpu' / source).as_posix().replace(' ', '$ ')}", f"  isa = {flags}"]
         lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"

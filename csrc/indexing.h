@@ -145,4 +145,29 @@ inline Reach reach_of(const Axis& axis) {
   return {low, high - low + 1, 1, axis.step()};
 }
 
+// Depthwise: how many taps of an axis one phase has at most; how many source rows are listed for a block of outputs;
+// how many segments a row of outputs is cut into.
+inline int64_t depthwise_phase_taps(const Axis& axis) {
+  return axis.inverse ? ceil_div(axis.taps, axis.stride / greatest_common_divisor(axis.stride, axis.dilation))
+                      : axis.taps;
+}
+inline int64_t depthwise_listed_rows(const Axis& vertical, int64_t block) {
+  const int64_t taps = depthwise_phase_taps(vertical);
+  return vertical.dilation == 1 && vertical.step() <= 2 ? max_of(block, (block - 1) * vertical.step() + taps)
+                                                        : block * taps;
+}
+// Channels of small maps that are computed by one call of the loops.
+inline int64_t depthwise_together(const Axis& vertical, const Axis& horizontal) {
+  return min_of(16, max_of(1, 4096 / max_of(1, vertical.source * horizontal.source)));
+}
+inline int64_t depthwise_segments(const Axis& horizontal, int64_t phase) {
+  // Outputs that a tap takes beyond the source, the whole ones in the middle, and the last vector's on either side.
+  const int64_t count = horizontal.count(phase),
+                reach = (horizontal.taps - 1) * horizontal.dilation + horizontal.stride;
+  const int64_t before = horizontal.inverse ? reach : horizontal.pad;
+  const int64_t furthest = (count - 1) * horizontal.stride + reach - horizontal.pad;
+  const int64_t behind = horizontal.inverse ? reach : max_of(0, furthest - horizontal.source);
+  return min_of(count, before + behind + 4);
+}
+
 }  // namespace conv_ext

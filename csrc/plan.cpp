@@ -11,11 +11,12 @@
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kMaxImages = 128;        // images side by side
-constexpr double kInterleaveCost = 1.15;   // packing images side by side is slower than copying rows
-constexpr int64_t kChannelsTogether = 16;  // small groups are packed together up to so many channels
-constexpr int64_t kVectorsTogether = 8;    // depthwise: vectors of channels per packed tile
-constexpr double kNarrowTile = 0.5;        // forward: vectors that a run of lanes loses, its last tile being narrow
+constexpr int64_t kMaxImages = 128;           // images side by side
+constexpr double kInterleaveCost = 1.15;      // packing images side by side is slower than copying rows
+constexpr int64_t kChannelsTogether = 16;     // small groups are packed together up to so many channels
+constexpr int64_t kDepthwiseUnit = 64 << 10;  // depthwise: bytes that a task reads and writes where it is one of many
+constexpr int64_t kDepthwiseRows = 7;         // depthwise: outputs below one another, kMaxDepthwiseRows in its kernels
+constexpr double kNarrowTile = 0.5;           // forward: vectors that a run of lanes loses, its last tile being narrow
 constexpr int64_t kGradLanes = 1024;  // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
 constexpr int64_t kGradBlock = 64;    // weight_grad: channels of each operand per tile
 constexpr int64_t kOverread = 512;    // bytes that a register tile may read past its last lane
@@ -177,45 +178,78 @@ const char* direct_declines(const ConvProblem& z, Pass pass, const IsaTraits& is
   return nullptr;
 }
 
+// Bytes of the tables in cpu/depthwise.h.
+int64_t depthwise_table_bytes(const Axis& vertical, const Axis& horizontal) {
+  const int64_t taps = depthwise_phase_taps(horizontal);
+  int64_t bytes = aligned(vertical.phases() * 40) + aligned((horizontal.phases() + 1) * 56);
+  for (int64_t f = 0; f < horizontal.phases(); ++f) {
+    const int64_t segments = depthwise_segments(horizontal, f);
+    const int64_t lists = f == 0 && horizontal.phases() == 2 ? 2 : 1;  // one more that serves both phases
+    bytes += lists * (aligned(segments * 32) + segments * aligned(taps * 16));
+  }
+  return bytes;
+}
+
 void prepare_depthwise(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const bool weight_grad = pass == Pass::WeightGrad, share = z.flops() >= kWorthSharing;
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
   const int64_t pitch = round_up(z.c, lanes), sum_bytes = pitch * taps * bytes_each;
-  // Tiles of one vector of channels, source and result: what a tile reads beyond its own rows does not depend on where
-  // it lies, but for the borders.
-  const auto tile_bytes = [&](int64_t rows) {
-    return aligned(min_of(span_rows(vertical, rows), vertical.source) * horizontal.source * isa.vector_bytes) +
-           aligned(rows * horizontal.output * isa.vector_bytes);
-  };
-  int64_t cut = 1;
-  const auto tile_rows = [&] { return ceil_div(vertical.output, cut); };
-  while (tile_bytes(tile_rows()) > kTileBudget && tile_rows() > 1) cut *= 2;
-  plan->tile_h = tile_rows();
-  plan->tile_w = horizontal.output;
-  // Several vectors of channels share one list of taps.
-  const int64_t vectors = max_of(1, min_of(kVectorsTogether, kTileBudget / tile_bytes(plan->tile_h)));
-  plan->tile_c = min_of(pitch, vectors * lanes);
-  const int64_t units = z.n * ceil_div(vertical.output, plan->tile_h), chunks = ceil_div(z.c, plan->tile_c);
+  // Where lanes are columns a unit is some channels, large enough to be worth handing out; only few large maps are cut.
+  const int64_t map_bytes = (z.h * z.w + z.p * z.q) * bytes_each;
+  plan->task_groups =
+      max_of(1, min_of(z.c, min_of(kDepthwiseUnit / max_of(1, map_bytes), z.n * z.c / (2 * kEnoughTasks))));
+  if (weight_grad) plan->task_groups = min_of(max_of(1, z.c / kEnoughTasks), kChannelsTogether);
+  // Where lanes are channels and rows are packed: channels whose packed rows fit.
+  const int64_t listed = depthwise_listed_rows(vertical, kDepthwiseRows);
+  const int64_t row_bytes = isa.vector_bytes * (listed * horizontal.source + kDepthwiseRows * horizontal.output);
+  plan->tile_c = lanes * max_of(1, min_of(pitch / lanes, kTileBudget / row_bytes));
   plan->splits = 1;
-  if (pass == Pass::WeightGrad && z.flops() >= kWorthSharing)
-    plan->splits = max_of(
-        1, min_of(min_of(units, ceil_div(kEnoughTasks, ceil_div(z.c, kDepthwiseChannels))), kPartialSums / sum_bytes));
-  plan->tasks = pass == Pass::WeightGrad ? plan->splits * chunks : units * chunks;
+  if (weight_grad && share)
+    plan->splits =
+        max_of(1, min_of(min_of(z.n * z.p, ceil_div(kEnoughTasks * kGradBlock, pitch)), kPartialSums / sum_bytes));
+  const int64_t units = weight_grad ? plan->splits : share ? ceil_div(kEnoughTasks, z.c) : 1;
+  const int64_t tiles = max_of(1, min_of(vertical.output, ceil_div(units, max_of(1, z.n))));
+  plan->tile_h = round_up(ceil_div(vertical.output, tiles), kDepthwiseRows * vertical.output_step());
+  plan->tile_w = horizontal.output;
+  if (weight_grad) plan->splits = max_of(1, min_of(plan->splits, z.n * ceil_div(z.p, max_of(1, plan->tile_h))));
+  plan->tasks = !share ? 1
+                       : ceil_div(z.c, plan->task_groups) *
+                             (weight_grad ? plan->splits : z.n * ceil_div(vertical.output, plan->tile_h));
+  const int64_t widest = max_of(horizontal.source * pitch, horizontal.source + horizontal.step()) + 4096;
   plan->workspace_bytes =
-      aligned(pitch * element_bytes(z.dtype)) + aligned(pitch * bytes_each) +
-      (pass == Pass::WeightGrad ? aligned(plan->splits * sum_bytes) : aligned(sum_bytes) + aligned(pitch * bytes_each));
-  plan->scratch_bytes = 4 * aligned(taps * 8) + ceil_div(plan->tile_c, lanes) * tile_bytes(plan->tile_h);
+      depthwise_table_bytes(vertical, horizontal) + aligned(widest * bytes_each) +
+      (weight_grad ? aligned(plan->splits * sum_bytes) : aligned(sum_bytes) + aligned(pitch * bytes_each));
+  const int64_t column_row = bytes_each * (horizontal.source + horizontal.step()),
+                column_out = bytes_each * horizontal.phases() * round_up(horizontal.longest_count(), lanes);
+  const int64_t column_bytes = aligned(listed * column_row) +
+                               aligned(kDepthwiseRows * depthwise_together(vertical, horizontal) * column_out) +
+                               (weight_grad ? aligned(plan->task_groups * taps * isa.vector_bytes) : 0);
+  const int64_t channel_bytes =
+      aligned(listed * horizontal.source * plan->tile_c * bytes_each) +
+      aligned(kDepthwiseRows * (weight_grad ? horizontal.output : 1) * plan->tile_c * bytes_each);
+  plan->scratch_bytes = aligned(listed * 8) + aligned(kDepthwiseRows * 8) + max_of(column_bytes, channel_bytes);
 }
 
 const char* depthwise_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
   if (z.groups != z.c || z.groups != z.k) return "it is for depthwise problems, where groups = C = K";
   if (is_complex(z.dtype)) return "it is for real numbers";
-  if (2 * z.c * accumulator_bytes(z.dtype) < isa.vector_bytes) return "the channels fill less than half a vector";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  if (vertical.phases() > kMaxPhases / z.r || horizontal.phases() > kMaxPhases / z.s)
+    return "it is for strides that, times R or S, are at most 4096";
+  if (max_of(horizontal.source, horizontal.output) > kScratchLimit / (16 * z.s) / accumulator_bytes(z.dtype))
+    return "the rows are so long that a block of them exceeds 16 MiB of scratch for each thread";
   Plan plan{};
   prepare_depthwise(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit)
-    return "one row of a vector of channels exceeds 16 MiB of scratch for each thread";
+  if (plan.scratch_bytes > kScratchLimit) return "one block of rows exceeds 16 MiB of scratch for each thread";
+  return nullptr;
+}
+
+const char* depthwise_yields(const ConvProblem& z, Pass, const IsaTraits& isa) {
+  // Then lanes would be columns, which channels_last would have to be turned round for.
+  if (z.channels_last && 2 * z.c * accumulator_bytes(z.dtype) < isa.vector_bytes)
+    return "the channels fill less than half a vector";
   return nullptr;
 }
 
@@ -230,7 +264,7 @@ void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* 
 
 // The choice of algorithm on one page: the first that neither declines nor yields runs.
 const Candidate kCandidates[kCandidateCount] = {
-    {Algorithm::Depthwise, "depthwise", depthwise_declines, never_yields, prepare_depthwise},
+    {Algorithm::Depthwise, "depthwise", depthwise_declines, depthwise_yields, prepare_depthwise},
     {Algorithm::Winograd, "winograd", winograd_declines, winograd_yields, prepare_winograd},
     {Algorithm::ImplicitGemm, "implicit_gemm", implicit_gemm_declines, never_yields, prepare_implicit_gemm},
     {Algorithm::Panels, "panels", panels_decline, panels_yield, prepare_panels},

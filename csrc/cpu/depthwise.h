@@ -1,382 +1,397 @@
-// The depthwise algorithm: one input channel per output channel.
+// The depthwise algorithm: one input channel per output channel. Start reading at run_depthwise, at the end.
 //
-// Vectors run over channels. With channels_last every operand is read where it lies; in any other layout a tile of
-// kLanes channels is turned round into that order first, and the result back. A tap is a pointer; where it reads the
-// padding, it points at zeros. Start reading at run_depthwise, at the end.
-//
-// Tried without gain (float32, AVX-512, ratio to oneDNN over ten layers): sharing the loads of three neighbouring taps,
-// 0.65 against 0.66; copying positions that lie multiples of 512 bytes apart into a packed tile first, 0.71 against
-// 0.77.
+// Vectors run over columns where the columns of the operands lie side by side (NCHW), over channels where these do
+// (channels_last). Either way operands are read and written where they lie; what lies otherwise, is of another type or
+// has a larger stride is copied into rows of the accumulator's type, a block of rows at a time, and the result back.
 #pragma once
 
-#include "pack.h"
+#include "depthwise_rows.h"
 
 namespace conv_ext {
 
-constexpr int kDepthwiseSums = 8;  // vectors of outputs side by side in registers: pixels x channel vectors
-constexpr int kDepthwiseTaps = 9;  // weight_grad: taps side by side in registers
+template <class T, class A, Pass pass>
+struct DepthwiseTask : DepthwiseRows<T, A, pass> {
+  using Base = DepthwiseRows<T, A, pass>;
+  using Base::Base;
+  using Base::biases;
+  using Base::channel_lanes;
+  using Base::chunk;
+  using Base::chunk_taps;
+  using Base::column_step;
+  using Base::columns;
+  using Base::columns_apart;
+  using Base::copy_back;
+  using Base::horizontal;
+  using Base::input_grad;
+  using Base::L;
+  using Base::list_rows;
+  using Base::pack_row;
+  using Base::pairs;
+  using Base::pitch;
+  using Base::plan;
+  using Base::relu;
+  using Base::result;
+  using Base::result_in_place;
+  using Base::rows;
+  using Base::same_type;
+  using Base::source;
+  using Base::source_in_place;
+  using Base::source_row;
+  using Base::spreads;
+  using Base::sums;
+  using Base::taps;
+  using Base::together;
+  using Base::vertical;
+  using Base::weight;
+  using Base::weight_grad;
+  using Base::weights;
+  using Base::z;
 
-// The taps of one output position: where each reads, and how far on the next position of the run reads.
-template <class T>
-struct TapList {
-  const T** at;
-  int64_t* step;
-  int64_t* block;  // elements between one vector of channels and the next
-  int64_t* tap;    // r * S + s
-  int64_t count;
-};
+  // ---- forward and input_grad
 
-// out[pixel][c] = bias[c] + sum over taps of  w[tap][c] * at[tap][pixel * step][c],  or its ReLU, for P pixels and V
-// vectors of channels, or for the first `lanes` channels of one vector.
-template <class S, class T, class A, int P, int V, bool whole>
-inline void depthwise_block(const TapList<S>& taps, int64_t pixel, const A* weight, int64_t pitch, const A* bias,
-                            bool relu, T* out, int64_t out_step, int64_t out_block, int64_t c, int64_t lanes) {
-  constexpr int L = kLanes<A>;
-  Vec<A> sum[P][V];
-#pragma GCC unroll 8
-  for (int i = 0; i < P; ++i)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[i][v] = load(bias + c + v * L);
-  for (int64_t t = 0; t < taps.count; ++t) {
-    const int64_t step = taps.step[t];
-    const int64_t block = taps.block[t];
-    const S* x = taps.at[t] + pixel * step + c / L * block;
-    Vec<A> w[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) w[v] = load(weight + taps.tap[t] * pitch + c + v * L);
-#pragma GCC unroll 8
-    for (int i = 0; i < P; ++i, x += step)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[i][v] += w[v] * (whole ? read_lanes<A>(x + v * block) : read_lanes<A>(x, lanes));
-  }
-  if (relu) {
-#pragma GCC unroll 8
-    for (int i = 0; i < P; ++i)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[i][v] = rectify<T, A>(sum[i][v]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < P; ++i)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      T* to = out + i * out_step + (c / L + v) * out_block;
-      if (whole)
-        write_lanes<T, A>(to, sum[i][v]);
-      else
-        write_lanes<T, A>(to, sum[i][v], lanes);
-    }
-}
-
-template <class S, class T, class A, int P>
-void depthwise_pixels(const TapList<S>& taps, int64_t pixel, const A* weight, int64_t pitch, const A* bias, bool relu,
-                      T* out, int64_t out_step, int64_t out_block, int64_t channels) {
-  constexpr int L = kLanes<A>, V = kDepthwiseSums / P;
-  int64_t c = 0;
-  for (; c + V * L <= channels; c += V * L)
-    depthwise_block<S, T, A, P, V, true>(taps, pixel, weight, pitch, bias, relu, out, out_step, out_block, c, L);
-  for (; c + L <= channels; c += L)
-    depthwise_block<S, T, A, P, 1, true>(taps, pixel, weight, pitch, bias, relu, out, out_step, out_block, c, L);
-  if (c < channels)
-    depthwise_block<S, T, A, P, 1, false>(taps, pixel, weight, pitch, bias, relu, out, out_step, out_block, c,
-                                          channels - c);
-}
-
-// sum[tap][lane] += sum over pixels of  g[pixel] * at[tap][pixel * step],  for `B` taps and one vector of channels.
-template <class S, class T, class A, int B>
-inline void depthwise_taps(const TapList<S>& taps, int64_t first, int64_t vector, const T* g, int64_t g_step,
-                           int64_t pixels, A* sum, int64_t lanes) {
-  constexpr int L = kLanes<A>;
-  Vec<A> total[B] = {};
-  const S* at[B];
-#pragma GCC unroll 16
-  for (int b = 0; b < B; ++b) at[b] = taps.at[first + b] + vector * taps.block[first + b];
-  const int64_t* const step = taps.step + first;
-  const auto add = [&](auto read_at) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < pixels; ++i) {
-      const Vec<A> gv = read_at(g + i * g_step);
-#pragma GCC unroll 16
-      for (int b = 0; b < B; ++b) total[b] += gv * read_at(at[b] + i * step[b]);
-    }
+  struct Scratch {
+    const A** list;
+    const A** grad;
+    A *packed, *packed_grad, *out;
   };
-  if (lanes >= L) {
-    add([](const auto* p) __attribute__((always_inline)) { return read_lanes<A>(p); });
-  } else {
-    add([lanes](const auto* p) __attribute__((always_inline)) { return read_lanes<A>(p, lanes); });
-  }
-#pragma GCC unroll 16
-  for (int b = 0; b < B; ++b) store(sum + b * L, load(sum + b * L) + total[b]);
-}
 
-// Reads elements of type S, writes (for weight_grad: reads as the upstream gradient) elements of type T.
-template <class S, class T, class A>
-struct Depthwise {
-  const ConvProblem& z;
-  Axis vertical, horizontal;
-  // Both at the first of the channels; `channel` counts the elements between one vector of channels and the next.
-  View<S> source;
-  View<T> result;
-  const S* zeros;  // one vector of them
-  int64_t channels;
-  bool relu;
-
-  int64_t taps() const { return z.r * z.s; }
-
-  // The taps that output (o_h, o_w) reads, and the source positions of image n that they read.
-  void list_taps(int64_t n, int64_t o_h, int64_t o_w, int64_t run, TapList<S>* list) const {
-    const int64_t fh = vertical.inverse ? o_h % z.stride_h : 0, fw = horizontal.inverse ? o_w % z.stride_w : 0;
-    const int64_t ih = vertical.inverse ? o_h / z.stride_h : o_h, iw = horizontal.inverse ? o_w / z.stride_w : o_w;
-    list->count = 0;
-    for (int64_t r = 0; r < z.r; ++r) {
-      if (vertical.phase_of(r) != fh) continue;
-      const int64_t row = ih * vertical.step() + vertical.offset(r);
-      const bool row_inside = row >= 0 && row < vertical.source;
-      for (int64_t s = 0; s < z.s; ++s) {
-        if (horizontal.phase_of(s) != fw) continue;
-        const int64_t column = iw * horizontal.step() + horizontal.offset(s);
-        const int64_t last = column + (run - 1) * horizontal.step();
-        const bool inside = row_inside && column >= 0 && last < horizontal.source;
-        const int64_t i = list->count++;
-        list->at[i] = inside ? source.data + n * source.n + row * source.row + column * source.column : zeros;
-        list->step[i] = inside ? horizontal.step() * source.column : 0;
-        list->block[i] = inside ? source.channel : 0;
-        list->tap[i] = r * z.s + s;
+  void run_plane(int64_t n, int64_t c, int64_t channels, int64_t first, int64_t last, const Scratch& scratch) const {
+    const T* const from = source.data + n * source.n + c * source.channel;
+    T* const to = result.data + n * result.n + c * result.channel;
+    const int64_t step = vertical.output_step();
+    if (spreads) {
+      for (int64_t row = first; row < last; row += 2 * kMaxDepthwiseRows) {
+        const int64_t here = min_of(2 * kMaxDepthwiseRows, last - row);
+        list_rows(rows[1], from, channels, row / 2, int(ceil_div(here, 2)), scratch.list, scratch.packed);
+        const T* const middle = weight.data + c * weight.n + weight.row + weight.column;
+        depthwise_spread<A>({scratch.list, columns[2].segment, columns[2].count, reinterpret_cast<const A*>(middle),
+                             -weight.row, -weight.column, reinterpret_cast<A*>(to + row * result.row), result.row, here,
+                             horizontal.output, channels, source.channel, weight.n, result.channel});
+      }
+      return;
+    }
+    for (int64_t f = 0; f < vertical.phases(); ++f) {
+      const int64_t begin = first > f ? ceil_div(first - f, step) : 0, end = last > f ? ceil_div(last - f, step) : 0;
+      for (int64_t i = begin; i < end;) {
+        const int block = depthwise_rows(end - i, kMaxDepthwiseRows);
+        list_rows(rows[f], from, channels, i, block, scratch.list, scratch.packed);
+        run_block(rows[f], c, channels, block, to + (f + i * step) * result.row, ahead_of(from, i), scratch);
+        i += block;
       }
     }
   }
 
-  // How many outputs of a phase, from its i-th on, read with every tap inside the source; 0: output i has a tap
-  // outside.
-  int64_t inner_run(int64_t phase, int64_t i, int64_t count) const {
-    int64_t run = count - i;
-    for (int64_t s = 0; s < z.s; ++s) {
-      if (horizontal.phase_of(s) != phase) continue;
-      const int64_t column = i * horizontal.step() + horizontal.offset(s);
-      if (column < 0 || column >= horizontal.source) return 0;
-      run = min_of(run, (horizontal.source - 1 - column) / horizontal.step() + 1);
-    }
-    return run;
-  }
-
-  // Calls body(first output column, outputs, column step) for every run of one row in which a tap list holds.
-  template <class Body>
-  void for_runs(Body body) const {
-    for (int64_t phase = 0; phase < horizontal.phases(); ++phase) {
-      const int64_t count = horizontal.count(phase), step = horizontal.output_step();
-      for (int64_t i = 0; i < count;) {
-        const int64_t run = max_of(1, inner_run(phase, i, count));
-        body(phase + i * step, run, step);
-        i += run;
+  void run_block(const PhaseTaps& down, int64_t c, int64_t channels, int block, T* to, const A* ahead,
+                 const Scratch& scratch) const {
+    const int64_t step = vertical.step(), out_step = horizontal.output_step();
+    const int64_t to_row = vertical.output_step() * result.row;
+    const int64_t out_pitch = channel_lanes ? chunk : round_up(horizontal.longest_count(), L);
+    const int chunk_r = chunk_taps(down, step);
+    RunArguments<A> a;
+    a.rows = scratch.list;
+    a.row_step = down.count;
+    a.chunks = down.count / chunk_r;
+    a.out_row = result_in_place ? to_row : out_pitch;
+    const int64_t out_channel = horizontal.phases() * block * out_pitch;
+    a.channels = channels;
+    a.ahead = ahead;
+    a.ahead_row = source.row;
+    a.x_channel = source.channel;
+    a.weight_channel = same_type ? weight.n : taps();
+    a.out_channel = result_in_place ? result.channel : out_channel;
+    a.bias = biases + c;
+    a.relu = relu && same_type;  // what is rounded afterwards is asked then
+    a.weight_vector = channel_lanes ? taps() * L : 0;
+    for (int64_t f = 0; f < horizontal.phases(); ++f) {
+      const SegmentList& list = columns[f];
+      const PhaseTaps& across = list.taps;
+      a.columns = across.count;
+      if (same_type && !channel_lanes) {
+        a.weight =
+            reinterpret_cast<const A*>(weight.data + c * weight.n + down.tap * weight.row + across.tap * weight.column);
+        a.weight_r = down.tap_step * weight.row;
+        a.weight_s = across.tap_step * weight.column;
+      } else {
+        const int64_t lane = channel_lanes ? L : 1;
+        a.weight = weights + c * taps() + (down.tap * z.s + across.tap) * lane;
+        a.weight_r = down.tap_step * z.s * lane;
+        a.weight_s = across.tap_step * lane;
       }
-    }
-  }
-
-  void run_row(int64_t n, int64_t row, const A* weight, int64_t pitch, const A* bias, TapList<S> list) const {
-    for_runs([&](int64_t column, int64_t run, int64_t step) {
-      list_taps(n, row, column, run, &list);
-      T* out = result.data + n * result.n + row * result.row + column * result.column;
-      const int64_t out_step = step * result.column;
-      for (int64_t i = 0; i < run;) {
-        const int64_t pixels = run - i >= 8 ? 8 : run - i >= 4 ? 4 : run - i >= 2 ? 2 : 1;
-        const auto block = pixels == 8   ? depthwise_pixels<S, T, A, 8>
-                           : pixels == 4 ? depthwise_pixels<S, T, A, 4>
-                           : pixels == 2 ? depthwise_pixels<S, T, A, 2>
-                                         : depthwise_pixels<S, T, A, 1>;
-        block(list, i, weight, pitch, bias, relu, out + i * out_step, out_step, result.channel, channels);
-        i += pixels;
+      a.x_first = 0;
+      a.segment = list.segment;
+      a.segments = list.count;
+      if (!channel_lanes) {
+        a.out = result_in_place ? reinterpret_cast<A*>(to) : scratch.out + f * block * out_pitch;
+        (column_step == 2 ? select_run<A, !input_grad, 2, true>(chunk_r, step, block)
+                          : select_run<A, !input_grad, 1, true>(chunk_r, step, block))(a);
+        continue;
       }
-    });
-  }
-
-  // Adds one row's share to sum (channels / kLanes, taps, kLanes).
-  void add_row(int64_t n, int64_t row, A* sum, TapList<S> list) const {
-    constexpr int L = kLanes<A>;
-    for_runs([&](int64_t column, int64_t run, int64_t step) {
-      list_taps(n, row, column, run, &list);
-      const T* g = result.data + n * result.n + row * result.row + column * result.column;
-      for (int64_t c = 0; c < channels; c += L) {
-        A* const block_sum = sum + c * list.count;
-        for (int64_t t = 0; t < list.count;) {
-          const int64_t block = list.count - t >= kDepthwiseTaps ? kDepthwiseTaps : list.count - t >= 3 ? 3 : 1;
-          const auto add = block == kDepthwiseTaps ? depthwise_taps<S, T, A, kDepthwiseTaps>
-                           : block == 3            ? depthwise_taps<S, T, A, 3>
-                                                   : depthwise_taps<S, T, A, 1>;
-          add(list, t, c / L, g + c / L * result.channel, step * result.column, run, block_sum + t * L, channels - c);
-          t += block;
+      for (int64_t i = 0; i < list.count; ++i, ++a.segment) {
+        for (int64_t j = 0; j < a.segment->count; ++j) {
+          T* const pixel = to + (f + (a.segment->first + j) * out_step) * result.column;
+          a.x_first = j * horizontal.step() * columns_apart;
+          if (ahead) a.ahead = ahead + (a.segment->first + j) * horizontal.step() * columns_apart;
+          run_channels(a, chunk_r, block, channels, pixel, to_row, scratch);
         }
       }
+    }
+    if (channel_lanes || result_in_place) return;
+    if (relu && !same_type) rectify_all<T>(scratch.out, channels * out_channel);
+    for (int64_t i = 0; i < channels; ++i)
+      for (int b = 0; b < block; ++b)
+        spread_row(to + i * result.channel + b * to_row, scratch.out + i * out_channel + b * out_pitch,
+                   block * out_pitch);
+  }
+
+  void run_channels(RunArguments<A>& a, int chunk_r, int block, int64_t channels, T* pixel, int64_t to_row,
+                    const Scratch& scratch) const {
+    const int64_t step = vertical.step(), vectors = channels / L, rest = channels % L;
+    const auto run = select_run<A, !input_grad, 1, false>(chunk_r, step, block);
+    a.out = result_in_place ? reinterpret_cast<A*>(pixel) : scratch.out;
+    if (vectors > 0) {
+      a.lanes = kAllLanes<A>;
+      a.vectors = vectors;
+      run(a);
+    }
+    if (rest > 0) {
+      RunArguments<A> last = a;
+      last.lanes = lanes_between<A>(0, rest);
+      last.vectors = 1;
+      last.x_first += vectors * L;
+      last.ahead = nullptr;
+      last.out += vectors * L;
+      last.bias += vectors * L;
+      last.weight += vectors * a.weight_vector;
+      run(last);
+    }
+    if (!result_in_place)
+      for (int b = 0; b < block; ++b) {
+        if (relu && !same_type) rectify_all<T>(scratch.out + b * chunk, channels);
+        copy_back(pixel + b * to_row, scratch.out + b * chunk, channels);
+      }
+  }
+
+  // Writes a row of outputs whose phases lie `apart` from one another.
+  void spread_row(T* to, const A* from, int64_t apart) const {
+    const int64_t step = horizontal.output_step(), phases = horizontal.phases();
+    int64_t done = 0;
+    if constexpr (same_type) {
+      if (step == 2 && phases == 2 && result.column == 1) {
+        Vec<typename IntegerOf<A>::type> low, high;
+        for (int l = 0; l < L; ++l) {
+          low[l] = l / 2 + l % 2 * L;
+          high[l] = low[l] + L / 2;
+        }
+        A* const out = reinterpret_cast<A*>(to);
+        for (; done < horizontal.output; done += 2 * L) {
+          const Vec<A> even = load(from + done / 2), odd = load(from + apart + done / 2);
+          const int64_t rest = horizontal.output - done;
+          const Vec<A> both[2] = {shuffle<A>(even, odd, low), shuffle<A>(even, odd, high)};
+          for (int half = 0; half < 2 && rest > half * L; ++half) {
+            if (rest >= (half + 1) * L)
+              store(out + done + half * L, both[half]);
+            else
+              store_first(out + done + half * L, both[half], rest - half * L);
+          }
+        }
+        return;
+      }
+    }
+    for (int64_t f = 0; f < phases; ++f) {
+      const int64_t count = horizontal.count(f);
+      if (step * result.column == 1) {
+        copy_back(to, from, count);
+      } else {
+        for (int64_t i = 0; i < count; ++i) write<T>(to + (f + i * step) * result.column, from[f * apart + i]);
+      }
+    }
+  }
+
+  // ---- weight_grad
+
+  // Adds the share of some rows of one image to sum: (R S, L), for each vector of channels where lanes are channels.
+  void add_plane(int64_t n, int64_t c, int64_t channels, int64_t first, int64_t last, A* sum,
+                 const Scratch& scratch) const {
+    const T* const from = source.data + n * source.n + c * source.channel;
+    const T* const grad = result.data + n * result.n + c * result.channel;
+    const int64_t grad_row = channel_lanes ? horizontal.output * chunk : round_up(horizontal.output, L);
+    for (int64_t i = first; i < last;) {
+      const int block = depthwise_rows(last - i, kMaxDotRows);
+      list_rows(rows[0], from, channels, i, block, scratch.list, scratch.packed);
+      for (int b = 0; b < block; ++b) {
+        const T* const row = grad + (i + b) * result.row;
+        A* const to = scratch.packed_grad + b * grad_row;
+        if (!result_in_place) pack_row(to, row, result, horizontal.output, 1, channels);
+        scratch.grad[b] = result_in_place ? reinterpret_cast<const A*>(row) : to;
+      }
+      if (channel_lanes) {
+        for (int64_t v = 0; v < channels; v += L)
+          add_block(block, v, channels - v, sum + v * taps(), ahead_of(from, i), scratch);
+      } else {
+        add_block(block, 0, channels, sum, ahead_of(from, i), scratch);
+      }
+      i += block;
+    }
+  }
+
+  void add_block(int block, int64_t lane, int64_t channels, A* sum, const A* ahead, const Scratch& scratch) const {
+    const SegmentList& list = columns[0];
+    const PhaseTaps& down = rows[0];
+    const int chunk_r = chunk_taps(down, vertical.step());
+    DotArgumentsDepthwise<A> a;
+    a.row_step = down.count;
+    a.grad = scratch.grad;
+    a.segment = list.segment;
+    a.segments = list.count;
+    a.x_first = a.g_first = lane;
+    a.x_column = horizontal.step() * columns_apart;
+    a.g_column = result_in_place ? result.column : chunk;
+    a.lanes = channel_lanes ? lanes_between<A>(0, channels) : 0;
+    a.sum_r = z.s * L;
+    a.sum_s = L;
+    a.channels = channel_lanes ? 1 : channels;
+    a.ahead = ahead;
+    a.ahead_row = source.row;
+    a.x_channel = source.channel;
+    a.g_channel = result.channel;
+    a.sum_channel = taps() * L;
+    for (int64_t s = 0; s < z.s;) {
+      const int wide = chunk_r == 3 && column_step == 2 && !pairs ? 1 : columns_of(chunk_r, z.s - s);
+      const auto dot = column_step == 2 ? select_dot<A, 2>(chunk_r, vertical.step(), wide, block)
+                                        : select_dot<A, 1>(chunk_r, vertical.step(), wide, block);
+      a.tap = s;
+      for (int64_t r = 0; r < z.r; r += chunk_r) {
+        a.rows = scratch.list + r;
+        a.sum = sum + (r * z.s + s) * L;
+        dot(a);
+      }
+      s += wide;
+    }
+  }
+
+  // Where there are channels enough for every thread, maps are not cut: what is prefetched is what comes next.
+  bool whole_maps() const { return !channel_lanes && ceil_div(z.c, chunk) >= 16; }
+  int64_t splits() const { return whole_maps() ? 1 : plan.splits; }
+  int64_t rows_of_unit() const { return whole_maps() ? z.p : plan.tile_h; }
+
+  // The sum of the lanes of every tap: (channels, R S).
+  void sum_lanes(const A* lanes, int64_t channels, A* to) const {
+    const int64_t count = channels * taps();
+    int64_t i = 0;
+    for (; i + L <= count; i += L) {
+      Vec<A> each[L];
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) each[l] = load(lanes + (i + l) * L);
+      store(to + i, sum_each<A>(each));
+    }
+    if (i == count) return;
+    Vec<A> each[L] = {};
+    for (int64_t l = 0; l < count - i; ++l) each[l] = load(lanes + (i + l) * L);
+    store_first(to + i, sum_each<A>(each), count - i);
+  }
+
+  // Adds the splits in order.
+  void finish(int64_t c0, int64_t c1) const {
+    const int64_t lane = channel_lanes ? L : 1, split_sums = pitch() * taps(), parts = splits();
+    for (int64_t c = c0; c < c1; ++c) {
+      const A* at = sums + c / lane * lane * taps() + c % lane;
+      for (int64_t r = 0; r < z.r; ++r)
+        for (int64_t s = 0; s < z.s; ++s, at += lane) {
+          A total = at[0];
+          for (int64_t split = 1; split < parts; ++split) total += at[split * split_sums];
+          write<T>(weight.data + c * weight.n + r * weight.row + s * weight.column, total);
+        }
+    }
+  }
+
+  // What is prefetched while outputs from the i-th row on are computed: the rows that they lie over, further on. The
+  // smallest maps are read one after the other, which the processor sees by itself.
+  const A* ahead_of(const T* plane, int64_t i) const {
+    const bool useful = source_in_place && (channel_lanes || vertical.source * horizontal.source > 64);
+    return useful ? reinterpret_cast<const A*>(plane + i * vertical.step() * source.row) + kPrefetch : nullptr;
+  }
+
+  // ---- units
+
+  Scratch take_scratch(Carver& local) const {
+    const int block = weight_grad ? kMaxDotRows : kMaxDepthwiseRows;
+    const int64_t listed = depthwise_listed_rows(vertical, block);
+    Scratch scratch{};
+    scratch.list = local.take<const A*>(listed);
+    scratch.grad = local.take<const A*>(block);
+    scratch.packed = local.take<A>(source_in_place ? 0 : listed * source_row);
+    if (weight_grad) {
+      const int64_t row = channel_lanes ? horizontal.output * chunk : round_up(horizontal.output, L);
+      scratch.packed_grad = local.take<A>(result_in_place ? 0 : block * row);
+    } else if (!result_in_place) {
+      const int64_t row =
+          channel_lanes ? chunk : together * horizontal.phases() * round_up(horizontal.longest_count(), L);
+      scratch.out = local.take<A>(block * row);
+    }
+    return scratch;
+  }
+
+  void run(const Executor& executor) {
+    const int64_t chunks = ceil_div(z.c, chunk);
+    if constexpr (weight_grad) {
+      const int64_t tiles = ceil_div(z.p, rows_of_unit()), units = z.n * tiles;
+      for_each(executor, splits() * chunks, [&](int64_t index, void* memory) {
+        const int64_t split = index / chunks, c0 = index % chunks * chunk, c1 = min_of(z.c, c0 + chunk);
+        Carver local{static_cast<char*>(memory)};
+        const Scratch scratch = take_scratch(local);
+        A* const to = sums + (split * pitch() + c0) * taps();
+        A* const sum = channel_lanes ? to : local.take<A>(chunk * taps() * L);
+        const int64_t vectors = channel_lanes ? ceil_div(c1 - c0, L) : c1 - c0;
+        memset(static_cast<void*>(sum), 0, size_t(vectors * taps() * L) * sizeof(A));
+        for (int64_t unit = units * split / splits(); unit < units * (split + 1) / splits(); ++unit) {
+          const int64_t n = unit / tiles, first = unit % tiles * rows_of_unit(),
+                        last = min_of(z.p, first + rows_of_unit());
+          if (channel_lanes) {
+            add_plane(n, c0, c1 - c0, first, last, sum, scratch);
+          } else {
+            for (int64_t c = c0; c < c1; c += together)
+              add_plane(n, c, min_of(together, c1 - c), first, last, sum + (c - c0) * taps() * L, scratch);
+          }
+        }
+        if (!channel_lanes) sum_lanes(sum, c1 - c0, to);
+        if (splits() == 1) finish(c0, c1);
+      });
+      if (splits() > 1) finish(0, z.c);
+    } else {
+      // With channels in the lanes a unit takes many of them, for long runs of memory, and few rows.
+      const int64_t wanted = plan.tasks == 1 ? 1 : ceil_div(64, z.n * chunks);
+      const int64_t tile_h =
+          channel_lanes ? round_up(ceil_div(vertical.output, wanted), kMaxDepthwiseRows * vertical.output_step())
+                        : plan.tile_h;
+      const int64_t tiles = ceil_div(vertical.output, tile_h), units = z.n * tiles * chunks;
+      for_each(executor, units, [&](int64_t unit, void* memory) {
+        Carver local{static_cast<char*>(memory)};
+        const Scratch scratch = take_scratch(local);
+        const int64_t c0 = unit % chunks * chunk, c1 = min_of(z.c, c0 + chunk);
+        const int64_t n = unit / chunks / tiles, first = unit / chunks % tiles * tile_h;
+        const int64_t last = min_of(vertical.output, first + tile_h);
+        if (channel_lanes) {
+          run_plane(n, c0, c1 - c0, first, last, scratch);
+        } else {
+          for (int64_t c = c0; c < c1; c += together) run_plane(n, c, min_of(together, c1 - c), first, last, scratch);
+        }
+      });
+    }
+  }
+
+  // What is small is one task: a second thread would cost more than it brings.
+  template <class Body>
+  void for_each(const Executor& executor, int64_t units, Body body) const {
+    const int64_t tasks = plan.tasks == 1 ? 1 : units;
+    parallel_for(executor, tasks, plan.scratch_bytes, [&](int64_t index, void* memory) {
+      for (int64_t unit = units * index / tasks; unit < units * (index + 1) / tasks; ++unit) body(unit, memory);
     });
   }
 };
-
-template <class S>
-inline TapList<S> take_list(Carver& memory, int64_t taps) {
-  TapList<S> list{};
-  list.at = memory.take<const S*>(taps);
-  list.step = memory.take<int64_t>(taps);
-  list.block = memory.take<int64_t>(taps);
-  list.tap = memory.take<int64_t>(taps);
-  return list;
-}
-
-// A tile in which vectors run over channels: tile[position][lane]. Lanes past the last channel are zero.
-template <class A, class T>
-void tile_from(A* tile, const T* from, int64_t channel_stride, int64_t column_stride, int64_t channels,
-               int64_t positions) {
-  constexpr int L = kLanes<A>;
-  int64_t i = 0;
-  if (column_stride == 1 && channels == L) {
-    for (; i + L <= positions; i += L) {
-      Vec<A> square[L];
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) square[l] = read_lanes<A>(from + l * channel_stride + i);
-      transpose<A>(square);
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) store(tile + (i + l) * L, square[l]);
-    }
-  }
-  for (; i < positions; ++i)
-    for (int64_t l = 0; l < L; ++l)
-      tile[i * L + l] = l < channels ? read<A>(from + l * channel_stride + i * column_stride) : A(0);
-}
-template <class A, class T>
-void tile_to(A* tile, T* to, int64_t channel_stride, int64_t column_stride, int64_t channels, int64_t positions,
-             bool relu) {
-  constexpr int L = kLanes<A>;
-  int64_t i = 0;
-  if (column_stride == 1 && channels == L) {
-    for (; i + L <= positions; i += L) {
-      Vec<A> square[L];
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) square[l] = load(tile + (i + l) * L);
-      if (relu) {
-#pragma GCC unroll 16
-        for (int l = 0; l < L; ++l) square[l] = rectify<T, A>(square[l]);
-      }
-      transpose<A>(square);
-#pragma GCC unroll 16
-      for (int l = 0; l < L; ++l) write_lanes<T, A>(to + l * channel_stride + i, square[l]);
-    }
-  }
-  if (relu) rectify_all<T>(tile + i * L, (positions - i) * L);
-  for (; i < positions; ++i)
-    for (int64_t l = 0; l < channels; ++l) write<T>(to + l * channel_stride + i * column_stride, tile[i * L + l]);
-}
-
-// Calls body(address of the run, its first row, positions) for the rows [first, last) of a view: all at once where they
-// follow one another in memory.
-template <class T, class Body>
-void for_rows(const View<T>& view, int64_t n, int64_t first, int64_t last, int64_t columns, Body body) {
-  const int64_t together = view.row == columns * view.column ? last - first : 1;
-  for (int64_t row = first; row < last; row += together)
-    body(view.data + n * view.n + row * view.row, row - first, together * columns);
-}
 
 template <class T, class A, Pass pass>
 void run_depthwise(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  constexpr int L = kLanes<A>;
-  constexpr bool input_grad = pass == Pass::InputGrad, weight_grad = pass == Pass::WeightGrad;
-  const int64_t taps = z.r * z.s, pitch = round_up(z.c, L);
-  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const View<T> source = view_of<T>(input_grad ? b.output : b.input, 1);
-  const View<T> result = view_of<T>(input_grad ? b.input : b.output, 1);
-  const View<T> weight = view_of<T>(b.weight, 1);
-  const auto weight_at = [&](int64_t c, int64_t t) {
-    return weight.data + c * weight.n + t / z.s * weight.row + t % z.s * weight.column;
-  };
-  const bool in_place = source.channel == 1 && result.channel == 1;
-  // In place a task takes many channels; else as many vectors of them as fit the scratch, packed one after the other.
-  const int64_t chunk = in_place ? kDepthwiseChannels : plan.tile_c, chunks = ceil_div(z.c, chunk);
-  // Read in place a tile costs nothing extra, and may be as small as an even load on several threads wants.
-  const int64_t tile_h =
-      in_place && !weight_grad ? min_of(plan.tile_h, max_of(1, z.n * vertical.output / 64)) : plan.tile_h;
-  const int64_t tiles = ceil_div(vertical.output, tile_h), units = z.n * tiles;
-
-  Carver memory{static_cast<char*>(b.workspace)};
-  T* const zeros = memory.take<T>(pitch);
-  memset(static_cast<void*>(zeros), 0, size_t(pitch) * sizeof(T));
-  A* const wide_zeros = memory.take<A>(pitch);
-  memset(static_cast<void*>(wide_zeros), 0, size_t(pitch) * sizeof(A));
-  A* const packed = memory.take<A>(weight_grad ? 0 : taps * pitch);  // (taps, C)
-  A* const bias = memory.take<A>(weight_grad ? 0 : pitch);
-  A* const sums = memory.take<A>(weight_grad ? plan.splits * taps * pitch : 0);  // (splits, C / kLanes, taps, kLanes)
-  for (int64_t c = 0; c < pitch && !weight_grad; ++c) {
-    bias[c] = b.bias && c < z.c ? read<A>(static_cast<const T*>(b.bias) + c * b.bias_stride) : A(0);
-    for (int64_t t = 0; t < taps; ++t) packed[t * pitch + c] = c < z.c ? read<A>(weight_at(c, t)) : A(0);
-  }
-
-  // One tile of rows of one image, for the channels from c0 on.
-  const auto run_unit = [&](int64_t unit, int64_t c0, A* sum, Carver local) {
-    const int64_t n = unit / tiles, first = unit % tiles * tile_h, last = min_of(vertical.output, first + tile_h);
-    const int64_t channels = min_of(z.c, c0 + chunk) - c0;
-    View<T> from = source, to = result;
-    from.data += c0 * from.channel;
-    to.data += c0 * to.channel;
-    const auto run_rows = [&](const auto& task, auto list) {
-      for (int64_t row = first; row < last; ++row) {
-        if constexpr (weight_grad)
-          task.add_row(n, row, sum, list);
-        else
-          task.run_row(n, row, packed + c0, pitch, bias + c0, list);
-      }
-    };
-    if (in_place) {
-      from.channel = to.channel = L;
-      run_rows(Depthwise<T, T, A>{z, vertical, horizontal, from, to, zeros, channels, b.relu},
-               take_list<T>(local, taps));
-      return;
-    }
-    const auto list = take_list<A>(local, taps);
-    const RowRange rows = source_rows(vertical, first, last);
-    const int64_t in_row = horizontal.source * L, out_row = horizontal.output * L;
-    const int64_t in_block = (rows.last - rows.first) * in_row, out_block = (last - first) * out_row;
-    const int64_t vectors = ceil_div(channels, L);
-    A* const in = local.take<A>(vectors * in_block);
-    A* const out = local.take<A>(vectors * out_block);
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t here = min_of(L, channels - v * L);
-      for_rows(from, n, rows.first, rows.last, horizontal.source, [&](const T* at, int64_t row, int64_t positions) {
-        tile_from(in + v * in_block + row * in_row, at + v * L * from.channel, from.channel, from.column, here,
-                  positions);
-      });
-      if constexpr (weight_grad)
-        for_rows(to, n, first, last, horizontal.output, [&](const T* at, int64_t row, int64_t positions) {
-          tile_from(out + v * out_block + row * out_row, at + v * L * to.channel, to.channel, to.column, here,
-                    positions);
-        });
-    }
-    const View<A> in_tile{in - rows.first * in_row, 0, in_block, in_row, L};
-    const View<A> out_tile{out - first * out_row, 0, out_block, out_row, L};
-    // Nothing is rounded yet.
-    run_rows(Depthwise<A, A, A>{z, vertical, horizontal, in_tile, out_tile, wide_zeros, vectors * L, false}, list);
-    for (int64_t v = 0; v < vectors && !weight_grad; ++v) {
-      for_rows(to, n, first, last, horizontal.output, [&](T* at, int64_t row, int64_t positions) {
-        tile_to(out + v * out_block + row * out_row, at + v * L * to.channel, to.channel, to.column,
-                min_of(L, channels - v * L), positions, b.relu);
-      });
-    }
-  };
-
-  if constexpr (!weight_grad) {
-    parallel_for(executor, units * chunks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-      run_unit(index / chunks, index % chunks * chunk, nullptr, Carver{static_cast<char*>(scratch)});
-    });
-    return;
-  }
-  // Each split sums a fixed range of tiles; the splits are added in order.
-  parallel_for(executor, plan.splits * chunks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-    const int64_t split = index / chunks, c0 = index % chunks * chunk;
-    A* const sum = sums + (split * pitch + c0) * taps;
-    for (int64_t i = 0; i < min_of(chunk, pitch - c0) * taps; ++i) sum[i] = A(0);
-    for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit)
-      run_unit(unit, c0, sum, Carver{static_cast<char*>(scratch)});
-  });
-  for (int64_t c = 0; c < z.c && weight_grad; ++c)
-    for (int64_t t = 0; t < taps; ++t) {
-      A total = A(0);
-      for (int64_t split = 0; split < plan.splits; ++split)
-        total += sums[(split * pitch + c / L * L) * taps + t * L + c % L];
-      write<T>(weight_at(c, t), total);
-    }
+  DepthwiseTask<T, A, pass>(z, plan, b).run(executor);
 }
 
 }  // namespace conv_ext

@@ -2,9 +2,7 @@
 #pragma once
 
 #include "../reference/reference.h"
-#include "depthwise.h"
 #include "direct.h"
-#include "implicit_weight_grad.h"
 #include "panels.h"
 #include "winograd.h"
 
@@ -16,15 +14,19 @@ void run_forward(const ConvProblem&, const Plan&, const Buffers&, const Executor
 void run_input_grad(const ConvProblem&, const Plan&, const Buffers&, const Executor&);
 void run_weight_grad(const ConvProblem&, const Plan&, const Buffers&, const Executor&);
 
+// In implicit_gemm.cpp: of bfloat16 tensors or of float32 ones.
+RunPass select_implicit_gemm(Pass pass, bool of_bfloat16);
+// In depthwise.cpp.
+RunPass select_depthwise(Pass pass, DType dtype);
+
 template <Pass pass, class T, class A, class Wide>
-RunPass select_algorithm(Algorithm algorithm) {
+RunPass select_algorithm(Algorithm algorithm, DType dtype) {
   switch (algorithm) {
     case Algorithm::Depthwise:
-      return run_depthwise<T, A, pass>;
+      return select_depthwise(pass, dtype);
     case Algorithm::ImplicitGemm:
       // bfloat16, and float32 that may be rounded to it; the plan declines the other types.
-      if constexpr (is_same<T, bfloat16> || is_same<T, float>) return run_implicit_gemm<T, pass>;
-      return nullptr;
+      return select_implicit_gemm(pass, is_same<T, bfloat16>);
     case Algorithm::Winograd:
       if constexpr (sizeof(T) == 4 && sizeof(A) == 4) return run_winograd<T, A, pass>;
       return nullptr;
@@ -45,14 +47,14 @@ RunPass select_pass(DType dtype, Algorithm algorithm) {
   switch (dtype) {
     case DType::Complex64:
     case DType::Float32:
-      return select_algorithm<pass, float, float, double>(algorithm);
+      return select_algorithm<pass, float, float, double>(algorithm, dtype);
     case DType::Complex128:
     case DType::Float64:
-      return select_algorithm<pass, double, double, long double>(algorithm);
+      return select_algorithm<pass, double, double, long double>(algorithm, dtype);
     case DType::BFloat16:
-      return select_algorithm<pass, bfloat16, float, double>(algorithm);
+      return select_algorithm<pass, bfloat16, float, double>(algorithm, dtype);
     case DType::Float16:
-      return select_algorithm<pass, float16, float, double>(algorithm);
+      return select_algorithm<pass, float16, float, double>(algorithm, dtype);
   }
   return nullptr;
 }

@@ -101,7 +101,7 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
                           aligned(z.groups * round_up(group_m, lanes) * channels * taps * bytes_each);
 }
 
-constexpr int64_t kLongRow = 48, kFewTaps = 192;
+constexpr int64_t kShortRow = 8, kLongRow = 48, kFewTaps = 192;
 
 }  // namespace
 
@@ -126,9 +126,11 @@ const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa) 
     if (pass != Pass::WeightGrad && horizontal.longest_count() >= kLongRow) return "the rows of the result are long";
     const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
     if (pass != Pass::WeightGrad && z.r * z.s > 1 && padded &&
-        (pass == Pass::InputGrad ? z.group_c() : z.group_k()) <= kFewChannels)
+        (pass == Pass::InputGrad ? z.group_c() : z.group_k()) <= kFewChannels && horizontal.longest_count() > kShortRow)
       return "the channels of a group's result are too few to repay packing positions";
-    if (pass == Pass::WeightGrad && z.group_c() <= 4 && z.group_c() * z.r * z.s < kFewTaps)
+    if (pass == Pass::WeightGrad && z.groups > 1 && 2 * z.group_k() * accumulator_bytes(z.dtype) <= isa.vector_bytes)
+      return "the channels of a group fill half a vector at most";
+    if (pass == Pass::WeightGrad && z.group_c() <= 4 && z.group_c() * z.r * z.s < kFewTaps && z.q >= kLongRow)
       return "the input channels and taps are too few to repay packing the upstream gradient";
   }
   return nullptr;

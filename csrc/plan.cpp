@@ -6,7 +6,6 @@
 #include <initializer_list>
 
 #include "plan_common.h"
-#include "plan_winograd.h"
 
 namespace conv_ext {
 namespace {

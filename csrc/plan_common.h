@@ -38,7 +38,10 @@ inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axi
          aligned((vertical.phases() * horizontal.phases() + 1) * 8);
 }
 
-// The implicit matrix product, in plan_implicit_gemm.cpp; by panels, in plan_panels.cpp.
+// In files of their own: plan_winograd.cpp, plan_implicit_gemm.cpp, plan_panels.cpp.
+const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
 const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 void prepare_implicit_gemm(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
 const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa);

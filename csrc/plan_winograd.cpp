@@ -1,8 +1,7 @@
 // Which transform the Winograd algorithm uses, in which blocks, and where it is worth its transforms.
-#include "plan_winograd.h"
-
 #include <initializer_list>
 
+#include "plan_common.h"
 #include "winograd_sizes.h"
 
 namespace conv_ext {
@@ -16,8 +15,6 @@ constexpr int64_t kFewRows = 128;                     // tiles of all images up 
 constexpr int64_t kBlockBytes = int64_t(12) << 20;    // of a block's transformed operands and products
 constexpr int64_t kSharedSource = int64_t(16) << 20;  // of a source that is transformed first
 constexpr int64_t kGradBlock = 64;                    // weight_grad: channels of each operand in a task
-constexpr int64_t kTaskCount = 16;                    // for an even load on a few threads
-constexpr int64_t kPartialBytes = int64_t(8) << 20;   // weight_grad: bytes that cutting the reduction may cost
 constexpr double kTransformCost = 14;                 // of a vector in a transform, in multiply-adds
 
 // Under "ieee". The transforms round sums of neighbours, whose size a single output's own products may not have; over
@@ -95,8 +92,8 @@ void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pla
     const int64_t tasks = z.groups * ceil_div(z.group_k(), plan->tile_k) * ceil_div(z.group_c(), plan->tile_c);
     const int64_t sum_bytes = z.k * z.r * z.s * round_up(z.group_c(), lanes) * bytes;
     plan->splits = 1;
-    if (tasks < kTaskCount)
-      plan->splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kTaskCount, tasks)), kPartialBytes / sum_bytes));
+    if (tasks < kEnoughTasks)
+      plan->splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
     plan->tasks = tasks * plan->splits;
     plan->scratch_bytes = scratch();
     plan->workspace_bytes = plan->splits > 1 ? round_up(plan->splits * sum_bytes, 64) : 0;
@@ -117,7 +114,7 @@ void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pla
   }
   if (plan->weights_first) {
     const int64_t tasks = z.groups * w.blocks;
-    const int64_t parts = tasks < kTaskCount ? min_of(ceil_div(kTaskCount, tasks), max_of(1, w.panels / 4)) : 1;
+    const int64_t parts = tasks < kEnoughTasks ? min_of(ceil_div(kEnoughTasks, tasks), max_of(1, w.panels / 4)) : 1;
     plan->task_m = ceil_div(w.panels, parts) * w.panel;
     w = winograd_sizes(z, pass, *plan, lanes);
     plan->tasks = tasks * ceil_div(w.panels, plan->task_m / w.panel);

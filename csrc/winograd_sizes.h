@@ -22,7 +22,7 @@ struct WinogradSizes {
   int64_t chunk, chunk_blocks, chunks;
   int64_t panels;
   int64_t task_columns;              // weight_grad: columns of a task
-  int64_t value_pitch, value_slice;  // transformed source: (points, rows, columns)
+  int64_t value_pitch, value_slice;  // transformed source: (chunks, points, rows, columns of a chunk)
   int64_t sum_pitch, sum_slice;      // products: (points, rows, gemm_m); weight_grad: (points, K, columns)
   int64_t weight_slice;              // transformed weights: (points, panels, columns of a chunk, panel)
   int64_t grad_pitch, grad_slice;    // weight_grad, transformed upstream gradient: (points, rows, K)

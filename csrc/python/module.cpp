@@ -80,6 +80,11 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
   py::dict tiles;
   const bool empty = problem.input_elements() == 0 || problem.weight_elements() == 0 || problem.output_elements() == 0;
   const Plan plan = empty ? Plan{} : make_plan(problem, pass, isa, chosen);
+  const auto blocks_of_weight_grad = [&] {
+    tiles["K/g"] = plan.tile_k;
+    tiles["C/g"] = plan.tile_c;
+    tiles["splits"] = plan.splits;
+  };
   if (!empty && chosen.algorithm == Algorithm::Depthwise) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
@@ -92,9 +97,7 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
     tiles["columns"] = plan.tile_w * plan.outputs;
     tiles["images"] = plan.images;
     if (pass == Pass::WeightGrad) {
-      tiles["K/g"] = plan.tile_k;
-      tiles["C/g"] = plan.tile_c;
-      tiles["splits"] = plan.splits;
+      blocks_of_weight_grad();
     } else {
       tiles["first"] = plan.weights_first ? "weights" : "source";
     }
@@ -102,18 +105,14 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
   if (!empty && chosen.algorithm == Algorithm::Panels && pass == Pass::WeightGrad) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
-    tiles["K/g"] = plan.tile_k;
-    tiles["C/g"] = plan.tile_c;
-    tiles["splits"] = plan.splits;
+    blocks_of_weight_grad();
   }
   if (!empty && (chosen.algorithm == Algorithm::Direct || chosen.algorithm == Algorithm::ImplicitGemm)) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
     tiles["images"] = plan.images;
     if (pass == Pass::WeightGrad) {
-      tiles["K/g"] = plan.tile_k;
-      tiles["C/g"] = plan.tile_c;
-      tiles["splits"] = plan.splits;
+      blocks_of_weight_grad();
     } else {
       tiles["channels"] = plan.task_m;
       if (chosen.algorithm == Algorithm::Direct) tiles["lanes"] = plan.flat ? "across rows" : "within rows";

@@ -46,6 +46,14 @@ inline PanelBlocks panel_blocks(int64_t channels, int64_t taps) {
 inline bool joins_taps(const ConvProblem& z) {
   return z.s > 1 && z.dilation_w == 1 && z.c <= 32 && z.c * z.r * z.s <= kMostJoined;
 }
+// weight_grad by panels: a kernel without taps or padding reads the input where it lies.
+inline bool reads_in_place(const ConvProblem& z) {
+  return z.r * z.s == 1 && !z.pad_top && !z.pad_bottom && !z.pad_left && !z.pad_right;
+}
+// weight_grad by panels: outputs of a tile (a panel of four vectors so long is three quarters of L1), and lines of
+// memory that are prefetched for the next tile, where the operands exceed so many bytes.
+constexpr int64_t kPanelPositions = 144, kLinesAhead = 4096, kMostProducts = 2 * kPanelProducts;
+constexpr double kWorthPrefetching = 1 << 20;
 struct PanelTasks {
   int64_t block;    // positions (or vectors of positions) of a task, at most
   int64_t blocks;   // tasks that share out the positions of a phase
@@ -72,6 +80,7 @@ struct Plan {
   // Panels: images of a tile, one after the other, and elements of one of them in a packed channel.
   int64_t batch, image_pitch;
   PanelTasks along_channels, along_positions;
+  bool along_input;       // panels, weight_grad: vectors run along C instead of K
   int64_t parts;          // bfloat16 numbers that an operand is cut into
   bool weights_in_tasks;  // implicit matrix product: the source is packed for all tasks, the weights by each
   int64_t tasks;

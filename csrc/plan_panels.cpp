@@ -4,45 +4,53 @@
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kTilePositions = 144;     // weight_grad: a panel of four vectors so long is three quarters of L1
-constexpr int64_t kGradPanels = 128 << 10;  // weight_grad: bytes of the panels of one tile
-constexpr int64_t kInputBytes = 192 << 10;  // weight_grad: bytes of the packed input of one tile
+constexpr int64_t kGradPanels = 128 << 10;           // weight_grad: bytes of the panels of one tile
+constexpr int64_t kInputBytes = 192 << 10;           // weight_grad: bytes of the packed input of one tile
 constexpr int64_t kRowsOfTask = 256, kFewRows = 32;  // weight_grad: rows of a task that repay packing its panels
 
 void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan) {
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
-  plan->tile_w = ceil_div(z.q, ceil_div(z.q, kTilePositions));
-  plan->tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, kTilePositions / plan->tile_w)));
+  plan->tile_w = ceil_div(z.q, ceil_div(z.q, kPanelPositions));
+  plan->tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, kPanelPositions / plan->tile_w)));
   plan->images = 1;
   const int64_t positions = plan->tile_h * plan->tile_w;
-  plan->batch = positions == z.p * z.q ? max_of(1, min_of(z.n, kTilePositions / positions)) : 1;
+  plan->batch = positions == z.p * z.q ? max_of(1, min_of(z.n, kPanelPositions / positions)) : 1;
   const PackedExtent down = packed_extent(vertical, plan->tile_h), across = packed_extent(horizontal, plan->tile_w);
   plan->image_pitch = across.regions * down.positions * across.longest;
   plan->channel_pitch = spread_pitch(plan->image_pitch * plan->batch);
 
-  const int64_t grad_bytes = positions * plan->batch * isa.vector_bytes;  // of one vector of K
-  const int64_t vectors = ceil_div(max_of(1, z.group_k()), lanes), most = max_of(isa.panel_v, kGradPanels / grad_bytes);
-  plan->tile_k = min_of(max_of(1, z.group_k()), ceil_div(vectors, ceil_div(vectors, most)) * lanes);
-  int64_t cut_c = max_of(1, ceil_div(z.group_c() * plan->channel_pitch * bytes_each, kInputBytes));
-  const auto tile_c = [&] { return ceil_div(max_of(1, z.group_c()), cut_c); };
-  const auto tasks = [&] { return z.groups * ceil_div(z.group_k(), plan->tile_k) * ceil_div(z.group_c(), tile_c()); };
+  // The operand with more channels is read in place, where one can be and the other one's columns are neighbours.
+  const bool in_place = reads_in_place(z);
+  plan->along_input = in_place && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
+  const int64_t all_lanes = max_of(1, plan->along_input ? z.group_c() : z.group_k());
+  const int64_t all_rows = max_of(1, plan->along_input ? z.group_k() : z.group_c());
+  const int64_t lane_bytes = positions * plan->batch * isa.vector_bytes;  // of one vector of lanes
+  const int64_t vectors = ceil_div(all_lanes, lanes), most = max_of(isa.panel_v, kGradPanels / lane_bytes);
+  const int64_t tile_lanes = min_of(all_lanes, ceil_div(vectors, ceil_div(vectors, most)) * lanes);
+  int64_t cut = max_of(1, ceil_div(all_rows * plan->channel_pitch * bytes_each, kInputBytes));
+  const auto tile_rows = [&] { return ceil_div(all_rows, cut); };
+  const auto tasks = [&] { return z.groups * ceil_div(all_lanes, tile_lanes) * ceil_div(all_rows, tile_rows()); };
   const bool share = z.flops() >= kWorthSharing;
   const int64_t units = ceil_div(z.n, plan->batch) * ceil_div(z.p, plan->tile_h) * ceil_div(z.q, plan->tile_w);
   // More tasks: narrower blocks first, then parts of the reduction; where it has none, still narrower blocks.
-  const auto narrow = [&] { return tile_c() * taps < (tasks() * units < kEnoughTasks ? kFewRows : kRowsOfTask) * 2; };
-  while (share && tasks() < kEnoughTasks && !narrow()) ++cut_c;
-  plan->tile_c = tile_c();
+  const auto narrow = [&] {
+    return tile_rows() * taps < (tasks() * units < kEnoughTasks ? kFewRows : kRowsOfTask) * 2;
+  };
+  while (share && tasks() < kEnoughTasks && !narrow()) ++cut;
+  plan->tile_k = plan->along_input ? tile_rows() : tile_lanes;
+  plan->tile_c = plan->along_input ? tile_lanes : tile_rows();
 
-  const int64_t sum_bytes = round_up(plan->tile_k, lanes) * plan->tile_c * taps * tasks() * bytes_each;
+  const int64_t sum_bytes = round_up(tile_lanes, lanes) * tile_rows() * taps * tasks() * bytes_each;
   plan->splits = 1;
   if (share && tasks() < kEnoughTasks)
     plan->splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks())), kPartialSums / sum_bytes));
   plan->tasks = tasks() * plan->splits;
   plan->workspace_bytes = table_bytes(z, vertical, horizontal) + aligned(plan->splits * sum_bytes);
-  plan->scratch_bytes = aligned(plan->tile_c * taps * 8) + aligned(plan->batch * plan->tile_h * 8) +
-                        aligned(round_up(plan->tile_k, lanes) / lanes * grad_bytes) +
-                        aligned(plan->tile_c * plan->channel_pitch * bytes_each);
+  plan->scratch_bytes = aligned(tile_rows() * taps * 8) + aligned(plan->batch * plan->tile_h * 8) +
+                        2 * aligned((kLinesAhead + kMostProducts) * 4) +
+                        aligned(round_up(tile_lanes, lanes) / lanes * lane_bytes) +
+                        (in_place ? 0 : aligned(tile_rows() * plan->channel_pitch * bytes_each));
 }
 
 constexpr int64_t kSourceElements =
@@ -76,7 +84,7 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
   PanelTasks& p = plan->along_positions;
   const int64_t slices = ceil_div(group_m, isa.panel_rows), vectors = ceil_div(positions, lanes);
   const int64_t panels_p = ceil_div(vectors, isa.panel_p);
-  int64_t together = kPanelsTogether;
+  int64_t together = panel_blocks(channels, taps).count() > 1 ? kPanelsTogether : 4 * kPanelsTogether;
   p.parts_m = ceil_div(group_m, kRowsOfWeights);
   const auto few = [&] { return ceil_div(panels_p, together) * p.parts_m < enough; };
   while (few() && ceil_div(slices, p.parts_m + 1) * isa.panel_rows >= kRowsPerPart) ++p.parts_m;
@@ -89,13 +97,14 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
   const int64_t rows = ceil_div(slices, p.parts_m) * isa.panel_rows;
   int64_t longest = 0;  // block of products
   longest = panel_blocks(channels, taps).longest(channels, taps);
-  longest = max_of(longest, min_of(channels * taps, 2 * kPanelProducts));
+  longest = max_of(longest, min_of(channels * taps, kMostProducts));
   const int64_t channel_bytes = aligned(max_of(channels, kMostZeros) * bytes_each) + aligned(taps * 8) +
                                 aligned(c.block * taps * 8) + aligned(c.block * isa.panel_v * isa.vector_bytes) +
+                                aligned(isa.panel_v * isa.vector_bytes) + aligned(kMostProducts * 4) +
                                 (!inverse && joins_taps(z) ? aligned(c.block * taps * channels * bytes_each) : 0);
-  const int64_t position_bytes = aligned(taps * 8) + aligned(rows * 8) +
-                                 aligned(longest * isa.panel_p * isa.vector_bytes) +
-                                 aligned(rows * p.block * isa.vector_bytes);
+  const int64_t position_bytes =
+      aligned(taps * 8) + aligned(rows * 8) + aligned(longest * isa.panel_p * isa.vector_bytes) +
+      2 * aligned((kLinesAhead + kMostProducts) * 4) + aligned(rows * p.block * isa.vector_bytes);
   plan->scratch_bytes = max_of(channel_bytes, position_bytes);
   plan->workspace_bytes = 3 * aligned(taps * 8) + aligned((phases + 1) * 8) +
                           aligned(z.groups * round_up(group_m, lanes) * channels * taps * bytes_each);

@@ -177,9 +177,13 @@ inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* 
         A* t = to + c * to_channel + i;
         Vec<A> square[L];
         if (down >= L && across >= L) {
+          if constexpr (sizeof(T) == sizeof(A)) {
+            load_transposed<A>(square, f, from_position);
+          } else {
 #pragma GCC unroll 16
-          for (int j = 0; j < L; ++j) square[j] = read_lanes<A>(f + j * from_position);
-          transpose<A>(square);
+            for (int j = 0; j < L; ++j) square[j] = read_lanes<A>(f + j * from_position);
+            transpose<A>(square);
+          }
 #pragma GCC unroll 16
           for (int j = 0; j < L; ++j) store(t + j * to_channel, square[j]);
         } else {

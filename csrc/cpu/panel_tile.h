@@ -1,11 +1,13 @@
 // The register tile of the panel algorithm: rows of scalars times a panel of vectors, the same for all three passes.
 //
-//   out[m][lane] (+)= sum over segments s, i < count of  rows[s][m][offset[s] + i * step] * panel[s * count + i][lane]
+//   out[m][lane] = start[m][lane] + sum over segments s, i < count of
+//                      rows[s][m][offset[s] + i * step] * panel[s * count + i][lane]        (or added to out: `add`)
 //
 // The scalars are read where they lie, by broadcasts, so that only the panel is ever packed; a panel fits the first
 // level of cache and serves many rows. One chain of multiply-adds per output, in the order of the panel.
 #pragma once
 
+#include "../plan.h"
 #include "simd.h"
 
 namespace conv_ext {
@@ -33,8 +35,39 @@ struct PanelArguments {
   int64_t segments, count, step;
   const A* panel;  // (segments, count, V * kLanes)
   A* out;          // (M, V * kLanes)
-  bool resume;     // the chains begin with what `out` holds: the bias
-  bool add;        // the finished chains are added to what `out` holds
+  int64_t out_row;
+  const A* start;  // (M, V * kLanes): what the chains begin with, the bias; nullptr: zeros
+  int64_t start_row;
+  bool add;  // the finished chains are added to what `out` holds
+  // What is wanted later: ahead + ahead_offset[i] bytes is prefetched into the second level of cache with the i-th of
+  // segments * count products, one line in the time of some 24 multiply-adds of vectors.
+  const char* ahead;
+  const int32_t* ahead_offset;
+
+  void look_ahead(const A* place, const int32_t* offsets) {
+    ahead = reinterpret_cast<const char*>(place);
+    ahead_offset = offsets;
+  }
+  void nothing_ahead() {
+    static constexpr int32_t kHere[kMostProducts] = {};
+    look_ahead(panel, kHere);
+  }
+};
+
+// Lines of memory, as bytes after some place, to look ahead at. Behind them lie as many zeros as a tile has products.
+struct LinesAhead {
+  int32_t* offset;
+  int64_t count;
+
+  // Every line of a run, as far as there is room.
+  void add_run(int64_t first, int64_t bytes) {
+    if (first + bytes > INT32_MAX) return;
+    for (int64_t at = 0; at < bytes && count < kLinesAhead; at += 64) offset[count++] = int32_t(first + at);
+    if (count < kLinesAhead) offset[count++] = int32_t(first + bytes - 1);
+  }
+  void finish() {
+    for (int64_t i = 0; i < kMostProducts; ++i) offset[count + i] = 0;
+  }
 };
 
 template <class A, int M, int V>
@@ -44,19 +77,22 @@ void panel_tile(const PanelArguments<A>& a) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[m][v] = a.resume ? load(a.out + (m * V + v) * L) : Vec<A>{};
+    for (int v = 0; v < V; ++v) sum[m][v] = a.start ? load(a.start + m * a.start_row + v * L) : Vec<A>{};
   if (a.add) {
-    for (int i = 0; i < M * V; ++i) __builtin_prefetch(a.out + i * L, 1);
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) __builtin_prefetch(a.out + m * a.out_row + v * L, 1);
   }
   const A* panel = a.panel;
   const A* const* rows = a.rows;
+  const char* const ahead = a.ahead;
+  const int32_t* ahead_offset = a.ahead_offset;
   for (int64_t s = 0; s < a.segments; ++s) {
     const A* row[M];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) row[m] = rows[m] + a.offset[s];
     rows += a.rows_step;
     int64_t i = 0;
-    for (int64_t n = a.count; n > 0; --n, i += a.step) {
+    for (const int32_t* const end = ahead_offset + a.count; ahead_offset != end; ++ahead_offset, i += a.step) {
       Vec<A> lanes[V];
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) lanes[v] = load(panel + v * L);
@@ -67,13 +103,14 @@ void panel_tile(const PanelArguments<A>& a) {
         for (int v = 0; v < V; ++v) sum[m][v] += scalar * lanes[v];
       }
       panel += V * L;
+      __builtin_prefetch(ahead + *ahead_offset, 0, 2);
     }
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      A* const out = a.out + (m * V + v) * L;
+      A* const out = a.out + m * a.out_row + v * L;
       store(out, a.add ? load(out) + sum[m][v] : sum[m][v]);
     }
 }

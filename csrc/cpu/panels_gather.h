@@ -17,19 +17,6 @@
 
 namespace conv_ext {
 
-// Where positions [first, last) of a phase lie, row by row of the output: visit(first position, n, i, j, count).
-template <class Visit>
-inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t width, Visit visit) {
-  int64_t j = first % width, i = first / width % height, n = first / width / height;
-  while (first < last) {
-    const int64_t count = min_of(width - j, last - first);
-    visit(first, n, i, j, count);
-    first += count;
-    j = 0;
-    if (++i == height) i = 0, ++n;
-  }
-}
-
 template <class A>
 struct PanelsGather : PanelsOperands<A> {
   using Base = PanelsOperands<A>;
@@ -44,7 +31,22 @@ struct PanelsGather : PanelsOperands<A> {
     return result.data + n * result.n + channel * result.channel + (f.h + i * vertical.output_step()) * result.row +
            (f.w + j * horizontal.output_step()) * result.column;
   }
+  A* result_at_position(int64_t channel, const Phase& f, int64_t at) const {
+    return result_at(channel, f, at / f.width / f.height, at / f.width % f.height, at % f.width);
+  }
   int64_t column_step() const { return horizontal.output_step() * result.column; }
+  // What the first tap reads for a position.
+  const A* source_at_position(const A* from, const Phase& f, int64_t at) const {
+    return from + at / f.width / f.height * source.n +
+           (at / f.width % f.height * vertical.step() + f.row[0]) * source.row +
+           (at % f.width * horizontal.step() + f.column[0]) * source.column;
+  }
+  // Elements between the results of neighbouring positions, throughout all images, with neighbouring channels; or 0.
+  int64_t positions_apart(const Phase& f) const {
+    const int64_t step = column_step(), row = vertical.output_step() * result.row;
+    const bool even = (f.height == 1 || row == f.width * step) && (z.n == 1 || result.n == f.height * f.width * step);
+    return even && result.channel == 1 ? step : 0;
+  }
   A bias_at(int64_t channel) const { return load_one(bias + channel * bias_stride); }
 
   // The joined taps of one row where some of them lie in the padding. Returns the end of the copy.
@@ -77,6 +79,8 @@ struct PanelsGather : PanelsOperands<A> {
     int64_t* const offset = local.take<int64_t>(f.taps);
     const A** const rows = local.take<const A*>(positions * sources);
     A* const sums = local.take<A>(positions * widest * L);
+    A* const biases = local.take<A>(widest * L);
+    int32_t* const wanted = local.take<int32_t>(kMostProducts);
     A* const zeros = local.take<A>(padded ? zero_elements() : 0);
     A* windows = local.take<A>(0);
     for (int64_t c = 0; padded && c < zero_elements(); ++c) zeros[c] = A(0);
@@ -105,15 +109,19 @@ struct PanelsGather : PanelsOperands<A> {
                    }
                  });
     }
+    // Where results lie one position after the other they are written at once.
+    const bool straight = positions_apart(f) > 0;
     for (int64_t index = s0; index < s1; ++index) {
       const Slice s = slice_at(index);
       const int v = int(s.width / L);
       const int64_t channel = group * group_m + s.m0;
-      if (bias != nullptr) {
-        for (int64_t l = 0; l < s.width; ++l) sums[l] = l < s.m ? bias_at(channel + l) : A(0);
-        for (int64_t k = 1; k < positions; ++k)
-          for (int64_t l = 0; l < s.width; l += L) store(sums + k * s.width + l, load(sums + l));
-      }
+      const bool at_once = straight && s.m == s.width;
+      A* const out = at_once ? result_at_position(channel, f, first) : sums;
+      const int64_t out_row = at_once ? positions_apart(f) : s.width;
+      for (int64_t l = 0; l < s.width && bias != nullptr; ++l) biases[l] = l < s.m ? bias_at(channel + l) : A(0);
+      for (int64_t l = 0; l < kMostProducts; ++l)
+        wanted[l] =
+            l < panel_rows(v) * v ? int32_t(((panel_rows(v) + l / v) * out_row + l % v * L) * int64_t(sizeof(A))) : 0;
       for (int64_t i = 0; i < f.blocks.count(); ++i) {
         const Block b = block_at(f, i);
         for (int64_t t = 0; t < b.t; ++t)
@@ -125,8 +133,11 @@ struct PanelsGather : PanelsOperands<A> {
         a.count = b.c;
         a.step = source.channel;
         a.panel = packed_at(group, f, s, b);
-        a.resume = i == 0 && bias != nullptr;
+        a.nothing_ahead();
+        a.start = i == 0 && bias != nullptr ? biases : nullptr;
+        a.start_row = 0;
         a.add = i > 0;
+        a.out_row = out_row;
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t k = part_begin(positions, tiles, tile), m = part_begin(positions, tiles, tile + 1) - k;
           // What the next tile reads, on its way: its strides defeat the processor's own prefetching.
@@ -136,11 +147,19 @@ struct PanelsGather : PanelsOperands<A> {
               __builtin_prefetch(next[l] + (padded ? 0 : offset[0]) + b.c0 + c);
           a.rows = rows + k * sources + (padded ? b.t0 * m : 0);
           a.rows_step = padded ? m : 0;
-          a.out = sums + k * s.width;
+          a.out = out + k * out_row;
+          if (at_once && i == 0 && tile + 1 < tiles) {
+            a.look_ahead(a.out, wanted);
+          } else {
+            a.nothing_ahead();
+          }
           select_panel_tile<A>(int(m), v)(a);
         }
       }
-      if (relu) rectify_all<A>(sums, positions * s.width);
+      if (relu)
+        for (int64_t k = 0; k < (at_once ? positions : 1); ++k)
+          rectify_all<A>(out + k * out_row, at_once ? s.width : positions * s.width);
+      if (at_once) continue;
       visit_runs(first, last, f.height, f.width, [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
         A* const to = result_at(channel, f, n, i, j);
         const A* const from = sums + (at - first) * s.width;
@@ -175,7 +194,18 @@ struct PanelsGather : PanelsOperands<A> {
     A* const panel = local.take<A>(f.blocks.longest(channels, f.taps) * kPanelP * L);
     A* const sums = local.take<A>(m * (last - first) * L);
     const A* const base = source.data + group * channels * source.channel;
-    for (int64_t i = 0; i < f.blocks.count(); ++i) {
+    const int64_t blocks = f.blocks.count();
+    LinesAhead reads{local.take<int32_t>(kLinesAhead + kMostProducts), 0},
+        writes{local.take<int32_t>(kLinesAhead + kMostProducts), 0};
+    if (f.taps == 1 && z.bytes() > kWorthPrefetching) {
+      const int64_t run = kPanelP * L * int64_t(sizeof(A));
+      for (int64_t c = 0; c < ceil_div(channels, blocks); ++c)
+        reads.add_run(c * source.channel * int64_t(sizeof(A)), run * horizontal.step() * source.column);
+      for (int64_t k = 0; k < m; ++k) writes.add_run(k * result.channel * int64_t(sizeof(A)), run * column_step());
+      reads.finish();
+      writes.finish();
+    }
+    for (int64_t i = 0; i < blocks; ++i) {
       const Block b = block_at(f, i);
       for (int64_t k = 0; k < m; ++k) rows[k] = weight_at(group, m_begin + k, b.c0, 0);
       for (int64_t t = 0; t < b.t; ++t) {
@@ -190,7 +220,8 @@ struct PanelsGather : PanelsOperands<A> {
           for (int64_t j = 0; j < b.t * b.c; ++j) store(panel + (j + 1) * width - L, Vec<A>{});
         for (int64_t t = 0; t < b.t; ++t)
           pack_positions(panel + t * b.c * width, width, f, b.t0 + t, base + b.c0 * source.channel, b.c, v0 * L, end);
-        A* const sum = sums + (v0 - first) * L * m;
+        // Of a single block the sums are finished before the next panel's.
+        A* const sum = sums + (blocks > 1 ? (v0 - first) * L * m : 0);
         if (i == 0 && bias != nullptr)
           for (int64_t k = 0; k < m; ++k)
             for (int64_t l = 0; l < width; l += L)
@@ -201,18 +232,34 @@ struct PanelsGather : PanelsOperands<A> {
         a.segments = b.t;
         a.count = b.c;
         a.panel = panel;
-        a.resume = i == 0 && bias != nullptr;
+        a.out_row = a.start_row = width;
         a.add = i > 0;
         a.step = weight.channel;
+        // On their way meanwhile: the results of this panel, and what the next one reads.
+        int64_t written = i + 1 == blocks ? 0 : writes.count, read = 0;
+        const bool same = p + 1 < panels;
+        const int64_t next_v = same ? v1 : first, next_c = same ? b.c0 : b.c0 + b.c;
+        if (!same && i + 1 == blocks) read = reads.count;
+        const A* const next =
+            source_at_position(base + next_c * source.channel, f, min_of(next_v * L, f.positions - 1));
         for (int64_t index = s0; index < s1; ++index) {
           const Slice s = slice_at(index);
           if (p == 0 && index + 1 < s1) prefetch_weights(group, s.m0 + s.m, s.m, b);
           a.rows = rows + (s.m0 - m_begin);
           a.out = sum + (s.m0 - m_begin) * width;
+          a.start = i == 0 && bias != nullptr ? a.out : nullptr;
+          a.nothing_ahead();
+          if (written < writes.count) {
+            a.look_ahead(result_at_position(group * group_m + m_begin, f, v0 * L), writes.offset + written);
+            written += b.c;
+          } else if (read < reads.count) {
+            a.look_ahead(next, reads.offset + read);
+            read += b.c;
+          }
           select_panel_tile<A>(int(s.m), int(v1 - v0))(a);
         }
-        if (relu && i + 1 == f.blocks.count()) rectify_all<A>(sum, m * width);
-        if (i + 1 == f.blocks.count()) scatter_panel(sum, width, f, group, m_begin, m, v0 * L, end);
+        if (relu && i + 1 == blocks) rectify_all<A>(sum, m * width);
+        if (i + 1 == blocks) scatter_panel(sum, width, f, group, m_begin, m, v0 * L, end);
       }
     }
   }
@@ -269,14 +316,27 @@ struct PanelsGather : PanelsOperands<A> {
   }
 };
 
+// What is computed position by position sees an image whose rows follow one another as one row.
 template <class A>
-void run_panels_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
+inline ConvProblem one_row(ConvProblem z, const View<A>& source, const View<A>& result) {
+  const bool positions = reads_in_place(z) && z.stride_h == 1 && z.stride_w == 1;
+  if (positions && source.row == z.w * source.column && result.row == z.w * result.column) {
+    z.w = z.q = z.h * z.w;
+    z.h = z.p = 1;
+  }
+  return z;
+}
+
+template <class A>
+void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, const Buffers& b,
+                       const Executor& executor) {
   const bool inverse = pass == Pass::InputGrad;
   Carver memory{static_cast<char*>(b.workspace)};
   View<A> weight = view_of<A>(b.weight, 1);
   if (inverse) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
   const View<A> source = view_of<A>(inverse ? b.output : b.input, 1),
                 result = view_of<A>(inverse ? b.input : b.output, 1);
+  const ConvProblem z = one_row(given, source, result);
   PanelsGather<A> task{{z,
                         plan,
                         vertical_axis(z, pass),

@@ -6,7 +6,8 @@
 //       for each panel, for each few rows of (C, taps): panel_tile, added to the sums
 //   add the parts in order, turn the panels round, write
 //
-// No sums across lanes, no lanes lost to narrow maps. Start reading at run_panels_grad.
+// No sums across lanes, no lanes lost to narrow maps. A 1x1 kernel without padding reads the input where it lies, and
+// where K is larger than C the two change places, so that the smaller one is packed. Start reading at run_panels_grad.
 #pragma once
 
 #include "direct.h"
@@ -19,136 +20,210 @@ struct PanelsGrad {
   const ConvProblem& z;
   const Plan& plan;
   Tables tables;
-  View<A> input, grad, result;
-  A* sums;          // (splits, groups, blocks of K, of C), each (panels, rows, width of the panel)
-  bool taps_first;  // the rows of a block: (taps, C) if the result's channels are neighbours, else (C, taps)
+  // The operand whose channels are lanes, and the one whose channels (and taps) are rows.
+  View<A> lanes, rows;
+  bool in_place;    // the rows are read where they lie
+  View<A> result;   // (lanes, rows, R, S)
+  A* sums;          // (splits, groups, blocks of lanes, of rows), each (panels, rows, width of the panel)
+  bool taps_first;  // the rows of a block: (taps, channels) if the result's channels are neighbours, else (channels,
+                    // taps)
+
+  static constexpr int L = kLanes<A>;
 
   int64_t taps() const { return z.r * z.s; }
-  int64_t blocks_k() const { return ceil_div(z.group_k(), plan.tile_k); }
-  int64_t blocks_c() const { return ceil_div(z.group_c(), plan.tile_c); }
-  int64_t block_sums() const { return round_up(plan.tile_k, kLanes<A>) * plan.tile_c * taps(); }
+  int64_t all_lanes() const { return plan.along_input ? z.group_c() : z.group_k(); }
+  int64_t all_rows() const { return plan.along_input ? z.group_k() : z.group_c(); }
+  int64_t tile_lanes() const { return plan.along_input ? plan.tile_c : plan.tile_k; }
+  int64_t tile_rows() const { return plan.along_input ? plan.tile_k : plan.tile_c; }
+  int64_t blocks_of_lanes() const { return ceil_div(all_lanes(), tile_lanes()); }
+  int64_t blocks_of_rows() const { return ceil_div(all_rows(), tile_rows()); }
+  int64_t block_sums() const { return round_up(tile_lanes(), L) * tile_rows() * taps(); }
 
   struct Block {
-    int64_t group, k0, c0, k, c, vectors, panels;
+    int64_t lane0, row0;  // first channels, numbered through all groups
+    int64_t lanes, channels, vectors, panels;
   };
   Block block_at(int64_t index) const {
     Block b;
-    b.c0 = index % blocks_c() * plan.tile_c;
-    index /= blocks_c();
-    b.k0 = index % blocks_k() * plan.tile_k;
-    b.group = index / blocks_k();
-    b.k = min_of(plan.tile_k, z.group_k() - b.k0);
-    b.c = min_of(plan.tile_c, z.group_c() - b.c0);
-    b.vectors = ceil_div(b.k, kLanes<A>);
+    const int64_t row = index % blocks_of_rows() * tile_rows();
+    index /= blocks_of_rows();
+    const int64_t lane = index % blocks_of_lanes() * tile_lanes(), group = index / blocks_of_lanes();
+    b.lane0 = group * all_lanes() + lane;
+    b.row0 = group * all_rows() + row;
+    b.lanes = min_of(tile_lanes(), all_lanes() - lane);
+    b.channels = min_of(tile_rows(), all_rows() - row);
+    b.vectors = ceil_div(b.lanes, L);
     b.panels = ceil_div(b.vectors, kPanelV);
     return b;
   }
-  int64_t row_of(const Block& b, int64_t c, int64_t tap) const { return taps_first ? tap * b.c + c : c * taps() + tap; }
+  int64_t row_of(const Block& b, int64_t channel, int64_t tap) const {
+    return taps_first ? tap * b.channels + channel : channel * taps() + tap;
+  }
 
-  // The upstream gradient of one tile: panel by panel, (positions, width of the panel).
-  void pack_grad(A* to, const Block& b, int64_t n0, int64_t n1, int64_t i0, int64_t j0, int64_t height,
-                 int64_t width) const {
-    constexpr int L = kLanes<A>;
-    const int64_t positions = (n1 - n0) * height * width;
+  struct Tile {  // of outputs
+    int64_t n0, i0, j0, images, height, width;
+    int64_t positions() const { return images * height * width; }
+    // Elements between its first position and that of the whole operand.
+    int64_t place_in(const View<A>& view) const { return n0 * view.n + i0 * view.row + j0 * view.column; }
+  };
+  int64_t tiles_h() const { return ceil_div(z.p, plan.tile_h); }
+  int64_t tiles_w() const { return ceil_div(z.q, plan.tile_w); }
+  int64_t tiles() const { return ceil_div(z.n, plan.batch) * tiles_h() * tiles_w(); }
+  Tile tile_at(int64_t index) const {
+    Tile t;
+    t.j0 = index % tiles_w() * plan.tile_w;
+    t.i0 = index / tiles_w() % tiles_h() * plan.tile_h;
+    t.n0 = index / tiles_w() / tiles_h() * plan.batch;
+    t.images = min_of(plan.batch, z.n - t.n0);
+    t.height = min_of(plan.tile_h, z.p - t.i0);
+    t.width = min_of(plan.tile_w, z.q - t.j0);
+    return t;
+  }
+
+  // The lanes of one tile: panel by panel, (positions, width of the panel).
+  void pack_lanes(A* to, const Block& b, const Tile& t) const {
     // Rows that follow one another without a gap are copied as one.
-    const bool joined = grad.row == width * grad.column;
+    const bool joined = lanes.row == t.width * lanes.column;
     for (int64_t p = 0; p < b.panels; ++p) {
       const int64_t v0 = part_begin(b.vectors, b.panels, p), v1 = part_begin(b.vectors, b.panels, p + 1);
-      const int64_t pitch = (v1 - v0) * L, lanes = min_of(b.k, v1 * L) - v0 * L;
+      const int64_t pitch = (v1 - v0) * L, used = min_of(b.lanes, v1 * L) - v0 * L;
+      const A* const from = lanes.data + (b.lane0 + v0 * L) * lanes.channel + t.place_in(lanes);
       A* at = to;
-      for (int64_t n = n0; n < n1; ++n)
-        for (int64_t i = 0; i < height; i += joined ? height : 1) {
-          const int64_t count = joined ? height * width : width;
-          pack_block(at, pitch, 1,
-                     grad.data + n * grad.n + (b.group * z.group_k() + b.k0 + v0 * L) * grad.channel +
-                         (i0 + i) * grad.row + j0 * grad.column,
-                     grad.column, grad.channel, count, lanes);
+      for (int64_t n = 0; n < t.images; ++n)
+        for (int64_t i = 0; i < t.height; i += joined ? t.height : 1) {
+          const int64_t count = joined ? t.height * t.width : t.width;
+          pack_block(at, pitch, 1, from + n * lanes.n + i * lanes.row, lanes.column, lanes.channel, count, used);
           at += count * pitch;
         }
-      if (lanes < pitch)
-        for (int64_t i = 0; i < positions; ++i)
-          for (int64_t l = lanes; l < pitch; ++l) to[i * pitch + l] = A(0);
-      to += positions * pitch;
+      if (used < pitch)
+        for (int64_t i = 0; i < t.positions(); ++i)
+          for (int64_t l = used; l < pitch; ++l) to[i * pitch + l] = A(0);
+      to += t.positions() * pitch;
     }
+  }
+  // What a tile of so many outputs reads of some channels of an operand.
+  void list_lines(LinesAhead* lines, const View<A>& view, int64_t channels, const Tile& t) const {
+    constexpr int64_t kBytes = sizeof(A);
+    lines->count = 0;
+    const bool joined = view.row == t.width * view.column;
+    const int64_t run = joined ? t.height * t.width : t.width, runs = t.height * t.width / run;
+    for (int64_t n = 0; n < t.images; ++n)
+      for (int64_t i = 0; i < runs; ++i) {
+        const int64_t first = (n * view.n + i * view.row) * kBytes;
+        if (view.channel == 1) {
+          for (int64_t j = 0; j < run; ++j) lines->add_run(first + j * view.column * kBytes, channels * kBytes);
+        } else {
+          for (int64_t c = 0; c < channels; ++c)
+            lines->add_run(first + c * view.channel * kBytes, run * view.column * kBytes);
+        }
+      }
+    lines->finish();
   }
 
   void run_block(int64_t index, void* scratch) const {
-    constexpr int L = kLanes<A>;
-    const int64_t all_blocks = z.groups * blocks_k() * blocks_c();
+    const int64_t all_blocks = z.groups * blocks_of_lanes() * blocks_of_rows();
     const int64_t split = index / all_blocks;
     const Block b = block_at(index % all_blocks);
-    const int64_t rows = b.c * taps(), segments = plan.batch * plan.tile_h;
+    const int64_t count = b.channels * taps();
     Carver local{static_cast<char*>(scratch)};
-    const A** const row = local.take<const A*>(rows);
-    int64_t* const offset = local.take<int64_t>(segments);
-    A* const g = local.take<A>(round_up(b.k, L) * segments * plan.tile_w);
-    A* const x = local.take<A>(b.c * plan.channel_pitch);
-    for (int64_t c = 0; c < b.c; ++c)
+    const A** const row = local.take<const A*>(count);
+    int64_t* const offset = local.take<int64_t>(plan.batch * plan.tile_h);
+    LinesAhead lines[2];
+    for (LinesAhead& l : lines) l = {local.take<int32_t>(kLinesAhead + kMostProducts), 0};
+    A* const packed_lanes = local.take<A>(round_up(b.lanes, L) * plan.batch * plan.tile_h * plan.tile_w);
+    A* const packed_rows = local.take<A>(in_place ? 0 : b.channels * plan.channel_pitch);
+    const A* const base = in_place ? rows.data + b.row0 * rows.channel : packed_rows;
+    const int64_t row_pitch = in_place ? rows.channel : plan.channel_pitch;
+    for (int64_t c = 0; c < b.channels; ++c)
       for (int64_t t = 0; t < taps(); ++t)
-        row[row_of(b, c, tables.tap_weight[t])] = x + c * plan.channel_pitch + tables.tap_offset[t];
+        row[row_of(b, c, tables.tap_weight[t])] = base + c * row_pitch + tables.tap_offset[t];
 
-    const int64_t tiles_h = ceil_div(z.p, plan.tile_h), tiles_w = ceil_div(z.q, plan.tile_w);
-    const int64_t units = ceil_div(z.n, plan.batch) * tiles_h * tiles_w, pitch = tables.columns.longest;
-    const int64_t first = units * split / plan.splits, last = units * (split + 1) / plan.splits;
-    for (int64_t unit = first; unit < last; ++unit) {
-      const int64_t j0 = unit % tiles_w * plan.tile_w, i0 = unit / tiles_w % tiles_h * plan.tile_h;
-      const int64_t n0 = unit / tiles_w / tiles_h * plan.batch, n1 = min_of(z.n, n0 + plan.batch);
-      const int64_t height = min_of(plan.tile_h, z.p - i0), width = min_of(plan.tile_w, z.q - j0);
-      pack_grad(g, b, n0, n1, i0, j0, height, width);
-      for (int64_t n = n0; n < n1; ++n) {
-        View<A> view = input;
-        view.data += (b.group * z.group_c() + b.c0) * view.channel;
-        pack_tile(x + (n - n0) * plan.image_pitch, PackedTile{1, pitch, plan.channel_pitch}, view, b.c, n, n + 1,
-                  tables.rows, tables.columns, i0, j0, height);
+    const int64_t first = tiles() * split / plan.splits, last = tiles() * (split + 1) / plan.splits;
+    if (last - first > 1 && z.bytes() > kWorthPrefetching) {
+      list_lines(&lines[0], lanes, b.lanes, tile_at(first));
+      if (in_place) list_lines(&lines[1], rows, b.channels, tile_at(first));
+    }
+    for (int64_t index_of_tile = first; index_of_tile < last; ++index_of_tile) {
+      const Tile t = tile_at(index_of_tile);
+      pack_lanes(packed_lanes, b, t);
+      for (int64_t n = 0; n < t.images && !in_place; ++n) {
+        View<A> view = rows;
+        view.data += b.row0 * view.channel;
+        pack_tile(packed_rows + n * plan.image_pitch, PackedTile{1, tables.columns.longest, plan.channel_pitch}, view,
+                  b.channels, t.n0 + n, t.n0 + n + 1, tables.rows, tables.columns, t.i0, t.j0, t.height);
       }
       PanelArguments<A> a;
       a.rows_step = 0;
       a.offset = offset;
-      a.step = 1;
-      a.resume = false;
-      a.add = unit > first;
-      // One run of scalars where no column lies between two rows, and no row between two images.
-      const bool rows_joined = width == pitch || height == 1, images_joined = plan.image_pitch == height * width;
-      a.segments = rows_joined && (images_joined || n1 - n0 == 1) ? 1 : rows_joined ? n1 - n0 : (n1 - n0) * height;
-      a.count = (n1 - n0) * height * width / a.segments;
+      a.start = nullptr;
+      a.add = index_of_tile > first;
+      a.panel = packed_lanes;
+      // One run of scalars where nothing lies between two rows, and nothing between two images.
+      const int64_t image = in_place ? rows.n : plan.image_pitch, line = in_place ? rows.row : tables.columns.longest;
+      a.step = in_place ? rows.column : 1;
+      const bool rows_joined = t.height == 1 || line == t.width * a.step;
+      const bool images_joined = rows_joined && (t.images == 1 || image == t.height * t.width * a.step);
+      a.segments = images_joined ? 1 : rows_joined ? t.images : t.images * t.height;
+      a.count = t.positions() / a.segments;
       for (int64_t s = 0; s < a.segments; ++s)
-        offset[s] = rows_joined ? s * plan.image_pitch : s / height * plan.image_pitch + s % height * pitch;
+        offset[s] =
+            (in_place ? t.place_in(rows) : 0) + (rows_joined ? s * image : s / t.height * image + s % t.height * line);
       a.out = sums + index * block_sums();
-      a.panel = g;
+      // What the next tile reads is on its way while this one is computed.
+      const bool more = index_of_tile + 1 < last;
+      const Tile next = tile_at(more ? index_of_tile + 1 : index_of_tile);
+      const A* const ahead[] = {lanes.data + b.lane0 * lanes.channel + next.place_in(lanes),
+                                rows.data + b.row0 * rows.channel + next.place_in(rows)};
+      int64_t done[2] = {};
       for (int64_t p = 0; p < b.panels; ++p) {
         const int v = int(part_begin(b.vectors, b.panels, p + 1) - part_begin(b.vectors, b.panels, p));
-        const int64_t parts = ceil_div(rows, panel_rows(v));
+        const int64_t parts = ceil_div(count, panel_rows(v));
         for (int64_t part = 0; part < parts; ++part) {
-          const int64_t from = part_begin(rows, parts, part), m = part_begin(rows, parts, part + 1) - from;
+          const int64_t from = part_begin(count, parts, part), m = part_begin(count, parts, part + 1) - from;
+          const int which = done[0] < lines[0].count ? 0 : 1;
+          if (more && done[which] < lines[which].count) {
+            a.look_ahead(ahead[which], lines[which].offset + done[which]);
+            done[which] += t.positions();
+          } else {
+            a.nothing_ahead();
+          }
           a.rows = row + from;
+          a.out_row = v * L;
           select_panel_tile<A>(int(m), v)(a);
           a.out += m * v * L;
         }
-        a.panel += a.segments * a.count * v * L;
+        a.panel += t.positions() * v * L;
       }
     }
   }
 
   // Adds the parts of the reduction to the first one, in order, and writes a share of a block.
   void write_block(int64_t index) const {
-    constexpr int L = kLanes<A>;
     const Block b = block_at(index);
-    const int64_t rows = b.c * taps(), stride = z.groups * blocks_k() * blocks_c() * block_sums();
+    const int64_t count = b.channels * taps(), stride = z.groups * blocks_of_lanes() * blocks_of_rows() * block_sums();
     for (int64_t p = 0; p < b.panels; ++p) {
       const int64_t v0 = part_begin(b.vectors, b.panels, p), v1 = part_begin(b.vectors, b.panels, p + 1);
-      const int64_t width = (v1 - v0) * L, lanes = min_of(b.k, v1 * L) - v0 * L;
-      A* const from = sums + index * block_sums() + v0 * L * rows;
+      const int64_t width = (v1 - v0) * L, used = min_of(b.lanes, v1 * L) - v0 * L;
+      A* const from = sums + index * block_sums() + v0 * L * count;
       for (int64_t split = 1; split < plan.splits; ++split)
-        for (int64_t i = 0; i < rows * width; i += L) store(from + i, load(from + i) + load(from + split * stride + i));
-      A* const to = result.data + (b.group * z.group_k() + b.k0 + v0 * L) * result.n + b.c0 * result.channel;
+        for (int64_t i = 0; i < count * width; i += L)
+          store(from + i, load(from + i) + load(from + split * stride + i));
+      // The result's lanes are K and its rows C, or the other way round.
+      const int64_t first_lane = b.lane0 - (plan.along_input ? b.lane0 / all_lanes() * all_lanes() : 0);
+      const int64_t first_row = b.row0 - (plan.along_input ? 0 : b.row0 / all_rows() * all_rows());
+      A* const to = result.data + (first_lane + v0 * L) * result.n + first_row * result.channel;
       const int64_t column = result.column, joined_row = z.s * column;
+      if (result.n == 1 && taps() == 1) {
+        pack_block(to, result.channel, 1, from, width, 1, count, used);
+        continue;
+      }
       if (!taps_first && result.row == joined_row && result.channel == z.r * joined_row) {
-        pack_block(to, result.n, column, from, 1, width, lanes, rows);  // (C, taps) without gaps
+        pack_block(to, result.n, column, from, 1, width, used, count);  // (channels, taps) without gaps
         continue;
       }
       for (int64_t t = 0; t < taps(); ++t)
         pack_block(to + t / z.s * result.row + t % z.s * column, result.n, result.channel,
-                   from + row_of(b, 0, t) * width, 1, (row_of(b, 1, t) - row_of(b, 0, t)) * width, lanes, b.c);
+                   from + row_of(b, 0, t) * width, 1, (row_of(b, 1, t) - row_of(b, 0, t)) * width, used, b.channels);
     }
   }
 };
@@ -157,14 +232,17 @@ template <class A>
 void run_panels_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   Carver memory{static_cast<char*>(b.workspace)};
   const Tables tables = make_tables(z, Pass::WeightGrad, plan, memory);
-  PanelsGrad<A> task{z,
-                     plan,
-                     tables,
-                     view_of<A>(b.input, 1),
-                     view_of<A>(b.output, 1),
-                     view_of<A>(b.weight, 1),
-                     nullptr,
-                     b.weight.stride[1] == 1 && z.r * z.s > 1};
+  View<A> input = view_of<A>(b.input, 1), weight = view_of<A>(b.weight, 1);
+  const View<A> grad = view_of<A>(b.output, 1);
+  const bool in_place = reads_in_place(z);
+  if (in_place) {
+    input.row *= z.stride_h;
+    input.column *= z.stride_w;
+  }
+  if (plan.along_input) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
+  PanelsGrad<A> task{
+      z,        plan,   tables,  plan.along_input ? input : grad,         plan.along_input ? grad : input,
+      in_place, weight, nullptr, b.weight.stride[1] == 1 && z.r * z.s > 1};
   task.sums = memory.take<A>(plan.tasks * task.block_sums());
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_block(index, scratch); });

@@ -18,6 +18,19 @@ struct TapTable {
   }
 };
 
+// Where positions [first, last) of a phase lie, row by row of the output: visit(first position, n, i, j, count).
+template <class Visit>
+inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t width, Visit visit) {
+  int64_t j = first % width, i = first / width % height, n = first / width / height;
+  while (first < last) {
+    const int64_t count = min_of(width - j, last - first);
+    visit(first, n, i, j, count);
+    first += count;
+    j = 0;
+    if (++i == height) i = 0, ++n;
+  }
+}
+
 template <class A>
 struct PanelsOperands {
   const ConvProblem& z;

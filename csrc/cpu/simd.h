@@ -111,7 +111,7 @@ inline __attribute__((always_inline)) void store_first(A* p, Vec<A> v, int64_t c
 #endif
 }
 
-// Lanes of a and b, numbered through, in the order of a constant index.
+// Lanes of a and b, numbered through, in the order of an index.
 template <class A, class Index>
 inline __attribute__((always_inline)) Vec<A> shuffle(Vec<A> a, Vec<A> b, Index index) {
 #if defined(__clang__)
@@ -123,27 +123,33 @@ inline __attribute__((always_inline)) Vec<A> shuffle(Vec<A> a, Vec<A> b, Index i
 #endif
 }
 
-// Turns kLanes rows of kLanes columns round, in log2(kLanes) rounds of swaps between halves.
-template <class A>
-inline __attribute__((always_inline)) void transpose(Vec<A>* row) {
+// The numbers 0 ... count - 1 as template arguments: shuffles by them are constants wherever they are inlined.
+template <class T, T... i>
+struct Numbers {};
+#if defined(__clang__)
+template <int count>
+using NumbersTo = __make_integer_seq<Numbers, int, count>;
+#else
+template <int count>
+using NumbersTo = Numbers<int, __integer_pack(count)...>;
+#endif
+
+// Swaps the upper halves of blocks of 2 * half lanes of a with the lower halves of b's.
+template <class A, int half, int... i>
+inline __attribute__((always_inline)) void swap_halves(Vec<A>& a, Vec<A>& b, Numbers<int, i...>) {
   constexpr int L = kLanes<A>;
-  typedef Vec<typename IntegerOf<A>::type> Index;
-#pragma GCC unroll 8
-  for (int half = L / 2; half >= 1; half /= 2) {
-    Index low, high;
+  const Vec<A> low = __builtin_shufflevector(a, b, ((i & half) ? L + i - half : i)...);
+  b = __builtin_shufflevector(a, b, ((i & half) ? L + i : i + half)...);
+  a = low;
+}
+
+// Turns kLanes rows of kLanes columns round, in log2(kLanes) rounds of swaps between halves.
+template <class A, int half = kLanes<A> / 2>
+inline __attribute__((always_inline)) void transpose(Vec<A>* row) {
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      low[i] = (i & half) ? L + i - half : i;
-      high[i] = (i & half) ? L + i : i + half;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      if (i & half) continue;
-      Vec<A> a = row[i], b = row[i + half];
-      row[i] = shuffle<A>(a, b, low);
-      row[i + half] = shuffle<A>(a, b, high);
-    }
-  }
+  for (int i = 0; i < kLanes<A>; ++i)
+    if (!(i & half)) swap_halves<A, half>(row[i], row[i + half], NumbersTo<kLanes<A>>{});
+  if constexpr (half > 1) transpose<A, half / 2>(row);
 }
 
 // column[j] = the elements j of kLanes rows in memory, `stride` apart, for the first `count` elements of a row; the

@@ -28,10 +28,11 @@ except ImportError as error:
         f"    {sys.executable} -m pip install --no-build-isolation -e ."
     )
 
-KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "depthwise.cpp", "implicit_gemm.cpp", "library.cpp"]
-PASS_SOURCES = KERNEL_SOURCES[:4]
+KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "depthwise.cpp", "grouped.cpp", "implicit_gemm.cpp", "library.cpp"]
+PASS_SOURCES = KERNEL_SOURCES[:5]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
+    "csrc/plan_grouped.cpp",
     "csrc/plan_implicit_gemm.cpp",
     "csrc/plan_winograd.cpp",
     "csrc/plan_panels.cpp",

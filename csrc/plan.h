@@ -8,7 +8,7 @@
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, Winograd, ImplicitGemm, Panels, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, Grouped, Winograd, ImplicitGemm, Panels, Direct, Reference };
 
 // What multiplies pairs of bfloat16 numbers: nothing, a vector instruction, or tiles, which are fast enough for float32
 // that is cut into parts.
@@ -99,7 +99,7 @@ struct Candidate {
   void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 };
 
-constexpr int kCandidateCount = 6;
+constexpr int kCandidateCount = 7;
 extern const Candidate kCandidates[kCandidateCount];
 
 // Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching

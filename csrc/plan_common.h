@@ -38,7 +38,7 @@ inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axi
          aligned((vertical.phases() * horizontal.phases() + 1) * 8);
 }
 
-// In files of their own: plan_winograd.cpp, plan_implicit_gemm.cpp, plan_panels.cpp.
+// In files of their own: plan_winograd.cpp, plan_implicit_gemm.cpp, plan_panels.cpp, plan_grouped.cpp.
 const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
@@ -47,5 +47,8 @@ void prepare_implicit_gemm(const ConvProblem& z, Pass pass, const IsaTraits& isa
 const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 void prepare_panels(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
 
 }  // namespace conv_ext

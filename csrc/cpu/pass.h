@@ -18,12 +18,16 @@ void run_weight_grad(const ConvProblem&, const Plan&, const Buffers&, const Exec
 RunPass select_implicit_gemm(Pass pass, bool of_bfloat16);
 // In depthwise.cpp.
 RunPass select_depthwise(Pass pass, DType dtype);
+// In grouped.cpp.
+RunPass select_grouped(Pass pass, DType dtype);
 
 template <Pass pass, class T, class A, class Wide>
 RunPass select_algorithm(Algorithm algorithm, DType dtype) {
   switch (algorithm) {
     case Algorithm::Depthwise:
       return select_depthwise(pass, dtype);
+    case Algorithm::Grouped:
+      return select_grouped(pass, dtype);
     case Algorithm::ImplicitGemm:
       // bfloat16, and float32 that may be rounded to it; the plan declines the other types.
       return select_implicit_gemm(pass, is_same<T, bfloat16>);

@@ -85,7 +85,7 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
     tiles["C/g"] = plan.tile_c;
     tiles["splits"] = plan.splits;
   };
-  if (!empty && chosen.algorithm == Algorithm::Depthwise) {
+  if (!empty && (chosen.algorithm == Algorithm::Depthwise || chosen.algorithm == Algorithm::Grouped)) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
     if (pass == Pass::WeightGrad) tiles["splits"] = plan.splits;

@@ -264,8 +264,8 @@ void prepare_reference(const ConvProblem& z, Pass pass, const IsaTraits&, Plan* 
 // The choice of algorithm on one page: the first that neither declines nor yields runs.
 const Candidate kCandidates[kCandidateCount] = {
     {Algorithm::Depthwise, "depthwise", depthwise_declines, depthwise_yields, prepare_depthwise},
-    {Algorithm::Grouped, "grouped", grouped_declines, grouped_yields, prepare_grouped},
     {Algorithm::Winograd, "winograd", winograd_declines, winograd_yields, prepare_winograd},
+    {Algorithm::Grouped, "grouped", grouped_declines, grouped_yields, prepare_grouped},
     {Algorithm::ImplicitGemm, "implicit_gemm", implicit_gemm_declines, never_yields, prepare_implicit_gemm},
     {Algorithm::Panels, "panels", panels_decline, panels_yield, prepare_panels},
     {Algorithm::Direct, "direct", direct_declines, never_yields, prepare_direct},

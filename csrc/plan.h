@@ -8,7 +8,7 @@
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, Grouped, Winograd, ImplicitGemm, Panels, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, Winograd, Grouped, ImplicitGemm, Panels, Direct, Reference };
 
 // What multiplies pairs of bfloat16 numbers: nothing, a vector instruction, or tiles, which are fast enough for float32
 // that is cut into parts.

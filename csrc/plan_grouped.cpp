@@ -78,11 +78,14 @@ const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& i
 const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
   const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
   const GroupUnits units = group_units(z, pass, lanes);
-  // Measured with AVX-512: Winograd's weight_grad on 32 channels of a group is 1.2 times as fast, on 16 as fast.
-  if (pass == Pass::WeightGrad && min_of(z.group_c(), z.group_k()) > lanes)
-    return "a group has more channels than a vector";
-  if (2 * min_of(units.together * units.result, units.vectors * lanes) < units.vectors * lanes)
-    return "the channels of the result fill less than half a vector";
+  if (units.several() && lanes < 8) return "there is no instruction to spread channels over so short vectors";
+  if (2 * units.together * units.result < units.vectors * lanes)
+    return "the channels of the result fill less than half of the vectors";
+  // Measured with AVX-512 against the direct algorithm, whose vectors then lie as the memory does.
+  if (!z.channels_last && 2 * units.together * units.source < units.blocks * lanes)
+    return "the channels of the source fill less than half of the vectors";
+  if (!z.channels_last && z.r * z.s == 1 && max_of(units.source, units.result) > lanes)
+    return "a single tap does not repay turning the channels round";
   return nullptr;
 }
 

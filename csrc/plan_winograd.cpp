@@ -149,6 +149,8 @@ const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& is
   const int64_t lanes = lanes_of(z, isa);
   if (z.r < 3 || z.s < 3) return "a kernel smaller than 3 x 3 saves no products";
   if (z.group_c() < lanes || z.group_k() < lanes) return "there are fewer channels than a vector holds";
+  if (z.groups > 1 && z.precision == Precision::Ieee && min_of(z.group_c(), z.group_k()) <= lanes)
+    return "the channels of a group fit a vector: other algorithms are near the processor's peak";
   const bool input_grad = pass == Pass::InputGrad;
   const double direct = double(input_grad ? z.h * z.w : z.p * z.q) * double(z.r * z.s);
   // The other algorithms stay further below the processor's peak than these products do; with groups they do not. Over

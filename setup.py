@@ -28,10 +28,20 @@ except ImportError as error:
         f"    {sys.executable} -m pip install --no-build-isolation -e ."
     )
 
-KERNEL_SOURCES = ["forward.cpp", "input_grad.cpp", "weight_grad.cpp", "depthwise.cpp", "grouped.cpp", "implicit_gemm.cpp", "library.cpp"]
-PASS_SOURCES = KERNEL_SOURCES[:5]
+KERNEL_SOURCES = [
+    "forward.cpp",
+    "input_grad.cpp",
+    "weight_grad.cpp",
+    "depthwise.cpp",
+    "grouped.cpp",
+    "broadcast.cpp",
+    "implicit_gemm.cpp",
+    "library.cpp",
+]
+PASS_SOURCES = KERNEL_SOURCES[:6]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
+    "csrc/plan_broadcast.cpp",
     "csrc/plan_grouped.cpp",
     "csrc/plan_implicit_gemm.cpp",
     "csrc/plan_winograd.cpp",

@@ -8,7 +8,7 @@
 
 namespace conv_ext {
 
-enum class Algorithm : int32_t { Depthwise, Winograd, Grouped, ImplicitGemm, Panels, Direct, Reference };
+enum class Algorithm : int32_t { Depthwise, Winograd, Grouped, ImplicitGemm, Broadcast, Panels, Direct, Reference };
 
 // What multiplies pairs of bfloat16 numbers: nothing, a vector instruction, or tiles, which are fast enough for float32
 // that is cut into parts.
@@ -60,6 +60,20 @@ struct PanelTasks {
   int64_t parts_m;  // tasks that share out the panels of weights
 };
 
+// Broadcast: a register tile of `vectors` of channels, and so many outputs as leave registers for their operands.
+constexpr int64_t kBroadcastV = 4;
+constexpr int64_t broadcast_positions(int64_t vector_bytes, int64_t vectors) {
+  const int64_t registers = vector_bytes == 64 ? 31 : vector_bytes == 32 ? 15 : 14;  // products of SSE2 take one
+  const int64_t most = (registers - vectors) / vectors;
+  return most > 14 ? 14 : most;
+}
+struct BroadcastTasks {
+  int64_t vectors;   // of a panel of weights
+  int64_t rows;      // outputs whose sums are held together
+  int64_t products;  // of the longest chain
+  int64_t parts_m;   // tasks that share out the panels of weights
+};
+
 struct Plan {
   Algorithm algorithm;
   // Direct: outputs per tile and phase; how many images lie side by side in a vector; whether the lanes of a tile run
@@ -80,7 +94,8 @@ struct Plan {
   // Panels: images of a tile, one after the other, and elements of one of them in a packed channel.
   int64_t batch, image_pitch;
   PanelTasks along_channels, along_positions;
-  bool along_input;       // panels, weight_grad: vectors run along C instead of K
+  bool along_input;  // panels, weight_grad: vectors run along C instead of K
+  BroadcastTasks broadcast;
   int64_t parts;          // bfloat16 numbers that an operand is cut into
   bool weights_in_tasks;  // implicit matrix product: the source is packed for all tasks, the weights by each
   int64_t tasks;

@@ -38,7 +38,11 @@ inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axi
          aligned((vertical.phases() * horizontal.phases() + 1) * 8);
 }
 
-// In files of their own: plan_winograd.cpp, plan_implicit_gemm.cpp, plan_panels.cpp, plan_grouped.cpp.
+// In files of their own: plan_winograd.cpp, plan_implicit_gemm.cpp, plan_panels.cpp, plan_grouped.cpp,
+// plan_broadcast.cpp.
+const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
 const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);

@@ -154,10 +154,17 @@ const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& is
   const bool input_grad = pass == Pass::InputGrad;
   const double direct = double(input_grad ? z.h * z.w : z.p * z.q) * double(z.r * z.s);
   // The other algorithms stay further below the processor's peak than these products do; with groups they do not. Over
-  // 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x 14) and lose from 1.17 on (7 x 7).
-  const double worth = pass == Pass::WeightGrad ? 1.3 : z.groups == 1 ? 1.16 : 1.0;
-  if (cost_of(z, pass, choose_variant(z, pass)) > worth * direct)
-    return "the transforms would cost more than the products save";
+  // 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x 14) and lose from 1.17 on (7 x 7), weight_grad gains up
+  // to 1.48 (28 x 28, 16 and 32 channels), and so do the others where the result is one vector of channels.
+  const bool large = z.r * z.s > 9;
+  const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && (input_grad ? z.c : z.k) <= lanes);
+  const double worth = large && narrow ? 1.5 : pass == Pass::WeightGrad ? 1.3 : z.groups == 1 ? 1.16 : 1.0;
+  const double cost = cost_of(z, pass, choose_variant(z, pass));
+  if (cost > worth * direct) return "the transforms would cost more than the products save";
+  // The broadcast algorithm leaves the padding out: the gradient of 5 x 5 kernels without padding (8 x 8 to 12 x 12)
+  // gains 1.4 where the transforms cost 2.4 times those products, 1.3 at 2.1.
+  if (input_grad && z.groups == 1 && cost > 1.7 * double(z.p * z.q * z.r * z.s))
+    return "most of the products that the transforms save are of padding";
   return nullptr;
 }
 

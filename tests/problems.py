@@ -99,6 +99,8 @@ CORNERS = (
     Problem("tall_column", 1, 2, 211, 2, 3, 3, 2, padding=(1, 1, 0, 0)),
     Problem("large_kernel", 1, 2, 17, 15, 2, 11, 9, (2, 1), (3, 2, 4, 1)),
     Problem("many_images", 33, 2, 3, 4, 3, 2, 2),
+    Problem("broadcast_images", 13, 21, 4, 5, 50, 5, 3, padding=(4, 3, 2, 2)),
+    Problem("broadcast_strided", 9, 22, 7, 6, 19, 4, 5, (2, 1), (2, 2, 3, 1), (1, 2)),
     Problem("winograd_wide", 1, 18, 9, 238, 35, 3, 3, padding=(1, 1, 1, 0)),
     Problem("winograd_pieces", 40, 17, 6, 5, 33, 4, 5, padding=(2, 1, 2, 2)),
     Problem("winograd_groups", 2, 42, 8, 7, 70, 3, 3, padding=(0, 2, 1, 3), groups=2),

@@ -59,6 +59,7 @@ def test_nan_weight_over_the_padding(groups):
         assert y[:, 1].isnan().all() and y[:, [0, 2]].isfinite().all()
         dx = call("input_grad", torch.ones(z.output_shape), w, z, algorithm=algorithm)
         assert dx[:, 1 if groups == 3 else 0].isnan().all()
+    for algorithm in applicable("weight_grad", z, torch.float32):
         g = torch.ones(z.output_shape)
         g[0, 1, 0, 0] = math.nan
         dw = call("weight_grad", g, torch.ones(z.input_shape), z, algorithm=algorithm)

@@ -168,6 +168,37 @@ template <class A, class T>
 inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* from, int64_t from_channel,
                        int64_t from_position, int64_t channels, int64_t positions) {
   constexpr int L = kLanes<A>;
+  if constexpr (is_same<A, T>) {
+    const auto few = [&](auto load_positions) {
+      int64_t done = 0;
+      for (; done + L <= positions; done += L) load_positions(done);
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = done; i < positions; ++i)
+          write<A, A>(to + c * to_channel + i, read<A>(from + c * from_channel + i * from_position));
+    };
+    // A few channels of channels_last.
+    constexpr int kFew = L < 4 ? L : 4;
+    if (from_channel == 1 && to_position == 1 && channels <= kFew)
+      return few([&](int64_t i) {
+        Vec<A> square[L];
+        load_transposed<A>(square, from + i * from_position, from_position, channels);
+#pragma GCC unroll 4
+        for (int j = 0; j < kFew; ++j)
+          if (j < channels) store(to + j * to_channel + i, square[j]);
+      });
+    // The strides of most strided layers.
+    const auto every = [&](auto step) {
+      few([&](int64_t i) {
+        for (int64_t c = 0; c < channels; ++c)
+          store(to + c * to_channel + i,
+                load_every<A, decltype(step)::value>(from + c * from_channel + i * from_position));
+      });
+    };
+    if (to_position == 1 && from_position == 2) return every(Constant<2>{});
+    if constexpr (L >= 4) {
+      if (to_position == 1 && from_position == 4) return every(Constant<4>{});
+    }
+  }
   if (from_channel == 1 && to_position == 1) {
     // channels_last: squares of kLanes channels by kLanes positions are turned round in registers.
     for (int64_t c = 0; c < channels; c += L)
@@ -247,10 +278,11 @@ struct PackedTile {
 };
 
 // Packs `channels` channels (the view starts at the first) of images [n0, n1) for outputs from (i0, j0) on; of the
-// rows only those that the first `height` outputs of the tile read.
+// rows only those that the first `height` outputs of the tile read. `clear`: the padding is not zero yet.
 template <class A, class T>
 void pack_tile(A* packed, const PackedTile& layout, const View<T>& view, int64_t channels, int64_t n0, int64_t n1,
-               const AxisTable& rows, const AxisTable& columns, int64_t i0, int64_t j0, int64_t height) {
+               const AxisTable& rows, const AxisTable& columns, int64_t i0, int64_t j0, int64_t height,
+               bool clear = true) {
   int64_t row_positions = 0;
   for (int64_t i = 0; i < rows.regions; ++i) row_positions += rows.region[i].length;
   for (int64_t x = 0; x < columns.regions; ++x) {
@@ -267,12 +299,14 @@ void pack_tile(A* packed, const PackedTile& layout, const View<T>& view, int64_t
         const int64_t source_row = rows.source_at(down, i0, i);
         A* to = packed + (x * row_positions + rows.begin[y] + i) * layout.pitch * layout.images;
         if (source_row < 0 || source_row >= rows.source || inside == outside) {
-          clear_block(to, layout.channel_pitch, channels, across.length * layout.images);
+          if (clear) clear_block(to, layout.channel_pitch, channels, across.length * layout.images);
           continue;
         }
-        clear_block(to, layout.channel_pitch, channels, inside * layout.images);
-        clear_block(to + outside * layout.images, layout.channel_pitch, channels,
-                    (across.length - outside) * layout.images);
+        if (clear) {
+          clear_block(to, layout.channel_pitch, channels, inside * layout.images);
+          clear_block(to + outside * layout.images, layout.channel_pitch, channels,
+                      (across.length - outside) * layout.images);
+        }
         for (int64_t b = 0; b < layout.images; ++b) {
           A* image = to + inside * layout.images + b;
           if (n0 + b < n1) {
@@ -280,7 +314,7 @@ void pack_tile(A* packed, const PackedTile& layout, const View<T>& view, int64_t
                             columns.source_at(across, j0, inside) * view.column;
             pack_block(image, layout.channel_pitch, layout.images, from, view.channel, columns.step * view.column,
                        channels, outside - inside);
-          } else {
+          } else if (clear) {
             for (int64_t c = 0; c < channels; ++c)
               for (int64_t j = 0; j < outside - inside; ++j) image[c * layout.channel_pitch + j * layout.images] = A(0);
           }

@@ -362,25 +362,7 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
     task.joined = z.s;
     task.channels *= z.s;
   }
-  TapTable& t = task.table;
-  t.row = memory.take<int64_t>(taps);
-  t.column = memory.take<int64_t>(taps);
-  t.weight = memory.take<int64_t>(taps);
-  t.begin = memory.take<int64_t>(phases + 1);
-  int64_t next = 0;
-  for (int64_t f = 0; f < phases; ++f) {
-    t.begin[f] = next;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t r = tap / z.s, s = tap % z.s;
-      if (task.vertical.phase_of(r) != f / task.horizontal.phases()) continue;
-      if (task.horizontal.phase_of(s) != f % task.horizontal.phases()) continue;
-      if (s % task.joined != 0) continue;
-      t.row[next] = task.vertical.offset(r);
-      t.column[next] = task.horizontal.offset(s);
-      t.weight[next++] = tap;
-    }
-  }
-  t.begin[phases] = next;
+  task.table.build(task.vertical, task.horizontal, task.joined, memory);
   task.packed_weight = memory.take<A>(z.groups * task.padded_m() * task.channels * (taps / task.joined));
   if (task.along_channels) task.pack_weights(executor);
   const PanelTasks& p = task.along_channels ? plan.along_channels : plan.along_positions;

@@ -13,8 +13,27 @@ struct TapTable {
   int64_t* weight;  // (R S) r * S + s
   int64_t* begin;   // (phases + 1)
 
-  static int64_t bytes(int64_t taps, int64_t phases) {
-    return 3 * round_up(taps * 8, 64) + round_up(phases * 8 + 8, 64);
+  // Every `joined` taps of a row are one.
+  void build(const Axis& vertical, const Axis& horizontal, int64_t joined, Carver& memory) {
+    const int64_t taps = vertical.taps * horizontal.taps, phases = vertical.phases() * horizontal.phases();
+    row = memory.take<int64_t>(taps);
+    column = memory.take<int64_t>(taps);
+    weight = memory.take<int64_t>(taps);
+    begin = memory.take<int64_t>(phases + 1);
+    int64_t next = 0;
+    for (int64_t f = 0; f < phases; ++f) {
+      begin[f] = next;
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t r = tap / horizontal.taps, s = tap % horizontal.taps;
+        if (vertical.phase_of(r) != f / horizontal.phases() || horizontal.phase_of(s) != f % horizontal.phases())
+          continue;
+        if (s % joined != 0) continue;
+        row[next] = vertical.offset(r);
+        column[next] = horizontal.offset(s);
+        weight[next++] = tap;
+      }
+    }
+    begin[phases] = next;
   }
 };
 
@@ -45,6 +64,7 @@ struct PanelsOperands {
   const A* bias;
   int64_t bias_stride;
   bool relu;
+  int64_t widest = kPanelV;  // vectors of a panel of weights
 
   static constexpr int L = kLanes<A>;
 
@@ -53,7 +73,7 @@ struct PanelsOperands {
     int64_t m0, m, width;  // first channel, how many, and with those that fill up the last vector
   };
   int64_t slices() const {
-    return along_channels ? ceil_div(ceil_div(group_m, L), kPanelV) : ceil_div(group_m, panel_rows(1));
+    return along_channels ? ceil_div(ceil_div(group_m, L), widest) : ceil_div(group_m, panel_rows(1));
   }
   Slice slice_at(int64_t i) const {
     if (along_channels) {

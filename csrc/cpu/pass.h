@@ -16,6 +16,8 @@ void run_weight_grad(const ConvProblem&, const Plan&, const Buffers&, const Exec
 
 // In implicit_gemm.cpp: of bfloat16 tensors or of float32 ones.
 RunPass select_implicit_gemm(Pass pass, bool of_bfloat16);
+// In broadcast.cpp.
+RunPass select_broadcast(Pass pass, DType dtype);
 // In depthwise.cpp.
 RunPass select_depthwise(Pass pass, DType dtype);
 // In grouped.cpp.
@@ -31,6 +33,8 @@ RunPass select_algorithm(Algorithm algorithm, DType dtype) {
     case Algorithm::ImplicitGemm:
       // bfloat16, and float32 that may be rounded to it; the plan declines the other types.
       return select_implicit_gemm(pass, is_same<T, bfloat16>);
+    case Algorithm::Broadcast:
+      return select_broadcast(pass, dtype);
     case Algorithm::Winograd:
       if constexpr (sizeof(T) == 4 && sizeof(A) == 4) return run_winograd<T, A, pass>;
       return nullptr;

@@ -196,6 +196,25 @@ inline __attribute__((always_inline)) void load_transposed(Vec<A>* column, const
   transpose<A>(column);
 }
 
+// Every `step`-th of the elements at an address, for 2 <= step <= kLanes; none behind the last one is touched.
+template <class A, int step>
+inline __attribute__((always_inline)) Vec<A> load_every(const A* from) {
+  constexpr int L = kLanes<A>;
+  Vec<A> result = load(from);
+#pragma GCC unroll 4
+  for (int k = 1; k < step; ++k) {
+    const Vec<A> next = k + 1 < step ? load(from + k * L) : load_first(from + k * L, L - step + 1);
+    Vec<typename IntegerOf<A>::type> index;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const int at = i * step;
+      index[i] = at / L == k ? L + at % L : k == 1 && at < L ? at : i;
+    }
+    result = shuffle<A>(result, next, index);
+  }
+  return result;
+}
+
 // The sum of each of kLanes vectors, in a fixed order, as one vector: round by round the two halves of every block
 // are added, and two vectors of half blocks become one.
 template <class A>

@@ -27,6 +27,10 @@ def _count(value: float) -> str:
     return f"{value:.4g} T"
 
 
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
 @dataclass(frozen=True)
 class PassPlan:
     """How one pass would be computed.
@@ -88,6 +92,7 @@ def explain(
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does.
+    As there, one operand that is contiguous as ``torch.channels_last`` alone decides for that layout.
     The algorithm and precision settings in force are those that the call would get.
 
     Returns:
@@ -105,10 +110,12 @@ def explain(
     output = checks.check("forward", input, weight, bias, None, *geometry, precision, activation)
     dtype = str(input.dtype).removeprefix("torch.")
     sizes = list(input.shape), list(weight.shape), output
+    channels_last = any(map(_is_channels_last, (input, weight)))
     plans = {}
     for name in PASSES:
         plan = _C.plan(
-            name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(), precision
+            name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(), precision,
+            channels_last,
         )
         plans[name] = PassPlan(
             name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan
@@ -118,6 +125,7 @@ def explain(
     problem = (
         f"N {n}  C {c}  H {h}  W {w}   K {k}  R {r}  S {s}   P {output[2]}  Q {output[3]}   "
         f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}, {precision}"
+        + (", channels_last" if channels_last else "")
         + ("" if activation == "none" else f", {activation}")
     )
     return Explanation(problem, **plans)

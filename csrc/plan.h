@@ -114,7 +114,7 @@ struct Candidate {
   void (*prepare)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 };
 
-constexpr int kCandidateCount = 7;
+constexpr int kCandidateCount = 8;
 extern const Candidate kCandidates[kCandidateCount];
 
 // Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching

@@ -45,7 +45,7 @@ double tile_cost(int64_t outputs, int64_t vectors, bool weights_far) {
   return (cost > least ? cost : least) + 0.5;
 }
 
-// Of a row of outputs and one row of taps, for all channels of the result and one image.
+// Cycles or so of a row of outputs and one row of taps, for all channels of the result and one image.
 double row_cost(const Axis& horizontal, int64_t longest, int64_t all_vectors, int64_t vectors, int64_t images,
                 bool weights_far) {
   const int64_t width = horizontal.longest_count(), slices = ceil_div(all_vectors, vectors);
@@ -162,6 +162,9 @@ const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& i
     return "the channels of the result leave more than a quarter of their vectors idle";
   if (z.weight_elements() * accumulator_bytes(z.dtype) > kMostWeights)
     return "the weights are too many to be read for every tile";
+  // Panels then read the source where it lies (28 x 28, 128 channels: 1.2 times as fast).
+  if (z.channels_last && !inverse && z.stride_h * z.stride_w > 1 && z.group_c() > kFewChannels)
+    return "with stride, many channels of a channels_last source need no packing elsewhere";
   // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory.
   if (!z.channels_last && horizontal_axis(z, pass).longest_count() >= kLongRow && rows_m > kFewChannels)
     return "the rows of the result are long and its channels many";

@@ -94,3 +94,16 @@ def test_one_setting_entered_twice_and_left_by_an_exception():
         conv_ext.algorithm(3)
     with conv_ext.algorithm("fast"), pytest.raises(RuntimeError, match="algorithm must be one of"):
         conv_ext.conv2d(torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3))
+
+
+def test_explain_knows_the_layout():
+    x, w = torch.empty(2, 40, 12, 12), torch.empty(48, 40, 3, 3)
+    plain = conv_ext.explain(x, w, stride=2)
+    last = conv_ext.explain(x.to(memory_format=torch.channels_last), w, stride=2)
+    assert last.problem == plain.problem + ", channels_last"
+
+    def reason(explanation):
+        return {name: why for name, why, _ in explanation.forward.candidates}["broadcast"]
+
+    assert reason(plain) is None and "channels_last" in reason(last)
+    assert conv_ext.explain(x, w.to(memory_format=torch.channels_last), stride=2).forward == last.forward

@@ -102,6 +102,11 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
       tiles["first"] = plan.weights_first ? "weights" : "source";
     }
   }
+  if (!empty && chosen.algorithm == Algorithm::Broadcast) {
+    tiles["rows"] = plan.tile_h;
+    tiles["columns"] = plan.tile_w;
+    tiles["images"] = plan.images;
+  }
   if (!empty && chosen.algorithm == Algorithm::Panels && pass == Pass::WeightGrad) {
     tiles["rows"] = plan.tile_h;
     tiles["columns"] = plan.tile_w;
@@ -130,7 +135,7 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
 py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<int64_t> input,
                  std::vector<int64_t> weight, std::vector<int64_t> output, std::vector<int64_t> stride,
                  std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                 const std::string& algorithm, const std::string& precision) {
+                 const std::string& algorithm, const std::string& precision, bool channels_last) {
   constexpr const char* kDTypeNames[kDTypes] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
   int index = 0;
   while (index < kDTypes && dtype != kDTypeNames[index]) ++index;
@@ -138,10 +143,11 @@ py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<
   if (input.size() != 4 || weight.size() != 4 || output.size() != 4 || stride.size() != 2 || padding.size() != 4 ||
       dilation.size() != 2)
     throw py::value_error("plan takes three 4-D sizes, and 2, 4 and 2 ints of stride, padding and dilation");
-  const ConvProblem problem{input[0],   input[1],    input[2],    input[3],     weight[0],
-                            weight[2],  weight[3],   output[2],   output[3],    stride[0],
-                            stride[1],  dilation[0], dilation[1], padding[0],   padding[1],
-                            padding[2], padding[3],  groups,      DType(index), precision_of(DType(index), precision)};
+  ConvProblem problem{input[0],   input[1],    input[2],    input[3],     weight[0],
+                      weight[2],  weight[3],   output[2],   output[3],    stride[0],
+                      stride[1],  dilation[0], dilation[1], padding[0],   padding[1],
+                      padding[2], padding[3],  groups,      DType(index), precision_of(DType(index), precision)};
+  problem.channels_last = channels_last;
   return describe(pass_named(name), problem, algorithm);
 }
 
@@ -159,7 +165,7 @@ PYBIND11_MODULE(_C, module) {
              "For tests: every scratch block and workspace ends at a page that cannot be touched.");
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
              py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
-             py::arg("algorithm") = "auto", py::arg("precision") = "ieee",
+             py::arg("algorithm") = "auto", py::arg("precision") = "ieee", py::arg("channels_last") = false,
              "How one pass of a validated problem would be computed.");
   add_fast_functions(module.ptr());
 }

@@ -156,6 +156,10 @@ inline int64_t depthwise_listed_rows(const Axis& vertical, int64_t block) {
   return vertical.dilation == 1 && vertical.step() <= 2 ? max_of(block, (block - 1) * vertical.step() + taps)
                                                         : block * taps;
 }
+// Where lanes are channels: rows that the outputs of a call of the loops read, three of 3x3 or one.
+inline int64_t depthwise_lines(const Axis& vertical) {
+  return max_of(depthwise_phase_taps(vertical), 2 * vertical.step() + 3);
+}
 // Channels of small maps that are computed by one call of the loops.
 inline int64_t depthwise_together(const Axis& vertical, const Axis& horizontal) {
   return min_of(16, max_of(1, 4096 / max_of(1, vertical.source * horizontal.source)));

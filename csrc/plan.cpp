@@ -177,10 +177,10 @@ const char* direct_declines(const ConvProblem& z, Pass pass, const IsaTraits& is
   return nullptr;
 }
 
-// Bytes of the tables in cpu/depthwise.h.
+// Bytes of the tables in cpu/depthwise_channels.h, or cpu/depthwise_rows.h.
 int64_t depthwise_table_bytes(const Axis& vertical, const Axis& horizontal) {
   const int64_t taps = depthwise_phase_taps(horizontal);
-  int64_t bytes = aligned(vertical.phases() * 40) + aligned((horizontal.phases() + 1) * 56);
+  int64_t bytes = aligned(vertical.phases() * 40) + aligned((horizontal.phases() + 1) * 72);
   for (int64_t f = 0; f < horizontal.phases(); ++f) {
     const int64_t segments = depthwise_segments(horizontal, f);
     const int64_t lists = f == 0 && horizontal.phases() == 2 ? 2 : 1;  // one more that serves both phases
@@ -200,8 +200,8 @@ void prepare_depthwise(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
       max_of(1, min_of(z.c, min_of(kDepthwiseUnit / max_of(1, map_bytes), z.n * z.c / (2 * kEnoughTasks))));
   if (weight_grad) plan->task_groups = min_of(max_of(1, z.c / kEnoughTasks), kChannelsTogether);
   // Where lanes are channels and rows are packed: channels whose packed rows fit.
-  const int64_t listed = depthwise_listed_rows(vertical, kDepthwiseRows);
-  const int64_t row_bytes = isa.vector_bytes * (listed * horizontal.source + kDepthwiseRows * horizontal.output);
+  const int64_t lines = depthwise_lines(vertical);
+  const int64_t row_bytes = isa.vector_bytes * (lines * horizontal.source + horizontal.output);
   plan->tile_c = lanes * max_of(1, min_of(pitch / lanes, kTileBudget / row_bytes));
   plan->splits = 1;
   if (weight_grad && share)
@@ -215,19 +215,19 @@ void prepare_depthwise(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   plan->tasks = !share ? 1
                        : ceil_div(z.c, plan->task_groups) *
                              (weight_grad ? plan->splits : z.n * ceil_div(vertical.output, plan->tile_h));
-  const int64_t widest = max_of(horizontal.source * pitch, horizontal.source + horizontal.step()) + 4096;
+  const int64_t widest = horizontal.source + horizontal.step() + 4096;
   plan->workspace_bytes =
       depthwise_table_bytes(vertical, horizontal) + aligned(widest * bytes_each) +
       (weight_grad ? aligned(plan->splits * sum_bytes) : aligned(sum_bytes) + aligned(pitch * bytes_each));
+  const int64_t listed = depthwise_listed_rows(vertical, kDepthwiseRows);
   const int64_t column_row = bytes_each * (horizontal.source + horizontal.step()),
                 column_out = bytes_each * horizontal.phases() * round_up(horizontal.longest_count(), lanes);
-  const int64_t column_bytes = aligned(listed * column_row) +
+  const int64_t column_bytes = aligned(listed * 8) + aligned(kDepthwiseRows * 8) + aligned(listed * column_row) +
                                aligned(kDepthwiseRows * depthwise_together(vertical, horizontal) * column_out) +
                                (weight_grad ? aligned(plan->task_groups * taps * isa.vector_bytes) : 0);
-  const int64_t channel_bytes =
-      aligned(listed * horizontal.source * plan->tile_c * bytes_each) +
-      aligned(kDepthwiseRows * (weight_grad ? horizontal.output : 1) * plan->tile_c * bytes_each);
-  plan->scratch_bytes = aligned(listed * 8) + aligned(kDepthwiseRows * 8) + max_of(column_bytes, channel_bytes);
+  const int64_t channel_bytes = aligned(lines * 8) + aligned(lines * horizontal.source * plan->tile_c * bytes_each) +
+                                aligned(horizontal.output * plan->tile_c * bytes_each);
+  plan->scratch_bytes = max_of(column_bytes, channel_bytes);
 }
 
 const char* depthwise_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

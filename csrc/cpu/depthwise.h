@@ -1,11 +1,11 @@
 // The depthwise algorithm: one input channel per output channel. Start reading at run_depthwise, at the end.
 //
-// Vectors run over columns where the columns of the operands lie side by side (NCHW), over channels where these do
-// (channels_last). Either way operands are read and written where they lie; what lies otherwise, is of another type or
+// Vectors run over channels where these lie side by side (channels_last; depthwise_channels.h), else over columns
+// (here, for NCHW). Either way operands are read and written where they lie; what lies otherwise, is of another type or
 // has a larger stride is copied into rows of the accumulator's type, a block of rows at a time, and the result back.
 #pragma once
 
-#include "depthwise_rows.h"
+#include "depthwise_channels.h"
 
 namespace conv_ext {
 
@@ -14,20 +14,15 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
   using Base = DepthwiseRows<T, A, pass>;
   using Base::Base;
   using Base::biases;
-  using Base::channel_lanes;
-  using Base::chunk;
   using Base::chunk_taps;
   using Base::column_step;
   using Base::columns;
-  using Base::columns_apart;
-  using Base::copy_back;
   using Base::horizontal;
   using Base::input_grad;
   using Base::L;
   using Base::list_rows;
   using Base::pack_row;
   using Base::pairs;
-  using Base::pitch;
   using Base::plan;
   using Base::relu;
   using Base::result;
@@ -62,7 +57,7 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
     if (spreads) {
       for (int64_t row = first; row < last; row += 2 * kMaxDepthwiseRows) {
         const int64_t here = min_of(2 * kMaxDepthwiseRows, last - row);
-        list_rows(rows[1], from, channels, row / 2, int(ceil_div(here, 2)), scratch.list, scratch.packed);
+        list_rows(rows[1], from, row / 2, int(ceil_div(here, 2)), scratch.list, scratch.packed);
         const T* const middle = weight.data + c * weight.n + weight.row + weight.column;
         depthwise_spread<A>({scratch.list, columns[2].segment, columns[2].count, reinterpret_cast<const A*>(middle),
                              -weight.row, -weight.column, reinterpret_cast<A*>(to + row * result.row), result.row, here,
@@ -74,7 +69,7 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
       const int64_t begin = first > f ? ceil_div(first - f, step) : 0, end = last > f ? ceil_div(last - f, step) : 0;
       for (int64_t i = begin; i < end;) {
         const int block = depthwise_rows(end - i, kMaxDepthwiseRows);
-        list_rows(rows[f], from, channels, i, block, scratch.list, scratch.packed);
+        list_rows(rows[f], from, i, block, scratch.list, scratch.packed);
         run_block(rows[f], c, channels, block, to + (f + i * step) * result.row, ahead_of(from, i), scratch);
         i += block;
       }
@@ -83,9 +78,8 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
 
   void run_block(const PhaseTaps& down, int64_t c, int64_t channels, int block, T* to, const A* ahead,
                  const Scratch& scratch) const {
-    const int64_t step = vertical.step(), out_step = horizontal.output_step();
-    const int64_t to_row = vertical.output_step() * result.row;
-    const int64_t out_pitch = channel_lanes ? chunk : round_up(horizontal.longest_count(), L);
+    const int64_t step = vertical.step(), to_row = vertical.output_step() * result.row;
+    const int64_t out_pitch = round_up(horizontal.longest_count(), L);
     const int chunk_r = chunk_taps(down, step);
     RunArguments<A> a;
     a.rows = scratch.list;
@@ -101,74 +95,32 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
     a.out_channel = result_in_place ? result.channel : out_channel;
     a.bias = biases + c;
     a.relu = relu && same_type;  // what is rounded afterwards is asked then
-    a.weight_vector = channel_lanes ? taps() * L : 0;
     for (int64_t f = 0; f < horizontal.phases(); ++f) {
       const SegmentList& list = columns[f];
       const PhaseTaps& across = list.taps;
       a.columns = across.count;
-      if (same_type && !channel_lanes) {
+      if (same_type) {
         a.weight =
             reinterpret_cast<const A*>(weight.data + c * weight.n + down.tap * weight.row + across.tap * weight.column);
         a.weight_r = down.tap_step * weight.row;
         a.weight_s = across.tap_step * weight.column;
       } else {
-        const int64_t lane = channel_lanes ? L : 1;
-        a.weight = weights + c * taps() + (down.tap * z.s + across.tap) * lane;
-        a.weight_r = down.tap_step * z.s * lane;
-        a.weight_s = across.tap_step * lane;
+        a.weight = weights + c * taps() + down.tap * z.s + across.tap;
+        a.weight_r = down.tap_step * z.s;
+        a.weight_s = across.tap_step;
       }
-      a.x_first = 0;
       a.segment = list.segment;
       a.segments = list.count;
-      if (!channel_lanes) {
-        a.out = result_in_place ? reinterpret_cast<A*>(to) : scratch.out + f * block * out_pitch;
-        (column_step == 2 ? select_run<A, !input_grad, 2, true>(chunk_r, step, block)
-                          : select_run<A, !input_grad, 1, true>(chunk_r, step, block))(a);
-        continue;
-      }
-      for (int64_t i = 0; i < list.count; ++i, ++a.segment) {
-        for (int64_t j = 0; j < a.segment->count; ++j) {
-          T* const pixel = to + (f + (a.segment->first + j) * out_step) * result.column;
-          a.x_first = j * horizontal.step() * columns_apart;
-          if (ahead) a.ahead = ahead + (a.segment->first + j) * horizontal.step() * columns_apart;
-          run_channels(a, chunk_r, block, channels, pixel, to_row, scratch);
-        }
-      }
+      a.out = result_in_place ? reinterpret_cast<A*>(to) : scratch.out + f * block * out_pitch;
+      (column_step == 2 ? select_run<A, !input_grad, 2>(chunk_r, step, block)
+                        : select_run<A, !input_grad, 1>(chunk_r, step, block))(a);
     }
-    if (channel_lanes || result_in_place) return;
+    if (result_in_place) return;
     if (relu && !same_type) rectify_all<T>(scratch.out, channels * out_channel);
     for (int64_t i = 0; i < channels; ++i)
       for (int b = 0; b < block; ++b)
         spread_row(to + i * result.channel + b * to_row, scratch.out + i * out_channel + b * out_pitch,
                    block * out_pitch);
-  }
-
-  void run_channels(RunArguments<A>& a, int chunk_r, int block, int64_t channels, T* pixel, int64_t to_row,
-                    const Scratch& scratch) const {
-    const int64_t step = vertical.step(), vectors = channels / L, rest = channels % L;
-    const auto run = select_run<A, !input_grad, 1, false>(chunk_r, step, block);
-    a.out = result_in_place ? reinterpret_cast<A*>(pixel) : scratch.out;
-    if (vectors > 0) {
-      a.lanes = kAllLanes<A>;
-      a.vectors = vectors;
-      run(a);
-    }
-    if (rest > 0) {
-      RunArguments<A> last = a;
-      last.lanes = lanes_between<A>(0, rest);
-      last.vectors = 1;
-      last.x_first += vectors * L;
-      last.ahead = nullptr;
-      last.out += vectors * L;
-      last.bias += vectors * L;
-      last.weight += vectors * a.weight_vector;
-      run(last);
-    }
-    if (!result_in_place)
-      for (int b = 0; b < block; ++b) {
-        if (relu && !same_type) rectify_all<T>(scratch.out + b * chunk, channels);
-        copy_back(pixel + b * to_row, scratch.out + b * chunk, channels);
-      }
   }
 
   // Writes a row of outputs whose phases lie `apart` from one another.
@@ -209,32 +161,27 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
 
   // ---- weight_grad
 
-  // Adds the share of some rows of one image to sum: (R S, L), for each vector of channels where lanes are channels.
+  // Adds the share of some rows of one image to sum: (channels, R S, L).
   void add_plane(int64_t n, int64_t c, int64_t channels, int64_t first, int64_t last, A* sum,
                  const Scratch& scratch) const {
     const T* const from = source.data + n * source.n + c * source.channel;
     const T* const grad = result.data + n * result.n + c * result.channel;
-    const int64_t grad_row = channel_lanes ? horizontal.output * chunk : round_up(horizontal.output, L);
+    const int64_t grad_row = round_up(horizontal.output, L);
     for (int64_t i = first; i < last;) {
       const int block = depthwise_rows(last - i, kMaxDotRows);
-      list_rows(rows[0], from, channels, i, block, scratch.list, scratch.packed);
+      list_rows(rows[0], from, i, block, scratch.list, scratch.packed);
       for (int b = 0; b < block; ++b) {
         const T* const row = grad + (i + b) * result.row;
         A* const to = scratch.packed_grad + b * grad_row;
-        if (!result_in_place) pack_row(to, row, result, horizontal.output, 1, channels);
+        if (!result_in_place) pack_row(to, row, result, horizontal.output, 1);
         scratch.grad[b] = result_in_place ? reinterpret_cast<const A*>(row) : to;
       }
-      if (channel_lanes) {
-        for (int64_t v = 0; v < channels; v += L)
-          add_block(block, v, channels - v, sum + v * taps(), ahead_of(from, i), scratch);
-      } else {
-        add_block(block, 0, channels, sum, ahead_of(from, i), scratch);
-      }
+      add_block(block, channels, sum, ahead_of(from, i), scratch);
       i += block;
     }
   }
 
-  void add_block(int block, int64_t lane, int64_t channels, A* sum, const A* ahead, const Scratch& scratch) const {
+  void add_block(int block, int64_t channels, A* sum, const A* ahead, const Scratch& scratch) const {
     const SegmentList& list = columns[0];
     const PhaseTaps& down = rows[0];
     const int chunk_r = chunk_taps(down, vertical.step());
@@ -243,13 +190,9 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
     a.grad = scratch.grad;
     a.segment = list.segment;
     a.segments = list.count;
-    a.x_first = a.g_first = lane;
-    a.x_column = horizontal.step() * columns_apart;
-    a.g_column = result_in_place ? result.column : chunk;
-    a.lanes = channel_lanes ? lanes_between<A>(0, channels) : 0;
     a.sum_r = z.s * L;
     a.sum_s = L;
-    a.channels = channel_lanes ? 1 : channels;
+    a.channels = channels;
     a.ahead = ahead;
     a.ahead_row = source.row;
     a.x_channel = source.channel;
@@ -270,7 +213,7 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
   }
 
   // Where there are channels enough for every thread, maps are not cut: what is prefetched is what comes next.
-  bool whole_maps() const { return !channel_lanes && ceil_div(z.c, chunk) >= 16; }
+  bool whole_maps() const { return ceil_div(z.c, plan.task_groups) >= 16; }
   int64_t splits() const { return whole_maps() ? 1 : plan.splits; }
   int64_t rows_of_unit() const { return whole_maps() ? z.p : plan.tile_h; }
 
@@ -292,22 +235,21 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
 
   // Adds the splits in order.
   void finish(int64_t c0, int64_t c1) const {
-    const int64_t lane = channel_lanes ? L : 1, split_sums = pitch() * taps(), parts = splits();
-    for (int64_t c = c0; c < c1; ++c) {
-      const A* at = sums + c / lane * lane * taps() + c % lane;
+    const int64_t split_sums = z.c * taps(), parts = splits();
+    const A* at = sums + c0 * taps();
+    for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < z.r; ++r)
-        for (int64_t s = 0; s < z.s; ++s, at += lane) {
+        for (int64_t s = 0; s < z.s; ++s, ++at) {
           A total = at[0];
           for (int64_t split = 1; split < parts; ++split) total += at[split * split_sums];
           write<T>(weight.data + c * weight.n + r * weight.row + s * weight.column, total);
         }
-    }
   }
 
   // What is prefetched while outputs from the i-th row on are computed: the rows that they lie over, further on. The
   // smallest maps are read one after the other, which the processor sees by itself.
   const A* ahead_of(const T* plane, int64_t i) const {
-    const bool useful = source_in_place && (channel_lanes || vertical.source * horizontal.source > 64);
+    const bool useful = source_in_place && vertical.source * horizontal.source > 64;
     return useful ? reinterpret_cast<const A*>(plane + i * vertical.step() * source.row) + kPrefetch : nullptr;
   }
 
@@ -321,77 +263,54 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
     scratch.grad = local.take<const A*>(block);
     scratch.packed = local.take<A>(source_in_place ? 0 : listed * source_row);
     if (weight_grad) {
-      const int64_t row = channel_lanes ? horizontal.output * chunk : round_up(horizontal.output, L);
-      scratch.packed_grad = local.take<A>(result_in_place ? 0 : block * row);
+      scratch.packed_grad = local.take<A>(result_in_place ? 0 : block * round_up(horizontal.output, L));
     } else if (!result_in_place) {
-      const int64_t row =
-          channel_lanes ? chunk : together * horizontal.phases() * round_up(horizontal.longest_count(), L);
-      scratch.out = local.take<A>(block * row);
+      const int64_t row = horizontal.phases() * round_up(horizontal.longest_count(), L);
+      scratch.out = local.take<A>(block * together * row);
     }
     return scratch;
   }
 
   void run(const Executor& executor) {
-    const int64_t chunks = ceil_div(z.c, chunk);
+    const int64_t chunk = plan.task_groups, chunks = ceil_div(z.c, chunk);
     if constexpr (weight_grad) {
       const int64_t tiles = ceil_div(z.p, rows_of_unit()), units = z.n * tiles;
-      for_each(executor, splits() * chunks, [&](int64_t index, void* memory) {
+      for_each_unit(executor, plan, splits() * chunks, [&](int64_t index, void* memory) {
         const int64_t split = index / chunks, c0 = index % chunks * chunk, c1 = min_of(z.c, c0 + chunk);
         Carver local{static_cast<char*>(memory)};
         const Scratch scratch = take_scratch(local);
-        A* const to = sums + (split * pitch() + c0) * taps();
-        A* const sum = channel_lanes ? to : local.take<A>(chunk * taps() * L);
-        const int64_t vectors = channel_lanes ? ceil_div(c1 - c0, L) : c1 - c0;
-        memset(static_cast<void*>(sum), 0, size_t(vectors * taps() * L) * sizeof(A));
+        A* const sum = local.take<A>(chunk * taps() * L);
+        memset(static_cast<void*>(sum), 0, size_t((c1 - c0) * taps() * L) * sizeof(A));
         for (int64_t unit = units * split / splits(); unit < units * (split + 1) / splits(); ++unit) {
           const int64_t n = unit / tiles, first = unit % tiles * rows_of_unit(),
                         last = min_of(z.p, first + rows_of_unit());
-          if (channel_lanes) {
-            add_plane(n, c0, c1 - c0, first, last, sum, scratch);
-          } else {
-            for (int64_t c = c0; c < c1; c += together)
-              add_plane(n, c, min_of(together, c1 - c), first, last, sum + (c - c0) * taps() * L, scratch);
-          }
+          for (int64_t c = c0; c < c1; c += together)
+            add_plane(n, c, min_of(together, c1 - c), first, last, sum + (c - c0) * taps() * L, scratch);
         }
-        if (!channel_lanes) sum_lanes(sum, c1 - c0, to);
+        sum_lanes(sum, c1 - c0, sums + (split * z.c + c0) * taps());
         if (splits() == 1) finish(c0, c1);
       });
       if (splits() > 1) finish(0, z.c);
     } else {
-      // With channels in the lanes a unit takes many of them, for long runs of memory, and few rows.
-      const int64_t wanted = plan.tasks == 1 ? 1 : ceil_div(64, z.n * chunks);
-      const int64_t tile_h =
-          channel_lanes ? round_up(ceil_div(vertical.output, wanted), kMaxDepthwiseRows * vertical.output_step())
-                        : plan.tile_h;
-      const int64_t tiles = ceil_div(vertical.output, tile_h), units = z.n * tiles * chunks;
-      for_each(executor, units, [&](int64_t unit, void* memory) {
+      const int64_t tile_h = plan.tile_h, tiles = ceil_div(vertical.output, tile_h), units = z.n * tiles * chunks;
+      for_each_unit(executor, plan, units, [&](int64_t unit, void* memory) {
         Carver local{static_cast<char*>(memory)};
         const Scratch scratch = take_scratch(local);
         const int64_t c0 = unit % chunks * chunk, c1 = min_of(z.c, c0 + chunk);
         const int64_t n = unit / chunks / tiles, first = unit / chunks % tiles * tile_h;
         const int64_t last = min_of(vertical.output, first + tile_h);
-        if (channel_lanes) {
-          run_plane(n, c0, c1 - c0, first, last, scratch);
-        } else {
-          for (int64_t c = c0; c < c1; c += together) run_plane(n, c, min_of(together, c1 - c), first, last, scratch);
-        }
+        for (int64_t c = c0; c < c1; c += together) run_plane(n, c, min_of(together, c1 - c), first, last, scratch);
       });
     }
-  }
-
-  // What is small is one task: a second thread would cost more than it brings.
-  template <class Body>
-  void for_each(const Executor& executor, int64_t units, Body body) const {
-    const int64_t tasks = plan.tasks == 1 ? 1 : units;
-    parallel_for(executor, tasks, plan.scratch_bytes, [&](int64_t index, void* memory) {
-      for (int64_t unit = units * index / tasks; unit < units * (index + 1) / tasks; ++unit) body(unit, memory);
-    });
   }
 };
 
 template <class T, class A, Pass pass>
 void run_depthwise(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  DepthwiseTask<T, A, pass>(z, plan, b).run(executor);
+  if (b.input.stride[1] == 1 && b.output.stride[1] == 1 && 2 * z.c >= kLanes<A>)
+    DepthwiseChannels<T, A, pass>(z, plan, b).run(executor);
+  else
+    DepthwiseTask<T, A, pass>(z, plan, b).run(executor);
 }
 
 }  // namespace conv_ext

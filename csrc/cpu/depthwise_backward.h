@@ -1,4 +1,4 @@
-// The innermost loops of the depthwise algorithm that are for the backward passes alone.
+// The innermost loops of the depthwise algorithm that are for the backward passes alone, where lanes are columns.
 //
 //   depthwise_spread  input_grad of 3x3 with stride 2: four outputs from each position of the gradient and the next
 //   depthwise_dot     weight_grad:  sum[r][s][lane] += sum over b, vectors of  g[b][lane] * x[row of b, r][tap s +
@@ -12,7 +12,7 @@
 
 namespace conv_ext {
 
-// input_grad of 3x3 with stride 2 and an odd padding, lanes are columns: of the gradient's rows i and i + 1 and columns
+// input_grad of 3x3 with stride 2 and an odd padding: of the gradient's rows i and i + 1 and columns
 // j and j + 1 come the four outputs (2 i, 2 i + 1) x (2 j, 2 j + 1), from 1, 2, 2 and 4 products.
 template <class A>
 struct SpreadArguments {
@@ -90,7 +90,7 @@ void depthwise_spread(const SpreadArguments<A>& a) {
   }
 }
 
-// Lanes are columns: as above, `columns` of taps from one on. Lanes are channels: of one vector all the columns.
+// As RunArguments, for S columns of taps from `tap` on.
 template <class A>
 struct DotArgumentsDepthwise {
   const A* const* rows;
@@ -98,10 +98,7 @@ struct DotArgumentsDepthwise {
   const A* const* grad;  // (B)
   const ColumnSegment* segment;
   int64_t segments, tap;
-  int64_t x_first, g_first;    // elements before the first vector
-  int64_t x_column, g_column;  // lanes are channels: elements from one column to the next
-  LaneBits lanes;              // lanes are channels
-  A* sum;                      // added to
+  A* sum;  // added to
   int64_t sum_r, sum_s;
   int64_t channels, x_channel, g_channel, sum_channel;
   const A* ahead;
@@ -149,7 +146,7 @@ inline __attribute__((always_inline)) void dot_vector(const A* const* rows, int6
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
       const int64_t at = x_at + tap[s].offset;
-      const LaneBits low = column_step == 1 ? tap[s].low & lanes : tap[s].low, high = tap[s].high;
+      const LaneBits low = tap[s].low, high = tap[s].high;
       if constexpr (row_step == 0) {
         static_assert(R == 1, "rows that outputs share are a fixed step apart");
 #pragma GCC unroll 8
@@ -170,27 +167,24 @@ inline __attribute__((always_inline)) void dot_vector(const A* const* rows, int6
 template <class A, int R, int S, int B, int row_step, int column_step>
 void depthwise_dot(const DotArgumentsDepthwise<A>& a) {
   constexpr int L = kLanes<A>, outputs = shares_pairs(column_step, R == 3 ? S : 0) ? L - 1 : L;
-  const bool channel_lanes = a.lanes != 0;
-  const int64_t x_vector = channel_lanes ? a.x_column : outputs * column_step;
-  const int64_t g_vector = channel_lanes ? a.g_column : outputs;
   for (int64_t channel = 0; channel < a.channels; ++channel) {
     Vec<A> sum[R][S] = {};
     for (int64_t i = 0; i < a.segments; ++i) {
       const ColumnSegment& segment = a.segment[i];
-      const LaneBits lanes = channel_lanes ? a.lanes : segment.lanes;
+      const LaneBits lanes = segment.lanes;
       const ColumnTap* const tap = segment.tap + a.tap;
-      int64_t x_at = a.x_first + channel * a.x_channel;
-      int64_t g_at = a.g_first + channel * a.g_channel + segment.first * (channel_lanes ? a.g_column : 1);
+      int64_t x_at = channel * a.x_channel;
+      int64_t g_at = channel * a.g_channel + segment.first;
       const bool whole = !kMasksAreFree && segment.whole && (lanes == kAllLanes<A> || outputs < L);
-      const A* ahead = a.ahead ? a.ahead + x_at + segment.first * (channel_lanes ? a.x_column : column_step) : nullptr;
-      for (int64_t v = 0; v < segment.count; ++v, x_at += x_vector, g_at += g_vector) {
+      const A* ahead = a.ahead ? a.ahead + x_at + segment.first * column_step : nullptr;
+      for (int64_t v = 0; v < segment.count; ++v, x_at += outputs * column_step, g_at += outputs) {
         if (whole)
           dot_vector<A, R, S, B, row_step, column_step, true>(a.rows, a.row_step, a.grad, tap, x_at, g_at, lanes, sum,
                                                               ahead, a.ahead_row);
         else
           dot_vector<A, R, S, B, row_step, column_step, false>(a.rows, a.row_step, a.grad, tap, x_at, g_at, lanes, sum,
                                                                ahead, a.ahead_row);
-        if (ahead) ahead += x_vector;
+        if (ahead) ahead += outputs * column_step;
       }
     }
 #pragma GCC unroll 8

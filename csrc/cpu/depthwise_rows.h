@@ -1,5 +1,5 @@
-// Rows for the depthwise loops: which of the source's they read, with which taps and masks, and the copies of those
-// that cannot be read where they lie.
+// Rows for the depthwise loops whose lanes are columns: which of the source's they read, with which taps and masks, and
+// the copies of those that cannot be read where they lie.
 #pragma once
 
 #include "depthwise_backward.h"
@@ -31,6 +31,31 @@ struct PhaseTaps {
   }
 };
 
+// Of any type to the accumulator's, and back.
+template <class A, class T>
+inline void copy_lanes(A* to, const T* from, int64_t count) {
+  constexpr int L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) store(to + i, read_lanes<A>(from + i));
+  if (i < count) store_first(to + i, read_lanes<A>(from + i, count - i), count - i);
+}
+template <class A, class T>
+inline void copy_back(T* to, const A* from, int64_t count) {
+  constexpr int L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) write_lanes<T, A>(to + i, load(from + i));
+  if (i < count) write_lanes<T, A>(to + i, load_first(from + i, count - i), count - i);
+}
+
+// What is small is one task: a second thread would cost more than it brings.
+template <class Body>
+inline void for_each_unit(const Executor& executor, const Plan& plan, int64_t units, Body body) {
+  const int64_t tasks = plan.tasks == 1 ? 1 : units;
+  parallel_for(executor, tasks, plan.scratch_bytes, [&](int64_t index, void* memory) {
+    for (int64_t unit = units * index / tasks; unit < units * (index + 1) / tasks; ++unit) body(unit, memory);
+  });
+}
+
 struct SegmentList {
   PhaseTaps taps;
   ColumnSegment* segment;
@@ -48,23 +73,19 @@ struct DepthwiseRows {
   const Plan& plan;
   const Axis vertical, horizontal;
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
-  const bool channel_lanes;
   const bool source_in_place, result_in_place;
   const bool relu;
   const bool pairs;                // the taps of a row share a pair of loads
   bool spreads = false;            // input_grad: four outputs at a time
   int64_t column_step = 1;         // with which the loops read
-  int64_t columns_apart = 1;       // elements from one source column to the next, in the rows that the loops read
   int64_t residue_columns = 0;     // a packed row has the columns of each residue of the stride side by side
   int64_t source_row = 0;          // elements of a row that the loops read
-  int64_t chunk = 0;               // channels of a unit
-  int64_t together = 1;            // lanes are columns: channels that one call of the loops computes
+  int64_t together = 1;            // channels that one call of the loops computes
   PhaseTaps* rows = nullptr;       // (vertical phases)
   SegmentList* columns = nullptr;  // (horizontal phases)
   A *zeros = nullptr, *weights = nullptr, *biases = nullptr, *sums = nullptr;
 
   int64_t taps() const { return z.r * z.s; }
-  int64_t pitch() const { return round_up(z.c, L); }
 
   DepthwiseRows(const ConvProblem& problem, const Plan& p, const Buffers& b)
       : z(problem),
@@ -74,22 +95,13 @@ struct DepthwiseRows {
         source(view_of<T>(input_grad ? b.output : b.input, 1)),
         result(view_of<T>(input_grad ? b.input : b.output, 1)),
         weight(view_of<T>(b.weight, 1)),
-        channel_lanes(source.channel == 1 && result.channel == 1 && 2 * z.c >= L),
-        source_in_place(same_type &&
-                        (channel_lanes ? source.column == z.c
-                                       : source.column == 1 && (horizontal.step() == 1 ||
-                                                                (horizontal.step() == 2 && vertical.step() == 2 &&
-                                                                 horizontal.dilation == 1)))),
-        result_in_place(same_type && (channel_lanes || (result.column == 1 && horizontal.output_step() == 1))),
+        source_in_place(
+            same_type && source.column == 1 &&
+            (horizontal.step() == 1 || (horizontal.step() == 2 && vertical.step() == 2 && horizontal.dilation == 1))),
+        result_in_place(same_type && result.column == 1 && horizontal.output_step() == 1),
         relu(b.relu),
-        pairs(source_in_place && !channel_lanes && horizontal.step() == 2 && z.r == 3 && z.s == 3 &&
-              vertical.dilation == 1) {
-    const bool in_place = source_in_place && (result_in_place || !weight_grad);
-    chunk = !channel_lanes ? plan.task_groups : in_place ? min_of(pitch(), kDepthwiseChannels) : plan.tile_c;
-    if (channel_lanes) {
-      columns_apart = source_in_place ? z.c : chunk;
-      source_row = horizontal.source * columns_apart;
-    } else if (source_in_place) {
+        pairs(source_in_place && horizontal.step() == 2 && z.r == 3 && z.s == 3 && vertical.dilation == 1) {
+    if (source_in_place) {
       column_step = horizontal.step();
       source_row = horizontal.source;
     } else {
@@ -107,26 +119,26 @@ struct DepthwiseRows {
     columns = memory.take<SegmentList>(horizontal.phases() + 1);
     for (int64_t f = 0; f < vertical.phases(); ++f) rows[f] = PhaseTaps::of(vertical, f);
     const int64_t plane = vertical.source * horizontal.source;
-    if (!channel_lanes && source_in_place && source.channel == plane && (result_in_place || !weight_grad))
+    if (source_in_place && source.channel == plane && (result_in_place || !weight_grad))
       together = depthwise_together(vertical, horizontal);
     const int64_t zero_row = source_row + (together - 1) * plane;
     zeros = memory.take<A>(zero_row);
     memset(static_cast<void*>(zeros), 0, size_t(zero_row) * sizeof(A));
     if constexpr (weight_grad) {
-      sums = memory.take<A>(plan.splits * pitch() * taps());
+      sums = memory.take<A>(plan.splits * z.c * taps());
     } else {
-      weights = memory.take<A>(pitch() * taps());
-      biases = memory.take<A>(pitch());
-      for (int64_t c = 0; c < pitch(); ++c)
-        biases[c] = b.bias && c < z.c ? read<A>(static_cast<const T*>(b.bias) + c * b.bias_stride) : A(0);
-      if (channel_lanes || !same_type) pack_weights();
+      weights = memory.take<A>(same_type ? 0 : z.c * taps());
+      biases = memory.take<A>(z.c);
+      for (int64_t c = 0; c < z.c; ++c)
+        biases[c] = b.bias ? read<A>(static_cast<const T*>(b.bias) + c * b.bias_stride) : A(0);
+      if (!same_type) pack_weights();
     }
     for (int64_t f = 0; f < horizontal.phases(); ++f) {
       columns[f].taps = PhaseTaps::of(horizontal, f);
       list_segments(&columns[f], horizontal.count(f), depthwise_segments(horizontal, f), memory);
     }
     if constexpr (input_grad) {
-      spreads = same_type && !channel_lanes && result.column == 1 && z.r == 3 && z.s == 3 && vertical.phases() == 2 &&
+      spreads = same_type && result.column == 1 && z.r == 3 && z.s == 3 && vertical.phases() == 2 &&
                 horizontal.phases() == 2 && z.stride_h == 2 && z.stride_w == 2 && spreads_along(rows[0], rows[1]) &&
                 spreads_along(columns[0].taps, columns[1].taps);
       if (spreads) {
@@ -141,27 +153,24 @@ struct DepthwiseRows {
     return even.count == 1 && odd.count == 2 && odd.offset == even.offset && odd.offset_step == 1;
   }
 
-  // (C, R S), or (C / L, R S, L) where lanes are channels.
+  // (C, R S)
   void pack_weights() {
-    const int64_t lane = channel_lanes ? L : 1;
-    for (int64_t c = 0; c < pitch(); ++c) {
-      A* to = weights + c / lane * lane * taps() + c % lane;
+    A* to = weights;
+    for (int64_t c = 0; c < z.c; ++c)
       for (int64_t r = 0; r < z.r; ++r)
-        for (int64_t s = 0; s < z.s; ++s, to += lane)
-          *to = c < z.c ? read<A>(weight.data + c * weight.n + r * weight.row + s * weight.column) : A(0);
-    }
+        for (int64_t s = 0; s < z.s; ++s, ++to)
+          *to = read<A>(weight.data + c * weight.n + r * weight.row + s * weight.column);
   }
 
   void list_segments(SegmentList* list, int64_t count, int64_t most, Carver& memory) const {
     const PhaseTaps& taps = list->taps;
-    const int64_t step = horizontal.step(), at_once = channel_lanes ? 1 : pairs ? L - 1 : L;
+    const int64_t step = horizontal.step(), at_once = pairs ? L - 1 : L;
     const int64_t furthest = taps.count ? taps.offset + (taps.count - 1) * taps.offset_step : 0;
     const int64_t reach = pairs ? taps.offset + 2 * L - 1 : (at_once - 1) * step + furthest + (column_step - 1);
     list->segment = memory.take<ColumnSegment>(most);
     list->count = 0;
     for (int64_t first = 0; first < count; first += at_once) {
-      ColumnSegment next{first, 1, channel_lanes ? kAllLanes<A> : lanes_between<A>(0, min_of(at_once, count - first)),
-                         false, nullptr};
+      ColumnSegment next{first, 1, lanes_between<A>(0, min_of(at_once, count - first)), false, nullptr};
       next.whole = count - first >= at_once &&
                    (taps.count == 0 || (first * step + taps.offset >= 0 && first * step + reach < horizontal.source));
       ColumnSegment* const last = list->count ? list->segment + list->count - 1 : nullptr;
@@ -173,10 +182,7 @@ struct DepthwiseRows {
       for (int64_t j = 0; j < taps.count; ++j) {
         const int64_t offset = taps.offset + j * taps.offset_step, position = first * step + offset;
         ColumnTap& tap = next.tap[j];
-        if (channel_lanes) {
-          const bool inside = position >= 0 && position < horizontal.source;
-          tap = {position * columns_apart, inside ? kAllLanes<A> : 0, 0};
-        } else if (column_step == 2) {
+        if (column_step == 2) {
           // What lies behind the last output's position is not read, as it is not where the step is 1.
           const int64_t end = (pairs ? horizontal.source : min_of(horizontal.source, 2 * count + offset)) - position;
           tap = {position, lanes_between<A>(-position, end), lanes_between<A>(-position - L, end - L)};
@@ -198,8 +204,7 @@ struct DepthwiseRows {
   static int chunk_taps(const PhaseTaps& taps, int64_t step) { return shared(taps, step) ? chunk_of(taps.count) : 1; }
 
   // Lists the source rows that outputs [i, i + block) of a phase read; packs them where they are not read in place.
-  void list_rows(const PhaseTaps& taps, const T* plane, int64_t channels, int64_t i, int block, const A** list,
-                 A* packed) const {
+  void list_rows(const PhaseTaps& taps, const T* plane, int64_t i, int block, const A** list, A* packed) const {
     const int64_t step = vertical.step();
     const bool together = shared(taps, step);
     const int64_t lines = together ? 1 : block, each = together ? (block - 1) * step + taps.count : taps.count;
@@ -211,17 +216,13 @@ struct DepthwiseRows {
         } else if (source_in_place) {
           *list = reinterpret_cast<const A*>(plane + row * source.row);
         } else {
-          pack_row(packed, plane + row * source.row, source, horizontal.source, horizontal.step(), channels);
+          pack_row(packed, plane + row * source.row, source, horizontal.source, horizontal.step());
           *list = packed;
         }
       }
   }
 
-  void pack_row(A* to, const T* from, const View<T>& view, int64_t count, int64_t step, int64_t channels) const {
-    if (channel_lanes) {
-      for (int64_t w = 0; w < count; ++w) copy_lanes(to + w * chunk, from + w * view.column, channels);
-      return;
-    }
+  void pack_row(A* to, const T* from, const View<T>& view, int64_t count, int64_t step) const {
     for (int64_t residue = 0; residue < min_of(step, count); ++residue) {
       const int64_t each = ceil_div(count - residue, step);
       A* const line = to + residue * residue_columns;
@@ -232,16 +233,6 @@ struct DepthwiseRows {
         for (int64_t w = 0; w < each; ++w) line[w] = read<A>(start + w * step * view.column);
       }
     }
-  }
-  static void copy_lanes(A* to, const T* from, int64_t count) {
-    int64_t i = 0;
-    for (; i + L <= count; i += L) store(to + i, read_lanes<A>(from + i));
-    if (i < count) store_first(to + i, read_lanes<A>(from + i, count - i), count - i);
-  }
-  static void copy_back(T* to, const A* from, int64_t count) {
-    int64_t i = 0;
-    for (; i + L <= count; i += L) write_lanes<T, A>(to + i, load(from + i));
-    if (i < count) write_lanes<T, A>(to + i, load_first(from + i, count - i), count - i);
   }
 };
 

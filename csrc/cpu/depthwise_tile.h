@@ -1,11 +1,11 @@
-// The innermost loops of the depthwise algorithm; those of the backward passes alone are in depthwise_backward.h.
+// The innermost loops of the depthwise algorithm where lanes are columns; those of the backward passes alone are in
+// depthwise_backward.h.
 //
 //   depthwise_run  forward, input_grad:  out[b][lane] = bias + sum over r, s of  w[r][s] * x[row of b, r][tap s + lane]
 //
 // B outputs lie below one another; a vector of the source that is loaded for one of them serves the others that read
-// the same row, so that the loads per multiply-add fall from 1 to about 1/R. Lanes are columns of one channel
-// (weights are splat), or channels (weights are vectors): the loops do not care. Padding is lanes that a mask leaves
-// out: they read as zero and are not touched.
+// the same row, so that the loads per multiply-add fall from 1 to about 1/R. Padding is lanes that a mask leaves out:
+// they read as zero and are not touched.
 #pragma once
 
 #include "pack.h"
@@ -86,7 +86,7 @@ inline __attribute__((always_inline)) Vec<A> load_tap(const A* p, LaneBits low, 
   }
 }
 
-// Neighbouring outputs of a row that read alike: `count` vectors of columns, or where lanes are channels columns.
+// Neighbouring outputs of a row that read alike: `count` vectors of them.
 struct ColumnSegment {
   int64_t first, count;  // the first output of the phase, in outputs
   LaneBits lanes;        // of each vector's outputs
@@ -112,26 +112,22 @@ inline __attribute__((always_inline)) Vec<A> from_pair(Vec<A> low, Vec<A> high, 
   return shuffle<A>(low, high, index);
 }
 
-// Lanes are columns: all the segments of a row, for so many channels, whose elements lie so far apart (a row of zeros
-// must reach as far). Lanes are channels: so many vectors of one column, which is the only segment.
+// All the segments of a row, for so many channels, whose elements lie so far apart (a row of zeros must reach as far).
 template <class A>
 struct RunArguments {
   const A* const* rows;  // output b reads row b * row_step + r with the r-th tap of a column
-  int64_t x_first;       // elements before the first vector
   int64_t row_step;      // where the kernel does not know it: one tap at a time
   int64_t chunks;        // taps of a column, in chunks of R
   const ColumnSegment* segment;
   int64_t segments, columns;  // columns of taps
-  const A* weight;            // lanes are columns: one element for each tap; else a vector
-  int64_t weight_r, weight_s, weight_vector;
+  const A* weight;            // one element for each tap
+  int64_t weight_r, weight_s;
   const A* bias;
   A* out;
   int64_t out_row;
   bool relu;
-  LaneBits lanes;  // lanes are channels
-  int64_t vectors;
   int64_t channels, x_channel, weight_channel, out_channel;
-  const A* ahead;  // prefetched while x_first is computed, the rows one below the other; nullptr: nothing is
+  const A* ahead;  // prefetched while the first vector is computed, the rows one below the other; nullptr: nothing is
   int64_t ahead_row;
 };
 
@@ -142,8 +138,7 @@ struct VectorStep {
 
 // The products of an output are added in the order of chunks, then columns, then the rows of a chunk; where three taps
 // share a pair of loads, row by row. V vectors at a time: B chains of sums alone would wait for one another.
-template <class A, int R, int B, int V, int row_step, int column_step, bool splat_weights, int fixed_columns,
-          bool whole>
+template <class A, int R, int B, int V, int row_step, int column_step, int fixed_columns, bool whole>
 inline __attribute__((always_inline)) void run_vectors(const RunArguments<A>& a, const ColumnTap* tap, int64_t x_first,
                                                        const A* weights, const A* bias, A* out, const VectorStep& next,
                                                        LaneBits lanes, const A* ahead) {
@@ -155,8 +150,7 @@ inline __attribute__((always_inline)) void run_vectors(const RunArguments<A>& a,
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-    for (int b = 0; b < B; ++b)
-      sum[v][b] = splat_weights ? splat(read<A>(bias + v * next.bias)) : load(bias + v * next.bias);
+    for (int b = 0; b < B; ++b) sum[v][b] = splat(read<A>(bias + v * next.bias));
   if (row_step != 0 && B > 1 && ahead != nullptr) {
     const int64_t ahead_row = a.ahead_row;
 #pragma GCC unroll 2
@@ -201,12 +195,9 @@ inline __attribute__((always_inline)) void run_vectors(const RunArguments<A>& a,
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            const A* const at = weight + v * next.weight + s * weight_s + r * weight_r;
-            w[v][r] = splat_weights ? splat(read<A>(at)) : load(at);
-          }
+          for (int r = 0; r < R; ++r) w[v][r] = splat(read<A>(weight + v * next.weight + s * weight_s + r * weight_r));
         const int64_t at = tap[s].offset + x_first;
-        const LaneBits low = splat_weights ? tap[s].low : tap[s].low & lanes, high = tap[s].high;
+        const LaneBits low = tap[s].low, high = tap[s].high;
         if constexpr (row_step == 0) {
           static_assert(R == 1, "rows that outputs share are a fixed step apart");
           const int64_t step = a.row_step;
@@ -241,7 +232,7 @@ inline __attribute__((always_inline)) void run_vectors(const RunArguments<A>& a,
     for (int b = 0; b < B; ++b) store_lanes(out + v * next.out + b * out_row, sum[v][b], lanes);
 }
 
-template <class A, int R, int B, int row_step, int column_step, bool splat_weights, int fixed_columns>
+template <class A, int R, int B, int row_step, int column_step, int fixed_columns>
 inline __attribute__((always_inline)) void run_columns(const RunArguments<A>& a) {
   constexpr int L = kLanes<A>, outputs = shares_pairs(column_step, fixed_columns) ? L - 1 : L;
   constexpr int V = kMasksAreFree && B == 7 && column_step == 1 ? 2 : 1;  // twice the registers, too
@@ -251,14 +242,14 @@ inline __attribute__((always_inline)) void run_columns(const RunArguments<A>& a)
                          while (count > 0) {
                            int done = 1;
                            if (!kMasksAreFree && whole) {
-                             run_vectors<A, R, B, 1, row_step, column_step, splat_weights, fixed_columns, true>(
+                             run_vectors<A, R, B, 1, row_step, column_step, fixed_columns, true>(
                                  a, tap, x, weight, bias, out, next, lanes, ahead);
                            } else if (V == 2 && count >= 2) {
-                             run_vectors<A, R, B, V, row_step, column_step, splat_weights, fixed_columns, false>(
+                             run_vectors<A, R, B, V, row_step, column_step, fixed_columns, false>(
                                  a, tap, x, weight, bias, out, next, lanes, ahead);
                              done = V;
                            } else {
-                             run_vectors<A, R, B, 1, row_step, column_step, splat_weights, fixed_columns, false>(
+                             run_vectors<A, R, B, 1, row_step, column_step, fixed_columns, false>(
                                  a, tap, x, weight, bias, out, next, lanes, ahead);
                            }
                            count -= done;
@@ -269,29 +260,24 @@ inline __attribute__((always_inline)) void run_columns(const RunArguments<A>& a)
                            out += done * next.out;
                          }
                        };
-  if constexpr (splat_weights) {
-    const VectorStep to_column{outputs * column_step, 0, 0, outputs};
-    const VectorStep to_channel{a.x_channel, a.weight_channel, 1, a.out_channel};
-    for (int64_t i = 0; i < a.segments; ++i) {
-      const ColumnSegment& segment = a.segment[i];
-      const bool channels = segment.count == 1;
-      for (int64_t c = 0; c < (channels ? 1 : a.channels); ++c)
-        run(segment.whole, segment.tap, a.x_first + c * a.x_channel, a.weight + c * a.weight_channel, a.bias + c,
-            a.out + c * a.out_channel + segment.first, channels ? to_channel : to_column,
-            channels ? a.channels : segment.count, segment.lanes,
-            a.ahead ? a.ahead + c * a.x_channel + segment.first * column_step : nullptr);
-    }
-  } else {
-    run(a.segment->whole && a.lanes == kAllLanes<A>, a.segment->tap, a.x_first, a.weight, a.bias, a.out,
-        {L, a.weight_vector, L, L}, a.vectors, a.lanes, a.ahead);
+  const VectorStep to_column{outputs * column_step, 0, 0, outputs};
+  const VectorStep to_channel{a.x_channel, a.weight_channel, 1, a.out_channel};
+  for (int64_t i = 0; i < a.segments; ++i) {
+    const ColumnSegment& segment = a.segment[i];
+    const bool channels = segment.count == 1;
+    for (int64_t c = 0; c < (channels ? 1 : a.channels); ++c)
+      run(segment.whole, segment.tap, c * a.x_channel, a.weight + c * a.weight_channel, a.bias + c,
+          a.out + c * a.out_channel + segment.first, channels ? to_channel : to_column,
+          channels ? a.channels : segment.count, segment.lanes,
+          a.ahead ? a.ahead + c * a.x_channel + segment.first * column_step : nullptr);
   }
 }
-template <class A, int R, int B, int row_step, int column_step, bool splat_weights>
+template <class A, int R, int B, int row_step, int column_step>
 void depthwise_run(const RunArguments<A>& a) {
   if constexpr (R == 3) {
-    if (a.columns == 3 && a.chunks == 1) return run_columns<A, R, B, row_step, column_step, splat_weights, 3>(a);
+    if (a.columns == 3 && a.chunks == 1) return run_columns<A, R, B, row_step, column_step, 3>(a);
   }
-  run_columns<A, R, B, row_step, column_step, splat_weights, 0>(a);
+  run_columns<A, R, B, row_step, column_step, 0>(a);
 }
 
 // ---- the one place where the extents of a block become template arguments
@@ -305,26 +291,26 @@ inline int depthwise_rows(int64_t rest, int most) { return rest >= 7 && most >= 
 
 template <class A>
 using DepthwiseRun = void (*)(const RunArguments<A>&);
-template <class A, int R, int row_step, int column_step, bool splat_weights>
+template <class A, int R, int row_step, int column_step>
 inline DepthwiseRun<A> run_of_rows(int rows) {
-  return rows == 7   ? depthwise_run<A, R, 7, row_step, column_step, splat_weights>
-         : rows == 3 ? depthwise_run<A, R, 3, row_step, column_step, splat_weights>
-                     : depthwise_run<A, R, 1, row_step, column_step, splat_weights>;
+  return rows == 7   ? depthwise_run<A, R, 7, row_step, column_step>
+         : rows == 3 ? depthwise_run<A, R, 3, row_step, column_step>
+                     : depthwise_run<A, R, 1, row_step, column_step>;
 }
-template <class A, int row_step, int column_step, bool splat_weights>
+template <class A, int row_step, int column_step>
 inline DepthwiseRun<A> run_of_chunk(int chunk, int rows) {
-  return chunk == 7   ? run_of_rows<A, 7, row_step, column_step, splat_weights>(rows)
-         : chunk == 5 ? run_of_rows<A, 5, row_step, column_step, splat_weights>(rows)
-         : chunk == 3 ? run_of_rows<A, 3, row_step, column_step, splat_weights>(rows)
-                      : run_of_rows<A, 2, row_step, column_step, splat_weights>(rows);
+  return chunk == 7   ? run_of_rows<A, 7, row_step, column_step>(rows)
+         : chunk == 5 ? run_of_rows<A, 5, row_step, column_step>(rows)
+         : chunk == 3 ? run_of_rows<A, 3, row_step, column_step>(rows)
+                      : run_of_rows<A, 2, row_step, column_step>(rows);
 }
-template <class A, bool strided, int column_step, bool splat_weights>
+template <class A, bool strided, int column_step>
 inline DepthwiseRun<A> select_run(int chunk, int64_t row_step, int rows) {
-  if (chunk == 1) return run_of_rows<A, 1, 0, column_step, splat_weights>(rows);
+  if (chunk == 1) return run_of_rows<A, 1, 0, column_step>(rows);
   if constexpr (strided) {
-    if (column_step == 2 || row_step == 2) return run_of_chunk<A, 2, column_step, splat_weights>(chunk, rows);
+    if (column_step == 2 || row_step == 2) return run_of_chunk<A, 2, column_step>(chunk, rows);
   }
-  if constexpr (column_step == 1) return run_of_chunk<A, 1, 1, splat_weights>(chunk, rows);
+  if constexpr (column_step == 1) return run_of_chunk<A, 1, 1>(chunk, rows);
   return nullptr;
 }
 

@@ -9,7 +9,7 @@ import torch
 import conv_ext
 from children import run_python
 from passes import DTYPES, LAYOUTS, PASSES, applicable, call, dtype_name, fill, laid_out, operands, same_bits
-from problems import SMALL, THREADED
+from problems import SMALL, THREADED, Problem
 
 SHORT_LIST = (torch.float32, torch.bfloat16, torch.complex64)
 each_isa = pytest.mark.usefixtures("each_isa")
@@ -93,6 +93,19 @@ def test_small_images_in_any_batch(n):
             for first in (0, 64 - n):
                 images = slice(first, first + n)
                 assert same_bits(call(pass_name, a[images], b, z), whole[images])
+
+
+@each_isa
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+@pytest.mark.parametrize("size, stride", [(3, 1), (3, 2), (5, 2), (4, 1)])
+def test_depthwise_batches_beyond_the_caches(pass_name, size, stride):
+    """Such operands in channels_last are gone through in strips of columns and parts of the channels."""
+    z = Problem("far", 15, 300, 28, 27, 300, size, size, (stride, stride), (1, 2, 1, 1), groups=300)
+    a, b = operands(pass_name, z, torch.float32, "signed")
+    a, b = a.contiguous(memory_format=torch.channels_last), b.contiguous(memory_format=torch.channels_last)
+    whole = call(pass_name, a, b, z)
+    for image in (0, 8, 14):
+        assert same_bits(call(pass_name, a[image : image + 1], b, replace(z, n=1)), whole[image : image + 1])
 
 
 def misaligned(t, offset):

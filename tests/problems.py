@@ -99,7 +99,7 @@ CORNERS = (
     Problem("depthwise_5x5_strided", 1, 17, 8, 36, 17, 5, 5, (2, 2), (2, 1, 2, 2), groups=17),
     Problem("depthwise_5x5_phases", 1, 16, 10, 29, 16, 5, 5, (3, 3), (1, 2, 2, 1), groups=16),
     Problem("depthwise_7x7", 1, 18, 5, 17, 18, 7, 7, padding=(3, 3, 3, 3), groups=18),
-    Problem("depthwise_pointwise", 1, 35, 3, 16, 35, 1, 1, (1, 2), (0, 1, 1, 0), groups=35),
+    Problem("depthwise_column_of_taps", 1, 35, 3, 16, 35, 3, 1, (1, 2), (0, 1, 1, 0), groups=35),
     Problem("depthwise_smaller_than_kernel", 2, 17, 2, 3, 17, 5, 5, padding=(3, 2, 2, 3), groups=17),
     Problem("many_input_channels", 1, 131, 3, 4, 3, 2, 2),
     Problem("many_output_channels", 1, 3, 4, 3, 133, 2, 2),

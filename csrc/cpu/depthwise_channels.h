@@ -11,8 +11,8 @@
 
 namespace conv_ext {
 
-// Bytes of operands and result beyond which they come from memory.
-constexpr double kFarBytes = 14 << 20;
+// Bytes of operands and result beyond which they come from memory; where a row of results has several phases.
+constexpr double kFarBytes = 18 << 20, kFarPhasesBytes = 14 << 20;
 // Elements of a strip of columns whose rows stay in the first cache: of its columns and channels.
 constexpr int64_t kStrip = 1792, kStripChannels = 256;
 // weight_grad: the same in the second cache; its sums stay in the first.
@@ -59,7 +59,7 @@ struct DepthwiseChannels {
         result(view_of<T>(input_grad ? b.input : b.output, 1)),
         weight(view_of<T>(b.weight, 1)),
         relu(b.relu),
-        far(same_type && problem.bytes() > kFarBytes) {
+        far(same_type && problem.bytes() > (horizontal.phases() > 1 ? kFarPhasesBytes : kFarBytes)) {
     chunk = !same_type ? plan.tile_c : weight_grad ? min_of(pitch(), kDepthwiseChannels) : pitch();
     x_column = same_type ? source.column : chunk;
     result_column = same_type ? result.column : chunk;
@@ -276,7 +276,8 @@ struct DepthwiseChannels {
     a.ahead = far ? block * vertical.step() * source.row : 0;
     a.grad_ahead = far ? block * result.row : 0;
     for (int64_t s = 0, wide_s; s < z.s; s += wide_s) {
-      wide_s = !neighbours ? 1 : z.s - s == 5 ? 5 : z.s - s >= 3 ? 3 : 1;
+      const int64_t rest = z.s - s;
+      wide_s = !neighbours ? 1 : rest == 5 || (rest == 7 && step == 1) ? rest : rest >= 3 ? 3 : 1;
       const int64_t apart = wide_s == 1 ? step : 1;
       for (int64_t r = 0, wide_r; r < z.r; r += wide_r) {
         wide_r = z.r - r >= 3 && wide_s < 5 ? 3 : 1;

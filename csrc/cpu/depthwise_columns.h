@@ -310,6 +310,9 @@ inline ColumnsDot<A> columns_dot_of(int columns) {
 // not know is in the distance of the columns of a single one.
 template <class A, int step>
 inline ColumnsDot<A> columns_dot_of_taps(int64_t taps_r, int64_t taps_s, int rows, int columns) {
+  if constexpr (step == 1) {
+    if (taps_s == 7) return columns_dot_of<A, 1, 7, 1, 1>(columns);
+  }
   if (taps_s == 5) return columns_dot_of<A, 1, 5, step, 1>(columns);
   if (taps_r == 1) return columns_dot_of<A, 1, 3, step, 1>(columns);
   return rows == 1 ? columns_dot_of<A, 3, 3, step, 1>(columns) : columns_dot_of<A, 3, 3, step, kMostDotRows>(columns);

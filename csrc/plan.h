@@ -117,9 +117,6 @@ struct Candidate {
 constexpr int kCandidateCount = 8;
 extern const Candidate kCandidates[kCandidateCount];
 
-// Depthwise channels of a task where they are read in place: long runs of memory, for the processor's own prefetching
-// (forward at 14 x 14 with C = 512: 128 channels a task are 20 % slower, 64 are 35 %).
-constexpr int64_t kDepthwiseChannels = 512;
 constexpr int64_t kScratchLimit = int64_t(16) << 20;  // bytes a thread may use for its packed tile
 
 // The first candidate that does not decline. `forced` names one instead ("auto": none): nullptr is then returned, with

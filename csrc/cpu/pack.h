@@ -169,14 +169,32 @@ inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* 
                        int64_t from_position, int64_t channels, int64_t positions) {
   constexpr int L = kLanes<A>;
   if constexpr (is_same<A, T>) {
-    const auto few = [&](auto load_positions) {
+    const auto few = [&](const auto& load_positions) {
       int64_t done = 0;
       for (; done + L <= positions; done += L) load_positions(done);
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t i = done; i < positions; ++i)
           write<A, A>(to + c * to_channel + i, read<A>(from + c * from_channel + i * from_position));
     };
-    // A few channels of channels_last.
+    // Strided rows, and channels_last with a few channels: whole vectors, of which each channel picks its numbers.
+    const auto every = [&](auto step) {
+      constexpr int kStep = decltype(step)::value;
+      if constexpr (kStep <= L) {
+        // Squares cost about 4 L shuffles, however few channels they have.
+        if (from_position != kStep || to_position != 1 || (from_channel == 1 && channels * (kStep - 1) > 4 * L))
+          return false;
+        few([&](int64_t i) {
+          for (int64_t c = 0; c < channels; ++c)
+            store(to + c * to_channel + i, load_every<A, kStep>(from + c * from_channel + i * from_position));
+        });
+        return true;
+      }
+      return false;
+    };
+    if (every(Constant<2>{}) || every(Constant<3>{}) || every(Constant<4>{}) || every(Constant<6>{}) ||
+        every(Constant<8>{}) || every(Constant<12>{}))
+      return;
+    // Other distances between a few channels.
     constexpr int kFew = L < 4 ? L : 4;
     if (from_channel == 1 && to_position == 1 && channels <= kFew)
       return few([&](int64_t i) {
@@ -186,18 +204,6 @@ inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* 
         for (int j = 0; j < kFew; ++j)
           if (j < channels) store(to + j * to_channel + i, square[j]);
       });
-    // The strides of most strided layers.
-    const auto every = [&](auto step) {
-      few([&](int64_t i) {
-        for (int64_t c = 0; c < channels; ++c)
-          store(to + c * to_channel + i,
-                load_every<A, decltype(step)::value>(from + c * from_channel + i * from_position));
-      });
-    };
-    if (to_position == 1 && from_position == 2) return every(Constant<2>{});
-    if constexpr (L >= 4) {
-      if (to_position == 1 && from_position == 4) return every(Constant<4>{});
-    }
   }
   if (from_channel == 1 && to_position == 1) {
     // channels_last: squares of kLanes channels by kLanes positions are turned round in registers.

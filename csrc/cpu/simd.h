@@ -201,7 +201,7 @@ template <class A, int step>
 inline __attribute__((always_inline)) Vec<A> load_every(const A* from) {
   constexpr int L = kLanes<A>;
   Vec<A> result = load(from);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
   for (int k = 1; k < step; ++k) {
     const Vec<A> next = k + 1 < step ? load(from + k * L) : load_first(from + k * L, L - step + 1);
     Vec<typename IntegerOf<A>::type> index;

@@ -9,6 +9,8 @@ from torch import SymInt, Tensor
 
 from .checks import INT64_MAX, LAYOUT
 
+PADDINGS = ("valid", "same", "full", "same_strided")  # torch knows the first two
+
 
 def _int(value, function: str, name: str):
     """One argument as an int (or SymInt): what torch takes for one."""
@@ -59,25 +61,45 @@ def ints(value, length: int, function: str, name: str) -> tuple:
     return values
 
 
-def _same(kernel, dilation) -> tuple:
-    """The padding (before, after, …) that keeps the size; an odd total has its extra one after, as torch's has."""
-    padding = []
-    for r, d in zip(kernel, dilation):
-        # An empty kernel and a dilation below one are the operator's to refuse.
-        total = d * (r - 1) if d > 0 and r > 0 else 0
-        if isinstance(total, int) and total > INT64_MAX:
+def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
+    """The zeros (before, after, …) of each dimension that a padding string asks for.
+
+    size, kernel: the input's and the kernel's sizes; only 'same_strided' reads `size`. An odd total has its extra zero
+    after, as torch's has. What is out of range here (an empty kernel, a stride below one) is the operator's to refuse.
+
+    Raises RuntimeError: an unknown string, 'same' with a stride, a kernel that spans more than 2^63 - 1.
+    """
+    if rule not in PADDINGS:
+        names = ", ".join(map(repr, PADDINGS))
+        raise RuntimeError(f"Invalid padding string: {rule!r}: it must be one of {names}")
+    if rule == "same" and any(s != 1 for s in stride):
+        raise RuntimeError(
+            f"padding='same' is not supported for strided convolutions, got stride {stride}; 'same_strided' pads to "
+            "ceil(size / stride) outputs, where the padding depends on the input's size"
+        )
+    zeros = []
+    for i, (r, d, s) in enumerate(zip(kernel, dilation, stride)):
+        reach = d * (r - 1) if d > 0 and r > 0 else 0
+        if isinstance(reach, int) and reach > INT64_MAX:
             raise RuntimeError(
                 f"effective kernel size exceeds 2^63 - 1: kernel size {tuple(kernel)}, dilation {tuple(dilation)}"
             )
-        padding += [total // 2, total - total // 2]
-    return tuple(padding)
+        if rule == "full":
+            zeros += [reach, reach]
+            continue
+        total = reach if rule == "same" else 0
+        if rule == "same_strided" and s > 0:
+            outputs = (size[i] + s - 1) // s
+            total = torch.sym_max((outputs - 1) * s + reach + 1 - size[i], 0)  # sizes may be symbolic
+        zeros += [total // 2, total - total // 2]
+    return tuple(zeros)
 
 
-def normalize(function: str, weight: Tensor, stride, padding, dilation, groups, length: int = 2) -> tuple:
+def normalize(function: str, input: Tensor, weight: Tensor, stride, padding, dilation, groups, length: int = 2) -> tuple:
     """(stride, padding before and after each dimension, dilation, groups) from any form that torch accepts.
 
-    function: the name that errors carry. weight: its last `length` sizes are the kernel's ('same' needs them).
-    length: 2, or 1 for conv1d.
+    function: the name that errors carry. input, weight: their last `length` sizes are the image's and the kernel's
+    (the padding strings need them). length: 2, or 1 for conv1d.
 
     Raises:
         TypeError: a value is no int. ValueError: an int is above 2^63 - 1.
@@ -87,20 +109,14 @@ def normalize(function: str, weight: Tensor, stride, padding, dilation, groups, 
     dilation = ints(dilation, length, function, "dilation")
     if type(groups) is not int or not 0 <= groups <= INT64_MAX:
         groups = _int(groups, function, "groups")
-    if not isinstance(padding, str):
-        padding = ints(padding, length, function, "padding")
-        if length == 2:
-            rows, columns = padding
-            return stride, (rows, rows, columns, columns), dilation, groups
-        return stride, padding * 2, dilation, groups
-    if padding == "valid":
-        return stride, (0,) * (2 * length), dilation, groups
-    if padding != "same":
-        raise RuntimeError(f"Invalid padding string: {padding!r}: it must be 'same' or 'valid'")
-    for s in stride:
-        if s != 1:
-            raise RuntimeError(f"padding='same' is not supported for strided convolutions, got stride {stride}")
-    return stride, _same(weight.shape[-length:], dilation), dilation, groups
+    if isinstance(padding, str):
+        padding = padding_of(padding, input.shape[-length:], weight.shape[-length:], stride, dilation)
+        return stride, padding, dilation, groups
+    padding = ints(padding, length, function, "padding")
+    if length == 2:
+        rows, columns = padding
+        return stride, (rows, rows, columns, columns), dilation, groups
+    return stride, padding * 2, dilation, groups
 
 
 def check_operands(function: str, rank: int, input, weight, bias) -> bool:

@@ -41,9 +41,10 @@ def convert(model: AnyModule) -> AnyModule:
 def revert(model: AnyModule) -> AnyModule:
     """Undo `convert`: make every layer of exactly our types torch's own again, in place, and return `model`.
 
-    Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too.
-    Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed, where a layer has an
-    activation: torch's layers have none, and a ReLU of its own would be another module in the tree.
+    Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too; the padding "full" is
+    written as numbers then. Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed,
+    where a layer has what torch's have not: an activation (a ReLU of its own would be another module in the tree), or
+    the padding "same_strided", which depends on the input.
     """
     return _exchange(model, _TORCHS, "revert")
 
@@ -65,10 +66,18 @@ def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyMo
                 f"revert: torch's layers have no activation, but {name or 'the layer'} has {module.activation!r}; set "
                 'it to "none" and put an nn.ReLU behind the layer first'
             )
+        if own in _TORCHS and module.padding == "same_strided":
+            raise ValueError(
+                f"revert: torch's layers have no padding 'same_strided', but {name or 'the layer'} has it; give it "
+                "numbers that fit the size of your images first"
+            )
         chosen.append((module, own))
     for module, own in chosen:
         if hasattr(own, "activation"):
             vars(module).pop("activation", None)
+        if module.padding == "full":
+            module.padding = tuple(d * (r - 1) for r, d in zip(module.kernel_size, module.dilation))
+            module._reversed_padding_repeated_twice = [p for p in reversed(module.padding) for _ in range(2)]
         module.__class__ = classes[own] if type(module) is own else _rebased(type(module), classes[own])
     return model
 

@@ -104,7 +104,7 @@ def explain(
     batched = functional.check_operands("explain", 4, input, weight, bias)
     if not batched:
         input = input.unsqueeze(0)
-    geometry = functional.normalize("explain", weight, stride, padding, dilation, groups)
+    geometry = functional.normalize("explain", input, weight, stride, padding, dilation, groups)
     stride, padding, dilation, groups = geometry
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
     output = checks.check("forward", input, weight, bias, None, *geometry, precision, activation)

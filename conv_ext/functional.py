@@ -90,8 +90,12 @@ def conv2d(
         weight: (K, C / groups, R, S).
         bias: (K,) or None.
         stride, dilation: an int, or a list or tuple of one or two, for height and width; at least 1.
-        padding: the same, at least 0; or ``'valid'`` (none), or ``'same'`` (P = H, Q = W: an even effective kernel
-            gets the odd zero at the bottom and at the right; the stride must be 1).
+        padding: the same, at least 0; or a string. As in torch: ``'valid'`` (none) and ``'same'`` (P = H, Q = W: an
+            even effective kernel gets the odd zero at the bottom and at the right; the stride must be 1). Beyond
+            torch: ``'full'`` (dilation (R - 1) on each side: every position at which the kernel touches the input,
+            P = H + dilation_h (R - 1) with stride 1) and ``'same_strided'`` (TensorFlow's rule for "SAME":
+            P = ceil(H / stride_h), by as few zeros as that takes, the odd one at the bottom and at the right; how
+            many there are, and on which side, depends on H).
         groups: divides C and K; each group of K / groups outputs sees C / groups inputs.
         activation: ``'relu'`` gives ``torch.relu`` of the result, the same bits without a second pass over memory:
             a negative sum becomes 0 just before it is rounded, NaN and -0 stay. For real dtypes.
@@ -121,7 +125,7 @@ def conv2d(
             )  # fmt: skip
     # On the plain roads the operands are known to be tensors: only a rank may be wrong.
     batched = road and input.dim() == 4 == weight.dim() or check_operands("conv2d", 4, input, weight, bias)
-    geometry = normalize("conv2d", weight, stride, padding, dilation, groups)
+    geometry = normalize("conv2d", input, weight, stride, padding, dilation, groups)
     if batched:
         return _forward(road, input, weight, bias, geometry, activation)
     return _forward(road, input.unsqueeze(0), weight, bias, geometry, activation).squeeze(0)
@@ -148,7 +152,7 @@ def conv1d(
         input: (N, C, W), or (C, W) without a batch.
         weight: (K, C / groups, S).
         bias: (K,) or None.
-        stride, dilation, padding: an int, or a list or tuple of one; padding also ``'valid'`` or ``'same'``.
+        stride, dilation, padding: an int, or a list or tuple of one; padding also one of `conv2d`'s strings.
         groups: divides C and K.
         activation: ``'none'``, or ``'relu'`` as in `conv2d`.
 
@@ -167,7 +171,7 @@ def conv1d(
                 activation=activation,
             )  # fmt: skip
     batched = check_operands("conv1d", 3, input, weight, bias)
-    (s,), (left, right), (d,), groups = normalize("conv1d", weight, stride, padding, dilation, groups, 1)
+    (s,), (left, right), (d,), groups = normalize("conv1d", input, weight, stride, padding, dilation, groups, 1)
     geometry = (1, s), (0, 0, left, right), (1, d), groups
     input = input.contiguous()  # a permuted sequence is no image in channels_last: torch does the same
     if batched:
@@ -221,7 +225,8 @@ def conv_transpose2d(
     batched = check_operands("conv_transpose2d", 4, input, weight, bias)
     if isinstance(padding, str):
         raise TypeError("conv_transpose2d(): argument 'padding' must be tuple of ints, not str")
-    stride, padding, dilation, groups = normalize("conv_transpose2d", weight, stride, padding, dilation, groups)
+    geometry = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
+    stride, padding, dilation, groups = geometry
     output_padding = ints(output_padding, 2, "conv_transpose2d", "output_padding")
     if not road:
         input, weight, bias = ops.autocast(input, weight, bias)

@@ -12,23 +12,35 @@ from inspect import Parameter, Signature, signature
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import PADDINGS, padding_of
 from .checks import check_activation
 from .functional import conv1d, conv2d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
 
 
-class _Activated:
-    """The ReLU that a layer may have behind its bias: an argument of the constructor, an attribute, a word in the repr.
+class _Extended:
+    """What our layers have beyond torch's: padding strings, and a ReLU behind the bias.
 
-    The class has the attribute too: a layer that `convert` made ours, or an old pickle, has none of its own.
+    The class has the attribute `activation` too: a layer that `convert` made ours, or an old pickle, has none of its
+    own.
     """
 
     activation = "none"
 
     def __init__(self, *args, activation: str = "none", **kwargs):
         check_activation(activation, ValueError)
+        padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
+        if isinstance(padding, str) and padding not in PADDINGS:
+            raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
+        if beyond := padding in ("full", "same_strided"):  # torch's constructor refuses these two
+            if len(args) > 4:
+                args = (*args[:4], "valid", *args[5:])
+            else:
+                kwargs["padding"] = "valid"
         super().__init__(*args, **kwargs)
+        if beyond:
+            self.padding = padding
         self.activation = activation
 
     def extra_repr(self) -> str:
@@ -39,13 +51,13 @@ class _Activated:
 # torch.nn.utils.skip_init looks for `device`, and people for everything; nn.Conv1d's is the same.
 _ACTIVATION = Parameter("activation", Parameter.KEYWORD_ONLY, default="none", annotation="str")
 _parameters = (*signature(nn.Conv2d.__init__).parameters.values(), _ACTIVATION)
-_Activated.__init__.__signature__ = Signature(_parameters)
+_Extended.__init__.__signature__ = Signature(_parameters)
 
 
-class Conv1d(_Activated, nn.Conv1d):
+class Conv1d(_Extended, nn.Conv1d):
     """`torch.nn.Conv1d`, computed by `conv_ext.conv1d`: same constructor, same state_dict, same padding modes.
 
-    One keyword more, `activation`, as in `Conv2d`.
+    One keyword more, `activation`, and two more padding strings, as in `Conv2d`.
 
     Shapes: input (N, C, L) or (C, L); weight (K, C / groups, S); bias (K,); output (N, K, Q) or (K, Q) with
     Q = floor((L + 2 * padding - dilation * (S - 1) - 1) / stride) + 1.
@@ -58,12 +70,15 @@ class Conv1d(_Activated, nn.Conv1d):
         return conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
 
 
-class Conv2d(_Activated, nn.Conv2d):
+class Conv2d(_Extended, nn.Conv2d):
     """`torch.nn.Conv2d`, computed by `conv_ext.conv2d`: same constructor, same state_dict, same padding modes.
 
     One keyword more: ``activation="relu"`` computes what an ``nn.ReLU()`` behind the layer would, with the same bits
     and without its pass over memory. It may be set later as well (``layer.activation = "relu"``), is no part of the
     state_dict, and must be "none" again before `conv_ext.revert`.
+
+    Two padding strings more, in every padding mode: ``"full"`` (dilation * (R - 1) on each side) and
+    ``"same_strided"`` (P = ceil(H / stride), TensorFlow's rule), see `conv_ext.conv2d`.
 
     Shapes: input (N, C, H, W) or (C, H, W); weight (K, C / groups, R, S); bias (K,); output (N, K, P, Q) or
     (K, P, Q) with P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1, Q likewise from W and S.
@@ -100,4 +115,9 @@ def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | 
     """The input and the padding that is left to the convolution: none where a mode other than zeros filled it in."""
     if layer.padding_mode == "zeros":
         return input, layer.padding
-    return F.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+    amounts = layer._reversed_padding_repeated_twice
+    if layer.padding in ("full", "same_strided"):  # (top, bottom, left, right), of which F.pad wants the last pair first
+        size = input.shape[-len(layer.kernel_size) :]
+        pairs = padding_of(layer.padding, size, layer.kernel_size, layer.stride, layer.dilation)
+        amounts = pairs[-2:] + pairs[:-2]
+    return F.pad(input, amounts, mode=layer.padding_mode), 0

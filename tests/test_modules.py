@@ -133,7 +133,6 @@ def outcome(cls, options):
     {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "groups": 0},
     {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "groups": 3},
     {"in_channels": 4, "out_channels": 5, "kernel_size": 3, "groups": 2},
-    {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": "SAME"},
     {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": "same", "stride": 2},
     {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding_mode": "mirror"},
     {"in_channels": 4, "out_channels": 6},

@@ -11,13 +11,16 @@ from .convert import convert, override, revert
 from .explain import explain
 from .functional import conv1d, conv2d, conv_transpose2d
 from .library import build_info
+from .mapped import ConnectionTable, MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose2d
 from .settings import algorithm, precision
 
 __all__ = [
+    "ConnectionTable",
     "Conv1d",
     "Conv2d",
     "ConvTranspose2d",
+    "MappedConv2d",
     "__version__",
     "algorithm",
     "build_info",

@@ -1,66 +1,288 @@
-"""LeNet-5 against the figures that are printed for it, and as a network of our layers."""
+"""The networks: their parameters as published, their wiring against torch's layers, and that they learn."""
 
 import copy
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import conv_ext
-from conv_ext.models import LeNet5, lenet5
+from conv_ext import models
+from conv_ext.models.lenet import C3_TABLE, digit_codes
+from test_mapped import C3
 
-# name, parameters, operations (r * r * c + 1 for each output of a layer with weights, one for each input of a pooling
-# layer), volume [H, W, C]: Y. Avrithis' lecture "convolution and network architectures", 2018.
-FIGURES = [
-    ("c1", 156, 122304, (28, 28, 6)),
-    ("s2", 0, 4704, (14, 14, 6)),
-    ("c3", 2416, 241600, (10, 10, 16)),
-    ("s4", 0, 1600, (5, 5, 16)),
-    ("c5", 48120, 48120, (1, 1, 120)),
-    ("f6", 10164, 10164, (84,)),
-    ("output", 850, 850, (10,)),
+# name -> a narrow network with ten classes, its image
+NARROW = {
+    "lenet5": (lambda: models.lenet5(), (1, 32, 32)),
+    "lenet5 full average": (lambda: models.lenet5(connections="full", pooling="average"), (1, 32, 32)),
+    "lenet5 rbf": (lambda: models.lenet5(head="rbf"), (1, 32, 32)),
+    "mnist_convnet": (models.mnist_convnet, (1, 28, 28)),
+    "cifar10_convnet": (models.cifar10_convnet, (3, 32, 32)),
+    "alexnet": (lambda: models.alexnet(10, width=1 / 16), (3, 227, 227)),
+    "alexnet groups 2": (lambda: models.alexnet(10, groups=2, width=1 / 16), (3, 227, 227)),
+    "zfnet": (lambda: models.zfnet(10, width=1 / 16), (3, 224, 224)),
+    **{f"vgg {name}": (lambda name=name: models.vgg(name, 10, width=1 / 16), (3, 224, 224))
+       for name in ("A", "A-LRN", "B", "C", "D", "E")},
+    "nin": (lambda: models.nin(width=1 / 4), (3, 32, 32)),
+    "nin imagenet": (lambda: models.nin(images="imagenet", width=1 / 8), (3, 224, 224)),
+    "googlenet": (lambda: models.googlenet(10, width=1 / 16), (3, 224, 224)),
+    "googlenet naive": (lambda: models.googlenet(10, inception="naive", local_response_norm=True, width=1 / 16),
+                        (3, 224, 224)),
+    **{f"resnet {n}": (lambda n=n: models.resnet(n, 10, width=1 / 16), (3, 64, 64)) for n in (18, 34, 50, 101, 152)},
+}  # fmt: skip
+
+# parameters of the networks at full size: from the papers' tables where they state them layer by layer (LeNet-5:
+# 60,000 trainable ones in all), else sums of the figures in data_networks.json, or those that torchvision states
+PARAMETERS = [
+    (lambda **w: models.lenet5(head="rbf", **w), 60_000),
+    (lambda **w: models.lenet5(connections="full", pooling="average", **w), 61_706),
+    (models.mnist_convnet, 155_606),
+    (models.cifar10_convnet, 214_806),
+    (models.alexnet, 62_378_344),
+    (lambda **w: models.alexnet(groups=2, **w), 60_965_224),
+    (models.zfnet, 107_627_624),
+    (lambda **w: models.vgg("A", **w), 132_863_336),
+    (lambda **w: models.vgg("B", **w), 133_047_848),
+    (models.vgg16, 138_357_544),
+    (models.vgg19, 143_667_240),
+    (lambda **w: models.googlenet(auxiliary=False, **w), 6_998_552),
+    (lambda **w: models.resnet(18, **w), 11_689_512),
+    (lambda **w: models.resnet(34, **w), 21_797_672),
+    (lambda **w: models.resnet(50, **w), 25_557_032),
+    (lambda **w: models.resnet(101, **w), 44_549_160),
+    (lambda **w: models.resnet(152, **w), 60_192_808),
 ]
 
 
-def test_lenet5_has_the_printed_figures():
-    net = lenet5()
-    rows = []
-
-    def note(name):
-        def hook(module, args, output):
-            parameters = sum(parameter.numel() for parameter in module.parameters())
-            outputs, volume = output.numel(), tuple(output.shape[1:])
-            per_output = parameters // output.shape[1]  # weights and the bias of one output
-            operations = outputs * per_output if parameters else args[0].numel()
-            rows.append((name, parameters, operations, volume[1:] + volume[:1]))
-
-        return hook
-
-    for name, module in net.named_children():
-        module.register_forward_hook(note(name))
-    net(torch.zeros(1, 1, 32, 32))
-    assert rows == FIGURES
-    assert sum(parameter.numel() for parameter in net.parameters()) == 61706
+@pytest.mark.parametrize("make, parameters", PARAMETERS, ids=[str(count) for _, count in PARAMETERS])
+def test_parameters_at_full_size(make, parameters):
+    net = make(device="meta")
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert all(p.is_meta for p in net.parameters())
 
 
-def test_lenet5_is_made_of_our_layers_and_gives_what_torchs_give():
-    net = lenet5(num_classes=7, in_channels=3, dtype=torch.float64)
-    assert isinstance(net, LeNet5) and [type(net.c1), type(net.c3), type(net.c5)] == [conv_ext.Conv2d] * 3
+def made(name) -> tuple[nn.Module, Tensor]:
+    """The narrow network without its random choices, and four images."""
+    torch.manual_seed(0)
+    make, image = NARROW[name]
+    net = make()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net, torch.randn(4, *image)
+
+
+def loss_of(net, x) -> Tensor:
+    """Cross entropy; with GoogLeNet's auxiliary classifiers weighted as in the paper."""
+    classes, y = torch.arange(4), net(x)
+    if isinstance(y, Tensor):
+        return F.cross_entropy(y, classes)
+    assert isinstance(y, models.GoogLeNetScores)
+    return F.cross_entropy(y.scores, classes) + 0.3 * sum(F.cross_entropy(each, classes) for each in y[1:])
+
+
+CONVOLUTIONS = (nn.Conv2d, conv_ext.MappedConv2d)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_every_network_overfits_one_batch(name):
+    net, x = made(name)
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, CONVOLUTIONS)}
+    assert layers and all(type(m).__module__.startswith("conv_ext") for m in layers.values())
+    before = {n: m.weight.detach().clone() for n, m in layers.items()}
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = loss_of(net, x)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if losses[-1] < 0.1 * losses[0]:
+            break
+    assert losses[-1] < 0.1 * losses[0], losses
+    still = [n for n, m in layers.items() if torch.equal(m.weight, before[n])]
+    assert not still
+    assert net.eval()(x[:1]).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_loss_and_gradients_are_those_of_torchs_layers(name):
+    net, x = made(name)
+    net, x = net.double(), x.double()
     twin = conv_ext.revert(copy.deepcopy(net))
-    assert [type(twin.c1), type(twin.c3), type(twin.c5)] == [nn.Conv2d] * 3
-    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    scores, expected = net(x), twin(x)
-    assert scores.shape == (4, 7)
-    torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
-    for each in (scores, expected):
-        nn.functional.cross_entropy(each, torch.arange(4)).backward()
-    for mine, theirs in zip(net.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+    assert not any(isinstance(m, conv_ext.Conv2d) for m in twin.modules())
+    losses = [loss_of(each, x) for each in (net, twin)]
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-12)
+    for loss in losses:
+        loss.backward()
+    for (n, mine), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
+        scale = theirs.grad.abs().max().item()
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=1e-8 * scale + 1e-12, msg=lambda m: f"{n}: {m}")
 
 
-def test_lenet5_elsewhere_and_on_a_wrong_image():
-    assert lenet5(device="meta")(torch.empty(2, 1, 32, 32, device="meta")).shape == (2, 10)
+@pytest.mark.parametrize("make", [
+    models.lenet5, models.mnist_convnet, models.cifar10_convnet, models.nin,
+    lambda *c, **w: models.alexnet(*c, width=1 / 16, **w), lambda *c, **w: models.zfnet(*c, width=1 / 16, **w),
+    lambda *c, **w: models.vgg("A", *c, width=1 / 16, **w), lambda *c, **w: models.googlenet(*c, width=1 / 16, **w),
+    lambda *c, **w: models.resnet(18, *c, width=1 / 16, **w),
+])  # fmt: skip
+def test_classes_channels_device_and_dtype(make):
+    net = make(7, 2, dtype=torch.float64)
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    last = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    assert first.in_channels == 2
+    assert getattr(last, "out_features", getattr(last, "out_channels", None)) == 7
+    assert all(p.is_meta for p in make(device="meta").parameters())
+    for arguments, message in (((0,), "num_classes must be at least 1, got 0"), ((7, -1), "in_channels must be at")):
+        with pytest.raises(ValueError, match=message):
+            make(*arguments)
+    with pytest.raises(TypeError, match="num_classes must be an int, got '7'"):
+        make("7")
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: models.lenet5(connections="some"), "connections must be one of 'table', 'full', got 'some'"),
+    (lambda: models.lenet5(pooling="max"), "pooling must be one of 'trainable', 'average', got 'max'"),
+    (lambda: models.lenet5(head="softmax"), "head must be one of 'linear', 'rbf', got 'softmax'"),
+    (lambda: models.lenet5(11, head="rbf"), "num_classes must be up to 10, got 11"),
+    (lambda: models.alexnet(groups=3), "groups must be one of 1, 2, got 3"),
+    (lambda: models.zfnet(width=0), "width must be above 0, got 0"),
+    (lambda: models.vgg("F"), "configuration must be one of 'A', 'A-LRN', 'B', 'C', 'D', 'E', got 'F'"),
+    (lambda: models.nin(images="mnist"), "images must be one of 'cifar10', 'imagenet', got 'mnist'"),
+    (lambda: models.googlenet(inception="v3"), "inception must be one of 'reduced', 'naive', got 'v3'"),
+    (lambda: models.resnet(51), "layers must be one of 18, 34, 50, 101, 152, got 51"),
+])  # fmt: skip
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_images_of_another_size():
+    with pytest.raises(RuntimeError, match=r"images of 32 x 32: expected maps of \[120, 1, 1\].* got \[120, 2, 2\]"):
+        models.lenet5()(torch.zeros(1, 1, 36, 36))
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
-        lenet5()(torch.zeros(1, 1, 28, 28))
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
-        lenet5()(torch.zeros(1, 1, 36, 36))
+        models.lenet5()(torch.zeros(1, 1, 28, 28))
+    for name, image in (("alexnet", "227 x 227"), ("vgg D", "224 x 224"), ("mnist_convnet", "28 x 28")):
+        net, x = made(name)
+        with pytest.raises(RuntimeError, match=f"takes images of {image}"):
+            net(F.pad(x, (0, 40)))
+    for name in ("nin", "resnet 18", "googlenet"):  # a mean over all positions: any size will do
+        net, x = made(name)
+        assert net.eval()(F.pad(x, (0, 40))).shape == (4, 10)
+
+
+# ---- LeNet-5
+
+
+def test_lenet5s_table_and_codes():
+    assert C3_TABLE.sources == tuple(map(tuple, C3)) and C3_TABLE.connections == 60
+    assert sum(p.numel() for p in models.lenet5().c3.parameters()) == 1516
+    codes = digit_codes()
+    assert codes.shape == (10, 84) and set(codes.flatten().tolist()) == {1.0, -1.0}
+    assert torch.cdist(codes, codes).add(100 * torch.eye(10)).min() > 4  # no two pictures are alike
+    net = models.lenet5(head="rbf")
+    assert "output.codes" in net.state_dict() and not list(net.output.parameters())
+    torch.testing.assert_close(net.output(codes), -0.5 * torch.cdist(codes, codes).square(), atol=1e-3, rtol=1e-5)
+    assert models.lenet5(5, head="rbf")(torch.zeros(1, 1, 32, 32)).shape == (1, 5)
+
+
+def test_lenet5_as_formulas():
+    net = models.lenet5(dtype=torch.float64)
+    for p in (net.s2.gain, net.s2.bias, net.s4.gain, net.s4.bias):
+        nn.init.normal_(p)
+    x = torch.randn(2, 1, 32, 32, dtype=torch.float64)
+
+    def squash(a):
+        return 1.7159 * torch.tanh(2 * a / 3)
+
+    def pooled(a, layer):
+        total = 4 * F.avg_pool2d(a, 2)
+        return squash(total * layer.gain[:, None, None] + layer.bias[:, None, None])
+
+    y = pooled(squash(F.conv2d(x, net.c1.weight, net.c1.bias)), net.s2)
+    y = pooled(squash(F.conv2d(y, net.c3.dense_weight(), net.c3.bias)), net.s4)
+    y = squash(F.conv2d(y, net.c5.weight, net.c5.bias)).flatten(1)
+    y = net.output(squash(net.f6(y)))
+    torch.testing.assert_close(net(x), y)
+
+
+# ---- pooling
+
+
+@pytest.mark.parametrize("layer", [models.L2Pool(3), models.Maxout(3), models.TrainablePool2d(6).double()])
+def test_pooling_modules(layer):
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+    assert torch.autograd.gradgradcheck(layer, (x,))
+    if not list(layer.parameters()):
+        assert torch.autograd.gradcheck(layer, (x[:, :, 0, 0],))
+        parts = torch.stack([x[:, 0:3], x[:, 3:6]], 1)
+        expected = parts.square().sum(2).sqrt() if isinstance(layer, models.L2Pool) else parts.amax(2)
+        torch.testing.assert_close(layer(x), expected)
+        zero = torch.zeros(1, 6, 2, 2, requires_grad=True)
+        layer(zero).sum().backward()
+        assert zero.grad.isfinite().all() and zero.grad.abs().max() <= 1
+        with pytest.raises(RuntimeError, match="3 maps must divide C, got input .1, 4, 2, 2."):
+            layer(torch.zeros(1, 4, 2, 2))
+        with pytest.raises(ValueError, match="maps must be at least 1, got 0"):
+            type(layer)(0)
+    else:
+        torch.testing.assert_close(layer(x), F.avg_pool2d(x, 2))  # before it has learned
+        layer(x).sum().backward()
+        torch.testing.assert_close(layer.gain.grad, 4 * F.avg_pool2d(x, 2).sum((0, 2, 3)))
+        torch.testing.assert_close(layer.bias.grad, torch.full((6,), 8.0, dtype=torch.float64))
+
+
+# ---- GoogLeNet and torchvision
+
+
+def test_inception_modules():
+    reduced = models.Inception(192, 64, (96, 128), (16, 32), 32)
+    naive = models.Inception(192, 64, 128, 32)
+    assert (reduced.out_channels, naive.out_channels) == (256, 416)
+    assert (reduced.op, naive.op) == ("inc(64,(96,128),(16,32),32)", "inc(64,128,32)")
+    x = torch.randn(2, 192, 7, 5)
+    for module in (reduced, naive):
+        y = module(x)
+        assert y.shape == (2, module.out_channels, 7, 5)
+        torch.testing.assert_close(y[:, :64], F.relu(F.conv2d(x, module.branch1[0].weight, module.branch1[0].bias)))
+    torch.testing.assert_close(naive(x)[:, 224:], F.max_pool2d(x, 3, 1, 1))
+
+
+def test_googlenet_has_auxiliary_scores_in_training_alone():
+    net, x = made("googlenet")
+    assert [each.shape for each in net(x)] == [(4, 10)] * 3
+    torch.testing.assert_close(net.eval()(x), net.train()(x).scores)
+    plain = models.googlenet(10, auxiliary=False, width=1 / 16)
+    assert plain(x).shape == (4, 10)
+
+
+TORCHVISION = {"vgg11": ("vgg", "A"), "vgg13": ("vgg", "B"), "vgg16": ("vgg", "D"), "vgg19": ("vgg", "E"),
+               **{f"resnet{n}": ("resnet", n) for n in (18, 34, 50, 101, 152)}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_weights(name):
+    theirs_of = pytest.importorskip("torchvision").models
+    torch.manual_seed(0)
+    theirs = getattr(theirs_of, name)(num_classes=10).eval()
+    family, which = TORCHVISION[name]
+    ours = getattr(models, family)(which, 10).eval()
+    assert ours.load_torchvision(theirs.state_dict()) is ours
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        scores, expected = ours(x), theirs(x)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_weights_that_do_not_fit():
+    net = models.resnet(18, 10, width=1 / 16)
+    state = models.resnet(18, 7, width=1 / 16).state_dict()
+    with pytest.raises(ValueError, match=r"not the weights of such a ResNet: fc.weight is \[7, 32\], not \[10, 32\]; fc.b"):
+        net.load_torchvision(state)
+    with pytest.raises(ValueError, match=r"is missing; .* and \d+ more"):
+        net.load_torchvision(models.vgg("A", 10, width=1 / 16).state_dict())
+    assert net.load_torchvision(copy.deepcopy(net.state_dict())) is net

@@ -1,5 +1,37 @@
-"""Networks built from conv_ext's layers."""
+"""Networks of the literature, built from conv_ext's layers; docs/networks.md shows them."""
 
+from .alexnet import AlexNet, ZFNet, alexnet, zfnet
+from .convnet import ConvNet, cifar10_convnet, mnist_convnet
+from .googlenet import GoogLeNet, GoogLeNetScores, Inception, googlenet
 from .lenet import LeNet5, lenet5
+from .nin import NiN, nin
+from .pooling import L2Pool, Maxout, TrainablePool2d
+from .resnet import ResNet, resnet
+from .vgg import VGG, vgg, vgg16, vgg19
 
-__all__ = ["LeNet5", "lenet5"]
+__all__ = [
+    "AlexNet",
+    "ConvNet",
+    "GoogLeNet",
+    "GoogLeNetScores",
+    "Inception",
+    "L2Pool",
+    "LeNet5",
+    "Maxout",
+    "NiN",
+    "ResNet",
+    "TrainablePool2d",
+    "VGG",
+    "ZFNet",
+    "alexnet",
+    "cifar10_convnet",
+    "googlenet",
+    "lenet5",
+    "mnist_convnet",
+    "nin",
+    "resnet",
+    "vgg",
+    "vgg16",
+    "vgg19",
+    "zfnet",
+]

@@ -6,6 +6,7 @@
 
 from . import library as _library  # first: checks the build and loads the kernels
 from . import ops as _ops
+from . import visualize
 from ._version import __version__
 from .convert import convert, override, revert
 from .explain import explain
@@ -32,4 +33,5 @@ __all__ = [
     "override",
     "precision",
     "revert",
+    "visualize",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["DataError", "Distortion", "Images", "load_cifar10", "load_digits", "load_mnist"]
 
-SIDE = 32  # LeNet-5's input
+SIDE = 32  # LeNet-5's input, and CIFAR-10's
 _CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR_ROW = 3 * SIDE * SIDE
 
@@ -61,7 +61,7 @@ class Distortion:
 
 @dataclass
 class Images:
-    """A data set in memory: images (N, C, 32, 32) of uint8, labels (N,) of int64."""
+    """A data set in memory: images (N, C, H, W) of uint8, labels (N,) of int64."""
 
     title: str
     classes: tuple[str, ...]
@@ -121,13 +121,13 @@ def load_digits() -> Images:
     )  # fmt: skip
 
 
-def load_mnist(root: Path) -> Images:
+def load_mnist(root: Path, side: int = SIDE) -> Images:
     """MNIST from its four idx files, gzipped or not, in `root`, `root/raw` or `root/MNIST/raw`.
 
-    The images of 28 x 28 are framed to 32 x 32, as LeCun et al. did.
+    The images of 28 x 28 are framed to `side` x `side`; 32 is what LeCun et al. took.
     Raises DataError where a file is missing or damaged.
     """
-    parts = []
+    parts, frame = [], (side - 28) // 2
     for stem in ("train", "t10k"):
         images = _read_idx(_find(root, f"{stem}-images-idx3-ubyte", ("", "raw", "MNIST/raw")), (28, 28))
         path = _find(root, f"{stem}-labels-idx1-ubyte", ("", "raw", "MNIST/raw"))
@@ -135,7 +135,7 @@ def load_mnist(root: Path) -> Images:
         if len(images) != len(labels):
             raise DataError(f"{path}: expected a label for each of {len(images)} images, found {len(labels)} labels")
         _check_labels(path, labels)
-        parts += [F.pad(images, (2, 2, 2, 2))[:, None], labels.long()]
+        parts += [F.pad(images, (frame,) * 4)[:, None], labels.long()]
     return Images("MNIST", tuple("0123456789"), *parts, Distortion(rotation=0.1, scale=0.1, shear=0.1, shift=2))
 
 

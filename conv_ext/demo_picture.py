@@ -6,13 +6,12 @@ import io
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import Images
-from .models import LeNet5
+from .visualize import bare, draw_filters
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
     from .demo import History
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
 TORCH, OURS, RIGHT, WRONG = "#8fb3d9", "#c2410c", "#15803d", "#b91c1c"
 
 
-def draw(images: Images, net: LeNet5, scores: Tensor, histories: dict[str, History], difference: float) -> bytes:
-    """The picture as a PNG file's bytes; `scores` are those of `net` for all test images."""
+def draw(
+    title: str, images: Images, net: nn.Module, scores: Tensor, histories: dict[str, History], difference: float
+) -> bytes:
+    """The picture as a PNG file's bytes; `scores` are those of `net`, called `title`, for all test images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,12 +31,12 @@ def draw(images: Images, net: LeNet5, scores: Tensor, histories: dict[str, Histo
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
     accuracies = [f"{name} {100 * history.accuracies[-1]:.2f} %" for name, history in histories.items()]
     figure.suptitle(
-        f"LeNet-5 on {images.title}: test accuracy " + ", ".join(accuracies), fontsize=15, fontweight="bold"
+        f"{title} on {images.title}: test accuracy " + ", ".join(accuracies), fontsize=15, fontweight="bold"
     )
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
     curves, filters = top.subfigures(1, 2, width_ratios=(2.1, 1))
     _draw_losses(curves, histories, difference)
-    _draw_filters(filters, net.c1.weight.detach().float().cpu())
+    _draw_filters(filters, next(m for m in net.modules() if isinstance(m, nn.Conv2d)))
     _draw_predictions(bottom, images, scores)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -77,17 +78,12 @@ def _smooth(losses: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _draw_filters(panel: SubFigure, weight: Tensor) -> None:
-    """weight: (6, C, 5, 5); three channels are shown as colours, one as grey with zero in the middle."""
-    panel.suptitle("First-layer filters (C1, 5 × 5)", fontsize=11)
-    limit = weight.abs().max().item() or 1.0
-    for index, axes in enumerate(panel.subplots(3, 2).flat):
-        kernel = weight[index]
-        if len(kernel) == 3:
-            axes.imshow((kernel / limit / 2 + 0.5).permute(1, 2, 0).numpy())
-        else:
-            axes.imshow(kernel[0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        _bare(axes)
+def _draw_filters(panel: SubFigure, layer: nn.Conv2d) -> None:
+    """The filters of the first layer (up to 32): three channels are shown as colours, one as grey."""
+    weight = layer.weight.detach().float().cpu()[:32]
+    panel.suptitle(f"First-layer filters ({weight.shape[2]} × {weight.shape[3]})", fontsize=11)
+    columns = 2 if len(weight) <= 6 else 4
+    draw_filters(panel.subplots(-(-len(weight) // columns), columns).flat, weight)
 
 
 def _draw_predictions(panel: SubFigure, images: Images, scores: Tensor, rows: int = 2, columns: int = 9) -> None:
@@ -112,10 +108,4 @@ def _draw_predictions(panel: SubFigure, images: Images, scores: Tensor, rows: in
         if guess != truth:
             text += f"\nis {images.classes[truth]}"
         axes.set_title(text, fontsize=9, color=RIGHT if guess == truth else WRONG)
-        _bare(axes)
-
-
-def _bare(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color("#d4d4d4")
+        bare(axes)

@@ -13,7 +13,21 @@ from torch import Tensor, nn
 from .data import Images
 
 COMPARED_STEPS = 20
-LEARNING_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns: stochastic gradient descent, its rate falling to zero along a cosine."""
+
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+    def optimizer(self, parameters) -> torch.optim.SGD:
+        """A fresh one for `parameters`."""
+        nesterov = self.momentum > 0
+        return torch.optim.SGD(parameters, self.learning_rate, self.momentum, 0, self.weight_decay, nesterov)
 
 
 @dataclass
@@ -38,14 +52,13 @@ class Training:
     """
 
     def __init__(
-        self, net: nn.Module, images: Images, *, epochs: int, batch_size: int, seed: int, device: torch.device
+        self, net: nn.Module, images: Images, *, epochs: int, recipe: Recipe, seed: int, device: torch.device
     ) -> None:
-        self.net, self.images, self.device, self.epochs, self.batch_size = net, images, device, epochs, batch_size
-        self.steps = math.ceil(len(images.train_labels) / batch_size)  # of an epoch
+        self.net, self.images, self.device, self.epochs = net, images, device, epochs
+        self.batch_size = recipe.batch_size
+        self.steps = math.ceil(len(images.train_labels) / self.batch_size)  # of an epoch
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.SGD(
-            net.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=1e-4
-        )
+        self.optimizer = recipe.optimizer(net.parameters())
         # No warm-up: at its small steps the first losses hardly depend on the gradients, and comparing them would show
         # nothing (a mirrored gradient of the first layer moved them by 4e-5; without a warm-up by 5e-3).
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * self.steps)

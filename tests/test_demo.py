@@ -21,7 +21,7 @@ from conv_ext import demo
 from conv_ext.__main__ import main
 from conv_ext.data import DataError, Distortion, load_cifar10, load_digits, load_mnist
 from conv_ext.models import lenet5
-from conv_ext.training import History, Training, largest_difference, same_bits
+from conv_ext.training import History, Recipe, Training, largest_difference, same_bits
 
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
@@ -98,14 +98,14 @@ def test_equal_seeds_give_equal_runs_and_another_seed_another(tmp_path, capsys):
 
 def first_losses(net):
     images = load_digits()
-    training = Training(net, images, epochs=20, batch_size=32, seed=0, device=torch.device("cpu"))
+    training = Training(net, images, epochs=20, recipe=Recipe(), seed=0, device=torch.device("cpu"))
     training.run_epoch(stop_after=20)
     return training.history.losses
 
 
 def test_the_compared_losses_depend_on_every_gradient():
     torch.manual_seed(0)
-    net = lenet5()
+    net = lenet5(connections="full", pooling="average")
     expected = first_losses(conv_ext.revert(copy.deepcopy(net)))
     assert largest_difference(expected, first_losses(copy.deepcopy(net))) < demo.DIFFERENCE_LIMIT
     for layer in ("c1", "c3", "c5"):
@@ -165,6 +165,8 @@ def test_precision_reaches_both_and_is_put_back(tmp_path, capsys, monkeypatch, p
     (["--device", "tpu"], "--device must be cpu, cuda or cuda:N, got tpu"),
     (["--device", "meta"], "--device must be cpu, cuda or cuda:N, got meta"),
     (["--data", "mnist"], "--data mnist needs --root DIR"),
+    (["--network", "vgg16"], "invalid choice: 'vgg16'"),
+    (["--network", "mnist_convnet"], "--network mnist_convnet takes images of 28 x 28: --data mnist"),
     (["--root", "."], "--root goes with --data mnist or --data cifar10"),
     (["--data", "mnist", "--root", "missing"], "missing: expected a folder with the data set's files, found nothing"),
     (["--out", "picture.jpg"], "--out must name a .png file, got picture.jpg"),
@@ -195,7 +197,7 @@ def test_help_and_info(capsys):
     code, out, _ = outcome(capsys)
     assert code == 0 and "demo" in out and "info" in out
     code, out, _ = outcome(capsys, "demo", "--help")
-    named = ("--epochs", "--batch-size", "--device", "--threads", "--precision", "--seed", "--out", "--data", "--root")
+    named = ("--network", "--epochs", "--batch-size", "--device", "--threads", "--precision", "--seed", "--out", "--data", "--root")
     assert code == 0 and all(option in out for option in named)
     code, out, _ = outcome(capsys, "info")
     assert code == 0 and torch.__version__ in out and all(key in out for key in conv_ext.build_info())
@@ -311,15 +313,19 @@ def test_cifar10_files(tmp_path, place, python):
     assert images.test_labels.tolist() == written[5][1]
 
 
-@pytest.mark.parametrize("data, write", [
-    ("mnist", write_mnist), ("cifar10", lambda folder: write_cifar(folder, python=False))
+@pytest.mark.parametrize("data, write, network, parameters", [
+    ("mnist", write_mnist, None, "The network for MNIST (155,606 parameters)"),
+    ("mnist", write_mnist, "lenet5", "LeNet-5 (61,706 parameters)"),
+    ("mnist", write_mnist, "cifar10_convnet", "The network for CIFAR-10 (213,206 parameters)"),
+    ("cifar10", lambda folder: write_cifar(folder, python=False), None, "The network for CIFAR-10 (214,806 parameters)"),
 ])  # fmt: skip
-def test_demo_on_files(tmp_path, capsys, data, write):
+def test_demo_on_files(tmp_path, capsys, data, write, network, parameters):
     write(tmp_path)
     picture = tmp_path / "a.png"
-    options = ("--data", data, "--root", tmp_path, "--epochs", 2, "--batch-size", 2, "--out", picture)
-    code, out, err = outcome(capsys, "demo", *options)
+    options = ["--data", data, "--root", tmp_path, "--epochs", 2, "--batch-size", 2, "--out", picture]
+    code, out, err = outcome(capsys, "demo", *options, *(["--network", network] if network else []))
     assert code == 0, out + err
+    assert parameters in out
     assert_picture(picture)
 
 
@@ -364,6 +370,13 @@ DAMAGES = [
     ("data_batch_3", lambda b: batch((2, 5), [1, 2]), "expected data of torch.uint8 (rows, 3072), found"),
     ("data_batch_3", lambda b: batch((2, 3072), [1]), "expected 2 labels"),
 ]
+
+
+def test_the_lectures_networks_learn_as_it_says():
+    for name in ("mnist_convnet", "cifar10_convnet"):
+        recipe = demo.NETWORKS[name].recipe
+        assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (128, 1e-2, 1e-2)
+    assert load_digits().train_images.shape[2:] == (32, 32)
 
 
 @pytest.mark.parametrize("name, damage, message", DAMAGES)

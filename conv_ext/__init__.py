@@ -15,6 +15,7 @@ from .library import build_info
 from .mapped import ConnectionTable, MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose2d
 from .settings import algorithm, precision
+from .summary import Summary, summary
 
 __all__ = [
     "ConnectionTable",
@@ -22,6 +23,7 @@ __all__ = [
     "Conv2d",
     "ConvTranspose2d",
     "MappedConv2d",
+    "Summary",
     "__version__",
     "algorithm",
     "build_info",
@@ -33,5 +35,6 @@ __all__ = [
     "override",
     "precision",
     "revert",
+    "summary",
     "visualize",
 ]

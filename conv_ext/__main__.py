@@ -1,4 +1,4 @@
-"""`python -m conv_ext demo | info`: the demo, and what this build is."""
+"""`python -m conv_ext demo | summary | info`: the demo, the table of a network, and what this build is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import conv_ext
 
 from . import demo
+from .models import NETWORKS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,12 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command")
     text = "train LeNet-5 on real images, once with torch's convolution and once with ours, and compare"
     demo.add_arguments(commands.add_parser("demo", help=text, description=_sentence(text)))
+    text = "print the layers of a network: parameters, operations, volumes, receptive fields, memory"
+    _add_summary(commands.add_parser("summary", help=text, description=_sentence(text)))
     text = "print what this build is made of and what it runs on"
     commands.add_parser("info", help=text, description=_sentence(text))
 
     options = parser.parse_args(arguments)
     if options.command == "demo":
         return demo.run(options)
+    if options.command == "summary":
+        return print_summary(options)
     if options.command == "info":
         return info()
     parser.print_help()
@@ -35,6 +40,37 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
+
+
+def _add_summary(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("network", choices=tuple(NETWORKS), metavar="network", help=", ".join(NETWORKS))
+    add("--input", type=_sizes, metavar="CxHxW", help="channels, height and width of an image (default: the paper's)")
+    add("--classes", type=int, metavar="N", help="classes (default: the network's own)")
+    add("--expand", action="store_true", help="a row for each layer inside an inception module")
+    add("--markdown", action="store_true", help="a table in Markdown")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = text.lower().replace("×", "x").split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"must be channels x height x width, as 3x224x224, got {text!r}")
+    return tuple(map(int, sizes))
+
+
+def print_summary(options: argparse.Namespace) -> int:
+    """Print the table of a network; 2 where it does not take such images."""
+    entry = NETWORKS[options.network]
+    image = options.input or entry.image
+    classes = {} if options.classes is None else {"num_classes": options.classes}
+    try:
+        model = entry.make(in_channels=image[0], device="meta", **classes)
+        found = conv_ext.summary(model, image, expand=options.expand)
+    except (RuntimeError, ValueError) as error:
+        print(f"conv_ext summary: {error}", file=sys.stderr)
+        return 2
+    print(found.to_markdown() if options.markdown else found)
+    return 0
 
 
 def info() -> int:

@@ -1,6 +1,7 @@
 """Networks of the literature, built from conv_ext's layers; docs/networks.md shows them."""
 
 from .alexnet import AlexNet, ZFNet, alexnet, zfnet
+from .catalogue import NETWORKS
 from .convnet import ConvNet, cifar10_convnet, mnist_convnet
 from .googlenet import GoogLeNet, GoogLeNetScores, Inception, googlenet
 from .lenet import LeNet5, lenet5
@@ -18,6 +19,7 @@ __all__ = [
     "L2Pool",
     "LeNet5",
     "Maxout",
+    "NETWORKS",
     "NiN",
     "ResNet",
     "TrainablePool2d",

@@ -65,6 +65,11 @@ class RBF(nn.Module):
         """The name in `conv_ext.summary`."""
         return f"RBF({len(self.codes)})"
 
+    @property
+    def operations_per_output(self) -> int:
+        """For `conv_ext.summary`: as a full connection with a bias."""
+        return self.codes.shape[1] + 1
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, 84) -> (N, num_classes)."""
         return -0.5 * (x[:, None] - self.codes).square().sum(2)

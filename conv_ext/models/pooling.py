@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import count
@@ -74,21 +75,20 @@ class TrainablePool2d(nn.Module):
 
     def __init__(self, maps: int, size: int = 2) -> None:
         super().__init__()
-        self.size = count("size", size)
-        self.mean = nn.AvgPool2d(self.size)
-        self.gain = nn.Parameter(torch.full((count("maps", maps),), 1 / self.size**2))
+        self.kernel_size = self.stride = count("size", size)
+        self.gain = nn.Parameter(torch.full((count("maps", maps),), 1 / size**2))
         self.bias = nn.Parameter(torch.zeros(maps))
 
     @property
     def op(self) -> str:
         """The name in `conv_ext.summary`."""
-        return f"avg({self.size})"
+        return f"avg({self.kernel_size})"
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, floor(H / size), floor(W / size))."""
-        gain = self.size**2 * self.gain  # of the sum; the mean is what torch computes
-        return self.mean(x) * gain[:, None, None] + self.bias[:, None, None]
+        gain = self.kernel_size**2 * self.gain  # of the sum; the mean is what torch computes
+        return F.avg_pool2d(x, self.kernel_size) * gain[:, None, None] + self.bias[:, None, None]
 
     def extra_repr(self) -> str:
         """Maps and size."""
-        return f"{len(self.gain)}, size={self.size}"
+        return f"{len(self.gain)}, size={self.kernel_size}"

@@ -1,0 +1,217 @@
+"""The tables of networks: every printed figure of seven of them, receptive fields by differentiation, bad input."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import conv_ext
+from conv_ext import models
+from conv_ext.__main__ import main
+
+DATA = json.loads((Path(__file__).parent / "data_networks.json").read_text())["networks"]
+MAKE = {
+    "mnist_convnet": models.mnist_convnet,
+    "cifar10_convnet": models.cifar10_convnet,
+    "lenet5": lambda **w: models.lenet5(connections="full", pooling="average", **w),
+    "alexnet_caffenet": models.alexnet,
+    "zfnet": models.zfnet,
+    "vgg16": models.vgg16,
+    "googlenet": models.googlenet,
+}
+
+
+def parts(op):
+    """An op as its word and arguments; stride and padding are printed in either order."""
+    if op == "RBF(10)":  # counted as a full connection in the lecture, and one here
+        op = "fc(10)"
+    word, _, rest = op.partition("(")
+    flags = sorted(re.findall(r"[sp]\d+", rest)) if word == "conv" else []
+    return word, re.sub(r",[sp]\d+", "", rest) if flags else rest, flags
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_every_printed_figure(name):
+    h, w, c = DATA[name]["input"]
+    found = conv_ext.summary(MAKE[name](device="meta"), (c, h, w))
+    rows = [[parts(row.op), row.parameters, row.operations, list(row.volume)] for row in found.rows]
+    assert rows == [[parts(op), *figures] for op, *figures in DATA[name]["rows"]]
+    assert found.parameters == sum(row[1] for row in DATA[name]["rows"])
+    assert found.operations == sum(row[2] for row in DATA[name]["rows"])
+    assert found.bytes >= 4 * found.rows[0].volume[0] ** 2
+
+
+def test_there_are_seven_networks():
+    assert set(DATA) == set(MAKE) and len(DATA) == 7 and sum(len(net["rows"]) for net in DATA.values()) == 84
+
+
+@pytest.mark.parametrize("name, fields", [
+    ("mnist_convnet", [5, 6, 14, 16, 28, 28]),
+    ("lenet5", [5, 6, 14, 16, 32, 32, 32]),
+    ("alexnet_caffenet", [11, 19, 19, 51, 67, 67, 99, 131, 163, 195, 355, 355, 355]),
+    ("vgg16", [3, 5, 6, 10, 14, 16, 24, 32, 40, 44, 60, 76, 92, 100, 132, 164, 196, 212, 404, 404, 404]),
+])  # fmt: skip
+def test_known_receptive_fields(name, fields):
+    h, w, c = DATA[name]["input"]
+    rows = conv_ext.summary(MAKE[name](device="meta"), (c, h, w)).rows
+    assert [row.receptive_field for row in rows] == [(field, field) for field in fields]
+    if name == "vgg16":
+        assert [row.stride for row in rows][-5:] == [(16, 16), (32, 32), None, None, None]
+
+
+def extent(net, x, pick):
+    """Rows and columns of x that one output depends on, by differentiation with positive weights."""
+    x = x.requires_grad_()
+    pick(net(x)).backward()
+    seen = x.grad[0].abs().sum(0) > 0
+    return tuple(int(along.nonzero().max() - along.nonzero().min() + 1) for along in (seen.any(1), seen.any(0)))
+
+
+class Branches(nn.Module):
+    """Two branches, a sum, functions between layers, a stride that differs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(2, 1), bias=False)
+        self.b = conv_ext.Conv2d(2, 4, 1, stride=(2, 1), bias=False)
+        self.c = nn.AvgPool2d(2, 2)
+        self.up = conv_ext.ConvTranspose2d(4, 3, 2, stride=2, bias=False)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        z = self.b(x)[:, :, : y.shape[2], : y.shape[3]]
+        return self.up(self.c(torch.cat([y, z.expand_as(y)], 1)[:, :4]) + 0)
+
+
+def test_receptive_fields_of_a_graph_are_what_differentiation_finds():
+    net = Branches()
+    for p in net.parameters():
+        nn.init.constant_(p, 0.5)
+    x = torch.rand(1, 2, 41, 43)
+    rows = {row.name: row for row in conv_ext.summary(net, (2, 41, 43)).rows}
+    assert list(rows) == ["a", "b", "c", "up"]
+    assert (rows["a"].receptive_field, rows["a"].stride) == ((5, 5), (2, 1))
+    assert (rows["c"].receptive_field, rows["c"].stride) == ((7, 6), (4, 2))
+    assert (rows["up"].receptive_field, rows["up"].stride) == ((7, 6), (2, 1))
+    assert extent(net, x, lambda y: y[0, :, 9, 20].sum()) == (7, 6)
+    assert rows["a"].op == "conv(3x5,4,s2x1,p1x2,d2x1)" and rows["up"].op == "deconv(2,3,s2)"
+    with pytest.raises(RuntimeError, match="does not run"):
+        conv_ext.summary(net, (3, 41, 43))
+
+
+def test_receptive_field_of_resnet_and_inception():
+    rows = conv_ext.summary(models.resnet(18, device="meta"), (3, 224, 224)).rows
+    assert [row.receptive_field for row in rows if row.name.endswith("layer4.1.bn2")] == [(435, 435)]
+    whole = conv_ext.summary(models.googlenet(device="meta"), (3, 224, 224))
+    expanded = conv_ext.summary(models.googlenet(device="meta"), (3, 224, 224), expand=True)
+    assert len(whole.rows) == 18 and len(expanded.rows) == 9 + 9 * 7
+    assert (whole.parameters, whole.operations, whole.bytes) == (
+        expanded.parameters, expanded.operations, expanded.bytes)  # fmt: skip
+    assert [r.op for r in expanded.rows if r.name.startswith("stage3.0")] == [
+        "conv(1,64)", "conv(1,96)", "conv(3,128,p1)", "conv(1,16)", "conv(5,32,p2)", "pool(3,1,p1)", "conv(1,32)"
+    ]  # fmt: skip
+    assert whole.unused_parameters == 6_379_728 and "6,379,728 more parameters" in str(whole)
+
+
+def test_layers_of_every_kind():
+    shared = nn.Linear(8, 8)
+    net = nn.Sequential(
+        conv_ext.Conv2d(4, 8, 3, padding="same"), nn.BatchNorm2d(8), nn.ReLU(), models.Maxout(2),
+        conv_ext.MappedConv2d(conv_ext.ConnectionTable.one_to_one(4), 3), nn.GroupNorm(2, 4),
+        conv_ext.Conv2d(4, 8, 3, groups=2, padding="full"), models.L2Pool(2), nn.AdaptiveMaxPool2d((2, 3)),
+        nn.Conv2d(4, 8, (2, 3)), nn.Flatten(), shared, nn.Dropout(), shared, nn.LayerNorm(8), nn.PReLU(),
+    )  # fmt: skip
+    found = conv_ext.summary(net, (4, 11, 12))
+    assert [row.op for row in found.rows] == [
+        "conv(3,8,same)", "BatchNorm2d", "maxout(2)", "conv(3,4,table)", "GroupNorm", "conv(3,8,full,g2)", "l2(2)",
+        "pool(6x4,5x4)", "conv(2x3,8)", "fc(8)", "fc(8)", "LayerNorm", "PReLU",
+    ]  # fmt: skip
+    assert found.parameters == sum(p.numel() for p in net.parameters())
+    assert [row.parameters for row in found.rows if row.name == "11"] == [72, 0]  # one layer, used twice
+    assert found.rows[3].operations == (9 + 1) * 4 * 9 * 10
+    assert found.rows[5].operations == (9 * 2 + 1) * 8 * 11 * 12
+    sequence = conv_ext.summary(nn.Sequential(conv_ext.Conv1d(2, 3, 5, stride=2), nn.MaxPool1d(2)), (2, 21))
+    assert [(r.op, r.volume, r.receptive_field, r.operations) for r in sequence.rows] == [
+        ("conv(5,3,s2)", (9, 3), (1, 5), 11 * 27), ("pool(2)", (4, 3), (1, 7), 27)
+    ]  # fmt: skip
+    pooled = conv_ext.summary(nn.Sequential(nn.Conv1d(2, 3, 1), nn.AdaptiveAvgPool1d(2)), (2, 21)).rows[1]
+    assert (pooled.op, pooled.receptive_field) == ("avg(11,10)", (1, 11))
+    half = conv_ext.summary(nn.Conv2d(3, 2, 3, dtype=torch.float16), (3, 5, 5))
+    assert half.bytes == 2 * 2 * 9 and half.rows[0].name == "Conv2d"
+
+
+def test_the_model_stays_as_it_is():
+    net = models.googlenet(10, width=1 / 16)
+    net.pool3.eval()
+    before, flags = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
+    conv_ext.summary(net, (3, 224, 224))
+    assert [m.training for m in net.modules()] == flags
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    with pytest.raises(RuntimeError):
+        conv_ext.summary(net, (4, 224, 224))
+    assert [m.training for m in net.modules()] == flags
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_printing():
+    found = conv_ext.summary(models.mnist_convnet(), (1, 28, 28))
+    text = str(found)
+    assert "ConvNet, input 1 × 28 × 28" in text and re.search(r"conv\(5,64\) +features\.3 +51,264 +3,280,896 +8×8×64", text)
+    assert re.search(r"^all +155,606 +3,886,166 +", text, re.MULTILINE) and repr(found) == text
+    table = found.to_markdown().splitlines()
+    assert table[0].startswith("| op | name | parameters |") and table[1].startswith("| --- | --- | ---: |")
+    assert len(table) == 2 + 6 + 1 and {row.count("|") for row in table} == {9}
+    assert "| conv(5,64) | features.3 | 51,264 | 3,280,896 | 8×8×64 | 14 | 2 | 16.0 |" in table
+
+
+@pytest.mark.parametrize("model, size, error, message", [
+    ("vgg16", (3, 224, 224), TypeError, "summary takes a torch.nn.Module, got str"),
+    (nn.Conv2d(1, 1, 1), 28, TypeError, "input_size must be a sequence of ints, got 28"),
+    (nn.Conv2d(1, 1, 1), (1, 2.5, 3), TypeError, "input_size must be a sequence of ints"),
+    (nn.Conv2d(1, 1, 1), (1,), ValueError, "input_size must be .C, H, W. or .C, L., each at least 1"),
+    (nn.Conv2d(1, 1, 1), (1, 0, 3), ValueError, "each at least 1, got .1, 0, 3."),
+    (nn.Conv2d(1, 1, 3), (1, 2, 2), RuntimeError, "summary: Conv2d does not run with an input of .1, 2, 2.: "),
+])  # fmt: skip
+def test_bad_input(model, size, error, message):
+    with pytest.raises(error, match=message):
+        conv_ext.summary(model, size)
+
+
+def outcome(capsys, *arguments):
+    try:
+        code = main(list(arguments))
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capsys.readouterr()
+
+
+def test_command(capsys):
+    code, out, _ = outcome(capsys, "summary", "vgg16", "--input", "3x224x224")
+    assert code == 0 and re.search(r"^all +138,357,544 +15,\d{3},\d{3},\d{3} +", out, re.MULTILINE)
+    code, out, _ = outcome(capsys, "summary", "resnet18", "--input", "1x64x96", "--classes", "7", "--markdown")
+    assert code == 0 and "| fc(7) | fc | 3,591 |" in out and out.startswith("| op |")
+    code, out, _ = outcome(capsys, "summary", "googlenet", "--expand")
+    assert code == 0 and "stage5.1.branch5.2" in out
+    code, _, err = outcome(capsys, "summary", "vgg16", "--input", "3x200x200")
+    assert code == 2 and "takes images of 224 x 224" in err
+    code, _, err = outcome(capsys, "summary", "vgg16", "--classes", "0")
+    assert code == 2 and "num_classes must be at least 1, got 0" in err
+    for wrong in ("224", "3x224", "3x0x5", "axbxc", "3x-1x5"):
+        code, _, err = outcome(capsys, "summary", "vgg16", "--input", wrong)
+        assert code == 2 and f"must be channels x height x width, as 3x224x224, got '{wrong}'" in err
+    code, _, err = outcome(capsys, "summary", "vgg17")
+    assert code == 2 and "vgg17" in err and "resnet152" in err
+    code, out, _ = outcome(capsys, "summary", "--help")
+    assert code == 0 and "--expand" in out and "nin_imagenet" in out
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_every_network_of_the_catalogue(name):
+    entry = models.NETWORKS[name]
+    found = conv_ext.summary(entry.make(num_classes=7, in_channels=2, device="meta"), (2, *entry.image[1:]))
+    assert found.rows[-1].volume[-1] == 7 and found.operations > found.parameters

@@ -11,6 +11,7 @@ from ._version import __version__
 from .convert import convert, override, revert
 from .explain import explain
 from .functional import conv1d, conv2d, conv_transpose2d
+from .fuse import fuse
 from .library import build_info
 from .mapped import ConnectionTable, MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose2d
@@ -32,6 +33,7 @@ __all__ = [
     "conv_transpose2d",
     "convert",
     "explain",
+    "fuse",
     "override",
     "precision",
     "revert",

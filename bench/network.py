@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import aims, environment, precision, report, timer
 from bench.cases import MEMORY_FORMATS
 from bench.judge import OPERAND_ROUNDOFF
-from bench.networks import NETWORKS, data, made
+from bench.networks import DEFAULT, NETWORKS, data, loss, made
 from bench.shapes import LAYOUTS, PRECISIONS
 
 STEP, ONE = "training step", "forward, eval"
@@ -35,7 +34,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         epilog="A training step is forward, loss (cross entropy) and backward, all gradients fresh; the optimizer's "
                "step, which has no convolution in it, is left out. The exit status is 1 where gradients or scores "
                "differ from float64's by more than they may; a missed aim does not count.")
-    parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=DEFAULT, metavar="NAME",
+                        help=f"of {', '.join(NETWORKS)} (default: {' '.join(DEFAULT)})")
     parser.add_argument("--what", nargs="+", choices=[*KINDS, "memory"], default=[*KINDS, "memory"],
                         help="training steps, the forward of one image without gradients, peak memory of a step")
     parser.add_argument("--batch", type=environment.positive, help="images of a training step (default: each its own)")
@@ -55,9 +55,9 @@ def training_step(model: nn.Module, x: Tensor, classes: Tensor) -> Callable[[], 
     def step() -> Tensor:
         for parameter in parameters:
             parameter.grad = None
-        loss = F.cross_entropy(model(x), classes)
-        loss.backward()
-        return loss.detach()
+        found = loss(model, x, classes)
+        found.backward()
+        return found.detach()
 
     return step
 
@@ -67,8 +67,7 @@ def result_of(what: str, model: nn.Module, x: Tensor, classes: Tensor) -> list[T
     if what == ONE:
         with torch.no_grad():
             return [model(x)]
-    loss = training_step(model, x, classes)()
-    found = [loss, *(parameter.grad for parameter in model.parameters())]
+    found = [training_step(model, x, classes)(), *(parameter.grad for parameter in model.parameters())]
     for parameter in model.parameters():
         parameter.grad = None
     return found

@@ -1,80 +1,19 @@
-"""Whole networks of plain torch.nn layers, written compactly: what `python -m bench network` converts and times.
+"""Whole networks: those of conv_ext.models on torch's own layers, which `python -m bench network` converts and times.
 
-Without dropout, whose random choices would differ between the two sides, and without AlexNet's local response
-normalisation, which its successors dropped; a ReLU follows every layer that has no other.
+Without dropout, whose random choices would differ between the two sides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def lenet5() -> nn.Module:
-    """LeCun et al., 1998: (N, 1, 32, 32) -> (N, 10)."""
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Conv2d(16, 120, 5), nn.Tanh(), nn.Flatten(),
-        nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10))
-
-
-def classifier(features: int) -> list[nn.Module]:
-    """AlexNet's and VGG's three full connections."""
-    return [nn.Flatten(), nn.Linear(features, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
-
-
-def alexnet() -> nn.Module:
-    """Krizhevsky et al., 2012, as one tower: (N, 3, 224, 224) -> (N, 1000)."""
-    return nn.Sequential(
-        nn.Conv2d(3, 96, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
-        *classifier(256 * 6 * 6))
-
-
-def vgg16() -> nn.Module:
-    """Simonyan and Zisserman, 2014: (N, 3, 224, 224) -> (N, 1000)."""
-    layers, c = [], 3
-    for k, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        for _ in range(count):
-            layers += [nn.Conv2d(c, k, 3, padding=1), nn.ReLU()]
-            c = k
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, *classifier(512 * 7 * 7))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1, and around them a shortcut, which is a 1x1 layer where the size changes."""
-
-    def __init__(self, c: int, width: int, stride: int) -> None:
-        super().__init__()
-        k = 4 * width
-        self.body = nn.Sequential(
-            nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, k, 1, bias=False), nn.BatchNorm2d(k))
-        changes = stride > 1 or c != k
-        self.shortcut = nn.Sequential(nn.Conv2d(c, k, 1, stride, bias=False), nn.BatchNorm2d(k)) if changes else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + (x if self.shortcut is None else self.shortcut(x)))
-
-
-def resnet50() -> nn.Module:
-    """He et al., 2016, a stage's stride in its first 3x3 layer: (N, 3, 224, 224) -> (N, 1000)."""
-    layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    c = 64
-    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for index in range(count):
-            layers.append(Bottleneck(c, width, 1 if index else stride))
-            c = 4 * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 1000))
+from conv_ext import models, revert
 
 
 @dataclass(frozen=True)
@@ -85,25 +24,35 @@ class Network:
     batch: int  # of a training step
 
 
+def _plain(make: Callable[..., nn.Module], **keywords) -> nn.Module:
+    model = revert(make(**keywords))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def _network(name: str, batch: int, **keywords) -> Network:
+    entry = models.NETWORKS[name]
+    classes = 10 if name in ("lenet5", "mnist_convnet", "cifar10_convnet", "nin") else 1000
+    return Network(partial(_plain, entry.make, num_classes=classes, **keywords), entry.image, classes, batch)
+
+
 NETWORKS = {
-    "lenet5": Network(lenet5, (1, 32, 32), 10, 64),
-    "alexnet": Network(alexnet, (3, 224, 224), 1000, 16),
-    "vgg16": Network(vgg16, (3, 224, 224), 1000, 4),
-    "resnet50": Network(resnet50, (3, 224, 224), 1000, 8),
+    "lenet5": _network("lenet5", 64, connections="full", pooling="average"),  # torch has no layer for the paper's table
+    **{name: _network(name, batch) for name, batch in {
+        "mnist_convnet": 64, "cifar10_convnet": 64, "alexnet": 16, "alexnet_groups": 16, "zfnet": 8, "vgg11": 4,
+        "vgg11_lrn": 4, "vgg13": 4, "vgg16_c": 4, "vgg16": 4, "vgg19": 4, "nin": 32, "nin_imagenet": 16, "googlenet": 8,
+        "resnet18": 8, "resnet34": 8, "resnet50": 8, "resnet101": 4, "resnet152": 4,
+    }.items()},
 }
+DEFAULT = ["lenet5", "mnist_convnet", "cifar10_convnet", "alexnet", "zfnet", "vgg16", "nin", "googlenet", "resnet50"]
 
 
 def made(name: str) -> nn.Module:
-    """The network with the same weights at every call, its layers started as their activations want it (He, 2015).
-
-    With torch's own start the signal dies away in the deep ones, and with it what a comparison of gradients says.
-    """
+    """The network with the same weights at every call, in training mode."""
     torch.manual_seed(5)
-    model = NETWORKS[name].make()
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and name != "lenet5":
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    return model
+    return NETWORKS[name].make()
 
 
 def data(name: str, batch: int) -> tuple[Tensor, Tensor]:
@@ -111,3 +60,11 @@ def data(name: str, batch: int) -> tuple[Tensor, Tensor]:
     network, generator = NETWORKS[name], torch.Generator().manual_seed(6)
     x = torch.randn(batch, *network.image, generator=generator)
     return x, torch.randint(network.classes, (batch,), generator=generator)
+
+
+def loss(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    """Cross entropy; that of auxiliary classifiers counts 0.3 (Szegedy et al., 2015)."""
+    found = model(x)
+    if isinstance(found, Tensor):
+        return F.cross_entropy(found, classes)
+    return F.cross_entropy(found[0], classes) + 0.3 * sum(F.cross_entropy(each, classes) for each in found[1:])

@@ -279,7 +279,7 @@ def test_figures_are_drawn(tmp_path):
 def test_networks_take_their_images(name):
     wanted = networks.NETWORKS[name]
     with torch.device("meta"):
-        model = wanted.make()
+        model = wanted.make().eval()
         assert model(torch.empty(2, *wanted.image)).shape == (2, wanted.classes)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert {"lenet5": 61706, "vgg16": 138357544, "resnet50": 25557032}.get(name, count) == count
@@ -302,7 +302,7 @@ def test_a_network_whose_copy_of_ours_differs_is_wrong():
         model, x = unchanged(ours, layout)
         if ours:
             with torch.no_grad():
-                model[3].weight[0, 0, 0, 0] += 0.01
+                model.c3.weight[0, 0, 0, 0] += 0.01
         return model, x
 
     sides.side = side

@@ -1,4 +1,4 @@
-"""Picks the benchmark: `python -m bench [run | network | call | scaling | report] [options]`; run is the default."""
+"""Picks the benchmark: `python -m bench [run | network | fused | mapped | call | scaling | report] [options]`; run is the default."""
 
 import importlib
 import sys
@@ -8,6 +8,8 @@ from bench.environment import restart_if_asked
 COMMANDS = {
     "run": ("bench.run", "layers of networks, pass by pass, against torch (the default)"),
     "network": ("bench.network", "whole networks, converted and not: training steps, one image, memory"),
+    "fused": ("bench.fused", "the forward of networks after conv_ext.fuse, against the same without"),
+    "mapped": ("bench.mapped", "MappedConv2d against a masked dense convolution"),
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),
     "report": ("bench.report", "tables, figures and the README's table from results already measured"),

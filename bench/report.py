@@ -138,7 +138,22 @@ def scaling_text(result: dict, _: bool = False) -> str:
     return machine_line(result["machine"]) + "\n\n" + table(head, rows)
 
 
-TEXTS = {"run": run_text, "network": network_text, "call": call_text, "scaling": scaling_text}
+def fused_text(result: dict, _: bool = False) -> str:
+    rows = [[row["network"], row["n"], *(number(row[f"{side}_ms"]) for side in ("torch", "ours", "fused")),
+             number(row["gain"]), spread(row), number(row["ratio"]), f"{row['error']:.1e}"] for row in result["cases"]]
+    head = ["network", "images", "ms torch", "ms ours", "ms fused", "ours / fused", "spread", "torch / fused", "error"]
+    return machine_line(result["machine"]) + "\n\n" + table(head, rows)
+
+
+def mapped_text(result: dict, _: bool = False) -> str:
+    rows = [[row["case"], row["connections"], f"{row['share']:.0%}", number(row["mapped_ms"]), number(row["masked_ms"]),
+             number(row["ratio"]), spread(row), f"{row['error']:.1e}"] for row in result["cases"]]
+    head = ["case", "connections", "of all", "ms mapped", "ms masked dense", "ratio", "spread", "error"]
+    return machine_line(result["machine"]) + "\n\n" + table(head, rows)
+
+
+TEXTS = {"run": run_text, "network": network_text, "call": call_text, "scaling": scaling_text, "fused": fused_text,
+         "mapped": mapped_text}
 
 
 def disturbance(result: dict) -> str:

@@ -84,6 +84,32 @@ class Images:
         self.mean = (total / count).float()
         self.std = (squares / count - (total / count).square()).clamp_min(1e-8).sqrt().float()
 
+    def _like(self, classes: tuple[str, ...], *tensors: Tensor) -> Images:
+        """Other images, standardised as these are: a network for these reads them alike."""
+        images = Images(self.title, classes, *tensors, self.distortion)
+        images.mean, images.std = self.mean, self.std
+        return images
+
+    def of_classes(self, chosen: tuple[int, ...]) -> Images:
+        """The images of these classes alone, labelled from 0 in their order."""
+        tensors = []
+        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
+            places = [labels == label for label in chosen]
+            tensors += [torch.cat([images[place] for place in places])]
+            tensors += [torch.cat([torch.full((int(place.sum()),), i) for i, place in enumerate(places)])]
+        return self._like(tuple(self.classes[label] for label in chosen), *tensors)
+
+    def first(self, count: int, seed: int) -> Images:
+        """`count` training images, as many of each class as that gives, drawn by `seed`; all the test images."""
+        order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(seed))
+        labels = self.train_labels[order]
+        rank = torch.empty_like(order)  # of an image within its class
+        for label in range(len(self.classes)):
+            rank[labels == label] = torch.arange(int((labels == label).sum()))
+        order = order[rank.argsort(stable=True)][:count]
+        tensors = self.train_images[order], self.train_labels[order], self.test_images, self.test_labels
+        return self._like(self.classes, *tensors)
+
     def standardised(self, images: Tensor) -> Tensor:
         """Images scaled to 0 ... 1 as the network reads them: mean zero and variance one over the training images."""
         return (images - self.mean) / self.std

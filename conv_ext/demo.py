@@ -61,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = ", ".join(f"{epochs} for {name}" for name, epochs in EPOCHS.items())
     cores = os.cpu_count() or 1
     add = parser.add_argument
+    add(
+        "what", nargs="?", choices=("compare", "transfer"), default="compare",
+        help="compare: one network by both convolutions (the default); transfer: LeNet-5 goes on from the digits 0 to 4 "
+        "to 5 to 9, by feature extraction, by fine-tuning, and from scratch",
+    )  # fmt: skip
     add("--data", choices=tuple(EPOCHS), default="digits", help="what to learn (default: digits, with scikit-learn)")
     text = ", ".join(f"{network} for {name}" for name, network in DEFAULT_NETWORK.items())
     add("--network", choices=tuple(NETWORKS), help=f"what learns (default: {text})")
@@ -104,10 +109,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.what == "transfer":
+        return _transfer(options)
     options.network = options.network or DEFAULT_NETWORK[options.data]
     network = NETWORKS[options.network]
     device = _device(options.device)
-    picture = _picture_path(options)
+    picture = _picture_path(options, f"{options.network}_{options.data}.png")
     _require("tqdm", "matplotlib")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -138,13 +145,39 @@ def _run(options: argparse.Namespace) -> int:
 
     from .demo_picture import draw
 
-    content = draw(network.title, images, ours, scores, histories, difference)
+    _write(picture, draw(network.title, images, ours, scores, histories, difference))
+    return 0 if kept else 1
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    """The other demo: from five classes to the other five."""
+    if options.data == "cifar10" or options.network not in (None, "lenet5"):
+        raise DemoError("transfer goes from digits to digits with LeNet-5: --data digits or --data mnist")
+    if options.batch_size is not None:
+        raise DemoError(f"transfer takes {Recipe.batch_size} images per step: leave --batch-size out")
+    device = _device(options.device)
+    picture = _picture_path(options, f"transfer_{options.data}.png")
+    _require("tqdm", "matplotlib")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    images = _load(options, NETWORKS["lenet5"])
+    options.epochs = options.epochs or EPOCHS[options.data]
+    _check_kernels(NETWORKS["lenet5"].make(10, 1).to(device), images, device)
+
+    from . import transfer
+
+    with _float32_precision(options.precision, device):
+        found = transfer.run(options, images, device)
+    _write(picture, transfer.draw(found))
+    return 0
+
+
+def _write(picture: Path, content: bytes) -> None:
     try:
         picture.write_bytes(content)
     except OSError as error:
         raise DemoError(f"cannot write {picture}: {error.strerror}") from error
     print(f"picture: {picture.resolve()}", flush=True)
-    return 0 if kept else 1
 
 
 def _report(options: argparse.Namespace, histories: dict, repeated: dict[str, bool], difference: float) -> bool:
@@ -252,8 +285,8 @@ def _check_kernels(net: nn.Module, images: Images, device: torch.device) -> None
         raise DemoError(f"this build of conv_ext has no kernels for {device.type}") from error
 
 
-def _picture_path(options: argparse.Namespace) -> Path:
-    path = options.out or Path(f"{options.network}_{options.data}.png")
+def _picture_path(options: argparse.Namespace, name: str) -> Path:
+    path = options.out or Path(name)
     if path.suffix != ".png":
         raise DemoError(f"--out must name a .png file, got {path}")
     folder = path.parent

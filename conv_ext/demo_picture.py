@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .data import Images
-from .visualize import bare, draw_filters
+from .visualize import bare, draw_filters, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -23,11 +22,7 @@ def draw(
     title: str, images: Images, net: nn.Module, scores: Tensor, histories: dict[str, History], difference: float
 ) -> bytes:
     """The picture as a PNG file's bytes; `scores` are those of `net`, called `title`, for all test images."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 8.4), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 8.4)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
     accuracies = [f"{name} {100 * history.accuracies[-1]:.2f} %" for name, history in histories.items()]
     figure.suptitle(
@@ -38,9 +33,7 @@ def draw(
     _draw_losses(curves, histories, difference)
     _draw_filters(filters, next(m for m in net.modules() if isinstance(m, nn.Conv2d)))
     _draw_predictions(bottom, images, scores)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _draw_losses(panel: SubFigure, histories: dict[str, History], difference: float) -> None:

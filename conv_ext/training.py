@@ -45,27 +45,28 @@ class History:
 
 
 class Training:
-    """The training of one network, epoch by epoch; the same for both.
+    """The training of one network (or of those of its `parameters` that are given), epoch by epoch.
 
     Two trainings with equal weights and arguments see the same batches with the same distortions at the same learning
     rates: what differs between their losses is the networks' own doing.
     """
 
     def __init__(
-        self, net: nn.Module, images: Images, *, epochs: int, recipe: Recipe, seed: int, device: torch.device
-    ) -> None:
+        self, net: nn.Module, images: Images, *, epochs: int, recipe: Recipe, seed: int, device: torch.device,
+        parameters: list[nn.Parameter] | None = None,
+    ) -> None:  # fmt: skip
         self.net, self.images, self.device, self.epochs = net, images, device, epochs
         self.batch_size = recipe.batch_size
         self.steps = math.ceil(len(images.train_labels) / self.batch_size)  # of an epoch
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = recipe.optimizer(net.parameters())
+        self.optimizer = recipe.optimizer(net.parameters() if parameters is None else parameters)
         # No warm-up: at its small steps the first losses hardly depend on the gradients, and comparing them would show
         # nothing (a mirrored gradient of the first layer moved them by 4e-5; without a warm-up by 5e-3).
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * self.steps)
         self.history = History()
 
-    def run_epoch(self, bar=None, stop_after: int | None = None) -> None:
-        """One pass over the training images and a test; ends early, untested, when `stop_after` steps are made."""
+    def run_epoch(self, bar=None, stop_after: int | None = None, tested: bool = True) -> None:
+        """One pass over the training images, and a test; ends early, untested, when `stop_after` steps are made."""
         history = self.history
         begin = time.perf_counter()
         order = torch.randperm(len(self.images.train_labels), generator=self.generator)
@@ -78,6 +79,8 @@ class Training:
             if bar is not None:
                 self._show(bar)
                 bar.update()
+        if not tested:
+            return
         history.seconds.append(time.perf_counter() - begin)
         correct = evaluate(self.net, self.images, self.device).argmax(1) == self.images.test_labels
         history.accuracies.append(correct.double().mean().item())

@@ -6,6 +6,7 @@ when a picture is drawn; ImportError says how to install it where it is missing.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def filters(source: nn.Module | Tensor, columns: int | None = None) -> Figure:
     images = 1 if c == 3 else min(c, 8)  # of a filter
     columns = _columns(columns, k) if images == 1 or columns is not None else max(1, 12 // images)
     rows = math.ceil(k / columns)
-    figure = _figure(min(12.0, 0.7 * columns * images + 0.3), min(24.0, 0.7 * rows + 0.6))
+    figure = new_figure(min(12.0, 0.7 * columns * images + 0.3), min(24.0, 0.7 * rows + 0.6))
     shown = f", {images} of {c} channels each" if 1 < c != 3 else ""
     figure.suptitle(f"{k} filters of {weight.shape[2]} × {weight.shape[3]}{shown}", fontsize=10)
     places = figure.subplots(rows, columns * images, squeeze=False).flat
@@ -83,7 +84,7 @@ def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, column
     maps = found[0][0].detach().float().cpu()
     columns = _columns(columns, len(maps))
     rows = math.ceil(len(maps) / columns)
-    figure = _figure(min(12.0, columns + 0.3), min(24.0, rows + 0.5))
+    figure = new_figure(min(12.0, columns + 0.3), min(24.0, rows + 0.5))
     figure.suptitle(f"{name}: {len(maps)} maps of {maps.shape[1]} × {maps.shape[2]}", fontsize=10)
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, each in zip(places, maps):
@@ -146,7 +147,7 @@ def occlusion(
         scores = model(batch).float().softmax(1)[0]
     target = int(scores.argmax()) if target is None else target
     found = occlusion_map(model, image, target, patch, stride, fill)
-    figure = _figure(8.0, 3.9)
+    figure = new_figure(8.0, 3.9)
     left, right = figure.subplots(1, 2)
     picture = batch[0].detach().float().cpu()
     low, high = picture.min(), picture.max()
@@ -176,7 +177,8 @@ def bare(axes: Axes) -> None:
     axes.spines[:].set_color("#d4d4d4")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches; ImportError where matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -185,6 +187,13 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def _weight(source: nn.Module | Tensor) -> Tensor:

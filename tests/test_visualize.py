@@ -1,0 +1,105 @@
+"""Pictures: what is drawn is what the network has; occlusion by hand; errors; matplotlib missing."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import conv_ext
+from conv_ext import models, visualize
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def drawn(figure):
+    """The arrays of all images of a figure, in order."""
+    from matplotlib.figure import Figure
+
+    assert isinstance(figure, Figure) and visualize.png(figure).startswith(b"\x89PNG")
+    return [torch.from_numpy(image.get_array().data.copy()) for axes in figure.axes for image in axes.images]
+
+
+def test_filters():
+    net = models.cifar10_convnet()
+    weight = net.features[0].weight.detach()
+    images = drawn(conv_ext.visualize.filters(net))
+    assert len(images) == 32 and images[0].shape == (5, 5, 3)
+    limit = weight.abs().max()
+    torch.testing.assert_close(images[7], (weight[7] / limit / 2 + 0.5).permute(1, 2, 0))
+    grey = drawn(visualize.filters(models.lenet5().c1, columns=4))
+    assert len(grey) == 6 and grey[0].shape == (5, 5)
+    many = torch.randn(5, 12, 3, 2)
+    figure = visualize.filters(many)
+    images = drawn(figure)
+    assert len(images) == 5 * 8 and torch.equal(images[8], many[1, 0]) and "8 of 12 channels" in figure.get_suptitle()
+    assert len(drawn(visualize.filters(torch.zeros(3, 2, 2, 2), columns=2))) == 6
+
+
+def test_feature_maps():
+    net = models.lenet5()
+    x = torch.randn(1, 32, 32)
+    with torch.no_grad():
+        expected = net.c1(x[None])[0]
+    for layer in ("c1", net.c1):
+        images = drawn(visualize.feature_maps(net, layer, x))
+        assert len(images) == 6 and all(torch.allclose(a, b) for a, b in zip(images, expected))
+    figure = visualize.feature_maps(net, "s4", x[None], columns=3)
+    assert len(drawn(figure)) == 16 and figure.get_suptitle() == "s4: 16 maps of 5 × 5"
+    assert not net.c1._forward_hooks
+
+
+class Corner(nn.Module):
+    """Scores that depend on one pixel alone."""
+
+    def forward(self, x):
+        return torch.stack([x[:, 0, 3, 6], torch.zeros(len(x))], 1)
+
+
+def test_occlusion():
+    x = torch.full((1, 8, 10), 2.0)
+    found = visualize.occlusion_map(Corner(), x, 0, patch=3, stride=2, batch_size=5)
+    assert found.shape == (3, 4)
+    covered = torch.zeros(3, 4, dtype=torch.bool)
+    for i in range(3):
+        for j in range(4):
+            covered[i, j] = 2 * i <= 3 < 2 * i + 3 and 2 * j <= 6 < 2 * j + 3
+    assert covered.sum() == 2
+    expected = torch.where(covered, 0.5, torch.tensor(2.0).sigmoid())
+    torch.testing.assert_close(found, expected)
+    images = drawn(visualize.occlusion(Corner(), x))
+    assert images[0].shape == (8, 10) and images[1].shape == (7, 9)
+    images = drawn(visualize.occlusion(Corner(), x.repeat(3, 1, 1), target=1, patch=3, stride=2, fill=-1.0))
+    assert images[0].shape == (8, 10, 3)
+    torch.testing.assert_close(images[1], torch.where(covered, torch.tensor(1.0).sigmoid(), torch.tensor(-2.0).sigmoid()))
+
+
+@pytest.mark.parametrize("call, error, message", [
+    (lambda net, x: visualize.filters(nn.ReLU()), TypeError, "filters takes a layer with a weight .* got ReLU"),
+    (lambda net, x: visualize.filters(torch.zeros(2, 3)), ValueError, "expected a weight .K, C, R, S. .* got .2, 3."),
+    (lambda net, x: visualize.filters(net, columns=0), ValueError, "columns must be at least 1, got 0"),
+    (lambda net, x: visualize.feature_maps(net, "conv9", x), ValueError, "no layer 'conv9'; it has c1, s2, c3"),
+    (lambda net, x: visualize.feature_maps(net, nn.ReLU(), x), ValueError, "no layer ReLU; it has c1"),
+    (lambda net, x: visualize.feature_maps(net, "c1", x[0]), ValueError, "expected one image .C, H, W. .* got .32, 32."),
+    (lambda net, x: visualize.feature_maps(net, "c1", x[None].repeat(2, 1, 1, 1)), ValueError, "expected one image"),
+    (lambda net, x: visualize.feature_maps(net, "f6", x), RuntimeError, "the layer 'f6' makes no maps"),
+    (lambda net, x: visualize.occlusion(net, x, patch=33), ValueError, "patch must be from 1 to 32, .* got 33"),
+    (lambda net, x: visualize.occlusion(net, x, stride=0), ValueError, "must be at least 1, got 0 and 64"),
+    (lambda net, x: visualize.occlusion_map(net, x, 10, 4, 8), ValueError, "target must be a class from 0 to 9, got 10"),
+])  # fmt: skip
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call(models.lenet5(), torch.zeros(1, 32, 32))
+
+
+def test_a_layer_that_does_not_run():
+    net = models.googlenet(10, width=1 / 16).eval()
+    with pytest.raises(RuntimeError, match="the layer 'auxiliary1.1' did not run"):
+        visualize.feature_maps(net, "auxiliary1.1", torch.zeros(3, 224, 224))
+
+
+def test_without_matplotlib(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'conv_ext\[demo\]'"):
+        visualize.filters(models.lenet5())

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conv_ext", description=text)
     parser.add_argument("--version", action="version", version=conv_ext.__version__)
     commands = parser.add_subparsers(dest="command", metavar="command")
-    text = "train LeNet-5 on real images, once with torch's convolution and once with ours, and compare"
+    text = "train a small network on real images with torch's convolution and with ours; or transfer one to new classes"
     demo.add_arguments(commands.add_parser("demo", help=text, description=_sentence(text)))
     text = "print the layers of a network: parameters, operations, volumes, receptive fields, memory"
     _add_summary(commands.add_parser("summary", help=text, description=_sentence(text)))

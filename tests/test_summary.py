@@ -1,6 +1,7 @@
 """The tables of networks: every printed figure of seven of them, receptive fields by differentiation, bad input."""
 
 import copy
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -215,3 +216,14 @@ def test_every_network_of_the_catalogue(name):
     entry = models.NETWORKS[name]
     found = conv_ext.summary(entry.make(num_classes=7, in_channels=2, device="meta"), (2, *entry.image[1:]))
     assert found.rows[-1].volume[-1] == 7 and found.operations > found.parameters
+
+
+def test_the_page_of_networks_is_what_its_script_makes():
+    page = Path(__file__).parents[1] / "docs" / "networks.md"
+    script = page.with_name("make_networks.py")
+    spec = importlib.util.spec_from_file_location("make_networks", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert page.read_text(encoding="utf-8") == module.text(), f"run python {script.relative_to(page.parents[1])} --text"
+    for picture in re.findall(r"\]\((networks/\w+\.png)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / picture).is_file(), picture

@@ -95,7 +95,9 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
     return tuple(zeros)
 
 
-def normalize(function: str, input: Tensor, weight: Tensor, stride, padding, dilation, groups, length: int = 2) -> tuple:
+def normalize(
+    function: str, input: Tensor, weight: Tensor, stride, padding, dilation, groups, length: int = 2
+) -> tuple:
     """(stride, padding before and after each dimension, dilation, groups) from any form that torch accepts.
 
     function: the name that errors carry. input, weight: their last `length` sizes are the image's and the kernel's

@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "what", nargs="?", choices=("compare", "transfer"), default="compare",
-        help="compare: one network by both convolutions (the default); transfer: LeNet-5 goes on from the digits 0 to 4 "
-        "to 5 to 9, by feature extraction, by fine-tuning, and from scratch",
+        help="compare: one network by both convolutions (the default); transfer: LeNet-5 goes on from the digits 0 to "
+        "4 to 5 to 9, by feature extraction, by fine-tuning, and from scratch",
     )  # fmt: skip
     add("--data", choices=tuple(EPOCHS), default="digits", help="what to learn (default: digits, with scikit-learn)")
     text = ", ".join(f"{network} for {name}" for name, network in DEFAULT_NETWORK.items())
@@ -219,7 +219,8 @@ def _announce(options: argparse.Namespace, images: Images, net: nn.Module, epoch
     threads = torch.get_num_threads()
     where = f"{threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else torch.cuda.get_device_name(device)
     print(
-        f"{NETWORKS[options.network].title} ({parameters:,} parameters) learns {images.title}, twice from the same weights\n"
+        f"{NETWORKS[options.network].title} ({parameters:,} parameters) learns {images.title}, twice from the same "
+        "weights\n"
         f"  {len(images.train_labels):,} images to train, {len(images.test_labels):,} to test; "
         f"{epochs} epochs of {steps:,} steps, {options.batch_size} images each; seed {options.seed}\n"
         f"  {device}, {where}; float32 as {options.precision}; "

@@ -116,7 +116,7 @@ def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | 
     if layer.padding_mode == "zeros":
         return input, layer.padding
     amounts = layer._reversed_padding_repeated_twice
-    if layer.padding in ("full", "same_strided"):  # (top, bottom, left, right), of which F.pad wants the last pair first
+    if layer.padding in ("full", "same_strided"):  # F.pad wants the last pair first
         size = input.shape[-len(layer.kernel_size) :]
         pairs = padding_of(layer.padding, size, layer.kernel_size, layer.stride, layer.dilation)
         amounts = pairs[-2:] + pairs[:-2]

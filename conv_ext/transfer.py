@@ -116,7 +116,7 @@ def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested
     row("training images", [f"{size:,}" for size in sizes])
     for way in WAYS:
         row(way, [f"{100 * sum(accuracies[way][size]) / REPEATS:.1f} %" for size in sizes])
-    print("\nOne training step: how often each kernel runs (from torch.profiler: frozen layers have no gradients), time\n")
+    print("\nOne training step: how often each kernel runs (by torch.profiler; frozen layers have no gradients)\n")
     print(f"  {'':<20}" + "".join(f"{name:>14}" for name in (*PASSES, "ms")))
     for way in WAYS:
         cells = [str(counts[way][name]) for name in PASSES]

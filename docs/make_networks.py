@@ -54,7 +54,7 @@ read alone. This page is made by `python docs/make_networks.py`.
 from conv_ext import models, summary, fuse, visualize
 
 net = models.vgg16(num_classes=10)                  # also in_channels, width, device, dtype
-print(summary(net, (3, 224, 224)))                  # the tables below; python -m conv_ext summary vgg16 prints them, too
+print(summary(net, (3, 224, 224)))                  # the tables below; also python -m conv_ext summary vgg16
 fast = fuse(net.eval())                             # for inference: batch normalisation folded, ReLU in the epilogue
 visualize.filters(net).savefig("filters.png")       # also feature_maps, occlusion
 ```

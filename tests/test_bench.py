@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import (aims, cases, compare, environment, figures, judge, network, networks, peaks, precision, readme,
-                   report, run, shapes, timer)
+from bench import (aims, cases, compare, environment, figures, fused, judge, mapped, network, networks, peaks,
+                   precision, readme, report, run, shapes, timer)
 from bench.__main__ import main
 
 SMALL = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
@@ -308,6 +308,29 @@ def test_a_network_whose_copy_of_ours_differs_is_wrong():
     sides.side = side
     measured = network.measure(sides, "nchw", "ieee", 1e-3)
     assert not measured["right"] and "ratio" not in measured
+
+
+@pytest.mark.parametrize("name", ["lenet5", "googlenet"])
+def test_a_fused_network_is_compared(name):
+    measured = fused.measure(name, 1, 1e-3)
+    assert measured["right"] and measured["gain"] > 0
+    text = report.text({"command": "fused", "machine": result([])["machine"], "cases": [measured]})
+    assert f"| {name}" in text and "torch / fused" in text
+
+
+@pytest.mark.parametrize("name", ["lenet5/c3", "one to one 128"])
+def test_a_connection_table_is_compared_with_a_masked_convolution(name):
+    measured = mapped.measure(name, 1e-3)
+    assert measured["right"] and measured["ratio"] > 0
+    text = report.text({"command": "mapped", "machine": result([])["machine"], "cases": [measured]})
+    assert f"| {name}" in text and "ms masked dense" in text
+
+
+def test_auxiliary_classifiers_count_a_third():
+    model, (x, classes) = networks.made("googlenet"), networks.data("googlenet", 2)
+    scores = model(x)
+    parts = [torch.nn.functional.cross_entropy(each, classes) for each in scores]
+    torch.testing.assert_close(networks.loss(model, x, classes), parts[0] + 0.3 * (parts[1] + parts[2]))
 
 
 # ---- the command line

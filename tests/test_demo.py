@@ -197,7 +197,10 @@ def test_help_and_info(capsys):
     code, out, _ = outcome(capsys)
     assert code == 0 and "demo" in out and "info" in out
     code, out, _ = outcome(capsys, "demo", "--help")
-    named = ("--network", "--epochs", "--batch-size", "--device", "--threads", "--precision", "--seed", "--out", "--data", "--root")
+    named = (
+        "--data", "--network", "--root", "--epochs", "--batch-size", "--device", "--threads", "--precision", "--seed",
+        "--out", "transfer",
+    )  # fmt: skip
     assert code == 0 and all(option in out for option in named)
     code, out, _ = outcome(capsys, "info")
     assert code == 0 and torch.__version__ in out and all(key in out for key in conv_ext.build_info())
@@ -317,7 +320,7 @@ def test_cifar10_files(tmp_path, place, python):
     ("mnist", write_mnist, None, "The network for MNIST (155,606 parameters)"),
     ("mnist", write_mnist, "lenet5", "LeNet-5 (61,706 parameters)"),
     ("mnist", write_mnist, "cifar10_convnet", "The network for CIFAR-10 (213,206 parameters)"),
-    ("cifar10", lambda folder: write_cifar(folder, python=False), None, "The network for CIFAR-10 (214,806 parameters)"),
+    ("cifar10", lambda folder: write_cifar(folder, python=False), None, "CIFAR-10 (214,806 parameters)"),
 ])  # fmt: skip
 def test_demo_on_files(tmp_path, capsys, data, write, network, parameters):
     write(tmp_path)

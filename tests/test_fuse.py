@@ -37,7 +37,8 @@ def assert_fused(net, x, norms=0, relus=0):
     with torch.no_grad():
         expected, found = net(x), fused(x)
         largest = expected.abs().max().item()
-        torch.testing.assert_close(found, expected, rtol=0, atol=(1e-12 if x.dtype == torch.float64 else 1e-5) * largest)
+        relative = 1e-12 if x.dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(found, expected, rtol=0, atol=relative * largest)
     graph = [n for n in fused.graph.nodes if n.op != "placeholder"]
     called = [type(fused.get_submodule(n.target)).__name__ for n in graph if n.op == "call_module"]
     called += [getattr(n.target, "__name__", n.target) for n in graph if n.op in ("call_function", "call_method")]
@@ -97,7 +98,7 @@ def test_every_form():
 
 
 class Kept(nn.Module):
-    """What must stay: results that are read twice, other activations, a norm before the layer, statistics of batches."""
+    """What must stay: results that are read twice, other activations, a norm before the layer, batch statistics."""
 
     def __init__(self):
         super().__init__()

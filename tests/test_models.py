@@ -281,7 +281,7 @@ def test_torchvisions_weights(name):
 def test_weights_that_do_not_fit():
     net = models.resnet(18, 10, width=1 / 16)
     state = models.resnet(18, 7, width=1 / 16).state_dict()
-    with pytest.raises(ValueError, match=r"not the weights of such a ResNet: fc.weight is \[7, 32\], not \[10, 32\]; fc.b"):
+    with pytest.raises(ValueError, match=r"weights of such a ResNet: fc.weight is \[7, 32\], not \[10, 32\]; fc.b"):
         net.load_torchvision(state)
     with pytest.raises(ValueError, match=r"is missing; .* and \d+ more"):
         net.load_torchvision(models.vgg("A", 10, width=1 / 16).state_dict())

@@ -71,7 +71,8 @@ def test_occlusion():
     assert images[0].shape == (8, 10) and images[1].shape == (7, 9)
     images = drawn(visualize.occlusion(Corner(), x.repeat(3, 1, 1), target=1, patch=3, stride=2, fill=-1.0))
     assert images[0].shape == (8, 10, 3)
-    torch.testing.assert_close(images[1], torch.where(covered, torch.tensor(1.0).sigmoid(), torch.tensor(-2.0).sigmoid()))
+    expected = torch.where(covered, torch.tensor(1.0).sigmoid(), torch.tensor(-2.0).sigmoid())
+    torch.testing.assert_close(images[1], expected)
 
 
 @pytest.mark.parametrize("call, error, message", [
@@ -80,12 +81,12 @@ def test_occlusion():
     (lambda net, x: visualize.filters(net, columns=0), ValueError, "columns must be at least 1, got 0"),
     (lambda net, x: visualize.feature_maps(net, "conv9", x), ValueError, "no layer 'conv9'; it has c1, s2, c3"),
     (lambda net, x: visualize.feature_maps(net, nn.ReLU(), x), ValueError, "no layer ReLU; it has c1"),
-    (lambda net, x: visualize.feature_maps(net, "c1", x[0]), ValueError, "expected one image .C, H, W. .* got .32, 32."),
+    (lambda net, x: visualize.feature_maps(net, "c1", x[0]), ValueError, "one image .C, H, W. .* got .32, 32."),
     (lambda net, x: visualize.feature_maps(net, "c1", x[None].repeat(2, 1, 1, 1)), ValueError, "expected one image"),
     (lambda net, x: visualize.feature_maps(net, "f6", x), RuntimeError, "the layer 'f6' makes no maps"),
     (lambda net, x: visualize.occlusion(net, x, patch=33), ValueError, "patch must be from 1 to 32, .* got 33"),
     (lambda net, x: visualize.occlusion(net, x, stride=0), ValueError, "must be at least 1, got 0 and 64"),
-    (lambda net, x: visualize.occlusion_map(net, x, 10, 4, 8), ValueError, "target must be a class from 0 to 9, got 10"),
+    (lambda net, x: visualize.occlusion_map(net, x, 10, 4, 8), ValueError, "must be a class from 0 to 9, got 10"),
 ])  # fmt: skip
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):

@@ -57,7 +57,7 @@ class RBF(nn.Module):
         super().__init__()
         codes = digit_codes()
         if num_classes > len(codes):
-            raise ValueError(f"head='rbf' has codes for the ten digits: num_classes must be up to 10, got {num_classes}")
+            raise ValueError(f"head='rbf' has codes for ten digits: num_classes must be up to 10, got {num_classes}")
         self.register_buffer("codes", codes[:num_classes])
 
     @property

@@ -1,4 +1,4 @@
-"""Network in network (Lin, Chen and Yan, 2014): 1 x 1 convolutions between the others, and a mean of maps at the end."""
+"""Network in network (Lin, Chen and Yan, 2014): 1 x 1 convolutions between the others, a mean of maps at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKS = {
 
 
 class NiN(nn.Module):
-    """Blocks of one large and two 1 x 1 convolutions: x (N, in_channels, H, W) -> scores (N, num_classes); see `nin`."""
+    """Blocks of a large and two 1 x 1 convolutions: x (N, in_channels, H, W) -> scores (N, num_classes); see `nin`."""
 
     def __init__(
         self, num_classes: int = 10, in_channels: int = 3, images: str = "cifar10", width: float = 1.0

@@ -13,7 +13,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load(network: Network, state_dict: Mapping[str, Tensor]) -> Network:
-    """Copy `state_dict` into `network`, all of it; ValueError, before anything is copied, where names or shapes differ."""
+    """Copy `state_dict` into `network`; ValueError, before anything is copied, where names or shapes differ."""
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state_dict]
     problems += [f"{name} is unknown here" for name in state_dict if name not in own]
@@ -24,6 +24,7 @@ def load(network: Network, state_dict: Mapping[str, Tensor]) -> Network:
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"these are not the weights of such a {type(network).__name__}: {'; '.join(problems[:3])}{more}")
+        shown = "; ".join(problems[:3]) + more
+        raise ValueError(f"these are not the weights of such a {type(network).__name__}: {shown}")
     network.load_state_dict(state_dict)
     return network

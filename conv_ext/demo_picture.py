@@ -19,9 +19,13 @@ TORCH, OURS, RIGHT, WRONG = "#8fb3d9", "#c2410c", "#15803d", "#b91c1c"
 
 
 def draw(
-    title: str, images: Images, net: nn.Module, scores: Tensor, histories: dict[str, History], difference: float
-) -> bytes:
-    """The picture as a PNG file's bytes; `scores` are those of `net`, called `title`, for all test images."""
+    title: str, images: Images, net: nn.Module, scores: Tensor, histories: dict[str, History], difference: float,
+    steps: int,
+) -> bytes:  # fmt: skip
+    """The picture as a PNG file's bytes; `scores` are those of `net`, called `title`, for all test images.
+
+    difference: the largest one of the first `steps` losses, relative.
+    """
     figure = new_figure(12, 8.4)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
     accuracies = [f"{name} {100 * history.accuracies[-1]:.2f} %" for name, history in histories.items()]
@@ -30,13 +34,13 @@ def draw(
     )
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
     curves, filters = top.subfigures(1, 2, width_ratios=(2.1, 1))
-    _draw_losses(curves, histories, difference)
+    _draw_losses(curves, histories, difference, steps)
     _draw_filters(filters, next(m for m in net.modules() if isinstance(m, nn.Conv2d)))
     _draw_predictions(bottom, images, scores)
     return png(figure)
 
 
-def _draw_losses(panel: SubFigure, histories: dict[str, History], difference: float) -> None:
+def _draw_losses(panel: SubFigure, histories: dict[str, History], difference: float, compared: int) -> None:
     from matplotlib.ticker import LogLocator
 
     axes, below = panel.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
@@ -53,12 +57,12 @@ def _draw_losses(panel: SubFigure, histories: dict[str, History], difference: fl
     relative = [max(abs(a - b) / max(abs(a), 1e-30), floor) for a, b in zip(theirs.losses, mine.losses)]
     below.plot(steps, relative, color="#525252", linewidth=0.8, clip_on=False)
     below.axhline(1e-4, color=WRONG, linestyle="--", linewidth=1)
-    below.axvspan(1, min(20, len(relative)), color="#e5e5e5", zorder=0)
+    below.axvspan(1, min(compared, len(relative)), color="#e5e5e5", zorder=0)
     below.set_yscale("log")
     below.set_ylim(floor, 1)
     below.yaxis.set_major_locator(LogLocator(numticks=4))
     below.set_ylabel("relative\ndifference")
-    below.set_xlabel(f"step (first 20 shaded: at most {difference:.1e}; dashed: the limit there)")
+    below.set_xlabel(f"step (first {compared} shaded: at most {difference:.1e}; dashed: the limit there)")
     for each in (axes, below):
         each.spines[["top", "right"]].set_visible(False)
         each.margins(x=0.01)

@@ -115,9 +115,9 @@ def evaluate(net: nn.Module, images: Images, device: torch.device) -> Tensor:
     return torch.cat([net(images.test_batch(part)[0].to(device)).cpu() for part in parts])
 
 
-def largest_difference(first: list[float], second: list[float]) -> float:
-    """The largest relative difference of two runs' losses over the first COMPARED_STEPS steps; NaN if any is NaN."""
-    pairs = list(zip(first, second, strict=True))[:COMPARED_STEPS]
+def largest_difference(first: list[float], second: list[float], steps: int = COMPARED_STEPS) -> float:
+    """The largest relative difference of two runs' losses over the first `steps` steps; NaN if any is NaN."""
+    pairs = list(zip(first, second, strict=True))[:steps]
     differences = [abs(a - b) / abs(a) if a else abs(b) for a, b in pairs]
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 

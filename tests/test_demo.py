@@ -375,6 +375,25 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_convnets_compared_losses_depend_on_every_gradient(seed):
+    network, images = demo.NETWORKS["cifar10_convnet"], load_digits()
+    torch.manual_seed(seed)
+    net = network.make(10, 1)
+
+    def losses(net):
+        training = Training(net, images, epochs=1, recipe=network.recipe, seed=0, device=torch.device("cpu"))
+        training.run_epoch(stop_after=network.compared_steps)
+        return training.history.losses
+
+    expected = losses(conv_ext.revert(copy.deepcopy(net)))
+    assert largest_difference(expected, losses(copy.deepcopy(net))) < demo.DIFFERENCE_LIMIT / 10
+    for layer in (0, 3):
+        wrong = copy.deepcopy(net)
+        wrong.features[layer].weight.register_hook(lambda gradient: 1.01 * gradient)
+        assert largest_difference(expected, losses(wrong)) > demo.DIFFERENCE_LIMIT
+
+
 def test_the_lectures_networks_learn_as_it_says():
     for name in ("mnist_convnet", "cifar10_convnet"):
         recipe = demo.NETWORKS[name].recipe

@@ -50,8 +50,8 @@ class Network:
 _LECTURE = Recipe(batch_size=128, learning_rate=1e-2, momentum=0.0, weight_decay=1e-2)
 NETWORKS = {
     "lenet5": Network("LeNet-5", partial(lenet5, connections="full", pooling="average"), 32, Recipe()),
-    "mnist_convnet": Network("The network for MNIST", mnist_convnet, 28, _LECTURE, 4),
-    "cifar10_convnet": Network("The network for CIFAR-10", cifar10_convnet, 32, _LECTURE, 4),
+    "mnist_convnet": Network("ConvNet", mnist_convnet, 28, _LECTURE, 4),
+    "cifar10_convnet": Network("ConvNet", cifar10_convnet, 32, _LECTURE, 4),
 }
 DEFAULT_NETWORK = {"digits": "lenet5", "mnist": "mnist_convnet", "cifar10": "cifar10_convnet"}
 # On the digits float32 rounding moves the first losses by 1e-7; a gradient that is 1 % off in one layer by 3e-4 or more.

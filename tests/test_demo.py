@@ -317,10 +317,10 @@ def test_cifar10_files(tmp_path, place, python):
 
 
 @pytest.mark.parametrize("data, write, network, parameters", [
-    ("mnist", write_mnist, None, "The network for MNIST (155,606 parameters)"),
+    ("mnist", write_mnist, None, "ConvNet (155,606 parameters)"),
     ("mnist", write_mnist, "lenet5", "LeNet-5 (61,706 parameters)"),
-    ("mnist", write_mnist, "cifar10_convnet", "The network for CIFAR-10 (213,206 parameters)"),
-    ("cifar10", lambda folder: write_cifar(folder, python=False), None, "CIFAR-10 (214,806 parameters)"),
+    ("mnist", write_mnist, "cifar10_convnet", "ConvNet (213,206 parameters)"),
+    ("cifar10", lambda folder: write_cifar(folder, python=False), None, "ConvNet (214,806 parameters)"),
 ])  # fmt: skip
 def test_demo_on_files(tmp_path, capsys, data, write, network, parameters):
     write(tmp_path)

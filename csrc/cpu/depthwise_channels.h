@@ -1,9 +1,9 @@
 // The depthwise algorithm where lanes are channels (channels_last): rows of outputs from the first to the last, in each
 // all the columns, for each block of columns all the channels. Start reading at run, at the end.
 //
-// Operands of the accumulator's type are read and written where they lie; others are copied into rows of it, and the
-// result back. These layers are bound by memory. What fits the last cache is done in the order that loads each vector
-// least often, what does not in an order in which little lies between the rows that meet, and the next are fetched.
+// Operands are read and written where they lie, except float16, which is copied into rows of float32, and back. These
+// layers are bound by memory. What fits the last cache is done in the order that loads each vector least often, what
+// does not in an order in which little lies between the rows that meet, and the next are fetched.
 #pragma once
 
 #include "depthwise_columns.h"
@@ -22,11 +22,22 @@ constexpr int64_t kDotStrip = 7168, kDotChannels = 512;
 // forward, input_grad: tasks that a call is cut into, between rows.
 constexpr int64_t kRunUnits = 32;
 
+template <bool in_place, class T, class A>
+struct ElementOf {
+  typedef T type;
+};
+template <class T, class A>
+struct ElementOf<false, T, A> {
+  typedef A type;
+};
+
 template <class T, class A, Pass pass>
 struct DepthwiseChannels {
   static constexpr int L = kLanes<A>;
   static constexpr bool input_grad = pass == Pass::InputGrad, weight_grad = pass == Pass::WeightGrad;
-  static constexpr bool same_type = sizeof(T) == sizeof(A);
+  // float16 is copied: to widen it takes too long to be done for every tap.
+  static constexpr bool in_place = !is_same<T, float16>;
+  typedef typename ElementOf<in_place, T, A>::type E;  // what the loops read and write
 
   // The outputs of one phase of a row; those from low to high read nothing outside.
   struct Across {
@@ -35,8 +46,8 @@ struct DepthwiseChannels {
     bool shared;
   };
   struct Scratch {
-    const A** list;
-    A *packed, *packed_result;
+    const E** list;
+    E *packed, *packed_result;
   };
 
   const ConvProblem& z;
@@ -62,11 +73,11 @@ struct DepthwiseChannels {
         result(view_of<T>(input_grad ? b.input : b.output, 1)),
         weight(view_of<T>(b.weight, 1)),
         relu(b.relu),
-        far(same_type && problem.bytes() > (horizontal.phases() > 1 ? kFarPhasesBytes : kFarBytes)) {
-    chunk = !same_type ? plan.tile_c : weight_grad ? min_of(pitch(), kDotChannels) : pitch();
-    x_column = same_type ? source.column : chunk;
-    result_column = same_type ? result.column : chunk;
-    row_blocks = same_type && z.r == 3 && z.s == 3 && z.dilation_h == 1 && z.dilation_w == 1 &&
+        far(in_place && problem.bytes() > (horizontal.phases() > 1 ? kFarPhasesBytes : kFarBytes)) {
+    chunk = !in_place ? plan.tile_c : weight_grad ? min_of(pitch(), kDotChannels) : pitch();
+    x_column = in_place ? source.column : chunk;
+    result_column = in_place ? result.column : chunk;
+    row_blocks = in_place && z.r == 3 && z.s == 3 && z.dilation_h == 1 && z.dilation_w == 1 &&
                  z.stride_h == z.stride_w && z.stride_h <= (input_grad ? 1 : 2);
     Carver memory{static_cast<char*>(b.workspace)};
     down = memory.take<PhaseTaps>(vertical.phases());
@@ -122,17 +133,17 @@ struct DepthwiseChannels {
       const T* const row = plane + at * source.row;
       if (at < 0 || at >= vertical.source) {
         scratch.list[j] = nullptr;
-      } else if (same_type) {
-        scratch.list[j] = reinterpret_cast<const A*>(row);
+      } else if constexpr (in_place) {
+        scratch.list[j] = row;
       } else {
-        A* const to = scratch.packed + j * horizontal.source * chunk;
+        E* const to = scratch.packed + j * horizontal.source * chunk;
         pack_row(to, row, source, horizontal.source, channels);
         scratch.list[j] = to;
       }
     }
   }
-  void pack_row(A* to, const T* from, const View<T>& view, int64_t columns, int64_t channels) const {
-    for (int64_t i = 0; i < columns; ++i) copy_lanes<A>(to + i * chunk, from + i * view.column, channels);
+  void pack_row(E* to, const T* from, const View<T>& view, int64_t columns, int64_t channels) const {
+    for (int64_t i = 0; i < columns; ++i) copy_lanes(to + i * chunk, from + i * view.column, channels);
   }
 
   // ---- forward and input_grad
@@ -152,10 +163,10 @@ struct DepthwiseChannels {
     const T* const from = source.data + n * source.n + c;
     T* const to = result.data + n * result.n + c;
     const int64_t step = vertical.step(), out_step = vertical.output_step();
-    ColumnsArguments<A> a{};
+    ColumnsArguments<E> a{};
     a.bias = biases + c;
     a.weight_vector = taps() * L;
-    a.relu = relu && same_type;  // what is rounded afterwards is asked then
+    a.relu = relu && in_place;  // what is rounded afterwards is asked then
     a.out_row = result.row;
     a.out_column = horizontal.output_step() * result_column;
     a.out_ahead = far ? result.row : 0;
@@ -171,9 +182,9 @@ struct DepthwiseChannels {
       // The last phase reads the newest rows.
       a.fresh = row % out_step + 1 == out_step ? rows.count - step : rows.count;
       T* const line = to + row * result.row;
-      a.out = same_type ? reinterpret_cast<A*>(line) : scratch.packed_result;
+      a.out = in_place ? reinterpret_cast<E*>(line) : scratch.packed_result;
       // The phases of a few columns after one another: their results are neighbours.
-      A* const out = a.out;
+      E* const out = a.out;
       const A* const weight_row = a.weight;
       const int64_t together = horizontal.phases() == 1 ? end - begin : kMostColumns;
       for (int64_t few = begin; few < end; few += together)
@@ -183,19 +194,19 @@ struct DepthwiseChannels {
           run_columns(a, block, f, few, min_of(few + together, min_of(end, across[f].count)), channels,
                       out + f * result_column);
         }
-      if constexpr (!same_type) {
+      if constexpr (!in_place) {
         for (int64_t i = 0; i < horizontal.output; ++i) {
-          A* const pixel = scratch.packed_result + i * chunk;
+          E* const pixel = scratch.packed_result + i * chunk;
           if (relu) rectify_all<T>(pixel, channels);
-          copy_back<A>(line + i * result.column, pixel, channels);
+          copy_back(line + i * result.column, pixel, channels);
         }
       }
       row += block;
     }
   }
 
-  void run_columns(ColumnsArguments<A>& a, int block, int64_t phase, int64_t begin, int64_t end, int64_t channels,
-                   A* out) const {
+  void run_columns(ColumnsArguments<E>& a, int block, int64_t phase, int64_t begin, int64_t end, int64_t channels,
+                   E* out) const {
     const Across& p = across[phase];
     const int64_t step = horizontal.step(), count = p.taps.count, apart = count == 1 ? step : p.taps.offset_step;
     a.taps = count;
@@ -212,10 +223,10 @@ struct DepthwiseChannels {
       if (p.shared && margins) a.x.inside = inside_of(a.x.first, count == 1 ? wide : (wide - 1) * step + count, apart);
       a.out = out + j * a.out_column;
       if (block > 1 && wide == kMostColumns) {
-        run_vectors(select_rows_run<A>(step, block, margins), a, channels);
+        run_vectors(select_rows_run<E>(step, block, margins), a, channels);
         continue;
       }
-      const auto run = select_columns_run<A>(count, p.taps.offset_step, step, int(wide), margins);
+      const auto run = select_columns_run<E>(count, p.taps.offset_step, step, int(wide), margins);
       run_vectors(run, a, channels);
       for (int b = 1; b < block; ++b) {
         a.rows += vertical.step();
@@ -226,13 +237,13 @@ struct DepthwiseChannels {
     }
   }
 
-  static void run_vectors(ColumnsRun<A> run, ColumnsArguments<A>& a, int64_t channels) {
+  static void run_vectors(ColumnsRun<E> run, ColumnsArguments<E>& a, int64_t channels) {
     const int64_t vectors = channels / L, rest = channels % L;
     a.lanes = kAllLanes<A>;
     a.vectors = vectors;
     if (vectors > 0) run(a);
     if (rest == 0) return;
-    ColumnsArguments<A> last = a;
+    ColumnsArguments<E> last = a;
     last.lanes = lanes_between<A>(0, rest);
     last.vectors = 1;
     last.x.at += vectors * L;
@@ -256,20 +267,20 @@ struct DepthwiseChannels {
         const int block = row_blocks && last - i >= kMostDotRows ? kMostDotRows : 1;
         list_rows(down[0], z.r + (block - 1) * vertical.step(), from, i, channels, scratch);
         const T* const line = grad + i * result.row;
-        if (!same_type) pack_row(scratch.packed_result, line, result, horizontal.output, channels);
-        add_rows(same_type ? reinterpret_cast<const A*>(line) : scratch.packed_result, block, strip,
+        if constexpr (!in_place) pack_row(scratch.packed_result, line, result, horizontal.output, channels);
+        add_rows(in_place ? reinterpret_cast<const E*>(line) : scratch.packed_result, block, strip,
                  min_of(horizontal.output, strip + wide), channels, sum, scratch);
         i += block;
       }
   }
 
-  void add_rows(const A* grad, int block, int64_t begin, int64_t end, int64_t channels, A* sum,
+  void add_rows(const E* grad, int block, int64_t begin, int64_t end, int64_t channels, A* sum,
                 const Scratch& scratch) const {
     const PhaseTaps& taps = across[0].taps;
     const int64_t step = horizontal.step();
     const bool neighbours = taps.offset_step == 1 && step <= 2 && z.s > 1;
     uint32_t inside[kMostBlocks];
-    ColumnsDotArguments<A> a{};
+    ColumnsDotArguments<E> a{};
     a.grad_column = result_column;
     a.grad_row = result.row;
     a.inside = inside;
@@ -297,20 +308,20 @@ struct DepthwiseChannels {
           a.x_at = first * x_column;
           const int64_t positions = wide_s == 1 ? wide : (wide - 1) * step + wide_s;
           for (int64_t i = 0; i < a.blocks; ++i) inside[i] = inside_of(first + i * wide * step, positions, apart);
-          add_vectors(select_columns_dot<A>(wide_r, wide_s, step, block, int(wide)), a, channels);
+          add_vectors(select_columns_dot<E>(wide_r, wide_s, step, block, int(wide)), a, channels);
           j += wide * a.blocks;
         }
       }
     }
   }
 
-  static void add_vectors(ColumnsDot<A> dot, ColumnsDotArguments<A>& a, int64_t channels) {
+  static void add_vectors(ColumnsDot<E> dot, ColumnsDotArguments<E>& a, int64_t channels) {
     const int64_t vectors = channels / L, rest = channels % L;
     a.lanes = kAllLanes<A>;
     a.vectors = vectors;
     if (vectors > 0) dot(a);
     if (rest == 0) return;
-    ColumnsDotArguments<A> last = a;
+    ColumnsDotArguments<E> last = a;
     last.lanes = lanes_between<A>(0, rest);
     last.vectors = 1;
     last.x_at += vectors * L;
@@ -341,9 +352,9 @@ struct DepthwiseChannels {
     Carver local{static_cast<char*>(memory)};
     Scratch scratch{};
     const int64_t lines = depthwise_lines(vertical);
-    scratch.list = local.take<const A*>(lines);
-    scratch.packed = local.take<A>(same_type ? 0 : lines * horizontal.source * chunk);
-    scratch.packed_result = local.take<A>(same_type ? 0 : horizontal.output * chunk);
+    scratch.list = local.take<const E*>(lines);
+    scratch.packed = local.take<E>(in_place ? 0 : lines * horizontal.source * chunk);
+    scratch.packed_result = local.take<E>(in_place ? 0 : horizontal.output * chunk);
     return scratch;
   }
 

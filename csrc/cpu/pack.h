@@ -101,11 +101,49 @@ inline __attribute__((always_inline)) void write(T* p, A a) {
   *reinterpret_cast<typename UnalignedOf<T>::type*>(p) = narrow<T, A>(a);
 }
 
+// A vector of bfloat16 as float, and back, as widen and narrow do it; the first `count` of them, the rest zero.
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+inline __attribute__((always_inline)) Halves load_halves(const void* p, int64_t count) {
+  Halves halves{};
+  if (count >= kLanes<float>) {
+    memcpy(&halves, p, sizeof(halves));
+    return halves;
+  }
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  halves = (Halves)_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p);
+#else
+  for (int64_t i = 0; i < count; ++i)
+    memcpy(reinterpret_cast<char*>(&halves) + 2 * i, static_cast<const char*>(p) + 2 * i, 2);
+#endif
+  return halves;
+}
+inline __attribute__((always_inline)) void store_halves(void* p, Halves halves, int64_t count) {
+  if (count >= kLanes<float>) {
+    memcpy(p, &halves, sizeof(halves));
+    return;
+  }
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), (__m256i)halves);
+#else
+  memcpy(p, &halves, size_t(2 * count));
+#endif
+}
+inline __attribute__((always_inline)) Vec<float> widen_halves(Halves halves) {
+  return (Vec<float>)(__builtin_convertvector(halves, Vec<uint32_t>) << 16);
+}
+inline __attribute__((always_inline)) Halves narrow_halves(Vec<float> v) {
+  const Vec<uint32_t> u = (Vec<uint32_t>)v, high = u >> 16, nan = (Vec<uint32_t>)(v != v);
+  const Vec<uint32_t> rounded = (u + 0x7fffu + (high & 1)) >> 16;
+  return __builtin_convertvector((nan & (high | 0x40u)) | (~nan & rounded), Halves);
+}
+
 // kLanes neighbours, or the first `count` of them (the rest is zero), as the accumulator's type; and back.
 template <class A, class T>
 inline __attribute__((always_inline)) Vec<A> read_lanes(const T* p) {
   if constexpr (sizeof(T) == sizeof(A)) {
     return load(p);
+  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
+    return widen_halves(load_halves(p, kLanes<A>));
   } else {
     A lane[kLanes<A>];
     for (int i = 0; i < kLanes<A>; ++i) lane[i] = read<A>(p + i);
@@ -116,6 +154,8 @@ template <class A, class T>
 inline __attribute__((always_inline)) Vec<A> read_lanes(const T* p, int64_t count) {
   if constexpr (sizeof(T) == sizeof(A)) {
     return load_first(p, count);
+  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
+    return widen_halves(load_halves(p, count));
   } else {
     A lane[kLanes<A>] = {};
     for (int64_t i = 0; i < count; ++i) lane[i] = read<A>(p + i);
@@ -126,6 +166,8 @@ template <class T, class A>
 inline __attribute__((always_inline)) void write_lanes(T* p, Vec<A> v) {
   if constexpr (sizeof(T) == sizeof(A)) {
     store(p, v);
+  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
+    store_halves(p, narrow_halves(v), kLanes<A>);
   } else {
     A lane[kLanes<A>];
     store(lane, v);
@@ -136,6 +178,8 @@ template <class T, class A>
 inline __attribute__((always_inline)) void write_lanes(T* p, Vec<A> v, int64_t count) {
   if constexpr (sizeof(T) == sizeof(A)) {
     store_first(p, v, count);
+  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
+    store_halves(p, narrow_halves(v), count);
   } else {
     A lane[kLanes<A>];
     store(lane, v);

@@ -42,6 +42,7 @@ PASS_SOURCES = KERNEL_SOURCES[:6]
 EXTENSION_SOURCES = [
     "csrc/plan.cpp",
     "csrc/plan_broadcast.cpp",
+    "csrc/plan_cuda.cpp",
     "csrc/plan_grouped.cpp",
     "csrc/plan_implicit_gemm.cpp",
     "csrc/plan_winograd.cpp",
@@ -51,6 +52,7 @@ EXTENSION_SOURCES = [
     "csrc/torch/fastcall.cpp",
     "csrc/python/module.cpp",
 ]
+CUDA_LIBRARY = "libconv_ext_cuda.so"
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
 # -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
 KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
@@ -104,6 +106,54 @@ def wants_cuda() -> bool:
     return choice != "0" and bool(sources) and possible
 
 
+def cuda_architectures() -> list[str]:
+    """nvcc's options for TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX"), or for a list that serves sm_75 and everything later."""
+    options = []
+    for name in os.environ.get("TORCH_CUDA_ARCH_LIST", "7.5 8.0+PTX 8.6 8.9 9.0+PTX").replace(";", " ").split():
+        match = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", name)
+        if match is None:
+            sys.exit(f"TORCH_CUDA_ARCH_LIST must list versions such as 8.0 or 9.0+PTX, got {name!r}")
+        number = match[1] + match[2]
+        codes = [f"sm_{number}"] + ([f"compute_{number}"] if match[3] else [])
+        options += [f"-gencode=arch=compute_{number},code={code}" for code in codes]
+    return options
+
+
+def build_cuda_library(build: Path, target: Path) -> None:
+    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C is linked to, and copies it to `target`."""
+    build.mkdir(parents=True, exist_ok=True)
+    sources = [source.as_posix().replace(" ", "$ ") for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    objects = [f"{Path(source).name}.o" for source in sources]
+    lines = [
+        f"nvcc = {shutil.which('nvcc')}",
+        f"flags = -std=c++20 -O3 -Xcompiler -fPIC {' '.join(cuda_architectures())}",
+        "rule compile",
+        "  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compiling $out",
+        "rule link",  # nvcc knows where its run-time library is; the one that torch has loaded is the one that runs
+        "  command = $nvcc -shared -cudart shared $in -o $out",
+        *(f"build {o}: compile {source}" for o, source in zip(objects, sources)),
+        f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
+    ]
+    path, text = build / "build.ninja", "\n".join(lines) + "\n"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    subprocess.run(["ninja", "-C", str(build), "-j", os.environ["MAX_JOBS"]], check=True)
+    install_library(build / CUDA_LIBRARY, target)
+
+
+def install_library(library: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    copy = target / library.name
+    if not copy.exists() or copy.read_bytes() != library.read_bytes():
+        # Replaced as a whole: a process that has the old file open keeps it.
+        fresh = copy.with_suffix(".new")
+        shutil.copy2(library, fresh)
+        fresh.replace(copy)
+
+
 def ninja_file(build: Path) -> str:
     """The build of the kernel libraries: every source once per instruction set."""
     compiler = os.environ.get("CXX", sysconfig.get_config_var("CXX") or "g++").split()[0]
@@ -146,6 +196,13 @@ class Build(BuildExtension):
         os.environ["MAX_JOBS"] = str(compile_jobs())
         package = Path(self.get_ext_fullpath("conv_ext._C")).resolve().parent
         self.build_kernel_libraries(package / "lib")
+        if wants_cuda():
+            build = ROOT / "build" / "cuda"
+            build_cuda_library(build, package / "lib")
+            for extension in self.extensions:
+                extension.library_dirs.append(str(build))
+                extension.libraries.append("conv_ext_cuda")
+                extension.extra_link_args.append("-Wl,-rpath,$ORIGIN/lib")
         super().run()
         record = {
             "torch": torch.__version__,
@@ -163,22 +220,15 @@ class Build(BuildExtension):
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
         subprocess.run(["ninja", "-C", str(build), "-j", os.environ["MAX_JOBS"]], check=True)
-        target.mkdir(parents=True, exist_ok=True)
         for isa in ISA_FLAGS:
-            library = build / f"libconv_ext_{isa}.so"
-            copy = target / library.name
-            if not copy.exists() or copy.read_bytes() != library.read_bytes():
-                # Replaced as a whole: a process that has the old file open keeps it.
-                fresh = copy.with_suffix(".new")
-                shutil.copy2(library, fresh)
-                fresh.replace(copy)
+            install_library(build / f"libconv_ext_{isa}.so", target)
 
 
 setup(
     ext_modules=[
         CppExtension(
             "conv_ext._C",
-            EXTENSION_SOURCES,
+            EXTENSION_SOURCES + (["csrc/torch/cuda.cpp"] if wants_cuda() else []),
             # OpenMP when compiling alone: torch's own run-time library, loaded already, provides the symbols.
             extra_compile_args=["-std=c++20", "-O2", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wall"],
             extra_link_args=["-ldl"],

@@ -37,7 +37,8 @@ class PassPlan:
 
     candidates: (name, reason, possible) of every algorithm in the plan's order; the reason is None where nothing speaks
         against it, and an algorithm that is possible in spite of its reason can be forced.
-    tiles: outputs and channels per task. workspace_bytes: shared by all threads; scratch_bytes: for each thread.
+    tiles: outputs and channels per task (on CUDA: of a block). workspace_bytes: shared by all threads; scratch_bytes:
+        for each thread.
     as_1x1: the kernel covers its input and is computed as a 1x1 kernel over C R S channels (where strides allow it).
     flops: multiplications and additions of real numbers. bytes: operands and result, each touched once.
     """
@@ -111,11 +112,15 @@ def explain(
     dtype = str(input.dtype).removeprefix("torch.")
     sizes = list(input.shape), list(weight.shape), output
     channels_last = any(map(_is_channels_last, (input, weight)))
+    capability = 0
+    if input.is_cuda:
+        major, minor = torch.cuda.get_device_capability(input.device)
+        capability = 10 * major + minor
     plans = {}
     for name in PASSES:
         plan = _C.plan(
             name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(), precision,
-            channels_last,
+            channels_last, capability,
         )
         plans[name] = PassPlan(
             name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan

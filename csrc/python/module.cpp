@@ -131,11 +131,44 @@ py::dict describe(Pass pass, const ConvProblem& given, const std::string& algori
   return text;
 }
 
+// The same for a CUDA device of that compute capability (90: 9.0), which need not be there.
+py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& algorithm, int64_t capability) {
+  const bool covers = given.kernel_covers_input();
+  const ConvProblem problem = covers ? given.as_1x1() : given;
+  const CudaTraits traits{capability};
+  const CudaCandidate& chosen = choose_cuda_or_throw(problem, pass, traits, algorithm);
+  py::list candidates;
+  for (const CudaCandidate& candidate : kCudaCandidates) {
+    const char* reason = candidate.declines(problem, pass, traits);
+    const bool possible = reason == nullptr;
+    if (possible) reason = candidate.yields(problem, pass, traits);
+    candidates.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none(), possible));
+  }
+  const bool empty = problem.input_elements() == 0 || problem.weight_elements() == 0 || problem.output_elements() == 0;
+  const CudaPlan plan = empty ? CudaPlan{} : make_cuda_plan(problem, pass, chosen);
+  py::dict tiles, text;
+  if (!empty && chosen.algorithm != CudaAlgorithm::Direct)
+    tiles["sums"] = std::to_string(cuda_tile(plan.large_tile)) + "x" + std::to_string(cuda_tile(plan.large_tile));
+  if (!empty) tiles["splits"] = plan.splits;
+  text["pass"] = pass_name(pass);
+  text["algorithm"] = chosen.name;
+  text["isa"] = "sm_" + std::to_string(capability);
+  text["candidates"] = candidates;
+  text["flops"] = problem.flops();
+  text["bytes"] = problem.bytes();
+  text["as_1x1"] = covers;
+  text["tiles"] = tiles;
+  text["tasks"] = plan.blocks;
+  text["workspace_bytes"] = plan.workspace_bytes;
+  text["scratch_bytes"] = 0;
+  return text;
+}
+
 // Sizes must come from a call that the validator has passed.
 py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<int64_t> input,
                  std::vector<int64_t> weight, std::vector<int64_t> output, std::vector<int64_t> stride,
                  std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                 const std::string& algorithm, const std::string& precision, bool channels_last) {
+                 const std::string& algorithm, const std::string& precision, bool channels_last, int64_t capability) {
   constexpr const char* kDTypeNames[kDTypes] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
   int index = 0;
   while (index < kDTypes && dtype != kDTypeNames[index]) ++index;
@@ -148,7 +181,8 @@ py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<
                       stride[1],  dilation[0], dilation[1], padding[0],   padding[1],
                       padding[2], padding[3],  groups,      DType(index), precision_of(DType(index), precision)};
   problem.channels_last = channels_last;
-  return describe(pass_named(name), problem, algorithm);
+  return capability > 0 ? describe_cuda(pass_named(name), problem, algorithm, capability)
+                        : describe(pass_named(name), problem, algorithm);
 }
 
 }  // namespace
@@ -166,6 +200,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
              py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
              py::arg("algorithm") = "auto", py::arg("precision") = "ieee", py::arg("channels_last") = false,
-             "How one pass of a validated problem would be computed.");
+             py::arg("capability") = 0,
+             "How one pass of a validated problem would be computed: on this processor, or with a capability (90: 9.0) "
+             "on a CUDA device.");
   add_fast_functions(module.ptr());
 }

@@ -14,6 +14,7 @@
 #include <cstdlib>
 
 #include "../indexing.h"
+#include "buffers.h"
 #include "operators.h"
 
 namespace conv_ext {
@@ -120,40 +121,6 @@ void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void
   });
 }
 
-TensorRef ref(const Tensor& t) {
-  return {const_cast<void*>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
-}
-
-Tensor allocate(const ConvProblem& z, Pass pass, const Tensor& a) {
-  const std::array<int64_t, 4> sizes[kPasses] = {
-      {z.n, z.k, z.p, z.q}, {z.n, z.c, z.h, z.w}, {z.k, z.group_c(), z.r, z.s}};
-  return at::empty(sizes[int(pass)], a.options().memory_format(z.channels_last ? at::MemoryFormat::ChannelsLast
-                                                                               : at::MemoryFormat::Contiguous));
-}
-
-// Neighbouring dimensions become one where their strides allow it: `order` lists three of them, the slowest first.
-bool mergeable(const TensorRef& t, const std::array<int64_t, 4>& sizes, std::array<int, 3> order) {
-  for (int i = 0; i < 2; ++i) {
-    if (sizes[order[i]] != 1 && t.stride[order[i]] != t.stride[order[i + 1]] * sizes[order[i + 1]]) return false;
-  }
-  return true;
-}
-
-// Takes a kernel that covers its input for a 1x1 kernel, where the operands' memory allows it.
-void merge_kernel_into_channels(ConvProblem* z, Buffers* b) {
-  if (!z->kernel_covers_input()) return;
-  const std::array<int64_t, 4> input{z->n, z->c, z->h, z->w}, weight{z->k, z->group_c(), z->r, z->s};
-  // c, h, w (contiguous), or h, w, c (channels_last), where channels of several groups would mix.
-  for (const std::array<int, 3> order : {std::array<int, 3>{1, 2, 3}, std::array<int, 3>{2, 3, 1}}) {
-    if (order[0] == 2 && z->groups > 1) continue;
-    if (!mergeable(b->input, input, order) || !mergeable(b->weight, weight, order)) continue;
-    b->input.stride[1] = b->input.stride[order[2]];
-    b->weight.stride[1] = b->weight.stride[order[2]];
-    *z = z->as_1x1();
-    return;
-  }
-}
-
 }  // namespace
 
 const KernelLibrary& kernel_library() {
@@ -176,36 +143,13 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
                const CallArguments& call) {
   ConvProblem problem = validate(pass, a, b, bias, call);
   TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
-  problem.channels_last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
-                          b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
-  Tensor result = allocate(problem, pass, a);
+  Tensor result = allocate_result(&problem, pass, a, b);
   const KernelLibrary& library = kernel_library();
-  Buffers buffers{};
-  const TensorRef out = ref(result), first = ref(a), second = ref(b);
-  switch (pass) {
-    case Pass::Forward:
-      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu"};
-      break;
-    case Pass::InputGrad:
-      buffers = {out, second, first, nullptr, 0, nullptr, false};
-      break;
-    case Pass::WeightGrad:
-      buffers = {second, out, first, nullptr, 0, nullptr, false};
-      break;
-  }
-  if (bias) {
-    buffers.bias = bias->const_data_ptr();
-    buffers.bias_stride = bias->stride(0);
-  }
+  Buffers buffers = buffers_of(pass, a, b, bias, result, call);
   merge_kernel_into_channels(&problem, &buffers);
   const Candidate& candidate = choose_or_throw(problem, pass, library.isa, call.algorithm);
   if (result.numel() == 0) return result;
-  if (a.numel() == 0 || b.numel() == 0) {
-    // An empty sum: no channels (the bias remains), or no images.
-    if (!bias) return result.zero_();
-    result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
-    return buffers.relu ? result.relu_() : result;
-  }
+  if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
   const Plan plan = make_plan(problem, pass, library.isa, candidate);
   RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
   ThreadMemory& workspace = workspace_memory();

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "../kernels.h"
+#include "../plan_cuda.h"
 
 namespace conv_ext {
 
@@ -32,6 +33,8 @@ at::Tensor run_cpu(Pass pass, const at::Tensor& first, const at::Tensor& second,
 // The plan's answer, or an error that gives the algorithm's own reason.
 const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,
                                  std::string_view algorithm);
+const CudaCandidate& choose_cuda_or_throw(const ConvProblem& problem, Pass pass, const CudaTraits& traits,
+                                          std::string_view algorithm);
 
 const char* pass_name(Pass pass);
 

@@ -269,20 +269,39 @@ ConvProblem validate(Pass pass, const Tensor& a, const Tensor& b, const std::opt
                      precision_of(dtype, call.precision)};
 }
 
-const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,
-                                 std::string_view algorithm) {
-  const std::string forced(algorithm);
-  const char* reason = nullptr;
-  const Candidate* candidate = choose(problem, pass, isa, forced.c_str(), &reason);
-  if (candidate) return *candidate;
+namespace {
+
+// Why a forced algorithm does not run: it has another name, or a reason of its own.
+template <class Candidates>
+[[noreturn]] void refuse(const Candidates& candidates, Pass pass, const std::string& forced, const char* reason) {
   std::string names = "auto";
-  bool known = false;
-  for (const Candidate& c : kCandidates) {
+  bool known = forced == "auto";
+  for (const auto& c : candidates) {
     names += std::string(", ") + c.name;
     known = known || forced == c.name;
   }
   TORCH_CHECK(known, "algorithm must be one of ", names, ", got ", forced);
   TORCH_CHECK(false, "algorithm ", forced, " cannot compute this ", pass_name(pass), ": ", reason);
+}
+
+}  // namespace
+
+const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,
+                                 std::string_view algorithm) {
+  const std::string forced(algorithm);
+  const char* reason = nullptr;
+  const Candidate* candidate = choose(problem, pass, isa, forced.c_str(), &reason);
+  if (candidate == nullptr) refuse(kCandidates, pass, forced, reason);
+  return *candidate;
+}
+
+const CudaCandidate& choose_cuda_or_throw(const ConvProblem& problem, Pass pass, const CudaTraits& traits,
+                                          std::string_view algorithm) {
+  const std::string forced(algorithm);
+  const char* reason = nullptr;
+  const CudaCandidate* candidate = choose_cuda(problem, pass, traits, forced.c_str(), &reason);
+  if (candidate == nullptr) refuse(kCudaCandidates, pass, forced, reason);
+  return *candidate;
 }
 
 TORCH_LIBRARY(conv_ext, library) {

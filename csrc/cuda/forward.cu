@@ -1,0 +1,42 @@
+// Forward: the input convolved with the weight. It also holds the kernels of input_grad, which gathers as forward does.
+#include "gather.cuh"
+
+namespace conv_ext {
+namespace cuda {
+
+int launch_gather(const RealCall& call, const GatherRoles& roles) {
+  return with_math(call.z, call.plan.algorithm, [&](auto type) {
+    return [&]<class Math>(Type<Math>) { return run_math<Math>(call, roles); }(type);
+  });
+}
+
+}  // namespace cuda
+
+int launch_forward(const ConvProblem& z, const CudaPlan& plan, const Buffers& buffers, void* stream) {
+  return cuda::run_by_parts(z, Pass::Forward, plan, buffers, stream, [&](const cuda::RealCall& call) {
+    const Buffers& b = call.b;
+    return cuda::launch_gather(call, {Pass::Forward,
+                                      b.input,
+                                      b.output,
+                                      z.h,
+                                      z.w,
+                                      {z.n, z.k, z.p, z.q},
+                                      z.group_k(),
+                                      z.group_c(),
+                                      b.weight.stride[0],
+                                      b.weight.stride[1],
+                                      z.group_k() * b.weight.stride[0]});
+  });
+}
+
+}  // namespace conv_ext
+
+#if !defined(CONV_EXT_CUDA_HOST)
+const char* conv_ext::cuda_error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
+int conv_ext::cuda_capability(int device) {
+  int major = 0, minor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return error == cudaSuccess ? 10 * major + minor : -int(error);
+}
+#endif

@@ -1,0 +1,136 @@
+// The launcher of the passes that gather, forward and input_grad: packs the weights, forms the sums, adds up their
+// parts.
+#pragma once
+
+#include "launch.cuh"
+
+namespace conv_ext {
+namespace cuda {
+
+// Weights that lie as [gemm_m][taps][channels] already are read in place: channels_last, and 1x1 kernels.
+template <class T>
+bool weights_are_packed(const RealCall& call, const GatherRoles& roles) {
+  const ConvProblem& z = call.z;
+  const TensorRef& w = call.b.weight;
+  const int64_t taps = z.r * z.s, vector = 16 / int64_t(sizeof(T));
+  return (roles.pass == Pass::Forward || taps == 1) && cuda_shape(z, roles.pass).phases() == 1 && roles.stride_c == 1 &&
+         (z.s == 1 || w.stride[3] == roles.channels) && (z.r == 1 || w.stride[2] == roles.channels * z.s) &&
+         roles.channels * taps % vector == 0 && roles.stride_m % vector == 0 &&
+         (z.groups == 1 || roles.stride_group == roles.rows * roles.stride_m) &&
+         reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
+}
+
+template <class Pass, class Math, class T = typename Math::Element, class Sum = typename Math::Sum>
+int run_gather(const RealCall& call, const GatherRoles& roles) {
+  const ConvProblem& z = call.z;
+  const CudaShape shape = cuda_shape(z, roles.pass);
+  const int64_t tile = cuda_tile(call.plan.large_tile);
+  typename Pass::Parameters p{};
+  p.grid = {int32_t(ceil_div(shape.gemm_m, tile)),
+            int32_t(ceil_div(shape.gemm_n, tile)),
+            int32_t(z.groups),
+            int32_t(shape.phases()),
+            int32_t(call.plan.splits),
+            int32_t(call.plan.steps)};
+  p.vertical = axis_of(vertical_axis(z, roles.pass));
+  p.horizontal = axis_of(horizontal_axis(z, roles.pass));
+  p.phases_w = int32_t(shape.phases_w);
+  p.images = int32_t(z.n);
+  p.rows = int32_t(roles.rows);
+  p.channels = int32_t(roles.channels);
+  p.source = {static_cast<const T*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)};
+  p.from = strides_of(roles.source);
+  p.to = strides_of(roles.result);
+  p.pitch = call.plan.pitch;
+  p.result = result_of<T, Sum>(call, roles.result, roles.result.stride[1]);
+  if (weights_are_packed<T>(call, roles)) {
+    p.weights = static_cast<const T*>(call.b.weight.data);
+    p.pitch = roles.stride_m;
+  } else {
+    PackParameters<T> pack{};
+    pack.vertical = p.vertical;
+    pack.horizontal = p.horizontal;
+    pack.phases_w = p.phases_w;
+    pack.phases = p.grid.phases;
+    pack.groups = p.grid.groups;
+    pack.rows = p.rows;
+    pack.channels = p.channels;
+    pack.stride_m = roles.stride_m;
+    pack.stride_c = roles.stride_c;
+    pack.stride_h = call.b.weight.stride[2];
+    pack.stride_w = call.b.weight.stride[3];
+    pack.stride_group = roles.stride_group;
+    pack.weights = static_cast<const T*>(call.b.weight.data);
+    pack.packed = static_cast<T*>(call.b.workspace);
+    pack.pitch = call.plan.pitch;
+    p.weights = pack.packed;
+    const int64_t elements = shape.phases() * z.groups * roles.rows * call.plan.pitch;
+    const int error = launch(pack_weights<T>, ceil_div(elements, kPackThreads), kPackThreads, 0, call.stream, pack);
+    if (error) return error;
+  }
+  if (call.plan.splits > 1) {
+    const int64_t (&size)[4] = roles.result_size;
+    p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.packed_bytes);
+    p.result.stride_m = size[2] * size[3];
+    p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+    p.split_elements = size[0] * p.to.n;
+  }
+  int error = 0;
+  if constexpr (has_large_tile<Math>()) {
+    error = call.plan.large_tile ? launch_igemm<Pass, Math, LargeTile>(call, p)
+                                 : launch_igemm<Pass, Math, SmallTile>(call, p);
+  } else {
+    error = launch_igemm<Pass, Math, SmallTile>(call, p);
+  }
+  if (error || call.plan.splits == 1) return error;
+  return launch_reduce<T, Sum>(call, roles.result, roles.result_size, 1, p.result.partial);
+}
+
+template <class T, class Sum>
+int run_direct_gather(const RealCall& call, const GatherRoles& roles) {
+  const ConvProblem& z = call.z;
+  DirectParameters<T, Sum> p{};
+  p.vertical = axis_of(vertical_axis(z, roles.pass));
+  p.horizontal = axis_of(horizontal_axis(z, roles.pass));
+  p.images = z.n;
+  p.groups = int32_t(z.groups);
+  p.rows = int32_t(roles.rows);
+  p.channels = int32_t(roles.channels);
+  p.height = int32_t(roles.result_size[2]);
+  p.width = int32_t(roles.result_size[3]);
+  p.channels_first = z.channels_last;
+  p.source = {static_cast<const T*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)};
+  const Strides from = strides_of(roles.source), to = strides_of(roles.result);
+  p.from_n = from.n;
+  p.from_c = from.c;
+  p.from_h = from.h;
+  p.from_w = from.w;
+  p.to_n = to.n;
+  p.to_h = to.h;
+  p.to_w = to.w;
+  p.weights = static_cast<const T*>(call.b.weight.data);
+  p.weight_group = roles.stride_group;
+  p.weight_m = roles.stride_m;
+  p.weight_c = roles.stride_c;
+  p.weight_h = call.b.weight.stride[2];
+  p.weight_w = call.b.weight.stride[3];
+  p.result = result_of<T, Sum>(call, roles.result, to.c);
+  const auto kernel = call.plan.channels == 4   ? direct_gather<T, Sum, 4>
+                      : call.plan.channels == 2 ? direct_gather<T, Sum, 2>
+                                                : direct_gather<T, Sum, 1>;
+  return launch(kernel, call.plan.blocks, kDirectThreads, 0, call.stream, p);
+}
+
+template <class Math>
+int run_math(const RealCall& call, const GatherRoles& roles) {
+  using T = typename Math::Element;
+  using Sum = typename Math::Sum;
+  if constexpr (!Math::kTensorCores)
+    if (call.plan.algorithm == CudaAlgorithm::Direct) return run_direct_gather<T, Sum>(call, roles);
+  if (reads_vectors(roles.source, roles.channels, int64_t(sizeof(T))))
+    return run_gather<Gather<T, Sum, Load::KVector>, Math>(call, roles);
+  return run_gather<Gather<T, Sum, Load::Rows>, Math>(call, roles);
+}
+
+}  // namespace cuda
+}  // namespace conv_ext

@@ -1,0 +1,139 @@
+// What the launchers of the three passes share: from a ConvProblem to a kernel's parameters, complex numbers by parts.
+#pragma once
+
+#include <type_traits>
+
+#include "direct.cuh"
+#include "launch.h"
+#include "passes.cuh"
+
+namespace conv_ext {
+namespace cuda {
+
+inline Axis axis_of(const conv_ext::Axis& a) {
+  return {a.inverse, int32_t(a.taps), int32_t(a.output), int32_t(a.stride), int32_t(a.dilation), int32_t(a.pad)};
+}
+inline Strides strides_of(const TensorRef& t) { return {t.stride[0], t.stride[1], t.stride[2], t.stride[3]}; }
+
+// One product of real tensors: a complex pass is made of four.
+struct RealCall {
+  const ConvProblem& z;
+  const CudaPlan& plan;
+  Buffers b;
+  void* stream;
+  bool add, negative;
+
+  char* workspace() const { return static_cast<char*>(b.workspace); }
+};
+
+template <class T, class Sum>
+Result<T, Sum> result_of(const RealCall& call, const TensorRef& to, int64_t stride_m) {
+  return {static_cast<T*>(to.data), nullptr,     stride_m, static_cast<const T*>(call.b.bias),
+          call.b.bias_stride,       call.b.relu, call.add, call.negative};
+}
+
+// Adds up the parts that a split reduction has left in the workspace.
+template <class T, class Sum>
+int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], int bias_dimension,
+                  const Sum* partial) {
+  ReduceParameters<T, Sum> p{};
+  int64_t elements = 1;
+  for (int d = 0; d < 4; ++d) {
+    p.size[d] = size[d];
+    p.stride[d] = to.stride[d];
+    elements *= size[d];
+  }
+  p.splits = int32_t(call.plan.splits);
+  p.bias_dimension = bias_dimension;
+  p.partial = partial;
+  p.result = result_of<T, Sum>(call, to, 0);
+  return launch(reduce<T, Sum>, ceil_div(elements, kReduceThreads), kReduceThreads, 0, call.stream, p);
+}
+
+template <class Pass, class Math, class Tile>
+int launch_igemm(const RealCall& call, const typename Pass::Parameters& p) {
+  return launch(igemm<Pass, Math, Tile>, p.grid.blocks(), Tile::kThreads, SharedStages<Math, Tile>::kBytes, call.stream,
+                p);
+}
+
+// Calls function(math, one tile or two): the one place where a dtype and an algorithm become template arguments.
+template <class T>
+struct Type {};
+template <class Function>
+int with_math(const ConvProblem& z, CudaAlgorithm algorithm, const Function& function) {
+  const bool cores = algorithm == CudaAlgorithm::TensorCores;
+  switch (z.dtype) {
+    case DType::Complex64:
+    case DType::Float32:
+      if (cores) return function(Type<TF32>());
+      if (algorithm == CudaAlgorithm::ThreeTF32) return function(Type<ThreeTF32>());
+      return function(Type<Simple<float, float>>());
+    case DType::Complex128:
+    case DType::Float64:
+      return cores ? function(Type<Float64>()) : function(Type<Simple<double, double>>());
+    case DType::BFloat16:
+      return cores ? function(Type<TensorCores<bfloat16>>()) : function(Type<Simple<bfloat16, float>>());
+    case DType::Float16:
+      return cores ? function(Type<TensorCores<float16>>()) : function(Type<Simple<float16, float>>());
+  }
+  return 1;
+}
+// The same rule as has_large_tile in plan_cuda.cpp.
+template <class Math>
+constexpr bool has_large_tile() {
+  if (std::is_same_v<Math, ThreeTF32>) return false;
+  return sizeof(typename Math::Element) == 4 || (sizeof(typename Math::Element) == 2 && Math::kTensorCores);
+}
+
+// Whether vectors of 16 bytes along channels can be read: every address is a multiple of theirs.
+inline bool reads_vectors(const TensorRef& t, int64_t channels, int64_t element_size) {
+  const int64_t vector = 16 / element_size;
+  return t.stride[1] == 1 && channels % vector == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
+         t.stride[0] % vector == 0 && t.stride[2] % vector == 0 && t.stride[3] % vector == 0;
+}
+
+// The real or the imaginary part of a complex tensor, as a real one.
+inline TensorRef part_of(const TensorRef& t, int part, int64_t real_bytes) {
+  TensorRef real = t;
+  real.data = static_cast<char*>(t.data) + part * real_bytes;
+  for (int64_t& stride : real.stride) stride *= 2;
+  return real;
+}
+
+// Runs a pass on real tensors: once, or once for each product of real and imaginary parts. (a + ib) (c + id) is
+// (ac - bd) + i (ad + bc); which of the three tensors is the result makes no difference to that.
+template <class Run>
+int run_by_parts(const ConvProblem& z, Pass pass, const CudaPlan& plan, const Buffers& b, void* stream,
+                 const Run& run) {
+  if (!is_complex(z.dtype)) return run(RealCall{z, plan, b, stream, false, false});
+  const int64_t bytes = element_bytes(z.dtype) / 2;
+  for (int first = 0; first < 2; ++first)
+    for (int second = 0; second < 2; ++second) {
+      const int result = first ^ second;  // of both parts, the one with the real part of the first operand is first
+      const int input = pass == Pass::InputGrad ? result : pass == Pass::WeightGrad ? second : first;
+      const int weight = pass == Pass::WeightGrad ? result : second;
+      const int output = pass == Pass::Forward ? result : first;
+      Buffers real = b;
+      real.input = part_of(b.input, input, bytes);
+      real.weight = part_of(b.weight, weight, bytes);
+      real.output = part_of(b.output, output, bytes);
+      real.bias = first == 0 && b.bias ? static_cast<const char*>(b.bias) + result * bytes : nullptr;
+      real.bias_stride = 2 * b.bias_stride;
+      if (const int error = run(RealCall{z, plan, real, stream, first == 1, first == 1 && second == 1})) return error;
+    }
+  return 0;
+}
+
+// What a gathering pass reads and writes; forward and input_grad differ in these roles and their axes alone.
+struct GatherRoles {
+  Pass pass;
+  TensorRef source, result;
+  int64_t source_h, source_w;
+  int64_t result_size[4];
+  int64_t rows, channels;                    // of a group: channels of the result, channels of the source
+  int64_t stride_m, stride_c, stride_group;  // of the weights
+};
+int launch_gather(const RealCall& call, const GatherRoles& roles);
+
+}  // namespace cuda
+}  // namespace conv_ext

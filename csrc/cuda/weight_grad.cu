@@ -1,0 +1,119 @@
+// Weight gradient: the input correlated with the upstream gradient, a long sum in parts that are added in their order.
+#include "launch.cuh"
+
+namespace conv_ext {
+namespace cuda {
+namespace {
+
+template <class Pass, class Math, class T = typename Math::Element, class Sum = typename Math::Sum>
+int run_correlate(const RealCall& call) {
+  const ConvProblem& z = call.z;
+  const Buffers& b = call.b;
+  const CudaShape shape = cuda_shape(z, conv_ext::Pass::WeightGrad);
+  const int64_t tile = cuda_tile(call.plan.large_tile);
+  typename Pass::Parameters p{};
+  p.grid = {int32_t(ceil_div(shape.gemm_m, tile)),
+            int32_t(ceil_div(shape.gemm_n, tile)),
+            int32_t(z.groups),
+            1,
+            int32_t(call.plan.splits),
+            int32_t(call.plan.steps)};
+  p.vertical = axis_of(vertical_axis(z, conv_ext::Pass::WeightGrad));
+  p.horizontal = axis_of(horizontal_axis(z, conv_ext::Pass::WeightGrad));
+  p.images = int32_t(z.n);
+  p.rows = int32_t(z.group_k());
+  p.channels = int32_t(z.group_c());
+  p.grad = {static_cast<const T*>(b.output.data), int32_t(z.p), int32_t(z.q)};
+  p.input = {static_cast<const T*>(b.input.data), int32_t(z.h), int32_t(z.w)};
+  p.from_grad = strides_of(b.output);
+  p.from_input = strides_of(b.input);
+  p.to = strides_of(b.weight);
+  p.result = result_of<T, Sum>(call, b.weight, b.weight.stride[0]);
+  const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
+  if (call.plan.splits > 1) {
+    p.result.partial = static_cast<Sum*>(b.workspace);
+    p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+    p.result.stride_m = p.to.n;
+    p.split_elements = size[0] * p.to.n;
+  }
+  int error = 0;
+  if constexpr (has_large_tile<Math>()) {
+    error = call.plan.large_tile ? launch_igemm<Pass, Math, LargeTile>(call, p)
+                                 : launch_igemm<Pass, Math, SmallTile>(call, p);
+  } else {
+    error = launch_igemm<Pass, Math, SmallTile>(call, p);
+  }
+  if (error || call.plan.splits == 1) return error;
+  return launch_reduce<T, Sum>(call, b.weight, size, 0, p.result.partial);
+}
+
+template <class T, class Sum>
+int run_direct_weight_grad(const RealCall& call) {
+  const ConvProblem& z = call.z;
+  const Buffers& b = call.b;
+  DirectGradParameters<T, Sum> p{};
+  p.vertical = axis_of(vertical_axis(z, Pass::WeightGrad));
+  p.horizontal = axis_of(horizontal_axis(z, Pass::WeightGrad));
+  p.positions = z.n * z.p * z.q;
+  p.step = call.plan.steps;
+  p.pairs = z.k * z.group_c();
+  p.rows = int32_t(z.group_k());
+  p.channels = int32_t(z.group_c());
+  p.tap_blocks = int32_t(ceil_div(z.r * z.s, kDirectTaps));
+  p.splits = int32_t(call.plan.splits);
+  p.input = {static_cast<const T*>(b.input.data), int32_t(z.h), int32_t(z.w)};
+  p.grad = static_cast<const T*>(b.output.data);
+  const Strides grad = strides_of(b.output), from = strides_of(b.input);
+  Strides to = strides_of(b.weight);
+  p.result = result_of<T, Sum>(call, b.weight, to.n);
+  const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
+  if (p.splits > 1) {
+    p.result.partial = static_cast<Sum*>(b.workspace);
+    to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+    p.result.stride_m = to.n;
+    p.split_elements = size[0] * to.n;
+  }
+  p.grad_n = grad.n;
+  p.grad_c = grad.c;
+  p.grad_h = grad.h;
+  p.grad_w = grad.w;
+  p.from_n = from.n;
+  p.from_c = from.c;
+  p.from_h = from.h;
+  p.from_w = from.w;
+  p.to_c = to.c;
+  p.to_h = to.h;
+  p.to_w = to.w;
+  // Neighbouring threads: neighbouring channels where those lie together, else neighbouring positions.
+  const int64_t together = z.channels_last ? 32 : 1;
+  const int64_t blocks = ceil_div(p.pairs, together) * p.tap_blocks * p.splits;
+  const int error = launch(z.channels_last ? direct_weight_grad<T, Sum, 32> : direct_weight_grad<T, Sum, 1>, blocks,
+                           kDirectThreads, kDirectThreads * int(sizeof(Sum)), call.stream, p);
+  if (error || p.splits == 1) return error;
+  return launch_reduce<T, Sum>(call, b.weight, size, 0, p.result.partial);
+}
+
+template <class Math>
+int run_math(const RealCall& call) {
+  using T = typename Math::Element;
+  using Sum = typename Math::Sum;
+  if constexpr (!Math::kTensorCores)
+    if (call.plan.algorithm == CudaAlgorithm::Direct) return run_direct_weight_grad<T, Sum>(call);
+  // Neighbouring threads read neighbouring channels where both operands have them side by side, else columns.
+  if (call.b.input.stride[1] == 1 && call.b.output.stride[1] == 1)
+    return run_correlate<Correlate<T, Sum, Load::Rows>, Math>(call);
+  return run_correlate<Correlate<T, Sum, Load::K>, Math>(call);
+}
+
+}  // namespace
+}  // namespace cuda
+
+int launch_weight_grad(const ConvProblem& z, const CudaPlan& plan, const Buffers& buffers, void* stream) {
+  return cuda::run_by_parts(z, Pass::WeightGrad, plan, buffers, stream, [&](const cuda::RealCall& call) {
+    return cuda::with_math(z, plan.algorithm, [&](auto type) {
+      return [&]<class Math>(cuda::Type<Math>) { return cuda::run_math<Math>(call); }(type);
+    });
+  });
+}
+
+}  // namespace conv_ext

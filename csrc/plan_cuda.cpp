@@ -1,0 +1,189 @@
+// The plan room of CUDA: which algorithm computes a problem there, with which tiles and splits.
+//
+// The limits in this file are estimates from the devices' ceilings: none has been measured on a GPU yet.
+#include "plan_cuda.h"
+
+#include <string.h>
+
+namespace conv_ext {
+namespace {
+
+constexpr int64_t kExtent = int64_t(1) << 30;  // rows, columns and images are counted in 32 bits
+constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
+constexpr int64_t kMostPhases = 4096;   // of one axis
+constexpr int64_t kFewChannels = 8;     // a group of fewer fills too little of a tile
+constexpr int64_t kEnoughBlocks = 256;  // weight_grad: for some 130 multiprocessors
+constexpr int64_t kBlocksOfImage = 8;   // forward: an image that gives fewer may have its reduction cut
+constexpr int64_t kLongReduction = 2048, kShortestPart = 512;  // numbers
+constexpr int64_t kPartialBytes = int64_t(64) << 20;           // weight_grad: what parts of sums may take
+
+const char* extents_decline(const ConvProblem& z) {
+  const int64_t largest = max_of(max_of(max_of(z.h + z.pad_top + z.pad_bottom, z.w + z.pad_left + z.pad_right), z.n),
+                                 max_of(max_of(z.c, z.k), max_of(z.r * z.dilation_h, z.s * z.dilation_w)));
+  if (largest >= kExtent || max_of(z.stride_h, z.stride_w) >= kExtent || max_of(z.pad_top, z.pad_left) >= kExtent)
+    return "a size, a stride or a padded extent is 2^30 or more";
+  return nullptr;
+}
+
+const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algorithm) {
+  if (const char* reason = extents_decline(z)) return reason;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  if (pass == Pass::InputGrad && max_of(vertical.stride, horizontal.stride) > kMostPhases)
+    return "a stride above 4096 would make that many phases of input_grad";
+  const CudaShape shape = cuda_shape(z, pass);
+  if (shape.gemm_k >= kExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
+  const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
+  if (make_cuda_plan(z, pass, candidate).blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
+  return nullptr;
+}
+
+const char* direct_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  return blocks_decline(z, pass, CudaAlgorithm::Direct);
+}
+const char* direct_yields(const ConvProblem& z, Pass, const CudaTraits&) {
+  if (z.groups == 1) return "it is for small groups: a tile is faster";
+  if (z.group_c() > kFewChannels && z.group_k() > kFewChannels) return "groups of more than 8 channels fill a tile";
+  return nullptr;
+}
+
+const char* tensor_cores_decline(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  if (traits.capability < 80) return "it is for compute capability 8.0 and later";
+  if ((z.dtype == DType::Float32 && z.precision == Precision::Ieee) || z.dtype == DType::Complex64)
+    return "it rounds float32 to TF32, which the precision setting does not allow";
+  return blocks_decline(z, pass, CudaAlgorithm::TensorCores);
+}
+const char* three_tf32_declines(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  if (traits.capability < 80) return "it is for compute capability 8.0 and later";
+  if (z.dtype != DType::Float32) return "it is for float32";
+  return blocks_decline(z, pass, CudaAlgorithm::ThreeTF32);
+}
+const char* three_tf32_yields(const ConvProblem&, Pass, const CudaTraits&) {
+  return "its accuracy and speed have not been measured on a GPU yet";
+}
+const char* multiply_add_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  return blocks_decline(z, pass, CudaAlgorithm::MultiplyAdd);
+}
+const char* never_yields(const ConvProblem&, Pass, const CudaTraits&) { return nullptr; }
+
+// float64's would not fit into shared memory, nor the parts of three_tf32 into registers; multiply-adds of 16-bit
+// numbers are for old devices alone.
+bool has_large_tile(CudaAlgorithm algorithm, int64_t real_bytes) {
+  if (real_bytes == 8 || algorithm == CudaAlgorithm::ThreeTF32) return false;
+  return real_bytes == 4 || algorithm == CudaAlgorithm::TensorCores;
+}
+
+// Into how many parts a reduction of `steps` is cut.
+int64_t split_count(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t tile, int64_t steps,
+                    int64_t result_bytes) {
+  const int64_t block_k = cuda_block_k(z.dtype), shortest = max_of(1, kShortestPart / block_k);
+  const int64_t tiles_m = ceil_div(shape.gemm_m, tile) * z.groups;
+  int64_t splits = 1;
+  if (pass == Pass::WeightGrad) {
+    const int64_t blocks = tiles_m * ceil_div(shape.gemm_n, tile);
+    splits = min_of(ceil_div(kEnoughBlocks, blocks), max_of(1, kPartialBytes / max_of(1, result_bytes)));
+  } else if (shape.gemm_k >= kLongReduction) {
+    // Without N: one image's blocks.
+    const int64_t positions = shape.gemm_n / max_of(1, z.n);
+    const int64_t blocks = max_of(1, tiles_m * shape.phases() * positions / tile);
+    if (blocks < kBlocksOfImage) splits = min_of(4, kBlocksOfImage / blocks);
+  }
+  return max_of(1, min_of(splits, steps / shortest));
+}
+
+void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
+  plan->splits = 1;
+  const int64_t positions = z.n * z.p * z.q;
+  if (pass == Pass::WeightGrad) {
+    const int64_t pairs = z.k * z.group_c() * ceil_div(z.r * z.s, kCudaDirectTaps);
+    const int64_t lines = z.channels_last ? ceil_div(pairs, 32) : pairs;
+    plan->splits = max_of(1, min_of(min_of(ceil_div(4 * kEnoughBlocks, lines), positions / 1024), 256));
+    plan->steps = ceil_div(positions, plan->splits);
+    // Either mapping of threads may run, as strides decide: the larger count is what has to fit.
+    plan->blocks = pairs * plan->splits;
+    const int64_t parts = plan->splits > 1 ? plan->splits : 0;
+    plan->workspace_bytes = parts * z.weight_elements() * accumulator_bytes(z.dtype);
+    return;
+  }
+  const int64_t rows = pass == Pass::Forward ? z.group_k() : z.group_c();
+  plan->channels = rows % 4 == 0 ? 4 : rows % 2 == 0 ? 2 : 1;
+  const int64_t results = pass == Pass::Forward ? z.output_elements() : z.input_elements();
+  plan->blocks = ceil_div(results / plan->channels, kCudaDirectThreads);
+}
+
+}  // namespace
+
+CudaShape cuda_shape(const ConvProblem& z, Pass pass) {
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  CudaShape shape{};
+  shape.phases_h = max_of(1, vertical.phases());
+  shape.phases_w = max_of(1, horizontal.phases());
+  if (pass == Pass::WeightGrad) {
+    shape.channels = z.group_c();
+    shape.gemm_m = z.group_k();
+    shape.gemm_n = z.group_c() * z.r * z.s;
+    shape.gemm_k = z.n * z.p * z.q;
+    return shape;
+  }
+  // Taps of a phase come round after stride / gcd(stride, dilation).
+  const auto taps = [](const Axis& a) {
+    return a.inverse ? ceil_div(a.taps, a.stride / greatest_common_divisor(a.stride, a.dilation)) : a.taps;
+  };
+  const bool forward = pass == Pass::Forward;
+  shape.channels = forward ? z.group_c() : z.group_k();
+  shape.gemm_m = forward ? z.group_k() : z.group_c();
+  shape.gemm_n = z.n * vertical.longest_count() * horizontal.longest_count();
+  shape.gemm_k = taps(vertical) * taps(horizontal) * shape.channels;
+  return shape;
+}
+
+CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
+  CudaPlan plan{};
+  plan.algorithm = candidate.algorithm;
+  if (plan.algorithm == CudaAlgorithm::Direct) {
+    prepare_direct(z, pass, &plan);
+    return plan;
+  }
+  const CudaShape shape = cuda_shape(z, pass);
+  const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
+  const int64_t positions = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n);
+  plan.large_tile =
+      has_large_tile(plan.algorithm, real_bytes) && shape.gemm_m > 64 && positions * ceil_div(shape.gemm_m, 128) >= 256;
+  const int64_t tile = cuda_tile(plan.large_tile), steps = max_of(1, ceil_div(shape.gemm_k, block_k));
+  const int64_t results = pass == Pass::WeightGrad ? z.weight_elements()
+                          : pass == Pass::Forward  ? z.output_elements()
+                                                   : z.input_elements();
+  const int64_t result_bytes = results * accumulator_bytes(z.dtype);
+  plan.splits = split_count(z, pass, shape, tile, steps, result_bytes);
+  plan.steps = ceil_div(steps, plan.splits);
+  plan.splits = ceil_div(steps, plan.steps);
+  if (pass != Pass::WeightGrad) {
+    plan.pitch = steps * block_k;
+    plan.packed_bytes = round_up(shape.phases() * z.groups * shape.gemm_m * plan.pitch * real_bytes, 256);
+  }
+  plan.blocks = ceil_div(shape.gemm_m, tile) * ceil_div(shape.gemm_n, tile) * z.groups * shape.phases() * plan.splits;
+  plan.workspace_bytes = plan.packed_bytes + (plan.splits > 1 ? plan.splits * result_bytes : 0);
+  return plan;
+}
+
+// The choice of algorithm on one page: the first that neither declines nor yields runs.
+const CudaCandidate kCudaCandidates[kCudaCandidateCount] = {
+    {CudaAlgorithm::Direct, "direct", direct_declines, direct_yields},
+    {CudaAlgorithm::TensorCores, "tensor_cores", tensor_cores_decline, never_yields},
+    {CudaAlgorithm::ThreeTF32, "three_tf32", three_tf32_declines, three_tf32_yields},
+    {CudaAlgorithm::MultiplyAdd, "multiply_add", multiply_add_declines, never_yields},
+};
+
+const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,
+                                 const char** reason) {
+  const bool any = strcmp(forced, "auto") == 0;
+  *reason = "no algorithm has this name";
+  for (const CudaCandidate& candidate : kCudaCandidates) {
+    if (!any && strcmp(forced, candidate.name) != 0) continue;
+    *reason = candidate.declines(problem, pass, traits);
+    if (any && *reason == nullptr) *reason = candidate.yields(problem, pass, traits);
+    if (*reason == nullptr) return &candidate;
+  }
+  return nullptr;
+}
+
+}  // namespace conv_ext

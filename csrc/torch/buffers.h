@@ -1,0 +1,79 @@
+// From an operator's tensors to the kernels' buffers, the same on every device.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <array>
+
+#include "operators.h"
+
+namespace conv_ext {
+
+inline TensorRef ref(const at::Tensor& t) {
+  return {const_cast<void*>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
+}
+
+// The result in the memory format that F.conv2d would give it, which it sets in the problem as well.
+inline at::Tensor allocate_result(ConvProblem* problem, Pass pass, const at::Tensor& a, const at::Tensor& b) {
+  problem->channels_last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
+                           b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  const ConvProblem& z = *problem;
+  const std::array<int64_t, 4> sizes[kPasses] = {
+      {z.n, z.k, z.p, z.q}, {z.n, z.c, z.h, z.w}, {z.k, z.group_c(), z.r, z.s}};
+  return at::empty(sizes[int(pass)], a.options().memory_format(z.channels_last ? at::MemoryFormat::ChannelsLast
+                                                                               : at::MemoryFormat::Contiguous));
+}
+
+// Neighbouring dimensions become one where their strides allow it: `order` lists three of them, the slowest first.
+inline bool mergeable(const TensorRef& t, const std::array<int64_t, 4>& sizes, std::array<int, 3> order) {
+  for (int i = 0; i < 2; ++i) {
+    if (sizes[order[i]] != 1 && t.stride[order[i]] != t.stride[order[i + 1]] * sizes[order[i + 1]]) return false;
+  }
+  return true;
+}
+
+// Takes a kernel that covers its input for a 1x1 kernel, where the operands' memory allows it.
+inline void merge_kernel_into_channels(ConvProblem* z, Buffers* b) {
+  if (!z->kernel_covers_input()) return;
+  const std::array<int64_t, 4> input{z->n, z->c, z->h, z->w}, weight{z->k, z->group_c(), z->r, z->s};
+  // c, h, w (contiguous), or h, w, c (channels_last), where channels of several groups would mix.
+  for (const std::array<int, 3> order : {std::array<int, 3>{1, 2, 3}, std::array<int, 3>{2, 3, 1}}) {
+    if (order[0] == 2 && z->groups > 1) continue;
+    if (!mergeable(b->input, input, order) || !mergeable(b->weight, weight, order)) continue;
+    b->input.stride[1] = b->input.stride[order[2]];
+    b->weight.stride[1] = b->weight.stride[order[2]];
+    *z = z->as_1x1();
+    return;
+  }
+}
+
+inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,
+                          const at::Tensor& result, const CallArguments& call) {
+  Buffers buffers{};
+  const TensorRef out = ref(result), first = ref(a), second = ref(b);
+  switch (pass) {
+    case Pass::Forward:
+      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu"};
+      break;
+    case Pass::InputGrad:
+      buffers = {out, second, first, nullptr, 0, nullptr, false};
+      break;
+    case Pass::WeightGrad:
+      buffers = {second, out, first, nullptr, 0, nullptr, false};
+      break;
+  }
+  if (bias) {
+    buffers.bias = bias->const_data_ptr();
+    buffers.bias_stride = bias->stride(0);
+  }
+  return buffers;
+}
+
+// An empty sum: no channels (the bias remains), or no images.
+inline at::Tensor fill_empty_sum(at::Tensor result, const std::optional<at::Tensor>& bias, bool relu) {
+  if (!bias) return result.zero_();
+  result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
+  return relu ? result.relu_() : result;
+}
+
+}  // namespace conv_ext

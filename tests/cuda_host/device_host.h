@@ -1,0 +1,292 @@
+// CUDA's threads on a CPU: what csrc/cuda/device.h declares, with each thread of a block as a fibre.
+//
+// A fibre runs until it waits for its warp (load_matrices, multiply) or for its block (barrier). What may differ on a
+// device is varied by `machine`: copies land at once or only when they are waited for, and warps run in either order.
+// Start reading at run_block().
+#pragma once
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <vector>
+
+#define CONV_EXT_KERNEL(threads) void
+#define CONV_EXT_DEVICE inline
+#define CONV_EXT_HOST_UNCHECKED __attribute__((noinline, no_sanitize("address", "undefined")))
+
+namespace conv_ext {
+namespace cuda {
+
+constexpr bool kHasTensorCores = true;
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;  // 0: zeros
+  int zeros;
+};
+
+struct Fibre {
+  ucontext_t context;
+  void* resume[5];
+  bool started = false, finished = true, at_barrier = false;
+  std::vector<std::vector<Copy>> groups;  // copies on their way, the open group last
+};
+
+struct Warp {
+  int arrived = 0;
+  unsigned generation = 0;
+  void* arguments[32];
+};
+
+struct Machine {
+  bool late = false, reversed = false;
+  std::vector<Fibre*> fibres;
+  std::vector<Warp> warps;
+  char* shared = nullptr;
+  int threads = 0, current = 0;
+  int64_t block = 0;
+  unsigned long progress = 0;
+  void* scheduler[5];
+  void (*body)(void*) = nullptr;
+  void* body_argument = nullptr;
+};
+inline Machine machine;
+
+[[noreturn]] inline void stop(const char* reason) {
+  fprintf(stderr, "device_host: %s (block %ld, thread %d)\n", reason, long(machine.block), machine.current);
+  abort();
+}
+
+// The compiler's own setjmp: it changes stacks without a system call, and the sanitizers do not step in between.
+CONV_EXT_HOST_UNCHECKED inline void jump(void** to) { __builtin_longjmp(to, 1); }
+CONV_EXT_HOST_UNCHECKED inline void pause_fibre() {
+  Fibre& self = *machine.fibres[size_t(machine.current)];
+  if (__builtin_setjmp(self.resume) == 0) jump(machine.scheduler);
+}
+CONV_EXT_HOST_UNCHECKED inline void run_fibre(Fibre& fibre) {
+  if (__builtin_setjmp(machine.scheduler) == 0) {
+    if (fibre.started) jump(fibre.resume);
+    fibre.started = true;
+    setcontext(&fibre.context);
+  }
+}
+// A fibre outlives its block: it takes up the next one's body.
+inline void fibre_main() {
+  for (;;) {
+    machine.body(machine.body_argument);
+    machine.fibres[size_t(machine.current)]->finished = true;
+    ++machine.progress;
+    pause_fibre();
+  }
+}
+inline Fibre* new_fibre() {
+  constexpr size_t kStack = 256 << 10;
+  Fibre* fibre = new Fibre;
+  getcontext(&fibre->context);
+  fibre->context.uc_stack.ss_sp = malloc(kStack);
+  fibre->context.uc_stack.ss_size = kStack;
+  fibre->context.uc_link = nullptr;
+  makecontext(&fibre->context, fibre_main, 0);
+  return fibre;
+}
+
+// Runs every warp until all its lanes wait for the block or have ended; then the block goes on.
+inline void run_block() {
+  const int warps = machine.threads / 32;
+  for (int i = 0; i < machine.threads; ++i) {
+    Fibre& fibre = *machine.fibres[size_t(i)];
+    fibre.finished = fibre.at_barrier = false;
+    fibre.groups.assign(1, {});
+  }
+  for (bool any = true; any;) {
+    for (int w = 0; w < warps; ++w) {
+      const int first = 32 * (machine.reversed ? warps - 1 - w : w);
+      for (bool running = true; running;) {
+        running = false;
+        const unsigned long before = machine.progress;
+        for (int lane = 0; lane < 32; ++lane) {
+          machine.current = first + lane;
+          Fibre& fibre = *machine.fibres[size_t(machine.current)];
+          if (fibre.finished || fibre.at_barrier) continue;
+          run_fibre(fibre);
+          running = true;
+        }
+        if (running && machine.progress == before) stop("a warp waits for lanes that never come");
+      }
+    }
+    any = false;
+    for (int i = 0; i < machine.threads; ++i) {
+      Fibre& fibre = *machine.fibres[size_t(i)];
+      fibre.at_barrier = false;
+      any = any || !fibre.finished;
+    }
+  }
+}
+
+inline int thread_index() { return machine.current; }
+inline int64_t block_index() { return machine.block; }
+inline char* shared_memory() { return machine.shared; }
+inline void barrier() {
+  machine.fibres[size_t(machine.current)]->at_barrier = true;
+  ++machine.progress;
+  pause_fibre();
+}
+
+inline void land(const Copy& copy) {
+  if (copy.bytes > 0) memcpy(copy.to, copy.from, size_t(copy.bytes));
+  if (copy.zeros > 0) memset(copy.to, 0, size_t(copy.zeros));
+}
+template <int kBytes>
+void copy_async(void* to, const void* from, bool valid) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "what cp.async can copy");
+  if (reinterpret_cast<uintptr_t>(to) % kBytes != 0) stop("an asynchronous copy to a misaligned address");
+  if (valid && reinterpret_cast<uintptr_t>(from) % kBytes != 0) stop("an asynchronous copy from a misaligned address");
+  const Copy copy{to, from, valid ? kBytes : 0, valid ? 0 : kBytes};
+  if (machine.late) {
+    machine.fibres[size_t(machine.current)]->groups.back().push_back(copy);
+  } else {
+    land(copy);
+  }
+}
+inline void commit_copies() { machine.fibres[size_t(machine.current)]->groups.emplace_back(); }
+template <int pending>
+void wait_copies() {
+  auto& groups = machine.fibres[size_t(machine.current)]->groups;
+  while (groups.size() > size_t(pending) + 1) {
+    for (const Copy& copy : groups.front()) land(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+// What the whole warp does together: the last lane to come does it for all.
+template <class Operation>
+void together(void* argument, Operation operation) {
+  Warp& warp = machine.warps[size_t(machine.current / 32)];
+  warp.arguments[machine.current % 32] = argument;
+  ++machine.progress;
+  if (++warp.arrived == 32) {
+    operation(warp.arguments);
+    warp.arrived = 0;
+    ++warp.generation;
+    return;
+  }
+  for (const unsigned now = warp.generation; warp.generation == now;) pause_fibre();
+}
+
+inline void load_matrices(uint32_t (&word)[4], const void* row) {
+  struct Lane {
+    uint32_t* word;
+    const char* row;
+  } lane{word, static_cast<const char*>(row)};
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) stop("a matrix's row at a misaligned address");
+  together(&lane, [](void** all) {
+    for (int l = 0; l < 32; ++l)
+      for (int i = 0; i < 4; ++i)
+        memcpy(&static_cast<Lane*>(all[l])->word[i], static_cast<Lane*>(all[8 * i + l / 4])->row + l % 4 * 4, 4);
+  });
+}
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+inline double fused(double a, double b, double c) { return fma(a, b, c); }
+inline uint32_t round_tf32(float value) {
+  const uint32_t bits = bits_of(value);
+  return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
+}
+inline float widen(float16 value) {
+  _Float16 half;
+  memcpy(&half, &value, 2);
+  return float(half);
+}
+inline float16 narrow_to_half(float value) {
+  const _Float16 half = _Float16(value);
+  float16 result;
+  memcpy(&result, &half, 2);
+  return result;
+}
+
+// The products of the tensor cores: lane l holds rows l / 4 and l / 4 + 8 of the left operand, column l / 4 of the
+// right one, of each the numbers that begin at l % 4 words, and again four words on.
+template <int kInWord, class Number>
+void multiply_warp(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Number number) {
+  struct Lane {
+    float* sum;
+    const uint32_t *a, *b;
+    Number number;
+  } lane{sum, a, b, number};
+  together(&lane, [](void** all) {
+    const auto lane_at = [&](int l) -> const Lane& { return *static_cast<Lane*>(all[l]); };
+    for (int l = 0; l < 32; ++l)
+      for (int e = 0; e < 4; ++e) {
+        const int row = l / 4 + e / 2 * 8, column = l % 4 * 2 + e % 2;
+        double total = 0;
+        for (int k = 0; k < 8 * kInWord; ++k) {
+          const int word = k / kInWord, part = k % kInWord;
+          const uint32_t left = lane_at(row % 8 * 4 + word % 4).a[row / 8 + word / 4 * 2],
+                         right = lane_at(column * 4 + word % 4).b[word / 4];
+          total += double(lane_at(l).number(left, part)) * double(lane_at(l).number(right, part));
+        }
+        lane_at(l).sum[e] = float(double(lane_at(l).sum[e]) + total);
+      }
+  });
+}
+inline void multiply_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  multiply_warp<1>(sum, a, b, [](uint32_t word, int) { return float_of(word & ~0x1fffu); });
+}
+inline void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16) {
+  multiply_warp<2>(sum, a, b, [](uint32_t word, int part) { return float_of(word >> (16 * part) << 16); });
+}
+inline void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float16) {
+  multiply_warp<2>(sum, a, b, [](uint32_t word, int part) { return widen(float16{uint16_t(word >> (16 * part))}); });
+}
+inline void multiply_double(double (&sum)[2], double a, double b) {
+  struct Lane {
+    double *sum, a, b;
+  } lane{sum, a, b};
+  together(&lane, [](void** all) {
+    for (int l = 0; l < 32; ++l)
+      for (int e = 0; e < 2; ++e)
+        for (int k = 0; k < 4; ++k)
+          static_cast<Lane*>(all[l])->sum[e] +=
+              static_cast<Lane*>(all[l / 4 * 4 + k])->a * static_cast<Lane*>(all[(l % 4 * 2 + e) * 4 + k])->b;
+  });
+}
+
+template <class Parameters>
+int launch(void (*kernel)(Parameters), int64_t blocks, int threads, int shared_bytes, void*, Parameters parameters) {
+  struct Call {
+    void (*kernel)(Parameters);
+    Parameters* parameters;
+  } call{kernel, &parameters};
+  if (threads % 32 != 0 || threads > 1024 || blocks < 1) stop("a launch that a device would refuse");
+  while (machine.fibres.size() < size_t(threads)) machine.fibres.push_back(new_fibre());
+  machine.threads = threads;
+  machine.body_argument = &call;
+  machine.body = [](void* argument) {
+    static_cast<Call*>(argument)->kernel(*static_cast<Call*>(argument)->parameters);
+  };
+  for (machine.block = 0; machine.block < blocks; ++machine.block) {
+    machine.warps.assign(size_t(threads / 32), Warp{});
+    machine.shared = static_cast<char*>(malloc(size_t(shared_bytes)));
+    memset(machine.shared, 0xff, size_t(shared_bytes));  // NaN, so that what nobody has written shows
+    run_block();
+    free(machine.shared);
+  }
+  return 0;
+}
+
+}  // namespace cuda
+}  // namespace conv_ext

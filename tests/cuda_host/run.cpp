@@ -1,0 +1,181 @@
+// Runs the CUDA kernels on fibres against the reference: one problem a line on standard input, integers as operands.
+//
+//   pass dtype precision layout algorithm capability bias relu  N C H W K R S  stride dilation padding (4)  groups
+//
+// Every problem runs in the four ways in which `machine` can vary. Exit status 1 and a line for each that is wrong.
+#include <array>
+#include <iostream>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+
+#include "../../csrc/cuda/device.h"
+#include "../../csrc/cuda/launch.h"
+#include "../../csrc/reference/reference.h"
+
+namespace conv_ext {
+namespace {
+
+constexpr const char* kPassNames[] = {"forward", "input_grad", "weight_grad"};
+constexpr const char* kDTypeNames[] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
+
+template <size_t count>
+int index_of(const char* const (&names)[count], const std::string& name) {
+  for (size_t i = 0; i < count; ++i)
+    if (name == names[i]) return int(i);
+  throw std::invalid_argument("unknown name " + name);
+}
+
+// A tensor in memory that ends with its last element, so that the sanitizer sees every access beyond it.
+struct Tensor {
+  int64_t size[4], stride[4], elements;
+  std::unique_ptr<char[]> memory;
+
+  Tensor(std::array<int64_t, 4> sizes, const std::string& layout, int64_t bytes) {
+    std::array<int, 4> order{0, 1, 2, 3};  // the slowest first
+    if (layout == "channels_last") order = {0, 2, 3, 1};
+    if (layout == "transposed") order = {3, 2, 1, 0};
+    int64_t next = layout == "sliced" ? 2 : 1;
+    for (int d = 3; d >= 0; --d) {
+      size[order[size_t(d)]] = sizes[size_t(order[size_t(d)])];
+      stride[order[size_t(d)]] = next;
+      next = next * sizes[size_t(order[size_t(d)])] + (layout == "sliced" ? 3 : 0);
+    }
+    elements = 1;
+    for (int d = 0; d < 4; ++d) elements += (size[d] - 1) * stride[d];
+    memory.reset(new char[size_t(elements * bytes)]);
+    memset(memory.get(), 0xff, size_t(elements * bytes));
+  }
+  TensorRef ref() const { return {memory.get(), {stride[0], stride[1], stride[2], stride[3]}}; }
+  template <class Visit>
+  void each(Visit visit) const {
+    for (int64_t a = 0; a < size[0]; ++a)
+      for (int64_t b = 0; b < size[1]; ++b)
+        for (int64_t c = 0; c < size[2]; ++c)
+          for (int64_t d = 0; d < size[3]; ++d) visit(a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3]);
+  }
+};
+
+struct Case {
+  ConvProblem z;
+  Pass pass;
+  std::string layout, algorithm;
+  int64_t capability;
+  bool bias, relu;
+};
+
+template <class T, class Wide, Pass pass>
+std::string check_pass(const Case& c) {
+  const ConvProblem& z = c.z;
+  const int64_t parts = parts_of(z.dtype), bytes = element_bytes(z.dtype);
+  const std::string other = c.layout == "mixed" ? "contiguous" : c.layout;
+  Tensor x({z.n, z.c, z.h, z.w}, c.layout == "mixed" ? "channels_last" : c.layout, bytes),
+      w({z.k, z.group_c(), z.r, z.s}, other, bytes), y({z.n, z.k, z.p, z.q}, other, bytes),
+      bias({1, z.k, 1, 1}, other, bytes);
+  Tensor& result = pass == Pass::Forward ? y : pass == Pass::InputGrad ? x : w;
+  Tensor expected({result.size[0], result.size[1], result.size[2], result.size[3]}, "contiguous", bytes);
+  std::mt19937 random(12345);
+  for (Tensor* t : {&x, &w, &y, &bias}) {
+    if (t == &result) continue;
+    t->each([&](int64_t at) {
+      for (int64_t part = 0; part < parts; ++part)
+        write<T>(reinterpret_cast<T*>(t->memory.get()) + at * parts + part, Wide(int(random() % 7) - 3));
+    });
+  }
+  Buffers b{x.ref(), w.ref(), y.ref(), c.bias ? bias.memory.get() : nullptr, bias.stride[1], nullptr, c.relu};
+  Buffers of_reference = b;
+  (pass == Pass::Forward     ? of_reference.output
+   : pass == Pass::InputGrad ? of_reference.input
+                             : of_reference.weight) = expected.ref();
+  Plan plan{};
+  plan.tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
+  const Executor executor{nullptr, [](void*, int64_t count, int64_t, void (*body)(void*, int64_t, void*), void* a) {
+                            for (int64_t i = 0; i < count; ++i) body(a, i, nullptr);
+                          }};
+  run_reference<T, Wide, pass>(z, plan, of_reference, executor);
+
+  const char* reason = nullptr;
+  const CudaCandidate* candidate = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
+  if (candidate == nullptr) return std::string("declined: ") + reason;
+  const CudaPlan cuda_plan = make_cuda_plan(z, pass, *candidate);
+  std::unique_ptr<char[]> workspace(new char[size_t(cuda_plan.workspace_bytes)]);
+  b.workspace = workspace.get();
+  for (int way = 0; way < 4; ++way) {
+    cuda::machine.late = way & 1;
+    cuda::machine.reversed = way & 2;
+    memset(workspace.get(), 0xff, size_t(cuda_plan.workspace_bytes));
+    result.each([&](int64_t at) { memset(result.memory.get() + at * bytes, 0xff, size_t(bytes)); });
+    const auto launch = pass == Pass::Forward     ? launch_forward
+                        : pass == Pass::InputGrad ? launch_input_grad
+                                                  : launch_weight_grad;
+    if (const int error = launch(z, cuda_plan, b, nullptr)) return "launch error " + std::to_string(error);
+    int64_t wrong = 0, index = 0, first = -1;
+    const T* wanted = reinterpret_cast<const T*>(expected.memory.get());
+    result.each([&](int64_t at) {
+      for (int64_t part = 0; part < parts; ++part, ++index) {
+        const Wide got = read<Wide>(reinterpret_cast<const T*>(result.memory.get()) + at * parts + part);
+        if (!(got == read<Wide>(wanted + index)) && wrong++ == 0) first = index;
+      }
+    });
+    if (wrong) {
+      std::ostringstream text;
+      text << wrong << " of " << index << " wrong by " << candidate->name << " (first at " << first << "), copies "
+           << (way & 1 ? "late" : "eager") << ", warps " << (way & 2 ? "reversed" : "forward");
+      return text.str();
+    }
+  }
+  return std::string("exact: ") + candidate->name + (cuda_plan.large_tile ? " large" : "") +
+         (cuda_plan.splits > 1 ? " split" : "");
+}
+
+template <class T, class Wide>
+std::string check_type(const Case& c) {
+  if (c.pass == Pass::Forward) return check_pass<T, Wide, Pass::Forward>(c);
+  if (c.pass == Pass::InputGrad) return check_pass<T, Wide, Pass::InputGrad>(c);
+  return check_pass<T, Wide, Pass::WeightGrad>(c);
+}
+
+std::string check(const Case& c) {
+  switch (c.z.dtype) {
+    case DType::Float32:
+    case DType::Complex64:
+      return check_type<float, double>(c);
+    case DType::Float64:
+    case DType::Complex128:
+      return check_type<double, long double>(c);
+    case DType::BFloat16:
+      return check_type<bfloat16, double>(c);
+    case DType::Float16:
+      return check_type<float16, double>(c);
+  }
+  return "no such dtype";
+}
+
+}  // namespace
+}  // namespace conv_ext
+
+int main() {
+  using namespace conv_ext;
+  bool right = true;
+  for (std::string line; std::getline(std::cin, line);) {
+    std::istringstream words(line);
+    std::string pass, dtype, precision;
+    Case c{};
+    ConvProblem& z = c.z;
+    words >> pass >> dtype >> precision >> c.layout >> c.algorithm >> c.capability >> c.bias >> c.relu;
+    words >> z.n >> z.c >> z.h >> z.w >> z.k >> z.r >> z.s >> z.stride_h >> z.stride_w >> z.dilation_h >> z.dilation_w;
+    words >> z.pad_top >> z.pad_bottom >> z.pad_left >> z.pad_right >> z.groups;
+    if (!words) return 2;
+    z.p = (z.h + z.pad_top + z.pad_bottom - z.dilation_h * (z.r - 1) - 1) / z.stride_h + 1;
+    z.q = (z.w + z.pad_left + z.pad_right - z.dilation_w * (z.s - 1) - 1) / z.stride_w + 1;
+    c.pass = Pass(index_of(kPassNames, pass));
+    z.dtype = DType(index_of(kDTypeNames, dtype));
+    z.precision = precision == "ieee" ? Precision::Ieee : precision == "tf32" ? Precision::TF32 : Precision::BF16;
+    z.channels_last = c.layout == "channels_last" || c.layout == "mixed";
+    const std::string verdict = check(c);
+    right = right && verdict.rfind("exact", 0) == 0;
+    std::cout << verdict << " | " << line << std::endl;
+  }
+  return right ? 0 : 1;
+}

@@ -133,7 +133,7 @@ def build_cuda_library(build: Path, target: Path) -> None:
         "  deps = gcc",
         "  description = compiling $out",
         "rule link",  # nvcc knows where its run-time library is; the one that torch has loaded is the one that runs
-        "  command = $nvcc -shared -cudart shared $in -o $out",
+        "  command = $nvcc -shared -cudart shared -Xlinker -z -Xlinker defs $in -o $out",
         *(f"build {o}: compile {source}" for o, source in zip(objects, sources)),
         f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
     ]

@@ -23,6 +23,7 @@ class Case:
     layout: str
     algorithm: str
     precision: str = "ieee"
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -32,17 +33,18 @@ class Case:
 
     def describe(self) -> dict:
         return {**self.shape.describe(), "pass": self.pass_name, "dtype": self.dtype, "layout": self.layout,
-                "precision": self.precision, "algorithm": self.algorithm,
+                "precision": self.precision, "algorithm": self.algorithm, "device": self.device,
                 "bytes": self.shape.elements * getattr(torch, self.dtype).itemsize}
 
 
-def cases(shapes: Iterable[Shape], passes, dtypes, layouts, algorithm: str, precisions=("ieee",)) -> list[Case]:
+def cases(shapes: Iterable[Shape], passes, dtypes, layouts, algorithm: str, precisions=("ieee",),
+          device: str = "cpu") -> list[Case]:
     """Neighbours differ in layout and precision alone, so that they are judged by one float64 result."""
     found = []
     for dtype, shape, pass_name in itertools.product(dtypes, shapes, passes):
         # A precision is leave to round float32's operands; the other dtypes know only one.
         several = precisions if dtype == "float32" else ("ieee",)
-        found += [Case(shape, pass_name, dtype, layout, algorithm, precision)
+        found += [Case(shape, pass_name, dtype, layout, algorithm, precision, device)
                   for layout, precision in itertools.product(layouts, several)]
     return found
 
@@ -66,7 +68,7 @@ def operands(case: Case) -> Operands:
     dtype, memory_format = getattr(torch, case.dtype), MEMORY_FORMATS[case.layout]
 
     def normal(*sizes: int) -> torch.Tensor:
-        return torch.randn(sizes, generator=generator).to(dtype)
+        return torch.randn(sizes, generator=generator).to(case.device, dtype)
 
     return Operands(
         x=normal(shape.n, shape.c, shape.h, shape.w).contiguous(memory_format=memory_format),
@@ -101,14 +103,14 @@ def theirs(case: Case, o: Operands) -> Callable[[], torch.Tensor]:
 
 
 @functools.lru_cache(maxsize=1)
-def _judge(shape: Shape, pass_name: str, dtype: str) -> Judge:
-    case = Case(shape, pass_name, dtype, "nchw", "auto")
+def _judge(shape: Shape, pass_name: str, dtype: str, device: str) -> Judge:
+    case = Case(shape, pass_name, dtype, "nchw", "auto", device=device)
     o = operands(case)
     return Judge(pass_name, dtype, shape.reduction(pass_name), lambda change: theirs(case, o.map(change))())
 
 
 def judge(case: Case) -> Judge:
-    return _judge(case.shape, case.pass_name, case.dtype)
+    return _judge(case.shape, case.pass_name, case.dtype, case.device)
 
 
 def plan(case: Case, o: Operands) -> "conv_ext.explain.PassPlan":

@@ -15,7 +15,8 @@ FEW = 40  # a section with more cases is told by its means and its worst cases
 
 def machine_line(machine: dict) -> str:
     held = f" (both sides held to {machine['cap']})" if machine.get("cap") else ""
-    return (f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for {machine['isa']}"
+    gpu = f"{machine['gpu']}; " if machine.get("gpu") else ""
+    return (f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for {machine['isa']}"
             f"{held}, allocator {'warm' if machine['warm_allocator'] else 'as it comes'}, torch {machine['torch']}, "
             f"conv_ext {machine['conv_ext']}, load {machine['load_average']} at the start, {machine['time']}")
 

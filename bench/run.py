@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from bench import compare, environment, peaks, precision, report, shapes
+from bench import compare, environment, gpu, peaks, precision, report, shapes
 
 DEFAULT_SUITES = ["lenet5", "mnist", "cifar10", "alexnet", "alexnet_groups", "zfnet", "vgg16", "nin", "googlenet",
                   "resnet50", "mobilenet", "resnext50"]
@@ -18,12 +18,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                "wrong or a case is missing; a missed aim does not count.")
     environment.add_case_options(parser, suites=DEFAULT_SUITES, only=[])
     parser.add_argument("--algorithm", default="auto", help="force one of our algorithms in every pass")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                        help="cuda: kernel times from CUDA events around replayed graphs, against cuDNN")
     parser.add_argument("--quick", action="store_true", help="a fifth of a second for each case instead of one")
     parser.add_argument("--compare", type=Path, metavar="OLD.json",
                         help="say at the end what got faster or slower since that result")
     parser.add_argument("--rows", action="store_true", help="print every case, however many there are")
     environment.add_common_options(parser)
     options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        gpu.check(parser)
     options.seconds = options.seconds or (0.2 if options.quick else 1.0)
     return options
 
@@ -32,12 +36,13 @@ def measure(case, seconds: float) -> dict:
     """Judges both sides against float64, then times them; no time is given for a wrong result."""
     from bench import cases, timer
 
+    on_gpu = case.device == "cuda"
     o = cases.operands(case)
     reason = cases.declined(case, o)
     if reason:
         return {**case.describe(), "right": True, "declined": reason}
     functions = {"ours": cases.ours(case, o), "theirs": cases.theirs(case, o)}
-    with precision.allowed(case.precision) as torch_precision:
+    with precision.allowed(case.precision, case.device) as torch_precision:
         judge, plan = cases.judge(case), cases.plan(case, o)
         verdicts = {name: judge(function(), case.precision) for name, function in functions.items()}
         row = {
@@ -53,7 +58,8 @@ def measure(case, seconds: float) -> dict:
             threads = max(1, min(plan.tasks, torch.get_num_threads()))
             row["extra_bytes"] = plan.workspace_bytes + plan.scratch_bytes * threads
         if row["right"]:
-            timing = timer.undisturbed(functions, seconds, torch.get_num_threads())
+            timing = (gpu.alternate(functions, seconds) if on_gpu
+                      else timer.undisturbed(functions, seconds, torch.get_num_threads()))
             row |= {
                 "ours_ms": timing.median("ours") * 1e3,
                 "theirs_ms": timing.median("theirs") * 1e3,
@@ -65,6 +71,8 @@ def measure(case, seconds: float) -> dict:
                 "ours_gflops": case.shape.flops / timing.median("ours") / 1e9,
                 "theirs_gflops": case.shape.flops / timing.median("theirs") / 1e9,
             }
+            if on_gpu:
+                row["their_kernels"] = gpu.kernel_names(functions["theirs"])
     return row
 
 
@@ -80,9 +88,13 @@ def main(arguments: list[str]) -> int:
 
     import conv_ext
 
-    todo = cases.cases(chosen, options.passes, options.dtype, options.layout, options.algorithm, options.precision)
+    todo = cases.cases(chosen, options.passes, options.dtype, options.layout, options.algorithm, options.precision,
+                       options.device)
     result = {"command": "run", "machine": environment.machine()}
-    result["machine"]["peaks"] = peaks.measure(result["machine"]["isa"])
+    if options.device == "cuda":
+        result["machine"] |= {"gpu": gpu.name(), "peaks": {}}
+    else:
+        result["machine"]["peaks"] = peaks.measure(result["machine"]["isa"])
     with torch.no_grad(), conv_ext.algorithm(options.algorithm):
         result["cases"] = environment.collect(todo, lambda case: measure(case, options.seconds), lambda case: case.name)
     path = environment.save(result, options.out)

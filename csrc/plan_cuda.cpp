@@ -112,30 +112,6 @@ void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
 
 }  // namespace
 
-CudaShape cuda_shape(const ConvProblem& z, Pass pass) {
-  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  CudaShape shape{};
-  shape.phases_h = max_of(1, vertical.phases());
-  shape.phases_w = max_of(1, horizontal.phases());
-  if (pass == Pass::WeightGrad) {
-    shape.channels = z.group_c();
-    shape.gemm_m = z.group_k();
-    shape.gemm_n = z.group_c() * z.r * z.s;
-    shape.gemm_k = z.n * z.p * z.q;
-    return shape;
-  }
-  // Taps of a phase come round after stride / gcd(stride, dilation).
-  const auto taps = [](const Axis& a) {
-    return a.inverse ? ceil_div(a.taps, a.stride / greatest_common_divisor(a.stride, a.dilation)) : a.taps;
-  };
-  const bool forward = pass == Pass::Forward;
-  shape.channels = forward ? z.group_c() : z.group_k();
-  shape.gemm_m = forward ? z.group_k() : z.group_c();
-  shape.gemm_n = z.n * vertical.longest_count() * horizontal.longest_count();
-  shape.gemm_k = taps(vertical) * taps(horizontal) * shape.channels;
-  return shape;
-}
-
 CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
   CudaPlan plan{};
   plan.algorithm = candidate.algorithm;

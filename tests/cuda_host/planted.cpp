@@ -1,0 +1,49 @@
+// One kernel, small enough to be compiled again with each planted error: forward on TF32, in the four ways.
+//
+// A kernel of three taps along one row, padded on both sides. Exit status 1 if a sum is wrong.
+#include <memory>
+
+#include "device.h"
+#include "passes.cuh"
+
+int main() {
+  using namespace conv_ext::cuda;
+  using Pass = Gather<float, float, Load::KVector>;
+  constexpr int kChannels = 56, kTaps = 3, kProducts = kTaps * kChannels, kRows = 70, kColumns = 71;
+  std::unique_ptr<float[]> source(new float[kColumns * kChannels]), weights(new float[kRows * kProducts]),
+      result(new float[kRows * kColumns]);
+  for (int i = 0; i < kColumns * kChannels; ++i) source[size_t(i)] = float(i * 7 % 11 - 5);
+  for (int i = 0; i < kRows * kProducts; ++i) weights[size_t(i)] = float(i * 5 % 13 - 6);
+
+  Pass::Parameters p{};
+  p.grid = {2, 2, 1, 1, 1, (kProducts + 15) / 16};
+  p.vertical = {0, 1, 1, 1, 1, 0};
+  p.horizontal = {0, kTaps, kColumns, 1, 1, 1};
+  p.phases_w = 1;
+  p.images = 1;
+  p.rows = kRows;
+  p.channels = kChannels;
+  p.source = {source.get(), 1, kColumns};
+  p.from = {0, 1, 0, kChannels};
+  p.to = {0, kColumns, 0, 1};
+  p.weights = weights.get();
+  p.pitch = kProducts;
+  p.result.data = result.get();
+  p.result.stride_m = kColumns;
+
+  for (int way = 0; way < 4; ++way) {
+    machine.late = way & 1;
+    machine.reversed = way & 2;
+    launch(igemm<Pass, TF32, SmallTile>, p.grid.blocks(), SmallTile::kThreads, SharedStages<TF32, SmallTile>::kBytes,
+           nullptr, p);
+    for (int m = 0; m < kRows; ++m)
+      for (int n = 0; n < kColumns; ++n) {
+        float sum = 0;
+        for (int tap = 0; tap < kTaps; ++tap)
+          for (int c = 0; c < kChannels && n + tap >= 1 && n + tap <= kColumns; ++c)
+            sum += weights[size_t((m * kTaps + tap) * kChannels + c)] * source[size_t((n + tap - 1) * kChannels + c)];
+        if (!(result[size_t(m * kColumns + n)] == sum)) return 1;
+      }
+  }
+  return 0;
+}

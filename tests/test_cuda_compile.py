@@ -1,0 +1,85 @@
+"""nvcc compiles the CUDA kernels for an old, a middle and a new architecture: no warning, no spill; needs no GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = ("75", "80", "90a")
+MOST_SHARED = {"75": 64 << 10, "80": 163 << 10, "90a": 227 << 10}
+# The kernels' tiles in shared memory, which they ask for when they are launched (SharedStages in igemm.cuh).
+SHARED = {("64, 64", "double"): 61440, ("64, 64", ""): 30720, ("128, 128", ""): 61440}
+
+nvcc = shutil.which("nvcc")
+
+
+def compile_kernels(source: Path, folder: Path) -> str:
+    """What nvcc and ptxas say."""
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    command = [nvcc, "-std=c++20", "-O3", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-Werror", "all-warnings", "-Xptxas", "-v",
+               *targets, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def resources(text: str):
+    """(architecture, mangled name, registers, bytes spilled) of each kernel in ptxas's report."""
+    entry = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+                       r".*?Used (\d+) registers", re.DOTALL)
+    for name, architecture, stored, loaded, registers in entry.findall(text):
+        yield architecture, name, int(registers), int(stored) + int(loaded)
+
+
+def readable(names: list[str]) -> list[str]:
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None:
+        return names
+    done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True)
+    return [re.sub(r"conv_ext::(cuda::)?|\(anonymous namespace\)::|^void |\(.*?Parameters.*$", "", n)
+            for n in done.stdout.splitlines()]
+
+
+def shared_bytes(kernel: str) -> int:
+    tile = re.search(r"Tile<\(?i?n?t?\)?(\d+), \(?i?n?t?\)?(\d+)", kernel)
+    if tile is None:
+        return 0
+    return SHARED[f"{tile[1]}, {tile[2]}", "double" if "double" in kernel else ""]
+
+
+@pytest.mark.skipif(nvcc is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")
+def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path):
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    assert [s.stem for s in sources] == ["forward", "input_grad", "weight_grad"]
+    with ThreadPoolExecutor(min(2, len(os.sched_getaffinity(0)))) as pool:
+        reports = list(pool.map(lambda source: compile_kernels(source, tmp_path), sources))
+    text = "\n".join(reports)
+    assert not re.search(r"C75\d\d", text), "ptxas says that it serialises asynchronous products"
+    rows = list(resources(text))
+    assert {row[0] for row in rows} == set(ARCHITECTURES) and len(rows) > 60 * len(ARCHITECTURES)
+    names = dict(zip([row[1] for row in rows], readable([row[1] for row in rows])))
+    for architecture, name, registers, spilled in sorted(rows, key=lambda row: (names[row[1]], row[0])):
+        shared = shared_bytes(names[name])
+        print(f"sm_{architecture:4} {registers:4} registers {shared:6} B shared  {names[name]}")
+        assert spilled == 0, f"sm_{architecture} spills {spilled} bytes in {names[name]}"
+        assert shared <= MOST_SHARED[architecture]
+
+
+def test_the_binding_compiles_against_this_torch():
+    """Also against a torch without CUDA: it is written against the device-neutral interface."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    folders = [f"-I{path}" for path in (*include_paths(), sysconfig.get_paths()["include"])]
+    command = [compiler, "-std=c++20", "-fsyntax-only", "-Wall", *[f.replace("-I", "-isystem") for f in folders],
+               str(ROOT / "csrc" / "torch" / "cuda.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "warning" not in done.stderr, f"torch {torch.__version__}:\n{done.stderr}"

@@ -1,0 +1,170 @@
+"""The CUDA kernels without a GPU: their own source compiled by g++, each thread a fibre (tests/cuda_host).
+
+Operands are small integers, so that every sum is exact and one wrong index or one early read shows. Each problem runs
+with copies that land at once and as late as they may, with warps in both orders, under ASan and UBSan. It cannot show
+speed, registers, races between two barriers, or the tensor cores' own rounding.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from problems import CORNERS, NETWORK, SMALL, Problem
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = ROOT / "tests" / "cuda_host"
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall",
+         "-Wextra", "-Wno-unknown-pragmas"]
+PASSES = ("forward", "input_grad", "weight_grad")
+LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed")
+# Every kind of arithmetic: dtype, precision, algorithm.
+KINDS = (
+    ("float32", "ieee", "multiply_add"),
+    ("float32", "tf32", "tensor_cores"),
+    ("float32", "ieee", "three_tf32"),
+    ("float32", "ieee", "direct"),
+    ("float64", "ieee", "multiply_add"),
+    ("float64", "ieee", "tensor_cores"),
+    ("float64", "ieee", "direct"),
+    ("bfloat16", "ieee", "multiply_add"),
+    ("bfloat16", "ieee", "tensor_cores"),
+    ("bfloat16", "ieee", "direct"),
+    ("float16", "ieee", "multiply_add"),
+    ("float16", "ieee", "tensor_cores"),
+    ("float16", "ieee", "direct"),
+    ("complex64", "ieee", "multiply_add"),
+    ("complex64", "ieee", "direct"),
+    ("complex128", "ieee", "tensor_cores"),
+)
+# More channels and positions than one tile has; sums of several steps, chains and splits.
+TILES = (
+    Problem("two_tiles_each_way", 2, 20, 9, 11, 71, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("large_tile", 1, 9, 20, 23, 131, 2, 3, (1, 1), (1, 0, 1, 1)),
+    Problem("long_sum", 1, 256, 4, 5, 12, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("long_sum_strided", 2, 12, 7, 5, 260, 3, 4, (2, 1), (1, 1, 1, 1)),
+    Problem("many_positions", 3, 5, 29, 31, 4, 2, 2),
+    Problem("vectors_strided", 2, 32, 9, 10, 24, 3, 3, (2, 2), (1, 1, 1, 1), (1, 2), 2),
+)
+LARGE = ("large_tile", "long_sum_strided")
+
+compiler = shutil.which("g++")
+pytestmark = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
+
+
+def build(folder: Path, sources: Path, flags: list[str]) -> Path:
+    """The kernels below `sources` on fibres, as a program."""
+    device = f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"'
+    units = [*sorted((sources / "cuda").glob("*.cu")), sources / "plan_cuda.cpp", HOST / "run.cpp"]
+
+    def compile_one(unit: Path) -> str:
+        made = str(folder / f"{unit.stem}.o")
+        subprocess.run([compiler, *flags, device, "-x", "c++", "-c", str(unit), "-o", made], check=True)
+        return made
+
+    jobs = min(2, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(jobs) as pool:  # the longest first
+        objects = list(pool.map(compile_one, sorted(units, key=lambda u: u.stem not in ("forward", "weight_grad"))))
+    program = folder / "run"
+    subprocess.run([compiler, *flags, *objects, "-o", str(program)], check=True)
+    return program
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    return build(tmp_path_factory.mktemp("cuda_host"), ROOT / "csrc", FLAGS)
+
+
+def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> str:
+    values = (pass_name, *kind[:2], layout, kind[2], capability, bias, relu, z.n, z.c, z.h, z.w, z.k, z.r, z.s,
+              *z.stride, *z.dilation, *z.padding, z.groups)
+    return " ".join(map(str, values))
+
+
+def run(program: Path, lines: list[str]) -> list[str]:
+    """The verdicts, in the order of the lines."""
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
+    done = subprocess.run([str(program)], input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=400,
+                          env=environment)
+    verdicts = done.stdout.splitlines()
+    wrong = [v for v in verdicts if not v.startswith("exact")]
+    assert done.returncode == 0 and len(verdicts) == len(lines), "\n".join([*wrong, done.stderr[-4000:]])
+    return [v.split(" | ")[0].removeprefix("exact: ") for v in verdicts]
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_every_kind_of_arithmetic_in_every_layout(program, pass_name, kind):
+    run(program, [line(pass_name, kind, layout, z, bias=pass_name == "forward", relu=pass_name == "forward" and
+                       not kind[0].startswith("complex"))
+                  .replace("True", "1").replace("False", "0") for z in SMALL for layout in LAYOUTS])
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[1], KINDS[8]], ids="-".join)
+def test_the_corners(program, pass_name, kind):
+    run(program, [line(pass_name, kind, layout, z) for z in CORNERS + NETWORK for layout in LAYOUTS[:2]
+                  if z.stride != (70, 61) or pass_name == "forward"])
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_the_direct_kernels_in_the_corners(program, pass_name):
+    run(program, [line(pass_name, KINDS[3], layout, z) for z in CORNERS for layout in LAYOUTS[:2]])
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_several_tiles_chains_and_splits(program, pass_name):
+    lines = [line(pass_name, kind, layout, z) for z in TILES for kind in (*KINDS[:3], *KINDS[7:9], KINDS[5])
+             for layout in LAYOUTS[:2] if kind[2] != "multiply_add" or kind[0] == "float32"]
+    verdicts = run(program, lines)
+    assert any("split" in v for v in verdicts), verdicts
+    assert any("large" in v for v in verdicts), verdicts
+
+
+def test_random_problems(program):
+    """What nobody has thought of: strides, dilations, paddings and groups at random, the same at every run."""
+    draw = random.Random(7)
+    lines = []
+    while len(lines) < 240:
+        groups, kind, pass_name = draw.choice((1, 1, 2, 3)), draw.choice(KINDS), draw.choice(PASSES)
+        z = Problem("random", draw.randint(1, 3), groups * draw.randint(1, 9), draw.randint(1, 13), draw.randint(1, 13),
+                    groups * draw.randint(1, 9), draw.randint(1, 4), draw.randint(1, 4),
+                    (draw.randint(1, 4), draw.randint(1, 4)), tuple(draw.randint(0, 3) for _ in range(4)),
+                    (draw.randint(1, 3), draw.randint(1, 3)), groups)
+        if z.p > 0 and z.q > 0 and z.h + sum(z.padding[:2]) > z.dilation[0] * (z.r - 1):
+            lines.append(line(pass_name, kind, draw.choice(LAYOUTS), z))
+    run(program, lines)
+
+
+# ---- the shim itself: an error that is put into the kernels has to be found
+
+PLANTED = {
+    "no_wait_for_copies": ("igemm.cuh", "wait_copies<kStages - 2>();", ""),
+    "one_copy_too_few_is_waited_for": ("igemm.cuh", "wait_copies<kStages - 2>();", "wait_copies<kStages - 1>();"),
+    "no_barrier": ("igemm.cuh", "      barrier();\n", ""),
+    "one_row_too_many": ("coordinates.cuh", "d.high < length ?", "d.high <= length ?"),
+    "one_column_too_many": ("coordinates.cuh", "uint32_t(a.w + b.w) < uint32_t(w)", "uint32_t(a.w + b.w) <= uint32_t(w)"),
+    "a_stage_too_few": ("igemm.cuh", "kBytes = kStages * kStage", "kBytes = (kStages - 1) * kStage"),
+    "chains_are_lost": ("igemm.cuh", "    sums.close_chains();\n    write", "    write"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_error_is_found(tmp_path, name):
+    file, right, wrong = PLANTED[name]
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc", ignore=shutil.ignore_patterns("torch", "python"))
+    path = tmp_path / "csrc" / "cuda" / file
+    text = path.read_text()
+    assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
+    path.write_text(text.replace(right, wrong))
+    device = f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"'
+    program = tmp_path / "planted"
+    subprocess.run([compiler, *FLAGS, device, f"-I{tmp_path / 'csrc' / 'cuda'}", str(HOST / "planted.cpp"), "-o",
+                    str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
+    assert done.returncode != 0, f"{name} was not found"

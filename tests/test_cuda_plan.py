@@ -1,0 +1,90 @@
+"""CUDA's plan, which needs no GPU: what is chosen and why, never by N in forward and input_grad."""
+
+import pytest
+import torch
+
+from conv_ext import _C
+from passes import PASSES, dtype_name
+from problems import CORNERS, NETWORK, SMALL, THREADED, Problem
+
+GATHERING = PASSES[:2]
+LAYERS = (
+    Problem("resnet_3x3", 1, 256, 14, 14, 256, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("resnet_late", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("vgg_large", 1, 64, 112, 112, 128, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("strided", 1, 128, 28, 28, 256, 3, 3, (2, 2), (1, 1, 1, 1)),
+    Problem("grouped", 1, 128, 28, 28, 128, 3, 3, padding=(1, 1, 1, 1), groups=32),
+)
+
+
+def plan(pass_name, z, dtype=torch.float32, algorithm="auto", precision="ieee", capability=80, n=None):
+    n = z.n if n is None else n
+    sizes = [[n, *z.input_shape[1:]], list(z.weight_shape), [n, *z.output_shape[1:]]]
+    return _C.plan(pass_name, dtype_name(dtype), *sizes, z.stride, z.padding, z.dilation, z.groups, algorithm, precision,
+                   False, capability)
+
+
+def reasons(found):
+    return {name: reason for name, reason, _ in found["candidates"]}
+
+
+@pytest.mark.parametrize("pass_name", GATHERING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=dtype_name)
+def test_forward_and_input_grad_choose_without_n(pass_name, dtype):
+    """Or an image would not have the same bits in every batch."""
+    for z in LAYERS + SMALL + CORNERS + NETWORK + THREADED:
+        found = [plan(pass_name, z, dtype, n=n) for n in (1, 2, 31, 256, 4096)]
+        for other in found[1:]:
+            for key in ("algorithm", "tiles", "candidates"):
+                assert other[key] == found[0][key], z
+
+
+def test_a_long_sum_of_few_outputs_is_split():
+    assert plan("forward", LAYERS[1])["tiles"]["splits"] > 1
+    assert plan("forward", LAYERS[2])["tiles"]["splits"] == 1
+    assert plan("weight_grad", LAYERS[2], n=64)["tiles"]["splits"] > 1
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_float32_is_rounded_only_where_that_is_allowed(pass_name):
+    z = LAYERS[0]
+    strict, allowed = plan(pass_name, z), plan(pass_name, z, precision="tf32")
+    assert strict["algorithm"] == "multiply_add" and "precision" in reasons(strict)["tensor_cores"]
+    assert allowed["algorithm"] == "tensor_cores"
+    with pytest.raises(RuntimeError, match="algorithm tensor_cores cannot compute this.*precision"):
+        plan(pass_name, z, algorithm="tensor_cores")
+    assert plan(pass_name, z, torch.complex64)["algorithm"] == "multiply_add"
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex128], ids=dtype_name)
+def test_tensor_cores_where_the_device_has_them(pass_name, dtype):
+    assert plan(pass_name, LAYERS[0], dtype)["algorithm"] == "tensor_cores"
+    old = plan(pass_name, LAYERS[0], dtype, capability=75)
+    assert old["algorithm"] == "multiply_add" and "8.0" in reasons(old)["tensor_cores"]
+
+
+def test_small_groups_have_kernels_of_their_own():
+    assert plan("forward", LAYERS[4])["algorithm"] == "direct"
+    assert plan("forward", LAYERS[0])["algorithm"] == "multiply_add"
+    forced = plan("forward", LAYERS[0], algorithm="direct")
+    assert forced["algorithm"] == "direct"
+
+
+def test_every_no_has_a_reason_and_something_always_runs():
+    for z in SMALL + CORNERS:
+        for pass_name in PASSES:
+            found = plan(pass_name, z)
+            assert found["tasks"] >= 1 and found["isa"] == "sm_80"
+            for name, reason, possible in found["candidates"]:
+                assert possible or reason
+                if name == found["algorithm"]:
+                    assert reason is None
+
+
+def test_what_no_kernel_can_count_is_refused_with_a_reason():
+    huge = Problem("huge", 1, 1, 1, 2**31, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="2.30"):
+        plan("forward", huge)
+    with pytest.raises(RuntimeError, match="algorithm must be one of auto, direct, tensor_cores"):
+        plan("forward", LAYERS[0], algorithm="winograd")

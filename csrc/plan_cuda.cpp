@@ -13,7 +13,7 @@ constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
 constexpr int64_t kMostPhases = 4096;   // of one axis
 constexpr int64_t kFewChannels = 8;     // a group of fewer fills too little of a tile
 constexpr int64_t kEnoughBlocks = 256;  // weight_grad: for some 130 multiprocessors
-constexpr int64_t kBlocksOfImage = 8;   // forward: an image that gives fewer may have its reduction cut
+constexpr int64_t kBlocksOfImage = 16;  // forward: an image that gives fewer may have its reduction cut
 constexpr int64_t kLongReduction = 2048, kShortestPart = 512;  // numbers
 constexpr int64_t kPartialBytes = int64_t(64) << 20;           // weight_grad: what parts of sums may take
 

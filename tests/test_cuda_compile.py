@@ -44,12 +44,13 @@ def readable(names: list[str]) -> list[str]:
     if tool is None:
         return names
     done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True)
-    return [re.sub(r"conv_ext::(cuda::)?|\(anonymous namespace\)::|^void |\(.*?Parameters.*$", "", n)
-            for n in done.stdout.splitlines()]
+    plain = (re.sub(r"conv_ext::(cuda::)?|\(anonymous namespace\)::|^void |\((Load|int|bool)\)", "", n) for n in
+             done.stdout.splitlines())
+    return [re.sub(r">\(.*$", ">", n) for n in plain]
 
 
 def shared_bytes(kernel: str) -> int:
-    tile = re.search(r"Tile<\(?i?n?t?\)?(\d+), \(?i?n?t?\)?(\d+)", kernel)
+    tile = re.search(r"Tile<(\d+), (\d+)", kernel)
     if tile is None:
         return 0
     return SHARED[f"{tile[1]}, {tile[2]}", "double" if "double" in kernel else ""]
@@ -66,11 +67,13 @@ def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path):
     rows = list(resources(text))
     assert {row[0] for row in rows} == set(ARCHITECTURES) and len(rows) > 60 * len(ARCHITECTURES)
     names = dict(zip([row[1] for row in rows], readable([row[1] for row in rows])))
+    wrong = []
     for architecture, name, registers, spilled in sorted(rows, key=lambda row: (names[row[1]], row[0])):
         shared = shared_bytes(names[name])
         print(f"sm_{architecture:4} {registers:4} registers {shared:6} B shared  {names[name]}")
-        assert spilled == 0, f"sm_{architecture} spills {spilled} bytes in {names[name]}"
-        assert shared <= MOST_SHARED[architecture]
+        if spilled or shared > MOST_SHARED[architecture]:
+            wrong.append(f"sm_{architecture} spills {spilled} bytes, wants {shared} of shared memory: {names[name]}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_binding_compiles_against_this_torch():

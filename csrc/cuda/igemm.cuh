@@ -31,10 +31,11 @@ enum class Load { Rows, K, KVector };
 template <class T, int kRows, int kThreads, int kBlockK, int kPitch, Load load, class RowMap, class KMap>
 struct Loader {
   static constexpr int kVector = load == Load::KVector ? 16 / int(sizeof(T)) : 1;
-  // Threads side by side along k, at most 16: rows are few enough then to be kept in registers.
-  static constexpr int kAcross = load == Load::Rows       ? kThreads / kRows
-                                 : kBlockK / kVector < 16 ? kBlockK / kVector
-                                                          : 16;
+  // Threads side by side along k: so few that a thread's rows, fewer then, find room in registers.
+  static constexpr int kMost = sizeof(T) == 2 && load == Load::K ? 8 : 16;
+  static constexpr int kAcross = load == Load::Rows          ? kThreads / kRows
+                                 : kBlockK / kVector < kMost ? kBlockK / kVector
+                                                             : kMost;
   static constexpr int kMine = load == Load::Rows ? 1 : kRows * kAcross / kThreads;  // rows of a thread
   static constexpr int kRowStep = kRows / kMine;
   static constexpr int kSlots = kBlockK / (kAcross * kVector);  // numbers (vectors) of a thread in each of its rows

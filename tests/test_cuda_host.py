@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ KINDS = (
 TILES = (
     Problem("two_tiles_each_way", 2, 20, 9, 11, 71, 3, 3, padding=(1, 1, 1, 1)),
     Problem("large_tile", 1, 9, 20, 23, 131, 2, 3, (1, 1), (1, 0, 1, 1)),
+    Problem("large_tile_of_inputs", 1, 70, 19, 17, 5, 2, 3, padding=(1, 0, 1, 1)),
     Problem("long_sum", 1, 256, 4, 5, 12, 3, 3, padding=(1, 1, 1, 1)),
     Problem("long_sum_strided", 2, 12, 7, 5, 260, 3, 4, (2, 1), (1, 1, 1, 1)),
     Problem("many_positions", 3, 5, 29, 31, 4, 2, 2),
@@ -119,6 +121,14 @@ def test_the_corners(program, pass_name, kind):
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_the_direct_kernels_in_the_corners(program, pass_name):
     run(program, [line(pass_name, KINDS[3], layout, z) for z in CORNERS for layout in LAYOUTS[:2]], OPPOSITE)
+
+
+@pytest.mark.parametrize("pass_name", PASSES[:2])
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name, kind):
+    """Of real numbers, whose sums are rounded: their order, too, is the same."""
+    many = [replace(z, n=3) for z in (SMALL[0], SMALL[2], TILES[0], TILES[-1])]
+    run(program, [line(pass_name, kind, layout, z) for z in many for layout in LAYOUTS[:2]], "images")
 
 
 @pytest.mark.parametrize("pass_name", PASSES)

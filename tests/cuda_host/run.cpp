@@ -68,6 +68,44 @@ struct Case {
   bool bias, relu;
 };
 
+int launch_pass(Pass pass, const ConvProblem& z, const CudaPlan& plan, const Buffers& b) {
+  const auto launch = pass == Pass::Forward     ? launch_forward
+                      : pass == Pass::InputGrad ? launch_input_grad
+                                                : launch_weight_grad;
+  return launch(z, plan, b, nullptr);
+}
+
+// forward, input_grad: whether each image alone gives the bits that it gives in the batch. Operands are real numbers.
+template <class T, class Wide>
+std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& x, Tensor& w, Tensor& y) {
+  const int64_t bytes = element_bytes(c.z.dtype);
+  const bool forward = c.pass == Pass::Forward;
+  Tensor &source = forward ? x : y, &result = forward ? y : x;
+  std::mt19937 random(54321);
+  for (Tensor* t : {&source, &w})
+    t->each([&](int64_t at) {
+      for (int64_t part = 0; part < parts_of(c.z.dtype); ++part)
+        write<T>(reinterpret_cast<T*>(t->memory.get() + at * bytes) + part, Wide(random()) / Wide(1u << 31) - 1);
+    });
+  const auto run = [&](int64_t first, int64_t images) {
+    ConvProblem z = c.z;
+    z.n = images;
+    const CudaPlan plan = make_cuda_plan(z, c.pass, candidate);
+    std::unique_ptr<char[]> workspace(new char[size_t(plan.workspace_bytes)]);
+    Buffers b{x.ref(), w.ref(), y.ref(), nullptr, 0, workspace.get(), false};
+    b.input.data = static_cast<char*>(b.input.data) + first * x.stride[0] * bytes;
+    b.output.data = static_cast<char*>(b.output.data) + first * y.stride[0] * bytes;
+    return launch_pass(c.pass, z, plan, b);
+  };
+  run(0, c.z.n);
+  std::unique_ptr<char[]> together(new char[size_t(result.elements * bytes)]);
+  memcpy(together.get(), result.memory.get(), size_t(result.elements * bytes));
+  for (int64_t n = 0; n < c.z.n; ++n) run(n, 1);
+  return memcmp(together.get(), result.memory.get(), size_t(result.elements * bytes)) == 0
+             ? std::string("exact: the same bits by ") + candidate.name
+             : std::string("other bits alone than in a batch, by ") + candidate.name;
+}
+
 template <class T, class Wide, Pass pass>
 std::string check_pass(const Case& c) {
   const ConvProblem& z = c.z;
@@ -101,6 +139,7 @@ std::string check_pass(const Case& c) {
   const char* reason = nullptr;
   const CudaCandidate* candidate = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
   if (candidate == nullptr) return std::string("declined: ") + reason;
+  if (std::string(ways) == "images") return check_images<T, Wide>(c, *candidate, x, w, y);
   const CudaPlan cuda_plan = make_cuda_plan(z, pass, *candidate);
   std::unique_ptr<char[]> workspace(new char[size_t(cuda_plan.workspace_bytes)]);
   b.workspace = workspace.get();
@@ -110,10 +149,7 @@ std::string check_pass(const Case& c) {
     cuda::machine.reversed = way & 2;
     memset(workspace.get(), 0xff, size_t(cuda_plan.workspace_bytes));
     result.each([&](int64_t at) { memset(result.memory.get() + at * bytes, 0xff, size_t(bytes)); });
-    const auto launch = pass == Pass::Forward     ? launch_forward
-                        : pass == Pass::InputGrad ? launch_input_grad
-                                                  : launch_weight_grad;
-    if (const int error = launch(z, cuda_plan, b, nullptr)) return "launch error " + std::to_string(error);
+    if (const int error = launch_pass(pass, z, cuda_plan, b)) return "launch error " + std::to_string(error);
     int64_t wrong = 0, index = 0, first = -1;
     const T* wanted = reinterpret_cast<const T*>(expected.memory.get());
     result.each([&](int64_t at) {

@@ -121,6 +121,13 @@ def cuda_architectures() -> list[str]:
 
 def build_cuda_library(build: Path, target: Path) -> None:
     """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C is linked to, and copies it to `target`."""
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.", version)
+    if release is None or release[1] != torch.version.cuda.split(".")[0]:
+        sys.exit(
+            f"torch {torch.__version__} runs on CUDA {torch.version.cuda}, but nvcc is of release "
+            f"{release[1] if release else 'unknown'}: put a toolkit of the same major version on the PATH, or set CONV_EXT_CUDA=0"
+        )
     build.mkdir(parents=True, exist_ok=True)
     sources = [source.as_posix().replace(" ", "$ ") for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
     objects = [f"{Path(source).name}.o" for source in sources]

@@ -24,8 +24,8 @@ nvcc = shutil.which("nvcc")
 def compile_kernels(source: Path, folder: Path) -> str:
     """What nvcc and ptxas say."""
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    command = [nvcc, "-std=c++20", "-O3", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-Werror", "all-warnings", "-Xptxas", "-v",
-               *targets, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
+    command = [nvcc, "-std=c++20", "-O3", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-Werror", "all-warnings", "-Xptxas",
+               "-v", *targets, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -33,8 +33,8 @@ def compile_kernels(source: Path, folder: Path) -> str:
 
 def resources(text: str):
     """(architecture, mangled name, registers, bytes spilled) of each kernel in ptxas's report."""
-    entry = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-                       r".*?Used (\d+) registers", re.DOTALL)
+    entry = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'.*?(\d+) bytes spill stores, "
+                       r"(\d+) bytes spill loads.*?Used (\d+) registers", re.DOTALL)
     for name, architecture, stored, loaded, registers in entry.findall(text):
         yield architecture, name, int(registers), int(stored) + int(loaded)
 

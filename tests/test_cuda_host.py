@@ -95,8 +95,8 @@ def run(program: Path, lines: list[str], ways: str = "0123") -> list[str]:
 
 def run_one(program: Path, lines: list[str], ways: str) -> list[str]:
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
-    done = subprocess.run([str(program), ways], input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=400,
-                          env=environment)
+    done = subprocess.run([str(program), ways], input="\n".join(lines) + "\n", capture_output=True, text=True,
+                          timeout=400, env=environment)
     verdicts = done.stdout.splitlines()
     wrong = [v for v in verdicts if not v.startswith("exact")]
     assert done.returncode == 0 and len(verdicts) == len(lines), "\n".join([*wrong, done.stderr[-4000:]])
@@ -132,6 +132,14 @@ def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name, 
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
+def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pass_name):
+    """Complex numbers aside, whose parts mix, and three_tf32: a factor's small part is often 0, and 0 Inf is NaN."""
+    kinds = [kind for kind in KINDS if not kind[0].startswith("complex") and kind[2] != "three_tf32"]
+    run(program, [line(pass_name, kind, layout, z) for kind in kinds
+                  for z in (*SMALL, TILES[-1]) for layout in LAYOUTS[:2]], "special")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
 def test_several_tiles_chains_and_splits(program, pass_name):
     lines = [line(pass_name, kind, layout, z) for z in TILES for kind in (*KINDS[:3], *KINDS[7:9], KINDS[5])
              for layout in LAYOUTS[:2] if kind[2] != "multiply_add" or kind[0] == "float32"]
@@ -162,7 +170,8 @@ PLANTED = {
     "one_copy_too_few_is_waited_for": ("igemm.cuh", "wait_copies<kStages - 2>();", "wait_copies<kStages - 1>();"),
     "no_barrier": ("igemm.cuh", "      barrier();\n", ""),
     "one_row_too_many": ("coordinates.cuh", "d.high < length ?", "d.high <= length ?"),
-    "one_column_too_many": ("coordinates.cuh", "uint32_t(a.w + b.w) < uint32_t(w)", "uint32_t(a.w + b.w) <= uint32_t(w)"),
+    "one_column_too_many": ("coordinates.cuh", "uint32_t(a.w + b.w) < uint32_t(w)",
+                            "uint32_t(a.w + b.w) <= uint32_t(w)"),
     "a_stage_too_few": ("igemm.cuh", "kBytes = kStages * kStage", "kBytes = (kStages - 1) * kStage"),
     "chains_are_lost": ("igemm.cuh", "    sums.close_chains();\n    write", "    write"),
 }

@@ -20,8 +20,8 @@ LAYERS = (
 def plan(pass_name, z, dtype=torch.float32, algorithm="auto", precision="ieee", capability=80, n=None):
     n = z.n if n is None else n
     sizes = [[n, *z.input_shape[1:]], list(z.weight_shape), [n, *z.output_shape[1:]]]
-    return _C.plan(pass_name, dtype_name(dtype), *sizes, z.stride, z.padding, z.dilation, z.groups, algorithm, precision,
-                   False, capability)
+    geometry = (z.stride, z.padding, z.dilation, z.groups)
+    return _C.plan(pass_name, dtype_name(dtype), *sizes, *geometry, algorithm, precision, False, capability)
 
 
 def reasons(found):

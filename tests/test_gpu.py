@@ -10,9 +10,22 @@ import torch
 
 import conv_ext
 from conv_ext import _C
-from passes import CASES, DTYPES, FILLS, LAYOUTS, PASSES, call, dtype_name, expected, fill, laid_out, operands, same_bits
+from passes import (
+    CASES,
+    DTYPES,
+    FILLS,
+    LAYOUTS,
+    PASSES,
+    call,
+    dtype_name,
+    expected,
+    fill,
+    laid_out,
+    operands,
+    same_bits,
+)
 from problems import EMPTY, SMALL, THREADED, Problem
-from tolerance import assert_exact, assert_within_bound, reference
+from tolerance import assert_exact, assert_same_with_non_finite, assert_within_bound, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,6 +38,7 @@ LAYERS = (
     Problem("depthwise_layer", 3, 96, 28, 27, 96, 3, 3, padding=(1, 1, 1, 1), groups=96),
     Problem("groups_of_four", 2, 128, 15, 14, 128, 3, 3, padding=(1, 1, 1, 1), groups=32),
 )
+LAYER_CASES = [pytest.param(z, dtype, id=f"{z}-{dtype_name(dtype)}") for z in LAYERS for dtype in DTYPES]
 
 
 def on_gpu(t, layout="contiguous"):
@@ -43,7 +57,7 @@ def candidates(pass_name, z, dtype, precision):
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-@pytest.mark.parametrize("z, dtype", CASES + [pytest.param(z, d, id=f"{z}-{dtype_name(d)}") for z in LAYERS for d in DTYPES])
+@pytest.mark.parametrize("z, dtype", CASES + LAYER_CASES)
 def test_against_the_reference(pass_name, z, dtype):
     for kind in FILLS if z in SMALL + LAYERS else FILLS[:2]:
         ref = expected(pass_name, z, dtype, kind)
@@ -97,6 +111,19 @@ def test_an_image_alone_and_in_any_batch(pass_name, z, dtype, precision):
     for images in (slice(0, 1), slice(3, 4), slice(1, 3), slice(0, 4)):
         part = call(pass_name, a[images], b, replace(z, n=images.stop - images.start), precision=precision)
         assert same_bits(part.cpu(), whole[images].cpu())
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(pass_name):
+    for z in SMALL + LAYERS[:2]:
+        a, b = (t.clone() for t in operands(pass_name, z, torch.float32, "signed"))
+        a.view(-1)[a.numel() // 2], b.view(-1)[b.numel() // 3] = torch.inf, torch.nan
+        ref = reference(pass_name, a, b, z)
+        for algorithm in candidates(pass_name, z, torch.float32, "ieee"):
+            if algorithm == "three_tf32":  # gives NaN for an infinity, as its reason in the plan says
+                continue
+            got = call(pass_name, on_gpu(a), on_gpu(b), z, algorithm=algorithm).cpu()
+            assert_same_with_non_finite(got, ref, torch.float32)
 
 
 def test_gradcheck():

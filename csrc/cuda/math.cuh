@@ -122,6 +122,7 @@ struct ThreeTF32 : TensorCores<float> {
     uint32_t large[2], small[2];
   };
 
+  // An infinity times a small part that is 0 is NaN: what should be infinite is NaN here, within the same outputs.
   // large + small = value to 2^-24. Where rounding up would overflow the large part is cut off instead, and what is
   // not finite has no small part: Inf - Inf would be NaN.
   CONV_EXT_DEVICE static void split(uint32_t bits, uint32_t& large, uint32_t& small) {

@@ -50,6 +50,8 @@ def readable(names: list[str]) -> list[str]:
 
 
 def shared_bytes(kernel: str) -> int:
+    if kernel.startswith("direct_weight_grad"):
+        return 128 * (8 if "double" in kernel else 4)  # one sum for each thread
     tile = re.search(r"Tile<(\d+), (\d+)", kernel)
     if tile is None:
         return 0

@@ -75,13 +75,7 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
     p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
     p.split_elements = size[0] * p.to.n;
   }
-  int error = 0;
-  if constexpr (has_large_tile<Math>()) {
-    error = call.plan.large_tile ? launch_igemm<Pass, Math, LargeTile>(call, p)
-                                 : launch_igemm<Pass, Math, SmallTile>(call, p);
-  } else {
-    error = launch_igemm<Pass, Math, SmallTile>(call, p);
-  }
+  const int error = launch_igemm<Pass, Math>(call, p);
   if (error || call.plan.splits == 1) return error;
   return launch_reduce<T, Sum>(call, roles.result, roles.result_size, 1, p.result.partial);
 }

@@ -50,13 +50,7 @@ int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&siz
   return launch(reduce<T, Sum>, ceil_div(elements, kReduceThreads), kReduceThreads, 0, call.stream, p);
 }
 
-template <class Pass, class Math, class Tile>
-int launch_igemm(const RealCall& call, const typename Pass::Parameters& p) {
-  return launch(igemm<Pass, Math, Tile>, p.grid.blocks(), Tile::kThreads, SharedStages<Math, Tile>::kBytes, call.stream,
-                p);
-}
-
-// Calls function(math, one tile or two): the one place where a dtype and an algorithm become template arguments.
+// Calls function(math): the one place where a dtype and an algorithm become template arguments.
 template <class T>
 struct Type {};
 template <class Function>
@@ -83,6 +77,18 @@ template <class Math>
 constexpr bool has_large_tile() {
   if (std::is_same_v<Math, ThreeTF32>) return false;
   return sizeof(typename Math::Element) == 4 || (sizeof(typename Math::Element) == 2 && Math::kTensorCores);
+}
+
+// Starts the product with the plan's tile.
+template <class Pass, class Math>
+int launch_igemm(const RealCall& call, const typename Pass::Parameters& p) {
+  const auto with_tile = [&]<class Tile>(Type<Tile>) {
+    return launch(igemm<Pass, Math, Tile>, p.grid.blocks(), Tile::kThreads, SharedStages<Math, Tile>::kBytes,
+                  call.stream, p);
+  };
+  if constexpr (has_large_tile<Math>())
+    if (call.plan.large_tile) return with_tile(Type<LargeTile>());
+  return with_tile(Type<SmallTile>());
 }
 
 // Whether vectors of 16 bytes along channels can be read: every address is a multiple of theirs.

@@ -36,13 +36,7 @@ int run_correlate(const RealCall& call) {
     p.result.stride_m = p.to.n;
     p.split_elements = size[0] * p.to.n;
   }
-  int error = 0;
-  if constexpr (has_large_tile<Math>()) {
-    error = call.plan.large_tile ? launch_igemm<Pass, Math, LargeTile>(call, p)
-                                 : launch_igemm<Pass, Math, SmallTile>(call, p);
-  } else {
-    error = launch_igemm<Pass, Math, SmallTile>(call, p);
-  }
+  const int error = launch_igemm<Pass, Math>(call, p);
   if (error || call.plan.splits == 1) return error;
   return launch_reduce<T, Sum>(call, b.weight, size, 0, p.result.partial);
 }

@@ -82,6 +82,19 @@ def test_an_image_alone_and_in_any_batch(pass_name, z, dtype):
 
 
 @each_isa
+@pytest.mark.parametrize("dtype, tiny", [(torch.float32, 1e-30), (torch.float64, 1e-200)], ids=["float32", "float64"])
+@pytest.mark.parametrize("size", [(3, 3), (7, 7), (2, 6)])
+def test_the_sign_of_a_zero_in_any_batch(size, dtype, tiny):
+    """Products that round to -0 make a sum of -0, and of +0 where padding is added: not one that depends on N."""
+    z = Problem("tiny", 13, 5, *size, 48, 5, 5, padding=(2, 2, 2, 2))
+    x, w = torch.full(z.input_shape, -tiny, dtype=dtype), torch.full(z.weight_shape, tiny, dtype=dtype)
+    for algorithm in applicable("forward", z, dtype):
+        batch = call("forward", x, w, z, algorithm=algorithm)
+        alone = call("forward", x[:1], w, replace(z, n=1), algorithm=algorithm)
+        assert same_bits(batch[:1], alone), algorithm
+
+
+@each_isa
 @pytest.mark.parametrize("n", [1, 2, 3, 17, 64])
 def test_small_images_in_any_batch(n):
     """Several small images may share a vector: the first and the last of a batch must not show it."""

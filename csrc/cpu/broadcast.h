@@ -28,6 +28,7 @@ struct BroadcastArguments {
   A* out;         // J times V * kLanes, out_pitch apart
   int64_t out_pitch;
   bool add;  // the sums are added to what `out` holds
+  A zero;    // added to every sum
 };
 
 template <class A, int J, int V>
@@ -62,12 +63,13 @@ void broadcast_tile(const BroadcastArguments<A>& a) {
       }
     }
   }
+  const Vec<A> zero = splat(a.zero);
 #pragma GCC unroll 16
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       A* const to = out + j * pitch + v * L;
-      store(to, add ? load(to) + sum[j][v] : sum[j][v]);
+      store(to, (add ? load(to) + sum[j][v] : sum[j][v]) + zero);
     }
 }
 
@@ -179,6 +181,9 @@ struct Broadcast : PanelsOperands<A> {
     BroadcastArguments<A> a;
     a.bias = begin && packed_bias != nullptr ? packed_bias + group * padded_m() + s.m0 : nullptr;
     a.add = !begin;
+    // A sum of products that round to zero may be -0, and padding would make it +0: it is, whatever is left out. Where
+    // nothing is, -0 changes nothing.
+    a.zero = *whole != 0 ? -A(0) : A(0);
     a.apart = taps_w * b.c;
     for (int64_t i = first; i < last; ++i) {
       const Range down = t.rows[i];

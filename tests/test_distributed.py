@@ -10,7 +10,11 @@ from torch import nn
 import conv_ext
 from children import run_python
 
+# The worker leaves by os._exit: an ordinary exit takes the interpreter down while gloo's threads may still
+# hold tensors, which ends some runs with "terminate called without an active exception" whatever the layers
+# are (github.com/pytorch/pytorch/pull/179291).
 WORKER = textwrap.dedent("""
+    import os
     import sys
     import torch
     import torch.distributed as dist
@@ -29,6 +33,7 @@ WORKER = textwrap.dedent("""
     if rank == 0:
         torch.save([p.grad for p in model.parameters()], out)
     dist.destroy_process_group()
+    os._exit(0)
 """)
 
 

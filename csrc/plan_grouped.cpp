@@ -58,7 +58,8 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
 
 const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
   if (z.groups == 1) return "it is for groups";
-  if (z.dtype != DType::Float32 && z.dtype != DType::Float64) return "it is for float32 and float64";
+  if (z.dtype != DType::Float32 && z.dtype != DType::Float64 && z.dtype != DType::BFloat16)
+    return "it is for float32, float64 and bfloat16";
   if (max_of(z.group_c(), z.group_k()) > kMostChannels) return "a group has more than 64 channels";
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
@@ -79,6 +80,8 @@ const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa
   const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
   const GroupUnits units = group_units(z, pass, lanes);
   if (units.several() && lanes < 8) return "there is no instruction to spread channels over so short vectors";
+  if (z.dtype == DType::BFloat16 && isa.bf16_dot != Bf16Dot::None && max_of(units.result, units.source) >= lanes)
+    return "a group fills a vector: products of pairs of bfloat16 do twice the work";
   if (2 * units.together * units.result < units.vectors * lanes)
     return "the channels of the result fill less than half of the vectors";
   // Measured with AVX-512 against the direct algorithm, whose vectors then lie as the memory does.

@@ -4,15 +4,15 @@
 
 namespace conv_ext {
 
-template <class A>
+template <class A, class T = A>
 RunPass grouped_of(Pass pass) {
   switch (pass) {
     case Pass::Forward:
-      return run_grouped<A, Pass::Forward>;
+      return run_grouped<A, T, Pass::Forward>;
     case Pass::InputGrad:
-      return run_grouped<A, Pass::InputGrad>;
+      return run_grouped<A, T, Pass::InputGrad>;
     case Pass::WeightGrad:
-      return run_grouped<A, Pass::WeightGrad>;
+      return run_grouped<A, T, Pass::WeightGrad>;
   }
   return nullptr;
 }
@@ -23,6 +23,8 @@ RunPass select_grouped(Pass pass, DType dtype) {
       return grouped_of<float>(pass);
     case DType::Float64:
       return grouped_of<double>(pass);
+    case DType::BFloat16:
+      return grouped_of<float, bfloat16>(pass);
     default:  // the plan declines the other types
       return nullptr;
   }

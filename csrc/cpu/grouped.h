@@ -1,4 +1,5 @@
-// The algorithm for small groups, in float32 and float64: forward and input_grad; grouped_grad.h has weight_grad.
+// The algorithm for small groups: forward and input_grad; grouped_grad.h has weight_grad. Tensors of type T are
+// computed in A: bfloat16 is widened when a window is copied, and rounded once when a result is written.
 //
 //   pack all weights, lane by lane
 //   for each block of rows of an image, each few units of groups (in parallel):
@@ -18,7 +19,7 @@
 
 namespace conv_ext {
 
-template <class A>
+template <class A, class T>
 struct GroupedTask {
   static constexpr int L = kLanes<A>;
   ConvProblem z;
@@ -26,7 +27,7 @@ struct GroupedTask {
   Axis vertical, horizontal;
   GroupUnits units;
   WindowAxis down, across;
-  View<A> source, result, weight;  // weight seen as (channels of the result, of the source, R, S)
+  View<T> source, result, weight;  // weight seen as (channels of the result, of the source, R, S)
   GroupChain* chain;
   int64_t *offset, *tap, *chain_begin;
   LaneIndex<A> index[L];
@@ -40,9 +41,9 @@ struct GroupedTask {
     units = group_units(z, pass, L);
     down = window_axis(vertical);
     across = window_axis(horizontal);
-    source = view_of<A>(from, 1);
-    result = view_of<A>(to, 1);
-    weight = view_of<A>(w, 1);
+    source = view_of<T>(from, 1);
+    result = view_of<T>(to, 1);
+    weight = view_of<T>(w, 1);
     make_tables(memory);
   }
 
@@ -109,17 +110,17 @@ struct GroupedTask {
   int64_t unit_lanes(int64_t unit, int64_t v) const { return min_of(L, unit_groups(unit) * units.result - v * L); }
   int64_t first_result(int64_t unit, int64_t v) const { return unit * units.together * units.result + v * L; }
 
-  void copy_window(A* to, const A* from, int64_t first, int64_t rows, int64_t channels) const {
+  void copy_window(A* to, const T* from, int64_t first, int64_t rows, int64_t channels) const {
     const int64_t columns = window_columns(), left = min_of(max_of(-across.low, 0), columns),
                   right = max_of(min_of(horizontal.source - across.low, columns), left);
     for (int64_t i = first; i < first + rows; ++i) {
       const bool outside = i < 0 || i >= vertical.source;
-      const A* at = from + i * source.row + (across.low + left) * source.column;
+      const T* at = from + i * source.row + (across.low + left) * source.column;
       int64_t j = 0;
       for (; j < (outside ? columns : left); ++j, to += L) store(to, Vec<A>{});
       for (; j < right; ++j, to += L, at += source.column) {
         __builtin_prefetch(at + L, 0, 2);
-        store(to, channels == L ? load(at) : load_first(at, channels));
+        store(to, channels == L ? read_lanes<A>(at) : read_lanes<A>(at, channels));
       }
       for (; j < columns; ++j, to += L) store(to, Vec<A>{});
     }
@@ -128,7 +129,7 @@ struct GroupedTask {
   // The source of a unit for outputs from row o0 on, (blocks, rows, columns, kLanes).
   void pack_window(A* window, int64_t n, int64_t unit, int64_t o0, int64_t rows) const {
     const int64_t channels = unit_groups(unit) * units.source;
-    View<A> view = source;
+    View<T> view = source;
     view.data += n * source.n + unit * units.together * units.source * source.channel;
     if (source.channel == 1) {
       for (int64_t b = 0; b < units.blocks; ++b, window += window_block(), view.data += L) {
@@ -148,9 +149,9 @@ struct GroupedTask {
   }
 };
 
-template <class A>
-struct GroupedGather : GroupedTask<A> {
-  using Base = GroupedTask<A>;
+template <class A, class T>
+struct GroupedGather : GroupedTask<A, T> {
+  using Base = GroupedTask<A, T>;
   using Base::across, Base::chain, Base::chain_begin, Base::down, Base::first_result, Base::horizontal, Base::index,
       Base::L, Base::offset, Base::pack_window, Base::plan, Base::result, Base::tap, Base::unit_groups,
       Base::unit_lanes, Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
@@ -172,7 +173,7 @@ struct GroupedGather : GroupedTask<A> {
     const int64_t chains = chain_begin[vertical.phases() * horizontal.phases()];
     if (runs * run_lanes < L && runs > 1) memset(static_cast<void*>(to), 0, size_t(vector_weights()) * sizeof(A));
     for (int64_t run = 0; run < runs; ++run) {
-      const A* const from = weight.data + (unit * units.together + run) * group_step + v * L * weight.n;
+      const T* const from = weight.data + (unit * units.together + run) * group_step + v * L * weight.n;
       const auto place = [&](const auto& visit) {
         for (const GroupChain* k = chain; k < chain + chains; ++k)
           for (int64_t segment = 0; segment < k->segments; ++segment)
@@ -190,7 +191,7 @@ struct GroupedGather : GroupedTask<A> {
         continue;
       }
       place([&](int64_t t, A* at, int64_t pitch) {
-        const A* const w = from + t / z.s * weight.row + t % z.s * weight.column;
+        const T* const w = from + t / z.s * weight.row + t % z.s * weight.column;
         for (int64_t c0 = 0; c0 < units.source; c0 += L) {
           const int64_t count = min_of(L, units.source - c0);
           A row[L * L];
@@ -215,18 +216,19 @@ struct GroupedGather : GroupedTask<A> {
     for (int64_t v = 0; v < units.vectors; ++v) {
       const int64_t lanes = unit_lanes(unit, v), channel = first_result(unit, v);
       if (lanes <= 0) break;
-      A* const to = result.data + n * result.n + channel * result.channel + o0 * result.row;
-      const bool in_place = result.channel == 1 && lanes == L;
+      T* const to = result.data + n * result.n + channel * result.channel + o0 * result.row;
+      const bool in_place = is_same<A, T> && result.channel == 1 && lanes == L;
       const int64_t row = in_place ? result.row : horizontal.output * L, column = in_place ? result.column : L;
       for (int64_t fh = 0; fh < vertical.phases(); ++fh) {
         // Rows fh + i * step with o0 <= row < o1.
         const int64_t height = min_of(vertical.count(fh), ceil_div(max_of(0, o1 - fh), vertical.output_step())) - i0;
         for (int64_t fw = 0; fw < horizontal.phases() && height > 0; ++fw)
           run_phase(fh * horizontal.phases() + fw, height, horizontal.count(fw), window, unit * units.vectors + v,
-                    in_place, (in_place ? to : out) + fh * row + fw * column, vertical.output_step() * row,
-                    horizontal.output_step() * column);
+                    in_place, (in_place ? reinterpret_cast<A*>(to) : out) + fh * row + fw * column,
+                    vertical.output_step() * row, horizontal.output_step() * column);
       }
       if (in_place) continue;
+      if (relu && !is_same<A, T>) rectify_all<T>(out, (o1 - o0) * row);
       if (result.row == horizontal.output * result.column) {
         lanes_to_positions(out, to, result.channel, result.column, lanes, (o1 - o0) * horizontal.output);
       } else {
@@ -264,7 +266,7 @@ struct GroupedGather : GroupedTask<A> {
           a.offset = offset + k->offset;
           a.weight = packed_weight + vector * vector_weights() + k->tap * units.source * L;
           a.bias = k == first ? biases + vector * L : nullptr;
-          a.relu = relu && k + 1 == last;
+          a.relu = relu && is_same<A, T> && k + 1 == last;
           (units.several() ? select_group_tile<A, true>(m, n, k->width, step)
                            : select_group_tile<A, false>(m, n, k->width, step))(a);
         }
@@ -273,12 +275,12 @@ struct GroupedGather : GroupedTask<A> {
   }
 };
 
-template <class A>
+template <class A, class T>
 void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   constexpr int L = kLanes<A>;
   const bool inverse = pass == Pass::InputGrad;
   Carver memory{static_cast<char*>(b.workspace)};
-  GroupedGather<A> task{};
+  GroupedGather<A, T> task{};
   task.prepare(z, pass, plan, inverse ? b.output : b.input, inverse ? b.input : b.output, b.weight, memory);
   if (inverse)
     task.weight = {task.weight.data, task.weight.channel, task.weight.n, task.weight.row, task.weight.column};
@@ -295,7 +297,7 @@ void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const
       for (int64_t l = 0; l < L; ++l)
         task.biases[i * L + l] =
             b.bias && l < task.unit_lanes(unit, v)
-                ? load_one(static_cast<const A*>(b.bias) + (task.first_result(unit, v) + l) * b.bias_stride)
+                ? read<A>(static_cast<const T*>(b.bias) + (task.first_result(unit, v) + l) * b.bias_stride)
                 : A(0);
       task.pack_weights(unit, v);
     }

@@ -12,9 +12,9 @@
 
 namespace conv_ext {
 
-template <class A>
-struct GroupedGrad : GroupedTask<A> {
-  using Base = GroupedTask<A>;
+template <class A, class T>
+struct GroupedGrad : GroupedTask<A, T> {
+  using Base = GroupedTask<A, T>;
   using Base::across, Base::chain, Base::chain_begin, Base::down, Base::first_result, Base::horizontal, Base::index,
       Base::L, Base::offset, Base::pack_window, Base::plan, Base::result, Base::tap, Base::unit_groups,
       Base::unit_lanes, Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
@@ -41,9 +41,9 @@ struct GroupedGrad : GroupedTask<A> {
       const int64_t lanes = unit_lanes(unit, v);
       if (lanes <= 0) break;
       // `result` is the upstream gradient here.
-      const A* const from = result.data + n * result.n + first_result(unit, v) * result.channel + p0 * result.row;
-      if (result.channel == 1 && lanes == L) {
-        a.g = from;
+      const T* const from = result.data + n * result.n + first_result(unit, v) * result.channel + p0 * result.row;
+      if (is_same<A, T> && result.channel == 1 && lanes == L) {
+        a.g = reinterpret_cast<const A*>(from);
         a.g_row = result.row;
         a.g_column = result.column;
         a.ahead = true;
@@ -91,24 +91,24 @@ struct GroupedGrad : GroupedTask<A> {
     }
     const int64_t unit = vector / units.vectors, v = vector % units.vectors, lanes = unit_lanes(unit, v);
     if (lanes <= 0) return;
-    A* const to = weight.data + first_result(unit, v) * weight.n;
+    T* const to = weight.data + first_result(unit, v) * weight.n;
     const bool dense = taps_first ? weight.column == units.source && weight.row == z.s * units.source
                                   : weight.column == 1 && weight.row == z.s && weight.channel == taps();
     if (dense) return lanes_to_positions(sum, to, weight.n, 1, lanes, units.source * taps());
     for (int64_t t = 0; t < taps(); ++t)
       for (int64_t c = 0; c < units.source; ++c) {
         const A* const from = sum + t * sum_tap() + c * sum_channel();
-        A* const at = to + t / z.s * weight.row + t % z.s * weight.column + c * weight.channel;
-        for (int64_t l = 0; l < lanes; ++l) write<A, A>(at + l * weight.n, from[l]);
+        T* const at = to + t / z.s * weight.row + t % z.s * weight.column + c * weight.channel;
+        for (int64_t l = 0; l < lanes; ++l) write<T, A>(at + l * weight.n, from[l]);
       }
   }
 };
 
-template <class A>
+template <class A, class T>
 void run_grouped_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   constexpr int L = kLanes<A>;
   Carver memory{static_cast<char*>(b.workspace)};
-  GroupedGrad<A> task{};
+  GroupedGrad<A, T> task{};
   task.prepare(z, Pass::WeightGrad, plan, b.input, b.output, b.weight, memory);
   task.taps_first = task.weight.channel == 1 && task.taps() > 1;
   const GroupUnits& units = task.units;
@@ -135,12 +135,12 @@ void run_grouped_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, 
   parallel_for(executor, units.units * units.vectors, 0, [&](int64_t i, void*) { task.write_vector(i); });
 }
 
-template <class A, Pass pass>
+template <class A, class T, Pass pass>
 void run_grouped(const ConvProblem& problem, const Plan& plan, const Buffers& buffers, const Executor& executor) {
   if constexpr (pass == Pass::WeightGrad) {
-    run_grouped_grad<A>(problem, plan, buffers, executor);
+    run_grouped_grad<A, T>(problem, plan, buffers, executor);
   } else {
-    run_grouped_gather<A>(problem, pass, plan, buffers, executor);
+    run_grouped_gather<A, T>(problem, pass, plan, buffers, executor);
   }
 }
 

@@ -72,19 +72,34 @@ bool has_large_tile(CudaAlgorithm algorithm, int64_t real_bytes) {
   return real_bytes == 4 || algorithm == CudaAlgorithm::TensorCores;
 }
 
+// Whether the operands are read in vectors along channels, however they lie: the tensor cores of up to 32 bits. What
+// reads number by number finds neighbours in NCHW too.
+bool reads_along_channels(CudaAlgorithm algorithm, Pass pass, int64_t real_bytes) {
+  if (algorithm != CudaAlgorithm::TensorCores && algorithm != CudaAlgorithm::ThreeTF32) return false;
+  return real_bytes <= 4 && pass != Pass::WeightGrad;
+}
+
+// The one place where tiles are chosen.
+void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t real_bytes, CudaPlan* plan) {
+  const int64_t positions = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n);
+  const bool large = has_large_tile(plan->algorithm, real_bytes) && shape.gemm_m > 64 &&
+                     positions * ceil_div(shape.gemm_m, 128) >= 256;
+  plan->tile_m = plan->tile_n = large ? 128 : 64;
+}
+
 // Into how many parts a reduction of `steps` is cut.
-int64_t split_count(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t tile, int64_t steps,
+int64_t split_count(const ConvProblem& z, Pass pass, const CudaShape& shape, const CudaPlan& plan, int64_t steps,
                     int64_t result_bytes) {
   const int64_t block_k = cuda_block_k(z.dtype), shortest = max_of(1, kShortestPart / block_k);
-  const int64_t tiles_m = ceil_div(shape.gemm_m, tile) * z.groups;
+  const int64_t tiles_m = ceil_div(shape.gemm_m, plan.tile_m) * z.groups;
   int64_t splits = 1;
   if (pass == Pass::WeightGrad) {
-    const int64_t blocks = tiles_m * ceil_div(shape.gemm_n, tile);
+    const int64_t blocks = tiles_m * ceil_div(shape.gemm_n, plan.tile_n);
     splits = min_of(ceil_div(kEnoughBlocks, blocks), max_of(1, kPartialBytes / max_of(1, result_bytes)));
   } else if (shape.gemm_k >= kLongReduction) {
     // Without N: one image's blocks.
     const int64_t positions = shape.gemm_n / max_of(1, z.n);
-    const int64_t blocks = max_of(1, tiles_m * shape.phases() * positions / tile);
+    const int64_t blocks = max_of(1, tiles_m * shape.phases() * positions / plan.tile_n);
     if (blocks < kBlocksOfImage) splits = min_of(4, kBlocksOfImage / blocks);
   }
   return max_of(1, min_of(splits, steps / shortest));
@@ -110,34 +125,53 @@ void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
   plan->blocks = ceil_div(results / plan->channels, kCudaDirectThreads);
 }
 
+// Places copies of the operands that cannot be read in vectors in the workspace, from plan->partial_offset on, and
+// parts of sums behind them.
+void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64_t real_bytes, CudaPlan* plan) {
+  const auto plan_copy = [&](bool input, CudaOperand* operand) {
+    const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
+    operand->channels = round_up(channels, plan->vector);
+    const bool readable =
+        operands ? reads_vectors(input ? operands->input : operands->output, z.n, h, w, channels, real_bytes)
+                 : z.channels_last && channels % plan->vector == 0;
+    operand->offset = plan->partial_offset;
+    operand->bytes = readable ? 0 : round_up(z.n * h * w * z.groups * operand->channels * real_bytes, 256);
+    plan->partial_offset += operand->bytes;
+  };
+  plan_copy(pass != Pass::InputGrad, &plan->source);
+  if (pass == Pass::WeightGrad) plan_copy(false, &plan->grad);
+}
+
 }  // namespace
 
-CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
+CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
   CudaPlan plan{};
   plan.algorithm = candidate.algorithm;
   if (plan.algorithm == CudaAlgorithm::Direct) {
     prepare_direct(z, pass, &plan);
     return plan;
   }
-  const CudaShape shape = cuda_shape(z, pass);
   const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
-  const int64_t positions = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n);
-  plan.large_tile =
-      has_large_tile(plan.algorithm, real_bytes) && shape.gemm_m > 64 && positions * ceil_div(shape.gemm_m, 128) >= 256;
-  const int64_t tile = cuda_tile(plan.large_tile), steps = max_of(1, ceil_div(shape.gemm_k, block_k));
+  plan.vector = reads_along_channels(plan.algorithm, pass, real_bytes) ? 16 / real_bytes : 1;
+  const CudaShape shape = cuda_shape(z, pass, plan.vector);
+  choose_tile(z, pass, shape, real_bytes, &plan);
+  const int64_t steps = max_of(1, ceil_div(shape.gemm_k, block_k));
   const int64_t results = pass == Pass::WeightGrad ? z.weight_elements()
                           : pass == Pass::Forward  ? z.output_elements()
                                                    : z.input_elements();
   const int64_t result_bytes = results * accumulator_bytes(z.dtype);
-  plan.splits = split_count(z, pass, shape, tile, steps, result_bytes);
+  plan.splits = split_count(z, pass, shape, plan, steps, result_bytes);
   plan.steps = ceil_div(steps, plan.splits);
   plan.splits = ceil_div(steps, plan.steps);
   if (pass != Pass::WeightGrad) {
     plan.pitch = steps * block_k;
     plan.packed_bytes = round_up(shape.phases() * z.groups * shape.gemm_m * plan.pitch * real_bytes, 256);
   }
-  plan.blocks = ceil_div(shape.gemm_m, tile) * ceil_div(shape.gemm_n, tile) * z.groups * shape.phases() * plan.splits;
-  plan.workspace_bytes = plan.packed_bytes + (plan.splits > 1 ? plan.splits * result_bytes : 0);
+  plan.blocks = ceil_div(shape.gemm_m, plan.tile_m) * ceil_div(shape.gemm_n, plan.tile_n) * z.groups * shape.phases() *
+                plan.splits;
+  plan.partial_offset = plan.packed_bytes;
+  if (plan.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
+  plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? plan.splits * result_bytes : 0);
   return plan;
 }
 

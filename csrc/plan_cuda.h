@@ -6,6 +6,7 @@
 #pragma once
 
 #include "indexing.h"
+#include "kernels.h"
 
 namespace conv_ext {
 
@@ -16,13 +17,24 @@ struct CudaTraits {
   int64_t capability;  // 90: compute capability 9.0
 };
 
+// An operand that is read in vectors along channels: in place, or from a copy in the workspace (cuda/pack.cuh).
+struct CudaOperand {
+  int64_t channels;  // of a group, with zeros up to whole vectors
+  int64_t offset;    // of the copy in the workspace
+  int64_t bytes;     // of the copy; 0: it is read in place
+};
+
 struct CudaPlan {
   CudaAlgorithm algorithm;
-  bool large_tile;        // 128 x 128 sums in a block, or 64 x 64
-  int64_t splits, steps;  // the reduction is cut into parts of so many steps, which are added in their order
-  int64_t channels;       // direct: channels of the result that a thread computes
-  int64_t pitch;          // numbers of a row of packed weights
-  int64_t packed_bytes;   // packed weights stand first in the workspace, parts of sums behind them
+  int64_t tile_m, tile_n;  // sums in a block
+  int64_t splits, steps;   // the reduction is cut into parts of so many steps, which are added in their order
+  int64_t channels;        // direct: channels of the result that a thread computes
+  int64_t vector;        // numbers that are read together along channels: 16 bytes of them, or 1 where it makes no odds
+  int64_t pitch;         // numbers of a row of packed weights
+  int64_t packed_bytes;  // packed weights stand first in the workspace,
+  CudaOperand source;    // then the copies: what forward and input_grad gather from, weight_grad's input,
+  CudaOperand grad;      // weight_grad's upstream gradient,
+  int64_t partial_offset;  // and then parts of sums
   int64_t blocks;
   int64_t workspace_bytes;
 };
@@ -40,29 +52,31 @@ extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];
 // As choose() in plan.h.
 const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,
                                  const char** reason);
-CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
+// The operands decide what has to be copied, which only the workspace shows; without them channels_last is believed.
+CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
+                        const Buffers* operands = nullptr);
 
 // Sizes that plan and kernels share.
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step
-inline int64_t cuda_tile(bool large) { return large ? 128 : 64; }
 constexpr int64_t kCudaDirectThreads = 128, kCudaDirectTaps = 9;
 
 // The three products that a pass is made of; the phases of a strided input_grad count once, by the largest.
 struct CudaShape {
   int64_t gemm_m, gemm_n, gemm_k;  // of a group
   int64_t phases_h, phases_w;
-  int64_t channels;  // of a group of the source
+  int64_t channels;  // of a group of the source, with zeros up to whole vectors
   int64_t phases() const { return phases_h * phases_w; }
 };
-inline CudaShape cuda_shape(const ConvProblem& z, Pass pass) {
+// `vector`: channels of a group are counted with the zeros up to a multiple of it.
+inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   CudaShape shape{};
   shape.phases_h = max_of(1, vertical.phases());
   shape.phases_w = max_of(1, horizontal.phases());
   if (pass == Pass::WeightGrad) {
-    shape.channels = z.group_c();
+    shape.channels = round_up(z.group_c(), vector);
     shape.gemm_m = z.group_k();
-    shape.gemm_n = z.group_c() * z.r * z.s;
+    shape.gemm_n = shape.channels * z.r * z.s;
     shape.gemm_k = z.n * z.p * z.q;
     return shape;
   }
@@ -71,11 +85,20 @@ inline CudaShape cuda_shape(const ConvProblem& z, Pass pass) {
     return a.inverse ? ceil_div(a.taps, a.stride / greatest_common_divisor(a.stride, a.dilation)) : a.taps;
   };
   const bool forward = pass == Pass::Forward;
-  shape.channels = forward ? z.group_c() : z.group_k();
+  shape.channels = round_up(forward ? z.group_c() : z.group_k(), vector);
   shape.gemm_m = forward ? z.group_k() : z.group_c();
   shape.gemm_n = z.n * vertical.longest_count() * horizontal.longest_count();
   shape.gemm_k = taps(vertical) * taps(horizontal) * shape.channels;
   return shape;
+}
+
+// Whether vectors of 16 bytes along channels can be read in place from an n x c x h x w tensor of groups of `channels`:
+// every address is a multiple of theirs.
+inline bool reads_vectors(const TensorRef& t, int64_t n, int64_t h, int64_t w, int64_t channels, int64_t real_bytes) {
+  const int64_t vector = 16 / real_bytes;
+  const auto steps_by_vectors = [&](int64_t size, int64_t stride) { return size <= 1 || stride % vector == 0; };
+  return t.stride[1] == 1 && channels % vector == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
+         steps_by_vectors(n, t.stride[0]) && steps_by_vectors(h, t.stride[2]) && steps_by_vectors(w, t.stride[3]);
 }
 
 }  // namespace conv_ext

@@ -22,7 +22,7 @@ HOST = ROOT / "tests" / "cuda_host"
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall",
          "-Wextra", "-Wno-unknown-pragmas"]
 PASSES = ("forward", "input_grad", "weight_grad")
-LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed")
+LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
 # Every kind of arithmetic: dtype, precision, algorithm.
 KINDS = (
     ("float32", "ieee", "multiply_add"),

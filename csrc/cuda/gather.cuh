@@ -13,6 +13,7 @@ bool weights_are_packed(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
   const TensorRef& w = call.b.weight;
   const int64_t taps = z.r * z.s, vector = 16 / int64_t(sizeof(T));
+  if (roles.channels % call.plan.vector != 0) return false;  // padded with zeros
   return (roles.pass == Pass::Forward || taps == 1) && cuda_shape(z, roles.pass).phases() == 1 && roles.stride_c == 1 &&
          (z.s == 1 || w.stride[3] == roles.channels) && (z.r == 1 || w.stride[2] == roles.channels * z.s) &&
          roles.channels * taps % vector == 0 && roles.stride_m % vector == 0 &&
@@ -23,11 +24,15 @@ bool weights_are_packed(const RealCall& call, const GatherRoles& roles) {
 template <class Pass, class Math, class T = typename Math::Element, class Sum = typename Math::Sum>
 int run_gather(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
-  const CudaShape shape = cuda_shape(z, roles.pass);
-  const int64_t tile = cuda_tile(call.plan.large_tile);
+  const CudaShape shape = cuda_shape(z, roles.pass, call.plan.vector);
+  TensorRef source = roles.source;
+  if constexpr (Math::kReadsVectors)
+    if (const int error =
+            pack_operand<T>(call, call.plan.source, z.n, roles.source_h, roles.source_w, roles.channels, &source))
+      return error;
   typename Pass::Parameters p{};
-  p.grid = {int32_t(ceil_div(shape.gemm_m, tile)),
-            int32_t(ceil_div(shape.gemm_n, tile)),
+  p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.tile_m)),
+            int32_t(ceil_div(shape.gemm_n, call.plan.tile_n)),
             int32_t(z.groups),
             int32_t(shape.phases()),
             int32_t(call.plan.splits),
@@ -37,9 +42,9 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
   p.phases_w = int32_t(shape.phases_w);
   p.images = int32_t(z.n);
   p.rows = int32_t(roles.rows);
-  p.channels = int32_t(roles.channels);
-  p.source = {static_cast<const T*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)};
-  p.from = strides_of(roles.source);
+  p.channels = int32_t(shape.channels);
+  p.source = {static_cast<const T*>(source.data), int32_t(roles.source_h), int32_t(roles.source_w)};
+  p.from = strides_of(source);
   p.to = strides_of(roles.result);
   p.pitch = call.plan.pitch;
   p.result = result_of<T, Sum>(call, roles.result, roles.result.stride[1]);
@@ -54,7 +59,8 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
     pack.phases = p.grid.phases;
     pack.groups = p.grid.groups;
     pack.rows = p.rows;
-    pack.channels = p.channels;
+    pack.channels = int32_t(roles.channels);
+    pack.padded = p.channels;
     pack.stride_m = roles.stride_m;
     pack.stride_c = roles.stride_c;
     pack.stride_h = call.b.weight.stride[2];
@@ -70,7 +76,7 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
   }
   if (call.plan.splits > 1) {
     const int64_t (&size)[4] = roles.result_size;
-    p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.packed_bytes);
+    p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
     p.result.stride_m = size[2] * size[3];
     p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
     p.split_elements = size[0] * p.to.n;
@@ -121,9 +127,13 @@ int run_math(const RealCall& call, const GatherRoles& roles) {
   using Sum = typename Math::Sum;
   if constexpr (!Math::kTensorCores)
     if (call.plan.algorithm == CudaAlgorithm::Direct) return run_direct_gather<T, Sum>(call, roles);
-  if (reads_vectors(roles.source, roles.channels, int64_t(sizeof(T))))
+  if constexpr (Math::kReadsVectors) {
     return run_gather<Gather<T, Sum, Load::KVector>, Math>(call, roles);
-  return run_gather<Gather<T, Sum, Load::Rows>, Math>(call, roles);
+  } else {
+    if (reads_vectors(roles.source, call.z.n, roles.source_h, roles.source_w, roles.channels, int64_t(sizeof(T))))
+      return run_gather<Gather<T, Sum, Load::KVector>, Math>(call, roles);
+    return run_gather<Gather<T, Sum, Load::Rows>, Math>(call, roles);
+  }
 }
 
 }  // namespace cuda

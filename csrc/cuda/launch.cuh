@@ -87,15 +87,35 @@ int launch_igemm(const RealCall& call, const typename Pass::Parameters& p) {
                   call.stream, p);
   };
   if constexpr (has_large_tile<Math>())
-    if (call.plan.large_tile) return with_tile(Type<LargeTile>());
+    if (call.plan.tile_m == LargeTile::kM) return with_tile(Type<LargeTile>());
   return with_tile(Type<SmallTile>());
 }
 
-// Whether vectors of 16 bytes along channels can be read: every address is a multiple of theirs.
-inline bool reads_vectors(const TensorRef& t, int64_t channels, int64_t element_size) {
-  const int64_t vector = 16 / element_size;
-  return t.stride[1] == 1 && channels % vector == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
-         t.stride[0] % vector == 0 && t.stride[2] % vector == 0 && t.stride[3] % vector == 0;
+// Copies an n x c x h x w tensor into the plan's place for it, if it has one there, and says where the operand lies
+// then.
+template <class T>
+int pack_operand(const RealCall& call, const CudaOperand& operand, int64_t n, int64_t h, int64_t w, int64_t channels,
+                 TensorRef* tensor) {
+  if (operand.bytes == 0) return 0;
+  const int64_t groups = call.z.groups, slots = groups * operand.channels;
+  PackSourceParameters<T> p{};
+  p.from = static_cast<const T*>(tensor->data);
+  p.to = reinterpret_cast<T*>(call.workspace() + operand.offset);
+  p.positions = {int32_t(n),        int32_t(h),        int32_t(w),       1, 1, 0, 0,
+                 tensor->stride[0], tensor->stride[2], tensor->stride[3]};
+  p.stride_c = tensor->stride[1];
+  p.groups = int32_t(groups);
+  p.channels = int32_t(channels);
+  p.padded = int32_t(operand.channels);
+  p.along_channels = tensor->stride[1] == 1 && h * w > 1;
+  using Tile = PackTile<T>;
+  while ((1 << p.log_channels) < min_of(slots, Tile::kMostChannels)) ++p.log_channels;  // slots: whole vectors
+  p.tile_positions = Tile::kElements >> p.log_channels;
+  p.pitch = (1 << p.log_channels) + Tile::kInWord;
+  p.tiles = int32_t(ceil_div(slots, 1 << p.log_channels));
+  *tensor = {p.to, {h * w * slots, 1, w * slots, slots}};
+  return launch(pack_channels_last<T>, ceil_div(n * h * w, p.tile_positions) * p.tiles, kPackThreads,
+                p.tile_positions * p.pitch * int(sizeof(T)), call.stream, p);
 }
 
 // The real or the imaginary part of a complex tensor, as a real one.

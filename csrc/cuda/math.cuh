@@ -2,6 +2,7 @@
 //
 // A tile's operands lie in shared memory as rows of kBlockK numbers, gemm_k running along the row in both, and kPad
 // more so that eight neighbouring rows fall into different banks. Each Math has
+//   kReadsVectors      whether operands are always read in vectors along channels, from a copy if need be
 //   kM, kN, kK         the size of one product of a warp
 //   Left, Right, Sums  a lane's part of its operands and of the sums
 //   row, column        where a lane's sum e stands in the product: kRows x kColumns of them
@@ -32,7 +33,7 @@ template <class T, class A>
 struct Simple {
   using Element = T;
   using Sum = A;
-  static constexpr bool kTensorCores = false;
+  static constexpr bool kTensorCores = false, kReadsVectors = false;
   static constexpr int kVector = 16 / int(sizeof(T));
   static constexpr int kM = 4, kN = 8, kK = kVector, kRows = 1, kColumns = 1, kChain = 0;
   static constexpr int kBlockK = sizeof(T) == 2 ? 32 : 16, kPad = sizeof(T) == 8 ? 4 : kVector;
@@ -65,7 +66,7 @@ template <class T>
 struct TensorCores {
   using Element = T;
   using Sum = float;
-  static constexpr bool kTensorCores = true;
+  static constexpr bool kTensorCores = true, kReadsVectors = true;
   static constexpr int kM = 16, kN = 8, kK = 32 / int(sizeof(T)), kRows = 2, kColumns = 2, kChain = 128;
   static constexpr int kBlockK = 64 / int(sizeof(T)), kPad = 16 / int(sizeof(T));
   using Sums = float[4];
@@ -157,7 +158,7 @@ struct ThreeTF32 : TensorCores<float> {
 struct Float64 {
   using Element = double;
   using Sum = double;
-  static constexpr bool kTensorCores = true;
+  static constexpr bool kTensorCores = true, kReadsVectors = false;
   static constexpr int kM = 8, kN = 8, kK = 4, kRows = 1, kColumns = 2, kChain = 0;
   static constexpr int kBlockK = 16, kPad = 4;
   using Left = double;

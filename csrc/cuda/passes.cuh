@@ -2,6 +2,7 @@
 #pragma once
 
 #include "igemm.cuh"
+#include "pack.cuh"
 
 namespace conv_ext {
 namespace cuda {
@@ -47,11 +48,6 @@ CONV_EXT_DEVICE int32_t steps_of(const Grid& grid, int32_t split, int64_t gemm_k
   const int64_t all = (gemm_k + block_k - 1) / block_k, rest = all - int64_t(split) * grid.steps;
   return rest < 0 ? 0 : rest < grid.steps ? int32_t(rest) : grid.steps;
 }
-
-// The strides of a tensor's four dimensions, in elements.
-struct Strides {
-  int64_t n, c, h, w;
-};
 
 // forward and input_grad gather: each output is a sum over the taps and channels of the source that it reads.
 // The weights lie packed as [phase][group][gemm_m][pitch], a row being a phase's taps and channels in Taps' order.
@@ -160,39 +156,6 @@ struct Correlate {
     return work;
   }
 };
-
-// Packs weights for Gather: one thread for each number.
-template <class T>
-struct PackParameters {
-  Axis vertical, horizontal;
-  int32_t phases_w, phases, groups, rows, channels;
-  int64_t stride_m, stride_c, stride_h, stride_w;  // of the weights: between gemm_m, source channels, taps
-  int64_t stride_group;
-  const T* weights;
-  T* packed;
-  int64_t pitch;
-};
-
-constexpr int kPackThreads = 256;
-
-template <class T>
-CONV_EXT_KERNEL(kPackThreads)
-pack_weights(PackParameters<T> p) {
-  const int64_t index = block_index() * kPackThreads + thread_index();
-  if (index >= int64_t(p.phases) * p.groups * p.rows * p.pitch) return;
-  const int64_t k = index % p.pitch, row = index / p.pitch % p.rows;
-  const int64_t group = index / p.pitch / p.rows % p.groups, phase = index / p.pitch / p.rows / p.groups;
-  const PhaseAxis down = phase_of(p.vertical, int32_t(phase / p.phases_w)),
-                  across = phase_of(p.horizontal, int32_t(phase % p.phases_w));
-  T value{};
-  if (k < int64_t(down.taps) * across.taps * p.channels) {
-    const Digits d = digits_of(k, across.taps, p.channels);
-    const int64_t r = down.first_tap + int64_t(d.high) * down.tap_step,
-                  s = across.first_tap + int64_t(d.middle) * across.tap_step;
-    value = p.weights[group * p.stride_group + row * p.stride_m + d.low * p.stride_c + r * p.stride_h + s * p.stride_w];
-  }
-  p.packed[index] = value;
-}
 
 }  // namespace cuda
 }  // namespace conv_ext

@@ -10,10 +10,9 @@ int run_correlate(const RealCall& call) {
   const ConvProblem& z = call.z;
   const Buffers& b = call.b;
   const CudaShape shape = cuda_shape(z, conv_ext::Pass::WeightGrad);
-  const int64_t tile = cuda_tile(call.plan.large_tile);
   typename Pass::Parameters p{};
-  p.grid = {int32_t(ceil_div(shape.gemm_m, tile)),
-            int32_t(ceil_div(shape.gemm_n, tile)),
+  p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.tile_m)),
+            int32_t(ceil_div(shape.gemm_n, call.plan.tile_n)),
             int32_t(z.groups),
             1,
             int32_t(call.plan.splits),
@@ -31,7 +30,7 @@ int run_correlate(const RealCall& call) {
   p.result = result_of<T, Sum>(call, b.weight, b.weight.stride[0]);
   const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
   if (call.plan.splits > 1) {
-    p.result.partial = static_cast<Sum*>(b.workspace);
+    p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
     p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
     p.result.stride_m = p.to.n;
     p.split_elements = size[0] * p.to.n;

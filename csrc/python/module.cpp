@@ -148,7 +148,7 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   const CudaPlan plan = empty ? CudaPlan{} : make_cuda_plan(problem, pass, chosen);
   py::dict tiles, text;
   if (!empty && chosen.algorithm != CudaAlgorithm::Direct)
-    tiles["sums"] = std::to_string(cuda_tile(plan.large_tile)) + "x" + std::to_string(cuda_tile(plan.large_tile));
+    tiles["sums"] = std::to_string(plan.tile_m) + "x" + std::to_string(plan.tile_n);
   if (!empty) tiles["splits"] = plan.splits;
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;

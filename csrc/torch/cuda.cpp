@@ -46,7 +46,7 @@ Tensor run_cuda(Pass pass, const Tensor& a, const Tensor& b, const std::optional
   const CudaCandidate& candidate = choose_cuda_or_throw(problem, pass, traits_of(a.device().index()), call.algorithm);
   if (result.numel() == 0) return result;
   if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
-  const CudaPlan plan = make_cuda_plan(problem, pass, candidate);
+  const CudaPlan plan = make_cuda_plan(problem, pass, candidate, &buffers);
   RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
   Tensor workspace;  // freed in the stream's order: the kernels are done with it before anybody else gets it
   if (plan.workspace_bytes > 0) {

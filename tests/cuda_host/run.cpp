@@ -32,14 +32,16 @@ int index_of(const char* const (&names)[count], const std::string& name) {
   throw std::invalid_argument("unknown name " + name);
 }
 
-// A tensor in memory that ends with its last element, so that the sanitizer sees every access beyond it.
+// A tensor in memory that ends with its last element, so that the sanitizer sees every access beyond it. "shifted" is
+// channels_last that begins at no multiple of 16 bytes.
 struct Tensor {
   int64_t size[4], stride[4], elements;
-  std::unique_ptr<char[]> memory;
+  std::unique_ptr<char[]> block;
+  char* memory;
 
   Tensor(std::array<int64_t, 4> sizes, const std::string& layout, int64_t bytes) {
     std::array<int, 4> order{0, 1, 2, 3};  // the slowest first
-    if (layout == "channels_last") order = {0, 2, 3, 1};
+    if (layout == "channels_last" || layout == "shifted") order = {0, 2, 3, 1};
     if (layout == "transposed") order = {3, 2, 1, 0};
     int64_t next = layout == "sliced" ? 2 : 1;
     for (int d = 3; d >= 0; --d) {
@@ -49,10 +51,12 @@ struct Tensor {
     }
     elements = 1;
     for (int d = 0; d < 4; ++d) elements += (size[d] - 1) * stride[d];
-    memory.reset(new char[size_t(elements * bytes)]);
-    memset(memory.get(), 0xff, size_t(elements * bytes));
+    const int64_t shift = layout == "shifted" ? bytes : 0;
+    block.reset(new char[size_t(shift + elements * bytes)]);
+    memory = block.get() + shift;
+    memset(memory, 0xff, size_t(elements * bytes));
   }
-  TensorRef ref() const { return {memory.get(), {stride[0], stride[1], stride[2], stride[3]}}; }
+  TensorRef ref() const { return {memory, {stride[0], stride[1], stride[2], stride[3]}}; }
   template <class Visit>
   void each(Visit visit) const {
     for (int64_t a = 0; a < size[0]; ++a)
@@ -90,23 +94,24 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   for (Tensor* t : {&source, &w})
     t->each([&](int64_t at) {
       for (int64_t part = 0; part < parts_of(c.z.dtype); ++part)
-        write<T>(reinterpret_cast<T*>(t->memory.get() + at * bytes) + part, Wide(random()) / Wide(1u << 31) - 1);
+        write<T>(reinterpret_cast<T*>(t->memory + at * bytes) + part, Wide(random()) / Wide(1u << 31) - 1);
     });
   const auto run = [&](int64_t first, int64_t images) {
     ConvProblem z = c.z;
     z.n = images;
-    const CudaPlan plan = make_cuda_plan(z, c.pass, candidate);
-    std::unique_ptr<char[]> workspace(new char[size_t(plan.workspace_bytes)]);
-    Buffers b{x.ref(), w.ref(), y.ref(), nullptr, 0, workspace.get(), false};
+    Buffers b{x.ref(), w.ref(), y.ref(), nullptr, 0, nullptr, false};
     b.input.data = static_cast<char*>(b.input.data) + first * x.stride[0] * bytes;
     b.output.data = static_cast<char*>(b.output.data) + first * y.stride[0] * bytes;
+    const CudaPlan plan = make_cuda_plan(z, c.pass, candidate, &b);
+    std::unique_ptr<char[]> workspace(new char[size_t(plan.workspace_bytes)]);
+    b.workspace = workspace.get();
     return launch_pass(c.pass, z, plan, b);
   };
   run(0, c.z.n);
   std::unique_ptr<char[]> together(new char[size_t(result.elements * bytes)]);
-  memcpy(together.get(), result.memory.get(), size_t(result.elements * bytes));
+  memcpy(together.get(), result.memory, size_t(result.elements * bytes));
   for (int64_t n = 0; n < c.z.n; ++n) run(n, 1);
-  return memcmp(together.get(), result.memory.get(), size_t(result.elements * bytes)) == 0
+  return memcmp(together.get(), result.memory, size_t(result.elements * bytes)) == 0
              ? std::string("exact: the same bits by ") + candidate.name
              : std::string("other bits alone than in a batch, by ") + candidate.name;
 }
@@ -126,17 +131,17 @@ std::string check_pass(const Case& c) {
     if (t == &result) continue;
     t->each([&](int64_t at) {
       for (int64_t part = 0; part < parts; ++part)
-        write<T>(reinterpret_cast<T*>(t->memory.get()) + at * parts + part, Wide(int(random() % 7) - 3));
+        write<T>(reinterpret_cast<T*>(t->memory) + at * parts + part, Wide(int(random() % 7) - 3));
     });
   }
   if (special) {
     const Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
-    write<T>(reinterpret_cast<T*>(first.memory.get()) + first.elements / 2 * parts,
+    write<T>(reinterpret_cast<T*>(first.memory) + first.elements / 2 * parts,
              std::numeric_limits<Wide>::infinity());
-    write<T>(reinterpret_cast<T*>(second.memory.get()) + second.elements / 3 * parts,
+    write<T>(reinterpret_cast<T*>(second.memory) + second.elements / 3 * parts,
              std::numeric_limits<Wide>::quiet_NaN());
   }
-  Buffers b{x.ref(), w.ref(), y.ref(), c.bias ? bias.memory.get() : nullptr, bias.stride[1], nullptr, c.relu};
+  Buffers b{x.ref(), w.ref(), y.ref(), c.bias ? bias.memory : nullptr, bias.stride[1], nullptr, c.relu};
   Buffers of_reference = b;
   (pass == Pass::Forward     ? of_reference.output
    : pass == Pass::InputGrad ? of_reference.input
@@ -152,7 +157,7 @@ std::string check_pass(const Case& c) {
   const CudaCandidate* candidate = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
   if (candidate == nullptr) return std::string("declined: ") + reason;
   if (std::string(ways) == "images") return check_images<T, Wide>(c, *candidate, x, w, y);
-  const CudaPlan cuda_plan = make_cuda_plan(z, pass, *candidate);
+  const CudaPlan cuda_plan = make_cuda_plan(z, pass, *candidate, &b);
   std::unique_ptr<char[]> workspace(new char[size_t(cuda_plan.workspace_bytes)]);
   b.workspace = workspace.get();
   for (const char* each = ways; *each != 0; ++each) {
@@ -160,13 +165,13 @@ std::string check_pass(const Case& c) {
     cuda::machine.late = way & 1;
     cuda::machine.reversed = way & 2;
     memset(workspace.get(), 0xff, size_t(cuda_plan.workspace_bytes));
-    result.each([&](int64_t at) { memset(result.memory.get() + at * bytes, 0xff, size_t(bytes)); });
+    result.each([&](int64_t at) { memset(result.memory + at * bytes, 0xff, size_t(bytes)); });
     if (const int error = launch_pass(pass, z, cuda_plan, b)) return "launch error " + std::to_string(error);
     int64_t wrong = 0, index = 0, first = -1;
-    const T* wanted = reinterpret_cast<const T*>(expected.memory.get());
+    const T* wanted = reinterpret_cast<const T*>(expected.memory);
     result.each([&](int64_t at) {
       for (int64_t part = 0; part < parts; ++part, ++index) {
-        const Wide got = read<Wide>(reinterpret_cast<const T*>(result.memory.get()) + at * parts + part);
+        const Wide got = read<Wide>(reinterpret_cast<const T*>(result.memory) + at * parts + part);
         const Wide right = read<Wide>(wanted + index);
         if (!(got == right || (std::isnan(got) && std::isnan(right))) && wrong++ == 0) first = index;
       }
@@ -178,7 +183,7 @@ std::string check_pass(const Case& c) {
       return text.str();
     }
   }
-  return std::string("exact: ") + candidate->name + (cuda_plan.large_tile ? " large" : "") +
+  return std::string("exact: ") + candidate->name + (cuda_plan.tile_m > 64 ? " large" : "") +
          (cuda_plan.splits > 1 ? " split" : "");
 }
 
@@ -228,7 +233,7 @@ int main(int count, char** arguments) {
     c.pass = Pass(index_of(kPassNames, pass));
     z.dtype = DType(index_of(kDTypeNames, dtype));
     z.precision = precision == "ieee" ? Precision::Ieee : precision == "tf32" ? Precision::TF32 : Precision::BF16;
-    z.channels_last = c.layout == "channels_last" || c.layout == "mixed";
+    z.channels_last = c.layout == "channels_last" || c.layout == "mixed" || c.layout == "shifted";
     const std::string verdict = check(c);
     right = right && verdict.rfind("exact", 0) == 0;
     std::cout << verdict << " | " << line << std::endl;

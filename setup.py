@@ -235,7 +235,7 @@ setup(
     ext_modules=[
         CppExtension(
             "conv_ext._C",
-            EXTENSION_SOURCES + (["csrc/torch/cuda.cpp"] if wants_cuda() else []),
+            [*EXTENSION_SOURCES, "csrc/torch/cuda.cpp" if wants_cuda() else "csrc/torch/without_cuda.cpp"],
             # OpenMP when compiling alone: torch's own run-time library, loaded already, provides the symbols.
             extra_compile_args=["-std=c++20", "-O2", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wall"],
             extra_link_args=["-ldl"],

@@ -4,7 +4,6 @@
 #include <ATen/record_function.h>
 #include <dlfcn.h>
 #include <sys/mman.h>
-#include <torch/library.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -15,12 +14,11 @@
 
 #include "../indexing.h"
 #include "buffers.h"
-#include "operators.h"
+#include "registration.h"
 
 namespace conv_ext {
 namespace {
 
-using at::IntArrayRef;
 using at::Tensor;
 
 std::atomic<const KernelLibrary*> loaded_library{nullptr};
@@ -159,35 +157,6 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   return result;
 }
 
-namespace {
-
-Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
-               IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
-               std::string_view algorithm, std::string_view activation) {
-  return run_cpu(Pass::Forward, input, weight, bias,
-                 {{}, stride, padding, dilation, groups, precision, algorithm, activation});
-}
-
-Tensor input_grad(const Tensor& grad_output, const Tensor& weight, IntArrayRef input_size, IntArrayRef stride,
-                  IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
-                  std::string_view algorithm) {
-  return run_cpu(Pass::InputGrad, grad_output, weight, std::nullopt,
-                 {input_size, stride, padding, dilation, groups, precision, algorithm, "none"});
-}
-
-Tensor weight_grad(const Tensor& grad_output, const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
-                   IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
-                   std::string_view algorithm) {
-  return run_cpu(Pass::WeightGrad, grad_output, input, std::nullopt,
-                 {kernel_size, stride, padding, dilation, groups, precision, algorithm, "none"});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(conv_ext, CPU, library) {
-  library.impl("forward", TORCH_FN(forward));
-  library.impl("input_grad", TORCH_FN(input_grad));
-  library.impl("weight_grad", TORCH_FN(weight_grad));
-}
+TORCH_LIBRARY_IMPL(conv_ext, CPU, library) { implement<run_cpu>(library); }
 
 }  // namespace conv_ext

@@ -5,19 +5,17 @@
 #include <ATen/ATen.h>
 #include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/library.h>
+#include <dlfcn.h>
 
 #include <atomic>
 
 #include "../cuda/launch.h"
 #include "buffers.h"
-#include "operators.h"
+#include "registration.h"
 
 namespace conv_ext {
 namespace {
 
-using at::IntArrayRef;
 using at::Tensor;
 
 void check_cuda(int error, const char* what) {
@@ -34,6 +32,23 @@ CudaTraits traits_of(c10::DeviceIndex device) {
   }
   return {capability};
 }
+
+// Torch's current stream of a device, by a function of its stable interface. It lives in a library that is not there
+// to link with where torch is a CPU build, and that is loaded already where it is not.
+void* current_stream(c10::DeviceIndex device) {
+  using Function = int32_t (*)(int32_t device, void** stream);
+  static const Function function = [] {
+    void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<Function>(found);
+  }();
+  TORCH_CHECK(function != nullptr, "conv_ext found no aoti_torch_get_current_cuda_stream in torch's libtorch_cuda.so");
+  void* stream = nullptr;
+  TORCH_CHECK(function(device, &stream) == 0, "conv_ext: torch gave no current stream of CUDA device ", int(device));
+  return stream;
+}
+
+}  // namespace
 
 Tensor run_cuda(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
                 const CallArguments& call) {
@@ -53,41 +68,13 @@ Tensor run_cuda(Pass pass, const Tensor& a, const Tensor& b, const std::optional
     workspace = at::empty({plan.workspace_bytes}, a.options().dtype(at::kByte).memory_format(std::nullopt));
     buffers.workspace = workspace.mutable_data_ptr();
   }
-  void* const stream = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getStream(a.device()).native_handle();
   const auto launch = pass == Pass::Forward     ? launch_forward
                       : pass == Pass::InputGrad ? launch_input_grad
                                                 : launch_weight_grad;
-  check_cuda(launch(problem, plan, buffers, stream), "a kernel could not be started");
+  check_cuda(launch(problem, plan, buffers, current_stream(a.device().index())), "a kernel could not be started");
   return result;
 }
 
-Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
-               IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
-               std::string_view algorithm, std::string_view activation) {
-  return run_cuda(Pass::Forward, input, weight, bias,
-                  {{}, stride, padding, dilation, groups, precision, algorithm, activation});
-}
-
-Tensor input_grad(const Tensor& grad_output, const Tensor& weight, IntArrayRef input_size, IntArrayRef stride,
-                  IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
-                  std::string_view algorithm) {
-  return run_cuda(Pass::InputGrad, grad_output, weight, std::nullopt,
-                  {input_size, stride, padding, dilation, groups, precision, algorithm, "none"});
-}
-
-Tensor weight_grad(const Tensor& grad_output, const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
-                   IntArrayRef padding, IntArrayRef dilation, int64_t groups, std::string_view precision,
-                   std::string_view algorithm) {
-  return run_cuda(Pass::WeightGrad, grad_output, input, std::nullopt,
-                  {kernel_size, stride, padding, dilation, groups, precision, algorithm, "none"});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(conv_ext, CUDA, library) {
-  library.impl("forward", TORCH_FN(forward));
-  library.impl("input_grad", TORCH_FN(input_grad));
-  library.impl("weight_grad", TORCH_FN(weight_grad));
-}
+TORCH_LIBRARY_IMPL(conv_ext, CUDA, library) { implement<run_cuda>(library); }
 
 }  // namespace conv_ext

@@ -17,17 +17,18 @@ namespace {
 
 enum Road : long { kGeneral = 0, kPlainGradient = 1, kPlain = 2 };
 
-// Keys that a call may carry and still be plain: dense storage and ordinary autograd on a device that has kernels.
+// Keys that a call may carry and still be plain: dense storage and ordinary autograd on the CPU or on CUDA.
 // Anything else in the tensors or in this thread's state (functorch, autocast, tracing, a Python mode, a conjugate
 // view, inference exclusions, ...) sends the call down the general road.
 const uint64_t kPlainKeys =
     (c10::DispatchKeySet(c10::DispatchKey::CPU) | c10::DispatchKeySet(c10::DispatchKey::AutogradCPU) |
+     c10::DispatchKeySet(c10::DispatchKey::CUDA) | c10::DispatchKeySet(c10::DispatchKey::AutogradCUDA) |
      c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView) | c10::DispatchKeySet(c10::DispatchKey::BackendSelect))
         .raw_repr();
 
 bool plain(const at::Tensor& t, c10::impl::LocalDispatchKeySet local) {
   const c10::DispatchKeySet keys = (t.key_set() | local.included_) - local.excluded_;
-  return (keys.raw_repr() & ~kPlainKeys) == 0 && t.is_cpu() && !t._fw_grad(0).defined();
+  return (keys.raw_repr() & ~kPlainKeys) == 0 && !t._fw_grad(0).defined();
 }
 
 PyObject* road(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -44,7 +45,8 @@ PyObject* road(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     for (int i = 0; i < 2 + has_bias; ++i) {
       if (!THPVariable_CheckExact(arguments[i])) break;
       const at::Tensor& t = THPVariable_Unpack(arguments[i]);
-      if (!plain(t, local)) break;
+      // On several devices: the general road has the dispatcher's and the validator's errors.
+      if (!plain(t, local) || (i > 0 && t.device() != THPVariable_Unpack(arguments[0]).device())) break;
       gradient = gradient || t.requires_grad();
       ++plain_operands;
     }
@@ -127,7 +129,7 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   {
     pybind11::gil_scoped_release no_gil;
     at::AutoDispatchBelowADInplaceOrView below;  // the operators called inside record nothing
-    result = run_cpu(pass, first, second, bias, a);
+    result = (first.is_cuda() ? run_cuda : run_cpu)(pass, first, second, bias, a);
   }
   return THPVariable_Wrap(std::move(result));
   END_HANDLE_TH_ERRORS

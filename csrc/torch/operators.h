@@ -26,9 +26,14 @@ Precision precision_of(DType dtype, std::string_view name);
 ConvProblem validate(Pass pass, const at::Tensor& first, const at::Tensor& second,
                      const std::optional<at::Tensor>& bias, const CallArguments& call);
 
-// Validates, plans, allocates the result in the memory format that F.conv2d would choose, and runs the pass on the CPU.
+// Validates, plans, allocates the result in the memory format that F.conv2d would choose, and runs the pass.
+using RunPass = at::Tensor (*)(Pass pass, const at::Tensor& first, const at::Tensor& second,
+                               const std::optional<at::Tensor>& bias, const CallArguments& call);
 at::Tensor run_cpu(Pass pass, const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& bias,
                    const CallArguments& call);
+// On CUDA: cuda.cpp, or without_cuda.cpp, which says how to build the kernels.
+at::Tensor run_cuda(Pass pass, const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& bias,
+                    const CallArguments& call);
 
 // The plan's answer, or an error that gives the algorithm's own reason.
 const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,

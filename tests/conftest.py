@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conv_ext.library import available_isas
+from devices import DEVICES, on
 from drawn import settings
 from passes import instruction_set
 
@@ -37,3 +38,10 @@ def each_isa(request):
     """The test once under every instruction set that this processor has."""
     with instruction_set(request.param):
         yield request.param
+
+
+@pytest.fixture(params=DEVICES)
+def each_device(request):
+    """The test on the CPU and on a GPU; what it makes with the functions of tests/devices.py is there."""
+    with on(request.param) as device:
+        yield device

@@ -16,9 +16,11 @@ from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 
 import conv_ext
+from devices import device, randn, tensor
 from passes import DTYPES, LAYOUTS, applicable, dtype_name, fill, instruction_set, laid_out, operands, same_bits
 from problems import CORNERS, EMPTY, NETWORK, SMALL, THREADED, Problem
 
+each_device = pytest.mark.usefixtures("each_device")
 REAL = [dtype for dtype in DTYPES if not dtype.is_complex]
 every_dtype = pytest.mark.parametrize("dtype", REAL, ids=dtype_name)
 OPTIONS = dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
@@ -115,8 +117,9 @@ def test_what_rounds_to_zero(z, dtype):
         assert_fused(laid_out(x, layout), w, minus_zero, z, conv_ext.library.available_isas())
 
 
+@each_device
 def test_no_channels_leave_the_bias():
-    x, w, b = torch.randn(2, 0, 5, 6), torch.randn(3, 0, 2, 2), torch.tensor([1.0, -1.0, math.nan])
+    x, w, b = randn(2, 0, 5, 6), randn(3, 0, 2, 2), tensor([1.0, -1.0, math.nan])
     y = conv_ext.conv2d(x, w, b, activation="relu")
     assert same(y, b.relu()[:, None, None].expand(2, 3, 4, 5).contiguous())
     assert (conv_ext.conv2d(x, w, activation="relu") == 0).all()
@@ -152,9 +155,10 @@ def pair(name):
 
 
 def leaves(name, dtype=torch.float32):
-    return [torch.randn(shape).to(dtype).requires_grad_() for shape in FUNCTIONS[name][0]]
+    return [randn(shape).to(dtype).requires_grad_() for shape in FUNCTIONS[name][0]]
 
 
+@each_device
 @every_dtype
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_those_of_the_unfused_form(name, dtype):
@@ -166,13 +170,14 @@ def test_gradients_are_those_of_the_unfused_form(name, dtype):
     results = []
     for f in pair(name):
         y = f(*args)
-        g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(device(), dtype)
         g.flatten()[::5] = math.inf  # never multiplied by the mask: Inf * 0 would be NaN
         for options in ({"retain_graph": True}, {"create_graph": True}):
             results.append((y, *torch.autograd.grad(y, args, g, **options)))
     assert all(same(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 
+@each_device
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (1, 2)], ids=str)
 def test_frozen_operands(needed):
     args = [t.detach().requires_grad_(i in needed) for i, t in enumerate(leaves("conv2d"))]
@@ -180,6 +185,7 @@ def test_frozen_operands(needed):
     assert all(same(a, b) for a, b in zip(*results))
 
 
+@each_device
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_finite_differences(name):
     args = leaves(name, torch.float64)
@@ -200,6 +206,7 @@ FUSED = {
 }
 
 
+@each_device
 @pytest.mark.parametrize("entrance", FUSED)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms(name, entrance):
@@ -210,17 +217,19 @@ def test_transforms(name, entrance):
     torch.testing.assert_close(*results, equal_nan=True)
 
 
+@each_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize(
     "dims", [(0, None, None), (2, None, 0), (None, None, 1), (None, 3, 0), (1, 2, 1), (0, 0, None)], ids=str
 )
 def test_vmap(dims, dtype):
     shapes = (s if d is None else (*s[:d], 3, *s[d:]) for s, d in zip((X, W, B), dims))
-    args = [torch.randn(shape).to(dtype) for shape in shapes]
+    args = [randn(shape).to(dtype) for shape in shapes]
     fused, unfused = (torch.func.vmap(f, dims)(*args) for f in pair("conv2d"))
     assert same(fused, unfused)
 
 
+@each_device
 def test_forward_mode():
     args = [t.detach() for t in leaves("conv2d")]
     results = []
@@ -231,6 +240,7 @@ def test_forward_mode():
     torch.testing.assert_close(results[0].tangent, results[1].tangent)
 
 
+@each_device
 def test_nothing_is_left_behind():
     """A saved output makes no cycle, is freed by the backward, and must not be changed before."""
     for f in (FUSED["public"], FUSED["operator"]):
@@ -250,6 +260,7 @@ def test_nothing_is_left_behind():
 # ---- PyTorch's other subsystems
 
 
+@each_device
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled(name):
     torch._dynamo.reset()
@@ -262,22 +273,25 @@ def test_compiled(name):
     assert all(same(a, b) for a, b in zip(*results))
 
 
+@each_device
 def test_exported():
-    layer, x = conv_ext.Conv2d(4, 6, (3, 2), activation="relu"), torch.randn(X)
+    layer, x = conv_ext.Conv2d(4, 6, (3, 2), activation="relu").to(device()), randn(X)
     program = torch.export.export(layer, (x,))
     assert same(program.module()(x), layer(x))
 
 
+@each_device
 @every_dtype
 def test_opcheck(dtype):
     args = [t.to(dtype).requires_grad_() for t in tensors(X, W, B)]
     torch.library.opcheck(torch.ops.conv_ext.forward.default, (*args, *GEOMETRY), {"activation": "relu"})
 
 
+@each_device
 def test_autocast():
     args, results = leaves("conv2d"), []
     for f in pair("conv2d"):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device(), torch.bfloat16):
             y = f(*args)
         results.append((y, *torch.autograd.grad(y.sin().sum(), args)))
     assert results[0][0].dtype == torch.bfloat16

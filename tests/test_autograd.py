@@ -10,6 +10,9 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import conv_ext
 from conv_ext import autograd
+from devices import randn
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 # Every call asymmetric: H and W, both strides, both paddings, both dilations differ.
 CONV2D = {
@@ -33,7 +36,7 @@ DTYPES = [torch.float64, torch.complex128]
 def operands(function, x_shape, w_shape, options, dtype=torch.float64):
     groups = options.get("groups", 1)
     k = w_shape[1] * groups if function == "conv_transpose2d" else w_shape[0]
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in (x_shape, w_shape, (k,))]
+    return [randn(shape, dtype=dtype, requires_grad=True) for shape in (x_shape, w_shape, (k,))]
 
 
 def bound(function, options, module=conv_ext):
@@ -70,7 +73,7 @@ def operator_call(name):
 
 def operator_leaves(name, dtype):
     shapes = [*OPERATORS[name][:2], (6,)][: 3 if name == "forward" else 2]
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    return [randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -145,9 +148,9 @@ def test_reverse_over_forward_with_ordinary_autograd():
 @pytest.mark.parametrize("entrance", ["plain", "operator"])
 def test_what_a_frozen_operand_makes_needless_is_not_saved(entrance):
     def saved(x_needed, w_needed):
-        x = torch.randn(1, 2, 4, 5, requires_grad=x_needed)
-        w = torch.randn(3, 2, 2, 3, requires_grad=w_needed)
-        b = torch.randn(3, requires_grad=True)
+        x = randn(1, 2, 4, 5, requires_grad=x_needed)
+        w = randn(3, 2, 2, 3, requires_grad=w_needed)
+        b = randn(3, requires_grad=True)
         if entrance == "plain":
             y = conv_ext.conv2d(x, w, b)
         else:
@@ -163,9 +166,9 @@ def test_what_a_frozen_operand_makes_needless_is_not_saved(entrance):
 @pytest.mark.parametrize("entrance", ["plain", "operator"])
 def test_forward_mode_leaves_nothing_behind(entrance):
     """`save_for_forward` must not outlive the call, for its tensors are neither checked nor freed by a backward."""
-    weight = torch.randn(3, 2, 2, 2)
-    x = torch.randn(1, 2, 4, 5)
-    bias = torch.randn(3, requires_grad=True)
+    weight = randn(3, 2, 2, 2)
+    x = randn(1, 2, 4, 5)
+    bias = randn(3, requires_grad=True)
     if entrance == "plain":
         y = conv_ext.conv2d(x, weight, bias)
     else:
@@ -175,7 +178,7 @@ def test_forward_mode_leaves_nothing_behind(entrance):
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
     y.sum().backward()
-    assert torch.equal(bias.grad, torch.full((3,), 12.0))
+    assert torch.equal(bias.grad, torch.full_like(bias, 12.0))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_forward_mode_leaves_nothing_behind(entrance):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("shape", [(64, 1, 29, 41), (3, 1, 5, 7), (5, 6, 61, 47)], ids=str)
 def test_bias_grad_for_any_number_of_threads(shape, memory_format, dtype):
-    grad = torch.randn(shape, dtype=torch.float64).to(dtype).contiguous(memory_format=memory_format)
+    grad = randn(shape, dtype=torch.float64).to(dtype).contiguous(memory_format=memory_format)
     sums = []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
@@ -198,7 +201,7 @@ def test_bias_grad_for_any_number_of_threads(shape, memory_format, dtype):
 
 
 def test_the_bias_of_a_transposed_convolution_has_the_same_gradient_for_any_number_of_threads():
-    x, w, b = torch.randn(16, 2, 41, 53), torch.randn(2, 1, 3, 2), torch.randn(1, requires_grad=True)
+    x, w, b = randn(16, 2, 41, 53), randn(2, 1, 3, 2), randn(1, requires_grad=True)
     grads = []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
@@ -227,13 +230,13 @@ def test_every_road_gives_the_same_bits(function, x_shape, w_shape, options):
 
 
 def test_the_same_tensor_as_both_operands():
-    t = torch.randn(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    t = randn(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     square = lambda t: conv_ext.conv2d(t, t, None, padding=(1, 2))  # noqa: E731
     gradcheck(square, t, check_forward_ad=True)
     gradgradcheck(square, t, check_fwd_over_rev=True, fast_mode=True)
 
 
 def test_nodes_have_names():
-    x, w = torch.randn(1, 2, 3, 4, requires_grad=True), torch.randn(3, 2, 2, 2)
+    x, w = randn(1, 2, 3, 4, requires_grad=True), randn(3, 2, 2, 2)
     assert conv_ext.conv2d(x, w).grad_fn.name() == "ConvExtForwardBackward"
     assert conv_ext.conv_transpose2d(x, w.mT.transpose(0, 1)).grad_fn.name() == "ConvExtInputGradBackward"

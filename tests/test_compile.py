@@ -12,7 +12,9 @@ from torch.func import grad, hessian, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import conv_ext
+from devices import device, randn, tensor
 
+pytestmark = pytest.mark.usefixtures("each_device")
 X, W, B = (2, 4, 6, 7), (6, 2, 3, 2), (6,)
 OTHER_X = (3, 4, 9, 8)
 OPTIONS = dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
@@ -39,7 +41,7 @@ def fresh():
 
 
 def leaves(shapes, dtype=torch.float32):
-    return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
+    return [randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
 
 
 def same_as_torch(name, **compile_options):
@@ -52,13 +54,13 @@ def same_as_torch(name, **compile_options):
         (OTHER_X, torch.contiguous_format),
         (OTHER_X, torch.channels_last),
     ):
-        x = torch.randn(shape).contiguous(memory_format=memory_format).requires_grad_()
+        x = randn(shape).contiguous(memory_format=memory_format).requires_grad_()
         results = []
         for function in (compiled, make(F)):
             y = function(x, w, b)
             results.append((y, torch.autograd.grad(y.sin().sum(), (x, w, b))))
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
-        assert results[0][0].stride() == results[1][0].stride()
+        assert results[0][0].stride() == (results[1][0] if device() == "cpu" else make(conv_ext)(x, w, b)).stride()
 
 
 @pytest.mark.parametrize("dynamic", [None, True, False])
@@ -90,14 +92,14 @@ def test_dynamic_shapes_are_not_specialised():
     compiled = torch.compile(FUNCTIONS["conv2d"][0](conv_ext), backend=counter, fullgraph=True, dynamic=True)
     # The first sizes occur nowhere else, or Dynamo takes equal ones for one symbol.
     for n, h, w in ((13, 17, 19), (5, 9, 8), (3, 6, 6), (11, 5, 31)):
-        compiled(torch.randn(n, 4, h, w), torch.randn(W), torch.randn(B))
+        compiled(randn(n, 4, h, w), randn(W), randn(B))
     assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_the_same_tensor_twice_and_frozen_operands(frozen):
-    t = torch.randn(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    other = torch.randn(3, 3, 4, 5, dtype=torch.float64)
+    t = randn(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    other = randn(3, 3, 4, 5, dtype=torch.float64)
     twice = torch.compile(lambda t: conv_ext.conv2d(t, t, None, padding=(1, 2)), backend="aot_eager", fullgraph=True)
     once = torch.compile(
         lambda a, b: conv_ext.conv2d(a, b, None, padding=(1, 2)), backend="aot_eager", fullgraph=True
@@ -126,7 +128,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_inside(name):
     make = FUNCTIONS["conv2d"][0]
-    args = [torch.randn(shape, dtype=torch.float64) for shape in (X, W, B)]
+    args = [randn(shape, dtype=torch.float64) for shape in (X, W, B)]
     compiled = torch.compile(TRANSFORMS[name](make(conv_ext)), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*args), TRANSFORMS[name](make(F))(*args))
 
@@ -142,7 +144,7 @@ def test_double_backward_says_that_it_is_not_supported():
 def test_autocast():
     compiled = torch.compile(FUNCTIONS["conv2d"][0](conv_ext), backend="aot_eager", fullgraph=True)
     x, w, b = leaves((X, W, B))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device(), torch.bfloat16):
         y = compiled(x, w, b)
         eager = FUNCTIONS["conv2d"][0](conv_ext)(x, w, b)
     assert y.dtype == torch.bfloat16 and torch.equal(y, eager)
@@ -150,35 +152,40 @@ def test_autocast():
     assert all(g.dtype == torch.float32 for g in grads)
 
 
+FORCED = {"cpu": "reference", "cuda": "multiply_add"}  # an algorithm that computes everything
+
+
 def test_settings_are_guarded():
-    graphs = []
+    graphs, forced = [], FORCED[device()]
 
     def backend(graph, example_inputs):
         graphs.append(graph)
         return graph
 
     compiled = torch.compile(FUNCTIONS["conv2d"][0](conv_ext), backend=backend, fullgraph=True)
-    args = [torch.randn(shape) for shape in (X, W, B)]
+    args = [randn(shape) for shape in (X, W, B)]
     compiled(*args)
-    with conv_ext.precision("tf32"), conv_ext.algorithm("reference"):
+    with conv_ext.precision("tf32"), conv_ext.algorithm(forced):
         compiled(*args)
     compiled(*args)
-    wanted = [("ieee", "auto"), ("tf32", "reference")]
+    wanted = [("ieee", "auto"), ("tf32", forced)]
     calls = [next(n for n in g.graph.nodes if n.target is torch.ops.conv_ext.forward.default) for g in graphs]
     assert [call.args[7:9] for call in calls] == wanted
 
 
 def test_a_setting_inside():
+    forced = FORCED[device()]
+
     def f(x, w):
-        with conv_ext.algorithm("reference"):
+        with conv_ext.algorithm(forced):
             inside = conv_ext.conv2d(x, w)
         return inside, conv_ext.conv2d(x, w)
 
     graphs = []
     compiled = torch.compile(f, backend=lambda g, _: graphs.append(g) or g, fullgraph=True)
-    compiled(torch.randn(X), torch.randn(6, 4, 3, 2))
+    compiled(randn(X), randn(6, 4, 3, 2))
     calls = [n for n in graphs[0].graph.nodes if n.target is torch.ops.conv_ext.forward.default]
-    assert [call.args[8] for call in calls] == ["reference", "auto"]
+    assert [call.args[8] for call in calls] == [forced, "auto"]
 
 
 def test_compiled_autograd():
@@ -201,20 +208,20 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict):
-    layer, dim = Layer(), torch.export.Dim
+    layer, dim = Layer().to(device()), torch.export.Dim
     shapes = ({0: dim("N"), 2: dim("H", min=8, max=100), 3: dim("W", min=8, max=100)},)
-    program = torch.export.export(layer, (torch.randn(2, 4, 10, 11),), dynamic_shapes=shapes, strict=strict)
+    program = torch.export.export(layer, (randn(2, 4, 10, 11),), dynamic_shapes=shapes, strict=strict)
     assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [torch.ops.conv_ext.forward.default]
     for size in ((5, 4, 13, 9), (1, 4, 8, 99)):
-        x = torch.randn(size)
+        x = randn(size)
         assert torch.equal(program.module()(x), layer(x))
         assert torch.equal(program.run_decompositions().module()(x), layer(x))
 
 
 def test_jit_trace():
-    layer = Layer()
-    traced = torch.jit.trace(layer, torch.randn(X))
-    x = torch.randn(OTHER_X, requires_grad=True)
+    layer = Layer().to(device())
+    traced = torch.jit.trace(layer, randn(X))
+    x = randn(OTHER_X, requires_grad=True)
     y = traced(x)
     assert torch.equal(y, layer(x))
     torch.testing.assert_close(
@@ -228,15 +235,15 @@ def test_symbolic_trace_of_functions(name):
     traced = torch.fx.symbolic_trace(lambda x, w: function(x, w, None, 2, padding=1))
     (node,) = (n for n in traced.graph.nodes if n.op == "call_function")
     assert node.target is function
-    x, w = (torch.randn(shape[: 3 if name == "conv1d" else 4]) for shape in (X, (4, 4, 3, 2)))
+    x, w = (randn(shape[: 3 if name == "conv1d" else 4]) for shape in (X, (4, 4, 3, 2)))
     assert torch.equal(traced(x, w), function(x, w, None, 2, padding=1))
 
 
 def test_symbolic_trace_of_a_module():
-    layer = Layer()
+    layer = Layer().to(device())
     traced = torch.fx.symbolic_trace(layer)
     assert conv_ext.conv2d in [n.target for n in traced.graph.nodes]
-    x = torch.randn(OTHER_X)
+    x = randn(OTHER_X)
     assert torch.equal(traced(x), layer(x))
 
 
@@ -260,7 +267,7 @@ SIZES = {"forward": (), "input_grad": (X[2:],), "weight_grad": (W[2:],)}
 @pytest.mark.parametrize("name", SHAPES)
 def test_opcheck(name, dtype, layout):
     def operand(shape):
-        t = torch.randn(shape, dtype=torch.complex64 if dtype.is_complex else torch.float32).to(dtype)
+        t = randn(shape, dtype=torch.complex64 if dtype.is_complex else torch.float32).to(dtype)
         if layout == "transposed":
             t = t.transpose(1, 2).contiguous().transpose(1, 2)
         elif layout == "channels_last":
@@ -268,7 +275,7 @@ def test_opcheck(name, dtype, layout):
         return t.requires_grad_()
 
     a, b = map(operand, SHAPES[name])
-    bias = (torch.randn(6).to(dtype).requires_grad_(),) if name == "forward" else ()
+    bias = (randn(6).to(dtype).requires_grad_(),) if name == "forward" else ()
     operator = getattr(torch.ops.conv_ext, name).default
     torch.library.opcheck(operator, (a, b, *bias, *SIZES[name], *GEOMETRY))
 
@@ -277,15 +284,15 @@ def odd_tensor(shape, source):
     """A tensor of that shape with one of the layouts that callers have: permuted, sliced, expanded, with ones."""
     kind = source.choice(["contiguous", "channels_last", "permuted", "sliced", "expanded"])
     if kind == "expanded":
-        return torch.randn([1 if source.random() < 0.4 else extent for extent in shape]).expand(shape)
+        return randn([1 if source.random() < 0.4 else extent for extent in shape]).expand(shape)
     if kind == "permuted":
         order = source.sample(range(4), 4)
-        t = torch.randn([shape[i] for i in order])
+        t = randn([shape[i] for i in order])
         return t.permute([order.index(i) for i in range(4)])
     if kind == "sliced":
-        return torch.randn([2 * extent + 1 for extent in shape])[tuple(slice(0, 2 * extent, 2) for extent in shape)]
+        return randn([2 * extent + 1 for extent in shape])[tuple(slice(0, 2 * extent, 2) for extent in shape)]
     memory_format = torch.contiguous_format if kind == "contiguous" else torch.channels_last
-    return torch.randn(shape).contiguous(memory_format=memory_format)
+    return randn(shape).contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -329,7 +336,7 @@ def test_unbacked_sizes():
 
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
-        x, w = torch.randn(5, 4, 6, 7), torch.randn(6, 4, 3, 2)
+        x, w = randn(5, 4, 6, 7), randn(6, 4, 3, 2)
         for mask in ([1, 0, 1, 1, 0], [0, 1, 0, 0, 0]):
-            keep = torch.tensor(mask, dtype=torch.bool)
+            keep = tensor(mask, dtype=torch.bool)
             torch.testing.assert_close(compiled(x, w, keep), f(x, w, keep))

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import conv_ext
+from devices import device, randn
 
+each_device = pytest.mark.usefixtures("each_device")
 SAME = {"rtol": 1e-12, "atol": 1e-12}
 
 
@@ -29,7 +31,7 @@ def make_model():
         nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
         nn.ModuleDict({"inner": nn.Sequential(nn.Conv2d(4, 4, 3, padding="same", groups=2, bias=False))})["inner"],
         nn.ConvTranspose2d(4, 2, 2, stride=2), nn.Flatten(2), nn.Conv1d(2, 5, 3, padding=1, padding_mode="circular"),
-    ).double()  # fmt: skip
+    ).double().to(device())  # fmt: skip
 
 
 def kinds(model):
@@ -47,9 +49,10 @@ OURS = [conv_ext.Conv2d, conv_ext.Conv2d, conv_ext.ConvTranspose2d, conv_ext.Con
 TORCHS = [nn.Conv2d, nn.Conv2d, nn.ConvTranspose2d, nn.Conv1d]
 
 
+@each_device
 def test_there_and_back():
     model = make_model()
-    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    x = randn(2, 3, 6, 5, dtype=torch.float64)
     expected = model.eval()(x)
     before = {id(module): module for module in model.modules()}, {id(each): each for each in model.parameters()}
     state = copy.deepcopy(model.state_dict())
@@ -106,6 +109,7 @@ def test_what_is_no_module(function, wrong):
         function(wrong)
 
 
+@each_device
 def test_hooks_and_optimizer_go_on():
     model = make_model()
     seen = []
@@ -115,7 +119,7 @@ def test_hooks_and_optimizer_go_on():
     twin = copy.deepcopy(model)
     twin_optimizer = torch.optim.SGD(twin.parameters(), 0.5)
     conv_ext.convert(model)
-    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    x = randn(2, 3, 6, 5, dtype=torch.float64)
     for net, each in ((model, optimizer), (twin, twin_optimizer)):
         net(x).square().mean().backward()
         each.step()
@@ -124,9 +128,10 @@ def test_hooks_and_optimizer_go_on():
         torch.testing.assert_close(mine, theirs, **SAME)
 
 
+@each_device
 def test_copies_of_a_converted_model():
     model = conv_ext.convert(make_model())
-    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    x = randn(2, 3, 6, 5, dtype=torch.float64)
     expected = model.eval()(x)
     for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert kinds(made) == OURS
@@ -138,13 +143,14 @@ def test_copies_of_a_converted_model():
     torch.testing.assert_close(fresh(x), expected, **SAME)
 
 
+@each_device
 @pytest.mark.parametrize("apply", [
     parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal
 ])  # fmt: skip
 def test_parametrized_layers(apply):
-    layer = apply(nn.Conv2d(3, 4, 3, dtype=torch.float64)).eval()
+    layer = apply(nn.Conv2d(3, 4, 3, dtype=torch.float64, device=device())).eval()
     twin = copy.deepcopy(layer)  # a copy shares the class that parametrize has made: it must stay torch's
-    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    x = randn(2, 3, 6, 5, dtype=torch.float64)
     expected = layer(x)
 
     assert conv_ext.convert(layer) is layer and isinstance(layer, conv_ext.Conv2d)
@@ -216,12 +222,13 @@ CALLS = [
 ]
 
 
+@each_device
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("function, args, kwargs", CALLS)
 def test_override_routes_calls(function, args, kwargs):
     def made(value, place):
         geometry = place > 2 or not isinstance(value, tuple)
-        return value if geometry else torch.randn(value, dtype=torch.float64, requires_grad=True)
+        return value if geometry else randn(value, dtype=torch.float64, requires_grad=True)
 
     args = [made(value, place) for place, value in enumerate(args)]
     kwargs = {key: made(value, 2 if key in ("weight", "bias") else 3) for key, value in kwargs.items()}
@@ -235,9 +242,10 @@ def test_override_routes_calls(function, args, kwargs):
     torch.testing.assert_close(torch.autograd.grad(result, leaves, g), torch.autograd.grad(expected, leaves, g), **SAME)
 
 
+@each_device
 def test_override_takes_in_layers_and_leaves_the_rest():
     model = make_model().eval()
-    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    x = randn(2, 3, 6, 5, dtype=torch.float64)
     expected = model(x)
     with Calls() as calls, conv_ext.override():
         result = model(x)
@@ -296,8 +304,9 @@ class Tagged(torch.Tensor):
     """A tensor subclass that keeps its type through every function."""
 
 
+@each_device
 def test_override_with_a_tensor_subclass_and_transforms():
-    x, w = torch.randn(2, 2, 5, 6, dtype=torch.float64), torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    x, w = randn(2, 2, 5, 6, dtype=torch.float64), randn(3, 2, 3, 3, dtype=torch.float64)
     expected = F.conv2d(x, w)
     with conv_ext.override():
         tagged = F.conv2d(x.as_subclass(Tagged), w)
@@ -309,8 +318,9 @@ def test_override_with_a_tensor_subclass_and_transforms():
     torch.testing.assert_close(gradient, torch.func.grad(lambda each: F.conv2d(each, w).sum())(x), **SAME)
 
 
+@each_device
 def test_override_around_and_inside_compiled_code():
-    x, w = torch.randn(2, 2, 5, 6, dtype=torch.float64), torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    x, w = randn(2, 2, 5, 6, dtype=torch.float64), randn(3, 2, 3, 3, dtype=torch.float64)
     expected = F.conv2d(x, w).relu()
     graphs = []
 

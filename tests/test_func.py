@@ -11,6 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import conv_ext
 from conv_ext.autograd import Forward, InputGrad, WeightGrad
+from devices import device, randn
+
+pytestmark = pytest.mark.usefixtures("each_device")
 
 STRIDE, PADDING, DILATION, GROUPS = (2, 1), (1, 0), (1, 2), 2
 GEOMETRY = (STRIDE, (1, 1, 0, 0), DILATION, GROUPS)
@@ -33,7 +36,7 @@ def scalar(f):
 
 
 def tensors(*shapes):
-    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    return [randn(shape, dtype=torch.float64) for shape in shapes]
 
 
 def many(shape, dim, size=3):
@@ -196,7 +199,7 @@ def test_complex_operands():
     results = []
     for f in (ENTRANCES["public"], theirs):
         torch.manual_seed(2)
-        x, w, b = (torch.randn(shape, dtype=torch.complex128) for shape in (X, W, B))
+        x, w, b = (randn(shape, dtype=torch.complex128) for shape in (X, W, B))
         loss = lambda *args: (f(*args).abs() ** 2).sum()  # noqa: B023, E731
         results.append((
             grad(loss, ALL)(x, w, b),
@@ -210,8 +213,8 @@ def test_complex_operands():
 def test_an_ensemble_of_modules():
     make = lambda: torch.nn.Sequential(  # noqa: E731
         conv_ext.Conv2d(3, 4, (3, 2), padding=(1, 0)), torch.nn.Tanh(), conv_ext.Conv2d(4, 2, (1, 3), stride=(2, 1))
-    )
-    models, x = [make() for _ in range(3)], torch.randn(2, 3, 5, 7)
+    ).to(device())
+    models, x = [make() for _ in range(3)], randn(2, 3, 5, 7)
     parameters, buffers = stack_module_state(models)
     outputs = vmap(lambda p, b, x: functional_call(models[0], (p, b), (x,)), (0, 0, None))(parameters, buffers, x)
     torch.testing.assert_close(outputs, torch.stack([model(x) for model in models]))

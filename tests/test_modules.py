@@ -11,7 +11,9 @@ from torch.nn.utils import parametrizations, prune
 from torch.overrides import TorchFunctionMode
 
 import conv_ext
+from devices import device, randn
 
+each_device = pytest.mark.usefixtures("each_device")
 PAIRS = [
     (conv_ext.Conv1d, nn.Conv1d, (2, 4, 13)),
     (conv_ext.Conv2d, nn.Conv2d, (2, 4, 9, 12)),
@@ -54,9 +56,10 @@ def make_pair(index, options, seed=0):
     """Our layer and torch's with equal weights in float64, and an input."""
     ours, theirs, shape = PAIRS[index]
     torch.manual_seed(seed)
-    pair = ours(4, 6, dtype=torch.float64, **options), theirs(4, 6, dtype=torch.float64, **options)
+    where = {"dtype": torch.float64, "device": device()}
+    pair = ours(4, 6, **where, **options), theirs(4, 6, **where, **options)
     pair[0].load_state_dict(pair[1].state_dict())
-    return *pair, torch.randn(shape, dtype=torch.float64)
+    return *pair, randn(shape, dtype=torch.float64)
 
 
 def assert_same(ours, theirs, x, *arguments):
@@ -67,12 +70,13 @@ def assert_same(ours, theirs, x, *arguments):
         leaf = x.clone().requires_grad_()
         output = layer(leaf, *arguments)
         generator = torch.Generator().manual_seed(1)
-        output.backward(torch.randn(output.shape, dtype=output.dtype, generator=generator))
+        output.backward(torch.randn(output.shape, dtype=output.dtype, generator=generator).to(output.device))
         gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
         results.append({"output": output.detach(), "input": leaf.grad, **gradients})
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
 
 
+@each_device
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("index, options", CASES)
 def test_layer_gives_what_torchs_gives(index, options):
@@ -81,6 +85,7 @@ def test_layer_gives_what_torchs_gives(index, options):
         assert_same(ours, theirs, x)
 
 
+@each_device
 @pytest.mark.parametrize("index, name", [(0, "conv1d"), (1, "conv2d"), (2, "conv_transpose2d")])
 def test_layer_calls_our_function_and_only_ours(index, name):
     ours, theirs, x = make_pair(index, {"kernel_size": 3})
@@ -92,6 +97,7 @@ def test_layer_calls_our_function_and_only_ours(index, name):
     assert calls.names == [f"torch's {name}"]
 
 
+@each_device
 @pytest.mark.parametrize("index", range(3))
 def test_unbatched_and_empty_batch(index):
     ours, theirs, x = make_pair(index, {"kernel_size": 3, "padding": 1})
@@ -99,6 +105,7 @@ def test_unbatched_and_empty_batch(index):
     assert_same(ours, theirs, x[:0])
 
 
+@each_device
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("index", range(2))
 def test_unbatched_with_padding_modes(index, mode):
@@ -106,6 +113,7 @@ def test_unbatched_with_padding_modes(index, mode):
     assert_same(ours, theirs, x[0])
 
 
+@each_device
 def test_output_size_of_a_transposed_convolution():
     ours, theirs, x = make_pair(2, {"kernel_size": 3, "stride": (2, 3), "padding": 1})  # 5 x 7 -> 9 or 10, 19 to 21
     for size in ([9, 19], [10, 20], [9, 21], [2, 6, 10, 20]):
@@ -144,16 +152,18 @@ def test_constructor_refuses_as_torchs_does(ours, theirs, _, options):
     assert outcome(ours, options) == outcome(theirs, options)
 
 
+@each_device
 @pytest.mark.parametrize("index", range(3))
 def test_state_dict_goes_both_ways_and_repr_is_the_same(index):
     ours, theirs, x = make_pair(index, {"kernel_size": 3, "stride": 2})
-    fresh = PAIRS[index][1](4, 6, 3, stride=2, dtype=torch.float64)
+    fresh = PAIRS[index][1](4, 6, 3, stride=2, dtype=torch.float64, device=device())
     assert list(fresh.state_dict()) == list(ours.state_dict())
     fresh.load_state_dict(ours.state_dict())
     assert_same(ours, fresh, x)
     assert repr(ours) == repr(theirs)
 
 
+@each_device
 @pytest.mark.parametrize("index", range(3))
 def test_copies(index):
     ours, theirs, x = make_pair(index, {"kernel_size": 3, "padding": 1})
@@ -189,6 +199,7 @@ def test_construction_elsewhere(index):
     assert ours.to(torch.complex128)(x + 1j * x).dtype == torch.complex128
 
 
+@each_device
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # the old-style functions announce their end
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("apply", [
@@ -212,6 +223,7 @@ def test_weights_that_are_computed(index, apply):
     assert len(calls.names) == 1 and calls.names[0].startswith("ours")
 
 
+@each_device
 def test_removing_what_was_put_on_a_weight():
     ours, theirs, x = make_pair(1, {"kernel_size": 3})
     parametrizations.weight_norm(ours)
@@ -237,6 +249,7 @@ def test_symbolic_tracing_enters_the_layers():
     torch.testing.assert_close(graph(x), net(x), rtol=0, atol=0)
 
 
+@each_device
 @pytest.mark.parametrize("index", range(3))
 def test_layer_compiles_in_one_graph(index):
     ours, theirs, x = make_pair(index, {"kernel_size": 3, "padding": 1})

@@ -12,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 import conv_ext
 from conv_ext import autograd
+from devices import device, randn
 
+pytestmark = pytest.mark.usefixtures("each_device")
 OPTIONS = dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
 TRANSPOSED = dict(stride=(2, 3), padding=(1, 0), output_padding=(0, 1), groups=2)
 SHAPES = {"conv2d": ((2, 4, 6, 7), (6, 2, 3, 2), (6,)), "conv_transpose2d": ((2, 4, 3, 5), (4, 3, 3, 2), (6,))}
@@ -24,7 +26,7 @@ def call(name, *operands, module=conv_ext):
 
 
 def leaves(name, dtype=torch.float32):
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in SHAPES[name]]
+    return [randn(shape, dtype=dtype, requires_grad=True) for shape in SHAPES[name]]
 
 
 def gradients(y, operands):
@@ -43,7 +45,7 @@ def test_autocast_casts_what_torch_casts(name, dtype, target):
     results = []
     operands = leaves(name, dtype)
     for module in (conv_ext, F):
-        with torch.autocast("cpu", target):
+        with torch.autocast(device(), target):
             y = call(name, *operands, module=module)
         results.append((y, *gradients(y, operands)))
     assert [t.dtype for t in results[0]] == [t.dtype for t in results[1]]
@@ -55,10 +57,10 @@ def test_autocast_casts_what_torch_casts(name, dtype, target):
 
 def test_autocast_of_mixed_operands():
     x, w, b = leaves("conv2d")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device(), torch.bfloat16):
         y = call("conv2d", x, w.bfloat16(), b)
-        nested = conv_ext.conv2d(y, torch.randn(4, 6, 1, 1))
-        with torch.autocast("cpu", enabled=False):
+        nested = conv_ext.conv2d(y, randn(4, 6, 1, 1))
+        with torch.autocast(device(), enabled=False):
             off = call("conv2d", x, w, b)
         with pytest.raises(RuntimeError, match="should be the same"):
             call("conv2d", x.double(), w, b)
@@ -70,14 +72,14 @@ def test_autocast_of_mixed_operands():
 @pytest.mark.parametrize("name", ["forward", "input_grad", "weight_grad"])
 def test_autocast_of_operators(name):
     geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
-    x, w, g = torch.randn(2, 3, 5, 6), torch.randn(4, 3, 2, 3), torch.randn(2, 4, 4, 4)
-    args = {"forward": (x, w, torch.randn(4)), "input_grad": (g, w, (5, 6)), "weight_grad": (g, x, (2, 3))}[name]
+    x, w, g = randn(2, 3, 5, 6), randn(4, 3, 2, 3), randn(2, 4, 4, 4)
+    args = {"forward": (x, w, randn(4)), "input_grad": (g, w, (5, 6)), "weight_grad": (g, x, (2, 3))}[name]
     operator = getattr(torch.ops.conv_ext, name)
     rounded = [t.bfloat16() if isinstance(t, torch.Tensor) else t for t in args]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device(), torch.bfloat16):
         assert torch.equal(operator(*args, *geometry), operator(*rounded, *geometry))
     args[0].requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device(), torch.bfloat16):
         y = operator(*args, *geometry)
     (grad,) = torch.autograd.grad(y.sum(), args[0])
     assert y.dtype == torch.bfloat16 and grad.dtype == torch.float32 and grad.abs().sum() > 0
@@ -89,7 +91,7 @@ def test_autocast_leaves_the_backward_pass_alone(name):
     y = call(name, *operands)
     expected = gradients(y, operands)
     y = call(name, *operands)
-    with torch.autocast("cpu", torch.bfloat16):  # a backward inside the block, of a forward that was outside
+    with torch.autocast(device(), torch.bfloat16):  # a backward inside the block, of a forward that was outside
         loss = (y.abs() ** 2).mean()
         inside = torch.autograd.grad(loss, operands, create_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(inside, expected))
@@ -136,7 +138,7 @@ def test_the_same_tensor_changed_in_place():
         lambda x, w: conv_ext.conv2d(x, w),
         lambda x, w: torch.ops.conv_ext.forward(x, w, None, (1, 1), (0, 0, 0, 0), (1, 1), 1),
     ):
-        x, w = torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3, requires_grad=True)
+        x, w = randn(1, 2, 4, 5), randn(3, 2, 2, 3, requires_grad=True)
         y = entrance(x, w)
         x.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -237,7 +239,7 @@ class Unlike:
 
 def test_overrides_come_before_every_check():
     assert conv_ext.conv2d(Unlike(), "no weight", stride=None) == "conv2d"
-    assert conv_ext.conv1d(torch.randn(2), Unlike(), padding=2.5) == "conv1d"
+    assert conv_ext.conv1d(randn(2), Unlike(), padding=2.5) == "conv1d"
     assert conv_ext.conv_transpose2d(1, 2, Unlike()) == "conv_transpose2d"
 
 

@@ -25,7 +25,7 @@ class T:
     layout: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def make(self, kind):
-        device = self.device or ("meta" if kind == "meta" else "cpu")
+        device = self.device or (kind if kind in ("meta", "cuda") else "cpu")
         if self.layout is not None:
             return self.layout(torch.ones(self.shape, dtype=self.dtype, device=device))
         return torch.zeros((), dtype=self.dtype, device=device).expand(self.shape)

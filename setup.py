@@ -139,7 +139,10 @@ def build_cuda_library(build: Path, target: Path) -> None:
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compiling $out",
-        "rule link",  # nvcc knows where its run-time library is; the one that torch has loaded is the one that runs
+        # nvcc links with its toolkit's libcudart.so. At run time `import torch` has loaded the one of torch's wheel
+        # (nvidia/cu13/lib or nvidia/cuda_runtime/lib in site-packages) before conv_ext is imported, and the loader takes
+        # a library that is loaded under the soname it looks for (libcudart.so.13): no rpath has to lead there.
+        "rule link",
         "  command = $nvcc -shared -cudart shared -Xlinker -z -Xlinker defs $in -o $out",
         *(f"build {o}: compile {source}" for o, source in zip(objects, sources)),
         f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
@@ -215,6 +218,7 @@ class Build(BuildExtension):
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
             "cuda": wants_cuda(),
+            "cuda_architectures": [option.split("code=")[1] for option in cuda_architectures()] if wants_cuda() else [],
             "sources": source_digest(),
             "isas": list(ISA_FLAGS),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from bench.tables import geometric_mean, number
+from bench.tables import geometric_mean, number, table
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,80 @@ TRAINING_STEP = {
 FORWARD_OF_ONE = 1.0
 
 
+# On CUDA, against cuDNN: the first aim and the ambitious one, for the geometric mean of the rows that fit. The first
+# line that fits a row is its own; None fits everything.
+DENSE = ("1x1", "3x3 stride 1", "5x5 stride 1", "strided", "other")
+GRADIENTS = ("input_grad", "weight_grad")
+
+
+@dataclass(frozen=True)
+class CudaAim:
+    """Which rows are meant, and the two ratios."""
+
+    name: str
+    first: float
+    ambitious: float
+    dtypes: tuple[str, ...] | None = None
+    precision: str | None = None
+    kinds: tuple[str, ...] | None = None
+    passes: tuple[str, ...] | None = None
+    batch: str | None = None
+
+    def fits(self, row: dict) -> bool:
+        return ((self.dtypes is None or row["dtype"] in self.dtypes)
+                and (self.precision is None or row["precision"] == self.precision)
+                and (self.kinds is None or row["kind"] in self.kinds)
+                and (self.passes is None or row["pass"] in self.passes)
+                and (self.batch is None or row.get("batch") == self.batch))
+
+
+HALF = ("bfloat16", "float16")
+CUDA = (
+    CudaAim("one image", 1.0, 1.5, batch="1"),
+    CudaAim("float64", 1.2, 2.0, ("float64",)),
+    CudaAim("first layer", 1.0, 1.5, kinds=("first layer",)),
+    CudaAim("depthwise, forward and input_grad", 1.5, 3.0, kinds=("depthwise",), passes=("forward", "input_grad")),
+    CudaAim("depthwise, weight_grad", 1.5, 4.0, kinds=("depthwise",), passes=("weight_grad",)),
+    CudaAim("grouped", 1.5, 3.0, kinds=("grouped",)),
+    CudaAim("float32 ieee, 3x3 stride 1, forward", 1.0, 1.4, ("float32",), "ieee", ("3x3 stride 1",), ("forward",)),
+    CudaAim("float32 ieee, other dense layers, forward", 1.3, 1.7, ("float32",), "ieee", DENSE, ("forward",)),
+    CudaAim("float32 ieee, dense layers, gradients", 1.3, 1.8, ("float32",), "ieee", DENSE, GRADIENTS),
+    CudaAim("float32 tf32, dense layers", 0.7, 0.95, ("float32",), "tf32", DENSE),
+    CudaAim("16 bits, dense layers", 0.55, 0.9, HALF, kinds=DENSE),
+)
+
+
+def cuda_text(rows: list[dict]) -> str:
+    """A table for each algorithm: every aim that has rows, their mean, and whether it is reached; both sides' errors."""
+    parts = ["Ratios to cuDNN (its time over ours, geometric means) against the aims; errors in units of u A:"]
+    for algorithm in dict.fromkeys(row.get("algorithm", "auto") for row in rows):
+        parts += [] if algorithm == "auto" else [f"Algorithm {algorithm}:"]
+        parts.append(_cuda_table([row for row in rows if row.get("algorithm", "auto") == algorithm]))
+    wrong = sum(not row["right"] for row in rows)
+    return "\n\n".join([*parts, *([f"{wrong} cases WRONG or failed, and not in the table."] if wrong else [])])
+
+
+def _cuda_table(rows: list[dict]) -> str:
+    groups = defaultdict(list)
+    for row in rows:
+        if "ratio" in row:
+            aim = next((aim for aim in CUDA if aim.fits(row)), None)
+            groups[aim].append(row)
+    lines = []
+    for aim in (*CUDA, None):
+        members = groups.get(aim)
+        if not members:
+            continue
+        ratios = [row["ratio"] for row in members]
+        mean, worst = geometric_mean(ratios), min(members, key=lambda row: row["ratio"])
+        judged = [f"{value} {word(mean, value)}" for value in (aim.first, aim.ambitious)] if aim else ["", ""]
+        errors = [number(max(row[f"error_{side}"] for row in members)) for side in ("ours", "theirs")]
+        lines.append([aim.name if aim else "without an aim", len(members), number(mean), *judged,
+                      f"{number(worst['ratio'])} ({worst['suite']}/{worst['name']} {worst['pass']})", *errors])
+    head = ["class", "cases", "ratio", "first aim", "ambitious aim", "worst case", "error ours", "error cuDNN"]
+    return table(head, lines)
+
+
 def word(value: float, aim: float) -> str:
     return "reached" if value >= aim else "MISSED"
 
@@ -57,7 +131,9 @@ def judged(rows: list[dict], aim: Aim) -> list[str]:
 
 
 def text(rows: list[dict], cap: str | None) -> str:
-    """For each (dtype, precision) of the rows, over all their layouts and batches."""
+    """For each (dtype, precision) of the rows, over all their layouts and batches; those of a GPU have a table."""
+    on_gpu = [row for row in rows if row.get("device") == "cuda"]
+    rows = [row for row in rows if row.get("device") != "cuda"]
     groups = defaultdict(list)
     for row in rows:
         if "ratio" in row:
@@ -68,4 +144,4 @@ def text(rows: list[dict], cap: str | None) -> str:
         held = f", both sides held to {cap}" if cap else ""
         lines.append(f"Aims for {dtype}, {precision}{held}:" + ("" if aim else " none is set"))
         lines += [f"  {line}" for line in judged(members, aim)] if aim else []
-    return "\n".join(lines)
+    return "\n\n".join(filter(None, ["\n".join(lines), cuda_text(on_gpu) if on_gpu else ""]))

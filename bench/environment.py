@@ -118,11 +118,11 @@ def seconds(text: str) -> float:
 
 
 def collect(todo: list, measure: Callable[[Any], dict], name: Callable[[Any], str]) -> list[dict]:
-    """measure(item) of every item, under a progress bar; Ctrl-C ends it with what there is so far."""
+    """measure(item) of every item, under a progress bar where tqdm is there; Ctrl-C ends it with what there is so far."""
     try:
         from tqdm import tqdm
     except ImportError:
-        raise SystemExit("the bench needs tqdm for its progress bar: python -m pip install tqdm") from None
+        tqdm = Bar
     rows = []
     with tqdm(todo, disable=not sys.stderr.isatty()) as bar:
         try:
@@ -132,6 +132,30 @@ def collect(todo: list, measure: Callable[[Any], dict], name: Callable[[Any], st
         except KeyboardInterrupt:
             bar.write(f"interrupted after {len(rows)} of {len(todo)}", file=sys.stderr)
     return rows
+
+
+class Bar:
+    """As much of tqdm as `collect` uses: a line for each item, where somebody is watching."""
+
+    def __init__(self, items: list, disable: bool):
+        self.items, self.disable, self.done = items, disable, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def __iter__(self):
+        for self.done, item in enumerate(self.items, 1):
+            yield item
+
+    def set_description(self, text: str) -> None:
+        if not self.disable:
+            print(f"{self.done}/{len(self.items)} {text}", file=sys.stderr)
+
+    def write(self, text: str, file) -> None:
+        print(text, file=file)
 
 
 def machine() -> dict:

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench import aims, environment, precision, report, timer
+from bench import aims, environment, gpu, precision, report, timer
 from bench.cases import MEMORY_FORMATS
 from bench.judge import OPERAND_ROUNDOFF
-from bench.networks import DEFAULT, NETWORKS, data, loss, made
+from bench.networks import (DEFAULT, FOREIGN, GPU_DEFAULT, GPU_IMAGES, NETWORKS, data, loss, made, missing,
+                            network)
 from bench.shapes import LAYOUTS, PRECISIONS
 
 STEP, ONE = "training step", "forward, eval"
@@ -34,8 +35,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         epilog="A training step is forward, loss (cross entropy) and backward, all gradients fresh; the optimizer's "
                "step, which has no convolution in it, is left out. The exit status is 1 where gradients or scores "
                "differ from float64's by more than they may; a missed aim does not count.")
-    parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=DEFAULT, metavar="NAME",
-                        help=f"of {', '.join(NETWORKS)} (default: {' '.join(DEFAULT)})")
+    parser.add_argument("--network", nargs="+", choices=[*NETWORKS, *FOREIGN], metavar="NAME",
+                        help=f"of {', '.join([*NETWORKS, *FOREIGN])} (default: {' '.join(DEFAULT)}; on CUDA "
+                             f"{' '.join(GPU_DEFAULT)}, those of other packages where they are installed)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu",
+                        help="cuda: times of captured graphs, against cuDNN; a step has "
+                             f"{GPU_IMAGES} times the images")
     parser.add_argument("--what", nargs="+", choices=[*KINDS, "memory"], default=[*KINDS, "memory"],
                         help="training steps, the forward of one image without gradients, peak memory of a step")
     parser.add_argument("--batch", type=environment.positive, help="images of a training step (default: each its own)")
@@ -45,7 +50,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="4 seconds for each case instead of 10")
     environment.add_common_options(parser)
     options = parser.parse_args(arguments)
-    options.seconds = options.seconds or (4.0 if options.quick else 10.0)
+    on_gpu = options.device == "cuda"
+    if on_gpu:
+        gpu.check(parser)
+    options.network = options.network or (GPU_DEFAULT if on_gpu else DEFAULT)
+    for name in list(options.network):
+        if package := missing(name):
+            print(f"{name} is left out: {package} is not installed", file=sys.stderr)
+            options.network.remove(name)
+    # A GPU's times vary less, and it may be lent for minutes.
+    options.seconds = options.seconds or (4.0 if options.quick else 10.0) / (10 if on_gpu else 1)
     return options
 
 
@@ -93,15 +107,18 @@ def limit(what: str, chosen: str, theirs: float, layers: int) -> float:
 class Sides:
     """One network, its data and its float64 results; both sides of it in any layout."""
 
-    def __init__(self, name: str, what: str, batch: int):
-        self.name, self.what, self.batch = name, what, batch
-        self.model = made(name)
+    def __init__(self, name: str, what: str, batch: int, device: str = "cpu"):
+        self.name, self.what, self.batch, self.device = name, what, batch, device
+        self.model = made(name).to(device)
         if what == ONE:
             self.model.eval()
-        self.x, self.classes = data(name, batch)
+        self.x, self.classes = (t.to(device) for t in data(name, batch))
         self.layers = sum(isinstance(module, nn.Conv2d) for module in self.model.modules())
         # In float64 both sides would say the same; torch's code is the one that ours is judged by.
+        searching = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = False  # nothing of it is timed
         self.reference = result_of(what, copy.deepcopy(self.model).double(), self.x.double(), self.classes)
+        torch.backends.cudnn.benchmark = searching
 
     def side(self, ours: bool, layout: str) -> tuple[nn.Module, Tensor]:
         import conv_ext
@@ -117,7 +134,7 @@ class Sides:
 def measure(sides: Sides, layout: str, chosen: str, seconds: float) -> dict:
     """Compares both sides with float64 first; no time is given where ours is too far from it."""
     pair = {"ours": sides.side(True, layout), "theirs": sides.side(False, layout)}
-    with precision.allowed(chosen) as torch_precision:
+    with precision.allowed(chosen, sides.device) as torch_precision:
         errors = {name: distance(result_of(sides.what, *both, sides.classes), sides.reference)
                   for name, both in pair.items()}
         most = limit(sides.what, chosen, errors["theirs"], sides.layers)
@@ -129,39 +146,48 @@ def measure(sides: Sides, layout: str, chosen: str, seconds: float) -> dict:
         if row["right"]:
             functions = {name: sides.function(*both) for name, both in pair.items()}
             with torch.set_grad_enabled(sides.what == STEP):
-                timing = timer.undisturbed(functions, seconds, torch.get_num_threads())
+                timing = (gpu.alternate(functions, seconds) if sides.device == "cuda"
+                          else timer.undisturbed(functions, seconds, torch.get_num_threads()))
             row |= {
                 "ours_ms": timing.median("ours") * 1e3, "theirs_ms": timing.median("theirs") * 1e3,
                 "ratio": timing.ratio("theirs", "ours"), "spread": timing.spread("theirs", "ours"),
                 "rounds": timing.rounds, "others": timing.others, "disturbed": timing.disturbed,
             }
-    row["aim"] = None if environment.cap() else (
+    row["aim"] = None if environment.cap() or sides.device == "cuda" else (
         aims.FORWARD_OF_ONE if sides.what == ONE else aims.TRAINING_STEP.get((sides.name, chosen)))
     return row
 
 
-def peak_memory(name: str, side: str, layout: str, chosen: str, batch: int) -> int:
-    """Two training steps in this process, which must be a fresh one: the most memory it ever had, in bytes."""
+def peak_memory(name: str, side: str, layout: str, chosen: str, batch: int, device: str = "cpu") -> int:
+    """Two training steps in this process, which must be a fresh one: the most memory it ever had, in bytes.
+
+    On CUDA the most that torch's allocator gave out there.
+    """
     import conv_ext
 
-    model = made(name).to(memory_format=MEMORY_FORMATS[layout])
+    model = made(name).to(device, memory_format=MEMORY_FORMATS[layout])
     if side == "ours":
         conv_ext.convert(model)
-    x, classes = data(name, batch)
-    with precision.allowed(chosen):
+    x, classes = (t.to(device) for t in data(name, batch))
+    torch.backends.cudnn.benchmark = True
+    with precision.allowed(chosen, device):
         step = training_step(model, x.contiguous(memory_format=MEMORY_FORMATS[layout]), classes)
         step()
+        if device == "cuda":  # cuDNN's search in the first step takes memory of its own
+            torch.cuda.reset_peak_memory_stats()
         step()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     # Not getrusage's ru_maxrss, which begins with what the parent had.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def memory_of_child(name: str, side: str, layout: str, chosen: str, batch: int) -> int:
+def memory_of_child(name: str, side: str, layout: str, chosen: str, batch: int, device: str = "cpu") -> int:
     """peak_memory in a child, whose allocator is as it comes: a warm one keeps what the peak should not have."""
     plain = {key: value for key, value in os.environ.items() if key not in environment.WARM}
     command = [sys.executable, "-m", "bench", "network", PEAK_MEMORY, name, side, layout, chosen, str(batch),
-               str(torch.get_num_threads())]
+               str(torch.get_num_threads()), device]
     child = subprocess.run(command, env=plain, capture_output=True, text=True)
     if child.returncode:
         raise SystemExit(f"measuring the memory of {name} failed:\n{child.stderr}")
@@ -170,25 +196,28 @@ def memory_of_child(name: str, side: str, layout: str, chosen: str, batch: int) 
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] == [PEAK_MEMORY]:
-        name, side, layout, chosen, batch, threads = arguments[1:]
+        name, side, layout, chosen, batch, threads, device = arguments[1:]
         torch.set_num_threads(int(threads))
-        print(peak_memory(name, side, layout, chosen, int(batch)))
+        print(peak_memory(name, side, layout, chosen, int(batch), device))
         return 0
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    batches = {name: options.batch or NETWORKS[name].batch for name in options.network}
+    more = GPU_IMAGES if options.device == "cuda" else 1
+    batches = {name: options.batch or more * network(name).batch for name in options.network}
     settings = list(itertools.product(options.layout, options.precision))
     todo = [(name, KINDS[kind], *setting) for name in options.network for kind in KINDS if kind in options.what
             for setting in settings]
     result = {"command": "network", "machine": environment.machine()}
+    if options.device == "cuda":
+        result["machine"]["gpu"] = gpu.name()
     latest: list[Sides] = []  # one network at a time is in memory
 
     def measured(item) -> dict:
         name, what, layout, chosen = item
         if not latest or (latest[0].name, latest[0].what) != (name, what):
             latest[:] = []
-            latest[:] = [Sides(name, what, 1 if what == ONE else batches[name])]
+            latest[:] = [Sides(name, what, 1 if what == ONE else batches[name], options.device)]
         return measure(latest[0], layout, chosen, options.seconds)
 
     found = environment.collect(todo, measured, " ".join)
@@ -200,7 +229,7 @@ def main(arguments: list[str]) -> int:
         result["memory"] = environment.collect(
             [(name, *setting) for name in options.network for setting in settings],
             lambda item: {"network": item[0], "layout": item[1], "precision": item[2], "n": batches[item[0]],
-                          **{side: memory_of_child(item[0], side, *item[1:], batches[item[0]])
+                          **{side: memory_of_child(item[0], side, *item[1:], batches[item[0]], options.device)
                              for side in ("ours", "theirs")}},
             lambda item: " ".join(("memory", *item)))
     path = environment.save(result, options.out)

@@ -5,6 +5,8 @@ Without dropout, whose random choices would differ between the two sides.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +27,10 @@ class Network:
 
 
 def _plain(make: Callable[..., nn.Module], **keywords) -> nn.Module:
-    model = revert(make(**keywords))
+    return _without_dropout(revert(make(**keywords)))
+
+
+def _without_dropout(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -46,20 +51,52 @@ NETWORKS = {
         "resnet18": 8, "resnet34": 8, "resnet50": 8, "resnet101": 4, "resnet152": 4,
     }.items()},
 }
+
+
+def _foreign(package: str, name: str, **keywords) -> nn.Module:
+    """A network of another package, with random weights."""
+    if package == "torchvision":
+        return _without_dropout(getattr(importlib.import_module("torchvision.models"), name)(weights=None, **keywords))
+    return _without_dropout(importlib.import_module("timm").create_model(name, pretrained=False, **keywords))
+
+
+# Other people's networks, where their packages are installed.
+FOREIGN = {
+    f"{package}/{name}": Network(partial(_foreign, package, name), (3, 224, 224), 1000, 8)
+    for package, names in {
+        "torchvision": ("alexnet", "vgg16", "resnet50"),
+        "timm": ("mobilenetv3_large_100", "convnext_tiny", "resnext50_32x4d"),
+    }.items()
+    for name in names
+}
+GPU_IMAGES = 8  # a training step there has so many times the images
+
+
+def missing(name: str) -> str | None:
+    """The package that a network needs and this Python lacks."""
+    package = name.split("/")[0] if name in FOREIGN else None
+    return package if package and importlib.util.find_spec(package) is None else None
+
+
 DEFAULT = ["lenet5", "mnist_convnet", "cifar10_convnet", "alexnet", "zfnet", "vgg16", "nin", "googlenet", "resnet50"]
+GPU_DEFAULT = ["lenet5", "alexnet", "vgg16", "resnet50", *FOREIGN]
 
 
 def made(name: str) -> nn.Module:
     """The network with the same weights at every call, in training mode."""
     torch.manual_seed(5)
-    return NETWORKS[name].make()
+    return network(name).make()
+
+
+def network(name: str) -> Network:
+    return NETWORKS[name] if name in NETWORKS else FOREIGN[name]
 
 
 def data(name: str, batch: int) -> tuple[Tensor, Tensor]:
     """x: (N, C, H, W) normally distributed, and the classes: (N); the same at every call."""
-    network, generator = NETWORKS[name], torch.Generator().manual_seed(6)
-    x = torch.randn(batch, *network.image, generator=generator)
-    return x, torch.randint(network.classes, (batch,), generator=generator)
+    wanted, generator = network(name), torch.Generator().manual_seed(6)
+    x = torch.randn(batch, *wanted.image, generator=generator)
+    return x, torch.randint(wanted.classes, (batch,), generator=generator)
 
 
 def loss(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:

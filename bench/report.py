@@ -87,7 +87,8 @@ def run_text(result: dict, every_row: bool = False) -> str:
             if len(timed) > WORST:
                 parts += ["The worst cases:", layers(sorted(timed, key=lambda row: row["ratio"])[:WORST], peaks)]
         parts += [f"WRONG: {row['suite']}/{row['name']} {row['pass']}, error {row['error_ours']:.3g} (torch "
-                  f"{row['error_theirs']:.3g})" for row in rows if not row["right"]]
+                  f"{row['error_theirs']:.3g}){': ' + row['failed'] if 'failed' in row else ''}"
+                  for row in rows if not row["right"]]
         beyond = sum(not row.get("torch_right", True) for row in rows)
         parts += [f"torch's own result was beyond the bound in {beyond} cases."] if beyond else []
         reasons = sorted({row["declined"] for row in rows if "declined" in row})
@@ -110,7 +111,8 @@ def network_text(result: dict, _: bool = False) -> str:
              "Training step: forward, loss and backward, without the optimizer's step. Errors: of all gradients, or of "
              "the scores, together, relative to float64.", *([table(head, rows)] if rows else [])]
     if result.get("memory"):
-        parts.append("Peak memory of a process that does two training steps, all of it (MiB, allocator as it comes):")
+        parts.append("Peak memory of a training step, by torch's allocator on the GPU (MiB):" if result["machine"].get("gpu")
+                     else "Peak memory of a process that does two training steps, all of it (MiB, allocator as it comes):")
         parts.append(table(["network", "images", "precision", "layout", "ours", "torch"],
                            [[row["network"], row["n"], row["precision"], row["layout"], memory(row["ours"]),
                              memory(row["theirs"])] for row in result["memory"]]))
@@ -189,6 +191,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench report", allow_abbrev=False, description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="result files (default: the newest of bench/results)")
     parser.add_argument("--rows", action="store_true", help="print every case, however many there are")
+    parser.add_argument("--aims", action="store_true", help="print only the aims, over all files of layers together")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", default=environment.RESULTS,
                         help="where ratios.png and roofline.png go (default: bench/results)")
     parser.add_argument("--no-figures", action="store_true", help="tables only")
@@ -203,6 +206,13 @@ def main(arguments: list[str]) -> int:
     if options.compare and len(files) != 1:
         parser.error(f"--compare takes one file to compare with the old one, got {len(files)}")
     results = [environment.load(path) for path in files]
+    if options.aims:
+        for result in results:
+            if result["command"] == "network":
+                print(text(result) + "\n")
+        pooled = [row for result in results if result["command"] == "run" for row in result["cases"]]
+        print(aims.text(pooled, None))
+        return 0
     print("\n\n".join(text(result, options.rows) for result in results))
     print_aims_of_all(results)
     if options.compare:

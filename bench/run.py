@@ -1,6 +1,7 @@
 """`python -m bench run`: layers by pass, dtype and layout against torch; verified first, then timed by turns."""
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -76,6 +77,16 @@ def measure(case, seconds: float) -> dict:
     return row
 
 
+def measure_on_gpu(case, seconds: float) -> dict:
+    """`measure`, in which a call that fails costs its own case alone: a machine with a GPU may be lent for minutes."""
+    try:
+        return measure(case, seconds)
+    except RuntimeError as error:
+        torch.cuda.empty_cache()
+        return {**case.describe(), "right": False, "error_ours": math.inf, "error_theirs": math.inf,
+                "failed": str(error)[:300]}
+
+
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.threads:
@@ -91,12 +102,13 @@ def main(arguments: list[str]) -> int:
     todo = cases.cases(chosen, options.passes, options.dtype, options.layout, options.algorithm, options.precision,
                        options.device)
     result = {"command": "run", "machine": environment.machine()}
+    of_device = measure_on_gpu if options.device == "cuda" else measure
     if options.device == "cuda":
         result["machine"] |= {"gpu": gpu.name(), "peaks": {}}
     else:
         result["machine"]["peaks"] = peaks.measure(result["machine"]["isa"])
     with torch.no_grad(), conv_ext.algorithm(options.algorithm):
-        result["cases"] = environment.collect(todo, lambda case: measure(case, options.seconds), lambda case: case.name)
+        result["cases"] = environment.collect(todo, lambda case: of_device(case, options.seconds), lambda case: case.name)
     path = environment.save(result, options.out)
     print(report.text(environment.load(Path(path)), options.rows))
     if old:

@@ -10,7 +10,7 @@ import torch
 
 import conv_ext
 
-from . import demo
+from . import _C, demo
 from .models import NETWORKS
 
 
@@ -79,8 +79,61 @@ def info() -> int:
     print("running")
     _print_entries(running, 2)
     print("built")
-    _print_entries(conv_ext.build_info(), 2)
+    built = conv_ext.build_info()
+    _print_entries(built, 2)
+    print("GPUs")
+    _print_entries(gpus(built) or {"none": "torch sees no CUDA device"}, 2)
     return 0
+
+
+def gpus(built: dict) -> dict:
+    """What conv_ext does on each GPU: whether its kernels run there, and which algorithms a usual layer gets."""
+    found = {}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        major, minor = torch.cuda.get_device_capability(index)
+        entries = {"name": torch.cuda.get_device_name(index), "compute capability": f"{major}.{minor}"}
+        if not built["cuda"]:
+            entries["kernels"] = "none: conv_ext was built without CUDA"
+        elif not runs_on(built["cuda_architectures"], major, minor):
+            entries["kernels"] = f"none: build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+        else:
+            entries["kernels"] = "run here"
+            entries["a layer of 64 channels, 56x56, 3x3"] = _algorithms(10 * major + minor)
+        found[f"cuda:{index}"] = entries
+    return found
+
+
+def runs_on(architectures: list[str], major: int, minor: int) -> bool:
+    """Whether code for those architectures (sm_80, sm_90a, compute_90) runs on a device of that capability.
+
+    Machine code runs on its own major version from its minor one on, with an "a" on exactly its own; PTX on all later.
+    """
+    for architecture in architectures:
+        kind, number = architecture.split("_")
+        own = int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1])
+        if number.endswith("a"):
+            fits = own == (major, minor)
+        elif kind == "compute":
+            fits = own <= (major, minor)
+        else:
+            fits = own[0] == major and own[1] <= minor
+        if fits:
+            return True
+    return False
+
+
+def _algorithms(capability: int) -> dict:
+    """What the plan chooses for each dtype: forward, input_grad, weight_grad."""
+    found = {}
+    geometry = (8, 64, 56, 56), (64, 64, 3, 3), (8, 64, 56, 56), (1, 1), (1, 1, 1, 1), (1, 1), 1
+    for dtype, precision in (("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"), ("float64", "ieee")):
+        plans = (
+            _C.plan(name, dtype, *geometry, "auto", precision, False, capability)
+            for name in ("forward", "input_grad", "weight_grad")
+        )
+        label = f"{dtype} {precision}" if dtype == "float32" else dtype
+        found[label] = [plan["algorithm"] for plan in plans]
+    return found
 
 
 def _print_entries(entries: dict, indent: int) -> None:

@@ -90,7 +90,8 @@ _load_kernels()
 def build_info() -> dict:
     """What the compiled part was built with, and what it runs on.
 
-    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it);
+    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it),
+    ``cuda_architectures`` (for which: sm_90 is machine code, compute_90 what newer devices compile at first use);
     ``isas`` (built), ``isas_available`` (this processor), ``isa`` (in use; ``CONV_EXT_ISA`` forces one);
     ``running_torch``; ``threads`` (torch's, for one operator).
     """
@@ -103,6 +104,7 @@ def build_info() -> dict:
         "python": compiled["python"],
         "compiler": compiled["compiler"],
         "cuda": BUILD["cuda"],
+        "cuda_architectures": BUILD.get("cuda_architectures", []),
         "isas": BUILD["isas"],
         "isas_available": available_isas(),
         "isa": _C.isa(),

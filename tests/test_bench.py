@@ -1,5 +1,6 @@
 """The bench's own logic, without a stopwatch: its suites, judge, turns, arithmetic, aims, tables and figures."""
 
+import itertools
 import json
 import math
 import re
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import (aims, cases, compare, environment, figures, fused, judge, mapped, network, networks, peaks,
+from bench import (aims, cases, compare, environment, figures, fused, gpu, judge, mapped, network, networks, peaks,
                    precision, readme, report, run, shapes, timer)
 from bench.__main__ import main
 
@@ -186,6 +187,83 @@ def test_a_busy_machine_is_measured_again_and_told(monkeypatch, others, disturbe
     assert (timing.disturbed, len(calls)) == (disturbed, tries)
     result = {"cases": [{"others": timing.others, "disturbed": timing.disturbed}]}
     assert ("DISTURBED" in report.disturbance(result)) is disturbed
+
+
+# ---- on a GPU
+
+
+def test_graphs_are_replayed_by_turns_in_alternating_order(monkeypatch):
+    seconds, turns = {"ours's graph": 0.001, "theirs's graph": 0.002}, []
+
+    def replay(graph, repeats):
+        turns.append((graph.split("'")[0], repeats))
+        return seconds[graph]
+
+    monkeypatch.setattr(gpu, "captured", lambda name: f"{name}'s graph")
+    monkeypatch.setattr(gpu, "replay_seconds", replay)
+    timing = gpu.alternate({"ours": "ours", "theirs": "theirs"}, 0.05)
+    assert timing.ratio("theirs", "ours") == 2.0 and timing.spread("theirs", "ours") == 0.0
+    assert timing.rounds == 5  # 5 ms of ours and 6 of theirs in each: the first that ends beyond the limit is the last
+    assert turns[4:10] == [("ours", 5), ("theirs", 3), ("theirs", 3), ("ours", 5), ("ours", 5), ("theirs", 3)]
+    assert timing.others is None and not timing.disturbed
+
+
+def test_a_call_that_fails_on_a_gpu_costs_its_own_case_alone(monkeypatch):
+    def fail(case, seconds):
+        raise RuntimeError("a kernel could not be started")
+
+    monkeypatch.setattr(run, "measure", fail)
+    case = cases.Case(replace(SMALL, suite="s"), "forward", "float32", "nchw", "auto", device="cuda")
+    found = run.measure_on_gpu(case, 1.0)
+    assert not found["right"] and "ratio" not in found
+    assert "WRONG: s/small forward, error inf (torch inf): a kernel could not be started" in report.text(result([found]))
+
+
+def test_ratios_to_cudnn_are_told_beside_both_aims():
+    def on_gpu(kind, ratio, **changes):
+        return row(kind, ratio, device="cuda", **changes)
+
+    text = aims.text([
+        on_gpu("1x1", 1.5), on_gpu("1x1", 0.5, **{"pass": "weight_grad"}), on_gpu("depthwise", 5.0, **{"pass": "weight_grad"}),
+        on_gpu("1x1", 0.6, dtype="bfloat16"), on_gpu("strided", 2.0, batch="1"), {**on_gpu("1x1", 1.0), "right": False},
+        on_gpu("1x1", 3.0, algorithm="three_tf32"),
+    ], None)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    found = {line[0]: line[1:5] for line in lines}
+    assert found["one image"] == ["1", "2.00", "1.0 reached", "1.5 reached"]
+    assert found["depthwise, weight_grad"] == ["1", "5.00", "1.5 reached", "4.0 reached"]
+    assert found["float32 ieee, dense layers, gradients"] == ["1", "0.50", "1.3 MISSED", "1.8 MISSED"]
+    assert found["16 bits, dense layers"] == ["1", "0.60", "0.55 reached", "0.9 MISSED"]
+    assert "Algorithm three_tf32:" in text and "1 cases WRONG or failed" in text and "none is set" not in text
+
+
+def test_every_class_of_layers_has_an_aim_on_a_gpu():
+    for kind, pass_name, precision in itertools.product(shapes.CLASSES, shapes.PASSES, ("ieee", "tf32")):
+        for dtype in ("float32", "float64", "bfloat16"):
+            described = row(kind, 1.0, dtype=dtype, precision=precision if dtype == "float32" else "ieee")
+            assert any(aim.fits({**described, "pass": pass_name}) for aim in aims.CUDA)
+    assert all(aim.first <= aim.ambitious for aim in aims.CUDA)
+
+
+def test_a_network_of_a_package_that_is_missing_is_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(networks.importlib.util, "find_spec", lambda package: None)
+    options = network.parse(["--network", "lenet5", "timm/convnext_tiny"])
+    assert options.network == ["lenet5"]
+    assert "timm/convnext_tiny is left out: timm is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [run, network])
+def test_a_gpu_that_is_not_there_is_told(command, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        command.parse(["--device", "cuda"])
+    assert "--device cuda: torch finds no CUDA device here" in capsys.readouterr().err
+
+
+def test_the_bench_needs_no_progress_bar(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert environment.collect([1, 2, 3], lambda item: {"n": item}, str) == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
 # ---- what is made of the rows

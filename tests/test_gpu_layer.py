@@ -12,6 +12,7 @@ from torch import nn
 import conv_ext
 from bad_calls import GOOD, GOOD_PUBLIC, OPERATORS, PUBLIC
 from conv_ext import _C
+from conv_ext.__main__ import main
 from conv_ext.models import lenet5
 from passes import DTYPES, PASSES, call, dtype_name, fill, operands, same_bits
 from problems import SMALL, Problem
@@ -79,11 +80,13 @@ def test_plain_tensors_take_the_fast_road():
     assert torch.equal(conv_ext.conv2d(x, w, b), general)
 
 
-def test_explain_and_the_build_information():
+def test_explain_and_info(capsys):
     x, w = torch.randn(1, 2, 5, 6, device="cuda"), torch.randn(3, 2, 3, 3, device="cuda")
     major, minor = torch.cuda.get_device_capability()
     assert conv_ext.explain(x, w).forward.isa == f"sm_{major}{minor}" and conv_ext.build_info()["cuda"]
-    assert torch.cuda.get_device_name() in str(conv_ext.build_info()["gpus"])
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert torch.cuda.get_device_name() in printed and "run here" in printed and "bfloat16" in printed
 
 
 # ---- errors

@@ -5,6 +5,7 @@ import datetime
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,7 +190,8 @@ def machine() -> dict:
 def save(result: dict, given: Path | None) -> str:
     """Writes a result and returns where, as a person in the current folder would type it."""
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    path = given or RESULTS / f"{result['command']}-{stamp}.json"
+    gpu = re.sub(r"[^a-z0-9]+", "-", result["machine"].get("gpu", "").split(",")[0].lower()).strip("-")
+    path = given or RESULTS / f"{'-'.join(filter(None, [gpu, result['command'], stamp]))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return os.path.relpath(path)

@@ -1,4 +1,4 @@
-# make demo: LeNet-5 learns real digits.   make test: the whole suite.
+# make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.   make test: the whole suite.
 # Both first make .venv with the pinned torch, and compile what has changed.
 #
 #   make demo VENV=            build in place against the torch of the active Python; nothing is downloaded
@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+DEVICE ?= cpu
 
 ifeq ($(VENV),)
 RUN := $(PYTHON)
@@ -28,7 +29,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 .PHONY: demo test build clean
 
 demo: build
-	$(RUN) -m conv_ext demo $(ARGS)
+	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
 
 test: build
 	$(RUN) -m pytest tests $(ARGS)

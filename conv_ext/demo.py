@@ -290,7 +290,7 @@ def _check_kernels(net: nn.Module, images: Images, device: torch.device) -> None
         with torch.no_grad():
             net(images.test_batch(slice(0, 1))[0].to(device))
     except NotImplementedError as error:
-        raise DemoError(f"this build of conv_ext has no kernels for {device.type}") from error
+        raise DemoError(f"--device {device}: {error}") from error
 
 
 def _picture_path(options: argparse.Namespace, name: str) -> Path:

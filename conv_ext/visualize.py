@@ -69,7 +69,7 @@ def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, column
     not run or makes no maps (N, K, P, Q).
     """
     name, module = _layer(model, layer)
-    batch = _batch(image)
+    batch = _batch(image, model)
     found: list = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     try:
@@ -108,7 +108,7 @@ def occlusion_map(
     Returns (rows, columns) in float32, on the CPU: entry (i, j) has the square's upper left corner at (i, j) * stride.
     Raises ValueError for a patch that does not fit, a stride or batch size below 1, a target that is no class.
     """
-    batch = _batch(image)
+    batch = _batch(image, model)
     height, width = batch.shape[2:]
     if not 1 <= patch <= min(height, width):
         raise ValueError(f"patch must be from 1 to {min(height, width)}, the image's shorter side, got {patch}")
@@ -139,7 +139,7 @@ def occlusion(
     target: None takes the class with the highest score. patch: None takes a quarter of the shorter side; stride: None
     makes some 20 steps. The rest is as in `occlusion_map`. The model runs as it is: `model.eval()` first.
     """
-    batch = _batch(image)
+    batch = _batch(image, model)
     side = min(batch.shape[2:])
     patch = max(1, side // 4) if patch is None else patch
     stride = max(1, (side - patch) // 20) if stride is None else stride
@@ -227,9 +227,11 @@ def _layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
     raise ValueError(f"the model has no layer {shown}; it has {', '.join(names[:12])}{more}")
 
 
-def _batch(image: Tensor) -> Tensor:
+def _batch(image: Tensor, model: nn.Module) -> Tensor:
+    """The image as a batch of one, where the model's first parameter is."""
     if image.dim() == 3:
         image = image[None]
     if image.dim() != 4 or len(image) != 1:
         raise ValueError(f"expected one image (C, H, W) or (1, C, H, W), got {list(image.shape)}")
-    return image
+    parameter = next(model.parameters(), None)
+    return image if parameter is None else image.to(parameter.device)

@@ -18,7 +18,7 @@ import torch
 
 import conv_ext
 from conv_ext import demo
-from conv_ext.__main__ import main
+from conv_ext.__main__ import gpus, main, runs_on
 from conv_ext.data import DataError, Distortion, load_cifar10, load_digits, load_mnist
 from conv_ext.models import lenet5
 from conv_ext.training import History, Recipe, Training, largest_difference, same_bits
@@ -206,6 +206,37 @@ def test_help_and_info(capsys):
     assert code == 0 and torch.__version__ in out and all(key in out for key in conv_ext.build_info())
     code, out, _ = outcome(capsys, "--version")
     assert code == 0 and out.strip() == conv_ext.__version__
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("what", ["compare", "transfer"])
+def test_on_a_gpu(capsys, tmp_path, what):
+    code, out, err = outcome(capsys, "demo", what, "--device", "cuda", "--epochs", 2, "--out", tmp_path / "p.png")
+    assert code == 0 and (tmp_path / "p.png").stat().st_size > 10_000, err
+    if what == "compare":
+        assert torch.cuda.get_device_name() in out and re.search(r"same bits on repeating +\w+ +yes", out)
+
+
+@pytest.mark.parametrize("major, minor, wanted", [(7, 5, True), (8, 6, True), (9, 0, True), (10, 0, True), (7, 0, False)])
+def test_the_architectures_that_run_on_a_gpu(major, minor, wanted):
+    assert runs_on(["sm_75", "sm_80", "compute_80", "sm_90a"], major, minor) is wanted
+    assert runs_on(["sm_90a"], major, minor) is ((major, minor) == (9, 0))
+    assert runs_on(["sm_80"], major, minor) is (major == 8)
+
+
+def test_info_tells_of_gpus(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    for built, wanted in (
+        ({"cuda": False}, "built without CUDA"),
+        ({"cuda": True, "cuda_architectures": ["sm_80"]}, "TORCH_CUDA_ARCH_LIST=9.0"),
+        ({"cuda": True, "cuda_architectures": ["sm_90a"]}, "multiply_add"),
+    ):
+        assert wanted in str(gpus(built)["cuda:0"])
+    code, out, _ = outcome(capsys, "info")
+    assert code == 0 and "a GPU" in out and "9.0" in out
 
 
 def test_comparison_of_losses():

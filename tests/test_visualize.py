@@ -104,3 +104,23 @@ def test_without_matplotlib(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'conv_ext\[demo\]'"):
         visualize.filters(models.lenet5())
+
+
+def test_a_model_that_is_elsewhere():
+    """The image goes to where the model is: here to the meta device, which has no numbers to draw."""
+    net = models.lenet5(device="meta")
+    with pytest.raises(NotImplementedError, match="meta"):
+        visualize.feature_maps(net, "c1", torch.randn(1, 32, 32))
+
+
+@pytest.mark.gpu
+def test_pictures_of_a_model_on_a_gpu():
+    torch.manual_seed(0)
+    net, image = models.lenet5().eval(), torch.randn(1, 32, 32)
+    with conv_ext.precision("ieee"):
+        here = drawn(visualize.feature_maps(net, "c1", image)), visualize.occlusion_map(net, image, 3, 8, 6)
+        net = net.cuda()
+        there = drawn(visualize.feature_maps(net, "c1", image)), visualize.occlusion_map(net, image, 3, 8, 6)
+    torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
+    assert drawn(visualize.occlusion(net, image.cuda(), patch=8, stride=6)) and drawn(visualize.filters(net))
+    assert len(conv_ext.summary(net, (1, 32, 32)).rows) > 5

@@ -47,6 +47,7 @@ EXTENSION_SOURCES = [
     "csrc/plan_implicit_gemm.cpp",
     "csrc/plan_winograd.cpp",
     "csrc/plan_panels.cpp",
+    "csrc/plan_window.cpp",
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
     "csrc/torch/fastcall.cpp",

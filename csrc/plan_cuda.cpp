@@ -25,6 +25,12 @@ const char* extents_decline(const ConvProblem& z) {
   return nullptr;
 }
 
+// Whether products may be those of the tensor cores that round to TF32 or shorter.
+bool rounds_to_tensor_cores(const ConvProblem& z) {
+  return z.dtype == DType::BFloat16 || z.dtype == DType::Float16 ||
+         (z.dtype == DType::Float32 && z.precision != Precision::Ieee);
+}
+
 const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algorithm) {
   if (const char* reason = extents_decline(z)) return reason;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
@@ -34,6 +40,38 @@ const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algori
   if (shape.gemm_k >= kExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
   const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
   if (make_cuda_plan(z, pass, candidate).blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
+  return nullptr;
+}
+
+const char* never_yields(const ConvProblem&, Pass, const CudaTraits&) { return nullptr; }
+
+constexpr int64_t kSmallGroup = 16;  // channels on either side
+constexpr int64_t kFirstChannels = 4;
+
+const char* depthwise_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  if (z.groups == 1 || z.group_c() != 1) return "it is for groups of one input channel";
+  if (const char* reason = window_declines(z, pass)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::Depthwise);
+}
+const char* grouped_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  if (z.groups == 1 || z.group_c() == 1 || max_of(z.group_c(), z.group_k()) > kSmallGroup)
+    return "it is for groups of 2 to 16 channels";
+  if (const char* reason = window_declines(z, pass)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::Grouped);
+}
+const char* grouped_yields(const ConvProblem& z, Pass, const CudaTraits& traits) {
+  if (max_of(z.group_c(), z.group_k()) > kFewChannels && rounds_to_tensor_cores(z) && traits.capability >= 80)
+    return "groups of more than 8 channels are for the tensor cores";
+  return nullptr;
+}
+const char* first_layer_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  if (z.groups != 1 || z.c > kFirstChannels) return "it is for up to 4 input channels in one group";
+  if (const char* reason = window_declines(z, pass)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::FirstLayer);
+}
+const char* first_layer_yields(const ConvProblem& z, Pass, const CudaTraits& traits) {
+  if (rounds_to_tensor_cores(z) && traits.capability >= 80) return "the tensor cores multiply faster";
+  if (z.stride_h >= z.r && z.stride_w >= z.s) return "outputs that share no input gain nothing from a box of it";
   return nullptr;
 }
 
@@ -63,7 +101,6 @@ const char* three_tf32_yields(const ConvProblem&, Pass, const CudaTraits&) {
 const char* multiply_add_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
   return blocks_decline(z, pass, CudaAlgorithm::MultiplyAdd);
 }
-const char* never_yields(const ConvProblem&, Pass, const CudaTraits&) { return nullptr; }
 
 // float64's would not fit into shared memory, nor the parts of three_tf32 into registers; multiply-adds of 16-bit
 // numbers are for old devices alone.
@@ -147,6 +184,10 @@ void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64
 CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
   CudaPlan plan{};
   plan.algorithm = candidate.algorithm;
+  if (is_window(plan.algorithm)) {
+    prepare_window(z, pass, &plan);
+    return plan;
+  }
   if (plan.algorithm == CudaAlgorithm::Direct) {
     prepare_direct(z, pass, &plan);
     return plan;
@@ -177,6 +218,9 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
 
 // The choice of algorithm on one page: the first that neither declines nor yields runs.
 const CudaCandidate kCudaCandidates[kCudaCandidateCount] = {
+    {CudaAlgorithm::Depthwise, "depthwise", depthwise_declines, never_yields},
+    {CudaAlgorithm::Grouped, "grouped", grouped_declines, grouped_yields},
+    {CudaAlgorithm::FirstLayer, "first_layer", first_layer_declines, first_layer_yields},
     {CudaAlgorithm::Direct, "direct", direct_declines, direct_yields},
     {CudaAlgorithm::TensorCores, "tensor_cores", tensor_cores_decline, never_yields},
     {CudaAlgorithm::ThreeTF32, "three_tf32", three_tf32_declines, three_tf32_yields},

@@ -7,10 +7,11 @@
 
 #include "indexing.h"
 #include "kernels.h"
+#include "plan_window.h"
 
 namespace conv_ext {
 
-enum class CudaAlgorithm : int32_t { Direct, TensorCores, ThreeTF32, MultiplyAdd };
+enum class CudaAlgorithm : int32_t { Depthwise, Grouped, FirstLayer, Direct, TensorCores, ThreeTF32, MultiplyAdd };
 
 // What the plan may know of a device.
 struct CudaTraits {
@@ -37,6 +38,7 @@ struct CudaPlan {
   int64_t partial_offset;  // and then parts of sums
   int64_t blocks;
   int64_t workspace_bytes;
+  CudaWindow window;  // depthwise, grouped, first_layer
 };
 
 struct CudaCandidate {
@@ -46,7 +48,7 @@ struct CudaCandidate {
   const char* (*yields)(const ConvProblem&, Pass, const CudaTraits&);
 };
 
-constexpr int kCudaCandidateCount = 4;
+constexpr int kCudaCandidateCount = 7;
 extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];
 
 // As choose() in plan.h.
@@ -55,6 +57,14 @@ const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const Cu
 // The operands decide what has to be copied, which only the workspace shows; without them channels_last is believed.
 CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
                         const Buffers* operands = nullptr);
+
+// depthwise, grouped and first_layer, in plan_window.cpp: the same kernels for three kinds of layers.
+inline bool is_window(CudaAlgorithm algorithm) {
+  return algorithm == CudaAlgorithm::Depthwise || algorithm == CudaAlgorithm::Grouped ||
+         algorithm == CudaAlgorithm::FirstLayer;
+}
+const char* window_declines(const ConvProblem& problem, Pass pass);
+void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
 
 // Sizes that plan and kernels share.
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step

@@ -61,7 +61,8 @@ pytestmark = pytest.mark.skipif(compiler is None, reason="needs g++, which has f
 def build(folder: Path, sources: Path, flags: list[str]) -> Path:
     """The kernels below `sources` on fibres, as a program."""
     device = f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"'
-    units = [*sorted((sources / "cuda").glob("*.cu")), sources / "plan_cuda.cpp", HOST / "run.cpp"]
+    units = [*sorted((sources / "cuda").glob("*.cu")), sources / "plan_cuda.cpp", sources / "plan_window.cpp",
+             HOST / "run.cpp"]
 
     def compile_one(unit: Path) -> str:
         made = str(folder / f"{unit.stem}.o")
@@ -70,15 +71,20 @@ def build(folder: Path, sources: Path, flags: list[str]) -> Path:
 
     jobs = min(2, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(jobs) as pool:  # the longest first
-        objects = list(pool.map(compile_one, sorted(units, key=lambda u: u.stem not in ("forward", "weight_grad"))))
+        objects = list(pool.map(compile_one, sorted(units, key=lambda u: u.suffix != ".cu" or u.stem == "input_grad")))
     program = folder / "run"
     subprocess.run([compiler, *flags, *objects, "-o", str(program)], check=True)
     return program
 
 
+BUILT = []  # once for all files of tests that use it
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("cuda_host"), ROOT / "csrc", FLAGS)
+    if not BUILT:
+        BUILT.append(build(tmp_path_factory.mktemp("cuda_host"), ROOT / "csrc", FLAGS))
+    return BUILT[0]
 
 
 def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> str:

@@ -65,10 +65,46 @@ def test_tensor_cores_where_the_device_has_them(pass_name, dtype):
 
 
 def test_small_groups_have_kernels_of_their_own():
-    assert plan("forward", LAYERS[4])["algorithm"] == "direct"
+    assert plan("forward", LAYERS[4])["algorithm"] == "grouped"
     assert plan("forward", LAYERS[0])["algorithm"] == "multiply_add"
     forced = plan("forward", LAYERS[0], algorithm="direct")
     assert forced["algorithm"] == "direct"
+
+
+FEW_CHANNELS = {
+    "depthwise": Problem("depthwise", 1, 96, 28, 28, 96, 3, 3, padding=(1, 1, 1, 1), groups=96),
+    "grouped": Problem("groups_of_eight", 1, 64, 28, 28, 64, 3, 3, (2, 2), (1, 1, 1, 1), groups=8),
+    "first_layer": Problem("first", 1, 3, 112, 112, 64, 7, 7, (2, 2), (3, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("name", FEW_CHANNELS)
+def test_few_channels(pass_name, name):
+    z = FEW_CHANNELS[name]
+    assert plan(pass_name, z)["algorithm"] == name
+    for other in set(FEW_CHANNELS) - {name}:
+        assert reasons(plan(pass_name, z))[other].startswith("it is for ")
+    short = plan(pass_name, z, torch.bfloat16)
+    assert short["algorithm"] == ("tensor_cores" if name == "first_layer" else name)
+    if name == "first_layer":
+        assert "tensor cores" in reasons(short)[name]
+        assert plan(pass_name, z, torch.bfloat16, capability=75)["algorithm"] == name
+
+
+def test_few_channels_leave_the_rest_to_others():
+    patches = Problem("patches", 1, 3, 224, 224, 768, 16, 16, (16, 16))
+    assert "share no input" in reasons(plan("forward", patches))["first_layer"]
+    wide = Problem("groups_of_sixteen", 1, 64, 28, 28, 64, 3, 3, padding=(1, 1, 1, 1), groups=4)
+    assert plan("forward", wide)["algorithm"] == "grouped"
+    assert plan("forward", wide, torch.bfloat16)["algorithm"] == "tensor_cores"
+    wider = Problem("groups_of_32", 1, 64, 28, 28, 64, 3, 3, padding=(1, 1, 1, 1), groups=2)
+    assert "2 to 16 channels" in reasons(plan("forward", wider))["grouped"]
+    far = Problem("dilated_far", 1, 8, 700, 700, 8, 3, 3, dilation=(300, 300), groups=8)
+    assert "does not fit" in reasons(plan("forward", far))["depthwise"]
+    assert plan("forward", far)["algorithm"] == "direct"
+    strided = Problem("strided_far", 1, 8, 70, 70, 8, 3, 3, (17, 17), groups=8)
+    assert "stride above 16" in reasons(plan("input_grad", strided))["depthwise"]
 
 
 def test_every_no_has_a_reason_and_something_always_runs():
@@ -86,5 +122,5 @@ def test_what_no_kernel_can_count_is_refused_with_a_reason():
     huge = Problem("huge", 1, 1, 1, 2**31, 1, 1, 1)
     with pytest.raises(RuntimeError, match="2.30"):
         plan("forward", huge)
-    with pytest.raises(RuntimeError, match="algorithm must be one of auto, direct, tensor_cores"):
+    with pytest.raises(RuntimeError, match="algorithm must be one of auto, depthwise, grouped, first_layer, direct"):
         plan("forward", LAYERS[0], algorithm="winograd")

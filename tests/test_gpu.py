@@ -36,7 +36,10 @@ LAYERS = (
     Problem("split", 3, 256, 7, 7, 256, 3, 3, padding=(1, 1, 1, 1)),
     Problem("strided", 3, 32, 29, 28, 96, 3, 3, (2, 2), (1, 1, 1, 1)),
     Problem("depthwise_layer", 3, 96, 28, 27, 96, 3, 3, padding=(1, 1, 1, 1), groups=96),
+    Problem("depthwise_5x5_strided", 2, 40, 28, 27, 80, 5, 5, (2, 2), (2, 2, 2, 2), groups=40),
     Problem("groups_of_four", 2, 128, 15, 14, 128, 3, 3, padding=(1, 1, 1, 1), groups=32),
+    Problem("first_layer", 2, 3, 61, 58, 64, 7, 7, (2, 2), (3, 3, 3, 3)),
+    Problem("first_layer_of_eleven", 1, 3, 99, 98, 40, 11, 11, (4, 4), (2, 2, 2, 2)),
 )
 LAYER_CASES = [pytest.param(z, dtype, id=f"{z}-{dtype_name(dtype)}") for z in LAYERS for dtype in DTYPES]
 

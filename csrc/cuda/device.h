@@ -27,6 +27,8 @@ struct float16 {
 
 // At least one block: without that the compiler would spill registers to make room for more.
 #define CONV_EXT_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+// Registers for no more than so many blocks on a multiprocessor.
+#define CONV_EXT_CROWDED_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define CONV_EXT_DEVICE __device__ __forceinline__
 
 namespace conv_ext {

@@ -5,6 +5,7 @@ namespace conv_ext {
 namespace cuda {
 
 int launch_gather(const RealCall& call, const GatherRoles& roles) {
+  if (is_window(call.plan.algorithm)) return launch_window(call, roles);
   return with_math(call.z, call.plan.algorithm, [&](auto type) {
     return [&]<class Math>(Type<Math>) { return run_math<Math>(call, roles); }(type);
   });

@@ -160,6 +160,9 @@ struct GatherRoles {
   int64_t stride_m, stride_c, stride_group;  // of the weights
 };
 int launch_gather(const RealCall& call, const GatherRoles& roles);
+// The same by the kernels for few channels (window.cu).
+int launch_window(const RealCall& call, const GatherRoles& roles);
+int launch_window_grad(const RealCall& call);
 
 }  // namespace cuda
 }  // namespace conv_ext

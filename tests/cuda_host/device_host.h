@@ -14,6 +14,7 @@
 #include <vector>
 
 #define CONV_EXT_KERNEL(threads) void
+#define CONV_EXT_CROWDED_KERNEL(threads, blocks) void
 #define CONV_EXT_DEVICE inline
 #define CONV_EXT_HOST_UNCHECKED __attribute__((noinline, no_sanitize("address", "undefined")))
 

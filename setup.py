@@ -219,7 +219,7 @@ class Build(BuildExtension):
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
             "cuda": wants_cuda(),
-            "cuda_architectures": [option.split("code=")[1] for option in cuda_architectures()] if wants_cuda() else [],
+            "cuda_architectures": [option.rsplit("code=", 1)[1] for option in cuda_architectures()] if wants_cuda() else [],
             "sources": source_digest(),
             "isas": list(ISA_FLAGS),
         }

@@ -35,7 +35,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     if (to.has_index()) current = to.index();
   }
   void uncheckedSetDevice(Device to) const noexcept override { setDevice(to); }
-  Stream getStream(Device of) const noexcept override { return {Stream::UNSAFE, of, 0}; }
+  Stream getStream(Device of) const noexcept override { return Stream(Stream::UNSAFE, of, 0); }
   Stream getDefaultStream(Device of) const override { return getStream(of); }
   Stream exchangeStream(Stream to) const noexcept override { return to; }
   c10::DeviceIndex deviceCount() const noexcept override { return 2; }
@@ -83,7 +83,7 @@ Tensor seen_on(const Tensor& t, Device device) {
   c10::TensorImpl* const impl = seen.unsafeGetTensorImpl();
   impl->set_storage_offset(t.storage_offset());
   impl->set_sizes_and_strides(t.sizes(), t.strides());
-  impl->set_wrapped_number(t.unsafeGetTensorImpl()->is_wrapped_number());
+  if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
   if (t.is_conj()) seen._set_conj(true);
   if (t.is_neg()) seen._set_neg(true);
   return seen;

@@ -1,7 +1,7 @@
 """The layers above the CUDA kernels, end to end without a GPU: the GPU's own tests on a device in host memory.
 
-The real binding (csrc/torch/cuda.cpp, fastcall.cpp) is linked with tests/cuda_host/host_device.cpp into a _C of its own,
-and a process with it runs the tests that are marked for a GPU, but for those of streams, graphs and the kernels.
+The real binding (csrc/torch/cuda.cpp, fastcall.cpp) is linked with tests/cuda_host/host_device.cpp into a _C of its
+own, and a process with it runs the tests that are marked for a GPU, but for those of streams, graphs and the kernels.
 """
 
 import json
@@ -57,13 +57,14 @@ def package(tmp_path_factory):
     compiled(*flags, "-shared", HOST / "host_hooks.cpp", "-o", preloaded, f"-Wl,-soname,{preloaded.name}", *libraries)
 
     def ours(_, names):
-        return [name for name in names if name == "__pycache__" or name == "lib" or Path(name).suffix in (".so", ".json")]
+        return [name for name in names if name in ("__pycache__", "lib") or Path(name).suffix in (".so", ".json")]
 
     shutil.copytree(PACKAGE, folder / "conv_ext", ignore=ours)
     (folder / "conv_ext" / "lib").symlink_to(PACKAGE / "lib")
     binary = folder / "conv_ext" / Path(conv_ext._C.__file__).name
     compiled("-shared", *objects, "-o", binary, *libraries)
-    (folder / "conv_ext" / "_build.json").write_text(json.dumps({**BUILD, "cuda": True, "cuda_architectures": ["sm_90"]}))
+    record = {**BUILD, "cuda": True, "cuda_architectures": ["sm_90"]}
+    (folder / "conv_ext" / "_build.json").write_text(json.dumps(record))
     return folder
 
 
@@ -75,7 +76,8 @@ def test_everything_above_the_kernels(package):
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "host_device_plugin", "-p", "no:cacheprovider", "-m", "gpu",
-         "-c", TESTS.parent / "pyproject.toml", "-k", f"not ({' or '.join(BEYOND)})", *(TESTS / name for name in FILES)],
+         "-c", TESTS.parent / "pyproject.toml", "-k", f"not ({' or '.join(BEYOND)})",
+         *(TESTS / name for name in FILES)],
         cwd=package, env=environment, capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -70,7 +70,8 @@ def test_results_are_where_the_operands_are(dtype, memory_format):
     results = []
     for device in ("cuda", "cpu"):
         with FakeTensorMode():
-            operands = {n: fakes(*OPERANDS[n][:2], dtype=dtype, device=device, memory_format=memory_format) for n in PASSES}
+            how = dict(dtype=dtype, device=device, memory_format=memory_format)
+            operands = {name: fakes(*OPERANDS[name][:2], **how) for name in PASSES}
             found = [call(name, *operands[name]) for name in PASSES]
             found.append(conv_ext.conv2d(*operands["forward"], *fakes(B, dtype=dtype, device=device), **OPTIONS))
         assert all(t.device.type == device for t in found)

@@ -40,7 +40,7 @@ def check(tmp_path):
             **os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python-stub", "OUT": str(out),
             "CALLS": str(calls), "FAILS": fails, "SLOW": slow, **environment,
         }  # fmt: skip
-        done = subprocess.run(["bash", str(SCRIPT), *steps], env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", SCRIPT, *steps], env=environment, capture_output=True, text=True, timeout=60)
         assert not done.stderr, done.stderr
         return done.returncode, re.findall(r"^== (\S+)$", done.stdout, re.MULTILINE), calls.read_text(), done.stdout
 

@@ -37,7 +37,9 @@ CALLS = {
     "one image": ("conv2d", (4, 9, 10), (6, 4, 3, 2), 6, dict(stride=2)),
     "no images": ("conv2d", (0, 4, 9, 10), (6, 4, 3, 2), 6, {}),
     "conv1d": ("conv1d", (2, 4, 13), (6, 2, 3), 6, dict(stride=2, padding=1, dilation=2, groups=2)),
-    "conv_transpose2d": ("conv_transpose2d", (2, 6, 5, 4), (6, 2, 3, 2), 4, dict(stride=(2, 3), groups=2, output_padding=1)),
+    "conv_transpose2d": (
+        "conv_transpose2d", (2, 6, 5, 4), (6, 2, 3, 2), 4, dict(stride=(2, 3), groups=2, output_padding=1)
+    ),
 }
 
 
@@ -76,7 +78,8 @@ def test_plain_tensors_take_the_fast_road():
     with torch.autocast("cpu", torch.bfloat16):
         assert _C.road(x, w, None) == 2
     assert conv_ext.conv2d(x, w, b).grad_fn.name() == "ConvExtForwardBackward"
-    general = torch.ops.conv_ext.forward(x, w, b, (1, 1), (0,) * 4, (1, 1), 1, conv_ext.settings.current_precision("cuda"))
+    precision = conv_ext.settings.current_precision("cuda")
+    general = torch.ops.conv_ext.forward(x, w, b, (1, 1), (0,) * 4, (1, 1), 1, precision)
     assert torch.equal(conv_ext.conv2d(x, w, b), general)
 
 

@@ -56,6 +56,8 @@ def test_there_is_something_to_look_at():
 def test_only_the_binding_knows_torch(path):
     if path.is_relative_to(CSRC / "torch") or path.is_relative_to(CSRC / "python"):
         return
+    if path.name in ("host_device.cpp", "host_hooks.cpp"):  # of the tests: a device for torch
+        return
     assert not [i for i in includes(path) if re.search(r"torch|ATen|c10|pybind11|Python\.h", i)]
     assert not re.search(r"\b(at|c10|torch)::", path.read_text())
 

@@ -75,8 +75,8 @@ Tensor seen_on(const Tensor& t, Device device) {
   c10::DispatchKeySet keys = device.is_cuda() ? cuda_keys : cpu_keys;
   if (t._is_zerotensor()) keys = keys.add(c10::DispatchKey::ZeroTensor);
   auto* const holder = new c10::Storage(t.storage());
-  c10::DataPtr data(const_cast<void*>(t.storage().data()), holder, [](void* p) { delete static_cast<c10::Storage*>(p); },
-                    device);
+  const auto release = [](void* p) { delete static_cast<c10::Storage*>(p); };
+  c10::DataPtr data(const_cast<void*>(t.storage().data()), holder, release, device);
   c10::Allocator* const allocator = device.is_cuda() ? &memory : c10::GetAllocator(DeviceType::CPU);
   c10::Storage storage(c10::Storage::use_byte_size_t(), t.storage().nbytes(), std::move(data), allocator, true);
   Tensor seen = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), keys, t.dtype());
@@ -186,8 +186,8 @@ int run(Pass pass, const ConvProblem& problem, const CudaPlan& plan, const Buffe
   at::Tensor workspace = at::empty({cpu_plan.workspace_bytes + 1}, at::kByte);
   Buffers buffers = given;
   buffers.workspace = workspace.data_ptr();
-  const auto in_turn = [](void*, int64_t count, int64_t scratch_bytes, void (*body)(void*, int64_t, void*), void* argument) {
-    at::Tensor scratch = at::empty({scratch_bytes + 1}, at::kByte);
+  const auto in_turn = [](void*, int64_t count, int64_t bytes, void (*body)(void*, int64_t, void*), void* argument) {
+    at::Tensor scratch = at::empty({bytes + 1}, at::kByte);
     for (int64_t i = 0; i < count; ++i) body(argument, i, scratch.data_ptr());
   };
   library.run(problem, pass, cpu_plan, buffers, Executor{nullptr, in_turn});

@@ -60,8 +60,15 @@ def run(algorithm: str) -> int:
                     declined.append(reason)
                     continue
                 function = cases.ours(case, o)
-                verdict = cases.judge(case)(function(), allowed)
-                took = milliseconds(function)
+                try:
+                    verdict = cases.judge(case)(function(), allowed)
+                    took = milliseconds(function)
+                except RuntimeError as error:
+                    wrong += 1
+                    print(f"FAILED {algorithm} {case.name}: {str(error)[:300]}", flush=True)
+                    if "CUDA" in str(error):  # such an error stays: nothing more runs in this process
+                        return wrong
+                    continue
             wrong += not verdict.right
             word = "ok   " if verdict.right else "WRONG"
             print(f"{word} {algorithm} {case.name}: error {verdict.largest:.3g}, {took:.3f} ms", flush=True)

@@ -64,6 +64,21 @@ const char* grouped_yields(const ConvProblem& z, Pass, const CudaTraits& traits)
     return "groups of more than 8 channels are for the tensor cores";
   return nullptr;
 }
+const char* first_layer_cores_decline(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  if (z.groups != 1 || z.c > kFirstChannels || pass != Pass::Forward)
+    return "it is for forward of up to 4 input channels in one group";
+  if (traits.capability < 80) return "it is for compute capability 8.0 and later";
+  if (z.dtype == DType::Float32 && z.precision == Precision::Ieee)
+    return "it rounds float32 to TF32, which the precision setting does not allow";
+  if (!rounds_to_tensor_cores(z)) return "it is for float32, bfloat16 and float16";
+  if (const char* reason = first_layer_cores_decline(z)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::FirstLayerCores);
+}
+const char* share_nothing(const ConvProblem& z) {
+  if (z.stride_h >= z.r && z.stride_w >= z.s) return "outputs that share no input gain nothing from a box of it";
+  return nullptr;
+}
+const char* first_layer_cores_yield(const ConvProblem& z, Pass, const CudaTraits&) { return share_nothing(z); }
 const char* first_layer_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
   if (z.groups != 1 || z.c > kFirstChannels) return "it is for up to 4 input channels in one group";
   if (const char* reason = window_declines(z, pass)) return reason;
@@ -71,8 +86,7 @@ const char* first_layer_declines(const ConvProblem& z, Pass pass, const CudaTrai
 }
 const char* first_layer_yields(const ConvProblem& z, Pass, const CudaTraits& traits) {
   if (rounds_to_tensor_cores(z) && traits.capability >= 80) return "the tensor cores multiply faster";
-  if (z.stride_h >= z.r && z.stride_w >= z.s) return "outputs that share no input gain nothing from a box of it";
-  return nullptr;
+  return share_nothing(z);
 }
 
 const char* direct_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
@@ -184,6 +198,10 @@ void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64
 CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
   CudaPlan plan{};
   plan.algorithm = candidate.algorithm;
+  if (plan.algorithm == CudaAlgorithm::FirstLayerCores) {
+    prepare_first_layer_cores(z, &plan);
+    return plan;
+  }
   if (is_window(plan.algorithm)) {
     prepare_window(z, pass, &plan);
     return plan;
@@ -220,6 +238,7 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
 const CudaCandidate kCudaCandidates[kCudaCandidateCount] = {
     {CudaAlgorithm::Depthwise, "depthwise", depthwise_declines, never_yields},
     {CudaAlgorithm::Grouped, "grouped", grouped_declines, grouped_yields},
+    {CudaAlgorithm::FirstLayerCores, "first_layer_cores", first_layer_cores_decline, first_layer_cores_yield},
     {CudaAlgorithm::FirstLayer, "first_layer", first_layer_declines, first_layer_yields},
     {CudaAlgorithm::Direct, "direct", direct_declines, direct_yields},
     {CudaAlgorithm::TensorCores, "tensor_cores", tensor_cores_decline, never_yields},

@@ -11,7 +11,16 @@
 
 namespace conv_ext {
 
-enum class CudaAlgorithm : int32_t { Depthwise, Grouped, FirstLayer, Direct, TensorCores, ThreeTF32, MultiplyAdd };
+enum class CudaAlgorithm : int32_t {
+  Depthwise,
+  Grouped,
+  FirstLayerCores,
+  FirstLayer,
+  Direct,
+  TensorCores,
+  ThreeTF32,
+  MultiplyAdd
+};
 
 // What the plan may know of a device.
 struct CudaTraits {
@@ -48,7 +57,7 @@ struct CudaCandidate {
   const char* (*yields)(const ConvProblem&, Pass, const CudaTraits&);
 };
 
-constexpr int kCudaCandidateCount = 7;
+constexpr int kCudaCandidateCount = 8;
 extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];
 
 // As choose() in plan.h.
@@ -65,6 +74,9 @@ inline bool is_window(CudaAlgorithm algorithm) {
 }
 const char* window_declines(const ConvProblem& problem, Pass pass);
 void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
+// first_layer_cores, there as well: forward of first layers on the tensor cores.
+const char* first_layer_cores_decline(const ConvProblem& problem);
+void prepare_first_layer_cores(const ConvProblem& problem, CudaPlan* plan);
 
 // Sizes that plan and kernels share.
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step

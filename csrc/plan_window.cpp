@@ -263,7 +263,44 @@ GradTiles cut_grad(const ConvProblem& z) {
   return t;
 }
 
+// ---- first layers on the tensor cores
+
+constexpr int64_t kFirstShared = 96 << 10;  // what every device with these tensor cores has
+constexpr int64_t kFirstUsual = 64 << 10;   // for three blocks on a multiprocessor
+constexpr int64_t kFirstOutputs = 8 * 128;  // of a tile
+constexpr int64_t kLongestChain = 512;      // numbers that the tensor cores' sums may run over
+
+CudaWindow cut_first(const ConvProblem& z) {
+  const Axis vertical = vertical_axis(z, Pass::Forward), horizontal = horizontal_axis(z, Pass::Forward);
+  const int64_t p = max_of(1, z.p), q = max_of(1, z.q);
+  CudaWindow w{};
+  w.tile_w = even_tile(q, kWidest, 1);
+  w.tile_h = even_tile(p, max_of(1, kFirstOutputs / w.tile_w), 1);
+  for (;;) {
+    w.box_bytes = window_box(z, vertical, horizontal, w.tile_h, w.tile_w, z.c).bytes;
+    w.shared_bytes = first_layer_room(z, w.box_bytes).bytes;
+    const bool many = w.tile_h * w.tile_w > 256;
+    if (w.shared_bytes <= (many ? kFirstUsual : kFirstShared)) return w;
+    if (w.tile_h == 1 && w.tile_w == 1) return w;
+    int64_t& longer = w.tile_h * 2 > w.tile_w ? w.tile_h : w.tile_w;
+    longer = ceil_div(longer, 2);
+  }
+}
+
 }  // namespace
+
+const char* first_layer_cores_decline(const ConvProblem& z) {
+  if (z.c * z.r * z.s > kLongestChain) return "a sum has more than 512 products";
+  if (cut_first(z).shared_bytes > kFirstShared) return "its smallest tile does not fit into shared memory";
+  return nullptr;
+}
+
+void prepare_first_layer_cores(const ConvProblem& z, CudaPlan* plan) {
+  plan->window = cut_first(z);
+  plan->splits = 1;
+  plan->blocks = max_of(1, z.n) * ceil_div(max_of(1, z.k), 64) * ceil_div(max_of(1, z.p), plan->window.tile_h) *
+                 ceil_div(max_of(1, z.q), plan->window.tile_w);
+}
 
 const char* window_declines(const ConvProblem& z, Pass pass) {
   const char* const room = "its smallest tile does not fit into a block and its shared memory";

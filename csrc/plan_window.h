@@ -51,6 +51,23 @@ inline WindowBox window_box(const ConvProblem& z, Axis vertical, Axis horizontal
   return box;
 }
 
+// First layers on the tensor cores: where weights, offsets and finished sums lie behind the box.
+struct FirstLayerRoom {
+  int64_t numbers, pitch;  // of a row of weights: with zeros up to whole products; to the next row
+  int64_t weights_at, offsets_at, sums_at, bytes;
+};
+inline FirstLayerRoom first_layer_room(const ConvProblem& z, int64_t box_bytes) {
+  const int64_t size = real_bytes(z);
+  FirstLayerRoom room{};
+  room.numbers = round_up(z.c * z.r * z.s, 32 / size);
+  room.pitch = room.numbers + 16 / size;  // an odd number of 16 bytes: eight rows fall into different banks
+  room.weights_at = box_bytes;
+  room.offsets_at = room.weights_at + 64 * room.pitch * size;
+  room.sums_at = room.offsets_at + room.numbers * 4;
+  room.bytes = room.sums_at + 16 * (128 + 4) * 4;
+  return room;
+}
+
 // The two boxes of weight_grad. A thread's rows may reach beyond the last group's: there is room for them.
 struct WindowGradBoxes {
   WindowBox input, grad;

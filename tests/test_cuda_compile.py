@@ -49,9 +49,11 @@ def readable(names: list[str]) -> list[str]:
     return [re.sub(r">\(.*$", ">", n) for n in plain]
 
 
-def shared_bytes(kernel: str) -> int:
+def shared_bytes(kernel: str, architecture: str) -> int:
     if kernel.startswith("direct_weight_grad"):
         return 128 * (8 if "double" in kernel else 4)  # one sum for each thread
+    if kernel.startswith("first_layer"):
+        return 96 << 10 if architecture != "75" else 0  # what plan_window.cpp allows at most; empty on sm_75
     if kernel.startswith("window_reduce"):
         return 256 * (8 if "double" in kernel else 4)
     if kernel.startswith("window"):
@@ -65,7 +67,7 @@ def shared_bytes(kernel: str) -> int:
 @pytest.mark.skipif(nvcc is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")
 def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path):
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    assert [s.stem for s in sources] == ["forward", "input_grad", "weight_grad", "window", "window_grad"]
+    assert [s.stem for s in sources] == ["first_layer", "forward", "input_grad", "weight_grad", "window", "window_grad"]
     with ThreadPoolExecutor(min(2, len(os.sched_getaffinity(0)))) as pool:
         reports = list(pool.map(lambda source: compile_kernels(source, tmp_path), sources))
     text = "\n".join(reports)
@@ -75,7 +77,7 @@ def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path):
     names = dict(zip([row[1] for row in rows], readable([row[1] for row in rows])))
     wrong = []
     for architecture, name, registers, spilled in sorted(rows, key=lambda row: (names[row[1]], row[0])):
-        shared = shared_bytes(names[name])
+        shared = shared_bytes(names[name], architecture)
         print(f"sm_{architecture:4} {registers:4} registers {shared:6} B shared  {names[name]}")
         if spilled or shared > MOST_SHARED[architecture]:
             wrong.append(f"sm_{architecture} spills {spilled} bytes, wants {shared} of shared memory: {names[name]}")

@@ -86,9 +86,12 @@ def test_few_channels(pass_name, name):
     for other in set(FEW_CHANNELS) - {name}:
         assert reasons(plan(pass_name, z))[other].startswith("it is for ")
     short = plan(pass_name, z, torch.bfloat16)
-    assert short["algorithm"] == ("tensor_cores" if name == "first_layer" else name)
-    if name == "first_layer":
+    if name != "first_layer":
+        assert short["algorithm"] == name
+    else:
+        assert short["algorithm"] == ("first_layer_cores" if pass_name == "forward" else "tensor_cores")
         assert "tensor cores" in reasons(short)[name]
+        assert "precision" in reasons(plan("forward", z))["first_layer_cores"]
         assert plan(pass_name, z, torch.bfloat16, capability=75)["algorithm"] == name
 
 
@@ -122,5 +125,5 @@ def test_what_no_kernel_can_count_is_refused_with_a_reason():
     huge = Problem("huge", 1, 1, 1, 2**31, 1, 1, 1)
     with pytest.raises(RuntimeError, match="2.30"):
         plan("forward", huge)
-    with pytest.raises(RuntimeError, match="algorithm must be one of auto, depthwise, grouped, first_layer, direct"):
+    with pytest.raises(RuntimeError, match="algorithm must be one of auto, depthwise, grouped, first_layer_cores, first_layer, "):
         plan("forward", LAYERS[0], algorithm="winograd")

@@ -69,6 +69,19 @@ def test_several_tiles_and_chunks(program, pass_name):  # noqa: F811
     assert any("split" in v for v in verdicts) == (pass_name == "weight_grad"), verdicts
 
 
+CORES = (("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee"))
+FIRST = [z for z in (*SMALL, *CORNERS, *NETWORK, *TILES) if algorithm(z) == "first_layer"]
+
+
+@pytest.mark.parametrize("dtype, precision", CORES)
+def test_first_layers_on_the_tensor_cores(program, dtype, precision):  # noqa: F811
+    kind = (dtype, precision, "first_layer_cores")
+    fits = [z for z in FIRST if dtype != "float32" or z.r < 11]  # four bytes each are too many weights
+    run(program, [line("forward", kind, layout, z, bias=1, relu=1) for z in fits for layout in LAYOUTS], OPPOSITE)
+    run(program, [line("forward", kind, layout, z) for z in FIRST[:9] for layout in LAYOUTS[:2]], "special")
+    run(program, [line("forward", kind, layout, replace(z, n=3)) for z in FIRST[:9] for layout in LAYOUTS[:2]], "images")
+
+
 @pytest.mark.parametrize("pass_name", PASSES[:2])
 def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):  # noqa: F811
     for dtype in ("float32", "float16"):

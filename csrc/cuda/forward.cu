@@ -6,6 +6,7 @@ namespace cuda {
 
 int launch_gather(const RealCall& call, const GatherRoles& roles) {
   if (is_window(call.plan.algorithm)) return launch_window(call, roles);
+  if (call.plan.algorithm == CudaAlgorithm::FirstLayerCores) return launch_first_layer(call);
   return with_math(call.z, call.plan.algorithm, [&](auto type) {
     return [&]<class Math>(Type<Math>) { return run_math<Math>(call, roles); }(type);
   });

@@ -163,6 +163,8 @@ int launch_gather(const RealCall& call, const GatherRoles& roles);
 // The same by the kernels for few channels (window.cu).
 int launch_window(const RealCall& call, const GatherRoles& roles);
 int launch_window_grad(const RealCall& call);
+// forward of first layers on the tensor cores (first_layer.cu).
+int launch_first_layer(const RealCall& call);
 
 }  // namespace cuda
 }  // namespace conv_ext

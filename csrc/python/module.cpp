@@ -147,12 +147,10 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   const bool empty = problem.input_elements() == 0 || problem.weight_elements() == 0 || problem.output_elements() == 0;
   const CudaPlan plan = empty ? CudaPlan{} : make_cuda_plan(problem, pass, chosen);
   py::dict tiles, text;
-  if (!empty && chosen.algorithm != CudaAlgorithm::Direct && !is_window(chosen.algorithm))
+  const bool boxes = is_window(chosen.algorithm) || chosen.algorithm == CudaAlgorithm::FirstLayerCores;
+  if (!empty && chosen.algorithm != CudaAlgorithm::Direct && !boxes)
     tiles["sums"] = std::to_string(plan.tile_m) + "x" + std::to_string(plan.tile_n);
-  if (!empty && is_window(chosen.algorithm)) {
-    tiles["outputs"] = std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w);
-    tiles["groups"] = plan.window.groups;
-  }
+  if (!empty && boxes) tiles["outputs"] = std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w);
   if (!empty) tiles["splits"] = plan.splits;
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;

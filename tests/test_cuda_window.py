@@ -137,7 +137,7 @@ def test_planted_errors_are_found(tmp_path):
         path.write_text(text.replace(right, wrong) if right else text)
         device = f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"'
         made = tmp_path / f"{name}.out"
-        subprocess.run([compiler, *FLAGS, device, f"-I{tmp_path / name}", str(HOST / "planted_window.cpp"), "-o",
+        subprocess.run([compiler, *FLAGS, "-O0", device, f"-I{tmp_path / name}", str(HOST / "planted_window.cpp"), "-o",
                         str(made)], check=True)
         return subprocess.run([str(made)], capture_output=True, timeout=100,
                               env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}).returncode != 0

@@ -91,6 +91,10 @@ int start_window(const RealCall& call, const GatherRoles& roles) {
     if (w.fixed == 5 && z.stride_h == 1) return known(Type<FixedWindow<T, Sum, 5, 1, false, 8>>());
     if (w.fixed == 5 && !inverse) return either(Type<FixedWindow<T, Sum, 5, 2, false, 4>>());
     if (w.fixed == 5) return either(Type<FixedWindow<T, Sum, 5, 2, true, 4>>());
+    // Of the shape alone, for it is another order of the sums.
+    const bool fours = z.channels_last && w.chunk == roles.channels && roles.channels % 4 == 0;
+    if (fours && w.channels == 8) return either(Type<ChannelsWindow<T, Sum, 8, 8>>());
+    if (fours && w.channels == 4) return either(Type<ChannelsWindow<T, Sum, 4, 8>>());
     if (w.channels == 8) return either(Type<AnyWindow<T, Sum, 8, 8>>());
   }
   constexpr int kHeight = sizeof(T) == 8 ? 4 : 8;

@@ -51,6 +51,7 @@ template <class T, class Sum, int kRowsOfThread, int kHeightOfThread>
 struct AnyWindow {
   static constexpr int kRows = kRowsOfThread, kHeight = kHeightOfThread, kWidth = 1;
   static constexpr bool kPhases = true;
+  static constexpr int kBlocks = 4;  // resident on a multiprocessor, for which registers must do
   struct alignas(kRows * sizeof(Sum) < 16 ? kRows * sizeof(Sum) : 16) Weights {
     Sum row[kRows];
   };
@@ -102,12 +103,58 @@ struct AnyWindow {
   }
 };
 
+// The same where channels lie together: four source channels are read at once, within each tap.
+template <class T, class Sum, int kRowsOfThread, int kHeightOfThread>
+struct ChannelsWindow : AnyWindow<T, Sum, kRowsOfThread, kHeightOfThread> {
+  using Any = AnyWindow<T, Sum, kRowsOfThread, kHeightOfThread>;
+  static constexpr int kBlocks = kRowsOfThread > 4 ? 3 : 4;
+  struct alignas(4 * sizeof(T)) Four {
+    T number[4];
+  };
+  struct alignas(16) Weights {
+    Sum row[4];
+  };
+
+  template <bool kColumns>
+  CONV_EXT_DEVICE void add(const WindowParameters<T, Sum>& p, const T* box, const Sum* weights, int32_t channels) {
+    const PhaseAxis &down = this->down, &across = this->across;
+    const int32_t pitch_h = p.box.pitch_h, pitch_w = p.box.pitch_w, pitch_m = int32_t(p.pitch_m.by);
+    const int32_t between = down.step * pitch_h, between_c = int32_t(p.taps.by) * pitch_m;
+    for (int32_t r = 0; r < down.taps; ++r)
+      for (int32_t s = 0; s < across.taps; ++s) {
+        const T* from = box + (this->row + r * down.delta) * pitch_h + (this->column + s * across.delta) * pitch_w;
+        const int32_t tap =
+            (down.first_tap + r * down.tap_step) * p.horizontal.taps + across.first_tap + s * across.tap_step;
+        const Sum* weight = weights + tap * pitch_m;
+        for (int32_t c = 0; c < channels; c += 4, from += 4, weight += 4 * between_c) {
+#pragma unroll
+          for (int half = 0; half < Any::kRows; half += 4) {  // more weights would not fit into registers
+            Weights w[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) w[i] = *reinterpret_cast<const Weights*>(weight + i * between_c + half);
+#pragma unroll
+            for (int e = 0; e < Any::kHeight; ++e) {
+              const Four four = *reinterpret_cast<const Four*>(from + e * between);
+#pragma unroll
+              for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int m = 0; m < 4; ++m)
+                  this->sums[half + m][e][0] =
+                      fused(Sum(widen(four.number[i])), w[i].row[m], this->sums[half + m][e][0]);
+            }
+          }
+        }
+      }
+  }
+};
+
 // kTaps x kTaps without dilation, a row of one result channel: the weights and one row of the window are in registers.
 // With a strided input_grad a thread forms kStep outputs side by side, of which each phase is known when compiling.
 template <class T, class Sum, int kTaps, int kStep, bool kInverse, int kHeightOfThread>
 struct FixedWindow {
   static constexpr int kRows = 1, kHeight = kHeightOfThread, kWidth = kInverse ? kStep : 1;
   static constexpr bool kPhases = false;
+  static constexpr int kBlocks = 4;
   static constexpr int kBefore = kInverse ? (kTaps - 1) / kStep : 0;  // sources before that of the first output
   static constexpr int kDown = kInverse ? kBefore + (kHeight - 1) / kStep + 1 : (kHeight - 1) * kStep + kTaps;
   static constexpr int kAcross = kInverse ? kBefore + (kWidth - 1) / kStep + 1 : (kWidth - 1) * kStep + kTaps;
@@ -209,7 +256,7 @@ CONV_EXT_DEVICE void write_window(const WindowParameters<T, Sum>& p, const Windo
 }
 
 template <class T, class Sum, class Window, bool kColumns>
-CONV_EXT_CROWDED_KERNEL(kWindowThreads, 4)
+CONV_EXT_CROWDED_KERNEL(kWindowThreads, Window::kBlocks)
 window_gather(WindowParameters<T, Sum> p) {
   T* const box = reinterpret_cast<T*>(shared_memory());
   Sum* const weights = reinterpret_cast<Sum*>(shared_memory() + p.weights_at);

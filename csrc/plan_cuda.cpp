@@ -12,6 +12,7 @@ constexpr int64_t kExtent = int64_t(1) << 30;  // rows, columns and images are c
 constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
 constexpr int64_t kMostPhases = 4096;   // of one axis
 constexpr int64_t kFewChannels = 8;     // a group of fewer fills too little of a tile
+constexpr int64_t kShortestSum = 32;    // three_tf32
 constexpr int64_t kEnoughBlocks = 256;  // weight_grad: for some 130 multiprocessors
 constexpr int64_t kBlocksOfImage = 16;  // forward: an image that gives fewer may have its reduction cut
 constexpr int64_t kLongReduction = 2048, kShortestPart = 512;  // numbers
@@ -109,33 +110,42 @@ const char* three_tf32_declines(const ConvProblem& z, Pass pass, const CudaTrait
   if (z.dtype != DType::Float32) return "it is for float32";
   return blocks_decline(z, pass, CudaAlgorithm::ThreeTF32);
 }
-const char* three_tf32_yields(const ConvProblem&, Pass, const CudaTraits&) {
-  return "it is not measured on a GPU yet, and what should be infinite it makes NaN";
+// By N in weight_grad alone, whose sums are as long as there are positions.
+const char* three_tf32_yields(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  const int64_t c = traits.capability;
+  if (c != 80 && c != 90 && c != 100 && c != 103)
+    return "three products of TF32 are faster than one of float32 only where TF32 is eight times as fast: 8.0, 9.0, "
+           "10.0, 10.3";
+  if (cuda_shape(z, pass).gemm_k < kShortestSum)
+    return "a sum of fewer than 32 products is formed as quickly by one each";
+  if (cuda_shape(z, pass).channels == 1) return "a group of one channel is filled up with zeros to four";
+  return nullptr;
 }
 const char* multiply_add_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
   return blocks_decline(z, pass, CudaAlgorithm::MultiplyAdd);
 }
 
-// float64's would not fit into shared memory, nor the parts of three_tf32 into registers; multiply-adds of 16-bit
-// numbers are for old devices alone.
-bool has_large_tile(CudaAlgorithm algorithm, int64_t real_bytes) {
-  if (real_bytes == 8 || algorithm == CudaAlgorithm::ThreeTF32) return false;
-  return real_bytes == 4 || algorithm == CudaAlgorithm::TensorCores;
+// float64's large one would not fit into shared memory; multiply-adds of 16-bit numbers are for old devices alone.
+bool has_tiles(CudaAlgorithm algorithm, int64_t real_bytes) {
+  return real_bytes == 4 || (real_bytes == 2 && algorithm == CudaAlgorithm::TensorCores);
 }
 
 // Whether the operands are read in vectors along channels, however they lie: the tensor cores of up to 32 bits. What
 // reads number by number finds neighbours in NCHW too.
-bool reads_along_channels(CudaAlgorithm algorithm, Pass pass, int64_t real_bytes) {
-  if (algorithm != CudaAlgorithm::TensorCores && algorithm != CudaAlgorithm::ThreeTF32) return false;
-  return real_bytes <= 4 && pass != Pass::WeightGrad;
+bool reads_along_channels(CudaAlgorithm algorithm, int64_t real_bytes) {
+  return real_bytes <= 4 && (algorithm == CudaAlgorithm::TensorCores || algorithm == CudaAlgorithm::ThreeTF32);
 }
 
-// The one place where tiles are chosen.
+// The one place where tiles are chosen: 128 x 128 where one image gives some blocks of them and gemm_m fills them
+// nearly as well as 64 x 64; 32 x 128 for few channels of the result.
 void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t real_bytes, CudaPlan* plan) {
-  const int64_t positions = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n);
-  const bool large = has_large_tile(plan->algorithm, real_bytes) && shape.gemm_m > 64 &&
-                     positions * ceil_div(shape.gemm_m, 128) >= 256;
-  plan->tile_m = plan->tile_n = large ? 128 : 64;
+  const int64_t columns = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n), m = shape.gemm_m;
+  const bool choice = has_tiles(plan->algorithm, real_bytes);
+  const bool large =
+      choice && m > 64 && columns * ceil_div(m, 128) >= 256 && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
+  const bool narrow = choice && m <= 32 && columns > 64;
+  plan->tile_m = large ? 128 : narrow ? 32 : 64;
+  plan->tile_n = large || narrow ? 128 : 64;
 }
 
 // Into how many parts a reduction of `steps` is cut.
@@ -211,7 +221,7 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
     return plan;
   }
   const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
-  plan.vector = reads_along_channels(plan.algorithm, pass, real_bytes) ? 16 / real_bytes : 1;
+  plan.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
   const CudaShape shape = cuda_shape(z, pass, plan.vector);
   choose_tile(z, pass, shape, real_bytes, &plan);
   const int64_t steps = max_of(1, ceil_div(shape.gemm_k, block_k));

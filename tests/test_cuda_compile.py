@@ -15,8 +15,6 @@ from torch.utils.cpp_extension import include_paths
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("75", "80", "90a")
 MOST_SHARED = {"75": 64 << 10, "80": 163 << 10, "90a": 227 << 10}
-# The kernels' tiles in shared memory, which they ask for when they are launched (SharedStages in igemm.cuh).
-SHARED = {("64, 64", "double"): 61440, ("64, 64", ""): 30720, ("128, 128", ""): 61440}
 
 nvcc = shutil.which("nvcc")
 
@@ -61,7 +59,14 @@ def shared_bytes(kernel: str, architecture: str) -> int:
     tile = re.search(r"Tile<(\d+), (\d+)", kernel)
     if tile is None:
         return 0
-    return SHARED[f"{tile[1]}, {tile[2]}", "double" if "double" in kernel else ""]
+    # The steps' operands, which a kernel asks for when it is launched (SharedStages in igemm.cuh).
+    m, n = int(tile[1]), int(tile[2])
+    size = 8 if "double" in kernel else 4 if "<float, float" in kernel else 2
+    stages = 4 if re.search(r"TF32|TensorCores", kernel) else 3
+    block_k = 32 if size == 2 else 16
+    if re.search(r"Correlate<\w+, \w+, 3>", kernel):  # operands lie across gemm_k
+        return stages * block_k * (m + n + 2 * (4 if size == 8 else 8)) * size
+    return stages * (m + n) * (block_k * size + (32 if size == 8 else 16))
 
 
 @pytest.mark.skipif(nvcc is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")

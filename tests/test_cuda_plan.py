@@ -49,7 +49,7 @@ def test_a_long_sum_of_few_outputs_is_split():
 def test_float32_is_rounded_only_where_that_is_allowed(pass_name):
     z = LAYERS[0]
     strict, allowed = plan(pass_name, z), plan(pass_name, z, precision="tf32")
-    assert strict["algorithm"] == "multiply_add" and "precision" in reasons(strict)["tensor_cores"]
+    assert strict["algorithm"] == "three_tf32" and "precision" in reasons(strict)["tensor_cores"]
     assert allowed["algorithm"] == "tensor_cores"
     with pytest.raises(RuntimeError, match="algorithm tensor_cores cannot compute this.*precision"):
         plan(pass_name, z, algorithm="tensor_cores")
@@ -66,7 +66,7 @@ def test_tensor_cores_where_the_device_has_them(pass_name, dtype):
 
 def test_small_groups_have_kernels_of_their_own():
     assert plan("forward", LAYERS[4])["algorithm"] == "grouped"
-    assert plan("forward", LAYERS[0])["algorithm"] == "multiply_add"
+    assert plan("forward", LAYERS[0])["algorithm"] == "three_tf32"
     forced = plan("forward", LAYERS[0], algorithm="direct")
     assert forced["algorithm"] == "direct"
 
@@ -108,6 +108,29 @@ def test_few_channels_leave_the_rest_to_others():
     assert plan("forward", far)["algorithm"] == "direct"
     strided = Problem("strided_far", 1, 8, 70, 70, 8, 3, 3, (17, 17), groups=8)
     assert "stride above 16" in reasons(plan("input_grad", strided))["depthwise"]
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_three_products_of_tf32_where_that_pays(pass_name):
+    """On the devices whose TF32 is eight times as fast as float32, for sums that are long enough."""
+    for capability in (80, 90, 100, 103):
+        assert plan(pass_name, LAYERS[0], capability=capability)["algorithm"] == "three_tf32"
+    for capability in (75, 86, 89, 120):
+        found = plan(pass_name, LAYERS[0], capability=capability)
+        assert found["algorithm"] == "multiply_add" and reasons(found)["three_tf32"]
+    short = plan(pass_name, Problem("short", 1, 9, 1, 19, 9, 1, 1))
+    assert short["algorithm"] == "multiply_add" and "32 products" in reasons(short)["three_tf32"]
+    assert "one channel" in reasons(plan("forward", Problem("one", 1, 1, 32, 30, 20, 7, 7)))["three_tf32"]
+
+
+def test_copies_of_operands_are_in_the_workspace():
+    """An odd number of channels is filled up to whole vectors; what lies in vectors already is read in place."""
+    odd, even = Problem("odd", 2, 31, 20, 20, 128, 1, 1), Problem("even", 2, 32, 20, 20, 128, 1, 1)
+    for z in (odd, even):
+        found = plan("forward", z, torch.bfloat16)
+        packed_weights = 128 * 32 * 2
+        assert found["workspace_bytes"] == packed_weights + 2 * 20 * 20 * 32 * 2
+    assert plan("forward", even, torch.float64)["workspace_bytes"] == 128 * 32 * 8
 
 
 def test_every_no_has_a_reason_and_something_always_runs():

@@ -123,8 +123,6 @@ def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(pass_name):
         a.view(-1)[a.numel() // 2], b.view(-1)[b.numel() // 3] = torch.inf, torch.nan
         ref = reference(pass_name, a, b, z)
         for algorithm in candidates(pass_name, z, torch.float32, "ieee"):
-            if algorithm == "three_tf32":  # gives NaN for an infinity, as its reason in the plan says
-                continue
             got = call(pass_name, on_gpu(a), on_gpu(b), z, algorithm=algorithm).cpu()
             assert_same_with_non_finite(got, ref, torch.float32)
 
@@ -145,7 +143,7 @@ def test_torchs_setting_decides_about_tf32():
     z = LAYERS[0]
     x, w = (on_gpu(t) for t in operands("forward", z, torch.float32, "signed"))
     with conv_ext.precision("ieee"):
-        assert conv_ext.explain(x, w, padding=1).forward.algorithm == "multiply_add"
+        assert conv_ext.explain(x, w, padding=1).forward.algorithm != "tensor_cores"
     with conv_ext.precision("tf32"):
         assert conv_ext.explain(x, w, padding=1).forward.algorithm == "tensor_cores"
 

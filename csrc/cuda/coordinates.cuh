@@ -70,12 +70,13 @@ struct Taps {
   int32_t rows, columns, channels;
   int32_t step_h, step_w;
   int64_t stride_c, stride_h, stride_w;
+  int32_t beyond = 0;  // of the channels, the last so many fill up a vector: they are nowhere
 
   CONV_EXT_DEVICE int64_t count() const { return int64_t(rows) * columns * channels; }
   CONV_EXT_DEVICE int32_t middle() const { return columns; }
   CONV_EXT_DEVICE int32_t low() const { return channels; }
   CONV_EXT_DEVICE Coordinate at(const Digits& d) const {
-    if (d.high >= rows) return {0, kNowhere, 0};
+    if (d.high >= rows || d.low >= channels - beyond) return {0, kNowhere, 0};
     const int32_t h = d.high * step_h, w = d.middle * step_w;
     return {d.low * stride_c + h * stride_h + w * stride_w, h, w};
   }

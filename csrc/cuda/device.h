@@ -47,6 +47,8 @@ CONV_EXT_DEVICE char* shared_memory() {
   return memory;
 }
 CONV_EXT_DEVICE void barrier() { __syncthreads(); }
+// A barrier that says whether any thread of the block came with true.
+CONV_EXT_DEVICE bool barrier_any(bool mine) { return __syncthreads_or(mine) != 0; }
 
 CONV_EXT_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
@@ -86,6 +88,16 @@ CONV_EXT_DEVICE void wait_copies() {
 CONV_EXT_DEVICE void load_matrices(uint32_t (&word)[4], const void* row) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(shared_address(row)));
+#endif
+}
+
+// The same, each matrix turned: word i of lane l holds column l / 4 of matrix i, of it rows l % 4 * 2 and the next, in
+// 16 bits each.
+CONV_EXT_DEVICE void load_matrices_turned(uint32_t (&word)[4], const void* row) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                : "r"(shared_address(row)));
 #endif

@@ -1,7 +1,9 @@
 // What becomes of a finished sum: bias and ReLU, one rounding, its place; or a part of a sum for reduce() to add up.
 #pragma once
 
-#include "math.cuh"
+#include <type_traits>
+
+#include "again.cuh"
 
 namespace conv_ext {
 namespace cuda {
@@ -16,6 +18,8 @@ struct Result {
   int32_t relu;
   int32_t add;       // to what is there already: a complex sum is made of two real ones
   int32_t negative;  // the sum is subtracted
+  int32_t along_m;   // rows of gemm_m are neighbours in memory, else columns are
+  int32_t vectors;   // neighbours can be written in whole, aligned vectors
 
   CONV_EXT_DEVICE void write(int64_t m, int64_t offset, Sum sum) const {
     if (partial != nullptr) {
@@ -24,45 +28,79 @@ struct Result {
       finish(m, data + m * stride_m + offset, sum);
     }
   }
-  CONV_EXT_DEVICE void finish(int64_t m, T* to, Sum sum) const {
+  // The same for kWide neighbours, whose sums are neighbours too.
+  template <bool along_m, int kWide>
+  CONV_EXT_DEVICE void write_vector(int64_t m, int64_t offset, const Sum* sums) const {
+    constexpr int kSums = 16 / int(sizeof(Sum));
+    struct alignas(16) Sums {
+      Sum sum[kSums];
+    };
+    struct alignas(16) Vector {
+      T value[kWide];
+    } vector;
+    T* const to = data + m * stride_m + offset;
+#pragma unroll
+    for (int i = 0; i < kWide; i += kSums) {
+      const Sums some = *reinterpret_cast<const Sums*>(sums + i);
+#pragma unroll
+      for (int j = 0; j < kSums; ++j) vector.value[i + j] = value(m + (along_m ? i + j : 0), to + i + j, some.sum[j]);
+    }
+    *reinterpret_cast<Vector*>(to) = vector;
+  }
+  CONV_EXT_DEVICE void finish(int64_t m, T* to, Sum sum) const { *to = value(m, to, sum); }
+  CONV_EXT_DEVICE T value(int64_t m, const T* to, Sum sum) const {
     if (negative) sum = -sum;
     if (add) sum += Sum(widen(*to));
     if (bias != nullptr) sum += Sum(widen(bias[m * bias_stride]));
     T value;
     narrow(sum, &value);
     if (relu && widen(value) < 0) narrow(Sum(0), &value);  // of the rounded number, as an nn.ReLU behind it; NaN stays
-    *to = value;
+    return value;
   }
 };
 
-// The parts of split reductions lie one after the other, each as a contiguous (A, B, C, D) tensor.
-template <class T, class Sum>
+// The parts of split reductions lie one after the other, each as a contiguous tensor whose dimensions, the slowest
+// first, are those that `order` names of the result's.
+template <class T, class Sum, class Again>
 struct ReduceParameters {
-  int64_t size[4], stride[4];  // of the result
+  int64_t size[4], stride[4];  // of the result, in the parts' order
+  int32_t order[4];
   int32_t splits;
-  int32_t bias_dimension;  // 1: channels of a forward result
+  int32_t bias_digit;  // that of the dimension that has a bias
   const Sum* partial;
   Result<T, Sum> result;  // stride_m unused
+  Again again;
 };
 
 constexpr int kReduceThreads = 256;
 
 // Adds up the parts in their order: one thread for each result.
-template <class T, class Sum>
+template <class T, class Sum, class Again>
 CONV_EXT_KERNEL(kReduceThreads)
-reduce(ReduceParameters<T, Sum> p) {
+reduce(ReduceParameters<T, Sum, Again> p) {
   const int64_t elements = p.size[0] * p.size[1] * p.size[2] * p.size[3];
   const int64_t index = block_index() * kReduceThreads + thread_index();
   if (index >= elements) return;
   Sum sum = p.partial[index];
   for (int split = 1; split < p.splits; ++split) sum += p.partial[split * elements + index];
   int64_t rest = index, offset = 0, m = 0;
-  for (int d = 3; d >= 0; --d) {
-    const int64_t i = rest % p.size[d];
-    if (d == p.bias_dimension) m = i;
-    offset += i * p.stride[d];
-    rest /= p.size[d];
+#pragma unroll
+  for (int i = 3; i >= 0; --i) {
+    const int64_t digit = rest % p.size[i];
+    if (i == p.bias_digit) m = digit;
+    offset += digit * p.stride[i];
+    rest /= p.size[i];
   }
+  if constexpr (!std::is_same_v<Again, NotAgain>)
+    if (!is_finite(sum)) {
+      int64_t at[4];
+      rest = index;
+      for (int i = 3; i >= 0; --i) {
+        at[p.order[i]] = rest % p.size[i];
+        rest /= p.size[i];
+      }
+      sum = p.again.sum(at);
+    }
   p.result.finish(m, p.result.data + offset, sum);
 }
 

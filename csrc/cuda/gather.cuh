@@ -21,6 +21,17 @@ bool weights_are_packed(const RealCall& call, const GatherRoles& roles) {
          reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
 }
 
+// Whether neighbours of the result can be written in whole vectors of 16 bytes: channels, or positions of an image.
+template <class T>
+bool writes_vectors(const GatherRoles& roles, const Strides& to, bool one_phase) {
+  const int64_t vector = 16 / int64_t(sizeof(T)), h = roles.result_size[2], w = roles.result_size[3];
+  if (reads_vectors(roles.result, roles.result_size[0], h, w, roles.rows, int64_t(sizeof(T)))) return true;
+  const bool rows_together = h == 1 || to.h == w;
+  return one_phase && to.w == 1 && reinterpret_cast<uintptr_t>(roles.result.data) % 16 == 0 && to.c % vector == 0 &&
+         (roles.result_size[0] == 1 || to.n % vector == 0) &&
+         (rows_together ? h * w % vector == 0 : w % vector == 0 && to.h % vector == 0);
+}
+
 template <class Pass, class Math, class T = typename Math::Element, class Sum = typename Math::Sum>
 int run_gather(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
@@ -74,16 +85,36 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
     const int error = launch(pack_weights<T>, ceil_div(elements, kPackThreads), kPackThreads, 0, call.stream, pack);
     if (error) return error;
   }
-  if (call.plan.splits > 1) {
-    const int64_t (&size)[4] = roles.result_size;
-    p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
-    p.result.stride_m = size[2] * size[3];
-    p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
-    p.split_elements = size[0] * p.to.n;
+  if constexpr (Math::kFormsAgain) {
+    p.again = {p.vertical,
+               p.horizontal,
+               {static_cast<const T*>(roles.source.data), p.source.h, p.source.w},
+               strides_of(roles.source),
+               static_cast<const T*>(call.b.weight.data),
+               p.rows,
+               int32_t(roles.channels),
+               roles.stride_group,
+               roles.stride_m,
+               roles.stride_c,
+               call.b.weight.stride[2],
+               call.b.weight.stride[3]};
   }
-  const int error = launch_igemm<Pass, Math>(call, p);
-  if (error || call.plan.splits == 1) return error;
-  return launch_reduce<T, Sum>(call, roles.result, roles.result_size, 1, p.result.partial);
+  const int64_t (&size)[4] = roles.result_size;
+  p.result.along_m = p.result.stride_m == 1 && size[1] > 1;
+  p.result.vectors = writes_vectors<T>(roles, p.to, shape.phases() == 1);
+  if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);
+
+  const int32_t along_n[4] = {0, 1, 2, 3}, along_m[4] = {0, 2, 3, 1};
+  const int32_t (&order)[4] = p.result.along_m ? along_m : along_n;
+  p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
+  p.result.vectors = false;
+  p.to = strides_in_order(size, order);
+  p.result.stride_m = p.to.c;
+  p.split_elements = size[0] * size[1] * size[2] * size[3];
+  if (const int error = launch_igemm<Pass, Math>(call, p)) return error;
+  if constexpr (Math::kFormsAgain)
+    return launch_reduce<T, Sum>(call, roles.result, size, order, 1, p.result.partial, p.again);
+  return launch_reduce<T, Sum>(call, roles.result, size, order, 1, p.result.partial, NotAgain{});
 }
 
 template <class T, class Sum>

@@ -28,26 +28,46 @@ struct RealCall {
 
 template <class T, class Sum>
 Result<T, Sum> result_of(const RealCall& call, const TensorRef& to, int64_t stride_m) {
-  return {static_cast<T*>(to.data), nullptr,     stride_m, static_cast<const T*>(call.b.bias),
-          call.b.bias_stride,       call.b.relu, call.add, call.negative};
+  return {static_cast<T*>(to.data),
+          nullptr,
+          stride_m,
+          static_cast<const T*>(call.b.bias),
+          call.b.bias_stride,
+          call.b.relu,
+          call.add,
+          call.negative,
+          false,
+          false};
+}
+
+// The strides of a contiguous tensor whose dimensions, the slowest first, are those that `order` names.
+inline Strides strides_in_order(const int64_t (&size)[4], const int32_t (&order)[4]) {
+  int64_t stride[4], next = 1;
+  for (int i = 3; i >= 0; --i) {
+    stride[order[i]] = next;
+    next *= size[order[i]];
+  }
+  return {stride[0], stride[1], stride[2], stride[3]};
 }
 
 // Adds up the parts that a split reduction has left in the workspace.
-template <class T, class Sum>
-int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], int bias_dimension,
-                  const Sum* partial) {
-  ReduceParameters<T, Sum> p{};
+template <class T, class Sum, class Again>
+int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const int32_t (&order)[4],
+                  int bias_dimension, const Sum* partial, const Again& again) {
+  ReduceParameters<T, Sum, Again> p{};
   int64_t elements = 1;
-  for (int d = 0; d < 4; ++d) {
-    p.size[d] = size[d];
-    p.stride[d] = to.stride[d];
-    elements *= size[d];
+  for (int i = 0; i < 4; ++i) {
+    p.order[i] = order[i];
+    p.size[i] = size[order[i]];
+    p.stride[i] = to.stride[order[i]];
+    if (order[i] == bias_dimension) p.bias_digit = i;
+    elements *= size[i];
   }
   p.splits = int32_t(call.plan.splits);
-  p.bias_dimension = bias_dimension;
   p.partial = partial;
   p.result = result_of<T, Sum>(call, to, 0);
-  return launch(reduce<T, Sum>, ceil_div(elements, kReduceThreads), kReduceThreads, 0, call.stream, p);
+  p.again = again;
+  return launch(reduce<T, Sum, Again>, ceil_div(elements, kReduceThreads), kReduceThreads, 0, call.stream, p);
 }
 
 // Calls function(math): the one place where a dtype and an algorithm become template arguments.
@@ -72,10 +92,9 @@ int with_math(const ConvProblem& z, CudaAlgorithm algorithm, const Function& fun
   }
   return 1;
 }
-// The same rule as has_large_tile in plan_cuda.cpp.
+// The same rule as has_tiles in plan_cuda.cpp.
 template <class Math>
-constexpr bool has_large_tile() {
-  if (std::is_same_v<Math, ThreeTF32>) return false;
+constexpr bool has_tiles() {
   return sizeof(typename Math::Element) == 4 || (sizeof(typename Math::Element) == 2 && Math::kTensorCores);
 }
 
@@ -83,11 +102,13 @@ constexpr bool has_large_tile() {
 template <class Pass, class Math>
 int launch_igemm(const RealCall& call, const typename Pass::Parameters& p) {
   const auto with_tile = [&]<class Tile>(Type<Tile>) {
-    return launch(igemm<Pass, Math, Tile>, p.grid.blocks(), Tile::kThreads, SharedStages<Math, Tile>::kBytes,
-                  call.stream, p);
+    return launch(igemm<Pass, Math, Tile>, p.grid.blocks(), Tile::kThreads,
+                  SharedStages<Math, Tile, kOrderOf<Pass::kLoadLeft>>::kBytes, call.stream, p);
   };
-  if constexpr (has_large_tile<Math>())
+  if constexpr (has_tiles<Math>()) {
     if (call.plan.tile_m == LargeTile::kM) return with_tile(Type<LargeTile>());
+    if (call.plan.tile_m == NarrowTile::kM) return with_tile(Type<NarrowTile>());
+  }
   return with_tile(Type<SmallTile>());
 }
 
@@ -107,7 +128,7 @@ int pack_operand(const RealCall& call, const CudaOperand& operand, int64_t n, in
   p.groups = int32_t(groups);
   p.channels = int32_t(channels);
   p.padded = int32_t(operand.channels);
-  p.along_channels = tensor->stride[1] == 1 && h * w > 1;
+  p.along_channels = tensor->stride[1] == 1 && groups * channels > 1;
   using Tile = PackTile<T>;
   while ((1 << p.log_channels) < min_of(slots, Tile::kMostChannels)) ++p.log_channels;  // slots: whole vectors
   p.tile_positions = Tile::kElements >> p.log_channels;

@@ -17,6 +17,7 @@ struct BlockWork {
   RightK right_k;
   RightRows columns;  // gemm_n as it lies in the result
   Result<T, Sum> result;
+  int64_t first_row;  // of the group, in the result
   int64_t count_m, first_m, first_n, first_k;
   int32_t steps;
 };
@@ -49,6 +50,10 @@ CONV_EXT_DEVICE int32_t steps_of(const Grid& grid, int32_t split, int64_t gemm_k
   return rest < 0 ? 0 : rest < grid.steps ? int32_t(rest) : grid.steps;
 }
 
+// What forms a sum again: of float32 alone, the one type that three_tf32 computes.
+template <class T, class Again>
+using AgainOf = std::conditional_t<std::is_same_v<T, float>, Again, NotAgain>;
+
 // forward and input_grad gather: each output is a sum over the taps and channels of the source that it reads.
 // The weights lie packed as [phase][group][gemm_m][pitch], a row being a phase's taps and channels in Taps' order.
 template <class T, class Sum, Load load>
@@ -71,6 +76,7 @@ struct Gather {
     int64_t pitch;
     Result<T, Sum> result;
     int64_t split_elements;
+    AgainOf<T, GatherAgain> again;
   };
 
   CONV_EXT_DEVICE static Work work(const Parameters& p, int64_t block, int tile_m, int tile_n, int block_k) {
@@ -97,12 +103,22 @@ struct Gather {
     } else {
       work.result.data += first * p.result.stride_m;
     }
+    work.first_row = first;
     work.count_m = p.rows;
     work.first_m = int64_t(place.m) * tile_m;
     work.first_n = int64_t(place.n) * tile_n;
     work.first_k = int64_t(place.split) * p.grid.steps * block_k;
     work.steps = steps_of(p.grid, place.split, gemm_k, block_k);
     return work;
+  }
+  // Where sum (m, n) stands in the result: image, channel, row, column.
+  CONV_EXT_DEVICE static void index(const Work& work, int64_t m, int64_t n, int64_t (&at)[4]) {
+    const Digits d = digits_of(n, work.columns.middle(), work.columns.low());
+    const Coordinate place = work.columns.at(d);
+    at[0] = d.high;
+    at[1] = work.first_row + m;
+    at[2] = place.h;
+    at[3] = place.w;
   }
 };
 
@@ -120,10 +136,12 @@ struct Correlate {
     Grid grid;
     Axis vertical, horizontal;
     int32_t images, rows, channels;  // of a group: gemm_m, and channels of the input
+    int32_t grad_channels, beyond;   // of a group of the upstream gradient; of the input's, so many are not there
     Patches<T> grad, input;
     Strides from_grad, from_input, to;  // the result's: K, C/g, R, S
     Result<T, Sum> result;
     int64_t split_elements;
+    AgainOf<T, CorrelateAgain> again;
   };
 
   CONV_EXT_DEVICE static Work work(const Parameters& p, int64_t block, int tile_m, int tile_n, int block_k) {
@@ -131,8 +149,8 @@ struct Correlate {
     const Axis &v = p.vertical, &h = p.horizontal;
     Work work;
     work.left = p.grad;
-    work.left.data += place.group * (p.rows * p.from_grad.c);
-    work.left_rows = {p.rows, p.from_grad.c};
+    work.left.data += place.group * (p.grad_channels * p.from_grad.c);
+    work.left_rows = {p.grad_channels, p.from_grad.c};
     work.left_k = {p.images, v.output, h.output, 1, 1, 0, 0, p.from_grad.n, p.from_grad.h, p.from_grad.w};
     work.right = p.input;
     work.right.data += place.group * (p.channels * p.from_input.c);
@@ -140,7 +158,7 @@ struct Correlate {
                        h.dilation, p.from_input.c, p.from_input.h, p.from_input.w};
     work.right_k = {p.images, v.output, h.output,       v.stride,       h.stride,
                     -v.pad,   -h.pad,   p.from_input.n, p.from_input.h, p.from_input.w};
-    work.columns = {v.taps, h.taps, p.channels, 1, 1, p.to.c, p.to.h, p.to.w};
+    work.columns = {v.taps, h.taps, p.channels, 1, 1, p.to.c, p.to.h, p.to.w, p.beyond};
     work.result = p.result;
     const int64_t first = place.group * int64_t(p.rows) * p.result.stride_m;
     if (p.result.partial != nullptr) {
@@ -148,12 +166,21 @@ struct Correlate {
     } else {
       work.result.data += first;
     }
+    work.first_row = place.group * int64_t(p.rows);
     work.count_m = p.rows;
     work.first_m = int64_t(place.m) * tile_m;
     work.first_n = int64_t(place.n) * tile_n;
     work.first_k = int64_t(place.split) * p.grid.steps * block_k;
     work.steps = steps_of(p.grid, place.split, work.right_k.count(), block_k);
     return work;
+  }
+  // Where sum (m, n) stands in the result: k, c, r, s.
+  CONV_EXT_DEVICE static void index(const Work& work, int64_t m, int64_t n, int64_t (&at)[4]) {
+    const Digits d = digits_of(n, work.columns.middle(), work.columns.low());
+    at[0] = work.first_row + m;
+    at[1] = d.low;
+    at[2] = d.high;
+    at[3] = d.middle;
   }
 };
 

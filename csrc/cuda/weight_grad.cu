@@ -9,7 +9,12 @@ template <class Pass, class Math, class T = typename Math::Element, class Sum = 
 int run_correlate(const RealCall& call) {
   const ConvProblem& z = call.z;
   const Buffers& b = call.b;
-  const CudaShape shape = cuda_shape(z, conv_ext::Pass::WeightGrad);
+  const CudaShape shape = cuda_shape(z, conv_ext::Pass::WeightGrad, call.plan.vector);
+  TensorRef input = b.input, grad = b.output;
+  if constexpr (Math::kReadsVectors) {
+    if (const int error = pack_operand<T>(call, call.plan.source, z.n, z.h, z.w, z.group_c(), &input)) return error;
+    if (const int error = pack_operand<T>(call, call.plan.grad, z.n, z.p, z.q, z.group_k(), &grad)) return error;
+  }
   typename Pass::Parameters p{};
   p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.tile_m)),
             int32_t(ceil_div(shape.gemm_n, call.plan.tile_n)),
@@ -21,23 +26,39 @@ int run_correlate(const RealCall& call) {
   p.horizontal = axis_of(horizontal_axis(z, conv_ext::Pass::WeightGrad));
   p.images = int32_t(z.n);
   p.rows = int32_t(z.group_k());
-  p.channels = int32_t(z.group_c());
-  p.grad = {static_cast<const T*>(b.output.data), int32_t(z.p), int32_t(z.q)};
-  p.input = {static_cast<const T*>(b.input.data), int32_t(z.h), int32_t(z.w)};
-  p.from_grad = strides_of(b.output);
-  p.from_input = strides_of(b.input);
+  p.channels = int32_t(shape.channels);
+  p.beyond = int32_t(shape.channels - z.group_c());
+  p.grad_channels = int32_t(round_up(z.group_k(), call.plan.vector));
+  p.grad = {static_cast<const T*>(grad.data), int32_t(z.p), int32_t(z.q)};
+  p.input = {static_cast<const T*>(input.data), int32_t(z.h), int32_t(z.w)};
+  p.from_grad = strides_of(grad);
+  p.from_input = strides_of(input);
   p.to = strides_of(b.weight);
   p.result = result_of<T, Sum>(call, b.weight, b.weight.stride[0]);
   const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
-  if (call.plan.splits > 1) {
-    p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
-    p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
-    p.result.stride_m = p.to.n;
-    p.split_elements = size[0] * p.to.n;
-  }
-  const int error = launch_igemm<Pass, Math>(call, p);
-  if (error || call.plan.splits == 1) return error;
-  return launch_reduce<T, Sum>(call, b.weight, size, 0, p.result.partial);
+  if constexpr (Math::kFormsAgain)
+    p.again = {p.vertical,
+               p.horizontal,
+               {static_cast<const T*>(b.output.data), p.grad.h, p.grad.w},
+               {static_cast<const T*>(b.input.data), p.input.h, p.input.w},
+               strides_of(b.output),
+               strides_of(b.input),
+               p.images,
+               p.rows,
+               int32_t(z.group_c())};
+  p.result.vectors = reads_vectors(b.weight, z.k, z.r, z.s, size[1], int64_t(sizeof(T)));
+  if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);
+
+  const int32_t order[4] = {0, 2, 3, 1};  // that of gemm_n
+  p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
+  p.result.vectors = false;
+  p.to = strides_in_order(size, order);
+  p.result.stride_m = p.to.n;
+  p.split_elements = size[0] * size[1] * size[2] * size[3];
+  if (const int error = launch_igemm<Pass, Math>(call, p)) return error;
+  if constexpr (Math::kFormsAgain)
+    return launch_reduce<T, Sum>(call, b.weight, size, order, 0, p.result.partial, p.again);
+  return launch_reduce<T, Sum>(call, b.weight, size, order, 0, p.result.partial, NotAgain{});
 }
 
 template <class T, class Sum>
@@ -83,7 +104,8 @@ int run_direct_weight_grad(const RealCall& call) {
   const int error = launch(z.channels_last ? direct_weight_grad<T, Sum, 32> : direct_weight_grad<T, Sum, 1>, blocks,
                            kDirectThreads, kDirectThreads * int(sizeof(Sum)), call.stream, p);
   if (error || p.splits == 1) return error;
-  return launch_reduce<T, Sum>(call, b.weight, size, 0, p.result.partial);
+  const int32_t order[4] = {0, 1, 2, 3};
+  return launch_reduce<T, Sum>(call, b.weight, size, order, 0, p.result.partial, NotAgain{});
 }
 
 template <class Math>
@@ -92,10 +114,20 @@ int run_math(const RealCall& call) {
   using Sum = typename Math::Sum;
   if constexpr (!Math::kTensorCores)
     if (call.plan.algorithm == CudaAlgorithm::Direct) return run_direct_weight_grad<T, Sum>(call);
-  // Neighbouring threads read neighbouring channels where both operands have them side by side, else columns.
-  if (call.b.input.stride[1] == 1 && call.b.output.stride[1] == 1)
-    return run_correlate<Correlate<T, Sum, Load::Rows>, Math>(call);
-  return run_correlate<Correlate<T, Sum, Load::K>, Math>(call);
+  // Channels are read in vectors where they can be; else neighbouring threads read neighbouring channels where both
+  // operands have them side by side, and columns where not. Float64 adds in the same order each way.
+  if constexpr (Math::kReadsVectors) {
+    return run_correlate<Correlate<T, Sum, Load::RowsVector>, Math>(call);
+  } else {
+    const ConvProblem& z = call.z;
+    const TensorRef &input = call.b.input, &grad = call.b.output;
+    if constexpr (Math::kTensorCores)
+      if (reads_vectors(input, z.n, z.h, z.w, z.group_c(), int64_t(sizeof(T))) &&
+          reads_vectors(grad, z.n, z.p, z.q, z.group_k(), int64_t(sizeof(T))))
+        return run_correlate<Correlate<T, Sum, Load::RowsVector>, Math>(call);
+    if (input.stride[1] == 1 && grad.stride[1] == 1) return run_correlate<Correlate<T, Sum, Load::Rows>, Math>(call);
+    return run_correlate<Correlate<T, Sum, Load::K>, Math>(call);
+  }
 }
 
 }  // namespace

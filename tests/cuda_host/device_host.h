@@ -44,7 +44,7 @@ struct Warp {
 };
 
 struct Machine {
-  bool late = false, reversed = false;
+  bool late = false, reversed = false, any = false;
   std::vector<Fibre*> fibres;
   std::vector<Warp> warps;
   char* shared = nullptr;
@@ -137,6 +137,17 @@ inline void barrier() {
   pause_fibre();
 }
 
+// The flag is set, read and taken back between barriers of its own.
+inline bool barrier_any(bool mine) {
+  machine.any = machine.any || mine;
+  barrier();
+  const bool any = machine.any;
+  barrier();
+  machine.any = false;
+  barrier();
+  return any;
+}
+
 inline void land(const Copy& copy) {
   if (copy.bytes > 0) memcpy(copy.to, copy.from, size_t(copy.bytes));
   if (copy.zeros > 0) memset(copy.to, 0, size_t(copy.zeros));
@@ -188,6 +199,21 @@ inline void load_matrices(uint32_t (&word)[4], const void* row) {
     for (int l = 0; l < 32; ++l)
       for (int i = 0; i < 4; ++i)
         memcpy(&static_cast<Lane*>(all[l])->word[i], static_cast<Lane*>(all[8 * i + l / 4])->row + l % 4 * 4, 4);
+  });
+}
+
+inline void load_matrices_turned(uint32_t (&word)[4], const void* row) {
+  struct Lane {
+    uint32_t* word;
+    const char* row;
+  } lane{word, static_cast<const char*>(row)};
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) stop("a matrix's row at a misaligned address");
+  together(&lane, [](void** all) {
+    for (int l = 0; l < 32; ++l)
+      for (int i = 0; i < 4; ++i)
+        for (int part = 0; part < 2; ++part)
+          memcpy(reinterpret_cast<char*>(&static_cast<Lane*>(all[l])->word[i]) + 2 * part,
+                 static_cast<Lane*>(all[8 * i + l % 4 * 2 + part])->row + l / 4 * 2, 2);
   });
 }
 

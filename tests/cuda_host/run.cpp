@@ -3,9 +3,9 @@
 //   pass dtype precision layout algorithm capability bias relu  N C H W K R S  stride dilation padding (4)  groups
 //
 // Every problem runs in the ways that the first argument names, by default all four in which `machine` can vary: 1 and
-// 3 have late copies, 2 and 3 the warps reversed. "special" instead puts an infinity and a NaN into the operands of
-// dense layouts, "images" asks whether an image alone has the bits that it has in a batch. A line for each problem;
-// exit status 1 where one is wrong.
+// 3 have late copies, 2 and 3 the warps reversed. "special" instead puts an infinity and a NaN into the operands,
+// "huge" some of the largest numbers of float32 whose sums are finite, "images" asks whether an image alone has the
+// bits that it has in a batch. A line for each problem; exit status 1 where one is wrong.
 #include <array>
 #include <cmath>
 #include <iostream>
@@ -67,7 +67,7 @@ struct Tensor {
 };
 
 const char* ways = "0123";
-bool special = false;
+bool special = false, huge = false;
 
 struct Case {
   ConvProblem z;
@@ -136,10 +136,16 @@ std::string check_pass(const Case& c) {
   }
   if (special) {
     const Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
-    write<T>(reinterpret_cast<T*>(first.memory) + first.elements / 2 * parts,
-             std::numeric_limits<Wide>::infinity());
-    write<T>(reinterpret_cast<T*>(second.memory) + second.elements / 3 * parts,
-             std::numeric_limits<Wide>::quiet_NaN());
+    write<T>(reinterpret_cast<T*>(first.memory) + first.elements / 2 * parts, std::numeric_limits<Wide>::infinity());
+    write<T>(reinterpret_cast<T*>(second.memory) + second.elements / 3 * parts, std::numeric_limits<Wide>::quiet_NaN());
+  }
+  if (huge) {  // products of the largest number with 1 and with a small one
+    const Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
+    int64_t index = 0;
+    second.each([&](int64_t at) { write<T>(reinterpret_cast<T*>(second.memory) + at * parts, Wide(index++ % 2)); });
+    first.each([&](int64_t at) { write<T>(reinterpret_cast<T*>(first.memory) + at * parts, Wide(0)); });
+    write<T>(reinterpret_cast<T*>(first.memory) + (first.elements - 1) * parts,
+             Wide(std::numeric_limits<float>::max()));
   }
   Buffers b{x.ref(), w.ref(), y.ref(), c.bias ? bias.memory : nullptr, bias.stride[1], nullptr, c.relu};
   Buffers of_reference = b;
@@ -183,7 +189,10 @@ std::string check_pass(const Case& c) {
       return text.str();
     }
   }
-  return std::string("exact: ") + candidate->name + (cuda_plan.tile_m > 64 ? " large" : "") +
+  return std::string("exact: ") + candidate->name +
+         (cuda_plan.tile_m > 64    ? " large"
+          : cuda_plan.tile_m == 32 ? " narrow"
+                                   : "") +
          (cuda_plan.splits > 1 ? " split" : "");
 }
 
@@ -217,7 +226,8 @@ int main(int count, char** arguments) {
   using namespace conv_ext;
   if (count > 1) ways = arguments[1];
   special = ways == std::string("special");
-  if (special) ways = "03";
+  huge = ways == std::string("huge");
+  if (special || huge) ways = "03";
   bool right = true;
   for (std::string line; std::getline(std::cin, line);) {
     std::istringstream words(line);

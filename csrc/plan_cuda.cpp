@@ -40,7 +40,10 @@ const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algori
   const CudaShape shape = cuda_shape(z, pass);
   if (shape.gemm_k >= kExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
   const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
-  if (make_cuda_plan(z, pass, candidate).blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
+  const CudaPlan plan = make_cuda_plan(z, pass, candidate);
+  if (z.groups * max_of(plan.source.channels, plan.grad.channels) >= kExtent)
+    return "with every group's channels filled up to whole vectors there are 2^30 channels or more";
+  if (plan.blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
   return nullptr;
 }
 

@@ -61,7 +61,7 @@ struct Result {
 
 // The parts of split reductions lie one after the other, each as a contiguous tensor whose dimensions, the slowest
 // first, are those that `order` names of the result's.
-template <class T, class Sum, class Again>
+template <class T, class Sum, class Again = NotAgain>
 struct ReduceParameters {
   int64_t size[4], stride[4];  // of the result, in the parts' order
   int32_t order[4];

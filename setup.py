@@ -44,6 +44,7 @@ EXTENSION_SOURCES = [
     "csrc/plan_broadcast.cpp",
     "csrc/plan_cuda.cpp",
     "csrc/plan_grouped.cpp",
+    "csrc/plan_hopper.cpp",
     "csrc/plan_implicit_gemm.cpp",
     "csrc/plan_winograd.cpp",
     "csrc/plan_panels.cpp",
@@ -54,6 +55,9 @@ EXTENSION_SOURCES = [
     "csrc/python/module.cpp",
 ]
 CUDA_LIBRARY = "libconv_ext_cuda.so"
+# Code that runs on compute capability 9.0 alone, and is chosen there alone: compiled whatever else is asked for.
+SM90_SOURCES = {"hopper.cu"}
+SM90_OPTION = "-gencode=arch=compute_90a,code=sm_90a"
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
 # -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
 KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
@@ -134,9 +138,9 @@ def build_cuda_library(build: Path, target: Path) -> None:
     objects = [f"{Path(source).name}.o" for source in sources]
     lines = [
         f"nvcc = {shutil.which('nvcc')}",
-        f"flags = -std=c++20 -O3 -Xcompiler -fPIC {' '.join(cuda_architectures())}",
+        f"targets = {' '.join(cuda_architectures())}",
         "rule compile",
-        "  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out",
+        "  command = $nvcc -MMD -MF $out.d -std=c++20 -O3 -Xcompiler -fPIC $targets -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compiling $out",
@@ -145,7 +149,10 @@ def build_cuda_library(build: Path, target: Path) -> None:
         # a library that is loaded under the soname it looks for (libcudart.so.13): no rpath has to lead there.
         "rule link",
         "  command = $nvcc -shared -cudart shared -Xlinker -z -Xlinker defs $in -o $out",
-        *(f"build {o}: compile {source}" for o, source in zip(objects, sources)),
+        *(
+            f"build {o}: compile {source}" + (f"\n  targets = {SM90_OPTION}" if Path(source).name in SM90_SOURCES else "")
+            for o, source in zip(objects, sources)
+        ),
         f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
     ]
     path, text = build / "build.ninja", "\n".join(lines) + "\n"

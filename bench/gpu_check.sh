@@ -19,7 +19,7 @@ mkdir -p "$OUT"
 command -v nvcc > /dev/null || PATH=$PATH:/usr/local/cuda/bin
 
 STEPS="build info smoke test-forward test-input_grad test-weight_grad test-kernels test-layer
-  bench-ieee bench-bfloat16 bench-tf32 table
+  bench-ieee bench-bfloat16 bench-tf32 table test-wgmma bench-wgmma bench-wgmma-nchw
   sanitize-memcheck sanitize-racecheck sanitize-synccheck sanitize-initcheck
   test-python bench-depthwise bench-float64 bench-one-image bench-three_tf32 network network-nchw collect table"
 
@@ -58,8 +58,10 @@ print(f"{major}.{minor}" + ("a" if major >= 9 else ""))')} \
     test-forward | test-input_grad | test-weight_grad)
       tests tests/test_gpu.py -k "test_against_the_reference and ${1#test-}" ;;
     test-kernels) tests tests/test_gpu.py -k "not test_against_the_reference" ;;
+    test-wgmma) tests tests/test_gpu_wgmma.py ;;
     test-layer) tests tests/test_gpu_layer.py ;;
-    test-python) tests tests --ignore tests/test_gpu.py --ignore tests/test_gpu_layer.py ;;
+    test-python) tests tests --ignore tests/test_gpu.py --ignore tests/test_gpu_layer.py \
+      --ignore tests/test_gpu_wgmma.py ;;
     sanitize-*)
       compute-sanitizer --tool "${1#sanitize-}" --error-exitcode 1 "$PYTHON" -m pytest -q -x -m gpu tests/test_gpu.py \
         -k "test_against_the_reference and everything and (float32 or bfloat16)"
@@ -67,6 +69,8 @@ print(f"{major}.{minor}" + ("a" if major >= 9 else ""))')} \
     bench-ieee) bench "$1" --suite resnet50 vgg16 googlenet resnext50 --dtype float32 ;;
     bench-bfloat16) bench "$1" --suite resnet50 vgg16 resnext50 --layout channels_last --dtype bfloat16 ;;
     bench-tf32) bench "$1" --suite resnet50 vgg16 --layout nchw channels_last --dtype float32 --precision tf32 ;;
+    bench-wgmma) bench "$1" --suite resnet50 vgg16 --layout channels_last --dtype bfloat16 --algorithm wgmma ;;
+    bench-wgmma-nchw) bench "$1" --suite resnet50 vgg16 --layout nchw --dtype bfloat16 float32 --algorithm wgmma ;;
     bench-depthwise) bench "$1" --suite mobilenet depthwise --layout nchw channels_last --dtype float32 bfloat16 ;;
     bench-float64) bench "$1" --suite resnet50 alexnet --dtype float64 ;;
     bench-one-image) bench "$1" --suite resnet50 vgg16 mobilenet --dtype float32 bfloat16 --batch 1 ;;

@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "plan_hopper.h"
+
 namespace conv_ext {
 namespace {
 
@@ -209,6 +211,7 @@ void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64
 }  // namespace
 
 CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
+  if (candidate.algorithm == CudaAlgorithm::Wgmma) return make_wgmma_plan(z, pass, operands);
   CudaPlan plan{};
   plan.algorithm = candidate.algorithm;
   if (plan.algorithm == CudaAlgorithm::FirstLayerCores) {
@@ -254,6 +257,7 @@ const CudaCandidate kCudaCandidates[kCudaCandidateCount] = {
     {CudaAlgorithm::FirstLayerCores, "first_layer_cores", first_layer_cores_decline, first_layer_cores_yield},
     {CudaAlgorithm::FirstLayer, "first_layer", first_layer_declines, first_layer_yields},
     {CudaAlgorithm::Direct, "direct", direct_declines, direct_yields},
+    {CudaAlgorithm::Wgmma, "wgmma", wgmma_declines, wgmma_yields},
     {CudaAlgorithm::TensorCores, "tensor_cores", tensor_cores_decline, never_yields},
     {CudaAlgorithm::ThreeTF32, "three_tf32", three_tf32_declines, three_tf32_yields},
     {CudaAlgorithm::MultiplyAdd, "multiply_add", multiply_add_declines, never_yields},

@@ -17,6 +17,7 @@ enum class CudaAlgorithm : int32_t {
   FirstLayerCores,
   FirstLayer,
   Direct,
+  Wgmma,
   TensorCores,
   ThreeTF32,
   MultiplyAdd

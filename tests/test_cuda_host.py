@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / "tests" / "cuda_host"
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall",
          "-Wextra", "-Wno-unknown-pragmas"]
+DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "hopper_host.h"}"']
 PASSES = ("forward", "input_grad", "weight_grad")
 LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
 # Every kind of arithmetic: dtype, precision, algorithm.
@@ -61,13 +62,12 @@ pytestmark = pytest.mark.skipif(compiler is None, reason="needs g++, which has f
 
 def build(folder: Path, sources: Path, flags: list[str]) -> Path:
     """The kernels below `sources` on fibres, as a program."""
-    device = f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"'
-    units = [*sorted((sources / "cuda").glob("*.cu")), sources / "plan_cuda.cpp", sources / "plan_window.cpp",
-             HOST / "run.cpp"]
+    plans = [sources / f"plan_{name}.cpp" for name in ("cuda", "window", "hopper")]
+    units = [*sorted((sources / "cuda").glob("*.cu")), *plans, HOST / "run.cpp"]
 
     def compile_one(unit: Path) -> str:
         made = str(folder / f"{unit.stem}.o")
-        subprocess.run([compiler, *flags, device, "-x", "c++", "-c", str(unit), "-o", made], check=True)
+        subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
         return made
 
     jobs = min(2, len(os.sched_getaffinity(0)))
@@ -208,9 +208,8 @@ def test_a_planted_error_is_found(tmp_path, name):
     text = path.read_text()
     assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
     path.write_text(text.replace(right, wrong))
-    device = f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"'
     program = tmp_path / "planted"
-    subprocess.run([compiler, *FLAGS, device, f"-I{tmp_path / 'csrc' / 'cuda'}", str(HOST / "planted.cpp"), "-o",
+    subprocess.run([compiler, *FLAGS, *DEVICE, f"-I{tmp_path / 'csrc' / 'cuda'}", str(HOST / "planted.cpp"), "-o",
                     str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=100,
                           env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})

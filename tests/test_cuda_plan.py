@@ -150,3 +150,35 @@ def test_what_no_kernel_can_count_is_refused_with_a_reason():
         plan("forward", huge)
     with pytest.raises(RuntimeError, match="algorithm must be one of auto, depthwise, grouped, first_layer_cores, first_layer, "):
         plan("forward", LAYERS[0], algorithm="winograd")
+
+
+@pytest.mark.parametrize("pass_name", GATHERING)
+def test_wgmma_has_to_be_asked_for_and_says_where_it_cannot(pass_name):
+    """It never gives way to another algorithm when it is asked for."""
+    on_hopper = dict(algorithm="wgmma", capability=90)
+    assert "not run on a device" in reasons(plan(pass_name, LAYERS[0], torch.bfloat16, capability=90))["wgmma"]
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        found = plan(pass_name, LAYERS[2], dtype, **on_hopper)
+        assert found["algorithm"] == "wgmma"
+        assert plan(pass_name, LAYERS[2], dtype, n=31, **on_hopper)["tiles"] == found["tiles"]
+    assert plan(pass_name, LAYERS[1], torch.bfloat16, **on_hopper)["tiles"]["splits"] > 1
+
+    def no(z, dtype=torch.bfloat16, capability=90):
+        with pytest.raises(RuntimeError) as error:
+            plan(pass_name, z, dtype, algorithm="wgmma", capability=capability)
+        return str(error.value)
+
+    assert "9.0" in no(LAYERS[0], capability=100) and "9.0" in no(LAYERS[0], capability=80)
+    assert "16 and 32 bits" in no(LAYERS[0], torch.float64) and "16 and 32 bits" in no(LAYERS[0], torch.complex64)
+    steps = no(Problem("steps", 1, 8, 90, 9, 8, 1, 1, (9, 2)))
+    assert ("8 positions" if pass_name == "forward" else "16 phases") in steps
+    assert "box" in no(Problem("reach", 1, 8, 200, 9, 8, 140, 1))
+    assert "box" in no(Problem("padding", 1, 8, 9, 9, 8, 1, 1, padding=(0, 0, 130, 0)))
+
+
+def test_wgmma_computes_the_weight_grad_of_16_bit_numbers():
+    for dtype in (torch.bfloat16, torch.float16):
+        found = plan("weight_grad", LAYERS[2], dtype, algorithm="wgmma", capability=90, n=64)
+        assert found["algorithm"] == "wgmma" and found["tiles"]["splits"] > 1
+    with pytest.raises(RuntimeError, match="weight_grad"):
+        plan("weight_grad", LAYERS[0], algorithm="wgmma", capability=90)

@@ -56,7 +56,7 @@ def candidates(pass_name, z, dtype, precision):
     sizes = (z.input_shape, z.weight_shape, z.output_shape)
     found = _C.plan(pass_name, dtype_name(dtype), *sizes, z.stride, z.padding, z.dilation, z.groups, "auto", precision,
                     False, 10 * major + minor)
-    return [name for name, _, possible in found["candidates"] if possible]
+    return [name for name, _, possible in found["candidates"] if possible and name != "wgmma"]  # test_gpu_wgmma.py
 
 
 @pytest.mark.parametrize("pass_name", PASSES)

@@ -7,9 +7,24 @@ namespace cuda {
 int launch_gather(const RealCall& call, const GatherRoles& roles) {
   if (is_window(call.plan.algorithm)) return launch_window(call, roles);
   if (call.plan.algorithm == CudaAlgorithm::FirstLayerCores) return launch_first_layer(call);
+  if (call.plan.algorithm == CudaAlgorithm::Wgmma) return launch_wgmma(call, roles);
   return with_math(call.z, call.plan.algorithm, [&](auto type) {
     return [&]<class Math>(Type<Math>) { return run_math<Math>(call, roles); }(type);
   });
+}
+
+int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], int bias_dimension,
+              const float* partial, const GatherAgain* again) {
+  const int32_t order[4] = {0, 1, 2, 3};
+  switch (call.z.dtype) {
+    case DType::BFloat16:
+      return launch_reduce<bfloat16>(call, to, size, order, bias_dimension, partial, NotAgain{});
+    case DType::Float16:
+      return launch_reduce<float16>(call, to, size, order, bias_dimension, partial, NotAgain{});
+    default:
+      if (again != nullptr) return launch_reduce<float>(call, to, size, order, bias_dimension, partial, *again);
+      return launch_reduce<float>(call, to, size, order, bias_dimension, partial, NotAgain{});
+  }
 }
 
 }  // namespace cuda

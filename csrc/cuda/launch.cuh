@@ -186,6 +186,11 @@ int launch_window(const RealCall& call, const GatherRoles& roles);
 int launch_window_grad(const RealCall& call);
 // forward of first layers on the tensor cores (first_layer.cu).
 int launch_first_layer(const RealCall& call);
+// The same by the algorithm `wgmma`, which is compiled for sm_90a alone: it calls add_parts for what other files hold.
+int launch_wgmma(const RealCall& call, const GatherRoles& roles);
+int launch_wgmma_weight_grad(const RealCall& call);
+int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], int bias_dimension,
+              const float* partial, const GatherAgain* again = nullptr);
 
 }  // namespace cuda
 }  // namespace conv_ext

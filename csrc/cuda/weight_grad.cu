@@ -136,6 +136,7 @@ int run_math(const RealCall& call) {
 int launch_weight_grad(const ConvProblem& z, const CudaPlan& plan, const Buffers& buffers, void* stream) {
   return cuda::run_by_parts(z, Pass::WeightGrad, plan, buffers, stream, [&](const cuda::RealCall& call) {
     if (is_window(plan.algorithm)) return cuda::launch_window_grad(call);
+    if (plan.algorithm == CudaAlgorithm::Wgmma) return cuda::launch_wgmma_weight_grad(call);
     return cuda::with_math(z, plan.algorithm, [&](auto type) {
       return [&]<class Math>(cuda::Type<Math>) { return cuda::run_math<Math>(call); }(type);
     });

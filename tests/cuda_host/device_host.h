@@ -34,6 +34,7 @@ struct Fibre {
   ucontext_t context;
   void* resume[5];
   bool started = false, finished = true, at_barrier = false;
+  bool blocked = false;                   // waits for what another warp does, and asks again when that has run
   std::vector<std::vector<Copy>> groups;  // copies on their way, the open group last
 };
 
@@ -48,9 +49,10 @@ struct Machine {
   std::vector<Fibre*> fibres;
   std::vector<Warp> warps;
   char* shared = nullptr;
-  int threads = 0, current = 0;
+  int threads = 0, current = 0, shared_bytes = 0;
   int64_t block = 0;
-  unsigned long progress = 0;
+  unsigned long progress = 0, blocks = 0;  // whatever happens, and of that how often a fibre was blocked
+  void (*block_begins)() = nullptr, (*block_ends)() = nullptr;
   void* scheduler[5];
   void (*body)(void*) = nullptr;
   void* body_argument = nullptr;
@@ -95,34 +97,50 @@ inline Fibre* new_fibre() {
   return fibre;
 }
 
-// Runs every warp until all its lanes wait for the block or have ended; then the block goes on.
+// Until another warp has run.
+inline void block_fibre() {
+  machine.fibres[size_t(machine.current)]->blocked = true;
+  ++machine.progress;
+  ++machine.blocks;
+  pause_fibre();
+}
+// Runs every warp until all its lanes wait for the block or another warp or have ended; then they go on.
 inline void run_block() {
   const int warps = machine.threads / 32;
   for (int i = 0; i < machine.threads; ++i) {
     Fibre& fibre = *machine.fibres[size_t(i)];
-    fibre.finished = fibre.at_barrier = false;
+    fibre.finished = fibre.at_barrier = fibre.blocked = false;
     fibre.groups.assign(1, {});
   }
   for (bool any = true; any;) {
+    const unsigned long events = machine.progress - machine.blocks;
     for (int w = 0; w < warps; ++w) {
       const int first = 32 * (machine.reversed ? warps - 1 - w : w);
       for (bool running = true; running;) {
         running = false;
+        bool blocked = false;
         const unsigned long before = machine.progress;
         for (int lane = 0; lane < 32; ++lane) {
           machine.current = first + lane;
           Fibre& fibre = *machine.fibres[size_t(machine.current)];
-          if (fibre.finished || fibre.at_barrier) continue;
+          blocked = blocked || fibre.blocked;
+          if (fibre.finished || fibre.at_barrier || fibre.blocked) continue;
           run_fibre(fibre);
           running = true;
         }
-        if (running && machine.progress == before) stop("a warp waits for lanes that never come");
+        if (!running || machine.progress != before) continue;
+        if (!blocked) stop("a warp waits for lanes that never come");
+        running = false;  // it waits for lanes that wait for another warp
       }
     }
     any = false;
+    bool blocked = false;
+    for (int i = 0; i < machine.threads; ++i) blocked = blocked || machine.fibres[size_t(i)]->blocked;
+    if (blocked && machine.progress - machine.blocks == events) stop("all warps wait for each other");
     for (int i = 0; i < machine.threads; ++i) {
       Fibre& fibre = *machine.fibres[size_t(i)];
-      fibre.at_barrier = false;
+      fibre.blocked = false;
+      if (!blocked) fibre.at_barrier = false;
       any = any || !fibre.finished;
     }
   }
@@ -320,7 +338,10 @@ int launch(void (*kernel)(Parameters), int64_t blocks, int threads, int shared_b
     machine.warps.assign(size_t(threads / 32), Warp{});
     machine.shared = static_cast<char*>(malloc(size_t(shared_bytes)));
     memset(machine.shared, 0xff, size_t(shared_bytes));  // NaN, so that what nobody has written shows
+    machine.shared_bytes = shared_bytes;
+    if (machine.block_begins != nullptr) machine.block_begins();
     run_block();
+    if (machine.block_ends != nullptr) machine.block_ends();
     free(machine.shared);
   }
   return 0;

@@ -1,0 +1,261 @@
+// The algorithm `wgmma`: forward and input_grad by hopper.cuh, weight_grad by hopper_weight.cuh. Compiled for sm_90a
+// alone, whatever else is built for, and so it must not instantiate kernels that other files have: the device's code
+// would be found in either.
+#include "../plan_hopper.h"
+#include "hopper_weight.cuh"
+#include "launch.cuh"
+
+namespace conv_ext {
+namespace cuda {
+namespace {
+
+static_assert(kMostGatherPhases == kMostBoxPhases && kHopperM == kWgmmaPositions, "plan and kernel are of one mind");
+
+template <class T>
+constexpr Number number_of() {
+  if (std::is_same_v<T, bfloat16>) return Number::BFloat16;
+  return std::is_same_v<T, float16> ? Number::Float16 : Number::Float32;
+}
+
+// All phases, those of the vertical axis slowest.
+void fill_phases(const ConvProblem& z, Pass pass, GatherPhase* to) {
+  const conv_ext::Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  for (int64_t i = 0; i < vertical.phases(); ++i)
+    for (int64_t j = 0; j < horizontal.phases(); ++j) {
+      const BoxAxis h = box_axis(vertical, i), w = box_axis(horizontal, j);
+      *to++ = {int32_t(h.taps),         int32_t(w.taps),         int32_t(h.first_tap),    int32_t(w.first_tap),
+               int32_t(h.tap_step),     int32_t(w.tap_step),     int32_t(h.lower),        int32_t(w.lower),
+               int32_t(h.first_offset), int32_t(w.first_offset), int32_t(h.delta),        int32_t(w.delta),
+               int32_t(h.count),        int32_t(w.count),        int32_t(h.first_output), int32_t(w.first_output)};
+    }
+}
+
+template <class Group, class T = typename Group::Element>
+int pack_weights_of(const RealCall& call, const GatherRoles& roles, const HopperParameters<T>& p) {
+  PackGroupWeights<T> pack{};
+  memcpy(pack.phases, p.phases, sizeof pack.phases);
+  pack.phase_count = p.grid.phases;
+  pack.groups = p.grid.groups;
+  pack.rows = p.rows;
+  pack.channels = int32_t(roles.channels);
+  pack.steps = p.tap_steps;
+  pack.pitch = call.plan.pitch;
+  pack.stride_group = roles.stride_group;
+  pack.stride_m = roles.stride_m;
+  pack.stride_c = roles.stride_c;
+  pack.stride_h = call.b.weight.stride[2];
+  pack.stride_w = call.b.weight.stride[3];
+  pack.weights = static_cast<const T*>(call.b.weight.data);
+  pack.packed = static_cast<T*>(call.b.workspace);
+  const int64_t numbers = int64_t(pack.phase_count) * pack.groups * pack.rows * pack.pitch;
+  return launch(pack_group_weights<Group>, ceil_div(numbers, kGroupPackThreads), kGroupPackThreads, 0, call.stream,
+                pack);
+}
+
+// Copies an operand if the plan says so (of n images, h x w positions, groups of `channels`); leaves in `map` how it
+// lies.
+template <class Group, class T = typename Group::Element>
+int prepare(const RealCall& call, const TensorRef& t, int64_t channels, int64_t h, int64_t w, const CudaOperand& plan,
+            PatchesMap* map) {
+  const int64_t bytes = int64_t(sizeof(T)), n = call.z.n, all_channels = call.z.groups * plan.channels;
+  *map = {};
+  map->number = number_of<T>();
+  map->data = t.data;
+  map->stride[0] = t.stride[3] * bytes;
+  map->stride[1] = t.stride[2] * bytes;
+  map->stride[2] = t.stride[0] * bytes;
+  if (plan.bytes > 0) {
+    PackGroupSource<T> pack{};
+    pack.images = int32_t(n);
+    pack.h = int32_t(h);
+    pack.w = int32_t(w);
+    pack.channels = int32_t(channels);
+    pack.padded = int32_t(plan.channels);
+    pack.all_channels = all_channels;
+    pack.from = strides_of(t);
+    pack.source = static_cast<const T*>(t.data);
+    pack.packed = reinterpret_cast<T*>(call.workspace() + plan.offset);
+    const int64_t blocks = ceil_div(n * h * w, kPackTile) * ceil_div(all_channels, kPackTile);
+    const int error = launch(pack_group_source<Group>, blocks, kGroupPackThreads,
+                             kPackTile * (kPackTile + 1) * int(sizeof(T)), call.stream, pack);
+    if (error) return error;
+    map->data = pack.packed;
+    map->stride[0] = all_channels * bytes;
+    map->stride[1] = w * map->stride[0];
+    map->stride[2] = h * map->stride[1];
+  }
+  map->size[0] = all_channels;
+  map->size[1] = w;
+  map->size[2] = h;
+  map->size[3] = n * Group::kParts;
+  map->channels = kChunk<Group>;
+  map->step[0] = map->step[1] = 1;
+  return 0;
+}
+
+// A box of a phase's positions.
+void set_box(const BoxAxis& h, const BoxAxis& w, PatchesMap* map) {
+  map->lower[0] = int(w.lower);
+  map->lower[1] = int(h.lower);
+  map->upper[0] = int(w.upper);
+  map->upper[1] = int(h.upper);
+}
+
+template <class Group, class T = typename Group::Element>
+int run_wgmma(const RealCall& call, const GatherRoles& roles) {
+  const ConvProblem& z = call.z;
+  const CudaShape shape = cuda_shape(z, roles.pass);
+  const conv_ext::Axis vertical = vertical_axis(z, roles.pass), horizontal = horizontal_axis(z, roles.pass);
+  const int64_t n = call.plan.tile_m;
+  HopperParameters<T> p{};
+  fill_phases(z, roles.pass, p.phases);
+  p.grid = {int32_t(ceil_div(shape.gemm_m, n)),
+            int32_t(ceil_div(shape.gemm_n, kHopperM)),
+            int32_t(z.groups),
+            int32_t(shape.phases()),
+            int32_t(call.plan.splits),
+            int32_t(call.plan.steps)};
+  p.tiles = p.grid.blocks();
+  p.images = int32_t(z.n);
+  p.rows = int32_t(roles.rows);
+  p.tap_steps = int32_t(ceil_div(roles.channels, kChunk<Group>));
+  p.last_products = int32_t(ceil_div(roles.channels - (p.tap_steps - 1) * kChunk<Group>, kProduct<Group>));
+  p.step_h = int32_t(vertical.step());
+  p.step_w = int32_t(horizontal.step());
+  p.output_step_h = int32_t(vertical.output_step());
+  p.output_step_w = int32_t(horizontal.output_step());
+  p.to = strides_of(roles.result);
+  p.result = result_of<T, float>(call, roles.result, roles.result.stride[1]);
+  p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
+                                                     roles.rows, int64_t(sizeof(T)));
+  if constexpr (Group::kParts == 2) {
+    p.again = {axis_of(vertical),
+               axis_of(horizontal),
+               {static_cast<const T*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)},
+               strides_of(roles.source),
+               static_cast<const T*>(call.b.weight.data),
+               p.rows,
+               int32_t(roles.channels),
+               roles.stride_group,
+               roles.stride_m,
+               roles.stride_c,
+               call.b.weight.stride[2],
+               call.b.weight.stride[3]};
+  }
+  if (const int error = pack_weights_of<Group>(call, roles, p)) return error;
+  PatchesMap map;
+  const CudaOperand& source = call.plan.source;
+  p.group_channels = int32_t(source.channels);
+  if (const int error =
+          prepare<Group>(call, roles.source, roles.channels, roles.source_h, roles.source_w, source, &map))
+    return error;
+  map.positions = kHopperM;
+  map.step[0] = p.step_w;
+  map.step[1] = p.step_h;
+  for (int phase = 0; phase < p.grid.phases; ++phase) {
+    const BoxAxis h = box_axis(vertical, phase / shape.phases_w), w = box_axis(horizontal, phase % shape.phases_w);
+    if (h.taps == 0 || w.taps == 0) continue;  // it reads nothing: its sums are empty
+
+    set_box(h, w, &map);
+    if (const int error = encode(map, &p.source[phase])) return error;
+  }
+  const int64_t rows = Group::kParts * shape.phases() * z.groups * roles.rows;
+  const RowsMap weights{
+      map.number, call.b.workspace, call.plan.pitch, rows, call.plan.pitch * int64_t(sizeof(T)), kChunk<Group>, int(n)};
+  if (const int error = encode(weights, &p.weights)) return error;
+  if (call.plan.splits > 1) {
+    const int64_t (&size)[4] = roles.result_size;
+    p.result.partial = reinterpret_cast<float*>(call.workspace() + call.plan.partial_offset);
+    p.result.stride_m = size[2] * size[3];
+    p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+    p.split_elements = size[0] * p.to.n;
+  }
+  const int processors = multiprocessors();
+  if (processors < 0) return -processors;
+  p.blocks = min_of(p.tiles, processors);
+  const int error = n == 128 ? launch(hopper_gather<Group, 128>, p.blocks, kHopperThreads,
+                                      HopperShared<Group, 128>::kBytes, call.stream, p)
+                             : launch(hopper_gather<Group, 64>, p.blocks, kHopperThreads,
+                                      HopperShared<Group, 64>::kBytes, call.stream, p);
+  if (error || call.plan.splits == 1) return error;
+  return add_parts(call, roles.result, roles.result_size, 1, p.result.partial, Group::kParts == 2 ? &p.again : nullptr);
+}
+
+template <class Group, class T = typename Group::Element>
+int run_correlate(const RealCall& call) {
+  const ConvProblem& z = call.z;
+  const Buffers& b = call.b;
+  const conv_ext::Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
+  const BoxAxis h = box_axis(vertical, 0), w = box_axis(horizontal, 0);
+  const int64_t n = call.plan.tile_n;
+  CorrelateParameters<T> p{};
+  p.rows = int32_t(z.group_k());
+  p.channels = int32_t(z.group_c());
+  p.channel_tiles = int32_t(ceil_div(z.group_c(), n));
+  p.grid = {int32_t(ceil_div(z.group_k(), kHopperM)),
+            int32_t(z.r * z.s * p.channel_tiles),
+            int32_t(z.groups),
+            1,
+            int32_t(call.plan.splits),
+            int32_t(call.plan.steps)};
+  p.tiles = p.grid.blocks();
+  p.positions = z.n * z.p * z.q;
+  p.taps_w = int32_t(z.s);
+  p.output_h = int32_t(z.p);
+  p.output_w = int32_t(z.q);
+  p.lower_h = int32_t(h.lower);
+  p.lower_w = int32_t(w.lower);
+  p.step_h = int32_t(z.stride_h);
+  p.step_w = int32_t(z.stride_w);
+  p.dilation_h = int32_t(z.dilation_h);
+  p.dilation_w = int32_t(z.dilation_w);
+  PatchesMap map;
+  p.grad_group = int32_t(call.plan.grad.channels);
+  p.input_group = int32_t(call.plan.source.channels);
+  if (const int error = prepare<Group>(call, b.output, z.group_k(), z.p, z.q, call.plan.grad, &map)) return error;
+  map.positions = kBox;
+  if (const int error = encode(map, &p.grad)) return error;
+  if (const int error = prepare<Group>(call, b.input, z.group_c(), z.h, z.w, call.plan.source, &map)) return error;
+  map.positions = kBox;
+  map.step[0] = p.step_w;
+  map.step[1] = p.step_h;
+  set_box(h, w, &map);
+  if (const int error = encode(map, &p.input)) return error;
+  p.to = strides_of(b.weight);
+  p.result = result_of<T, float>(call, b.weight, p.to.n);
+  const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
+  if (call.plan.splits > 1) {
+    p.result.partial = reinterpret_cast<float*>(call.workspace() + call.plan.partial_offset);
+    p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+    p.result.stride_m = p.to.n;
+    p.split_elements = size[0] * p.to.n;
+  }
+  const int processors = multiprocessors();
+  if (processors < 0) return -processors;
+  p.blocks = min_of(p.tiles, processors);
+  const int error = n == 128 ? launch(hopper_correlate<Group, 128>, p.blocks, kHopperThreads,
+                                      HopperShared<Group, 128>::kBytes, call.stream, p)
+                             : launch(hopper_correlate<Group, 64>, p.blocks, kHopperThreads,
+                                      HopperShared<Group, 64>::kBytes, call.stream, p);
+  return error || call.plan.splits == 1 ? error : add_parts(call, b.weight, size, 0, p.result.partial);
+}
+
+}  // namespace
+
+int launch_wgmma(const RealCall& call, const GatherRoles& roles) {
+  switch (call.z.dtype) {
+    case DType::BFloat16:
+      return run_wgmma<SixteenBitGroup<bfloat16>>(call, roles);
+    case DType::Float16:
+      return run_wgmma<SixteenBitGroup<float16>>(call, roles);
+    default:
+      return wgmma_parts(call.z) == 2 ? run_wgmma<ThreeTF32Group>(call, roles) : run_wgmma<TF32Group>(call, roles);
+  }
+}
+int launch_wgmma_weight_grad(const RealCall& call) {
+  return call.z.dtype == DType::BFloat16 ? run_correlate<SixteenBitGroup<bfloat16>>(call)
+                                         : run_correlate<SixteenBitGroup<float16>>(call);
+}
+
+}  // namespace cuda
+}  // namespace conv_ext

@@ -1,0 +1,358 @@
+// forward and input_grad on sm_90a: one warp has TMA bring the operands, two warpgroups multiply them.
+//
+// Start reading at hopper_gather() at the end. It is the product of igemm.cuh the other way round: a tile has 128
+// positions (M of the instruction) by 64 or 128 channels (N). Blocks stay: each computes every p.blocks-th tile. Steps
+// along k go through a ring of stages in shared memory:
+//
+//   producer   | wait until `empty` | announce bytes | TMA: patches, weights ->  stage i  | next stage
+//   consumers  | wait until `full`  | 4 products of 32 bytes of k | the step before is done: its stage is `empty`
+//
+// so that the copies run ahead by as many steps as there are stages, also into the next tile.
+#pragma once
+
+#include <string.h>
+
+#include "epilogue.cuh"
+#include "hopper_pack.cuh"
+
+namespace conv_ext {
+namespace cuda {
+
+constexpr int kGroupThreads = 128, kConsumers = 2 * kGroupThreads, kHopperThreads = kConsumers + kGroupThreads;
+constexpr int kHopperM = 128, kSlab = 32;  // positions of a tile; channels that are written at a time
+
+// Where everything lies in shared memory, from a multiple of 1024 bytes on.
+template <class Group, int n>
+struct HopperShared {
+  static constexpr int kPatches = kHopperM * kRowBytes, kWeights = n * kRowBytes;
+  static constexpr int kStage = Group::kParts * (kPatches + kWeights);
+  static constexpr int kRing = 192 << 10, kStages = kRing / kStage;
+  static constexpr int kSlabPitch = kSlab + 1, kSlabFloats = 64 * kSlabPitch;
+  static constexpr int kSlabs = kStages * kStage, kOffsets = kSlabs + 2 * kSlabFloats * 4;
+  static constexpr int kBarriers = kOffsets + 2 * 64 * 8;
+  static constexpr int kBytes = kSwizzleBytes + kBarriers + 2 * kStages * 8;
+
+  char* base;
+  CONV_EXT_DEVICE char* patches(int stage, int part) const { return base + stage * kStage + part * kPatches; }
+  CONV_EXT_DEVICE char* weights(int stage, int part) const {
+    return base + stage * kStage + Group::kParts * kPatches + part * kWeights;
+  }
+  CONV_EXT_DEVICE float* slab(int group) const { return reinterpret_cast<float*>(base + kSlabs) + group * kSlabFloats; }
+  CONV_EXT_DEVICE int64_t* offsets(int group) const { return reinterpret_cast<int64_t*>(base + kOffsets) + group * 64; }
+  CONV_EXT_DEVICE uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(base + kBarriers) + stage; }
+  CONV_EXT_DEVICE uint64_t* empty(int stage) const { return full(kStages + stage); }
+};
+
+// A stage of the ring and the parity of its use.
+template <int stages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  CONV_EXT_DEVICE void advance() {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <class T>
+struct HopperParameters {
+  TensorMap weights, source[kMostGatherPhases];
+  GatherPhase phases[kMostGatherPhases];
+  Grid grid;  // tiles_m: of channels, tiles_n: of positions; steps of a split
+  int64_t tiles, blocks;
+  int32_t images, rows;              // rows: channels of a group of the result
+  int32_t tap_steps, last_products;  // steps of a tap; products of its last one, the others have kProducts
+  int32_t group_channels;            // from a group to the next in the source
+  int32_t step_h, step_w, output_step_h, output_step_w;
+  int32_t vectors;  // whether the result is written in vectors of 16 bytes along its channels
+  Strides to;
+  Result<T, float> result;
+  int64_t split_elements;
+  GatherAgain again;  // float32 in two parts: what three products do not say
+};
+
+// What a tile is, the same for all roles.
+template <class T>
+struct HopperTile {
+  const GatherPhase* phase;
+  BlockPlace place;
+  int64_t first_position, positions;
+  int32_t first_row, first_step, steps;
+
+  CONV_EXT_DEVICE HopperTile(const HopperParameters<T>& p, int64_t index, int n) {
+    place = place_of(p.grid, index);
+    phase = &p.phases[place.phase];
+    first_position = int64_t(place.n) * kHopperM;
+    positions = int64_t(p.images) * phase->count_h * phase->count_w;
+    first_row = place.m * n;
+    first_step = place.split * p.grid.steps;
+    steps = steps_of(p.grid, place.split, int64_t(phase->taps_h) * phase->taps_w * p.tap_steps, 1);
+  }
+  // A phase may have fewer positions than the first one.
+  CONV_EXT_DEVICE bool exists() const { return first_position < positions; }
+};
+
+// One thread: asks for the operands of all steps of all of the block's tiles, in their order.
+template <class Group, int n, class T>
+CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Group, n>& shared) {
+  using Shared = HopperShared<Group, n>;
+  Ring<Shared::kStages> ring;
+  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+    const HopperTile<T> tile(p, index, n);
+    if (!tile.exists()) continue;
+    const GatherPhase& phase = *tile.phase;
+    const Digits at = digits_of(tile.first_position, phase.count_h, phase.count_w);
+    const int h = phase.lower_h + at.middle * p.step_h, w = phase.lower_w + at.low * p.step_w;
+    const int row = (tile.place.phase * p.grid.groups + tile.place.group) * p.rows + tile.first_row;
+    const int rows = p.grid.phases * p.grid.groups * p.rows;  // of a part
+    Digits tap = digits_of(tile.first_step, phase.taps_w > 0 ? phase.taps_w : 1, p.tap_steps);
+    for (int step = 0; step < tile.steps; ++step) {
+      wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);
+      uint64_t* const full = shared.full(ring.stage);
+      arrive_expecting(full, Shared::kStage);
+#pragma unroll
+      for (int part = 0; part < Group::kParts; ++part) {
+        copy_patches(shared.patches(ring.stage, part), &p.source[tile.place.phase], full,
+                     tile.place.group * p.group_channels + tap.low * kChunk<Group>, w, h, at.high + part * p.images,
+                     phase.offset_w + tap.middle * phase.delta_w, phase.offset_h + tap.high * phase.delta_h);
+        copy_rows(shared.weights(ring.stage, part), &p.weights, full, (tile.first_step + step) * kChunk<Group>,
+                  row + part * rows);
+      }
+      ring.advance();
+      if (++tap.low == p.tap_steps) {
+        tap.low = 0;
+        if (++tap.middle == phase.taps_w) {
+          tap.middle = 0;
+          ++tap.high;
+        }
+      }
+    }
+  }
+}
+
+// The products of one step of a warpgroup's 64 positions; the first ones of a chain begin its sums.
+template <class Group, int n>
+CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const HopperShared<Group, n>& shared, int stage, int group,
+                                   int products, bool begins) {
+  uint64_t patches[Group::kParts], weights[Group::kParts];
+#pragma unroll
+  for (int part = 0; part < Group::kParts; ++part) {
+    patches[part] = operand_along(shared_address(shared.patches(stage, part) + group * 64 * kRowBytes));
+    weights[part] = operand_along(shared_address(shared.weights(stage, part)));
+  }
+  using Tag = typename Group::Element;
+  const auto multiply = [&](int i) {
+    const uint64_t k = uint64_t(i) * (32 >> 4);
+    if constexpr (Group::kParts == 2) {
+      multiply_group(chain, patches[1] + k, weights[0] + k, i > 0 || !begins, Tag{});
+      multiply_group(chain, patches[0] + k, weights[1] + k, true, Tag{});
+      multiply_group(chain, patches[0] + k, weights[0] + k, true, Tag{});
+    } else {
+      multiply_group(chain, patches[0] + k, weights[0] + k, i > 0 || !begins, Tag{});
+    }
+  };
+  if (products == kProducts) {
+    begin_products();
+#pragma unroll
+    for (int i = 0; i < kProducts; ++i) multiply(i);
+  } else {
+    for (int i = 0; i < products; ++i) {
+      begin_products();
+      multiply(i);
+    }
+  }
+  begin_products();  // where the branches meet the compiler would put one
+  commit_products();
+}
+
+// Sixteen bytes at once.
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+// Writes a warpgroup's sums, kSlab channels at a time: through shared memory, so that neighbouring threads write
+// neighbouring numbers in either layout.
+template <class Group, int n, class T>
+CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T>& tile,
+                                const HopperShared<Group, n>& shared, const float (&total)[n / 2], int group) {
+  using Shared = HopperShared<Group, n>;
+  const int thread = thread_index() % kGroupThreads, warp = thread / 32, lane = thread % 32;
+  float* const slab = shared.slab(group);
+  int64_t* const offsets = shared.offsets(group);
+  const GatherPhase& phase = *tile.phase;
+  if (thread < 64) {
+    const int64_t position = tile.first_position + group * 64 + thread;
+    int64_t offset = -1;
+    if (position < tile.positions) {
+      const Digits d = digits_of(position, phase.count_h, phase.count_w);
+      offset = d.high * p.to.n + (phase.first_output_h + int64_t(d.middle) * p.output_step_h) * p.to.h +
+               (phase.first_output_w + int64_t(d.low) * p.output_step_w) * p.to.w;
+    }
+    offsets[thread] = offset;
+  }
+  Result<T, float> result = p.result;
+  const int64_t first = int64_t(tile.place.group) * p.rows;
+  if (result.bias != nullptr) result.bias += first * result.bias_stride;
+  if (result.partial != nullptr) {
+    result.partial += tile.place.split * p.split_elements + first * result.stride_m;
+  } else {
+    result.data += first * result.stride_m;
+  }
+  const bool along_channels = result.stride_m == 1;
+#pragma unroll
+  for (int j = 0; j < n / kSlab; ++j) {
+    const int row = tile.first_row + j * kSlab, rows = p.rows - row;  // rows are channels here
+    if (rows <= 0) break;
+#pragma unroll
+    for (int i = 0; i < kSlab / 8 * 4; ++i)
+      slab[(warp * 16 + lane / 4 + i / 2 % 2 * 8) * Shared::kSlabPitch + i / 4 * 8 + lane % 4 * 2 + i % 2] =
+          total[j * (kSlab / 2) + i];
+    barrier_of(1 + group, kGroupThreads);
+    constexpr int kVector = 16 / int(sizeof(T)), kLanes = kSlab / kVector;  // lanes of a position
+    if (p.vectors) {
+      const int channel = lane % kLanes * kVector;
+#pragma unroll
+      for (int position = warp * (32 / kLanes) + lane / kLanes; position < 64; position += 4 * 32 / kLanes) {
+        if (channel >= rows || offsets[position] < 0) continue;
+        T finished[kVector];
+#pragma unroll
+        for (int i = 0; i < kVector; ++i)
+          result.finish(row + channel + i, &finished[i], slab[position * Shared::kSlabPitch + channel + i]);
+        Bytes16 vector;
+        memcpy(&vector, finished, sizeof vector);
+        *reinterpret_cast<Bytes16*>(result.data + offsets[position] + row + channel) = vector;
+      }
+    } else if (along_channels) {
+      for (int position = warp; position < 64; position += 4)
+        if (lane < rows && offsets[position] >= 0)
+          result.write(row + lane, offsets[position], slab[position * Shared::kSlabPitch + lane]);
+    } else {
+      const int position = thread % 64;
+      const int64_t offset = offsets[position];
+      for (int channel = thread / 64; channel < kSlab; channel += 2)
+        if (channel < rows && offset >= 0)
+          result.write(row + channel, offset, slab[position * Shared::kSlabPitch + channel]);
+    }
+    barrier_of(1 + group, kGroupThreads);
+  }
+}
+
+// Forms again what three products of parts make of an infinity, in multiply-adds, and writes it over that. A thread
+// looks at its own sums alone.
+template <int n, class T>
+CONV_EXT_DEVICE void write_again(const HopperParameters<T>& p, const HopperTile<T>& tile, const float (&total)[n / 2]) {
+  if (p.result.partial != nullptr) return;  // the parts' sum is looked at
+  uint32_t wrong[n / 64];
+#pragma unroll
+  for (int i = 0; i < n / 2; ++i) {
+    if (i % 32 == 0) wrong[i / 32] = 0;
+    wrong[i / 32] |= uint32_t(!is_finite(total[i])) << (i % 32);
+  }
+  const GatherPhase& phase = *tile.phase;
+  const int lane = thread_index() % 32;
+#pragma unroll
+  for (int word = 0; word < n / 64; ++word)
+    for (uint32_t rest = wrong[word]; rest != 0; rest &= rest - 1) {
+      int i = word * 32;
+      for (uint32_t bits = rest; (bits & 1) == 0; bits >>= 1) ++i;
+      const int64_t position = tile.first_position + thread_index() / 32 * 16 + lane / 4 + i / 2 % 2 * 8;
+      const int row = tile.first_row + i / 4 * 8 + lane % 4 * 2 + i % 2;
+      if (position >= tile.positions || row >= p.rows) continue;
+      const Digits d = digits_of(position, phase.count_h, phase.count_w);
+      const int64_t channel = int64_t(tile.place.group) * p.rows + row;
+      const int64_t at[4] = {d.high, channel, phase.first_output_h + int64_t(d.middle) * p.output_step_h,
+                             phase.first_output_w + int64_t(d.low) * p.output_step_w};
+      p.result.write(channel, at[0] * p.to.n + at[2] * p.to.h + at[3] * p.to.w, p.again.sum(at));
+    }
+}
+
+// A warpgroup's sums over `steps` steps of the ring; multiply(chain, stage, begins) starts the products of one.
+template <class Group, int n, class Multiply>
+CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const HopperShared<Group, n>& shared,
+                               Ring<HopperShared<Group, n>::kStages>& ring, int steps, Multiply multiply) {
+  constexpr int kChainSteps = Group::kChain / kChunk<Group>;
+  float chain[n / 2];
+#pragma unroll
+  for (int i = 0; i < n / 2; ++i) total[i] = 0;
+  // Each warp says for itself that it has done with a stage.
+  const auto release = [&](int stage) {
+    if (thread_index() % 32 == 0) arrive(shared.empty(stage));
+  };
+  for (int step = 0; step < steps;) {
+    const int last = steps - step < kChainSteps ? steps - step : kChainSteps;
+    int before = 0;
+    for (int i = 0; i < last; ++i) {
+      wait_barrier(shared.full(ring.stage), ring.parity);
+      multiply(chain, ring.stage, i == 0);
+      if (i > 0) {
+        wait_products<1>();
+        release(before);
+      }
+      before = ring.stage;
+      ring.advance();
+    }
+    wait_products<0>();
+    release(before);
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) total[i] += chain[i];
+    step += last;
+  }
+}
+
+// A warpgroup: multiplies what is brought, and writes the tiles.
+template <class Group, int n, class T>
+CONV_EXT_DEVICE void consume(const HopperParameters<T>& p, const HopperShared<Group, n>& shared) {
+  const int group = warp_index() / 4;
+  Ring<HopperShared<Group, n>::kStages> ring;
+  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+    const HopperTile<T> tile(p, index, n);
+    if (!tile.exists()) continue;
+    int within = tile.first_step % p.tap_steps;  // of a tap
+    float total[n / 2];
+    sum_steps<Group, n>(total, shared, ring, tile.steps, [&](float (&chain)[n / 2], int stage, bool begins) {
+      const bool ends_tap = ++within == p.tap_steps;
+      if (ends_tap) within = 0;
+      multiply_step(chain, shared, stage, group, ends_tap ? p.last_products : kProducts, begins);
+    });
+    write_tile(p, tile, shared, total, group);
+    if constexpr (Group::kParts == 2) write_again<n>(p, tile, total);
+  }
+}
+
+// Makes the ring's barriers, then runs the block's roles: produce() in one thread, consume() in two warpgroups.
+template <class Shared, class Produce, class Consume>
+CONV_EXT_DEVICE void run_roles(const Shared& shared, Produce produce, Consume consume) {
+  if (thread_index() == 0) {
+    for (int stage = 0; stage < Shared::kStages; ++stage) {
+      init_barrier(shared.full(stage), 1);
+      init_barrier(shared.empty(stage), kConsumers / 32);
+    }
+    publish_barriers();
+  }
+  barrier();
+  // 65536 registers: 168 for each of 384 threads, of which those that multiply need more and the others fewer.
+  if (warp_index() >= kConsumers / 32) {
+    give_registers<40>();
+    if (thread_index() == kConsumers) produce();
+  } else {
+    take_registers<232>();
+    consume();
+  }
+}
+template <class Shared>
+CONV_EXT_DEVICE Shared aligned_shared() {
+  const uint32_t beyond = shared_address(shared_memory()) % kSwizzleBytes;
+  return Shared{shared_memory() + (beyond == 0 ? 0 : kSwizzleBytes - beyond)};
+}
+
+template <class Group, int n, class T = typename Group::Element>
+CONV_EXT_KERNEL(kHopperThreads)
+hopper_gather(CONV_EXT_GRID_CONSTANT HopperParameters<T> p) {
+  const auto shared = aligned_shared<HopperShared<Group, n>>();
+  run_roles(shared, [&] { produce(p, shared); }, [&] { consume(p, shared); });
+}
+
+}  // namespace cuda
+}  // namespace conv_ext

@@ -1,0 +1,118 @@
+// weight_grad on sm_90a, of 16-bit numbers: the ring of hopper.cuh with other operands.
+//
+// A tile has 128 channels of the gradient (M of the instruction) by 64 or 128 channels of the input (N) at one tap. The
+// sum goes over positions, 64 in a step; both operands have their channels together, and so run across k.
+#pragma once
+
+#include "hopper.cuh"
+
+namespace conv_ext {
+namespace cuda {
+
+constexpr int kBox = 64, kBoxBytes = kBox * kRowBytes;  // channels and positions that TMA brings at a time
+
+template <class T>
+struct CorrelateParameters {
+  TensorMap grad, input;
+  Grid grid;  // tiles_m: of the gradient's channels, tiles_n: of taps and the input's channels; steps of a split
+  int64_t tiles, blocks, positions;
+  int32_t rows, channels;           // of a group: of the gradient, of the input
+  int32_t grad_group, input_group;  // from a group to the next
+  int32_t channel_tiles, taps_w;    // of a tap; of a row of taps
+  int32_t output_h, output_w, lower_h, lower_w, step_h, step_w, dilation_h, dilation_w;
+  Strides to;  // K, C/g, R, S
+  Result<T, float> result;
+  int64_t split_elements;
+};
+
+template <class T>
+struct CorrelateTile {
+  BlockPlace place;
+  int32_t first_row, first_channel, r, s, steps;
+
+  CONV_EXT_DEVICE CorrelateTile(const CorrelateParameters<T>& p, int64_t index, int n) {
+    place = place_of(p.grid, index);
+    first_row = place.m * kHopperM;
+    first_channel = place.n % p.channel_tiles * n;
+    r = place.n / p.channel_tiles / p.taps_w;
+    s = place.n / p.channel_tiles % p.taps_w;
+    steps = steps_of(p.grid, place.split, p.positions, kBox);
+  }
+};
+
+// How many boxes of `most` hold channels of the group at all.
+CONV_EXT_DEVICE int boxes_of(int channels, int most) {
+  const int boxes = (channels + kBox - 1) / kBox;
+  return boxes < most ? boxes : most;
+}
+
+template <class Group, int n, class T>
+CONV_EXT_DEVICE void produce_pairs(const CorrelateParameters<T>& p, const HopperShared<Group, n>& shared) {
+  Ring<HopperShared<Group, n>::kStages> ring;
+  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+    const CorrelateTile<T> tile(p, index, n);
+    const int grads = boxes_of(p.rows - tile.first_row, kHopperM / kBox),
+              inputs = boxes_of(p.channels - tile.first_channel, n / kBox);
+    const int grad_channel = tile.place.group * p.grad_group + tile.first_row,
+              input_channel = tile.place.group * p.input_group + tile.first_channel;
+    for (int step = 0; step < tile.steps; ++step) {
+      const Digits at = digits_of((int64_t(tile.place.split) * p.grid.steps + step) * kBox, p.output_h, p.output_w);
+      wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);
+      uint64_t* const full = shared.full(ring.stage);
+      arrive_expecting(full, (grads + inputs) * kBoxBytes);
+      for (int i = 0; i < grads; ++i)
+        copy_patches(shared.patches(ring.stage, 0) + i * kBoxBytes, &p.grad, full, grad_channel + i * kBox, at.low,
+                     at.middle, at.high, 0, 0);
+      for (int i = 0; i < inputs; ++i)
+        copy_patches(shared.weights(ring.stage, 0) + i * kBoxBytes, &p.input, full, input_channel + i * kBox,
+                     p.lower_w + at.low * p.step_w, p.lower_h + at.middle * p.step_h, at.high, tile.s * p.dilation_w,
+                     tile.r * p.dilation_h);
+      ring.advance();
+    }
+  }
+}
+
+template <class Group, int n, class T>
+CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const HopperShared<Group, n>& shared) {
+  const int group = warp_index() / 4, lane = thread_index() % 32;
+  Ring<HopperShared<Group, n>::kStages> ring;
+  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+    const CorrelateTile<T> tile(p, index, n);
+    float total[n / 2];
+    sum_steps<Group, n>(total, shared, ring, tile.steps, [&](float (&chain)[n / 2], int stage, bool begins) {
+      const uint64_t grad = operand_across(shared_address(shared.patches(stage, 0) + group * kBoxBytes), kBoxBytes),
+                     input = operand_across(shared_address(shared.weights(stage, 0)), kBoxBytes);
+      begin_products();
+#pragma unroll
+      for (int i = 0; i < kBox / 16; ++i) {
+        const uint64_t k = uint64_t(i) * (16 * kRowBytes >> 4);
+        multiply_group_across(chain, grad + k, input + k, i > 0 || !begins, T{});
+      }
+      commit_products();
+    });
+    Result<T, float> result = p.result;
+    const int64_t first = int64_t(tile.place.group) * p.rows * result.stride_m;
+    if (result.partial != nullptr) {
+      result.partial += tile.place.split * p.split_elements + first;
+    } else {
+      result.data += first;
+    }
+    const int64_t at_tap = tile.r * p.to.h + tile.s * p.to.w;
+    const int row = tile.first_row + warp_index() * 16 + lane / 4, channel = tile.first_channel + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) {
+      const int m = row + i / 2 % 2 * 8, c = channel + i / 4 * 8 + i % 2;
+      if (m < p.rows && c < p.channels) result.write(m, at_tap + c * p.to.c, total[i]);
+    }
+  }
+}
+
+template <class Group, int n, class T = typename Group::Element>
+CONV_EXT_KERNEL(kHopperThreads)
+hopper_correlate(CONV_EXT_GRID_CONSTANT CorrelateParameters<T> p) {
+  const auto shared = aligned_shared<HopperShared<Group, n>>();
+  run_roles(shared, [&] { produce_pairs(p, shared); }, [&] { consume_pairs(p, shared); });
+}
+
+}  // namespace cuda
+}  // namespace conv_ext

@@ -1,0 +1,66 @@
+// What the plan and the kernels of the algorithm `wgmma` share: how TMA walks along an axis, and the sizes that follow.
+#pragma once
+
+#include "plan_cuda.h"
+
+namespace conv_ext {
+
+// One axis of a phase of forward or input_grad. Output i reads the source at  lower + i step + first_offset + tap
+// delta, with taps counted within the phase: TMA walks from `lower` to the source's last position + `upper`, and adds
+// an offset that is never negative.
+struct BoxAxis {
+  int64_t taps, first_tap, tap_step;  // of the kernel
+  int64_t lower, upper, first_offset, delta;
+  int64_t count, first_output;
+};
+inline BoxAxis box_axis(const Axis& axis, int64_t phase) {
+  BoxAxis box{0, 0, 1, 0, 0, 0, 0, axis.inverse ? axis.count(phase) : axis.output, phase};
+  int64_t lowest = 0, first = 0, last = 0;
+  for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    if (axis.inverse && axis.phase_of(tap) != phase) continue;
+    const int64_t offset = axis.offset(tap);
+    if (box.taps == 0) {
+      box.first_tap = tap;
+      first = lowest = offset;
+    } else if (box.taps == 1) {
+      box.tap_step = tap - box.first_tap;
+      box.delta = offset - first;
+    }
+    last = offset;
+    lowest = min_of(first, last);
+    ++box.taps;
+  }
+  box.lower = lowest;
+  box.upper = lowest + (box.count - 1) * axis.step() - (axis.source - 1);
+  box.first_offset = first - lowest;
+  return box;
+}
+
+constexpr int64_t kMostBoxPhases = 16;
+
+// Numbers of a step along gemm_k, whose rows are 128 bytes long; numbers to which packed channels are filled up.
+inline int64_t wgmma_chunk(DType dtype) { return 128 / element_bytes(dtype); }
+inline int64_t wgmma_padded(DType dtype, int64_t channels) { return round_up(channels, 32 / element_bytes(dtype)); }
+// float32 that must not be rounded is the sum of two parts.
+inline int64_t wgmma_parts(const ConvProblem& z) {
+  return z.dtype == DType::Float32 && z.precision == Precision::Ieee ? 2 : 1;
+}
+constexpr int64_t kWgmmaPositions = 128;  // of a tile; in weight_grad channels of the gradient
+constexpr int64_t kWgmmaBox = 64;         // weight_grad: positions of a step
+
+// Whether TMA can read a tensor of n, groups x channels, h, w as it lies: channels together, 16-byte steps, dimensions
+// in descending order. Groups must begin at whole pieces of `padded` channels, those of a copy.
+inline bool tma_reads(const TensorRef& t, int64_t groups, int64_t channels, int64_t padded, int64_t h, int64_t w,
+                      int64_t bytes) {
+  return t.stride[1] == 1 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.stride[3] >= groups * channels &&
+         t.stride[2] >= w * t.stride[3] && t.stride[0] >= h * t.stride[2] && t.stride[3] * bytes % 16 == 0 &&
+         t.stride[2] * bytes % 16 == 0 && t.stride[0] * bytes % 16 == 0 && t.stride[0] * bytes < int64_t(1) << 40 &&
+         (groups == 1 || channels == padded);
+}
+
+const char* wgmma_declines(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
+const char* wgmma_yields(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
+CudaPlan make_wgmma_plan(const ConvProblem& problem, Pass pass,
+                         const Buffers* operands = nullptr);  // as make_cuda_plan
+
+}  // namespace conv_ext

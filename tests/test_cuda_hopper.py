@@ -1,0 +1,146 @@
+"""The algorithm `wgmma` without a GPU: TMA, its barriers and warpgroups' products on fibres (tests/cuda_host).
+
+As in test_cuda_host.py: operands are small integers and every sum has to be exact. The emulation is written from the
+documents of PTX and the driver; errors that are put into the kernels have to be found by it.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from problems import CORNERS, SMALL, Problem
+from test_cuda_host import DEVICE, FLAGS, HOST, OPPOSITE, ROOT, TILES, compiler, line, program, run  # noqa: F401
+
+pytestmark = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
+
+PASSES = ("forward", "input_grad", "weight_grad")
+KINDS = (
+    ("bfloat16", "ieee", "wgmma"),
+    ("float16", "ieee", "wgmma"),
+    ("float32", "tf32", "wgmma"),
+    ("float32", "ieee", "wgmma"),
+)
+# Several tiles for a block, several steps of a tap, tails of steps, chains that end within a tap, groups in place.
+LARGE = (
+    Problem("tiles_and_taps", 3, 72, 11, 13, 136, 3, 2, padding=(1, 1, 0, 1)),
+    Problem("tail_of_a_step", 1, 200, 6, 7, 72, 1, 3, (1, 2), (0, 0, 1, 1)),
+    Problem("groups_in_place", 2, 160, 5, 6, 96, 2, 2, dilation=(2, 1), groups=2),
+    Problem("phases", 2, 24, 13, 12, 40, 4, 3, (2, 3), (1, 1, 1, 1)),
+    Problem("split", 1, 264, 4, 5, 264, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("positions", 2, 24, 23, 29, 40, 1, 2),
+)
+
+
+def kinds_of(pass_name):
+    """weight_grad is for 16-bit numbers."""
+    return KINDS[:2] if pass_name == "weight_grad" else KINDS
+
+
+def lines_of(pass_name, kind, problems, layouts, **rest):
+    return [line(pass_name, kind, layout, z, capability=90, **rest) for z in problems for layout in layouts]
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_every_kind_of_number_in_every_layout(program, pass_name):  # noqa: F811
+    bias = int(pass_name == "forward")
+    layouts = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
+    lines = [one for kind in kinds_of(pass_name)
+             for one in lines_of(pass_name, kind, SMALL, layouts, bias=bias, relu=bias)]
+    run(program, lines, OPPOSITE)
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_several_tiles_steps_and_splits(program, pass_name):  # noqa: F811
+    verdicts = run(program, lines_of(pass_name, KINDS[0], LARGE, ("channels_last",)))
+    lines = [one for kind in kinds_of(pass_name)[1:] for one in lines_of(pass_name, kind, LARGE, ("channels_last",))]
+    run(program, lines + lines_of(pass_name, KINDS[0], (*TILES[-2:], *LARGE[:3]), ("contiguous",)), OPPOSITE)
+    assert any("split" in v for v in verdicts) and any("large" in v for v in verdicts), verdicts
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_the_corners(program, pass_name):  # noqa: F811
+    problems = [z for z in CORNERS if z.macs < 20000 and max(z.stride) <= 8 and
+                (pass_name != "input_grad" or z.stride[0] * z.stride[1] <= 16)]
+    assert len(problems) > 15
+    run(program, lines_of(pass_name, KINDS[0], problems, ("contiguous", "channels_last")), OPPOSITE)
+
+
+@pytest.mark.parametrize("pass_name", PASSES[:2])
+def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):  # noqa: F811
+    many = [replace(z, n=2) for z in (SMALL[0], SMALL[2], LARGE[1])]
+    lines = [one for kind in KINDS for one in lines_of(pass_name, kind, many, ("contiguous", "channels_last"))]
+    run(program, lines + lines_of(pass_name, KINDS[2], [replace(LARGE[4], n=2)], ("contiguous",)), "images")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pass_name):  # noqa: F811
+    """Also with groups, whose neighbours share a step, and of float32 in two parts, where 0 Inf is formed again."""
+    problems = (*SMALL, LARGE[2])
+    lines = [one for kind in kinds_of(pass_name)
+             for one in lines_of(pass_name, kind, problems, ("contiguous", "channels_last"))]
+    if pass_name == "forward":  # whose parts are added up elsewhere
+        lines += lines_of(pass_name, KINDS[3], [LARGE[4]], ("channels_last",))
+    run(program, lines, "special")
+
+
+def test_random_problems(program):  # noqa: F811
+    draw = random.Random(11)
+    lines = []
+    while len(lines) < 80:
+        groups, pass_name = draw.choice((1, 1, 2, 3)), draw.choice(PASSES)
+        kind = draw.choice(kinds_of(pass_name))
+        z = Problem("random", draw.randint(1, 3), groups * draw.choice((1, 5, 8, 16, 24, 70)), draw.randint(1, 13),
+                    draw.randint(1, 13), groups * draw.choice((1, 7, 16, 40, 66)), draw.randint(1, 4),
+                    draw.randint(1, 4), (draw.randint(1, 4), draw.randint(1, 4)),
+                    tuple(draw.randint(0, 3) for _ in range(4)), (draw.randint(1, 3), draw.randint(1, 3)), groups)
+        if z.p > 0 and z.q > 0 and z.h + sum(z.padding[:2]) > z.dilation[0] * (z.r - 1):
+            lines += lines_of(pass_name, kind, [z], [draw.choice(("contiguous", "channels_last", "transposed"))])
+    run(program, lines, OPPOSITE)
+
+
+# ---- an error that is put into the kernels has to be found
+
+PLANTED = {
+    "nothing": ("hopper.cuh", "", ""),
+    "copies_are_not_waited_for": ("hopper.cuh", "wait_barrier(shared.full(ring.stage), ring.parity);", ""),
+    "the_use_before_is_waited_for": ("hopper.cuh", "full(ring.stage), ring.parity)",
+                                     "full(ring.stage), ring.parity ^ 1)"),
+    "the_parity_stays": ("hopper.cuh", "      parity ^= 1;\n", ""),
+    "stages_are_filled_that_are_not_empty": ("hopper.cuh", "wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);",
+                                             ""),
+    "products_are_not_waited_for": ("hopper.cuh", "    wait_products<0>();\n", ""),
+    "a_stage_is_given_back_too_early": ("hopper.cuh", "        wait_products<1>();\n", ""),
+    "too_few_bytes_are_announced": ("hopper.cuh", "arrive_expecting(full, Shared::kStage);",
+                                    "arrive_expecting(full, Shared::kStage - 16);"),
+    "a_warp_of_each_group_gives_back": ("hopper.cuh", "thread_index() % 32 == 0) arrive",
+                                        "thread_index() % 128 == 0) arrive"),
+    "barriers_are_not_made_before_use": ("hopper.cuh", "  barrier();\n  // 65536", "  // 65536"),
+    "the_ring_is_not_aligned": ("hopper.cuh", "(beyond == 0 ? 0 : kSwizzleBytes - beyond)", "0"),
+    "another_exchange": ("device_sm90.h", "uint64_t(1) << 62", "uint64_t(2) << 62"),
+    "groups_of_rows_overlap": ("device_sm90.h", "16, 8 * kRowBytes)", "16, 4 * kRowBytes)"),
+    "the_same_k_again": ("hopper.cuh", "uint64_t(i) * (32 >> 4)", "uint64_t(i / 2) * (32 >> 4)"),
+    "chains_are_lost": ("hopper.cuh", "total[i] += chain[i]", "total[i] = chain[i]"),
+    "a_slab_is_read_too_early": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n    constexpr", "    constexpr"),
+    "a_slab_is_overwritten": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n  }", "  }"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_error_is_found(tmp_path, name):
+    file, right, wrong = PLANTED[name]
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
+    path = tmp_path / "csrc" / "cuda" / file
+    text = path.read_text()
+    if right:
+        assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
+        path.write_text(text.replace(right, wrong))
+    made = tmp_path / "planted"
+    flags = [*(f for f in FLAGS if "sanitize" not in f), "-Wno-psabi"]
+    subprocess.run([compiler, *flags, *DEVICE, f"-I{tmp_path / 'csrc' / 'cuda'}", str(HOST / "planted_hopper.cpp"),
+                    "-o", str(made)], check=True)
+    done = subprocess.run([str(made)], capture_output=True, text=True, timeout=100)
+    assert (done.returncode == 0) == (not right), done.stderr

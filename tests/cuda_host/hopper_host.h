@@ -337,7 +337,7 @@ struct ProductLane {
   Number number;
 };
 template <int count>
-void multiply_on(float (&sum)[count], uint64_t a, uint64_t b, bool add, Number number, bool across = false) {
+void multiply_on(float (&sum)[count], uint64_t a, uint64_t b, bool add, Number number, bool across) {
   ProductLane lane{sum, a, b, 2 * count, add, across, number};
   together(&lane, [](void** all) {
     const ProductLane& first = *static_cast<ProductLane*>(all[0]);
@@ -353,25 +353,16 @@ void multiply_on(float (&sum)[count], uint64_t a, uint64_t b, bool add, Number n
     if (!machine.reversed) run_product(product);
   });
 }
-template <int count>
-void multiply_group(float (&sum)[count], uint64_t a, uint64_t b, bool add, bfloat16) {
-  multiply_on(sum, a, b, add, Number::BFloat16);
+constexpr Number number_of(bfloat16) { return Number::BFloat16; }
+constexpr Number number_of(float16) { return Number::Float16; }
+constexpr Number number_of(float) { return Number::Float32; }
+template <int count, class T>
+void multiply_group(float (&sum)[count], uint64_t a, uint64_t b, bool add, T tag) {
+  multiply_on(sum, a, b, add, number_of(tag), false);
 }
-template <int count>
-void multiply_group(float (&sum)[count], uint64_t a, uint64_t b, bool add, float16) {
-  multiply_on(sum, a, b, add, Number::Float16);
-}
-template <int count>
-void multiply_group(float (&sum)[count], uint64_t a, uint64_t b, bool add, float) {
-  multiply_on(sum, a, b, add, Number::Float32);
-}
-template <int count>
-void multiply_group_across(float (&sum)[count], uint64_t a, uint64_t b, bool add, bfloat16) {
-  multiply_on(sum, a, b, add, Number::BFloat16, true);
-}
-template <int count>
-void multiply_group_across(float (&sum)[count], uint64_t a, uint64_t b, bool add, float16) {
-  multiply_on(sum, a, b, add, Number::Float16, true);
+template <int count, class T>
+void multiply_group_across(float (&sum)[count], uint64_t a, uint64_t b, bool add, T tag) {
+  multiply_on(sum, a, b, add, number_of(tag), true);
 }
 inline void begin_products() {}
 inline void commit_products() {

@@ -39,10 +39,10 @@ const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algori
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && max_of(vertical.stride, horizontal.stride) > kMostPhases)
     return "a stride above 4096 would make that many phases of input_grad";
-  const CudaShape shape = cuda_shape(z, pass);
-  if (shape.gemm_k >= kExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
   const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
   const CudaPlan plan = make_cuda_plan(z, pass, candidate);
+  const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.vector));
+  if (shape.gemm_k >= kExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
   if (z.groups * max_of(plan.source.channels, plan.grad.channels) >= kExtent)
     return "with every group's channels filled up to whole vectors there are 2^30 channels or more";
   if (plan.blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";

@@ -133,7 +133,7 @@ def test_the_direct_kernels_in_the_corners(program, pass_name):
 @pytest.mark.parametrize("pass_name", PASSES[:2])
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name, kind):
-    """Of real numbers, whose sums are rounded: their order, too, is the same."""
+    """Of real numbers, whose sums are rounded: their order, too, is the same. Nor do addresses change it."""
     many = [replace(z, n=3) for z in (SMALL[0], SMALL[2], TILES[0], TILES[-1])]
     run(program, [line(pass_name, kind, layout, z) for z in many for layout in LAYOUTS[:2]], "images")
 

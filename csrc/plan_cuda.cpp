@@ -14,7 +14,6 @@ constexpr int64_t kExtent = int64_t(1) << 30;  // rows, columns and images are c
 constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
 constexpr int64_t kMostPhases = 4096;   // of one axis
 constexpr int64_t kFewChannels = 8;     // a group of fewer fills too little of a tile
-constexpr int64_t kShortestSum = 32;    // three_tf32
 constexpr int64_t kEnoughBlocks = 256;  // weight_grad: for some 130 multiprocessors
 constexpr int64_t kBlocksOfImage = 16;  // forward: an image that gives fewer may have its reduction cut
 constexpr int64_t kLongReduction = 2048, kShortestPart = 512;  // numbers
@@ -113,16 +112,14 @@ const char* tensor_cores_decline(const ConvProblem& z, Pass pass, const CudaTrai
 const char* three_tf32_declines(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
   if (traits.capability < 80) return "it is for compute capability 8.0 and later";
   if (z.dtype != DType::Float32) return "it is for float32";
+  if (const char* reason = parts_decline(z, pass)) return reason;
   return blocks_decline(z, pass, CudaAlgorithm::ThreeTF32);
 }
-// By N in weight_grad alone, whose sums are as long as there are positions.
 const char* three_tf32_yields(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
   const int64_t c = traits.capability;
   if (c != 80 && c != 90 && c != 100 && c != 103)
     return "three products of TF32 are faster than one of float32 only where TF32 is eight times as fast: 8.0, 9.0, "
            "10.0, 10.3";
-  if (cuda_shape(z, pass).gemm_k < kShortestSum)
-    return "a sum of fewer than 32 products is formed as quickly by one each";
   if (cuda_shape(z, pass).channels == 1) return "a group of one channel is filled up with zeros to four";
   return nullptr;
 }

@@ -58,7 +58,7 @@ struct CudaCandidate {
   const char* (*yields)(const ConvProblem&, Pass, const CudaTraits&);
 };
 
-constexpr int kCudaCandidateCount = 8;
+constexpr int kCudaCandidateCount = 9;
 extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];
 
 // As choose() in plan.h.
@@ -113,6 +113,15 @@ inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1)
   shape.gemm_n = z.n * vertical.longest_count() * horizontal.longest_count();
   shape.gemm_k = taps(vertical) * taps(horizontal) * shape.channels;
   return shape;
+}
+
+// Where TF32 parts stand for float32, one product may be off by 2^-21, eight times float32's own rounding; a sum's
+// error stays within float32's bound, 2 sqrt(L) roundings, from L = 32 products on.
+constexpr int64_t kShortestSumOfParts = 32;
+inline const char* parts_decline(const ConvProblem& z, Pass pass) {
+  return cuda_shape(z, pass).gemm_k < kShortestSumOfParts
+             ? "fewer than 32 products of TF32 parts are not as accurate as float32's"
+             : nullptr;
 }
 
 // Whether vectors of 16 bytes along channels can be read in place from an n x c x h x w tensor of groups of `channels`:

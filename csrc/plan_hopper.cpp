@@ -36,6 +36,8 @@ const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& tr
   if (z.dtype == DType::Float64 || is_complex(z.dtype)) return "it is for real numbers of 16 and 32 bits";
   if (pass == Pass::WeightGrad && element_bytes(z.dtype) == 4)
     return "the tensor cores want float32 side by side along the sum, which weight_grad has not";
+  if (wgmma_parts(z) == 2)
+    if (const char* reason = parts_decline(z, pass)) return reason;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (max_of(max_of(z.h, z.w), max_of(z.p, z.q)) >= kExtent || max_of(z.n, max_of(z.c, z.k)) >= kExtent ||
       max_of(z.r * z.dilation_h, z.s * z.dilation_w) >= kExtent || max_of(z.stride_h, z.stride_w) >= kExtent)

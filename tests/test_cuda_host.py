@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import ceil, gcd, prod
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> 
     return " ".join(map(str, values))
 
 
+def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:
+    """Whether the plan lets TF32 parts stand for float32: in sums of 32 products or more."""
+    taps = [ceil(t / (s // gcd(s, d))) if pass_name == "input_grad" else t
+            for t, s, d in zip((z.r, z.s), z.stride, z.dilation)]
+    channels = (z.k if pass_name == "input_grad" else z.c) // z.groups
+    products = z.n * z.p * z.q if pass_name == "weight_grad" else channels * prod(taps)
+    return kind[2] != "three_tf32" or products >= 32
+
+
 def run(program: Path, lines: list[str], ways: str = "0123") -> list[str]:
     """The verdicts of two programs that share the lines."""
     with ThreadPoolExecutor(2) as pool:
@@ -115,7 +125,8 @@ def run_one(program: Path, lines: list[str], ways: str) -> list[str]:
 def test_every_kind_of_arithmetic_in_every_layout(program, pass_name, kind):
     bias = int(pass_name == "forward")
     relu = int(bias and not kind[0].startswith("complex"))
-    run(program, [line(pass_name, kind, layout, z, bias=bias, relu=relu) for z in SMALL for layout in LAYOUTS])
+    run(program, [line(pass_name, kind, layout, z, bias=bias, relu=relu)
+                  for z in SMALL for layout in LAYOUTS if accurate(pass_name, kind, z)])
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -135,7 +146,8 @@ def test_the_direct_kernels_in_the_corners(program, pass_name):
 def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name, kind):
     """Of real numbers, whose sums are rounded: their order, too, is the same. Nor do addresses change it."""
     many = [replace(z, n=3) for z in (SMALL[0], SMALL[2], TILES[0], TILES[-1])]
-    run(program, [line(pass_name, kind, layout, z) for z in many for layout in LAYOUTS[:2]], "images")
+    run(program, [line(pass_name, kind, layout, z) for z in many for layout in LAYOUTS[:2]
+                  if accurate(pass_name, kind, z)], "images")
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -143,14 +155,15 @@ def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pas
     """Complex numbers aside, whose parts mix."""
     kinds = [kind for kind in KINDS if not kind[0].startswith("complex")]
     run(program, [line(pass_name, kind, layout, z) for kind in kinds
-                  for z in (*SMALL, TILES[-1]) for layout in LAYOUTS[:2]], "special")
+                  for z in (*SMALL, TILES[-1]) for layout in LAYOUTS[:2] if accurate(pass_name, kind, z)], "special")
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_three_tf32_forms_again_what_is_not_finite(program, pass_name):
     """Of infinities and of numbers so large that their parts alone overflow, also where the sum is split."""
     lines = [line(pass_name, KINDS[2], layout, z, bias=int(pass_name == "forward"), relu=int(pass_name == "forward"))
-             for z in (*SMALL, *TILES[:1], *TILES[3:5], TILES[-1]) for layout in LAYOUTS]
+             for z in (*SMALL, *TILES[:1], *TILES[3:5], TILES[-1]) for layout in LAYOUTS
+             if accurate(pass_name, KINDS[2], z)]
     for what in ("special", "huge"):
         run(program, lines, what)
 
@@ -158,7 +171,8 @@ def test_three_tf32_forms_again_what_is_not_finite(program, pass_name):
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_several_tiles_chains_and_splits(program, pass_name):
     lines = [line(pass_name, kind, layout, z) for z in TILES for kind in (*KINDS[:3], *KINDS[7:9], KINDS[5])
-             for layout in LAYOUTS[:2] if kind[2] != "multiply_add" or kind[0] == "float32"]
+             for layout in LAYOUTS[:2]
+             if accurate(pass_name, kind, z) and (kind[2] != "multiply_add" or kind[0] == "float32")]
     verdicts = run(program, lines)
     assert any("split" in v for v in verdicts), verdicts
     for tile in ("large", "narrow"):
@@ -175,7 +189,8 @@ def test_random_problems(program):
                     groups * draw.randint(1, 9), draw.randint(1, 4), draw.randint(1, 4),
                     (draw.randint(1, 4), draw.randint(1, 4)), tuple(draw.randint(0, 3) for _ in range(4)),
                     (draw.randint(1, 3), draw.randint(1, 3)), groups)
-        if z.p > 0 and z.q > 0 and z.h + sum(z.padding[:2]) > z.dilation[0] * (z.r - 1):
+        exists = z.p > 0 and z.q > 0 and z.h + sum(z.padding[:2]) > z.dilation[0] * (z.r - 1)
+        if exists and accurate(pass_name, kind, z):
             lines.append(line(pass_name, kind, draw.choice(LAYOUTS), z))
     run(program, lines, OPPOSITE)
 

@@ -65,14 +65,14 @@ def shared_bytes(kernel: str, architecture: str) -> int:
     if kernel.startswith(("hopper_gather", "hopper_correlate")):
         return HOPPER_SHARED
     tile = re.search(r"Tile<(\d+), (\d+)", kernel)
-    if tile is None:
+    if tile is None or architecture == "75" and re.search(r"TF32|TensorCores|Float64", kernel):  # empty on sm_75
         return 0
     # The steps' operands, which a kernel asks for when it is launched (SharedStages in igemm.cuh).
     m, n = int(tile[1]), int(tile[2])
     size = 8 if "double" in kernel else 4 if "<float, float" in kernel else 2
     stages = 4 if re.search(r"TF32|TensorCores", kernel) else 3
     block_k = 32 if size == 2 else 16
-    if re.search(r"Correlate<\w+, \w+, 3>", kernel):  # operands lie across gemm_k
+    if re.search(r"Correlate<\w+, \w+, (\(Load\))?3>", kernel):  # operands lie across gemm_k
         return stages * block_k * (m + n + 2 * (4 if size == 8 else 8)) * size
     return stages * (m + n) * (block_k * size + (32 if size == 8 else 16))
 

@@ -10,7 +10,7 @@
 int main() {
   using namespace conv_ext::cuda;
   using Pass = Gather<float, float, Load::KVector>;
-  constexpr int kChannels = 48, kTaps = 3, kProducts = kTaps * kChannels, kRows = 70, kColumns = 71;
+  constexpr int kChannels = 44, kTaps = 3, kProducts = kTaps * kChannels, kRows = 70, kColumns = 71;
   std::unique_ptr<float[]> source(new float[kColumns * kChannels]), packed(new float[kColumns * kChannels]),
       weights(new float[kRows * kProducts]), result(new float[kRows * kColumns]);
   for (int i = 0; i < kColumns * kChannels; ++i) source[size_t(i)] = float(i * 7 % 11 - 5);

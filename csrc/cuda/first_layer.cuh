@@ -117,7 +117,7 @@ first_layer(FirstLayerParameters<typename Math::Element, typename Math::Sum> p) 
         for (int i = 0; i < kDown; ++i) {
           if (i * 16 >= rows) continue;  // for all threads alike
           typename Math::Left a;
-          Math::load_left(a, weights + i * 16 * p.pitch + k, p.pitch, lane);
+          Math::template load_left<Order::Along>(a, weights + i * 16 * p.pitch + k, p.pitch, lane);
 #pragma unroll
           for (int j = 0; j < kAcross; ++j) Math::multiply(sums[i][j], a, b[j]);
         }

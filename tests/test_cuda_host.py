@@ -101,7 +101,8 @@ def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:
             for t, s, d in zip((z.r, z.s), z.stride, z.dilation)]
     channels = (z.k if pass_name == "input_grad" else z.c) // z.groups
     products = z.n * z.p * z.q if pass_name == "weight_grad" else channels * prod(taps)
-    return kind[2] != "three_tf32" or products >= 32
+    by_parts = kind[2] == "three_tf32" or kind == ("float32", "ieee", "wgmma")
+    return not by_parts or products >= 32
 
 
 def run(program: Path, lines: list[str], ways: str = "0123") -> list[str]:

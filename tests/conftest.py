@@ -6,6 +6,7 @@ import torch
 from conv_ext.library import available_isas
 from devices import DEVICES, on
 from drawn import settings
+from fibres import FLAGS, ROOT, build
 from passes import instruction_set
 
 # The same examples on every run, and nothing written beside the checkout.
@@ -45,3 +46,9 @@ def each_device(request):
     """The test on the CPU and on a GPU; what it makes with the functions of tests/devices.py is there."""
     with on(request.param) as device:
         yield device
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """The CUDA kernels on fibres, built once."""
+    return build(tmp_path_factory.mktemp("cuda_host"), ROOT / "csrc", FLAGS)

@@ -4,32 +4,16 @@ As in test_cuda_host.py: operands are small integers and every sum has to be exa
 documents of PTX and the driver; errors that are put into the kernels have to be found by it.
 """
 
-import os
 import random
-import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
 
+from fibres import FLAGS, OPPOSITE, PASSES, accurate, finds, line, needs_compiler, run
 from problems import CORNERS, SMALL, Problem
-from test_cuda_host import (  # noqa: F401
-    DEVICE,
-    FLAGS,
-    HOST,
-    OPPOSITE,
-    ROOT,
-    TILES,
-    accurate,
-    compiler,
-    line,
-    program,
-    run,
-)
+from test_cuda_host import TILES
 
-pytestmark = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
-
-PASSES = ("forward", "input_grad", "weight_grad")
+pytestmark = needs_compiler
 KINDS = (
     ("bfloat16", "ieee", "wgmma"),
     ("float16", "ieee", "wgmma"),
@@ -58,7 +42,7 @@ def lines_of(pass_name, kind, problems, layouts, **rest):
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_every_kind_of_number_in_every_layout(program, pass_name):  # noqa: F811
+def test_every_kind_of_number_in_every_layout(program, pass_name):
     bias = int(pass_name == "forward")
     layouts = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
     lines = [one for kind in kinds_of(pass_name)
@@ -67,7 +51,7 @@ def test_every_kind_of_number_in_every_layout(program, pass_name):  # noqa: F811
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_several_tiles_steps_and_splits(program, pass_name):  # noqa: F811
+def test_several_tiles_steps_and_splits(program, pass_name):
     verdicts = run(program, lines_of(pass_name, KINDS[0], LARGE, ("channels_last",)))
     lines = [one for kind in kinds_of(pass_name)[1:] for one in lines_of(pass_name, kind, LARGE, ("channels_last",))]
     run(program, lines + lines_of(pass_name, KINDS[0], (*TILES[-2:], *LARGE[:3]), ("contiguous",)), OPPOSITE)
@@ -75,7 +59,7 @@ def test_several_tiles_steps_and_splits(program, pass_name):  # noqa: F811
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_the_corners(program, pass_name):  # noqa: F811
+def test_the_corners(program, pass_name):
     problems = [z for z in CORNERS if z.macs < 20000 and max(z.stride) <= 8 and
                 (pass_name != "input_grad" or z.stride[0] * z.stride[1] <= 16)]
     assert len(problems) > 15
@@ -83,14 +67,14 @@ def test_the_corners(program, pass_name):  # noqa: F811
 
 
 @pytest.mark.parametrize("pass_name", PASSES[:2])
-def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):  # noqa: F811
+def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):
     many = [replace(z, n=2) for z in (SMALL[0], SMALL[2], LARGE[1])]
     lines = [one for kind in KINDS for one in lines_of(pass_name, kind, many, ("contiguous", "channels_last"))]
     run(program, lines + lines_of(pass_name, KINDS[2], [replace(LARGE[4], n=2)], ("contiguous",)), "images")
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pass_name):  # noqa: F811
+def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pass_name):
     """Also with groups, whose neighbours share a step, and of float32 in two parts, where 0 Inf is formed again."""
     problems = (*SMALL, LARGE[2])
     lines = [one for kind in kinds_of(pass_name)
@@ -100,7 +84,7 @@ def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pas
     run(program, lines, "special")
 
 
-def test_random_problems(program):  # noqa: F811
+def test_random_problems(program):
     draw = random.Random(11)
     lines = []
     while len(lines) < 80:
@@ -144,16 +128,6 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_error_is_found(tmp_path, name):
-    file, right, wrong = PLANTED[name]
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
-    path = tmp_path / "csrc" / "cuda" / file
-    text = path.read_text()
-    if right:
-        assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
-        path.write_text(text.replace(right, wrong))
-    made = tmp_path / "planted"
     flags = [*(f for f in FLAGS if "sanitize" not in f), "-Wno-psabi"]
-    subprocess.run([compiler, *flags, *DEVICE, f"-I{tmp_path / 'csrc' / 'cuda'}", str(HOST / "planted_hopper.cpp"),
-                    "-o", str(made)], check=True)
-    done = subprocess.run([str(made)], capture_output=True, text=True, timeout=100)
-    assert (done.returncode == 0) == (not right), done.stderr
+    failed, words = finds(tmp_path, "planted_hopper.cpp", PLANTED[name], flags)
+    assert failed == (name != "nothing"), words

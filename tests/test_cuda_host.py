@@ -5,26 +5,15 @@ with copies that land at once and as late as they may, with warps in both orders
 speed, registers, races between two barriers, or the tensor cores' own rounding.
 """
 
-import os
 import random
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from math import ceil, gcd, prod
-from pathlib import Path
 
 import pytest
 
+from fibres import FLAGS, LAYOUTS, OPPOSITE, PASSES, accurate, finds, line, needs_compiler, run
 from problems import CORNERS, NETWORK, SMALL, Problem
 
-ROOT = Path(__file__).resolve().parents[1]
-HOST = ROOT / "tests" / "cuda_host"
-FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall",
-         "-Wextra", "-Wno-unknown-pragmas"]
-DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "hopper_host.h"}"']
-PASSES = ("forward", "input_grad", "weight_grad")
-LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
+pytestmark = needs_compiler
 # Every kind of arithmetic: dtype, precision, algorithm.
 KINDS = (
     ("float32", "ieee", "multiply_add"),
@@ -55,70 +44,6 @@ TILES = (
     Problem("vectors_are_written", 2, 16, 8, 12, 24, 3, 2, padding=(1, 1, 1, 0)),
     Problem("vectors_strided", 2, 32, 9, 10, 24, 3, 3, (2, 2), (1, 1, 1, 1), (1, 2), 2),
 )
-OPPOSITE = "03"  # copies at once and warps forward, copies late and warps reversed
-
-compiler = shutil.which("g++")
-pytestmark = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
-
-
-def build(folder: Path, sources: Path, flags: list[str]) -> Path:
-    """The kernels below `sources` on fibres, as a program."""
-    plans = [sources / f"plan_{name}.cpp" for name in ("cuda", "window", "hopper")]
-    units = [*sorted((sources / "cuda").glob("*.cu")), *plans, HOST / "run.cpp"]
-
-    def compile_one(unit: Path) -> str:
-        made = str(folder / f"{unit.stem}.o")
-        subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
-        return made
-
-    jobs = min(2, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(jobs) as pool:  # the longest first
-        objects = list(pool.map(compile_one, sorted(units, key=lambda u: u.suffix != ".cu" or u.stem == "input_grad")))
-    program = folder / "run"
-    subprocess.run([compiler, *flags, *objects, "-o", str(program)], check=True)
-    return program
-
-
-BUILT = []  # once for all files of tests that use it
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory) -> Path:
-    if not BUILT:
-        BUILT.append(build(tmp_path_factory.mktemp("cuda_host"), ROOT / "csrc", FLAGS))
-    return BUILT[0]
-
-
-def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> str:
-    values = (pass_name, *kind[:2], layout, kind[2], capability, bias, relu, z.n, z.c, z.h, z.w, z.k, z.r, z.s,
-              *z.stride, *z.dilation, *z.padding, z.groups)
-    return " ".join(map(str, values))
-
-
-def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:
-    """Whether the plan lets TF32 parts stand for float32: in sums of 32 products or more."""
-    taps = [ceil(t / (s // gcd(s, d))) if pass_name == "input_grad" else t
-            for t, s, d in zip((z.r, z.s), z.stride, z.dilation)]
-    channels = (z.k if pass_name == "input_grad" else z.c) // z.groups
-    products = z.n * z.p * z.q if pass_name == "weight_grad" else channels * prod(taps)
-    by_parts = kind[2] == "three_tf32" or kind == ("float32", "ieee", "wgmma")
-    return not by_parts or products >= 32
-
-
-def run(program: Path, lines: list[str], ways: str = "0123") -> list[str]:
-    """The verdicts of two programs that share the lines."""
-    with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(lambda half: run_one(program, half, ways), (lines[::2], lines[1::2])), [])
-
-
-def run_one(program: Path, lines: list[str], ways: str) -> list[str]:
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
-    done = subprocess.run([str(program), ways], input="\n".join(lines) + "\n", capture_output=True, text=True,
-                          timeout=400, env=environment)
-    verdicts = done.stdout.splitlines()
-    wrong = [v for v in verdicts if not v.startswith("exact")]
-    assert done.returncode == 0 and len(verdicts) == len(lines), "\n".join([*wrong, done.stderr[-4000:]])
-    return [v.split(" | ")[0].removeprefix("exact: ") for v in verdicts]
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -218,15 +143,4 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_error_is_found(tmp_path, name):
-    file, right, wrong = PLANTED[name]
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc", ignore=shutil.ignore_patterns("torch", "python"))
-    path = tmp_path / "csrc" / "cuda" / file
-    text = path.read_text()
-    assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
-    path.write_text(text.replace(right, wrong))
-    program = tmp_path / "planted"
-    subprocess.run([compiler, *FLAGS, *DEVICE, f"-I{tmp_path / 'csrc' / 'cuda'}", str(HOST / "planted.cpp"), "-o",
-                    str(program)], check=True)
-    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=100,
-                          env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})
-    assert done.returncode != 0, f"{name} was not found"
+    assert finds(tmp_path, "planted.cpp", PLANTED[name], FLAGS)[0], f"{name} was not found"

@@ -1,18 +1,15 @@
 """The CUDA kernels for few channels on fibres, as in test_cuda_host.py: depthwise, small groups, first layers."""
 
-import os
 import random
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
+from fibres import FLAGS, LAYOUTS, OPPOSITE, PASSES, finds, line, needs_compiler, run
 from problems import CORNERS, NETWORK, SMALL, Problem
-from test_cuda_host import FLAGS, HOST, LAYOUTS, OPPOSITE, PASSES, ROOT, compiler, line, program, run  # noqa: F401
 
-pytestmark = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
+pytestmark = needs_compiler
 SAME = (1, 1, 1, 1)
 # Several tiles, chunks of channels, rounds of threads, copies of 16 bytes and of less.
 TILES = (
@@ -49,20 +46,20 @@ def lines(pass_name, dtype, problems, layouts=LAYOUTS, **more):
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_every_dtype_in_every_layout(program, pass_name):  # noqa: F811
+def test_every_dtype_in_every_layout(program, pass_name):
     bias = int(pass_name == "forward")
     for dtype in ("float32", "float64", "bfloat16", "float16", "complex64", "complex128"):
         run(program, lines(pass_name, dtype, SMALL, bias=bias, relu=int(bias and "complex" not in dtype)))
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_the_corners(program, pass_name):  # noqa: F811
+def test_the_corners(program, pass_name):
     for dtype in ("float32", "bfloat16"):
         run(program, lines(pass_name, dtype, CORNERS + NETWORK, LAYOUTS[:3]), OPPOSITE)
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_several_tiles_and_chunks(program, pass_name):  # noqa: F811
+def test_several_tiles_and_chunks(program, pass_name):
     verdicts = [v for dtype in ("float32", "bfloat16", "float64") for v in
                 run(program, lines(pass_name, dtype, TILES if dtype != "float64" else TILES[2:14:3], LAYOUTS[:2]),
                     OPPOSITE)]
@@ -74,7 +71,7 @@ FIRST = [z for z in (*SMALL, *CORNERS, *NETWORK, *TILES) if algorithm(z) == "fir
 
 
 @pytest.mark.parametrize("dtype, precision", CORES)
-def test_first_layers_on_the_tensor_cores(program, dtype, precision):  # noqa: F811
+def test_first_layers_on_the_tensor_cores(program, dtype, precision):
     kind = (dtype, precision, "first_layer_cores")
     fits = [z for z in FIRST if dtype != "float32" or z.r < 11]  # four bytes each are too many weights
     run(program, [line("forward", kind, layout, z, bias=1, relu=1) for z in fits for layout in LAYOUTS], OPPOSITE)
@@ -83,18 +80,18 @@ def test_first_layers_on_the_tensor_cores(program, dtype, precision):  # noqa: F
 
 
 @pytest.mark.parametrize("pass_name", PASSES[:2])
-def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):  # noqa: F811
+def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):
     for dtype in ("float32", "float16"):
         run(program, lines(pass_name, dtype, [replace(z, n=3) for z in (*SMALL, *CORNERS[-30:])], LAYOUTS[:2]), "images")
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pass_name):  # noqa: F811
+def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pass_name):
     for dtype in ("float32", "bfloat16", "float64"):
         run(program, lines(pass_name, dtype, SMALL + CORNERS, LAYOUTS[:2]), "special")
 
 
-def test_random_problems(program):  # noqa: F811
+def test_random_problems(program):
     """Strides, dilations, paddings, groups and multipliers at random, the same at every run."""
     draw = random.Random(11)
     found = []
@@ -129,18 +126,7 @@ PLANTED = {
 
 def test_planted_errors_are_found(tmp_path):
     def found(name: str) -> bool:
-        file, right, wrong = PLANTED[name]
-        shutil.copytree(ROOT / "csrc" / "cuda", tmp_path / name)
-        path = tmp_path / name / file
-        text = path.read_text()
-        assert not right or text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
-        path.write_text(text.replace(right, wrong) if right else text)
-        device = f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"'
-        made = tmp_path / f"{name}.out"
-        subprocess.run([compiler, *FLAGS, "-O0", device, f"-I{tmp_path / name}", str(HOST / "planted_window.cpp"), "-o",
-                        str(made)], check=True)
-        return subprocess.run([str(made)], capture_output=True, timeout=100,
-                              env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}).returncode != 0
+        return finds(tmp_path / name, "planted_window.cpp", PLANTED[name], [*FLAGS, "-O0"])[0]
 
     with ThreadPoolExecutor(2) as pool:
         verdicts = dict(zip(PLANTED, pool.map(found, PLANTED)))

@@ -85,20 +85,7 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
     const int error = launch(pack_weights<T>, ceil_div(elements, kPackThreads), kPackThreads, 0, call.stream, pack);
     if (error) return error;
   }
-  if constexpr (Math::kFormsAgain) {
-    p.again = {p.vertical,
-               p.horizontal,
-               {static_cast<const T*>(roles.source.data), p.source.h, p.source.w},
-               strides_of(roles.source),
-               static_cast<const T*>(call.b.weight.data),
-               p.rows,
-               int32_t(roles.channels),
-               roles.stride_group,
-               roles.stride_m,
-               roles.stride_c,
-               call.b.weight.stride[2],
-               call.b.weight.stride[3]};
-  }
+  if constexpr (Math::kFormsAgain) p.again = gather_again(call, roles);
   const int64_t (&size)[4] = roles.result_size;
   p.result.along_m = p.result.stride_m == 1 && size[1] > 1;
   p.result.vectors = writes_vectors<T>(roles, p.to, shape.phases() == 1);

@@ -128,20 +128,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.result = result_of<T, float>(call, roles.result, roles.result.stride[1]);
   p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
                                                      roles.rows, int64_t(sizeof(T)));
-  if constexpr (Group::kParts == 2) {
-    p.again = {axis_of(vertical),
-               axis_of(horizontal),
-               {static_cast<const T*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)},
-               strides_of(roles.source),
-               static_cast<const T*>(call.b.weight.data),
-               p.rows,
-               int32_t(roles.channels),
-               roles.stride_group,
-               roles.stride_m,
-               roles.stride_c,
-               call.b.weight.stride[2],
-               call.b.weight.stride[3]};
-  }
+  if constexpr (Group::kParts == 2) p.again = gather_again(call, roles);
   if (const int error = pack_weights_of<Group>(call, roles, p)) return error;
   PatchesMap map;
   const CudaOperand& source = call.plan.source;

@@ -181,6 +181,21 @@ struct GatherRoles {
   int64_t stride_m, stride_c, stride_group;  // of the weights
 };
 int launch_gather(const RealCall& call, const GatherRoles& roles);
+// What forms their sums again from the operands as they are, in float32.
+inline GatherAgain gather_again(const RealCall& call, const GatherRoles& roles) {
+  return {axis_of(vertical_axis(call.z, roles.pass)),
+          axis_of(horizontal_axis(call.z, roles.pass)),
+          {static_cast<const float*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)},
+          strides_of(roles.source),
+          static_cast<const float*>(call.b.weight.data),
+          int32_t(roles.rows),
+          int32_t(roles.channels),
+          roles.stride_group,
+          roles.stride_m,
+          roles.stride_c,
+          call.b.weight.stride[2],
+          call.b.weight.stride[3]};
+}
 // The same by the kernels for few channels (window.cu).
 int launch_window(const RealCall& call, const GatherRoles& roles);
 int launch_window_grad(const RealCall& call);

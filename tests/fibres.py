@@ -1,0 +1,93 @@
+"""CUDA kernels on fibres (tests/cuda_host): building the program, asking it, planting errors; for the tests of it."""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, gcd, prod
+from pathlib import Path
+
+import pytest
+
+from problems import Problem
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = ROOT / "tests" / "cuda_host"
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall",
+         "-Wextra", "-Wno-unknown-pragmas"]
+DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "hopper_host.h"}"']
+PASSES = ("forward", "input_grad", "weight_grad")
+LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
+ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
+OPPOSITE = "03"  # copies at once and warps forward, copies late and warps reversed
+
+compiler = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
+
+
+def build(folder: Path, sources: Path, flags: list[str]) -> Path:
+    """The kernels below `sources` on fibres, as a program."""
+    plans = [sources / f"plan_{name}.cpp" for name in ("cuda", "window", "hopper")]
+    units = [*sorted((sources / "cuda").glob("*.cu")), *plans, HOST / "run.cpp"]
+
+    def compile_one(unit: Path) -> str:
+        made = str(folder / f"{unit.stem}.o")
+        subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
+        return made
+
+    jobs = min(2, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(jobs) as pool:  # the longest first
+        objects = list(pool.map(compile_one, sorted(units, key=lambda u: u.suffix != ".cu" or u.stem == "input_grad")))
+    program = folder / "run"
+    subprocess.run([compiler, *flags, *objects, "-o", str(program)], check=True)
+    return program
+
+
+def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> str:
+    values = (pass_name, *kind[:2], layout, kind[2], capability, bias, relu, z.n, z.c, z.h, z.w, z.k, z.r, z.s,
+              *z.stride, *z.dilation, *z.padding, z.groups)
+    return " ".join(map(str, values))
+
+
+def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:
+    """Whether the plan lets TF32 parts stand for float32: in sums of 32 products or more."""
+    taps = [ceil(t / (s // gcd(s, d))) if pass_name == "input_grad" else t
+            for t, s, d in zip((z.r, z.s), z.stride, z.dilation)]
+    channels = (z.k if pass_name == "input_grad" else z.c) // z.groups
+    products = z.n * z.p * z.q if pass_name == "weight_grad" else channels * prod(taps)
+    by_parts = kind[2] == "three_tf32" or kind == ("float32", "ieee", "wgmma")
+    return not by_parts or products >= 32
+
+
+def run(program: Path, lines: list[str], ways: str = "0123") -> list[str]:
+    """The verdicts of two programs that share the lines."""
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(lambda half: run_one(program, half, ways), (lines[::2], lines[1::2])), [])
+
+
+def run_one(program: Path, lines: list[str], ways: str) -> list[str]:
+    done = subprocess.run([str(program), ways], input="\n".join(lines) + "\n", capture_output=True, text=True,
+                          timeout=400, env=ENVIRONMENT)
+    verdicts = done.stdout.splitlines()
+    wrong = [v for v in verdicts if not v.startswith("exact")]
+    assert done.returncode == 0 and len(verdicts) == len(lines), "\n".join([*wrong, done.stderr[-4000:]])
+    return [v.split(" | ")[0].removeprefix("exact: ") for v in verdicts]
+
+
+def finds(folder: Path, program: str, error: tuple[str, str, str], flags: list[str]) -> tuple[bool, str]:
+    """Whether a program of cuda_host, compiled with an error in its kernels, fails; and what it says.
+
+    error: the file in csrc/cuda, what stands there once, and what stands there instead. Nothing changes where that is
+    nothing: then the program must not fail.
+    """
+    file, right, wrong = error
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
+    path = folder / "csrc" / "cuda" / file
+    text = path.read_text()
+    if right:
+        assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
+        path.write_text(text.replace(right, wrong))
+    made = folder / "planted"
+    subprocess.run([compiler, *flags, *DEVICE, f"-I{path.parent}", str(HOST / program), "-o", str(made)], check=True)
+    done = subprocess.run([str(made)], capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
+    return done.returncode != 0, done.stderr

@@ -232,7 +232,7 @@ def test_info_tells_of_gpus(capsys, monkeypatch):
     for built, wanted in (
         ({"cuda": False}, "built without CUDA"),
         ({"cuda": True, "cuda_architectures": ["sm_80"]}, "TORCH_CUDA_ARCH_LIST=9.0"),
-        ({"cuda": True, "cuda_architectures": ["sm_90a"]}, "multiply_add"),
+        ({"cuda": True, "cuda_architectures": ["sm_90a"]}, "three_tf32"),
     ):
         assert wanted in str(gpus(built)["cuda:0"])
     code, out, _ = outcome(capsys, "info")

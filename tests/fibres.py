@@ -89,5 +89,5 @@ def finds(folder: Path, program: str, error: tuple[str, str, str], flags: list[s
         path.write_text(text.replace(right, wrong))
     made = folder / "planted"
     subprocess.run([compiler, *flags, *DEVICE, f"-I{path.parent}", str(HOST / program), "-o", str(made)], check=True)
-    done = subprocess.run([str(made)], capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
+    done = subprocess.run([str(made)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     return done.returncode != 0, done.stderr

@@ -26,7 +26,7 @@ BEYOND = (
     "stream graph beyond two_gpus data_parallel memory_stays out_of_memory copies there_and_back hooks_and "
     "parametrized_layers test_inference_mode compile"
 ).split()
-LIMIT = 240
+LIMIT = 600
 
 pytestmark = [
     pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has a CUDA of its own"),

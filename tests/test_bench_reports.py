@@ -1,0 +1,109 @@
+"""What the bench makes of its rows: means, aims, comparisons, reports, the README's table, figures."""
+
+import itertools
+
+import pytest
+
+from bench import aims, compare, figures, peaks, readme, report, shapes
+from test_bench import SMALL, result, row
+
+
+def test_the_table_gives_geometric_means_by_pass_and_kind():
+    rows = [{"kind": kind, "pass": pass_name, "ratio": ratio} for kind, pass_name, ratio in
+            [("a", "forward", 2.0), ("a", "forward", 8.0), ("b", "weight_grad", 0.25)]]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.means(rows, "kind").splitlines()]
+    assert lines[0] == ["class", "forward", "input_grad", "weight_grad", "all"]
+    assert lines[2] == ["a", "4.00 (2)", "", "", "4.00 (2)"]
+    assert lines[3] == ["b", "", "", "0.25 (1)", "0.25 (1)"]
+    assert lines[4] == ["all", "4.00 (2)", "", "0.25 (1)", "1.59 (3)"]
+
+
+def test_ratios_to_cudnn_are_told_beside_both_aims():
+    def on_gpu(kind, ratio, **changes):
+        return row(kind, ratio, device="cuda", **changes)
+
+    text = aims.text([
+        on_gpu("1x1", 1.5), on_gpu("1x1", 0.5, **{"pass": "weight_grad"}), on_gpu("depthwise", 5.0, **{"pass": "weight_grad"}),
+        on_gpu("1x1", 0.6, dtype="bfloat16"), on_gpu("strided", 2.0, batch="1"), {**on_gpu("1x1", 1.0), "right": False},
+        on_gpu("1x1", 3.0, algorithm="three_tf32"),
+    ], None)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    found = {line[0]: line[1:5] for line in lines}
+    assert found["one image"] == ["1", "2.00", "1.0 reached", "1.5 reached"]
+    assert found["depthwise, weight_grad"] == ["1", "5.00", "1.5 reached", "4.0 reached"]
+    assert found["float32 ieee, dense layers, gradients"] == ["1", "0.50", "1.3 MISSED", "1.8 MISSED"]
+    assert found["16 bits, dense layers"] == ["1", "0.60", "0.55 reached", "0.9 MISSED"]
+    assert "Algorithm three_tf32:" in text and "1 cases WRONG or failed" in text and "none is set" not in text
+
+
+def test_every_class_of_layers_has_an_aim_on_a_gpu():
+    for kind, pass_name, precision in itertools.product(shapes.CLASSES, shapes.PASSES, ("ieee", "tf32")):
+        for dtype in ("float32", "float64", "bfloat16"):
+            described = row(kind, 1.0, dtype=dtype, precision=precision if dtype == "float32" else "ieee")
+            assert any(aim.fits({**described, "pass": pass_name}) for aim in aims.CUDA)
+    assert all(aim.first <= aim.ambitious for aim in aims.CUDA)
+
+
+def test_aims_are_judged_over_all_over_classes_and_one_by_one():
+    aim = aims.Aim(1.5, 1.0, 0.8)
+    words = [line.split(":")[0] for line in aims.judged([row("1x1", 2.0), row("strided", 1.2)], aim)]
+    assert words == ["reached"] * 3
+    lines = aims.judged([row("1x1", 4.0), row("strided", 0.7), row("strided", 1.2)], aim)
+    assert [line.split(":")[0] for line in lines] == ["MISSED", "MISSED", "MISSED"]
+    assert "1.50" in lines[0] and "below it: strided" in lines[1] and "s/strided n=1 forward" in lines[2]
+    text = aims.text([row("1x1", 2.0), row("1x1", 1.0, dtype="float16"), {"right": False}], None)
+    assert "float32, ieee:\n  reached" in text and "float16, ieee: none is set" in text
+    assert "aim 0.7" in aims.text([row("1x1", 2.0)], "avx2")
+
+
+def test_a_comparison_tells_what_stands_out_of_the_noise():
+    old = result([row("a", 1.0), row("b", 1.0), row("c", 1.0, spread=0.3), row("gone", 1.0)])
+    new = result([row("a", 2.0), row("b", 0.97), row("c", 0.8), row("new", 1.0)], threads=2)
+    text = compare.text(old, new)
+    assert "3 cases in common (1 only here, 1 only there" in text
+    assert "Slower beyond the noise: none" in text and "Faster beyond the noise: 1" in text
+    assert f"{(2.0 * 0.97 * 0.8) ** (1 / 3):.2f} (above 1: faster now)" in text
+    assert "NOT ALIKE: threads was 1, is 2" in text
+    with pytest.raises(SystemExit, match="only results of .* got one of call"):
+        compare.text({"command": "call"}, new)
+
+
+def test_a_report_of_a_run_has_all_its_parts():
+    rows = [row("1x1", 2.0), row("strided", 0.5, batch="1"), row("1x1", 1.0, precision="tf32", torch_precision="tf32"),
+            {**row("1x1", 1.0), "right": False, "ratio": 1.0}]
+    text = report.text(result(rows))
+    for part in ("float32 100 GFLOP/s", "copy 20.0 GB/s", "float32, ieee, nchw, batch train", "batch 1", "read back: tf32",
+                 "By suite", "Mean over the 1 suites", "WRONG: s/1x1 forward", "2%", "Aims for float32, tf32"):
+        assert part in text, part
+    assert "Not computed by winograd: 1 cases (it is too odd)" in report.text(result(
+        [{**SMALL.describe(), "dtype": "float32", "precision": "ieee", "layout": "nchw", "algorithm": "winograd",
+          "right": True, "declined": "it is too odd"}]))
+
+
+def test_the_ceiling_is_that_of_the_arithmetic_that_may_be_used():
+    ceilings = {"float32": 1.0, "float64": 0.5, "bfloat16": 2.0, "copy": 9.0}
+    assert peaks.peak_of({"dtype": "float32", "precision": "tf32"}, ceilings) == 1.0
+    assert peaks.peak_of({"dtype": "float32", "precision": "bf16"}, ceilings) == 2.0
+    assert peaks.peak_of({"dtype": "float64"}, ceilings) == 0.5
+    assert peaks.peak_of({"dtype": "bfloat16"}, {"float32": 1.0}) == 1.0
+    assert peaks.peak_of({"dtype": "float32"}, {}) is None
+    assert not peaks.has_bfloat16("avx2")
+
+
+def test_the_readme_has_the_markers_and_its_table_is_exchanged():
+    text = readme.README.read_text(encoding="utf-8")
+    new = readme.replaced(text, "HERE")
+    assert new.split(readme.BEGIN)[0] == text.split(readme.BEGIN)[0] and f"{readme.BEGIN}\nHERE\n{readme.END}" in new
+    with pytest.raises(SystemExit, match="once each"):
+        readme.replaced("no marker", "HERE")
+    section = readme.section([result([row("1x1", 2.0), row("first layer", 8.0)]),
+                              result([row("1x1", 3.0, precision="tf32")], cap="avx2", warm_allocator=False)])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    assert lines[0] == ["class (cases)", "float32, NCHW", "float32 tf32, NCHW, cold, avx2 both"]
+    assert lines[2:] == [["first layer", "8.00 (1)", ""], ["1x1", "2.00 (1)", "3.00 (1)"], ["all", "4.00 (2)", "3.00 (1)"]]
+
+
+def test_figures_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    figures.draw([result([row("1x1", 2.0), row("strided", 0.5, precision="tf32")])], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"ratios.png", "roofline.png"}

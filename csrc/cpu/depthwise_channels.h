@@ -271,7 +271,6 @@ struct DepthwiseChannels {
                  min_of(horizontal.output, strip + wide), channels, sum, scratch);
         i += block;
       }
-    add_padding(*this, n, c, channels, first, last, sum);
   }
 
   void add_rows(const E* grad, int block, int64_t begin, int64_t end, int64_t channels, A* sum,
@@ -368,10 +367,19 @@ struct DepthwiseChannels {
         const int64_t split = index / chunks, c = index % chunks * chunk, channels = channels_of(index);
         A* const sum = sums + (split * pitch() + c) * taps();
         memset(static_cast<void*>(sum), 0, size_t(round_up(channels, L) * taps()) * sizeof(A));
-        for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
-          const int64_t first = unit % tiles * plan.tile_h;
-          add_plane(unit / tiles, c, channels, first, min_of(z.p, first + plan.tile_h), sum, scratch);
-        }
+        const auto for_each_block = [&](auto add) {
+          for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
+            const int64_t first = unit % tiles * plan.tile_h;
+            add(unit / tiles, first, min_of(z.p, first + plan.tile_h));
+          }
+        };
+        for_each_block([&](int64_t n, int64_t first, int64_t last) {
+          add_plane(n, c, channels, first, last, sum, scratch);
+        });
+        if (!padding_may_show(vertical, horizontal, sum, round_up(channels, L) * taps())) return;
+        for_each_block([&](int64_t n, int64_t first, int64_t last) {
+          add_padding(*this, n, c, channels, first, last, sum);
+        });
       });
       finish();
     } else {

@@ -70,6 +70,20 @@ void sum_with_padding(const D& d, int64_t n, int64_t c, int64_t first, int64_t l
   }
 }
 
+// weight_grad: whether a gradient that is not finite may have met padding. Most outputs read something inside as well,
+// which left a sum that is not finite; only those that lie wholly in the padding leave no trace.
+template <class A>
+inline bool padding_may_show(const Axis& vertical, const Axis& horizontal, const A* sums, int64_t count) {
+  const auto wholly = [](const Axis& a) {  // or on either side of it, where the taps lie further apart than it is long
+    return a.offset(a.taps - 1) < 0 || (a.output - 1) * a.step() + a.offset(0) >= a.source || a.dilation > a.source;
+  };
+  Vec<A> zeros{};
+  for (int64_t i = 0; i < count; i += kLanes<A>) zeros += load(sums + i) * A(0);
+  bool finite = true;
+  for (int l = 0; l < kLanes<A>; ++l) finite = finite && zeros[l] == A(0);
+  return !finite || wholly(vertical) || wholly(horizontal);
+}
+
 // weight_grad: a gradient that is not finite makes NaN of every tap through which its output reads padding, in
 // sum: (channels / L, R S, L).
 template <class D>

@@ -266,7 +266,7 @@ const Candidate kCandidates[kCandidateCount] = {
     {Algorithm::Depthwise, "depthwise", depthwise_declines, depthwise_yields, prepare_depthwise},
     {Algorithm::Winograd, "winograd", winograd_declines, winograd_yields, prepare_winograd},
     {Algorithm::Grouped, "grouped", grouped_declines, grouped_yields, prepare_grouped},
-    {Algorithm::ImplicitGemm, "implicit_gemm", implicit_gemm_declines, never_yields, prepare_implicit_gemm},
+    {Algorithm::ImplicitGemm, "implicit_gemm", implicit_gemm_declines, implicit_gemm_yields, prepare_implicit_gemm},
     {Algorithm::Broadcast, "broadcast", broadcast_declines, broadcast_yields, prepare_broadcast},
     {Algorithm::Panels, "panels", panels_decline, panels_yield, prepare_panels},
     {Algorithm::Direct, "direct", direct_declines, never_yields, prepare_direct},

@@ -47,6 +47,7 @@ const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& 
 const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
 const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* implicit_gemm_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 void prepare_implicit_gemm(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
 const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa);
 const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa);

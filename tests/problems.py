@@ -99,6 +99,8 @@ CORNERS = (
     Problem("depthwise_5x5_strided", 1, 17, 8, 36, 17, 5, 5, (2, 2), (2, 1, 2, 2), groups=17),
     Problem("depthwise_5x5_phases", 1, 16, 10, 29, 16, 5, 5, (3, 3), (1, 2, 2, 1), groups=16),
     Problem("depthwise_7x7", 1, 18, 5, 17, 18, 7, 7, padding=(3, 3, 3, 3), groups=18),
+    Problem("depthwise_prime_kernel", 2, 5, 12, 13, 5, 13, 11, padding=(6, 7, 5, 5), groups=5),
+    Problem("depthwise_prime_kernel_strided", 1, 19, 14, 9, 19, 11, 3, (2, 1), (5, 5, 1, 1), groups=19),
     Problem("depthwise_column_of_taps", 1, 35, 3, 16, 35, 3, 1, (1, 2), (0, 1, 1, 0), groups=35),
     Problem("depthwise_smaller_than_kernel", 2, 17, 2, 3, 17, 5, 5, padding=(3, 2, 2, 3), groups=17),
     Problem("many_input_channels", 1, 131, 3, 4, 3, 2, 2),
@@ -111,6 +113,8 @@ CORNERS = (
     Problem("broadcast_strided", 9, 22, 7, 6, 19, 4, 5, (2, 1), (2, 2, 3, 1), (1, 2)),
     Problem("winograd_wide", 1, 18, 9, 238, 35, 3, 3, padding=(1, 1, 1, 0)),
     Problem("winograd_pieces", 40, 17, 6, 5, 33, 4, 5, padding=(2, 1, 2, 2)),
+    # Outputs that read hardly anything but padding, or nothing else.
+    Problem("winograd_mostly_padding", 1, 32, 2, 13, 34, 3, 5, padding=(2, 2, 5, 5)),
     Problem("winograd_groups", 2, 42, 8, 7, 70, 3, 3, padding=(0, 2, 1, 3), groups=2),
 )
 

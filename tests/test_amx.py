@@ -12,7 +12,7 @@ import torch
 
 from children import TESTS, run_python
 from conv_ext.library import EMULATED, PACKAGE, available_isas
-from passes import PASSES, applicable, call, expected, fill, instruction_set, laid_out, operands, same_bits
+from passes import PASSES, applicable, call, candidates, expected, fill, instruction_set, laid_out, operands, same_bits
 from problems import ALL, THREADED, Problem
 from tolerance import assert_exact, assert_same_with_non_finite, assert_within_bound, reference
 
@@ -104,6 +104,43 @@ def test_what_has_no_parts(pass_name, value):
                 assert torch.equal(got.isnan(), ref.value.float().isnan())
                 if precision == "ieee":
                     assert_same_with_non_finite(got, ref, torch.float32)
+
+
+@every_pass
+@pytest.mark.parametrize("exponents", [(-38, -30), (-45, -36), (-45, 38)], ids=str)
+@pytest.mark.usefixtures("emulated")
+def test_small_numbers_keep_their_parts(pass_name, exponents):
+    """Down to the smallest float32, and from 1e-45 to 1e38 within one sum: nothing is lost that float32 keeps."""
+    for z in (LONG, next(z for z in PROBLEMS if z.name == "many_output_channels"), PROBLEMS[-1]):
+        if "implicit_gemm" not in applicable(pass_name, z, torch.float32):
+            continue
+        generator = torch.Generator().manual_seed(len(z.name))
+        a, b = (t.double() for t in operands(pass_name, z, torch.float32, "signed"))
+        low, high = exponents
+        spread = low + (high - low) * torch.rand(a.shape, generator=generator, dtype=torch.float64)
+        a = (a * 10.0**spread).float()
+        # The sums stay below 1e38.
+        b = (b * 10.0 ** (-3 - 42 * torch.rand(b.shape, generator=generator, dtype=torch.float64) * (high > 0))).float()
+        for first, second in ((a, b), (b, a)) if a.shape == b.shape else ((a, b),):
+            ref = reference(pass_name, first, second, z)
+            got = call(pass_name, first, second, z, None, "implicit_gemm", "ieee").double()
+            bound = 2 * math.sqrt(ref.length) * 2.0**-24 * ref.magnitude + 2.0**-149
+            assert ((got - ref.value).abs() <= bound).all(), (z, ((got - ref.value).abs() / bound).max())
+
+
+@every_pass
+@pytest.mark.usefixtures("emulated")
+def test_tiles_are_chosen_where_they_were_faster(pass_name):
+    """float32 in three parts by nobody's choice but the user's; in two parts from 128 channels on; bfloat16 always."""
+
+    def chosen(channels, dtype, precision):
+        z = Problem("layer", 8, channels, 14, 14, channels, 1, 1)
+        return next(name for name, reason, _ in candidates(pass_name, z, dtype, precision) if reason is None)
+
+    assert chosen(512, torch.float32, "ieee") != "implicit_gemm"
+    assert chosen(64, torch.float32, "tf32") != "implicit_gemm"
+    assert chosen(128, torch.float32, "tf32") == "implicit_gemm"
+    assert chosen(64, torch.bfloat16, "ieee") == "implicit_gemm"
 
 
 @every_pass

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from passes import DTYPES, PASSES, applicable, call, dtype_name, fill, operand_shapes, operands, same_bits
+from passes import DTYPES, PASSES, applicable, call, dtype_name, fill, laid_out, operand_shapes, operands, same_bits
 from problems import CORNERS, SMALL, Problem
 from tolerance import assert_exact, assert_same_with_non_finite, reference
 
@@ -38,32 +38,60 @@ def test_one_value_reaches_its_field_and_nothing_else(pass_name, dtype, value):
             place = places(pair[operand].shape)[len(z.name) % 3]
             pair[operand][place] = value
             ref = reference(pass_name, *pair, z)
-            for algorithm in applicable(pass_name, z, dtype):
-                got = call(pass_name, *pair, z, algorithm=algorithm)
-                try:
-                    assert_same_with_non_finite(got, ref, dtype)
-                except AssertionError as error:
-                    raise AssertionError(
-                        f"{value} in operand {operand} at {place}, {algorithm}, {z!r}: {error}"
-                    ) from None
+            for layout in ("contiguous", "channels_last"):
+                first, second = (laid_out(t, layout) for t in pair)
+                for algorithm in applicable(pass_name, z, dtype):
+                    got = call(pass_name, first, second, z, algorithm=algorithm)
+                    try:
+                        assert_same_with_non_finite(got, ref, dtype)
+                    except AssertionError as error:
+                        raise AssertionError(
+                            f"{value} in operand {operand} at {place}, {layout}, {algorithm}, {z!r}: {error}"
+                        ) from None
 
 
-@pytest.mark.parametrize("groups", [1, 3], ids=["dense", "depthwise"])
-def test_nan_weight_over_the_padding(groups):
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels, groups", [(3, 1), (3, 3), (20, 20)], ids=["dense", "depthwise", "depthwise_wide"])
+def test_nan_weight_over_the_padding(channels, groups, layout):
     """Padding is zeros that are read: NaN * 0 = NaN, in dense and depthwise convolutions alike, and in every pass."""
-    z = Problem("corner", 1, 3, 3, 4, 3, 3, 3, padding=(1, 1, 1, 1), groups=groups)
+    z = Problem("corner", 1, channels, 3, 4, channels, 3, 3, padding=(1, 1, 1, 1), groups=groups)
+    w = torch.ones(z.weight_shape)
+    w[1, 0, 0, 0] = math.nan  # over the padding for the first row and column of the outputs
+    w, x, dy = (laid_out(t, layout) for t in (w, torch.ones(z.input_shape), torch.ones(z.output_shape)))
+    others = [0, *range(2, channels)]
     for algorithm in applicable("forward", z, torch.float32):
-        w = torch.ones(z.weight_shape)
-        w[1, 0, 0, 0] = math.nan  # over the padding for the first row and column of the outputs
-        y = call("forward", torch.ones(z.input_shape), w, z, algorithm=algorithm)
-        assert y[:, 1].isnan().all() and y[:, [0, 2]].isfinite().all()
-        dx = call("input_grad", torch.ones(z.output_shape), w, z, algorithm=algorithm)
-        assert dx[:, 1 if groups == 3 else 0].isnan().all()
+        y = call("forward", x, w, z, algorithm=algorithm)
+        assert y[:, 1].isnan().all() and y[:, others].isfinite().all()
+    for algorithm in applicable("input_grad", z, torch.float32):
+        dx = call("input_grad", dy, w, z, algorithm=algorithm)
+        assert dx[:, 1 if groups > 1 else 0].isnan().all()
     for algorithm in applicable("weight_grad", z, torch.float32):
-        g = torch.ones(z.output_shape)
+        g = dy.clone()
         g[0, 1, 0, 0] = math.nan
-        dw = call("weight_grad", g, torch.ones(z.input_shape), z, algorithm=algorithm)
-        assert dw[1].isnan().all() and dw[[0, 2]].isfinite().all()
+        dw = call("weight_grad", g, x, z, algorithm=algorithm)
+        assert dw[1].isnan().all() and dw[others].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_special_weights_among_others(layout, activation):
+    """Every kind of weight that padding shows, over strides, dilation and both ends of a row; a bias of -0 as well."""
+    for z in (
+        Problem("strided", 2, 21, 9, 8, 21, 3, 5, (2, 1), (1, 2, 2, 3), (1, 2), 21),
+        Problem("beyond", 1, 18, 3, 2, 18, 2, 2, (1, 2), (4, 3, 3, 4), (1, 1), 18),
+    ):
+        w = fill(z.weight_shape, torch.float32, "signed", 3)
+        w[2, 0, 0, 0], w[5, 0, 1, 1], w[7, 0, -1, 0] = math.inf, math.nan, -math.inf
+        x = fill(z.input_shape, torch.float32, "signed", 4)
+        bias = -torch.zeros(z.k)
+        want = reference("forward", x, w, z).value
+        want = want.relu() if activation == "relu" else want
+        for algorithm in applicable("forward", z, torch.float32):
+            geometry = (z.stride, z.padding, z.dilation, z.groups, "ieee", algorithm, activation)
+            y = torch.ops.conv_ext.forward(laid_out(x, layout), laid_out(w, layout), bias, *geometry)
+            assert torch.equal(y.isnan(), want.isnan()), (algorithm, z)
+            assert torch.equal(y.isinf(), want.isinf()), (algorithm, z)
+            assert (y - want)[y.isfinite()].abs().max() < 1e-4
 
 
 @every_dtype

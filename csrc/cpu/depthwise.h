@@ -21,6 +21,7 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
   using Base::input_grad;
   using Base::L;
   using Base::list_rows;
+  using Base::list_step;
   using Base::pack_row;
   using Base::pairs;
   using Base::plan;
@@ -83,7 +84,7 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
     const int chunk_r = chunk_taps(down, step);
     RunArguments<A> a;
     a.rows = scratch.list;
-    a.row_step = down.count;
+    a.row_step = list_step(down, step);
     a.chunks = down.count / chunk_r;
     a.out_row = result_in_place ? to_row : out_pitch;
     const int64_t out_channel = horizontal.phases() * block * out_pitch;
@@ -186,7 +187,7 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
     const PhaseTaps& down = rows[0];
     const int chunk_r = chunk_taps(down, vertical.step());
     DotArgumentsDepthwise<A> a;
-    a.row_step = down.count;
+    a.row_step = list_step(down, vertical.step());
     a.grad = scratch.grad;
     a.segment = list.segment;
     a.segments = list.count;

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "depthwise_columns.h"
-#include "depthwise_rows.h"
+#include "depthwise_padding.h"
 
 namespace conv_ext {
 
@@ -38,13 +38,9 @@ struct DepthwiseChannels {
   // float16 is copied: to widen it takes too long to be done for every tap.
   static constexpr bool in_place = !is_same<T, float16>;
   typedef typename ElementOf<in_place, T, A>::type E;  // what the loops read and write
+  typedef T Element;
+  typedef A Sum;
 
-  // The outputs of one phase of a row; those from low to high read nothing outside.
-  struct Across {
-    PhaseTaps taps;
-    int64_t count, low, high;
-    bool shared;
-  };
   struct Scratch {
     const E** list;
     E *packed, *packed_result;
@@ -56,6 +52,7 @@ struct DepthwiseChannels {
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
   const bool relu, far;
   bool row_blocks;
+  bool special = false;  // padding shows somewhere
   int64_t chunk, x_column, result_column;
   PhaseTaps* down = nullptr;  // (vertical phases)
   Across* across = nullptr;   // (horizontal phases)
@@ -92,6 +89,8 @@ struct DepthwiseChannels {
       for (int64_t c = 0; c < pitch(); ++c)
         biases[c] = b.bias && c < z.c ? read<A>(static_cast<const T*>(b.bias) + c * b.bias_stride) : A(0);
       pack_weights();
+      for (int64_t c = 0; c < z.c; ++c)
+        special |= padding_shows(weights + c / L * L * taps() + c % L, taps(), biases[c]);
     }
   }
 
@@ -368,10 +367,19 @@ struct DepthwiseChannels {
         const int64_t split = index / chunks, c = index % chunks * chunk, channels = channels_of(index);
         A* const sum = sums + (split * pitch() + c) * taps();
         memset(static_cast<void*>(sum), 0, size_t(round_up(channels, L) * taps()) * sizeof(A));
-        for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
-          const int64_t first = unit % tiles * plan.tile_h;
-          add_plane(unit / tiles, c, channels, first, min_of(z.p, first + plan.tile_h), sum, scratch);
-        }
+        const auto for_each_block = [&](auto add) {
+          for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
+            const int64_t first = unit % tiles * plan.tile_h;
+            add(unit / tiles, first, min_of(z.p, first + plan.tile_h));
+          }
+        };
+        for_each_block([&](int64_t n, int64_t first, int64_t last) {
+          add_plane(n, c, channels, first, last, sum, scratch);
+        });
+        if (!padding_may_show(vertical, horizontal, sum, round_up(channels, L) * taps())) return;
+        for_each_block([&](int64_t n, int64_t first, int64_t last) {
+          add_padding(*this, n, c, channels, first, last, sum);
+        });
       });
       finish();
     } else {
@@ -380,8 +388,10 @@ struct DepthwiseChannels {
       const int64_t tiles = ceil_div(vertical.output, tile_h);
       for_each_unit(executor, plan, z.n * tiles * chunks, [&](int64_t unit, void* memory) {
         const int64_t first = unit / chunks % tiles * tile_h;
-        run_plane(unit / chunks / tiles, unit % chunks * chunk, channels_of(unit), first,
-                  min_of(vertical.output, first + tile_h), take_scratch(memory));
+        const int64_t last = min_of(vertical.output, first + tile_h), n = unit / chunks / tiles;
+        const int64_t c = unit % chunks * chunk, channels = channels_of(unit);
+        run_plane(n, c, channels, first, last, take_scratch(memory));
+        for (int64_t i = 0; i < channels && special; ++i) sum_with_padding(*this, n, c + i, first, last);
       });
     }
   }

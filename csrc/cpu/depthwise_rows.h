@@ -202,6 +202,8 @@ struct DepthwiseRows {
     return taps.count > 1 && taps.offset_step == 1 && (step == 1 || step == 2);
   }
   static int chunk_taps(const PhaseTaps& taps, int64_t step) { return shared(taps, step) ? chunk_of(taps.count) : 1; }
+  // How far apart in the list of rows two neighbouring outputs' first rows are: list_rows lists a shared row once.
+  static int64_t list_step(const PhaseTaps& taps, int64_t step) { return shared(taps, step) ? step : taps.count; }
 
   // Lists the source rows that outputs [i, i + block) of a phase read; packs them where they are not read in place.
   void list_rows(const PhaseTaps& taps, const T* plane, int64_t i, int block, const A** list, A* packed) const {

@@ -116,7 +116,7 @@ inline __attribute__((always_inline)) Vec<A> from_pair(Vec<A> low, Vec<A> high, 
 template <class A>
 struct RunArguments {
   const A* const* rows;  // output b reads row b * row_step + r with the r-th tap of a column
-  int64_t row_step;      // where the kernel does not know it: one tap at a time
+  int64_t row_step;      // where the kernel does not know it: one tap of a column at a time
   int64_t chunks;        // taps of a column, in chunks of R
   const ColumnSegment* segment;
   int64_t segments, columns;  // columns of taps

@@ -110,8 +110,15 @@ struct DotGather {
     }
   }
 
-  // Parts of Inf and NaN are NaN, and what overflows may have been finite: such sums are formed anew in float32. Rows
-  // are outputs from column q of `row` on, which counts the rows of all images.
+  // Sums of parts are scaled back, and have the bias added, which is not in parts.
+  static void scale_back(float* out, int64_t pitch, int64_t rows, const float* bias) {
+    const __m512 scale = _mm512_set1_ps(kSumScale);
+    for (int64_t i = 0; i < rows; ++i, out += pitch)
+      for (int64_t l = 0; l < pitch; l += kDotLanes)
+        _mm512_storeu_ps(out + l, _mm512_fmadd_ps(_mm512_loadu_ps(out + l), scale, _mm512_loadu_ps(bias + l)));
+  }
+  // Parts of Inf and NaN are NaN, and what overflows may have been finite: such sums are formed anew. Rows are outputs
+  // from column q of `row` on, which counts the rows of all images.
   void mend(float* out, int64_t pitch, int64_t rows, int64_t lanes, const Tile& t, int64_t fh, int64_t fw, int64_t m,
             int64_t row, int64_t q, int64_t width, int64_t height) const {
     for (int64_t i = 0; i < rows; ++i) {
@@ -124,7 +131,7 @@ struct DotGather {
     }
   }
   float sum_again(int64_t group, int64_t m, int64_t n, int64_t fh, int64_t fw, int64_t i, int64_t j) const {
-    float sum = bias[group * blocks() * kDotLanes + m];
+    double sum = bias[group * blocks() * kDotLanes + m];
     for (int64_t c = 0; c < group_channels; ++c)
       for (int64_t r = 0; r < z.r; ++r)
         for (int64_t s = 0; s < z.s; ++s) {
@@ -133,13 +140,13 @@ struct DotGather {
           const int64_t x = j * tables.horizontal.step() + tables.horizontal.offset(s);
           const bool inside = y >= 0 && y < tables.vertical.source && x >= 0 && x < tables.horizontal.source;
           const int64_t k = input_grad ? group * group_channels + c : group * group_m + m;
-          const float w = read<float>(weight.data + k * weight.n + (input_grad ? m : c) * weight.channel +
+          const double w = read<float>(weight.data + k * weight.n + (input_grad ? m : c) * weight.channel +
                                       r * weight.row + s * weight.column);
           sum += w * (inside ? read<float>(source.data + n * source.n + (group * group_channels + c) * source.channel +
                                            y * source.row + x * source.column)
                              : 0.0f);
         }
-    return sum;
+    return float(sum);
   }
 
   // All phases of a tile for outputs [m_begin, m_end); `weights` holds their blocks.
@@ -158,6 +165,7 @@ struct DotGather {
   void multiply_phase(const Tile& t, int64_t fh, int64_t fw, int64_t height, int64_t width, const bfloat16* x,
                       const bfloat16* weights, int64_t m_begin, int64_t m_end, TileScope& scope) const {
     alignas(64) float out[kDotRows * 2 * kDotLanes];
+    alignas(64) static constexpr float kZeros[kDotBlocks * kDotLanes] = {};
     const int64_t phase = fh * tables.horizontal.phases() + fw, images = t.n1 - t.n0;
     const int64_t row_step = tables.vertical.output_step() * result.row;
     const int64_t column_step = tables.horizontal.output_step() * result.column;
@@ -178,7 +186,8 @@ struct DotGather {
       const int blocks_now = dot_tile_blocks(rows, ceil_div(m_end - m, kDotLanes));
       const int64_t lanes = min_of(blocks_now * kDotLanes, m_end - m);
       a.w = weights + (m - m_begin) / kDotLanes * block_size();
-      a.start = bias + t.group * blocks() * kDotLanes + m;
+      const float* const biases = bias + t.group * blocks() * kDotLanes + m;
+      a.start = plan.parts > 1 ? kZeros : biases;
       a.out_pitch = blocks_now * kDotLanes;
       T* const corner = result.data + t.n0 * result.n + (t.group * group_m + m) * result.channel +
                         (fh + t.i0 * tables.vertical.output_step()) * result.row +
@@ -191,7 +200,10 @@ struct DotGather {
             const int now = int(min_of(rows, length - q));
             a.x = line + q * a.pitch;
             dot_tile(a, scope, now, blocks_now);
-            if (plan.parts > 1) mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
+            if (plan.parts > 1) {
+              scale_back(out, a.out_pitch, now, biases);
+              mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
+            }
             if (relu) rectify_all<T, float>(out, now * a.out_pitch);
             if (!joined) {
               write_rows(out, a.out_pitch, now, lanes, to + q * column_step);

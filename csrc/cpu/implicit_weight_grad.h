@@ -29,32 +29,37 @@ struct DotWeightGrad {
   int64_t blocks_k() const { return ceil_div(z.group_k(), plan.tile_k); }
   int64_t lanes_total() const { return blocks_c() * block_lanes(); }
 
-  // Sums that are not finite, anew in float32: parts of Inf and NaN are NaN.
+  // Sums that are not finite, anew: parts of Inf and NaN are NaN.
   void mend(int64_t k, int64_t c0, int64_t count, float* lanes) const {
     const int64_t group = k / z.group_k();
     for (int64_t l = 0; l < count * taps(); ++l) {
       if (lanes[l] - lanes[l] == 0) continue;
       const int64_t tap = l / count, c = group * z.group_c() + c0 + l % count;
-      float sum = 0;
+      double sum = 0;
       for (int64_t n = 0; n < z.n; ++n)
         for (int64_t p = 0; p < z.p; ++p)
           for (int64_t q = 0; q < z.q; ++q) {
             const int64_t h = p * z.stride_h + tap / z.s * z.dilation_h - z.pad_top;
             const int64_t w = q * z.stride_w + tap % z.s * z.dilation_w - z.pad_left;
             const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;
-            const float g = read<float>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column);
+            const double g = read<float>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column);
             sum +=
                 g * (inside
                          ? read<float>(input.data + n * input.n + c * input.channel + h * input.row + w * input.column)
                          : 0.0f);
           }
-      lanes[l] = sum;
+      lanes[l] = float(sum);
     }
   }
 
   // Sums of one k, lanes ordered (tap, channel), to the weights of channels [c0, c0 + count).
   void write_row(int64_t k, int64_t c0, int64_t count, float* lanes) const {
-    if (plan.parts > 1) mend(k, c0, count, lanes);
+    if (plan.parts > 1) {
+      const __m512 scale = _mm512_set1_ps(kSumScale);
+      for (int64_t l = 0; l < block_lanes(); l += kDotLanes)
+        _mm512_storeu_ps(lanes + l, _mm512_mul_ps(_mm512_loadu_ps(lanes + l), scale));
+      mend(k, c0, count, lanes);
+    }
     T* const to = result.data + k * result.n + c0 * result.channel;
     if (result.channel == 1) {
       for (int64_t t = 0; t < taps(); ++t)

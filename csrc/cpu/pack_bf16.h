@@ -35,14 +35,14 @@ inline __attribute__((always_inline)) __m512i bits16(const bfloat16* p, int64_t 
 inline __attribute__((always_inline)) __m512i bits16(const float* p, int64_t count) {
   return round_to_bf16(_mm512_maskz_loadu_ps(mask16(count), p));
 }
-// float32 read as one of its parts (dot_bf16.h).
+// float32 read as one of its parts (dot_bf16.h), scaled.
 template <int part>
 struct FloatPart {
   float value;
 };
 template <int part>
 inline __attribute__((always_inline)) __m512i bits16(const FloatPart<part>* p, int64_t count) {
-  __m512 rest = _mm512_maskz_loadu_ps(mask16(count), p);
+  __m512 rest = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask16(count), p), _mm512_set1_ps(kPartScale));
 #pragma GCC unroll 2
   for (int i = 0; i < part; ++i)
     rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_slli_epi32(round_to_bf16(rest), 16)));
@@ -109,7 +109,7 @@ inline __attribute__((always_inline)) bfloat16 read_bf16(const T* p) {
 
 template <int part>
 inline bfloat16 read_bf16(const FloatPart<part>* p) {
-  float rest = read<float>(&p->value);
+  float rest = read<float>(&p->value) * kPartScale;
   for (int i = 0; i < part; ++i) rest -= widen<float>(narrow<bfloat16>(rest));
   return narrow<bfloat16>(rest);
 }
@@ -119,17 +119,19 @@ template <class T>
 struct ViewedType<View<T>> {
   typedef T type;
 };
-// Calls pack(part, view) for each part of the numbers that a view shows.
+// A view of float32 as one of their parts.
+template <int part>
+inline View<FloatPart<part>> part_of(const View<float>& v) {
+  return {reinterpret_cast<FloatPart<part>*>(v.data), v.n, v.channel, v.row, v.column};
+}
+// Calls pack(part, view) for each part of the numbers that a view shows. A single part is the number itself, rounded.
 template <class T, class Pack>
 inline void for_each_part(int64_t parts, const View<T>& view, Pack pack) {
-  pack(0, view);
+  if (parts == 1) return pack(0, view);
   if constexpr (is_same<T, float>) {
-    using Second = FloatPart<1>;
-    using Third = FloatPart<2>;
-    if (parts > 1)
-      pack(1, View<Second>{reinterpret_cast<Second*>(view.data), view.n, view.channel, view.row, view.column});
-    if (parts > 2)
-      pack(2, View<Third>{reinterpret_cast<Third*>(view.data), view.n, view.channel, view.row, view.column});
+    pack(0, part_of<0>(view));
+    pack(1, part_of<1>(view));
+    if (parts > 2) pack(2, part_of<2>(view));
   }
 }
 

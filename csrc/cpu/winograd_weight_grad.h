@@ -27,16 +27,29 @@ void transform_grad(const W& w, const View<T>& grad, const TileBlock& b, int64_t
   }
 }
 
-// One weight's gradient, term by term, where the transforms gave something that is not finite.
+// The outputs of an axis, the stride being 1, that read the input through a tap: [first, last).
+struct OutputRange {
+  int64_t first, last;
+  int64_t count() const { return last - first; }
+};
+inline OutputRange outputs_inside(int64_t tap, int64_t pad, int64_t outputs, int64_t input) {
+  const int64_t first = min_of(max_of(pad - tap, 0), outputs);
+  return {first, max_of(first, min_of(outputs, input + pad - tap))};
+}
+
+// One weight's gradient, term by term: where the transforms gave something that is not finite (then with the zeros of
+// the padding, for 0 * Inf is NaN), or where few products are not of padding.
 template <class T>
 double direct_weight_grad(const ConvProblem& z, const View<T>& grad, const View<T>& input, int64_t k, int64_t c,
-                          int64_t r, int64_t s) {
+                          int64_t r, int64_t s, bool finite) {
+  const OutputRange down = finite ? outputs_inside(r, z.pad_top, z.p, z.h) : OutputRange{0, z.p};
+  const OutputRange across = finite ? outputs_inside(s, z.pad_left, z.q, z.w) : OutputRange{0, z.q};
   double sum = 0;
   for (int64_t n = 0; n < z.n; ++n)
-    for (int64_t p = 0; p < z.p; ++p)
-      for (int64_t q = 0; q < z.q; ++q) {
+    for (int64_t p = down.first; p < down.last; ++p)
+      for (int64_t q = across.first; q < across.last; ++q) {
         const int64_t h = p + r - z.pad_top, w = q + s - z.pad_left;
-        const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;  // else a zero of the padding: 0 * Inf is NaN
+        const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;
         const T* const x = input.data + n * input.n + c * input.channel + h * input.row + w * input.column;
         sum += read<double>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column) *
                (inside ? read<double>(x) : 0.0);
@@ -55,6 +68,12 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
   const View<T>&grad = w.result, &input = w.source, &result = w.weight;
   // Partial results: (splits, K, R S, C/g in whole vectors). A reduction in one part is written at once.
   A* const partial = plan.splits > 1 ? memory.take<A>(plan.splits * z.k * taps * pitch) : nullptr;
+  const auto few_terms = [&](int64_t r, int64_t s) {
+    return z.n * outputs_inside(r, z.pad_top, z.p, z.h).count() * outputs_inside(s, z.pad_left, z.q, z.w).count() <
+           kFewTerms;
+  };
+  // Fewest have the taps at the corners.
+  const bool few = few_terms(0, 0) || few_terms(0, z.s - 1) || few_terms(z.r - 1, 0) || few_terms(z.r - 1, z.s - 1);
   // Writes total[tap][lane], the gradients of kLanes channels of group k / group_k, from c on.
   const auto write_weights = [&](int64_t k, int64_t c, const A* total) {
     const bool joined = result.row == z.s * result.column;
@@ -66,12 +85,13 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
     Vec<A> finite{};
     for (int64_t t = 0; t < taps; ++t) finite += load(total + t * L) * A(0);
     for (int64_t l = 0; l < channels; ++l) {
-      if (finite[l] == finite[l]) continue;
+      if (finite[l] == finite[l] && !few) continue;
       for (int64_t t = 0; t < taps; ++t) {
         const A value = total[t * L + l];
-        if (value - value == A(0)) continue;
+        const bool is_finite = value - value == A(0);
+        if (is_finite && !few_terms(t / z.s, t % z.s)) continue;
         write<T>(to + l * result.channel + t / z.s * result.row + t % z.s * result.column,
-                 A(direct_weight_grad(z, grad, input, k, k / group_k * group_c + c + l, t / z.s, t % z.s)));
+                 A(direct_weight_grad(z, grad, input, k, k / group_k * group_c + c + l, t / z.s, t % z.s, is_finite)));
       }
     }
   };

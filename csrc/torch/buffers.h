@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "../merge.h"
 #include "operators.h"
 
 namespace conv_ext {
@@ -22,29 +23,6 @@ inline at::Tensor allocate_result(ConvProblem* problem, Pass pass, const at::Ten
       {z.n, z.k, z.p, z.q}, {z.n, z.c, z.h, z.w}, {z.k, z.group_c(), z.r, z.s}};
   return at::empty(sizes[int(pass)], a.options().memory_format(z.channels_last ? at::MemoryFormat::ChannelsLast
                                                                                : at::MemoryFormat::Contiguous));
-}
-
-// Neighbouring dimensions become one where their strides allow it: `order` lists three of them, the slowest first.
-inline bool mergeable(const TensorRef& t, const std::array<int64_t, 4>& sizes, std::array<int, 3> order) {
-  for (int i = 0; i < 2; ++i) {
-    if (sizes[order[i]] != 1 && t.stride[order[i]] != t.stride[order[i + 1]] * sizes[order[i + 1]]) return false;
-  }
-  return true;
-}
-
-// Takes a kernel that covers its input for a 1x1 kernel, where the operands' memory allows it.
-inline void merge_kernel_into_channels(ConvProblem* z, Buffers* b) {
-  if (!z->kernel_covers_input()) return;
-  const std::array<int64_t, 4> input{z->n, z->c, z->h, z->w}, weight{z->k, z->group_c(), z->r, z->s};
-  // c, h, w (contiguous), or h, w, c (channels_last), where channels of several groups would mix.
-  for (const std::array<int, 3> order : {std::array<int, 3>{1, 2, 3}, std::array<int, 3>{2, 3, 1}}) {
-    if (order[0] == 2 && z->groups > 1) continue;
-    if (!mergeable(b->input, input, order) || !mergeable(b->weight, weight, order)) continue;
-    b->input.stride[1] = b->input.stride[order[2]];
-    b->weight.stride[1] = b->weight.stride[order[2]];
-    *z = z->as_1x1();
-    return;
-  }
 }
 
 inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,

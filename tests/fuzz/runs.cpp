@@ -10,6 +10,7 @@
 // Workers are processes that share nothing but their progress: one that hangs or crashes names its case, and the run
 // goes on with the next. Each kind of failure is made smaller and printed as a line that runs it again.
 #include <dlfcn.h>
+#include <malloc.h>
 #include <poll.h>
 
 #include <fstream>
@@ -164,6 +165,9 @@ class Fuzzer {
   }
   // In the child: one case after the other; a line for each failure.
   void work(size_t i, uint64_t first, int pipe) {
+    // Blocks are kept from case to case instead of going back to the system each time.
+    mallopt(M_MMAP_THRESHOLD, 256 << 20);
+    mallopt(M_TRIM_THRESHOLD, 512 << 20);
     Histogram& histogram = histograms_[i];
     const Counter count = [&](const Case& c, int isa, Pass pass, int candidate, bool chosen) {
       const int layout = layout_of(c);

@@ -109,7 +109,7 @@ struct Case {
 
 inline std::string text_of(const Case& c) {
   std::ostringstream out;
-  out << text_of(c.z) << " x=" << c.layout[0].text() << " w=" << c.layout[1].text() << " y=" << c.layout[2].text()
+  out << text_of(c.z) << " input=" << c.layout[0].text() << " weight=" << c.layout[1].text() << " output=" << c.layout[2].text()
       << " data=" << kDataNames[int(c.data)] << " seed=" << c.seed;
   if (c.bias_stride >= 0) out << " bias=" << c.bias_stride;
   if (c.relu) out << " relu=1";
@@ -125,9 +125,9 @@ inline std::string text_of(const Case& c) {
 inline Case parse_case(const std::string& line) {
   Case c;
   c.z = parse(line, [&](const std::string& key, const std::string& value) {
-    if (key == "x") c.layout[0] = Layout::parse(value);
-    else if (key == "w") c.layout[1] = Layout::parse(value);
-    else if (key == "y") c.layout[2] = Layout::parse(value);
+    if (key == "input") c.layout[0] = Layout::parse(value);
+    else if (key == "weight") c.layout[1] = Layout::parse(value);
+    else if (key == "output") c.layout[2] = Layout::parse(value);
     else if (key == "data") c.data = Data(index_of(value, kDataNames, kDataKinds));
     else if (key == "seed") c.seed = std::strtoull(value.c_str(), nullptr, 10);
     else if (key == "bias") c.bias_stride = std::atoi(value.c_str());

@@ -6,14 +6,9 @@
 #include <memory>
 #include <thread>
 
-#include "../../csrc/kernels.h"
+#include "../../csrc/merge.h"
 #include "runs_expected.h"
 #include "runs_memory.h"
-#if __has_include("../../csrc/merge.h")
-#include "../../csrc/merge.h"
-#else
-#include "runs_merge.h"
-#endif
 
 namespace fuzz {
 
@@ -162,6 +157,17 @@ class Checker {
           for (int64_t d = 0; d < sizes[3]; ++d, ++at) visit(at, line + d * stride[3]);
         }
   }
+  // The same by lines of neighbours in the logical order: visit(first, its place, count, stride).
+  template <class Visit>
+  static void for_each_line(const int64_t sizes[4], const int64_t stride[4], Visit visit) {
+    const bool joined = stride[2] == sizes[3] * stride[3];
+    const int64_t count = joined ? sizes[2] * sizes[3] : sizes[3];
+    size_t at = 0;
+    for (int64_t a = 0; a < sizes[0]; ++a)
+      for (int64_t b = 0; b < sizes[1]; ++b)
+        for (int64_t c = 0; c < (joined ? 1 : sizes[2]); ++c, at += size_t(count))
+          visit(at, a * stride[0] + b * stride[1] + c * stride[2], count, stride[3]);
+  }
   double range_of(int tensor) const {
     const uint64_t which = case_.seed % 4;
     return which == 3 ? 0.5 : which == uint64_t(tensor) ? 1.0 : 0.0;
@@ -249,7 +255,7 @@ class Checker {
       const Candidate& candidate = conv_ext::kCandidates[i];
       if (!case_.algorithm.empty() && case_.algorithm != candidate.name) continue;
       // The reference is slow: where it has much to do and is not the one that is chosen it is left out.
-      if (candidate.algorithm == Algorithm::Reference && &candidate != chosen && problem.flops() > 60e3 &&
+      if (candidate.algorithm == Algorithm::Reference && &candidate != chosen && problem.flops() > kSlow &&
           case_.algorithm.empty())
         continue;
       stage_->algorithm = i;
@@ -340,16 +346,26 @@ class Checker {
     char* const data = memory(kResult).begin();
     int64_t wrong = 0;
     std::string first;
-    for_each_element(sizes, result_stride_, [&](size_t i, int64_t at) {
-      char* const element = data + at * element_bytes();
+    const auto check_line = [&](size_t i, int64_t at, int64_t count, int64_t stride) {
+      char* const line = data + at * element_bytes();
+      const int64_t apart = stride * element_bytes();
       for (int part = 0; part < parts_; ++part) {
-        const W got = Type::read(element + part * Type::bytes), wanted = value[part][i];
-        if (std::fabs(got - wanted) <= bound[part][i]) continue;
-        if (acceptable(got, wanted, *expected, gate, part, i, bound[part][i])) continue;
-        if (wrong++ == 0) first = describe(sizes, i, part, got, wanted, *expected, bound[part][i]);
+        const W* const v = value[part] + i;
+        const double* const b = bound[part] + i;
+        const auto good = [&](int64_t j) {
+          return std::fabs(Type::read(line + j * apart + part * Type::bytes) - v[j]) <= b[j];
+        };
+        bool all_good = true;
+        for (int64_t j = 0; j < count; ++j) all_good &= good(j);
+        for (int64_t j = 0; j < count && !all_good; ++j) {
+          const W got = Type::read(line + j * apart + part * Type::bytes);
+          if (good(j) || acceptable(got, v[j], *expected, gate, part, i + size_t(j), b[j])) continue;
+          if (wrong++ == 0) first = describe(sizes, i + size_t(j), part, got, v[j], *expected, b[j]);
+        }
+        for (int64_t j = 0; j < count; ++j) std::memset(line + j * apart + part * Type::bytes, kFill, Type::bytes);
       }
-      std::memset(element, kFill, size_t(element_bytes()));
-    });
+    };
+    for_each_line(sizes, result_stride_, check_line);
     return wrong ? std::to_string(wrong) + " wrong; " + first : "";
   }
   // What an inequality does not say: numbers that are not finite.
@@ -404,6 +420,7 @@ class Checker {
     return message;
   }
 
+  static constexpr double kSlow = 12e3;
   static constexpr int64_t kMostWorkspace = int64_t(1) << 30;
 
   const Case& case_;

@@ -25,8 +25,8 @@ class Families {
       const Keep keep = draw_shape(&z);
       if (r_.chance(0.15)) disturb(&z);
       if (!complete(&z)) continue;
-      const bool shared = r_.chance(0.012);
-      const double most = shared ? kMostProducts : r_.chance(0.7) ? 8e3 : r_.chance(0.85) ? 40e3 : 200e3;
+      const bool shared = r_.chance(0.008);
+      const double most = shared ? kMostProducts : r_.chance(0.7) ? 7e3 : r_.chance(0.85) ? 30e3 : 200e3;
       if (shared) enlarge(&z, keep);
       if (!reduce(&z, keep, most, shared ? kMostElements : 16000)) continue;
       return z;

@@ -1,7 +1,8 @@
 // The fuzzer of runs: small problems through the kernel libraries, against a reference that shares no code with them.
 //
 //   runs --libraries DIR [--isa avx2,avx512 | all] [--seconds S] [--count N] [--seed SEED] [--processes P]
-//        [--histogram FILE] [--examples E] [--threads] [--cpu-limit S]     draws cases; ends with 1 if any failed
+//        [--histogram FILE] [--examples E] [--stop] [--threads] [--cpu-limit S]
+//                                               draws cases; ends with 1 if any failed; --stop: with the first one
 //   runs --libraries DIR --case "n=1 c=4 ..."     runs one case again
 //   runs --libraries DIR --corpus FILE            runs every line of a file, on every library
 //   runs --seed SEED --print INDEX                prints a case
@@ -35,7 +36,7 @@ struct Options {
   double seconds = 0;
   uint64_t count = 0, seed = 0, print = ~uint64_t(0);
   int processes = 1, examples = 2;
-  bool threads = false;
+  bool threads = false, stop = false;
   Limits limits;
 };
 
@@ -127,6 +128,11 @@ class Fuzzer {
         if (polled[i].revents != 0) listen(i);
         watch(i);
         any = any || workers_[i].pipe >= 0;
+      }
+      if (options_.stop && failures_ > 0) {
+        for (Worker& worker : workers_)
+          if (worker.pipe >= 0) kill(worker.process, SIGKILL);
+        any = false;
       }
       if (now() > next_line) {
         progress();
@@ -330,6 +336,7 @@ Options parse_options(int count, char** words) {
     else if (word == "--examples") options.examples = std::atoi(value().c_str());
     else if (word == "--histogram") options.histogram = value();
     else if (word == "--threads") options.threads = true;
+    else if (word == "--stop") options.stop = true;
     else if (word == "--cpu-limit") options.limits.cpu_seconds = std::atof(value().c_str());
     else if (word == "--case") options.line = value();
     else if (word == "--corpus") options.corpus = value();

@@ -140,7 +140,8 @@ class Children {
     if (!still(c)) return c;  // not by itself: reported as it was found
     for (bool smaller = true; smaller;) {
       smaller = false;
-      for (const Case& next : simpler(c)) {
+      for (size_t i = 0; i < simpler(c).size(); ++i) {  // each of what the last one left
+        const Case next = simpler(c)[i];
         if (text_of(next) == text_of(c) || !still(next)) continue;
         c = next;
         smaller = true;
@@ -150,7 +151,7 @@ class Children {
   }
 
  private:
-  // Each with one thing less; later ones are tried on what the earlier ones left.
+  // Each with one thing less.
   static std::vector<Case> simpler(const Case& c) {
     std::vector<Case> all;
     const auto with = [&](auto change) {

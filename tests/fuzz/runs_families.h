@@ -26,9 +26,9 @@ class Families {
       if (r_.chance(0.15)) disturb(&z);
       if (!complete(&z)) continue;
       const bool shared = r_.chance(0.008);
-      const double most = shared ? kMostProducts : r_.chance(0.7) ? 7e3 : r_.chance(0.85) ? 30e3 : 200e3;
+      const double most = shared ? kMostProducts : keep.large ? 200e3 : r_.chance(0.7) ? 7e3 : r_.chance(0.85) ? 30e3 : 200e3;
       if (shared) enlarge(&z, keep);
-      if (!reduce(&z, keep, most, shared ? kMostElements : 16000)) continue;
+      if (!reduce(&z, keep, most, shared ? kMostElements : keep.large ? 150000 : 16000)) continue;
       return z;
     }
   }
@@ -36,6 +36,7 @@ class Families {
  private:
   struct Keep {
     bool n = false, channels = false, map = false;
+    bool large = false;  // what it is about shows in larger problems alone
   };
 
   void draw_type(ConvProblem* z) {
@@ -136,6 +137,15 @@ class Families {
         set_padding(z, 2);
         set_channels(z, 1, r_.between(1, 9), r_.between(1, 9));
         if (r_.chance(0.3)) set_stride(z, r_.between(1, 3), r_.between(1, 3));
+        if (r_.chance(0.15)) {  // of many channels: whole blocks of images have no room
+          z->n = r_.pick({65, 100, 128, 129});
+          set_kernel(z, r_.between(2, 6), r_.between(2, 6));
+          z->h = z->r + r_.between(0, 1);
+          z->w = z->s + r_.between(0, 1);
+          set_channels(z, 1, r_.between(20, 110), r_.between(1, 2));
+          if (r_.chance(0.3)) std::swap(z->c, z->k);
+          return {true, false, false, true};
+        }
         return {true, false, false};
       case 6:  // strides above the kernel, up to the largest there are
         set_kernel(z, r_.between(1, 4), r_.between(1, 4));

@@ -42,7 +42,7 @@ def test_every_pair_of_layouts(pass_name, z):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("value", [math.inf, math.nan], ids=str)
 def test_zeros_around_the_gradient_show_in_every_layout(value, dtype):
-    """As a 1x1 kernel it reads no padding; what is not finite stands where the full convolution puts it, all the same."""
+    """As a 1x1 kernel it reads no padding; what is not finite stands where the definition puts it."""
     for z in (
         Problem("plain", 2, 5, 3, 4, 6, 3, 4),
         Problem("strided", 2, 4, 3, 4, 6, 3, 4, (2, 3)),

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import BUILD, DRIVER_FLAGS, LEVEL, ROOT, build, compiler, kernel_settings
+from build import BUILD, DRIVER_FLAGS, ROOT, build, compiler, kernel_settings
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ def plant(planted: Planted) -> Path:
     library = f"libconv_ext_{planted.isa}.so"
     changed = folder / f"{planted.source}.o"
     if planted.is_plan:
-        flags = f"{DRIVER_FLAGS} {LEVEL['plain']}"
-        run(f"{compiler()} {flags} -c {shlex.quote(str(folder / 'csrc' / planted.source))} -o {shlex.quote(str(changed))}")
+        run(f"{compiler()} {DRIVER_FLAGS['plain']} -c {shlex.quote(str(folder / 'csrc' / planted.source))} -o {shlex.quote(str(changed))}")
         objects = [o if o.name != changed.name else changed for o in sorted((plain / "driver").glob("*.o"))]
         run(f"{compiler()} {joined(objects)} -o {shlex.quote(str(folder / 'runs'))} -ldl -lpthread")
         shutil.copy2(kernels / library, folder / library)

@@ -24,7 +24,7 @@
 extern "C" const char* __asan_default_options() { return "detect_leaks=0:exitcode=99"; }
 #endif
 extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1:exitcode=99"; }
-#if defined(__SANITIZE_THREAD__)
+#if defined(FUZZ_THREAD_SANITIZER)
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1:exitcode=99"; }
 #endif
 

@@ -241,7 +241,7 @@ class Checker {
                      const Counter& count, std::vector<Failure>* failures) {
     ConvProblem problem = z_;
     Buffers merged = buffers;
-    conv_ext::merge_kernel_into_channels(&problem, &merged);
+    const bool adds_zeros = conv_ext::merge_kernel_into_channels(&problem, &merged) && pass == Pass::InputGrad;
     const auto fail = [&](const char* kind, const char* algorithm, const std::string& message) {
       failures->push_back({kind, library.name, kPassNames[int(pass)], algorithm, message});
       memory(kResult).fill();
@@ -263,13 +263,14 @@ class Checker {
       if (candidate.declines(problem, pass, library.kernels->isa) != nullptr) continue;
       count(case_, isa, pass, i, &candidate == chosen);
       const auto bad = [&](const char* kind, const std::string& message) { fail(kind, candidate.name, message); };
-      check_algorithm(pass, library, candidate, problem, merged, expected, bad);
+      check_algorithm(pass, library, candidate, problem, merged, adds_zeros ? &buffers : nullptr, expected, bad);
     }
   }
 
+  // `unmerged`: of the input gradient of a kernel that was merged, what it was before; else nullptr.
   template <class Bad>
   void check_algorithm(Pass pass, const Library& library, const Candidate& candidate, const ConvProblem& problem,
-                       const Buffers& buffers, Expected<W>* expected, const Bad& bad) {
+                       const Buffers& buffers, const Buffers* unmerged, Expected<W>* expected, const Bad& bad) {
     const Gate gate = candidate.algorithm == Algorithm::Winograd       ? Gate::Winograd
                       : candidate.algorithm == Algorithm::ImplicitGemm ? Gate::Dot
                                                                        : Gate::Plain;
@@ -288,6 +289,14 @@ class Checker {
       }
       tasks().begin(order, workers, plan.scratch_bytes, case_.seed);
       library.kernels->run(z, pass, plan, with, tasks().executor());
+      if (unmerged != nullptr) {
+        ConvProblem whole = z_;
+        Buffers of_whole = *unmerged;
+        whole.n = z.n;
+        of_whole.input.data = b.input.data;
+        of_whole.output.data = b.output.data;
+        conv_ext::add_zeros_around_gradient(z, b, whole, of_whole);
+      }
       if (tasks().used_scratch > plan.scratch_bytes) {
         bad("scratch", "asks for " + std::to_string(tasks().used_scratch) + " bytes of scratch, planned are " +
                            std::to_string(plan.scratch_bytes));

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import BUILD, DRIVER_FLAGS, ROOT, build, compiler, kernel_settings
+from fuzz_build import BUILD, DRIVER_FLAGS, ROOT, build, compiler, kernel_settings
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,11 @@ inline Case parse_case(const std::string& line) {
       std::exit(2);
     }
   });
+  for (int64_t size : {c.z.n, c.z.c, c.z.h, c.z.w, c.z.k})
+    if (size < 1) {
+      std::fprintf(stderr, "a case has no empty tensors, which never reach a kernel: %s\n", line.c_str());
+      std::exit(2);
+    }
   return c;
 }
 

@@ -239,7 +239,7 @@ class Checker {
 
   void check_library(Pass pass, int isa, const Library& library, const Buffers& buffers, Expected<W>* expected,
                      const Counter& count, std::vector<Failure>* failures) {
-    ConvProblem problem = z_;
+    ConvProblem problem = z_.normalised();  // as the operators do
     Buffers merged = buffers;
     const bool adds_zeros = conv_ext::merge_kernel_into_channels(&problem, &merged) && pass == Pass::InputGrad;
     const auto fail = [&](const char* kind, const char* algorithm, const std::string& message) {
@@ -290,7 +290,7 @@ class Checker {
       tasks().begin(order, workers, plan.scratch_bytes, case_.seed);
       library.kernels->run(z, pass, plan, with, tasks().executor());
       if (unmerged != nullptr) {
-        ConvProblem whole = z_;
+        ConvProblem whole = z_.normalised();
         Buffers of_whole = *unmerged;
         whole.n = z.n;
         of_whole.input.data = b.input.data;

@@ -95,7 +95,11 @@ class Expected {
     const double length = double(length_), u = facts_.unit, gamma = length * u / (1 - length * u);
     const bool leave = z_.dtype == DType::Float32 && z_.precision != Precision::Ieee;
     const double leave_unit = z_.precision == Precision::TF32 ? 0x1p-11 : 0x1p-8;
-    const double factor = leave ? 2 * leave_unit + gamma : std::min(gamma, 2 * std::sqrt(length) * u);
+    // Where the same product is summed again and again all roundings go one way, and only the hard bound holds.
+    bool repeated = false;
+    for (const Layout& layout : case_.layout) repeated = repeated || layout.expand || layout.overlap;
+    const double typical = repeated ? gamma : std::min(gamma, 2 * std::sqrt(length) * u);
+    const double factor = leave ? 2 * leave_unit + gamma : typical;
     const double smallest = u == 0x1p-24 ? 0x1p-149 : facts_.smallest;
     double lost = length * smallest * (gate == Gate::Winograd ? 1024 : 1);  // products and sums of 36 points, and more
     if (gate == Gate::Dot && flushes()) lost += flushed();

@@ -1,4 +1,4 @@
-"""Builds the fuzzer of runs, and kernel libraries under the sanitizers, each once: python tests/fuzz/build.py KIND [ISA ...].
+"""Builds the fuzzer of runs, and kernel libraries under the sanitizers, each once: python tests/fuzz/fuzz_build.py KIND [ISA ...].
 
 KIND is plain, address (AddressSanitizer and UBSan) or thread (ThreadSanitizer). Everything lies in build/fuzz/KIND and
 is compiled again only where it has changed. A plain driver loads the libraries of the package itself.

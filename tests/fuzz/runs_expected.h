@@ -96,14 +96,12 @@ class Expected {
     const bool leave = z_.dtype == DType::Float32 && z_.precision != Precision::Ieee;
     const double leave_unit = z_.precision == Precision::TF32 ? 0x1p-11 : 0x1p-8;
     // Where the same product is summed again and again all roundings go one way, and only the hard bound holds.
-    bool repeated = false;
-    for (const Layout& layout : case_.layout) repeated = repeated || layout.expand || layout.overlap;
-    const double typical = repeated ? gamma : std::min(gamma, 2 * std::sqrt(length) * u);
+    const double typical = repeated() ? gamma : std::min(gamma, 2 * std::sqrt(length) * u);
     const double factor = leave ? 2 * leave_unit + gamma : typical;
     const double smallest = u == 0x1p-24 ? 0x1p-149 : facts_.smallest;
     double lost = length * smallest * (gate == Gate::Winograd ? 1024 : 1);  // products and sums of 36 points, and more
     if (gate == Gate::Dot && flushes()) lost += flushed();
-    const bool tiles = gate == Gate::Winograd && (leave || case_.data == Data::Wide);
+    const bool tiles = gate == Gate::Winograd && (leave || case_.data == Data::Wide || repeated());
     const Plane<double> magnitude = tiles ? over_tiles(part) : sums_.magnitude[part];
     Plane<double>& bound = bounds_[int(gate)][part];
     bound.resize(magnitude.size());
@@ -115,6 +113,12 @@ class Expected {
     if (exact(gate)) std::fill(bound.begin(), bound.end(), 0.0);
   }
 
+  // Whether an operand has the same number in many places: sums may then have few products that differ.
+  bool repeated() const {
+    for (const Layout& layout : case_.layout)
+      if (layout.expand || layout.overlap) return true;
+    return false;
+  }
   // float32 under "ieee" is in parts that lose nothing.
   bool flushes() const { return z_.precision != Precision::Ieee || z_.dtype == DType::BFloat16; }
   // Products below 2^-126, and those of operands below it.
@@ -155,12 +159,13 @@ class Expected {
   // Of a kernel that is cut into pieces of 3, or of 5.
   static int64_t missing_taps(int64_t taps) { return std::max((3 - taps % 3) % 3, taps > 3 ? (5 - taps % 5) % 5 : 0); }
   // A as the Winograd algorithm is judged: the largest over what one tile transforms together. Numbers of very different
-  // magnitudes (zeros among others too), and in weight_grad those at the edges, also meet in products that cancel and
-  // that no result has: there the operands themselves are taken for the largest of their tiles.
+  // magnitudes (zeros among others too, and few that are repeated), and in weight_grad those at the edges, also meet in
+  // products that cancel and that no result has: there the operands themselves are taken for the largest of their tiles.
   Plane<double> over_tiles(int part) const {
     // Four outputs along an axis, and those that the taps would read by which a kernel is filled up to whole pieces.
     const int64_t reach = 3 + std::max(missing_taps(z_.r), missing_taps(z_.s));
-    if ((case_.data == Data::Signed || case_.data == Data::Positive) && pass_ != Pass::WeightGrad)
+    const bool alike = (case_.data == Data::Signed || case_.data == Data::Positive) && !repeated();
+    if (alike && pass_ != Pass::WeightGrad)
       return largest_around(sums_.magnitude[part], sizes_[0] * sizes_[1], sizes_[2], sizes_[3], reach);
     constexpr int64_t kEdge = 7, kAll = 64;
     const auto enlarged = [](const Operand<W>& t, int64_t maps, int64_t height, int64_t width, int64_t around) {

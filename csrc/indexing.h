@@ -13,6 +13,7 @@
 //   weight_grad                     K/g      C/g R S      N P Q
 #pragma once
 
+#include "plan_steps.h"
 #include "problem.h"
 
 namespace conv_ext {
@@ -41,6 +42,7 @@ inline int64_t product(int64_t a, int64_t b, Rest... rest) {
 template <class Fits>
 inline int64_t smallest_that_fits(int64_t low, int64_t high, Fits fits) {
   while (low < high) {
+    CONV_EXT_PLAN_STEP();
     const int64_t middle = low + (high - low) / 2;
     if (fits(middle)) {
       high = middle;
@@ -98,6 +100,7 @@ inline RowRange source_rows(const Axis& a, int64_t first, int64_t last) {
 
 inline int64_t greatest_common_divisor(int64_t a, int64_t b) {
   while (b != 0) {
+    CONV_EXT_PLAN_STEP();
     int64_t rest = a % b;
     a = b;
     b = rest;
@@ -126,6 +129,7 @@ inline PackedExtent walk_regions(const Axis& axis, int64_t tile, Visit visit) {
   for (int64_t start = 0; start < min_of(period, axis.taps); ++start) {
     Region region{0, 0, 0};
     for (int64_t j = start; j < axis.taps; j += period) {
+      CONV_EXT_PLAN_STEP();
       const int64_t tap = axis.inverse ? axis.taps - 1 - j : j;
       const int64_t offset = axis.offset(tap);
       const int64_t index = floor_div(offset, step);
@@ -177,6 +181,7 @@ inline Reach reach_of(const Axis& axis) {
   int64_t low = 0, high = 0;
   bool any = false;
   for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    CONV_EXT_PLAN_STEP();
     if (axis.phase_of(tap) >= axis.phases()) continue;
     const int64_t offset = axis.offset(tap);
     low = any ? min_of(low, offset) : offset;

@@ -40,7 +40,7 @@ def plain():
     return fuzz_build.build("plain")
 
 
-def tested_isas():
+def isas_here():
     """Those that this processor runs, and the emulation of AMX, which is tried on AVX-512."""
     isas = [isa for isa in available_isas() if isa != "amx"]
     return isas + [EMULATED] * ("avx512" in isas and (LIBRARIES / f"libconv_ext_{EMULATED}.so").is_file())
@@ -52,7 +52,7 @@ def test_no_case_fails(plain, tmp_path):
         plain,
         LIBRARIES,
         "--isa",
-        ",".join(tested_isas()),
+        ",".join(isas_here()),
         "--count",
         3000,
         "--seed",
@@ -62,8 +62,8 @@ def test_no_case_fails(plain, tmp_path):
     )
     assert child.returncode == 0, child.stdout + child.stderr
     cases, ran, _, failures = histogram.added([tmp_path / "h.json"])
-    assert failures == 0 and set(cases) == set(tested_isas()) and set(cases.values()) == {3000}
-    for isa in tested_isas():
+    assert failures == 0 and set(cases) == set(isas_here()) and set(cases.values()) == {3000}
+    for isa in isas_here():
         algorithms = {cell[1] for cell in ran if cell[0] == isa}
         with_pairs = {"implicit_gemm"} if isa in ("avx512_bf16", EMULATED) else set()
         assert (
@@ -74,7 +74,7 @@ def test_no_case_fails(plain, tmp_path):
 
 
 def test_cases_that_failed_once(plain):
-    child = fuzz(plain, LIBRARIES, "--isa", ",".join(tested_isas()), "--corpus", FUZZ / "corpus" / "runs.txt")
+    child = fuzz(plain, LIBRARIES, "--isa", ",".join(isas_here()), "--corpus", FUZZ / "corpus" / "runs.txt")
     assert child.returncode == 0, child.stdout + child.stderr
     assert child.stdout.count("ok ") >= 30
 

@@ -160,10 +160,10 @@ ALL = (
         "plan.cpp",
     ),
     Planted(
-        "scratch_short_by_one",
+        "scratch_without_the_window",
         "plan_winograd.cpp",
         "plan->scratch_bytes = scratch();",
-        "plan->scratch_bytes = scratch() - 4 * 64;",
+        "plan->scratch_bytes = scratch() - window_bytes();",
         "plan_winograd.cpp",
     ),
     Planted(

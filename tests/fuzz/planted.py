@@ -68,6 +68,13 @@ ALL = (
         BROADCAST,
     ),
     Planted(
+        "memory_that_threads_share",
+        "cpu/broadcast.h",
+        "    Tile t;\n    t.j0",
+        "    static Tile t;\n    t.j0",
+        BROADCAST,
+    ),
+    Planted(
         "a_weight_that_is_not_finite_unseen",
         "cpu/broadcast.h",
         "finite = finite && zeros[l] == A(0);",

@@ -20,7 +20,6 @@ using conv_ext::IsaTraits;
 using conv_ext::Plan;
 using Wide = __int128;
 
-constexpr int64_t kMostTasks = int64_t(1) << 62;
 constexpr int64_t kMostScratch = int64_t(16) << 20;   // docs/architecture.md: of a thread
 constexpr int64_t kMostPartial = int64_t(8) << 20;    // docs/architecture.md: partial sums beyond one set of them
 constexpr int64_t kMostWorkspace = int64_t(1) << 42;  // of any plan: more than that is nobody's memory
@@ -112,7 +111,10 @@ inline Sizes sizes_of(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
 inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algorithm, const Plan& plan) {
   const Wide tables = kMostTables + 256 * (s.taps + z.r + z.s) + 64 * s.phases;
   const Wide vectors = 4 * s.lanes;  // as many of them as a panel has
-  Wide set = s.groups * rounded_up(s.rows_m, vectors) * rounded_up(s.channels, 2) * s.taps * s.bytes;
+  const Wide bias = s.groups * rounded_up(s.rows_m, vectors) * s.bytes;
+  Wide set = s.groups * rounded_up(s.rows_m, vectors) * rounded_up(s.channels, 2) * s.taps * s.bytes + bias;
+  if (algorithm == Algorithm::ImplicitGemm)
+    set = s.groups * rounded_up(s.rows_m, 16) * rounded_up(s.channels, 2) * s.taps * 2 * plan.parts + bias;
   if (algorithm == Algorithm::Depthwise) set = rounded_up(z.c, s.lanes) * (s.taps + 1) * s.bytes;
   if (algorithm == Algorithm::Grouped)  // a vector of the result for each channel of the source, of several groups
     set = divided_up(s.groups, most(1, s.lanes / most(s.rows_m, s.channels))) *
@@ -126,7 +128,9 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
     return tables + (plan.weights_first ? set : kMostScratch + 4096);
   }
   // The gradient is summed with the channels of either operand in whole blocks.
-  if (s.weight_grad) set = s.groups * rounded_up(s.rows_m, 64) * rounded_up(s.channels, 16) * rounded_up(s.taps, 1) * s.bytes;
+  if (s.weight_grad)
+    set = s.groups * rounded_up(s.rows_m, rounded_up(most(1, plan.tile_k), s.lanes)) *
+          rounded_up(rounded_up(s.channels, s.lanes), most(1, plan.tile_c)) * s.taps * s.bytes;
   if (s.weight_grad && algorithm == Algorithm::Grouped)
     set = divided_up(s.groups, most(1, s.lanes / most(s.rows_m, s.channels))) * rounded_up(s.rows_m, s.lanes) *
           most(s.channels, 1) * s.taps * s.bytes * 2;
@@ -336,7 +340,7 @@ inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& 
 // nullptr, or the rule that the plan breaks.
 inline const char* check_plan(const ConvProblem& z, Pass pass, const IsaTraits& isa, Algorithm algorithm, const Plan& p) {
   Verdict v;
-  v.within(p.tasks, 1, kMostTasks, "there is a task, and there are not more than can be counted");
+  v.within(p.tasks, 1, INT64_MAX, "there is a task");
   v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
   v.within(p.scratch_bytes, 0, kMostScratch, "the scratch is at most 16 MiB");
   for (const int64_t value : {p.tile_h, p.tile_w, p.images, p.channel_pitch, p.task_groups, p.task_m, p.tile_k, p.tile_c,

@@ -97,7 +97,7 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
   if (weight_grad && p.splits > 1 && p.algorithm != CudaAlgorithm::Direct)
     v.expect(p.splits * result_bytes <= kMostCudaParts, "parts of weight_grad take at most 64 MiB");
   if (!weight_grad) v.within(p.splits, 1, 4, "a sum of forward or input_grad has at most 4 parts");
-  if (p.packed_bytes > 0) v.expect(p.packed_bytes >= weights * real, "the packed weights fit");
+  if (forward && p.packed_bytes > 0) v.expect(p.packed_bytes >= weights * real, "the packed weights fit");
   v.expect(p.source.offset >= p.packed_bytes || p.source.bytes == 0, "copies stand behind the packed weights");
   const Wide source = forward || weight_grad ? input : output;
   if (p.source.bytes > 0) v.expect(p.source.bytes >= source * real, "a copy fits the workspace");

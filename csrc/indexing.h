@@ -61,7 +61,7 @@ struct Axis {
   int64_t stride, dilation, pad;  // pad: before the first position
 
   int64_t step() const { return inverse ? 1 : stride; }
-  int64_t phases() const { return inverse ? min_of(stride, output) : 1; }
+  int64_t phases() const { return inverse ? max_of(1, min_of(stride, output)) : 1; }
   int64_t output_step() const { return inverse ? stride : 1; }
   int64_t count(int64_t phase) const { return inverse ? (output - 1 - phase) / stride + 1 : output; }
   int64_t longest_count() const { return output > 0 ? count(0) : 0; }

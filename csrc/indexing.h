@@ -156,9 +156,14 @@ inline PackedExtent packed_extent(const Axis& axis, int64_t tile) {
   if (axis.inverse) {
     // One chain; neighbours are dilation / stride apart, rounded down or up.
     if (axis.dilation / axis.stride > tile) return apart;
-    if (ceil_div(axis.dilation, axis.stride) > tile)
-      return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
-    const int64_t length = axis.offset(0) - axis.offset(axis.taps - 1) + tile;
+    const int64_t reach = axis.offset(0) - axis.offset(axis.taps - 1);
+    if (ceil_div(axis.dilation, axis.stride) > tile) {  // by `tile`, or by one more, which ends a region
+      constexpr int64_t kFewTaps = 4096;
+      if (axis.taps <= kFewTaps) return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
+      const int64_t joined = ceil_div(axis.stride, axis.dilation % axis.stride);  // at most
+      return {reach - (axis.taps - 1) * tile + 1, product(axis.taps, tile), product(min_of(axis.taps, joined), tile)};
+    }
+    const int64_t length = reach + tile;
     return {1, length, length};
   }
   const int64_t common = greatest_common_divisor(axis.stride, axis.dilation);

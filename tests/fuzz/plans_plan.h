@@ -119,11 +119,38 @@ void plan_cpu(const ConvProblem& z, Pass pass, Findings* f, See see) {
   }
 }
 
+// An operand's place and strides, which decide what CUDA's plan copies; its memory is not touched. They follow from the
+// problem, so that a case needs no more words. Where a size is 1 the stride says nothing, and may be any.
+inline conv_ext::TensorRef draw_operand(Random& random, int64_t n, int64_t c, int64_t h, int64_t w) {
+  const int64_t sizes[4] = {n, c, h, w};
+  constexpr int kOrders[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};  // the fastest first: contiguous, channels_last
+  const int(&order)[4] = kOrders[random.between(0, 1)];
+  conv_ext::TensorRef t{reinterpret_cast<void*>(uintptr_t(random.pick({64, 64, 66, 72, 80}))), {}};
+  int64_t stride = 1;
+  for (const int i : order) {
+    t.stride[i] = sizes[i] == 1 && random.chance(0.5) ? random.logarithmic(INT64_MAX) : stride;
+    if (random.chance(0.05)) t.stride[i] = 0;  // expanded
+    int64_t next = 0;
+    if (random.chance(0.1)) stride += random.between(0, 9);  // sliced
+    if (!__builtin_mul_overflow(stride, sizes[i], &next)) stride = next;
+  }
+  return t;
+}
+inline conv_ext::Buffers draw_operands(const ConvProblem& z) {
+  Random random(uint64_t(z.n) * 93 + uint64_t(z.c) * 31 + uint64_t(z.h) * 119 + uint64_t(z.w) * 17 + uint64_t(z.k));
+  conv_ext::Buffers b{};
+  b.input = draw_operand(random, z.n, z.c, z.h, z.w);
+  b.weight = draw_operand(random, z.k, z.group_c(), z.r, z.s);
+  b.output = draw_operand(random, z.n, z.k, z.p, z.q);
+  return b;
+}
+
 // A plan of CUDA does not follow from the capability, which decides about algorithms alone.
 template <class See>
 void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
   using namespace conv_ext;
   const bool empty = is_empty(z);
+  const Buffers operands = draw_operands(z);
   bool willing[kCudaCandidateCount] = {};
   for (const int64_t capability : kCapabilities) {
     f->stage = {"cuda", "auto"};
@@ -150,10 +177,11 @@ void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
       see("cuda", candidate.name, reason, nullptr, CudaPlan{});
       continue;
     }
-    const CudaPlan plan = make_cuda_plan(z, pass, candidate);
-    ++f->plans;
+    const CudaPlan plan = make_cuda_plan(z, pass, candidate), own = make_cuda_plan(z, pass, candidate, &operands);
+    f->plans += 2;
     f->count_steps();
-    if (const char* const broken = check_cuda_plan(z, pass, plan)) f->report(broken);
+    for (const CudaPlan& each : {plan, own})
+      if (const char* const broken = check_cuda_plan(z, pass, each)) f->report(broken);
     see("cuda", candidate.name, nullptr, yields, plan);
   }
 }

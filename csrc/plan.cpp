@@ -27,6 +27,7 @@ Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int
   int64_t cut_h = 1, cut_w = max_of(1, ceil_div(count_w, widest));
   // Ends with one row, and few columns or one: halving takes a step for each binary digit of either.
   for (;;) {
+    CONV_EXT_PLAN_STEP();
     const Shape shape = shape_of(vertical, horizontal, ceil_div(count_h, cut_h), ceil_div(count_w, cut_w), images);
     if (product(shape.channel_pitch, channels, bytes_each) <= kTileBudget) return shape;
     if (shape.tile_h > 1) {
@@ -128,8 +129,12 @@ void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan)
            product(rows_c, best.channel_pitch, bytes_each) + kOverread;
   };
   // Every step halves a number. A block of several groups takes each of them whole.
-  while (bytes_of() > kTileBudget && plan->task_groups > 1) plan->task_groups = ceil_div(plan->task_groups, 2);
+  while (bytes_of() > kTileBudget && plan->task_groups > 1) {
+    CONV_EXT_PLAN_STEP();
+    plan->task_groups = ceil_div(plan->task_groups, 2);
+  }
   while (bytes_of() > kTileBudget && (block_k > isa.dot_m || block_c > 1)) {
+    CONV_EXT_PLAN_STEP();
     const bool input_larger = product(block_c, best.channel_pitch) > product(block_k, best.tile_h, plan->grad_pitch);
     if (block_c > 1 && (input_larger || block_k <= isa.dot_m)) {
       block_c = ceil_div(block_c, 2);
@@ -169,15 +174,12 @@ const char* direct_declines(const ConvProblem& z, Pass pass, const IsaTraits& is
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (z.r > (1 << 20) / z.s) return "the kernel has more than 2^20 taps";
-  // A cheap bound first; only what comes near the limit is planned to know.
+  // Cheap bounds first; only what comes near a limit is planned to know.
   const int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts_of(z.dtype);
   const double bound = double(channels) * double(z.r) * double(z.s + 1) * 64.0 * double(accumulator_bytes(z.dtype));
-  if (bound > double(kTileBudget)) {
-    Plan plan{};
-    prepare_direct(z, pass, isa, &plan);
-    if (plan.scratch_bytes > kScratchLimit) return "the smallest packed tile exceeds 16 MiB of scratch for each thread";
-  }
-  return nullptr;
+  if (bound <= double(kTileBudget) && z.weight_elements() <= kWorkspaceLimit / 64) return nullptr;
+  return memory_declines(z, pass, isa, prepare_direct,
+                         "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 
 // Bytes of the tables in cpu/depthwise_channels.h, or cpu/depthwise_rows.h.
@@ -185,6 +187,7 @@ int64_t depthwise_table_bytes(const Axis& vertical, const Axis& horizontal) {
   const int64_t taps = depthwise_phase_taps(horizontal);
   int64_t bytes = array_bytes(vertical.phases(), 40) + array_bytes(horizontal.phases() + 1, 72);
   for (int64_t f = 0; f < horizontal.phases(); ++f) {
+    CONV_EXT_PLAN_STEP();
     const int64_t segments = depthwise_segments(horizontal, f);
     const int64_t lists = f == 0 && horizontal.phases() == 2 ? 2 : 1;  // one more that serves both phases
     bytes += product(lists, array_bytes(segments, 32) + product(segments, aligned(taps * 16)));
@@ -244,10 +247,10 @@ const char* depthwise_declines(const ConvProblem& z, Pass pass, const IsaTraits&
     return "it is for strides that, times R or S, are at most 4096";
   if (max_of(horizontal.source, horizontal.output) > kScratchLimit / (16 * z.s) / accumulator_bytes(z.dtype))
     return "the rows are so long that a block of them exceeds 16 MiB of scratch for each thread";
-  Plan plan{};
-  prepare_depthwise(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "one block of rows exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  if (depthwise_table_bytes(vertical, horizontal) > kScratchLimit)
+    return "so many outputs reach into the padding that their tables exceed 16 MiB";
+  return memory_declines(z, pass, isa, prepare_depthwise,
+                         "one block of rows exceeds 16 MiB of scratch for each thread");
 }
 
 const char* depthwise_yields(const ConvProblem& z, Pass, const IsaTraits& isa) {

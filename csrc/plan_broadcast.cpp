@@ -24,6 +24,7 @@ int64_t fewest_taps(const Axis& axis) {
 int64_t taps_of(const Axis& axis, int64_t first, int64_t last) {
   int64_t count = 0;
   for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    CONV_EXT_PLAN_STEP();
     if (axis.phase_of(tap) != 0) continue;
     const int64_t low = first * axis.step() + axis.offset(tap), high = (last - 1) * axis.step() + axis.offset(tap);
     count += high >= 0 && low < axis.source;
@@ -105,6 +106,7 @@ void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
   // Ends with one row and few columns: each step makes the tile smaller by a third or more.
   for (;;) {
+    CONV_EXT_PLAN_STEP();
     plan->tile_h = ceil_div(count_h, cut_h);
     plan->tile_w = ceil_div(count_w, cut_w);
     shape = shape_of(vertical, horizontal, plan->tile_h, plan->tile_w, plan->images);
@@ -140,10 +142,8 @@ const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits&
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
-  Plan plan{};
-  prepare_broadcast(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "the smallest tile exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_broadcast,
+                         "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
 // Bytes of weights: that stay in the second level of cache; with stride, where the other algorithms are further from

@@ -255,7 +255,9 @@ const char* cuda_extents_decline(const ConvProblem& z) {
 
 const char* cuda_bytes_decline(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
   const Buffers apart{};  // no operand whose channels are neighbours: all that can be copied is
-  if (make_cuda_plan(z, pass, candidate, &apart).workspace_bytes >= kHuge) return "its workspace is 2^56 bytes or more";
+  constexpr int64_t kMostWorkspace = int64_t(1) << 42;
+  if (make_cuda_plan(z, pass, candidate, &apart).workspace_bytes > kMostWorkspace)
+    return "it would take more than 4 TiB of workspace";
   return nullptr;
 }
 

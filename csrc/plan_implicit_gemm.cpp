@@ -45,8 +45,10 @@ void prepare_dot_gather(const ConvProblem& z, Pass pass, Plan* plan) {
   const auto tile_w = [&] { return ceil_div(count_w, cut_w); };
   const auto bytes = [&] { return product(down.extent(tile_h()), across.extent(tile_w()), channels, part_bytes); };
   // Every step of these loops halves a tile, or doubles the images.
-  while (bytes() > kTileBudget && tile_h() > 1) cut_h *= 2;
-  while (bytes() > kTileBudget && tile_w() > kDotRows) cut_w *= 2;
+  while (bytes() > kTileBudget && (tile_h() > 1 || tile_w() > kDotRows)) {
+    CONV_EXT_PLAN_STEP();
+    (tile_h() > 1 ? cut_h : cut_w) *= 2;
+  }
   plan->tile_h = tile_h();
   plan->tile_w = tile_w();
   plan->images = 1;
@@ -54,8 +56,10 @@ void prepare_dot_gather(const ConvProblem& z, Pass pass, Plan* plan) {
   if (cut_h == 1 && cut_w == 1) {
     while (product(2 * plan->images, count_h, count_w) <= kLineRows &&
            product(2 * plan->images, bytes()) <= kTileBudget &&
-           plan->images < z.n && !(share && 8 * plan->images > z.n))
+           plan->images < z.n && !(share && 8 * plan->images > z.n)) {
+      CONV_EXT_PLAN_STEP();
       plan->images *= 2;
+    }
   }
   const int64_t tiles =
       product(ceil_div(z.n, plan->images), z.groups, ceil_div(count_h, plan->tile_h), ceil_div(count_w, plan->tile_w));
@@ -101,7 +105,10 @@ void prepare_dot_weight_grad(const ConvProblem& z, Plan* plan) {
   // sums.
   if (z.flops() >= kWorthSharing && task_count() < kEnoughTasks &&
       product(task_count(), plan->tile_k) >= kEnoughTasks * kLeastBlockRows)
-    while (task_count() < kEnoughTasks && plan->tile_k > 1) plan->tile_k = ceil_div(plan->tile_k, 2);
+    while (task_count() < kEnoughTasks && plan->tile_k > 1) {
+      CONV_EXT_PLAN_STEP();
+      plan->tile_k = ceil_div(plan->tile_k, 2);
+    }
   const int64_t block_lanes = round_up(product(plan->tile_c, taps), kDotLanes);
   const int64_t outputs = max_of(2 * kDotLanes, min_of(kDotChain, kDotPanel / (2 * block_lanes)));
   plan->tile_w = ceil_div(z.q, ceil_div(z.q, outputs));
@@ -154,11 +161,8 @@ const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTra
     return "fewer than 4 output channels of a group leave most lanes of a vector idle";
   if (pass == Pass::InputGrad && z.stride_h > 64 / z.stride_w)
     return "stride_h * stride_w is above 64: each of that many phases of input_grad would take few of a line's outputs";
-  if (z.flops() == 0) return nullptr;
-  Plan plan{};
-  prepare_implicit_gemm(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "the smallest packed tile exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_implicit_gemm,
+                         "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 
 const char* implicit_gemm_yields(const ConvProblem& z, Pass, const IsaTraits& isa) {

@@ -41,7 +41,10 @@ void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan)
     return tile_rows() * taps < (product(tasks(), units) < kEnoughTasks ? kFewRows : kRowsOfTask) * 2;
   };
   // A single row cannot be cut, and twice as many parts as tasks that are wanted make enough of them.
-  for (int i = 0; i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1 && !narrow(); ++i) ++cut;
+  for (int i = 0; i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1 && !narrow(); ++i) {
+    CONV_EXT_PLAN_STEP();
+    ++cut;
+  }
   plan->tile_k = plan->along_input ? tile_rows() : tile_lanes;
   plan->tile_c = plan->along_input ? tile_lanes : tile_rows();
 
@@ -92,9 +95,13 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
   p.parts_m = ceil_div(group_m, kRowsOfWeights);
   // None of these loops has more steps than there are tasks to be had, at most 8, or panels to be shared.
   const auto few = [&] { return product(ceil_div(panels_p, together), p.parts_m) < enough; };
-  while (few() && ceil_div(slices, p.parts_m + 1) * isa.panel_rows >= kRowsPerPart) ++p.parts_m;
+  const auto share_panels = [&] {
+    CONV_EXT_PLAN_STEP();
+    ++p.parts_m;
+  };
+  while (few() && ceil_div(slices, p.parts_m + 1) * isa.panel_rows >= kRowsPerPart) share_panels();
   while (few() && together > 1) --together;
-  while (few() && p.parts_m < slices) ++p.parts_m;
+  while (few() && p.parts_m < slices) share_panels();
   p.block = together * isa.panel_p;
   p.blocks = ceil_div(vectors, p.block);
   plan->tasks = product(z.groups, phases, max_of(product(c.blocks, c.parts_m), product(p.blocks, p.parts_m)));
@@ -125,10 +132,7 @@ const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
-  Plan plan{};
-  prepare_panels(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "the smallest tile exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_panels, "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
 const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

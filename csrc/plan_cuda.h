@@ -79,11 +79,11 @@ void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
 const char* first_layer_cores_decline(const ConvProblem& problem);
 void prepare_first_layer_cores(const ConvProblem& problem, CudaPlan* plan);
 
-// The kernels count rows, columns, images and channels in 32 bits. Every algorithm asks this first: what it lets through
-// can be added, and multiplied in pairs, without overflow.
+// The kernels count rows, columns, images and channels in 32 bits. Every algorithm asks this first: the sizes that it
+// lets through can be added, and multiplied in pairs, without overflow.
 constexpr int64_t kCudaExtent = int64_t(1) << 30;
 const char* cuda_extents_decline(const ConvProblem& problem);
-// What is packed, copied and summed in parts, however the operands lie; nullptr where it is a number of bytes.
+// Whether what is packed, copied and summed in parts has a number of bytes, however the operands lie.
 const char* cuda_bytes_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
 
 // Sizes that plan and kernels share.
@@ -97,7 +97,8 @@ struct CudaShape {
   int64_t channels;  // of a group of the source, with zeros up to whole vectors
   int64_t phases() const { return product(phases_h, phases_w); }
 };
-// Of any problem: products stop at kHuge. `vector`: channels of a group are counted with the zeros up to a multiple of it.
+// Of any problem: products stop at kHuge. `vector`: channels of a group are counted with the zeros up to a multiple of
+// it.
 inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   CudaShape shape{};

@@ -18,6 +18,7 @@ const char* axis_declines(const Axis& axis) {
   if (axis.step() > 8) return "TMA takes steps of 8 positions at most";
   if (axis.taps > 256 * kMostBoxPhases) return "the kernel is wider than TMA's offsets";
   for (int64_t phase = 0; phase < axis.phases(); ++phase) {
+    CONV_EXT_PLAN_STEP();
     const BoxAxis box = box_axis(axis, phase);
     if (box.taps == 0) continue;  // nothing is read
     if (box.lower < -128 || box.lower > 127 || box.upper < -128 || box.upper > 127)
@@ -125,8 +126,8 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
   plan.steps = ceil_div(steps, plan.splits);
   plan.splits = ceil_div(steps, plan.steps);
   plan.pitch = steps * chunk;
-  plan.packed_bytes =
-      round_up(product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m, plan.pitch, element_bytes(z.dtype)), 256);
+  const int64_t rows = product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m);
+  plan.packed_bytes = round_up(product(rows, plan.pitch, element_bytes(z.dtype)), 256);
   plan.partial_offset = plan.packed_bytes;
   plan_operand(z, pass == Pass::Forward, operands, &plan.source, &plan);
   plan.blocks = product(tiles_m, ceil_div(shape.gemm_n, kWgmmaPositions), plan.splits);

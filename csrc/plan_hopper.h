@@ -2,6 +2,7 @@
 #pragma once
 
 #include "plan_cuda.h"
+#include "plan_steps.h"
 
 namespace conv_ext {
 
@@ -19,7 +20,10 @@ inline BoxAxis box_axis(const Axis& axis, int64_t phase) {
   const int64_t period = axis.inverse ? axis.stride / greatest_common_divisor(axis.stride, axis.dilation) : 1;
   const int64_t most = min_of(period, axis.taps);
   int64_t tap = 0;
-  while (tap < most && axis.inverse && axis.phase_of(tap) != phase) ++tap;
+  while (tap < most && axis.inverse && axis.phase_of(tap) != phase) {
+    CONV_EXT_PLAN_STEP();
+    ++tap;
+  }
   int64_t lowest = 0, first = 0;
   if (tap < most) {
     box.taps = (axis.taps - 1 - tap) / period + 1;

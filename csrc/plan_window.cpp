@@ -4,6 +4,7 @@
 #include "plan_window.h"
 
 #include "plan_cuda.h"
+#include "plan_steps.h"
 
 namespace conv_ext {
 namespace {
@@ -102,6 +103,7 @@ Tiles cut(const ConvProblem& z, Pass pass) {
   }
   // Smaller where that does not fit. Each step halves a size that is at most 128 (a width, channels, groups): they end.
   while (!t.fits(kMostShared) || (w.chunk < t.channels && t.items() > kWindowThreads)) {
+    CONV_EXT_PLAN_STEP();
     if (w.tile_w > max_of(32, t.unit_w())) {
       w.tile_w = round_up(w.tile_w / 2, t.unit_w());
     } else if (w.groups == 1 && w.chunk > 1 && w.weight_bytes > kManyWeights) {
@@ -126,6 +128,7 @@ Tiles cut(const ConvProblem& z, Pass pass) {
   // allows as long as the tile fits.
   const int64_t most_h = round_up(t.height(), t.unit_h()), most_w = round_up(t.width(), t.unit_w());
   while (t.items() < (z.channels_last ? 4 : 1) * kItems) {
+    CONV_EXT_PLAN_STEP();
     if (z.channels_last && w.tile_w <= w.tile_h && t.try_size(&CudaWindow::tile_w, min_of(most_w, 2 * w.tile_w)))
       continue;
     if (t.try_size(&CudaWindow::tile_h, min_of(most_h, 2 * w.tile_h))) continue;
@@ -191,6 +194,7 @@ void choose_rows(GradTiles* t) {
   double best = 0;
   CudaWindow found = w;
   for (int64_t most = kRowsOfBlock; most >= w.channels; most /= 2) {
+    CONV_EXT_PLAN_STEP();
     w.rows = round_up(min_of(rows, most), w.channels);
     if (t->z.groups > 1 && w.rows < rows && most < kRowsOfBlock) break;
     const int64_t across = kWindowGradThreads / (w.rows / w.channels);
@@ -233,6 +237,7 @@ GradTiles cut_grad(const ConvProblem& z) {
                                                        : even_tile(groups, w.groups, 1);
   }
   while (!t.fits(kMostGradStage)) {  // each step halves a size that is at most 128
+    CONV_EXT_PLAN_STEP();
     if (w.tile_w > 16) {
       w.tile_w = ceil_div(w.tile_w, 2);
     } else if (!w.fixed && w.tile_h > 1) {
@@ -250,6 +255,7 @@ GradTiles cut_grad(const ConvProblem& z) {
   }
   const int64_t most_h = round_up(p, unit);
   for (;;) {  // as in cut()
+    CONV_EXT_PLAN_STEP();
     if (t.try_size(&CudaWindow::tile_h, min_of(most_h, 2 * w.tile_h))) continue;
     if (t.try_size(&CudaWindow::tile_w, min_of(q, 2 * w.tile_w))) continue;
     const int64_t more = min_of(groups, 2 * w.groups);
@@ -279,6 +285,7 @@ CudaWindow cut_first(const ConvProblem& z) {
   w.tile_w = even_tile(q, kWidest, 1);
   w.tile_h = even_tile(p, max_of(1, kFirstOutputs / w.tile_w), 1);
   for (;;) {  // halves the tile, 1024 outputs at most, until it fits
+    CONV_EXT_PLAN_STEP();
     w.box_bytes = window_box(z, vertical, horizontal, w.tile_h, w.tile_w, z.c).bytes;
     w.shared_bytes = first_layer_room(z, w.box_bytes).bytes;
     const bool many = w.tile_h * w.tile_w > 256;

@@ -139,11 +139,7 @@ const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& 
                                : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);
   if (z.precision == Precision::Ieee && reduction < kShortestReduction)
     return "fewer than 96 products are summed: the transforms' rounding errors would show";
-  if (z.flops() == 0) return nullptr;  // nothing to plan
-  Plan plan{};
-  prepare_winograd(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "one block of tiles exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_winograd, "one block of tiles exceeds 16 MiB of scratch for each thread");
 }
 
 const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

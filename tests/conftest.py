@@ -49,6 +49,6 @@ def each_device(request):
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
-    """The CUDA kernels on fibres, built once."""
-    return build(tmp_path_factory.mktemp("cuda_host"), ROOT / "csrc", FLAGS)
+def program():
+    """The CUDA kernels on fibres."""
+    return build(ROOT / "csrc", FLAGS)

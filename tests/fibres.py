@@ -1,8 +1,12 @@
 """CUDA kernels on fibres (tests/cuda_host): building the program, asking it, planting errors; for the tests of it."""
 
+import contextlib
+import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, gcd, prod
 from pathlib import Path
@@ -25,22 +29,62 @@ compiler = shutil.which("g++")
 needs_compiler = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
 
 
-def build(folder: Path, sources: Path, flags: list[str]) -> Path:
-    """The kernels below `sources` on fibres, as a program."""
+def built_once(name: str, sources: list[Path], command: list[str], make: Callable[[Path], None]) -> Path:
+    """The folder build/tests/NAME-DIGEST of this checkout, which `make` fills if nobody has yet.
+
+    The digest is one of `sources` (files and folders), of `command` and of the compiler: a folder that is there fits.
+    Processes that ask at once wait for the first of them.
+    """
+    digest = hashlib.sha256(" ".join([*command, compiler_version()]).encode())
+    for path in sorted(f for source in sources for f in (source.rglob("*") if source.is_dir() else [source])):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.name.encode() + path.read_bytes())
+    place = ROOT / "build" / "tests"
+    folder = place / f"{name}-{digest.hexdigest()[:16]}"
+    place.mkdir(parents=True, exist_ok=True)
+    with locked(place / f"{name}.lock"):
+        if not folder.is_dir():
+            for old in place.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            unfinished = place / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock of one that dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compiler_version() -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def build(sources: Path, flags: list[str]) -> Path:
+    """The kernels below `sources` on fibres, as a program; it is built once, whoever runs the tests."""
     plans = [sources / f"plan_{name}.cpp" for name in ("cuda", "window", "hopper")]
     units = [*sorted((sources / "cuda").glob("*.cu")), *plans, HOST / "run.cpp"]
 
-    def compile_one(unit: Path) -> str:
-        made = str(folder / f"{unit.stem}.o")
-        subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
-        return made
+    def compile_all(folder: Path) -> None:
+        def compile_one(unit: Path) -> str:
+            made = str(folder / f"{unit.stem}.o")
+            subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
+            return made
 
-    jobs = min(2, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(jobs) as pool:  # the longest first
-        objects = list(pool.map(compile_one, sorted(units, key=lambda u: u.suffix != ".cu" or u.stem == "input_grad")))
-    program = folder / "run"
-    subprocess.run([compiler, *flags, *objects, "-o", str(program)], check=True)
-    return program
+        jobs = min(2, len(os.sched_getaffinity(0)))
+        longest_first = sorted(units, key=lambda u: u.suffix != ".cu" or u.stem == "input_grad")
+        with ThreadPoolExecutor(jobs) as pool:
+            objects = list(pool.map(compile_one, longest_first))
+        subprocess.run([compiler, *flags, *objects, "-o", str(folder / "run")], check=True)
+
+    read = [*sources.glob("*.h"), *plans, sources / "cuda", sources / "reference", HOST]
+    return built_once("cuda_host", read, [*flags, *DEVICE], compile_all) / "run"
 
 
 def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> str:

@@ -17,7 +17,8 @@ constexpr int64_t kFewColumns = 64;  // outputs up to which a row's ends count
 // The fewest taps that a phase has, but for those without any.
 int64_t fewest_taps(const Axis& axis) {
   int64_t fewest = axis.taps;
-  for (int64_t phase = 0; phase < axis.phases() && axis.phases() > 1; ++phase) {
+  // Even a single phase need not have all of them: a stride beyond the output leaves the others' phases without one.
+  for (int64_t phase = 0; phase < axis.phases() && axis.inverse; ++phase) {
     int64_t count = 0;
     for (int64_t tap = 0; tap < axis.taps; ++tap) count += axis.phase_of(tap) == phase;
     if (count > 0) fewest = min_of(fewest, count);

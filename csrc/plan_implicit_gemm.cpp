@@ -11,6 +11,7 @@ constexpr int64_t kDotBlockLanes = 320;           // weight_grad: lanes of a tas
 constexpr int64_t kDotBlockRows = 256;            // weight_grad: K of a task
 constexpr int64_t kLeastBlockRows = 64;
 constexpr int64_t kDotPanel = 400 << 10;  // weight_grad: bytes of a tile's packed lanes
+constexpr int64_t kLeastSummed = 4;       // products of float32 in parts
 constexpr int64_t kLeastOutputs = 4;      // fewer leave most lanes of a vector idle
 // float32 in two parts: channels of a group, of either operand, from which the tiles are level with the other
 // algorithms (352 layers on an Emerald Rapids, two threads, three parts' times halved for two).
@@ -139,6 +140,9 @@ const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTra
     return "the precision forbids rounding to bfloat16, and the instruction set has no tiles for its parts";
   if (parts > 1 && (z.group_c() < kDotLanes || z.group_k() < kDotLanes))
     return "float32 in parts is for 16 channels of a group or more";
+  // A sum of six products rounds more than once: beside one or two numbers that shows.
+  if (parts > 1 && pass == Pass::WeightGrad && z.n < kLeastSummed && z.n * z.p * z.q < kLeastSummed)
+    return "float32 in parts is for sums of 4 products or more";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
   if ((pass == Pass::InputGrad ? z.group_c() : z.group_k()) < kLeastOutputs)
     return "fewer than 4 output channels of a group leave most lanes of a vector idle";

@@ -76,7 +76,7 @@ void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pla
   WinogradSizes w{};
   // weight_grad also turns the taps of a weight round there.
   const auto window_bytes = [&] {
-    return round_up(max_of(w.window_elements, round_up(z.r * z.s, lanes) * lanes) * bytes, 64);
+    return round_up(max_of(w.window_elements, winograd_turned_taps(z.r * z.s, lanes)) * bytes, 64);
   };
   if (pass == Pass::WeightGrad) {
     plan->tile_k = min_of(z.group_k(), kGradBlock);

@@ -31,6 +31,10 @@ struct WinogradSizes {
 
 constexpr int64_t kWinogradChunk = 2304;  // transformed weights of one lane of gemm_m that are made on the way at once
 
+// weight_grad: elements of a vector of weights, tap by tap, from which rows of taps are read in whole squares: the last
+// row's square may reach a vector's length past the last tap.
+inline int64_t winograd_turned_taps(int64_t taps, int64_t lanes) { return (taps + lanes) * lanes; }
+
 inline int64_t winograd_pitch(int64_t elements, int64_t lanes) { return elements + lanes; }
 inline int64_t winograd_slice(int64_t elements, int64_t lanes) { return (ceil_div(elements, lanes) | 1) * lanes; }
 

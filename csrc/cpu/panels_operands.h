@@ -136,7 +136,9 @@ struct PanelsOperands {
   }
 
   void pack_slice(int64_t group, const Phase& f, const Slice& s) const {
-    const bool turned = weight.n != 1 && weight.channel != 1 && weight.column == 1 && weight.row == z.s;
+    // Whole vectors of taps are turned round, of which a phase with few of them would throw most away.
+    const bool joined_taps = weight.n != 1 && weight.channel != 1 && weight.column == 1 && weight.row == z.s;
+    const bool turned = joined_taps && 4 * f.taps >= z.r * z.s;
     for (int64_t i = 0; i < f.blocks.count(); ++i) {
       const Block b = block_at(f, i);
       A* const to = packed_at(group, f, s, b);

@@ -225,7 +225,8 @@ struct Winograd {
   }
   // Where a weight may not be finite the padding's zeros count: 0 * Inf is NaN.
   double direct_sum(int64_t n, int64_t group, int64_t m, int64_t y, int64_t x, bool finite) const {
-    const TapRange down = finite ? rows_inside(y) : TapRange{0, z.r}, across = finite ? columns_inside(x) : TapRange{0, z.s};
+    const TapRange down = finite ? rows_inside(y) : TapRange{0, z.r};
+    const TapRange across = finite ? columns_inside(x) : TapRange{0, z.s};
     double sum = 0;
     for (int64_t c = 0; c < group_channels; ++c) {
       const T* const from = source.data + n * source.n + (group * group_channels + c) * source.channel;

@@ -106,7 +106,7 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
     A* const values = local.take<A>(size.points * size.value_slice);
     A* const grads = local.take<A>(size.points * size.grad_slice);
     A* const sums = local.take<A>(size.points * size.sum_slice);
-    A* const window = local.take<A>(max_of(size.window_elements, round_up(taps, L) * L));
+    A* const window = local.take<A>(max_of(size.window_elements, winograd_turned_taps(taps, L)));
     const int64_t first = size.blocks * split / plan.splits, last = size.blocks * (split + 1) / plan.splits;
     for (int64_t b = first; b < last; ++b) {
       const TileBlock block = w.block_at(b);
@@ -137,7 +137,7 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
   if (!partial) return;
 
   // The parts of the reduction in order.
-  parallel_for(executor, z.k, round_up(taps, L) * L * int64_t(sizeof(A)), [&](int64_t k, void* scratch) {
+  parallel_for(executor, z.k, winograd_turned_taps(taps, L) * int64_t(sizeof(A)), [&](int64_t k, void* scratch) {
     A* const total = static_cast<A*>(scratch);
     for (int64_t c = 0; c < group_c; c += L) {
       for (int64_t t = 0; t < taps; ++t) {

@@ -144,7 +144,9 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   Tensor result = allocate_result(&problem, pass, a, b);
   const KernelLibrary& library = kernel_library();
   Buffers buffers = buffers_of(pass, a, b, bias, result, call);
-  merge_kernel_into_channels(&problem, &buffers);
+  const ConvProblem unmerged = problem;
+  const Buffers unmerged_buffers = buffers;
+  const bool merged = merge_kernel_into_channels(&problem, &buffers);
   const Candidate& candidate = choose_or_throw(problem, pass, library.isa, call.algorithm);
   if (result.numel() == 0) return result;
   if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
@@ -154,6 +156,7 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);
   library.run(problem, pass, plan, buffers, Executor{nullptr, run_parallel});
   workspace.trim();
+  if (merged && pass == Pass::InputGrad) add_zeros_around_gradient(problem, buffers, unmerged, unmerged_buffers);
   return result;
 }
 

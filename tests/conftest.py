@@ -7,16 +7,12 @@ from conv_ext.library import available_isas
 from devices import DEVICES, on
 from drawn import settings
 from fibres import FLAGS, ROOT, build
-from passes import instruction_set
+from passes import instruction_set, repeats
 
 # The same examples on every run, and nothing written beside the checkout.
 if settings is not None:
     settings.register_profile("conv_ext", deadline=None, derandomize=True, database=None, max_examples=40)
     settings.load_profile("conv_ext")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
 def pytest_collection_modifyitems(items):
@@ -34,9 +30,15 @@ def repeatable():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=available_isas())
+ISAS = [pytest.param(isa, marks=pytest.mark.exhaustive if repeats(isa) else ()) for isa in available_isas()]
+
+
+@pytest.fixture(params=ISAS)
 def each_isa(request):
-    """The test once under every instruction set that this processor has."""
+    """The test once under every instruction set that this processor has.
+
+    One whose kernels are those of another is for `make test-all`: what differs is tried by check_pass.
+    """
     with instruction_set(request.param):
         yield request.param
 

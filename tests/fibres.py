@@ -17,9 +17,12 @@ from problems import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / "tests" / "cuda_host"
-FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall",
-         "-Wextra", "-Wno-unknown-pragmas"]
+# The sanitizers aside that twice as long compiling brings nothing: a null pointer and an object that is too small show
+# under ASan, and a pointer that has wrapped shows where it is used.
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow",
+         "-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "hopper_host.h"}"']
+LARGE = 4_000_000  # products
 PASSES = ("forward", "input_grad", "weight_grad")
 LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
@@ -64,6 +67,24 @@ def locked(path: Path) -> Iterator[None]:
 
 def compiler_version() -> str:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+# A test that takes `half` tries every problem in every second layout; `make test-all` tries the others, too.
+in_halves = pytest.mark.parametrize(
+    "half", [pytest.param(0, id="half"), pytest.param(1, id="other_half", marks=pytest.mark.exhaustive)]
+)
+
+
+def halved(problems: tuple[Problem, ...], layouts: tuple[str, ...], half: int) -> list[tuple[Problem, str]]:
+    """Problems and layouts; neighbours are in different ones. What takes longest, for sums that are long, comes second."""
+    return [(z, layout) for i, z in enumerate(problems) for j, layout in enumerate(layouts)
+            if half == ((i + j) % 2 if z.macs < LARGE else 1)]
+
+
+def planted(errors: dict, often: str) -> list:
+    """The names of errors, as parameters of a test: `often` has those that are for every run."""
+    assert set(often.split()) <= set(errors)
+    return [pytest.param(name, marks=() if name in often.split() else pytest.mark.exhaustive) for name in errors]
 
 
 def build(sources: Path, flags: list[str]) -> Path:

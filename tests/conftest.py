@@ -1,4 +1,4 @@
-"""What all tests share: the seed, the number of threads, and the markers."""
+"""What all tests share: the seed, the number of threads, what is quick, and fixtures."""
 
 import pytest
 import torch
@@ -15,7 +15,17 @@ if settings is not None:
     settings.load_profile("conv_ext")
 
 
+# Of `make check`: files that take seconds and between them touch everything; passes.CASES marks the smallest problems.
+QUICK = set(
+    "adjoint bench_reports convert cuda_plan drop_in errors func instruction_sets mapped mathematics merge modules "
+    "padding settings structure".split()
+)
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK:
+            item.add_marker(pytest.mark.quick)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:

@@ -55,7 +55,7 @@ def is_slow(algorithm: str, z: Problem) -> bool:
 
 # Every problem with every dtype; the networks' larger ones with three that differ in kind, the largest with one.
 CASES = [
-    pytest.param(z, dtype, id=f"{z}-{dtype_name(dtype)}")
+    pytest.param(z, dtype, id=f"{z}-{dtype_name(dtype)}", marks=pytest.mark.quick if z in SMALL else ())
     for z in ALL + THREADED
     for dtype in (DTYPES[:1] if z in THREADED else DTYPES[:3] if z in NETWORK else DTYPES)
 ]

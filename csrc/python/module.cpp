@@ -183,6 +183,7 @@ py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<
                       stride[1],  dilation[0], dilation[1], padding[0],   padding[1],
                       padding[2], padding[3],  groups,      DType(index), precision_of(DType(index), precision)};
   problem.channels_last = channels_last;
+  problem = problem.normalised();
   return capability > 0 ? describe_cuda(pass_named(name), problem, algorithm, capability)
                         : describe(pass_named(name), problem, algorithm);
 }

@@ -76,7 +76,7 @@ in_halves = pytest.mark.parametrize(
 
 
 def halved(problems: tuple[Problem, ...], layouts: tuple[str, ...], half: int) -> list[tuple[Problem, str]]:
-    """Problems and layouts; neighbours are in different ones. What takes longest, for sums that are long, comes second."""
+    """Problems and layouts; neighbours are in different ones. What takes longest is in the other half."""
     return [(z, layout) for i, z in enumerate(problems) for j, layout in enumerate(layouts)
             if half == ((i + j) % 2 if z.macs < LARGE else 1)]
 

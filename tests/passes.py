@@ -129,7 +129,7 @@ def call(
 def candidates(
     pass_name: str, z: Problem, dtype: torch.dtype, precision: str = "ieee"
 ) -> list[tuple[str, str | None, bool]]:
-    """The plan's algorithms, each with its reason for "no" (None: nothing speaks against it), and whether it can run."""
+    """The plan's algorithms, each with its reason for "no" (None: nothing speaks against it), and if it can run."""
     sizes = (z.input_shape, z.weight_shape, z.output_shape)
     geometry = (z.stride, z.padding, z.dilation, z.groups)
     return _C.plan(pass_name, dtype_name(dtype), *sizes, *geometry, "auto", precision)["candidates"]

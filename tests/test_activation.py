@@ -9,7 +9,6 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from test_func import ENTRANCES, GEOMETRY, TRANSFORMS, B, W, X, tensors
 from torch import nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn.utils import parametrizations
@@ -32,6 +31,7 @@ from passes import (
     same_bits,
 )
 from problems import CORNERS, EMPTY, NETWORK, SMALL, THREADED, Problem
+from test_func import ENTRANCES, GEOMETRY, TRANSFORMS, B, W, X, tensors
 
 each_device = pytest.mark.usefixtures("each_device")
 REAL = [dtype for dtype in DTYPES if not dtype.is_complex]
@@ -187,8 +187,8 @@ def test_gradients_are_those_of_the_unfused_form(name, dtype):
         y = f(*args)
         g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(device(), dtype)
         g.flatten()[::5] = math.inf  # never multiplied by the mask: Inf * 0 would be NaN
-        for options in ({"retain_graph": True}, {"create_graph": True}):
-            results.append((y, *torch.autograd.grad(y, args, g, **options)))
+        ways = ({"retain_graph": True}, {"create_graph": True})
+        results += [(y, *torch.autograd.grad(y, args, g, **options)) for options in ways]
     assert all(same(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 

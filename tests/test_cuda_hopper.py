@@ -124,7 +124,8 @@ PLANTED = {
     "groups_of_rows_overlap": ("device_sm90.h", "16, 8 * kRowBytes)", "16, 4 * kRowBytes)"),
     "the_same_k_again": ("hopper.cuh", "uint64_t(i) * (32 >> 4)", "uint64_t(i / 2) * (32 >> 4)"),
     "chains_are_lost": ("hopper.cuh", "total[i] += chain[i]", "total[i] = chain[i]"),
-    "a_slab_is_read_too_early": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n    constexpr", "    constexpr"),
+    "a_slab_is_read_too_early": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n    constexpr",
+                                   "    constexpr"),
     "a_slab_is_overwritten": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n  }", "  }"),
 }
 

@@ -1,6 +1,6 @@
 # make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.
 # make check: under two minutes, while you work.   make test: before a change lands.   make test-all: before a release.
-# make fuzz SECONDS=600: random problems for ever new seeds.   docs/testing.md says what each of them runs.
+# make fuzz SECONDS=600: random problems, others each time.   docs/testing.md says what each of them runs.
 # All first make .venv with the pinned torch, and compile what has changed.
 #
 #   make demo VENV=            build in place against the torch of the active Python; nothing is downloaded
@@ -17,6 +17,7 @@ DEVICE ?= cpu
 WORKERS ?= auto
 SECONDS ?= 60
 SEED ?=
+ONLY ?=
 CASE ?=
 
 # Pinned, so that a new release of theirs does not fail a change of ours.
@@ -31,6 +32,7 @@ RUN := $(VENV)/bin/python
 # Named after the torch that was asked for: another TORCH is installed and built against anew.
 DEPENDENCIES := $(VENV)/.dependencies-$(subst =,-,$(TORCH))
 STAMP := $(VENV)/.built-$(subst =,-,$(TORCH))
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
@@ -52,6 +54,10 @@ test: build lint
 
 test-all: build lint
 	$(PYTEST) tests -q -m "" -o faulthandler_timeout=3600 $(ARGS)
+
+fuzz: build
+	$(RUN) tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \
+	    $(if $(CASE),--case "$(CASE)") $(ARGS)
 
 lint: build
 	@if $(RUN) -m ruff --version > /dev/null 2>&1; then \

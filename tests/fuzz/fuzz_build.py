@@ -114,6 +114,29 @@ def build(
     return folder
 
 
+def build_plans(kind: str) -> Path:
+    """The folder that holds `plans`, the fuzzer of plans, built where it has changed."""
+    folder = BUILD / f"plans-{kind}"
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = f"-std=c++20 -O2 -g1 -Wall -Wextra -DCONV_EXT_COUNT_PLAN_STEPS {SANITIZERS[kind]}"
+    sources = [ROOT / "tests" / "fuzz" / "plans.cpp", *sorted((ROOT / "csrc").glob("plan*.cpp"))]
+    lines = [
+        "rule compile",
+        f"  command = {compiler()} -MMD -MF $out.d {flags} -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {compiler()} {flags} $in -o $out -lpthread",
+        *(f"build {source.name}.o: compile {escaped(source)}" for source in sources),
+        f"build plans: link {' '.join(f'{source.name}.o' for source in sources)}",
+    ]
+    path, text = folder / "build.ninja", "\n".join(lines) + "\n"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    subprocess.run(["ninja", "-C", str(folder)], check=True, stdout=subprocess.PIPE)
+    return folder
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in SANITIZERS:
         sys.exit(__doc__)

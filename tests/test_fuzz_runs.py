@@ -48,16 +48,14 @@ def tested_isas():
 
 def test_no_case_fails(plain, tmp_path):
     """The same cases each time, on every instruction set, and every algorithm among them."""
-    isas = ",".join(tested_isas())
-    child = fuzz(plain, LIBRARIES, "--isa", isas, "--count", 3000, "--seed", 1, "--histogram", tmp_path / "h.json")
+    child = fuzz(plain, LIBRARIES, "--isa", ",".join(tested_isas()), "--count", 3000, "--seed", 1, "--histogram", tmp_path / "h.json")
     assert child.returncode == 0, child.stdout + child.stderr
     cases, ran, chosen, failures = histogram.added([tmp_path / "h.json"])
     assert failures == 0 and set(cases) == set(tested_isas()) and set(cases.values()) == {3000}
     for isa in tested_isas():
         algorithms = {cell[1] for cell in ran if cell[0] == isa}
         with_pairs = {"implicit_gemm"} if isa in ("avx512_bf16", EMULATED) else set()
-        always = {"depthwise", "winograd", "grouped", "broadcast", "panels", "direct", "reference"}
-        assert algorithms == always | with_pairs
+        assert algorithms == {"depthwise", "winograd", "grouped", "broadcast", "panels", "direct", "reference"} | with_pairs
     assert len({cell[2:] for cell in ran}) == 3 * 6 * 3  # passes, dtypes, layouts
 
 
@@ -68,7 +66,7 @@ def test_cases_that_failed_once(plain):
 
 
 def test_no_case_fails_under_the_sanitizers():
-    """AddressSanitizer and UBSan in the kernels themselves; where nothing was built before, that takes long."""
+    """AddressSanitizer and UBSan in the kernels themselves; where nothing was built before, they take long to compile."""
     if "avx2" not in available_isas():
         pytest.skip("the library under the sanitizers is for AVX2")
     folder = fuzz_build.build("address", ["avx2"])
@@ -106,8 +104,7 @@ static const KernelLibrary library = {{{{"baseline", 16, 4, 3, 4, 3, 2, 2, 4, Bf
 extern "C" const KernelLibrary* conv_ext_kernel_library() {{ return &library; }}
 '''
     )
-    library = tmp_path / "libconv_ext_baseline.so"
-    subprocess.run(["g++", "-std=c++17", "-shared", "-fPIC", source, "-o", library], check=True)
+    subprocess.run(["g++", "-std=c++17", "-shared", "-fPIC", source, "-o", tmp_path / "libconv_ext_baseline.so"], check=True)
     child = fuzz(plain, tmp_path, "--isa", "baseline", "--count", 40, "--seed", 1, "--cpu-limit", 0.2, "--examples", 0,
                  "--histogram", tmp_path / "h.json")  # fmt: skip
     kinds = {line.split()[2] for line in child.stdout.splitlines() if " x " in line}

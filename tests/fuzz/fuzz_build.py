@@ -1,4 +1,4 @@
-"""Builds the fuzzer of runs, and kernel libraries under the sanitizers: python tests/fuzz/fuzz_build.py KIND [ISA ...].
+"""Builds the fuzzer of runs, and kernel libraries under the sanitizers, each once: python tests/fuzz/fuzz_build.py KIND [ISA ...].
 
 KIND is plain, address (AddressSanitizer and UBSan) or thread (ThreadSanitizer). Everything lies in build/fuzz/KIND and
 is compiled again only where it has changed. A plain driver loads the libraries of the package itself.
@@ -99,9 +99,7 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
     return "\n".join(lines) + "\n"
 
 
-def build(
-    kind: str, isas: list[str] = (), folder: Path | None = None, root: Path = ROOT, jobs: int | None = None
-) -> Path:
+def build(kind: str, isas: list[str] = (), folder: Path | None = None, root: Path = ROOT, jobs: int | None = None) -> Path:
     """Builds what has changed; the folder that holds `runs` and the libraries that were asked for."""
     folder = folder or BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,29 +109,6 @@ def build(
     targets = ["runs", *(f"libconv_ext_{isa}.so" for isa in isas)]
     jobs = jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
     subprocess.run(["ninja", "-C", str(folder), "-j", str(jobs), *targets], check=True, stdout=subprocess.PIPE)
-    return folder
-
-
-def build_plans(kind: str) -> Path:
-    """The folder that holds `plans`, the fuzzer of plans, built where it has changed."""
-    folder = BUILD / f"plans-{kind}"
-    folder.mkdir(parents=True, exist_ok=True)
-    flags = f"-std=c++20 -O2 -g1 -Wall -Wextra -DCONV_EXT_COUNT_PLAN_STEPS {SANITIZERS[kind]}"
-    sources = [ROOT / "tests" / "fuzz" / "plans.cpp", *sorted((ROOT / "csrc").glob("plan*.cpp"))]
-    lines = [
-        "rule compile",
-        f"  command = {compiler()} -MMD -MF $out.d {flags} -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = {compiler()} {flags} $in -o $out -lpthread",
-        *(f"build {source.name}.o: compile {escaped(source)}" for source in sources),
-        f"build plans: link {' '.join(f'{source.name}.o' for source in sources)}",
-    ]
-    path, text = folder / "build.ninja", "\n".join(lines) + "\n"
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-    subprocess.run(["ninja", "-C", str(folder)], check=True, stdout=subprocess.PIPE)
     return folder
 
 

@@ -39,7 +39,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 # One process for each processor, where pytest-xdist is there; who is done takes tests from the others.
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
-    echo -n $(WORKERS) --maxprocesses 8 --dist worksteal)
+    echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
 
 .PHONY: demo check test test-all fuzz lint build clean
 

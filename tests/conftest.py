@@ -17,7 +17,7 @@ if settings is not None:
 
 # Of `make check`: files that take seconds and between them touch everything; passes.CASES marks the smallest problems.
 QUICK = set(
-    "adjoint bench_reports convert cuda_plan drop_in errors func instruction_sets mapped mathematics merge modules "
+    "adjoint bench_reports convert cuda_plan drop_in errors func mapped mathematics merge modules "
     "padding settings structure".split()
 )
 

@@ -51,8 +51,8 @@ class precision(_Setting):
     ``"ieee"``: every product and sum in float32. ``"tf32"``: the operands may be rounded to 10 explicit
     bits of mantissa, or the result be as far off as if they were: on a CPU this allows the Winograd
     algorithm its larger tiles, whose error is far below that. ``"bf16"``: they may be rounded to bfloat16.
-    It is leave, not an order: an algorithm that has nothing to gain stays at "ieee". Other dtypes are not touched. The setting is read when a
-    public function is called and is kept for its backward pass.
+    It is leave, not an order: an algorithm that has nothing to gain stays at "ieee". Other dtypes are not touched.
+    The setting is read when a public function is called and is kept for its backward pass.
 
     Raises:
         ValueError: the value is none of the three.

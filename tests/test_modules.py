@@ -132,7 +132,7 @@ def outcome(cls, options):
     """The error that a constructor raises, or None (torch's ConvTranspose2d checks padding strings late)."""
     try:
         cls(**options)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return type(error), str(error)
     return None
 

@@ -21,9 +21,7 @@ def test_the_c_level_apply_skips_nothing_but_functorch_and_defaults():
     arguments = (x, w, b, (2, 1), (1, 1, 0, 0), (1, 2), 2, "ieee", "auto", "none")
     y, same = apply(*arguments), autograd.Forward.apply(*arguments)
     assert torch.equal(y, same)
-    results = []
-    for result in (y, same):
-        results.append(torch.autograd.grad(result.sin().sum(), (x, w, b)))
+    results = [torch.autograd.grad(result.sin().sum(), (x, w, b)) for result in (y, same)]
     assert all(torch.equal(a, c) for a, c in zip(*results))
 
 

@@ -46,6 +46,8 @@ def ints(value, length: int, function: str, name: str) -> tuple:
         if type(a) is type(b) is int and 0 <= a <= INT64_MAX and 0 <= b <= INT64_MAX:
             return value
     if not isinstance(value, (tuple, list)):
+        if isinstance(value, Tensor) and value.dtype == torch.bool:  # torch takes it here, though not in a list
+            value = value.long()
         return (_int(value, function, name),) * length
     try:
         values = tuple([_int(v, function, name) for v in value])

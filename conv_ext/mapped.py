@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -256,6 +256,9 @@ def _gathered(tensor: Tensor, dim: int, indices: Tensor | None) -> Tensor:
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:
+    # As nn.Conv2d does, which takes arrays, tensors and any other iterable of ints.
+    if isinstance(value, Iterable) and getattr(value, "ndim", 1):
+        value = tuple(value)
     pair = ints(value, 2, "MappedConv2d", name)
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {pair}")

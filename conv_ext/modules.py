@@ -33,7 +33,9 @@ class _Extended:
         padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
         if isinstance(padding, str) and padding not in PADDINGS:
             raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
-        if beyond := padding in ("full", "same_strided"):  # torch's constructor refuses these two
+        # torch's constructor refuses these two. An array, which it takes, would be compared element by element.
+        beyond = isinstance(padding, str) and padding in ("full", "same_strided")
+        if beyond:
             if len(args) > 4:
                 args = (*args[:4], "valid", *args[5:])
             else:

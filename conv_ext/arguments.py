@@ -92,7 +92,9 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
         total = reach if rule == "same" else 0
         if rule == "same_strided" and s > 0:
             outputs = (size[i] + s - 1) // s
-            total = torch.sym_max((outputs - 1) * s + reach + 1 - size[i], 0)  # sizes may be symbolic
+            total = (outputs - 1) * s + reach + 1 - size[i]
+            # Sizes may be symbolic; while torch.jit.trace records, they are tensors.
+            total = total.clamp(min=0) if isinstance(total, Tensor) else torch.sym_max(total, 0)
         zeros += [total // 2, total - total // 2]
     return tuple(zeros)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .arguments import PADDINGS, ints
 from .checks import check_activation
 from .functional import IntOrPair, conv2d
+from .modules import Unscriptable
 
 __all__ = ["ConnectionTable", "MappedConv2d"]
 
@@ -120,7 +121,7 @@ class ConnectionTable:
         )
 
 
-class MappedConv2d(nn.Module):
+class MappedConv2d(Unscriptable, nn.Module):
     """A 2-D convolution with the connections of a table: only those that exist have kernels, and cost work.
 
     After the third layer of LeNet-5: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to

@@ -19,7 +19,18 @@ from .functional import conv1d, conv2d, conv_transpose2d
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
 
 
-class _Extended:
+class Unscriptable:
+    """A layer whose convolution is Python down to the kernels, which TorchScript's compiler cannot read."""
+
+    def __prepare_scriptable__(self):
+        """torch.jit.script asks for what it is to compile: here is the place to say that it cannot."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile conv_ext.{type(self).__name__}: trace the model (torch.jit.trace) or "
+            "export it (torch.export), or script it with torch's layers, conv_ext.revert(model)"
+        )
+
+
+class _Extended(Unscriptable):
     """What our layers have beyond torch's: padding strings, and a ReLU behind the bias.
 
     The class has the attribute `activation` too: a layer that `convert` made ours, or an old pickle, has none of its
@@ -93,7 +104,7 @@ class Conv2d(_Extended, nn.Conv2d):
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
 
 
-class ConvTranspose2d(nn.ConvTranspose2d):
+class ConvTranspose2d(Unscriptable, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d`, computed by `conv_ext.conv_transpose2d`: same constructor, same state_dict.
 
     Shapes: input (N, C, H, W) or (C, H, W); weight (C, K / groups, R, S); bias (K,); output (N, K, P, Q) or

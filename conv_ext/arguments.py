@@ -91,11 +91,12 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
             continue
         total = reach if rule == "same" else 0
         if rule == "same_strided" and s > 0:
-            outputs = (size[i] + s - 1) // s
-            total = (outputs - 1) * s + reach + 1 - size[i]
-            # Sizes may be symbolic; while torch.jit.trace records, they are tensors.
-            total = total.clamp(min=0) if isinstance(total, Tensor) else torch.sym_max(total, 0)
-        zeros += [total // 2, total - total // 2]
+            # The last of ceil(size / s) windows begins (size - 1) % s before the last element and ends `reach` later.
+            # Of a symbolic size it is known, in this form, that the result is from 0 to `reach`.
+            total = reach - (size[i] - 1) % s
+            if s - 1 > reach:  # a stride beyond the kernel may need no padding; a size may be symbolic, or a tensor
+                total = total.clamp(min=0) if isinstance(total, Tensor) else torch.sym_max(total, 0)
+        zeros += [total // 2, (total + 1) // 2]
     return tuple(zeros)
 
 

@@ -218,6 +218,18 @@ def test_export(strict):
         assert torch.equal(program.run_decompositions().module()(x), layer(x))
 
 
+@pytest.mark.parametrize("stride, kernel, dilation", [(2, 3, 1), ((2, 3), (3, 2), 1), (2, 4, 2), (3, 1, 1)])
+def test_export_of_padding_that_follows_from_the_size(stride, kernel, dilation):
+    """One program for every remainder of the size by the stride."""
+    layer = conv_ext.Conv2d(4, 6, kernel, stride, "same_strided", dilation).to(device())
+    dim = torch.export.Dim
+    shapes = ({0: dim("N"), 2: dim("H", min=8, max=100), 3: dim("W", min=8, max=100)},)
+    program = torch.export.export(layer, (randn(2, 4, 13, 14),), dynamic_shapes=shapes)
+    for i in range(6):
+        x = randn(1 + i % 3, 4, 8 + i, 16 - i)
+        assert torch.equal(program.module()(x), layer(x))
+
+
 def test_jit_trace():
     layer = Layer().to(device())
     traced = torch.jit.trace(layer, randn(X))

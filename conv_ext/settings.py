@@ -96,8 +96,9 @@ def torch_precision(device_type: str) -> str:
 
 
 # Dynamo cannot trace the getter and has no guard for it: compiled code keeps what was set when it was
-# compiled. `precision(...)` is guarded and recompiles.
-_torch_precision_when_compiled = torch.compiler.assume_constant_result(torch_precision)
+# compiled. `precision(...)` is guarded and recompiles. The mark is all that torch.compiler.assume_constant_result
+# sets; calling that would load the whole of torch._dynamo, and double the time of the import.
+torch_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def current_precision(device_type: str = "cpu") -> str:
@@ -105,8 +106,6 @@ def current_precision(device_type: str = "cpu") -> str:
     value = _state.precision
     if value is not None:
         return value
-    if torch.compiler.is_compiling():
-        return _torch_precision_when_compiled(device_type)
     return torch_precision(device_type)
 
 

@@ -67,6 +67,14 @@ def test_precision_getter_is_the_public_property():
     assert settings._read_fp32_precision("cuda", "conv") == torch.backends.cudnn.conv.fp32_precision
 
 
+def test_the_mark_of_a_constant_result_is_what_the_decorator_sets():
+    def plain():
+        return 1
+
+    assert torch.compiler.assume_constant_result(plain) is plain
+    assert vars(plain) == vars(settings.torch_precision)
+
+
 def test_the_operands_of_which_one_requires_a_gradient():
     x = torch.randn(2)
     assert not torch._C._any_requires_grad(x, None, (1, 2), "text")

@@ -9,6 +9,7 @@ is compiled again only where it has changed. A plain driver loads the libraries 
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import platform
 import shutil
@@ -108,11 +109,14 @@ def build(
     folder = folder or BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "build.ninja", ninja_file(kind, root)
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
     targets = ["runs", *(f"libconv_ext_{isa}.so" for isa in isas)]
     jobs = jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-    subprocess.run(["ninja", "-C", str(folder), "-j", str(jobs), *targets], check=True, stdout=subprocess.PIPE)
+    # Tests run in several processes: the first one builds, the others wait for it.
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        subprocess.run(["ninja", "-C", str(folder), "-j", str(jobs), *targets], check=True, stdout=subprocess.PIPE)
     return folder
 
 

@@ -253,7 +253,12 @@ class Families {
   // Up to the size from which plans share out work among threads.
   void enlarge(ConvProblem* z, Keep keep) {
     // Few channels of large maps are shared out by rows, many channels by themselves.
-    const bool keep_channels = keep.channels || (!keep.map && r_.chance(0.4));
+    const bool depthwise = z->groups == z->c;
+    const bool keep_channels = keep.channels || (!keep.map && r_.chance(depthwise ? 0.6 : 0.4));
+    if (depthwise && keep_channels) {
+      set_channels(z, r_.between(1, 8), 1, z->group_k());
+      if (r_.chance(0.4)) set_stride(z, r_.between(1, 3), r_.between(1, 3));
+    }
     for (int tries = 0; tries < 400 && products_of(*z) < kSharedProducts; ++tries) {
       const ConvProblem before = *z;
       switch (r_.between(0, 4)) {

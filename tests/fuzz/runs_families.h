@@ -256,6 +256,7 @@ class Families {
     const bool depthwise = z->groups == z->c;
     const bool keep_channels = keep.channels || (!keep.map && r_.chance(depthwise ? 0.6 : 0.4));
     if (depthwise && keep_channels) {
+      z->n = 1;
       set_channels(z, r_.between(1, 8), 1, z->group_k());
       if (r_.chance(0.4)) set_stride(z, r_.between(1, 3), r_.between(1, 3));
     }
@@ -263,7 +264,7 @@ class Families {
       const ConvProblem before = *z;
       switch (r_.between(0, 4)) {
         case 0:
-          z->n += z->n / 2 + 1;
+          if (!depthwise || !keep_channels) z->n += z->n / 2 + 1;
           break;
         case 1:
           if (!keep_channels) z->c += z->groups * (z->group_c() / 2 + 1);

@@ -160,13 +160,6 @@ ALL = (
         "plan.cpp",
     ),
     Planted(
-        "rows_that_the_kernel_does_not_run",
-        "plan.cpp",
-        "kDepthwiseRows * vertical.output_step());",
-        "kDepthwiseRows);",
-        "plan.cpp",
-    ),
-    Planted(
         "scratch_without_the_window",
         "plan_winograd.cpp",
         "plan->scratch_bytes = scratch();",

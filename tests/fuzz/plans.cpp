@@ -252,7 +252,9 @@ int run(const Options& o) {
       const bool ended = waitpid(w.process, &status, WNOHANG) == w.process;
       for (int64_t index; read(w.pipe_end, &index, sizeof(index)) == sizeof(index);) {
         const Case c = drawn(o, index);
-        failures.add(c, verdict(c, kPatience, true));
+        std::string found = verdict(c, kPatience, true);
+        if (found.empty()) found = "unknown (first run alone): a failure that does not come again";
+        failures.add(c, found);
       }
       const bool hangs = !ended && now_ms() - kPatience > w.shared->since;
       if (!ended && !hangs) continue;

@@ -128,9 +128,11 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
     return tables + (plan.weights_first ? set : kMostScratch + 4096);
   }
   // The gradient is summed with the channels of either operand in whole blocks.
+  const auto in_blocks = [&](Wide channels, Wide block) {
+    return divided_up(channels, most(1, block)) * rounded_up(most(1, block), s.lanes);
+  };
   if (s.weight_grad)
-    set = s.groups * rounded_up(s.rows_m, rounded_up(most(1, plan.tile_k), s.lanes)) *
-          rounded_up(rounded_up(s.channels, s.lanes), most(1, plan.tile_c)) * s.taps * s.bytes;
+    set = s.groups * in_blocks(s.rows_m, plan.tile_k) * in_blocks(s.channels, plan.tile_c) * s.taps * s.bytes;
   if (s.weight_grad && algorithm == Algorithm::Grouped)
     set = divided_up(s.groups, most(1, s.lanes / most(s.rows_m, s.channels))) * rounded_up(s.rows_m, s.lanes) *
           most(s.channels, 1) * s.taps * s.bytes * 2;

@@ -72,6 +72,59 @@ inline void check_window(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
   }
 }
 
+// The blocks that share out all of the result and of the sums.
+inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Verdict* v) {
+  const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
+  const conv_ext::Axis vertical = conv_ext::vertical_axis(z, pass), horizontal = conv_ext::horizontal_axis(z, pass);
+  const Wide rows = pass == Pass::InputGrad ? z.group_c() : z.group_k(), taps = Wide(z.r) * z.s;
+  const auto count = [](const conv_ext::Axis& a) { return a.inverse ? divided_up(a.output, a.stride) : Wide(a.output); };
+  const Wide phases = Wide(vertical.phases()) * horizontal.phases();
+  const Wide positions = z.n * count(vertical) * count(horizontal), products = Wide(z.n) * z.p * z.q;
+  const conv_ext::CudaWindow& w = p.window;
+  Wide blocks = 0;
+  switch (p.algorithm) {
+    case CudaAlgorithm::Depthwise:
+    case CudaAlgorithm::Grouped:
+    case CudaAlgorithm::FirstLayer:
+      if (weight_grad) {
+        const Wide columns = divided_up(z.group_c() * taps, w.fixed ? w.fixed * w.fixed : 9);
+        blocks = divided_up(z.groups, w.groups) * divided_up(rows, w.rows) * divided_up(columns, w.columns) * p.splits;
+      } else {
+        blocks = divided_up(z.groups, w.groups) * divided_up(rows, w.rows) *
+                 divided_up(Wide(vertical.output) - w.origin_h, w.tile_h) *
+                 divided_up(Wide(horizontal.output) - w.origin_w, w.tile_w) * z.n;
+      }
+      break;
+    case CudaAlgorithm::FirstLayerCores:
+      blocks = divided_up(z.k, 64) * divided_up(z.p, w.tile_h) * divided_up(z.q, w.tile_w) * z.n;
+      break;
+    case CudaAlgorithm::Direct: {
+      const Wide results = forward ? Wide(z.n) * z.k * z.p * z.q : Wide(z.n) * z.c * z.h * z.w;
+      v->expect(weight_grad || Wide(p.blocks) * 128 * p.channels >= results, "threads are as many as results");
+      return;
+    }
+    case CudaAlgorithm::Wgmma:
+      v->expect(p.tile_m > 0 && p.tile_n > 0, "a tile has sums");
+      if (v->rule) return;
+      blocks = weight_grad ? divided_up(rows, p.tile_m) * divided_up(z.group_c(), p.tile_n) * taps * z.groups * p.splits
+                           : divided_up(rows, p.tile_m) * z.groups * phases * divided_up(positions, 128) * p.splits;
+      break;
+    case CudaAlgorithm::TensorCores:
+    case CudaAlgorithm::ThreeTF32:
+    case CudaAlgorithm::MultiplyAdd: {
+      v->expect(p.tile_m > 0 && p.tile_n > 0 && p.vector > 0, "a tile has sums");
+      if (v->rule) return;
+      const Wide columns = weight_grad ? rounded_up(z.group_c(), p.vector) * taps : positions;
+      blocks = divided_up(rows, p.tile_m) * divided_up(columns, p.tile_n) * z.groups * phases * p.splits;
+      const Wide numbers = Wide(p.steps) * p.splits * conv_ext::cuda_block_k(z.dtype);
+      v->expect(!forward || numbers >= z.group_c() * taps, "steps are all of a sum");
+      v->expect(!weight_grad || numbers >= products, "steps are all of a sum");
+      break;
+    }
+  }
+  v->expect(p.blocks == blocks, "blocks are all tiles");
+}
+
 // nullptr, or the rule that the plan breaks.
 inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPlan& p) {
   Verdict v;
@@ -84,6 +137,8 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
   v.expect(p.splits >= 1, "a sum has a part");
   if (v.rule) return v.rule;
   if (conv_ext::is_window(p.algorithm) || p.algorithm == CudaAlgorithm::FirstLayerCores) check_window(z, pass, p, &v);
+  if (v.rule) return v.rule;
+  check_blocks(z, pass, p, &v);
   if (v.rule) return v.rule;
   const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
   const Wide parts = conv_ext::parts_of(z.dtype), real = conv_ext::element_bytes(z.dtype) / parts;

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja"
 )
 # About as long in either build.
-COUNTS = {"plain": 120_000, "address": 60_000}
+COUNTS = {"plain": 300_000, "address": 150_000}
 
 
 @pytest.fixture(scope="module", params=COUNTS)

@@ -1,8 +1,10 @@
-"""Builds the fuzzers, and kernel libraries under the sanitizers, each once: python tests/fuzz/fuzz_build.py KIND [ISA ...].
+"""Builds the fuzzers, and kernel libraries under the sanitizers, each once.
+
+    python tests/fuzz/fuzz_build.py KIND [ISA ...]
+    python tests/fuzz/fuzz_build.py plans KIND          the fuzzer of plans
 
 KIND is plain, address (AddressSanitizer and UBSan) or thread (ThreadSanitizer). Everything lies in build/fuzz/KIND and
-is compiled again only where it has changed. A plain driver loads the libraries of the package itself. The fuzzer of
-plans is built by: python tests/fuzz/fuzz_build.py plans KIND.
+is compiled again only where it has changed. A plain driver loads the libraries of the package itself.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ PLANS_FLAGS = {
     "plain": "-O2",
     "address": "-O1 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer",
 }
-PLANS_FLAGS = {kind: f"-std=c++20 -g1 -Wall -Wextra -DCONV_EXT_COUNT_PLAN_STEPS {flags}" for kind, flags in PLANS_FLAGS.items()}
+PLANS_FLAGS = {
+    kind: f"-std=c++20 -g1 -Wall -Wextra -DCONV_EXT_COUNT_PLAN_STEPS {flags}" for kind, flags in PLANS_FLAGS.items()
+}
 
 
 def kernel_settings(setup: Path = ROOT / "setup.py") -> dict:

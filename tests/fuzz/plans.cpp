@@ -250,7 +250,7 @@ int run(const Options& o) {
       running = true;
       int status = 0;
       const bool ended = waitpid(w.process, &status, WNOHANG) == w.process;
-      for (int64_t index; read(w.pipe_end, &index, sizeof(index)) == sizeof(index);) {
+      for (int64_t index; failures.count() < o.failures && read(w.pipe_end, &index, sizeof(index)) == sizeof(index);) {
         const Case c = drawn(o, index);
         std::string found = verdict(c, kPatience, true);
         if (found.empty()) found = "unknown (first run alone): a failure that does not come again";

@@ -34,8 +34,6 @@ DRIVER_FLAGS = {
     "thread": "-O2 -march=native -fno-tree-loop-distribute-patterns -DFUZZ_THREAD_SANITIZER",
 }
 DRIVER_FLAGS = {kind: f"-std=c++17 -g1 -Wall -Wextra -fopenmp-simd {flags}" for kind, flags in DRIVER_FLAGS.items()}
-
-
 # Plans are small: all of UBSan is looked at, and what float-cast-overflow finds.
 PLANS_FLAGS = {
     "plain": "-O2",
@@ -118,8 +116,14 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
     return "\n".join(lines) + "\n"
 
 
-def build(kind: str, isas: list[str] = (), folder: Path | None = None, root: Path = ROOT, jobs: int | None = None,
-          driver: str = "runs") -> Path:
+def build(
+    kind: str,
+    isas: list[str] = (),
+    folder: Path | None = None,
+    root: Path = ROOT,
+    jobs: int | None = None,
+    driver: str = "runs",
+) -> Path:
     """Builds what has changed; the folder that holds the driver and the libraries that were asked for."""
     folder = folder or BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ import signal
 import struct
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def _child(cases: Iterator[tuple[int, Case]], place: Place, pipe, limit_memory: 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    warnings.simplefilter("ignore")
     ran: Counter = Counter()
     for index, case in cases:
         place.enter(index, "ours")
@@ -152,7 +154,7 @@ def alone(case: Case, limit_memory: bool = True) -> str | None:
 
 def kind_of(said: str) -> str:
     """Failures that are alike: the words without the numbers."""
-    return re.sub(r"[\d.,e+()-]+|inf|nan", "#", said)[:60]
+    return re.sub(r"[-(]*\d[\d.,e+() -]*|inf|nan", "#", said)[:60]
 
 
 class Report:

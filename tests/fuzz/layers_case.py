@@ -112,6 +112,10 @@ class Case:
     def kernel(self) -> tuple[int, int]:
         return self.r, self.s
 
+    @property
+    def memories(self) -> tuple[str, str, str, str]:
+        return self.memory_x, self.memory_w, self.memory_b, self.memory_g
+
     def zeros(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The padding before and after, of height and width."""
         if not isinstance(self.padding, str):
@@ -148,7 +152,7 @@ class Case:
             return "strides and dilations must be positive"
         if not isinstance(self.padding, str) and min(self.padding) < 0:
             return "padding must not be negative"
-        if self.c == 0 and (self.transposed or self.way in ("mapped", "fuse") or self.mode not in ("inference", "backward")):
+        if self.c == 0 and (self.transposed or self.way in ("mapped", "fuse") or self.mode not in ("inference", "backward") or self.bad):
             return "no channels at all are for the plain functions"
         if not self.batched and self.n != 1:
             return "without a batch there is one image"
@@ -196,6 +200,8 @@ class Case:
             return "special values have a reference for conv2d only"
         if self.numbers == "special" and (self.mode not in ("inference", "backward") or self.n == 0 or self.c == 0):
             return "special values have a reference for plain passes only"
+        if self.numbers == "special" and max(self.dilation) > 100:
+            return "that reference has as many zeros around as the dilation is large"
         if not self.exact and (
             self.activation != "none" or self.mode not in ("inference", "backward") or self.padding_mode != "zeros"
         ):
@@ -213,6 +219,9 @@ class Case:
             return "fused models take a batch"
         if self.mode == "autocast" and (self.dtype != "float32" or self.numbers != "integers" or self.bad):
             return "autocast is for float32"
+        odd = any(part[:1] in tuple("evnc") for memory in self.memories[:3] for part in memory.split("+"))
+        if self.mode in ("jvp", "hvp") and odd:
+            return "torch lays a tangent out as its primal, which it cannot where elements are shared or negated"
         if self.mode == "vmap" and self.way in ("fuse", "mapped"):
             return "vmap is for functions and layers"
         if self.mode == "copy" and self.way not in ("layer", "convert", "mapped"):

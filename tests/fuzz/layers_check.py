@@ -52,7 +52,9 @@ class Operands:
             image, kernel, out = image[1:], kernel[1:], out[1:]
         self.x = self.made((*batch, c, *image), case.memory_x)
         self.w = self.made((c, case.k, *kernel) if case.transposed else (k, case.c, *kernel), case.memory_w)
-        self.b = self.made((k,), case.memory_b) if case.bias else None
+        # The reference for special values takes a bias that is finite.
+        kind = "integers" if case.numbers == "special" else case.numbers
+        self.b = tensor((k,), self.dtype, case.memory_b, kind, self.generator) if case.bias else None
         self.g = self.made((*batch, k, *out), case.memory_g)
 
     def made(self, shape, memory: str = "") -> Tensor:
@@ -77,20 +79,21 @@ def widened(t: Tensor | None) -> Tensor | None:
 def oracle(case: Case) -> Callable[..., Tensor]:
     """The function of a case on float64 tensors, by torch alone."""
 
+    # torch cuts some of these to 32 bits. A step beyond everything there is does the same as one of a million.
+    stride, dilation = (tuple(min(v, 1_000_000) for v in values) for values in (case.stride, case.dilation))
+
     def function(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         one_row = case.function == "conv1d"
         if case.transposed:
-            return F.conv_transpose2d(
-                x, w, b, case.stride, case.padding, case.output_padding, case.groups, case.dilation
-            )
+            return F.conv_transpose2d(x, w, b, stride, case.padding, case.output_padding, case.groups, dilation)
         if case.c == 0:  # torch's result has no channels then; the sum over none is zero
             y = x.new_zeros(*x.shape[: case.batched], case.k * case.groups, *case.output_size()[one_row:])
             y = y + x.sum() + w.sum()
-            return y if b is None else y + b.reshape(-1, *(1,) * (2 - one_row))
+            y = y if b is None else y + b.reshape(-1, *(1,) * (2 - one_row))
+            return torch.relu(y) if case.activation == "relu" else y
         rows, columns = case.zeros()
         amounts = columns if one_row else (*columns, *rows)
         convolve = F.conv1d if one_row else F.conv2d
-        geometry = case.stride[one_row:], case.dilation[one_row:], case.groups
         if case.padding_mode != "zeros":
             # torch pads no dimension that is circular, nor any without a batch, in all ranks: give it one.
             batched = x if case.batched else x[None]
@@ -98,7 +101,7 @@ def oracle(case: Case) -> Callable[..., Tensor]:
             x = x if case.batched else x[0]
         elif any(amounts):
             x = F.pad(x, amounts)
-        y = convolve(x, w, b, geometry[0], 0, geometry[1], geometry[2])
+        y = convolve(x, w, b, stride[one_row:], 0, dilation[one_row:], case.groups)
         return torch.relu(y) if case.activation == "relu" else y
 
     return function

@@ -114,6 +114,6 @@ class override(TorchFunctionMode):
     computed by torch unnoticed: inside the block every convolution is ours or is refused.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         # torch has taken this mode off its stack while we are here: nothing below comes back to it.
         return _FUNCTIONS.get(func, func)(*args, **(kwargs or {}))

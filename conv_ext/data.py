@@ -249,7 +249,7 @@ def _read_cifar_binary(path: Path) -> tuple[Tensor, Tensor]:
 class _ArraysOnly(pickle.Unpickler):
     """Reads dicts, lists, numbers and numpy arrays, and refuses to import anything else: a pickle can run any code."""
 
-    def find_class(self, module: str, name: str):  # noqa: D102
+    def find_class(self, module: str, name: str):
         import numpy as np
 
         reconstruct = np.empty(0).__reduce__()[0]  # its module's name differs between numpy's versions

@@ -6,7 +6,6 @@ and nothing is copied. Hooks note the layers; a function mode carries receptive 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -195,7 +194,7 @@ def _put(values, field: _Field | None) -> None:
 class _Between(TorchFunctionMode):
     """Results of functions see what their arguments see."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         _put(result, _get((args, kwargs)))
         return result

@@ -61,7 +61,7 @@ struct Axis {
   int64_t stride, dilation, pad;  // pad: before the first position
 
   int64_t step() const { return inverse ? 1 : stride; }
-  int64_t phases() const { return inverse ? min_of(stride, output) : 1; }
+  int64_t phases() const { return inverse ? max_of(1, min_of(stride, output)) : 1; }
   int64_t output_step() const { return inverse ? stride : 1; }
   int64_t count(int64_t phase) const { return inverse ? (output - 1 - phase) / stride + 1 : output; }
   int64_t longest_count() const { return output > 0 ? count(0) : 0; }
@@ -156,9 +156,14 @@ inline PackedExtent packed_extent(const Axis& axis, int64_t tile) {
   if (axis.inverse) {
     // One chain; neighbours are dilation / stride apart, rounded down or up.
     if (axis.dilation / axis.stride > tile) return apart;
-    if (ceil_div(axis.dilation, axis.stride) > tile)
-      return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
-    const int64_t length = axis.offset(0) - axis.offset(axis.taps - 1) + tile;
+    const int64_t reach = axis.offset(0) - axis.offset(axis.taps - 1);
+    if (ceil_div(axis.dilation, axis.stride) > tile) {  // by `tile`, or by one more, which ends a region
+      constexpr int64_t kFewTaps = 4096;
+      if (axis.taps <= kFewTaps) return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
+      const int64_t joined = ceil_div(axis.stride, axis.dilation % axis.stride);  // at most
+      return {reach - (axis.taps - 1) * tile + 1, product(axis.taps, tile), product(min_of(axis.taps, joined), tile)};
+    }
+    const int64_t length = reach + tile;
     return {1, length, length};
   }
   const int64_t common = greatest_common_divisor(axis.stride, axis.dilation);

@@ -174,15 +174,12 @@ const char* direct_declines(const ConvProblem& z, Pass pass, const IsaTraits& is
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (z.r > (1 << 20) / z.s) return "the kernel has more than 2^20 taps";
-  // A cheap bound first; only what comes near the limit is planned to know.
+  // Cheap bounds first; only what comes near a limit is planned to know.
   const int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts_of(z.dtype);
   const double bound = double(channels) * double(z.r) * double(z.s + 1) * 64.0 * double(accumulator_bytes(z.dtype));
-  if (bound > double(kTileBudget)) {
-    Plan plan{};
-    prepare_direct(z, pass, isa, &plan);
-    if (plan.scratch_bytes > kScratchLimit) return "the smallest packed tile exceeds 16 MiB of scratch for each thread";
-  }
-  return nullptr;
+  if (bound <= double(kTileBudget) && z.weight_elements() <= kWorkspaceLimit / 64) return nullptr;
+  return memory_declines(z, pass, isa, prepare_direct,
+                         "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 
 // Bytes of the tables in cpu/depthwise_channels.h, or cpu/depthwise_rows.h.
@@ -250,10 +247,10 @@ const char* depthwise_declines(const ConvProblem& z, Pass pass, const IsaTraits&
     return "it is for strides that, times R or S, are at most 4096";
   if (max_of(horizontal.source, horizontal.output) > kScratchLimit / (16 * z.s) / accumulator_bytes(z.dtype))
     return "the rows are so long that a block of them exceeds 16 MiB of scratch for each thread";
-  Plan plan{};
-  prepare_depthwise(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "one block of rows exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  if (depthwise_table_bytes(vertical, horizontal) > kScratchLimit)
+    return "so many outputs reach into the padding that their tables exceed 16 MiB";
+  return memory_declines(z, pass, isa, prepare_depthwise,
+                         "one block of rows exceeds 16 MiB of scratch for each thread");
 }
 
 const char* depthwise_yields(const ConvProblem& z, Pass, const IsaTraits& isa) {

@@ -142,10 +142,8 @@ const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits&
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
-  Plan plan{};
-  prepare_broadcast(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "the smallest tile exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_broadcast,
+                         "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
 // Bytes of weights: that stay in the second level of cache; with stride, where the other algorithms are further from

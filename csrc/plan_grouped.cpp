@@ -17,6 +17,11 @@ int64_t window_bytes(const ConvProblem& z, Pass pass, const IsaTraits& isa, int6
                  window_axis(horizontal).extent(horizontal, horizontal.output), isa.vector_bytes);
 }
 
+// Of the result that those rows make, or of the upstream gradient, turned round in whole squares.
+int64_t block_bytes(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes, int64_t rows) {
+  return product(product(rows, horizontal_axis(z, pass).output) + lanes, isa.vector_bytes);
+}
+
 }  // namespace
 
 void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
@@ -29,7 +34,8 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
   const auto rows = [&](int64_t blocks) { return round_up(ceil_div(output, blocks), step); };
   int64_t blocks = weight_grad ? ceil_div(output, max_of(1, kChainOutputs / max_of(1, z.q))) : 1;
   blocks = smallest_that_fits(blocks, max_of(blocks, ceil_div(output, step)), [&](int64_t count) {
-    return window_bytes(z, pass, isa, lanes, rows(count)) <= kWindowBytes || rows(count) <= step;
+    return rows(count) <= step || (window_bytes(z, pass, isa, lanes, rows(count)) <= kWindowBytes &&
+                                   block_bytes(z, pass, isa, lanes, rows(count)) <= kScratchLimit / 2);
   });
   plan->tile_h = rows(blocks);
   plan->tile_w = horizontal.output;
@@ -55,9 +61,8 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
     plan->workspace_bytes = array_bytes(vectors, isa.vector_bytes) + array_bytes(vectors, vector_bytes);
   }
   plan->workspace_bytes += grouped_table_bytes(taps, phases);
-  // Beside the window a block of the result, or of the upstream gradient, turned round in whole squares.
   plan->scratch_bytes = aligned(window_bytes(z, pass, isa, lanes, plan->tile_h)) +
-                        array_bytes(product(plan->tile_h, horizontal.output) + lanes, isa.vector_bytes);
+                        aligned(block_bytes(z, pass, isa, lanes, plan->tile_h));
 }
 
 const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
@@ -69,16 +74,10 @@ const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& i
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
-  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
   if (max_of(horizontal.source, horizontal.output) + (z.s - 1) * z.dilation_w > kScratchLimit)
     return "a row is longer than 2^24";
-  Plan plan{};
-  plan.tile_h = vertical.output_step();
-  if (window_bytes(z, pass, isa, lanes, plan.tile_h) +
-          product(product(plan.tile_h, horizontal.output) + lanes, isa.vector_bytes) >
-      kScratchLimit)
-    return "the smallest window exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_grouped,
+                         "the smallest window exceeds 16 MiB of scratch for each thread");
 }
 
 const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

@@ -161,11 +161,8 @@ const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTra
     return "fewer than 4 output channels of a group leave most lanes of a vector idle";
   if (pass == Pass::InputGrad && z.stride_h > 64 / z.stride_w)
     return "stride_h * stride_w is above 64: each of that many phases of input_grad would take few of a line's outputs";
-  if (z.flops() == 0) return nullptr;
-  Plan plan{};
-  prepare_implicit_gemm(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "the smallest packed tile exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_implicit_gemm,
+                         "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 
 const char* implicit_gemm_yields(const ConvProblem& z, Pass, const IsaTraits& isa) {

@@ -132,10 +132,7 @@ const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
-  Plan plan{};
-  prepare_panels(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "the smallest tile exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_panels, "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
 const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

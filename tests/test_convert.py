@@ -7,12 +7,12 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modules import Calls
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import conv_ext
 from devices import device, randn
+from test_modules import Calls
 
 each_device = pytest.mark.usefixtures("each_device")
 SAME = {"rtol": 1e-12, "atol": 1e-12}

@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FUZZ = ROOT / "tests" / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
-import fuzz_build  # noqa: E402
-import histogram  # noqa: E402
-import planted  # noqa: E402
+import fuzz_build
+import histogram
+import planted
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja"
@@ -40,7 +40,7 @@ def plain():
     return fuzz_build.build("plain")
 
 
-def tested_isas():
+def isas_here():
     """Those that this processor runs, and the emulation of AMX, which is tried on AVX-512."""
     isas = [isa for isa in available_isas() if isa != "amx"]
     return isas + [EMULATED] * ("avx512" in isas and (LIBRARIES / f"libconv_ext_{EMULATED}.so").is_file())
@@ -48,25 +48,39 @@ def tested_isas():
 
 def test_no_case_fails(plain, tmp_path):
     """The same cases each time, on every instruction set, and every algorithm among them."""
-    child = fuzz(plain, LIBRARIES, "--isa", ",".join(tested_isas()), "--count", 3000, "--seed", 1, "--histogram", tmp_path / "h.json")
+    child = fuzz(
+        plain,
+        LIBRARIES,
+        "--isa",
+        ",".join(isas_here()),
+        "--count",
+        3000,
+        "--seed",
+        1,
+        "--histogram",
+        tmp_path / "h.json",
+    )
     assert child.returncode == 0, child.stdout + child.stderr
-    cases, ran, chosen, failures = histogram.added([tmp_path / "h.json"])
-    assert failures == 0 and set(cases) == set(tested_isas()) and set(cases.values()) == {3000}
-    for isa in tested_isas():
+    cases, ran, _, failures = histogram.added([tmp_path / "h.json"])
+    assert failures == 0 and set(cases) == set(isas_here()) and set(cases.values()) == {3000}
+    for isa in isas_here():
         algorithms = {cell[1] for cell in ran if cell[0] == isa}
         with_pairs = {"implicit_gemm"} if isa in ("avx512_bf16", EMULATED) else set()
-        assert algorithms == {"depthwise", "winograd", "grouped", "broadcast", "panels", "direct", "reference"} | with_pairs
+        assert (
+            algorithms
+            == {"depthwise", "winograd", "grouped", "broadcast", "panels", "direct", "reference"} | with_pairs
+        )
     assert len({cell[2:] for cell in ran}) == 3 * 6 * 3  # passes, dtypes, layouts
 
 
 def test_cases_that_failed_once(plain):
-    child = fuzz(plain, LIBRARIES, "--isa", ",".join(tested_isas()), "--corpus", FUZZ / "corpus" / "runs.txt")
+    child = fuzz(plain, LIBRARIES, "--isa", ",".join(isas_here()), "--corpus", FUZZ / "corpus" / "runs.txt")
     assert child.returncode == 0, child.stdout + child.stderr
     assert child.stdout.count("ok ") >= 30
 
 
 def test_no_case_fails_under_the_sanitizers():
-    """AddressSanitizer and UBSan in the kernels themselves; where nothing was built before, they take long to compile."""
+    """AddressSanitizer and UBSan in the kernels themselves, which take minutes to compile the first time."""
     if "avx2" not in available_isas():
         pytest.skip("the library under the sanitizers is for AVX2")
     folder = fuzz_build.build("address", ["avx2"])
@@ -104,7 +118,9 @@ static const KernelLibrary library = {{{{"baseline", 16, 4, 3, 4, 3, 2, 2, 4, Bf
 extern "C" const KernelLibrary* conv_ext_kernel_library() {{ return &library; }}
 '''
     )
-    subprocess.run(["g++", "-std=c++17", "-shared", "-fPIC", source, "-o", tmp_path / "libconv_ext_baseline.so"], check=True)
+    subprocess.run(
+        ["g++", "-std=c++17", "-shared", "-fPIC", source, "-o", tmp_path / "libconv_ext_baseline.so"], check=True
+    )
     child = fuzz(plain, tmp_path, "--isa", "baseline", "--count", 40, "--seed", 1, "--cpu-limit", 0.2, "--examples", 0,
                  "--histogram", tmp_path / "h.json")  # fmt: skip
     kinds = {line.split()[2] for line in child.stdout.splitlines() if " x " in line}

@@ -3,18 +3,17 @@
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>
 #include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include <atomic>
-#include <cstdlib>
+#include <thread>
 
-#include "../indexing.h"
 #include "buffers.h"
+#include "fork.h"
 #include "registration.h"
+#include "thread_memory.h"
 
 namespace conv_ext {
 namespace {
@@ -22,66 +21,27 @@ namespace {
 using at::Tensor;
 
 std::atomic<const KernelLibrary*> loaded_library{nullptr};
-std::atomic<bool> scratch_guard{false};
-
-constexpr int64_t kLargePage = int64_t(2) << 20;
-// The transformed weights of 512 x 512 channels, which would else fault their pages in anew at every call.
-constexpr int64_t kKeptWorkspace = int64_t(48) << 20;
-
-// Memory that a thread keeps from call to call, so that its pages are not faulted in anew each time.
-class ThreadMemory {
- public:
-  ~ThreadMemory() { release(); }
-  void* get(int64_t bytes) {
-    if (scratch_guard) return guarded(bytes);
-    if (bytes > size_ || map_ != nullptr) {
-      release();
-      // Large blocks in large pages, where the system grants them: their pages are touched in strides.
-      const int64_t alignment = bytes >= kLargePage ? kLargePage : 64;
-      data_ = std::aligned_alloc(size_t(alignment), size_t(round_up(std::max<int64_t>(bytes, 64), alignment)));
-      TORCH_CHECK(data_ != nullptr, "conv_ext could not allocate ", bytes, " bytes of workspace");
-#if defined(MADV_HUGEPAGE)
-      if (bytes >= kLargePage) madvise(data_, size_t(round_up(bytes, kLargePage)), MADV_HUGEPAGE);
-#endif
-      size_ = bytes;
-    }
-    return data_;
-  }
-  // What is larger than a thread should keep goes back at the end of the call.
-  void trim() {
-    if (size_ > kKeptWorkspace) release();
-  }
-
- private:
-  void* guarded(int64_t bytes) {
-    release();
-    const int64_t page = sysconf(_SC_PAGESIZE), used = round_up(std::max<int64_t>(bytes, 1), 64);
-    map_size_ = round_up(used, page) + page;
-    map_ = mmap(nullptr, size_t(map_size_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    TORCH_CHECK(map_ != MAP_FAILED, "conv_ext could not map ", map_size_, " bytes of guarded workspace");
-    char* const end = static_cast<char*>(map_) + map_size_ - page;
-    mprotect(end, size_t(page), PROT_NONE);
-    return end - used;
-  }
-  void release() {
-    if (map_ != nullptr && map_ != MAP_FAILED) munmap(map_, size_t(map_size_));
-    std::free(data_);
-    map_ = data_ = nullptr;
-    size_ = map_size_ = 0;
-  }
-  void* data_ = nullptr;
-  void* map_ = nullptr;
-  int64_t size_ = 0, map_size_ = 0;
-};
-
 ThreadMemory& scratch_memory() {
   thread_local ThreadMemory memory;
   return memory;
 }
-ThreadMemory& workspace_memory() {
-  thread_local ThreadMemory memory;
-  return memory;
-}
+
+// The calling thread's memory for a call, however that ends.
+class Workspace {
+ public:
+  ~Workspace() { memory().trim(); }
+  void* get(int64_t bytes) {
+    void* const data = memory().get(bytes);
+    TORCH_CHECK(data != nullptr, "conv_ext could not allocate ", bytes, " bytes of workspace");
+    return data;
+  }
+
+ private:
+  static ThreadMemory& memory() {
+    thread_local ThreadMemory memory;
+    return memory;
+  }
+};
 
 // The caller's rounding and flush-to-zero mode holds in every worker, or results would depend on who computed them.
 class FloatingPointMode {
@@ -98,25 +58,33 @@ class FloatingPointMode {
   unsigned saved_;
 };
 
+// The calling thread's own scratch is there before anything runs, or nothing runs; where a worker cannot have any,
+// the others do its share. So nothing is thrown within a parallel region, and a call computes all or raises.
 void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void*, int64_t, void*), void* argument) {
-  const int64_t workers = at::in_parallel_region() ? 1 : std::min<int64_t>(count, at::get_num_threads());
+  const bool alone = at::in_parallel_region() || pool_left_behind;
+  const int64_t workers = alone ? 1 : std::min<int64_t>(count, at::get_num_threads());
+  void* const scratch = scratch_bytes > 0 ? scratch_memory().get(scratch_bytes) : nullptr;
+  TORCH_CHECK(scratch_bytes <= 0 || scratch != nullptr, "conv_ext could not allocate ", scratch_bytes,
+              " bytes of scratch for a thread");
   std::atomic<int64_t> next{0};
   // Indices are handed out one by one: a worker that is held up does not hold up the others. Nothing depends on who
   // takes which.
-  const auto work = [&] {
-    void* scratch = scratch_bytes > 0 ? scratch_memory().get(scratch_bytes) : nullptr;
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(argument, i, scratch);
+  const auto work = [&](void* own) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(argument, i, own);
   };
-  if (workers <= 1) {
-    work();
-    return;
+  if (workers > 1) {
+    const std::thread::id caller = std::this_thread::get_id();
+    const unsigned mode = FloatingPointMode::current();
+    at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      if (begin == end) return;
+      const bool is_caller = std::this_thread::get_id() == caller;
+      void* const own = is_caller || scratch_bytes <= 0 ? scratch : scratch_memory().get(scratch_bytes);
+      if (scratch_bytes > 0 && own == nullptr) return;
+      FloatingPointMode scope(mode);
+      work(own);
+    });
   }
-  const unsigned mode = FloatingPointMode::current();
-  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    if (begin == end) return;
-    FloatingPointMode scope(mode);
-    work();
-  });
+  work(scratch);  // what a serial call has to do, and what workers without scratch have left
 }
 
 }  // namespace
@@ -136,6 +104,7 @@ void load_kernel_library(const std::string& path) {
 }
 
 void set_scratch_guard(bool on) { scratch_guard = on; }
+int64_t fail_block(int64_t number) { return failing_block.exchange(number); }
 
 Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
                const CallArguments& call) {
@@ -152,14 +121,16 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
   const Plan plan = make_plan(problem, pass, library.isa, candidate);
   RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
-  ThreadMemory& workspace = workspace_memory();
+  Workspace workspace;
   if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);
   library.run(problem, pass, plan, buffers, Executor{nullptr, run_parallel});
-  workspace.trim();
   if (merged && pass == Pass::InputGrad) add_zeros_around_gradient(problem, buffers, unmerged, unmerged_buffers);
   return result;
 }
 
-TORCH_LIBRARY_IMPL(conv_ext, CPU, library) { implement<run_cpu>(library); }
+TORCH_LIBRARY_IMPL(conv_ext, CPU, library) {
+  implement<run_cpu>(library);
+  end_the_pool_before_a_fork();
+}
 
 }  // namespace conv_ext

@@ -10,6 +10,9 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <chrono>
+#include <thread>
+
 #include "operators.h"
 
 namespace conv_ext {
@@ -76,6 +79,27 @@ struct Ints {
   }
 };
 
+// Lets other Python threads run while `work` computes. A thread that comes back to an interpreter that has ended is
+// ended by Python up to 3.13, with its stack unwound, which this stack's owners do not survive (the process aborts, as
+// it does with torch's operators). It waits for the end of the process instead, as from Python 3.14 on.
+template <class Work>
+void without_gil(const Work& work) {
+  struct Return {
+    PyThreadState* state = PyEval_SaveThread();
+    ~Return() noexcept(false) {
+      struct Wait {
+        bool returned = false;
+        ~Wait() {
+          while (!returned) std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+      } wait;
+      PyEval_RestoreThread(state);
+      wait.returned = true;
+    }
+  } back;
+  work();
+}
+
 bool parse_text(PyObject* object, const char* name, std::string_view* text) {
   Py_ssize_t length = 0;
   const char* data = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &length) : nullptr;
@@ -126,11 +150,10 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   std::optional<at::Tensor> bias;
   if (has_bias) bias = THPVariable_Unpack(arguments[2]);
   at::Tensor result;
-  {
-    pybind11::gil_scoped_release no_gil;
+  without_gil([&] {
     at::AutoDispatchBelowADInplaceOrView below;  // the operators called inside record nothing
     result = (first.is_cuda() ? run_cuda : run_cpu)(pass, first, second, bias, a);
-  }
+  });
   return THPVariable_Wrap(std::move(result));
   END_HANDLE_TH_ERRORS
 }

@@ -49,5 +49,8 @@ void load_kernel_library(const std::string& path);
 
 // For tests: every scratch block and workspace ends at a page that cannot be touched.
 void set_scratch_guard(bool on);
+// For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this number cannot be
+// had (negative: all can). What was left of the number before: negative where that block has been asked for.
+int64_t fail_block(int64_t number);
 
 }  // namespace conv_ext

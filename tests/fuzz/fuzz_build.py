@@ -1,4 +1,6 @@
-"""Builds the fuzzer of runs, and kernel libraries under the sanitizers, each once: python tests/fuzz/fuzz_build.py KIND [ISA ...].
+"""Builds the fuzzer of runs, and kernel libraries under the sanitizers.
+
+    python tests/fuzz/fuzz_build.py KIND [ISA ...]
 
 KIND is plain, address (AddressSanitizer and UBSan) or thread (ThreadSanitizer). Everything lies in build/fuzz/KIND and
 is compiled again only where it has changed. A plain driver loads the libraries of the package itself.
@@ -99,7 +101,9 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
     return "\n".join(lines) + "\n"
 
 
-def build(kind: str, isas: list[str] = (), folder: Path | None = None, root: Path = ROOT, jobs: int | None = None) -> Path:
+def build(
+    kind: str, isas: list[str] = (), folder: Path | None = None, root: Path = ROOT, jobs: int | None = None
+) -> Path:
     """Builds what has changed; the folder that holds `runs` and the libraries that were asked for."""
     folder = folder or BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)

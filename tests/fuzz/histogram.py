@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--fewest", type=int, default=1000)
     arguments = parser.parse_args()
-    cases, ran, chosen, failures = added(arguments.files)
+    cases, ran, _, failures = added(arguments.files)
     for isa in cases:
         print("\n".join(table(ran, isa)), "\n")
     for isa, count in cases.items():

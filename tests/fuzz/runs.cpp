@@ -18,7 +18,7 @@
 #include <map>
 
 #include "runs_child.h"
-#include "runs_families.h"
+#include "runs_drawer.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 extern "C" const char* __asan_default_options() { return "detect_leaks=0:exitcode=99"; }
@@ -188,7 +188,8 @@ class Fuzzer {
       for (size_t isa = 0; isa < libraries_.size(); ++isa) ++histogram.cases[isa];
       std::string lines;
       for (const Failure& f : failures)
-        lines += std::to_string(index) + "|" + f.kind + "|" + f.isa + "|" + f.pass + "|" + f.algorithm + "|" + f.message + "\n";
+        lines += std::to_string(index) + "|" + f.kind + "|" + f.isa + "|" + f.pass + "|" + f.algorithm + "|" +
+                 f.message + "\n";
       if (!lines.empty() && write(pipe, lines.data(), lines.size()) < 0) _exit(3);
     }
   }
@@ -285,8 +286,8 @@ class Fuzzer {
           for (int d = 0; d < conv_ext::kDTypes; ++d)
             for (int l = 0; l < kLayouts; ++l) {
               if (all.ran[isa][a][p][d][l] == 0) continue;
-              json << (first ? "" : ", ") << "\n\"" << libraries_[isa].name << " " << conv_ext::kCandidates[a].name << " "
-                   << kPassNames[p] << " " << kDTypeNames[d] << " " << kLayoutNames[l] << "\": ["
+              json << (first ? "" : ", ") << "\n\"" << libraries_[isa].name << " " << conv_ext::kCandidates[a].name
+                   << " " << kPassNames[p] << " " << kDTypeNames[d] << " " << kLayoutNames[l] << "\": ["
                    << all.ran[isa][a][p][d][l] << ", " << all.chosen[isa][a][p][d][l] << "]";
               first = false;
             }
@@ -327,20 +328,34 @@ Options parse_options(int count, char** words) {
       }
       return std::string(words[++i]);
     };
-    if (word == "--libraries") options.libraries = value();
-    else if (word == "--isa") options.isa = value();
-    else if (word == "--seconds") options.seconds = std::atof(value().c_str());
-    else if (word == "--count") options.count = std::strtoull(value().c_str(), nullptr, 10);
-    else if (word == "--seed") options.seed = std::strtoull(value().c_str(), nullptr, 10);
-    else if (word == "--processes") options.processes = std::max(1, std::atoi(value().c_str()));
-    else if (word == "--examples") options.examples = std::atoi(value().c_str());
-    else if (word == "--histogram") options.histogram = value();
-    else if (word == "--threads") options.threads = true;
-    else if (word == "--stop") options.stop = true;
-    else if (word == "--cpu-limit") options.limits.cpu_seconds = std::atof(value().c_str());
-    else if (word == "--case") options.line = value();
-    else if (word == "--corpus") options.corpus = value();
-    else if (word == "--print") options.print = std::strtoull(value().c_str(), nullptr, 10);
+    if (word == "--libraries")
+      options.libraries = value();
+    else if (word == "--isa")
+      options.isa = value();
+    else if (word == "--seconds")
+      options.seconds = std::atof(value().c_str());
+    else if (word == "--count")
+      options.count = std::strtoull(value().c_str(), nullptr, 10);
+    else if (word == "--seed")
+      options.seed = std::strtoull(value().c_str(), nullptr, 10);
+    else if (word == "--processes")
+      options.processes = std::max(1, std::atoi(value().c_str()));
+    else if (word == "--examples")
+      options.examples = std::atoi(value().c_str());
+    else if (word == "--histogram")
+      options.histogram = value();
+    else if (word == "--threads")
+      options.threads = true;
+    else if (word == "--stop")
+      options.stop = true;
+    else if (word == "--cpu-limit")
+      options.limits.cpu_seconds = std::atof(value().c_str());
+    else if (word == "--case")
+      options.line = value();
+    else if (word == "--corpus")
+      options.corpus = value();
+    else if (word == "--print")
+      options.print = std::strtoull(value().c_str(), nullptr, 10);
     else {
       std::fprintf(stderr, "unknown option %s; the first lines of runs.cpp list them\n", word.c_str());
       std::exit(2);

@@ -69,12 +69,18 @@ struct Layout {
     while (std::getline(parts, part, '/')) {
       const std::string key = part.substr(0, part.find(':')), value = part.substr(part.find(':') + 1);
       const int number = std::atoi(value.c_str());
-      if (key == "step") layout.step = number;
-      else if (key == "expand") layout.expand = number;
-      else if (key == "overlap") layout.overlap = number;
-      else if (key == "odd") layout.odd = number;
-      else if (key == "begin") layout.at_begin = true;
-      else if (key == "shift") layout.shift = number;
+      if (key == "step")
+        layout.step = number;
+      else if (key == "expand")
+        layout.expand = number;
+      else if (key == "overlap")
+        layout.overlap = number;
+      else if (key == "odd")
+        layout.odd = number;
+      else if (key == "begin")
+        layout.at_begin = true;
+      else if (key == "shift")
+        layout.shift = number;
       else if (key == "gap") {
         std::istringstream numbers(value);
         char dot;
@@ -99,9 +105,9 @@ struct Case {
   int64_t bias_stride = -1;  // -1: no bias
   bool relu = false;
   Data data = Data::Integers;
-  uint64_t seed = 0;         // of the numbers
-  int shuffled = 0;          // runs once more with the tasks in another order, so many blocks of scratch taking turns
-  int threads = 0;           // runs once more with 2, 3, 7 ... up to so many threads
+  uint64_t seed = 0;  // of the numbers
+  int shuffled = 0;   // runs once more with the tasks in another order, so many blocks of scratch taking turns
+  int threads = 0;    // runs once more with 2, 3, 7 ... up to so many threads
   int64_t cut_begin = 0, cut_end = 0;  // runs forward and input_grad once more for these images alone
   // A line that runs again may be about one library, pass and algorithm.
   std::string isa, pass, algorithm;
@@ -109,8 +115,8 @@ struct Case {
 
 inline std::string text_of(const Case& c) {
   std::ostringstream out;
-  out << text_of(c.z) << " input=" << c.layout[0].text() << " weight=" << c.layout[1].text() << " output=" << c.layout[2].text()
-      << " data=" << kDataNames[int(c.data)] << " seed=" << c.seed;
+  out << text_of(c.z) << " input=" << c.layout[0].text() << " weight=" << c.layout[1].text()
+      << " output=" << c.layout[2].text() << " data=" << kDataNames[int(c.data)] << " seed=" << c.seed;
   if (c.bias_stride >= 0) out << " bias=" << c.bias_stride;
   if (c.relu) out << " relu=1";
   if (c.shuffled) out << " shuffled=" << c.shuffled;
@@ -125,19 +131,32 @@ inline std::string text_of(const Case& c) {
 inline Case parse_case(const std::string& line) {
   Case c;
   c.z = parse(line, [&](const std::string& key, const std::string& value) {
-    if (key == "input") c.layout[0] = Layout::parse(value);
-    else if (key == "weight") c.layout[1] = Layout::parse(value);
-    else if (key == "output") c.layout[2] = Layout::parse(value);
-    else if (key == "data") c.data = Data(index_of(value, kDataNames, kDataKinds));
-    else if (key == "seed") c.seed = std::strtoull(value.c_str(), nullptr, 10);
-    else if (key == "bias") c.bias_stride = std::atoi(value.c_str());
-    else if (key == "relu") c.relu = value == "1";
-    else if (key == "shuffled") c.shuffled = std::atoi(value.c_str());
-    else if (key == "threads") c.threads = std::atoi(value.c_str());
-    else if (key == "cut") std::sscanf(value.c_str(), "%ld-%ld", &c.cut_begin, &c.cut_end);
-    else if (key == "isa") c.isa = value;
-    else if (key == "pass") c.pass = value;
-    else if (key == "algorithm") c.algorithm = value;
+    if (key == "input")
+      c.layout[0] = Layout::parse(value);
+    else if (key == "weight")
+      c.layout[1] = Layout::parse(value);
+    else if (key == "output")
+      c.layout[2] = Layout::parse(value);
+    else if (key == "data")
+      c.data = Data(index_of(value, kDataNames, kDataKinds));
+    else if (key == "seed")
+      c.seed = std::strtoull(value.c_str(), nullptr, 10);
+    else if (key == "bias")
+      c.bias_stride = std::atoi(value.c_str());
+    else if (key == "relu")
+      c.relu = value == "1";
+    else if (key == "shuffled")
+      c.shuffled = std::atoi(value.c_str());
+    else if (key == "threads")
+      c.threads = std::atoi(value.c_str());
+    else if (key == "cut")
+      std::sscanf(value.c_str(), "%ld-%ld", &c.cut_begin, &c.cut_end);
+    else if (key == "isa")
+      c.isa = value;
+    else if (key == "pass")
+      c.pass = value;
+    else if (key == "algorithm")
+      c.algorithm = value;
     else {
       std::fprintf(stderr, "unknown key of a case: %s\n", key.c_str());
       std::exit(2);

@@ -99,7 +99,8 @@ class Checker {
     Numbers numbers(case_.data, z_.dtype, case_.seed * 8 + uint64_t(t), range_of(t),
                     uint64_t(std::max<int64_t>(16, count / 3)));
     for_each_element(sizes, stride_[t], [&](size_t, int64_t at) {
-      for (int part = 0; part < parts_; ++part) Type::write(data + at * element_bytes() + part * Type::bytes, numbers.draw());
+      for (int part = 0; part < parts_; ++part)
+        Type::write(data + at * element_bytes() + part * Type::bytes, numbers.draw());
     });
     // Read back, so that elements that share memory have the number that was written last.
     for (int part = 0; part < parts_; ++part) {
@@ -115,7 +116,8 @@ class Checker {
     return operand;
   }
   void fill_bias() {
-    char* const data = memory(kBias).place(((z_.k - 1) * case_.bias_stride + 1) * element_bytes(), false, case_.layout[1].shift);
+    char* const data =
+        memory(kBias).place(((z_.k - 1) * case_.bias_stride + 1) * element_bytes(), false, case_.layout[1].shift);
     memory(kBias).fill();
     Numbers numbers(case_.data, z_.dtype, case_.seed * 8 + 7, 0, uint64_t(std::max<int64_t>(16, z_.k)));
     for (int64_t k = 0; k < z_.k; ++k)
@@ -239,8 +241,7 @@ class Checker {
       return message.empty();
     };
     const int64_t all = sizes_[result_of(pass)][0];
-    if (case_.shuffled &&
-        !(run(problem, buffers, Tasks::Order::Shuffled, case_.shuffled) && same("order", 0, all)))
+    if (case_.shuffled && !(run(problem, buffers, Tasks::Order::Shuffled, case_.shuffled) && same("order", 0, all)))
       return;
     for (int workers : {2, 3, 7})
       if (workers <= case_.threads &&
@@ -303,10 +304,11 @@ class Checker {
   static std::string describe(const int64_t sizes[4], size_t at, int part, W got, W wanted, const Expected<W>& expected,
                               double bound) {
     char text[256];
-    const int64_t i = int64_t(at), d = i % sizes[3], c = i / sizes[3] % sizes[2], b = i / sizes[3] / sizes[2] % sizes[1],
-                  a = i / sizes[3] / sizes[2] / sizes[1];
-    std::snprintf(text, sizeof(text), "at (%ld,%ld,%ld,%ld)%s got %.9Lg, wanted %.9Lg, error %.3Lg, bound %.3g, A %.3g, L %ld",
-                  long(a), long(b), long(c), long(d), part ? " imaginary" : "", (long double)got, (long double)wanted,
+    const int64_t i = int64_t(at), d = i % sizes[3], c = i / sizes[3] % sizes[2],
+                  b = i / sizes[3] / sizes[2] % sizes[1], a = i / sizes[3] / sizes[2] / sizes[1];
+    std::snprintf(text, sizeof(text),
+                  "at (%ld,%ld,%ld,%ld)%s got %.9Lg, wanted %.9Lg, error %.3Lg, bound %.3g, A %.3g, L %ld", long(a),
+                  long(b), long(c), long(d), part ? " imaginary" : "", (long double)got, (long double)wanted,
                   std::fabs((long double)(got - wanted)), bound, expected.magnitude(part, at), long(expected.length()));
     return text;
   }

@@ -159,17 +159,36 @@ class Children {
       change(next);
       if (complete(&next.z)) all.push_back(next);
     };
-    with([](Case& n) { n.bias_stride = -1; n.relu = false; });
-    with([](Case& n) { n.shuffled = n.threads = 0; n.cut_begin = n.cut_end = 0; });
-    with([](Case& n) { for (Layout& layout : n.layout) layout = Layout(); n.z.channels_last = false; });
+    with([](Case& n) {
+      n.bias_stride = -1;
+      n.relu = false;
+    });
+    with([](Case& n) {
+      n.shuffled = n.threads = 0;
+      n.cut_begin = n.cut_end = 0;
+    });
+    with([](Case& n) {
+      for (Layout& layout : n.layout) layout = Layout();
+      n.z.channels_last = false;
+    });
     for (int t = 0; t < 3; ++t) {
       with([&](Case& n) { n.layout[t] = Layout(); });
       with([&](Case& n) { n.layout[t].expand = n.layout[t].overlap = n.layout[t].odd = 0; });
-      with([&](Case& n) { n.layout[t].step = 1; for (int64_t& gap : n.layout[t].gap) gap = 0; });
-      with([&](Case& n) { n.layout[t].shift = 0; n.layout[t].at_begin = false; });
+      with([&](Case& n) {
+        n.layout[t].step = 1;
+        for (int64_t& gap : n.layout[t].gap) gap = 0;
+      });
+      with([&](Case& n) {
+        n.layout[t].shift = 0;
+        n.layout[t].at_begin = false;
+      });
     }
     with([](Case& n) { n.data = Data::Integers; });
-    with([](Case& n) { n.z.c /= n.z.groups; n.z.k /= n.z.groups; n.z.groups = 1; });
+    with([](Case& n) {
+      n.z.c /= n.z.groups;
+      n.z.k /= n.z.groups;
+      n.z.groups = 1;
+    });
     const auto groups_to = [&](int64_t groups) {
       with([&](Case& n) {
         n.z.c = n.z.group_c() * groups;
@@ -189,13 +208,20 @@ class Children {
     number(&ConvProblem::n, 1, 1);
     number(&ConvProblem::c, 1, c.z.groups);
     number(&ConvProblem::k, 1, c.z.groups);
-    for (auto member : {&ConvProblem::pad_top, &ConvProblem::pad_bottom, &ConvProblem::pad_left, &ConvProblem::pad_right})
+    for (auto member :
+         {&ConvProblem::pad_top, &ConvProblem::pad_bottom, &ConvProblem::pad_left, &ConvProblem::pad_right})
       number(member, 0, 1);
     for (auto member : {&ConvProblem::h, &ConvProblem::w, &ConvProblem::r, &ConvProblem::s, &ConvProblem::stride_h,
                         &ConvProblem::stride_w, &ConvProblem::dilation_h, &ConvProblem::dilation_w})
       number(member, 1, 1);
-    with([](Case& n) { n.z.h -= 1; n.z.r -= 1; });
-    with([](Case& n) { n.z.w -= 1; n.z.s -= 1; });
+    with([](Case& n) {
+      n.z.h -= 1;
+      n.z.r -= 1;
+    });
+    with([](Case& n) {
+      n.z.w -= 1;
+      n.z.s -= 1;
+    });
     with([](Case& n) { n.z.precision = Precision::Ieee; });
     with([](Case& n) { n.z.dtype = DType::Float32; });
     return all;

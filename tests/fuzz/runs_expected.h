@@ -1,4 +1,5 @@
-// What a result must be for one case and pass: the oracle's sums, and for each kind of algorithm the errors it may make.
+// What a result must be for one case and pass: the oracle's sums, and for each kind of algorithm the errors it may
+// make.
 #pragma once
 
 #include "runs_oracle.h"
@@ -56,13 +57,12 @@ class Expected {
     return bounds_[int(gate)][i_of(part)];
   }
   // Infinity times a subnormal number: NaN where the processor takes that for zero.
-  bool may_lose_infinity(Gate gate) const {
-    return gate == Gate::Dot && flushes() && case_.data == Data::Special;
-  }
+  bool may_lose_infinity(Gate gate) const { return gate == Gate::Dot && flushes() && case_.data == Data::Special; }
   // Where no sum of float32 numbers can be told from an overflow in some order of summation.
   bool may_overflow(int part, size_t at, double bound) const {
     const double accumulator = facts_.unit == 0x1p-24 ? double(std::numeric_limits<float>::max()) : facts_.largest;
-    return sums_.magnitude[part][at] > accumulator / 8 || double(std::fabs(sums_.value[part][at])) + bound >= facts_.largest;
+    return sums_.magnitude[part][at] > accumulator / 8 ||
+           double(std::fabs(sums_.value[part][at])) + bound >= facts_.largest;
   }
 
  private:
@@ -142,11 +142,14 @@ class Expected {
   static Plane<double> largest_around(const Plane<double>& from, int64_t maps, int64_t height, int64_t width,
                                       int64_t reach) {
     Plane<double> rows(from.size(), 0.0), result(from.size(), 0.0);
-    const auto finite = [](double v) { return std::fabs(v) <= std::numeric_limits<double>::max() ? std::fabs(v) : 0.0; };
+    const auto finite = [](double v) {
+      return std::fabs(v) <= std::numeric_limits<double>::max() ? std::fabs(v) : 0.0;
+    };
     for (int64_t line = 0; line < maps * height; ++line)
       for (int64_t q = 0; q < width; ++q)
         for (int64_t i = std::max<int64_t>(0, q - reach); i <= std::min(width - 1, q + reach); ++i)
-          rows[size_t(line * width + q)] = std::max(rows[size_t(line * width + q)], finite(from[size_t(line * width + i)]));
+          rows[size_t(line * width + q)] =
+              std::max(rows[size_t(line * width + q)], finite(from[size_t(line * width + i)]));
     for (int64_t map = 0; map < maps; ++map)
       for (int64_t p = 0; p < height; ++p)
         for (int64_t i = std::max<int64_t>(0, p - reach); i <= std::min(height - 1, p + reach); ++i)
@@ -158,9 +161,10 @@ class Expected {
   }
   // Of a kernel that is cut into pieces of 3, or of 5.
   static int64_t missing_taps(int64_t taps) { return std::max((3 - taps % 3) % 3, taps > 3 ? (5 - taps % 5) % 5 : 0); }
-  // A as the Winograd algorithm is judged: the largest over what one tile transforms together. Numbers of very different
-  // magnitudes (zeros among others too, and few that are repeated), and in weight_grad those at the edges, also meet in
-  // products that cancel and that no result has: there the operands themselves are taken for the largest of their tiles.
+  // A as the Winograd algorithm is judged: the largest over what one tile transforms together. Numbers of very
+  // different magnitudes (zeros among others too, and few that are repeated), and in weight_grad those at the edges,
+  // also meet in products that cancel and that no result has: there the operands themselves are taken for the largest
+  // of their tiles.
   Plane<double> over_tiles(int part) const {
     // Four outputs along an axis, and those that the taps would read by which a kernel is filled up to whole pieces.
     const int64_t reach = 3 + std::max(missing_taps(z_.r), missing_taps(z_.s));

@@ -26,7 +26,11 @@ class Families {
       if (r_.chance(0.15)) disturb(&z);
       if (!complete(&z)) continue;
       const bool shared = r_.chance(0.008);
-      const double most = shared ? kMostProducts : keep.large ? 200e3 : r_.chance(0.7) ? 7e3 : r_.chance(0.85) ? 30e3 : 200e3;
+      const double most = shared            ? kMostProducts
+                          : keep.large      ? 200e3
+                          : r_.chance(0.7)  ? 7e3
+                          : r_.chance(0.85) ? 30e3
+                                            : 200e3;
       if (shared) enlarge(&z, keep);
       if (!reduce(&z, keep, most, shared ? kMostElements : keep.large ? 150000 : 16000)) continue;
       return z;
@@ -41,8 +45,12 @@ class Families {
 
   void draw_type(ConvProblem* z) {
     const int64_t type = r_.between(0, 99);
-    z->dtype = type < 46 ? DType::Float32 : type < 58 ? DType::Float64 : type < 73 ? DType::BFloat16
-               : type < 84 ? DType::Float16 : type < 92 ? DType::Complex64 : DType::Complex128;
+    z->dtype = type < 46   ? DType::Float32
+               : type < 58 ? DType::Float64
+               : type < 73 ? DType::BFloat16
+               : type < 84 ? DType::Float16
+               : type < 92 ? DType::Complex64
+                           : DType::Complex128;
     if (z->dtype == DType::Float32)
       z->precision = r_.chance(0.6) ? Precision::Ieee : r_.chance(0.6) ? Precision::TF32 : Precision::BF16;
   }
@@ -52,8 +60,11 @@ class Families {
   int64_t awkward() { return r_.pick({4, 8, 12, 14, 16, 24, 32, 48, 64, 96, 128, 144}) + r_.between(-1, 1); }
   int64_t channels() {
     const int64_t kind = r_.between(0, 4);
-    return kind == 0 ? r_.pick({1, 2, 3, 4}) : kind == 1 ? prime() : kind == 2 ? awkward() : kind == 3 ? r_.logarithmic(64)
-                                                                                 : r_.pick({8, 16, 32, 64});
+    return kind == 0   ? r_.pick({1, 2, 3, 4})
+           : kind == 1 ? prime()
+           : kind == 2 ? awkward()
+           : kind == 3 ? r_.logarithmic(64)
+                       : r_.pick({8, 16, 32, 64});
   }
   int64_t extent() {
     const int64_t kind = r_.between(0, 3);
@@ -170,7 +181,8 @@ class Families {
       case 8: {  // groups of every size
         const int64_t kernel = r_.pick({1, 2, 3, 3, 5});
         set_kernel(z, kernel, r_.chance(0.7) ? kernel : r_.between(1, 5));
-        set_channels(z, r_.logarithmic(40), r_.between(1, r_.pick({4, 9, 20, 70})), r_.between(1, r_.pick({4, 9, 20, 70})));
+        set_channels(z, r_.logarithmic(40), r_.between(1, r_.pick({4, 9, 20, 70})),
+                     r_.between(1, r_.pick({4, 9, 20, 70})));
         if (r_.chance(0.7)) pad_same(z);
         if (r_.chance(0.3)) set_stride(z, r_.between(1, 3), r_.between(1, 3));
         if (r_.chance(0.2)) z->dilation_h = z->dilation_w = r_.between(1, 3);
@@ -230,8 +242,9 @@ class Families {
 
   // One number of the problem becomes another.
   void disturb(ConvProblem* z) {
-    int64_t* const numbers[] = {&z->n, &z->h, &z->w, &z->r, &z->s, &z->stride_h, &z->stride_w, &z->dilation_h,
-                                &z->dilation_w, &z->pad_top, &z->pad_bottom, &z->pad_left, &z->pad_right};
+    int64_t* const numbers[] = {&z->n,          &z->h,        &z->w,          &z->r,          &z->s,
+                                &z->stride_h,   &z->stride_w, &z->dilation_h, &z->dilation_w, &z->pad_top,
+                                &z->pad_bottom, &z->pad_left, &z->pad_right};
     int64_t* const number = numbers[r_.between(0, 12)];
     const bool padding = number >= &z->pad_top && number <= &z->pad_right;
     *number = padding ? r_.between(0, 6) : r_.logarithmic(12);
@@ -276,7 +289,9 @@ class Families {
     for (int tries = 0; tries < 200; ++tries) {
       if (fits()) return true;
       const ConvProblem before = *z;
-      const auto less = [&](int64_t value) { return value <= 1 ? value : std::max<int64_t>(1, value - std::max<int64_t>(1, value / 3)); };
+      const auto less = [&](int64_t value) {
+        return value <= 1 ? value : std::max<int64_t>(1, value - std::max<int64_t>(1, value / 3));
+      };
       switch (r_.between(0, 5)) {
         case 0:
           if (!keep.n || r_.chance(0.1)) z->n = less(z->n);
@@ -303,78 +318,6 @@ class Families {
   }
 
   Random& r_;
-};
-
-class Drawer {
- public:
-  // Whether each case runs on threads, too (for ThreadSanitizer).
-  explicit Drawer(bool always_threads) : always_threads_(always_threads) {}
-
-  Case draw(uint64_t seed, uint64_t index) const {
-    Random first(seed * 0x9e3779b97f4a7c15u + index);
-    Random random(first.bits());
-    Case c;
-    c.z = Families(&random).problem();
-    for (Layout& layout : c.layout) layout = draw_layout(&random);
-    if (random.chance(0.75)) alike(&random, &c);
-    draw_sharing(&random, &c);
-    c.z.channels_last = c.layout[0].is_order("0231") || c.layout[1].is_order("0231");
-    if (random.chance(0.05)) c.z.channels_last = !c.z.channels_last;
-    if (random.chance(0.4)) c.bias_stride = random.chance(0.8) ? 1 : random.between(0, 3);
-    c.relu = !conv_ext::is_complex(c.z.dtype) && random.chance(0.25);
-    const int64_t kind = random.between(0, 99);
-    c.data = kind < 45 ? Data::Integers : kind < 65 ? Data::Signed : kind < 80 ? Data::Positive
-             : kind < 90 ? Data::Special : Data::Wide;
-    c.seed = random.bits() >> 1;
-    const bool shared = products_of(c.z) >= kSharedProducts * 0.98;
-    if (random.chance(shared ? 0.3 : 0.06)) c.shuffled = int(random.pick({2, 3, 7}));
-    if (always_threads_) c.threads = random.chance(0.2) ? 7 : 3;
-    else if (random.chance(shared ? 0.3 : 0.01)) c.threads = 7;
-    if (c.z.n > 1 && random.chance(0.1)) {
-      c.cut_begin = random.between(0, c.z.n - 1);
-      c.cut_end = random.between(c.cut_begin + 1, c.z.n);
-    }
-    return c;
-  }
-
- private:
-  static void set_order(Layout* layout, const char* digits) {
-    for (int i = 0; i < 4; ++i) layout->order[i] = digits[i] - '0';
-  }
-  static Layout draw_layout(Random* random) {
-    Layout layout;
-    if (random->chance(0.45)) set_order(&layout, "0231");
-    else if (random->chance(0.2))
-      for (int i = 3; i > 0; --i) std::swap(layout.order[i], layout.order[random->between(0, i)]);
-    // Slices: of the fastest dimension with a step, of the others with neighbours that are not theirs.
-    if (random->chance(0.06)) layout.step = random->between(2, 3);
-    for (int64_t& gap : layout.gap)
-      if (random->chance(0.07)) gap = random->between(1, 5);
-    if (random->chance(0.2)) layout.odd = int(random->between(1, 4));
-    layout.at_begin = random->chance(0.25);
-    if (random->chance(0.15)) layout.shift = int(random->between(1, 15));
-    return layout;
-  }
-  // Mostly the three tensors are in one of the usual formats together.
-  static void alike(Random* random, Case* c) {
-    const bool last = random->chance(0.5);
-    for (Layout& layout : c->layout) {
-      set_order(&layout, last ? "0231" : "0123");
-      if (random->chance(0.8)) {
-        layout.step = 1;
-        for (int64_t& gap : layout.gap) gap = 0;
-      }
-    }
-  }
-  // Expanded and overlapping operands.
-  static void draw_sharing(Random* random, Case* c) {
-    for (Layout& layout : c->layout) {
-      if (random->chance(0.04)) layout.expand = 1 << random->between(0, 3);
-      if (random->chance(0.03)) layout.overlap = int(random->between(1, 4));
-    }
-  }
-
-  bool always_threads_;
 };
 
 }  // namespace fuzz

@@ -15,8 +15,8 @@
 
 namespace fuzz {
 
-constexpr unsigned char kFill = 0xff;   // NaN in every dtype
-constexpr int64_t kMargin = 128;        // bytes around a block that are watched where no unreadable page is
+constexpr unsigned char kFill = 0xff;  // NaN in every dtype
+constexpr int64_t kMargin = 128;       // bytes around a block that are watched where no unreadable page is
 
 // ThreadSanitizer has a memset of its own, which is slow; the driver is not what it looks at.
 inline void fill_bytes(char* to, int64_t count) {

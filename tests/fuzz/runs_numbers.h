@@ -1,4 +1,5 @@
-// The numbers that tensors hold: conversions of every dtype, of this driver's own, and the kinds of data that are drawn.
+// The numbers that tensors hold: conversions of every dtype, of this driver's own, and the kinds of data that are
+// drawn.
 #pragma once
 
 #include <cmath>

@@ -18,8 +18,9 @@ constexpr int kMostThreads = 7;
 
 // Where a worker is, in memory that its parent reads when it has died.
 struct Stage {
-  std::atomic<uint64_t> index;      // of the case
-  std::atomic<int> isa, pass, algorithm;  // algorithm: -1 while the case is prepared, kChoosing, else the candidate's place
+  std::atomic<uint64_t> index;  // of the case
+  std::atomic<int> isa, pass,
+      algorithm;  // algorithm: -1 while the case is prepared, kChoosing, else the candidate's place
   std::atomic<uint64_t> steps;
 };
 constexpr int kPreparing = -1, kChoosing = -2;
@@ -69,7 +70,8 @@ class Tasks {
       std::vector<int64_t>& indices = self.indices_;
       indices.resize(size_t(count));
       for (int64_t i = 0; i < count; ++i) indices[size_t(i)] = i;
-      for (int64_t i = count - 1; i > 0; --i) std::swap(indices[size_t(i)], indices[size_t(self.random_.between(0, i))]);
+      for (int64_t i = count - 1; i > 0; --i)
+        std::swap(indices[size_t(i)], indices[size_t(self.random_.between(0, i))]);
       for (int64_t i = 0; i < count; ++i) body(argument, indices[size_t(i)], scratch[i % self.workers]);
     } else {
       std::atomic<int64_t> next{0};

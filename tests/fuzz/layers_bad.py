@@ -65,7 +65,8 @@ def check_bad(case: Case, stage: Stage) -> None:
         return  # no parameter can be one
     # torch cuts some numbers to 32 bits, and takes a dilation of 0 in some transposed convolutions: we need not.
     cut = not dot and any(len(digits) > 9 for digits in re.findall(r"\d+", what))
-    cut = cut or (case.transposed and name == "dilation" and "0" in what)
+    # Nor need we take a bias of another dtype, which torch adds to some transposed convolutions.
+    cut = cut or (case.transposed and case.bad == "b.other") or (case.transposed and name == "dilation" and "0" in what)
     ours_only = cut or any(given.get("padding") == rule for rule in RULES[2:]) or case.activation != "none"
 
     def outcome(own: bool):
@@ -83,7 +84,7 @@ def check_bad(case: Case, stage: Stage) -> None:
 
     results = []
     with torch.no_grad():
-        for own in (True, False) if not ours_only else (True,):
+        for own in (True, False) if not (ours_only and case.padding_mode == "zeros") else (True,):
             stage("ours" if own else "torch")
             try:
                 results.append(outcome(own))
@@ -91,10 +92,11 @@ def check_bad(case: Case, stage: Stage) -> None:
                 results.append(error)
     mine, theirs = results[0], results[-1]
     if isinstance(mine, Exception):
-        if not isinstance(mine, ERRORS) or len(str(mine)) < 10 or "INTERNAL ASSERT" in str(mine):
+        unclear = len(str(mine)) < 10 or "INTERNAL ASSERT" in str(mine)  # of torch, where it pads for the layer
+        if not isinstance(mine, ERRORS) or (unclear and str(mine) != str(theirs)):
             raise Wrong(f"error: {type(mine).__name__}: {str(mine)[:200]}")
         # An empty batch is no reason for us to let the rest pass; torch does not look at it.
-        if not isinstance(theirs, Exception) and what not in REFUSED_BY_RULE and case.n > 0:
+        if not isinstance(theirs, Exception) and what not in REFUSED_BY_RULE and case.n > 0 and not ours_only:
             raise Wrong(f"refuses: torch computes {tuple(theirs.shape)}, ours says {type(mine).__name__}: {str(mine)[:200]}")
         return
     if ours_only:

@@ -217,6 +217,8 @@ class Case:
             return "fused models are for inference"
         if self.way == "fuse" and (self.n == 0 or not self.batched or self.bad or self.numbers != "integers"):
             return "fused models take a batch"
+        if self.way == "fuse" and max(self.stride + self.dilation) > 2**30:
+            return "torch's own layers, which the fused ones replace, do not take every such number"
         if self.mode == "autocast" and (self.dtype != "float32" or self.numbers != "integers" or self.bad):
             return "autocast is for float32"
         odd = any(part[:1] in tuple("evnc") for memory in self.memories[:3] for part in memory.split("+"))

@@ -28,15 +28,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tolerance, problems
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tolerance, problems, and this folder as `fuzz`
 
 import torch  # noqa: E402
 
 import conv_ext  # noqa: E402
 
-from . import layers_bad  # noqa: E402, F401  (the child needs it: loaded once, here)
-from .layers_case import Case  # noqa: E402
-from .layers_check import Wrong, check  # noqa: E402
+from fuzz import layers_bad  # noqa: E402, F401  (the child needs it: loaded once, here)
+from fuzz.layers_case import Case  # noqa: E402
+from fuzz.layers_check import Wrong, check  # noqa: E402
 
 STAGES = ("between two cases", "ours", "torch")
 MEMORY = 12 * 2**30  # of a child: what asks for exabytes fails at once, what asks for less does not take the machine

@@ -170,7 +170,9 @@ def test_what_hangs_or_crashes_is_named_and_the_run_goes_on(monkeypatch, capsys)
     assert layers.alone(Case()) is None
 
 
-@pytest.mark.parametrize("line", ["n", "n=1 n=2", "sizes=3", "n=x", "stride=1", "stride=0,1", "h=2 r=3", "padding=much"])
+@pytest.mark.parametrize(
+    "line", ["n", "n=1 n=2", "sizes=3", "n=x", "stride=1", "stride=0,1", "h=2 r=3", "padding=much"]
+)
 def test_a_case_that_is_not_one_is_an_error(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         layers.main(["--case", line])

@@ -30,13 +30,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tolerance, problems, and this folder as `fuzz`
 
-import torch  # noqa: E402
+import torch
+import torch._dynamo
 
-import conv_ext  # noqa: E402
-
-from fuzz import layers_bad  # noqa: E402, F401  (the child needs it: loaded once, here)
-from fuzz.layers_case import Case  # noqa: E402
-from fuzz.layers_check import Wrong, check  # noqa: E402
+import conv_ext
+from fuzz.layers_bad import check_bad, check_fused
+from fuzz.layers_case import Case
+from fuzz.layers_check import Wrong, check
 
 STAGES = ("between two cases", "ours", "torch")
 MEMORY = 12 * 2**30  # of a child: what asks for exabytes fails at once, what asks for less does not take the machine
@@ -52,7 +52,7 @@ def case_of(seed: int, index: int) -> Case:
 def failure_of(case: Case, stage: Callable[[str], None] = lambda name: None) -> str | None:
     """What is wrong with a case, run in this process; None where nothing is."""
     try:
-        check(case, stage)
+        (check_bad if case.bad else check_fused if case.way == "fuse" else check)(case, stage)
     except Wrong as wrong:
         return str(wrong)
     return None

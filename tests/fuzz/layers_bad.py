@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import conv_ext
 
 from .layers_case import RULES, Case
-from .layers_check import ERRORS, Operands, Stage, Wrong, arguments, called, layer_of, literal, widened
+from .layers_check import ERRORS, Operands, Stage, Wrong, arguments, called, layer_of, widened
 
 # What torch computes and ours refuses by its documented rules: other dtypes, and tensors without memory.
 REFUSED_BY_RULE = ("int64", "bool", "meta")
@@ -32,7 +33,11 @@ def spoilt(case: Case, t: Tensor | None, what: str):
     if what == "list":
         return t.tolist()
     if what == "numpy":
-        return t.resolve_conj().resolve_neg().float().numpy() if t.dtype == torch.bfloat16 else t.resolve_conj().resolve_neg().numpy()
+        return (
+            t.resolve_conj().resolve_neg().float().numpy()
+            if t.dtype == torch.bfloat16
+            else t.resolve_conj().resolve_neg().numpy()
+        )
     if what in ("int64", "bool"):
         return t.real.to(getattr(torch, what)) if t.is_complex() else t.to(getattr(torch, what))
     if what == "other":
@@ -60,7 +65,7 @@ def check_bad(case: Case, stage: Stage) -> None:
         name, _, what = case.bad.partition("=")
         if name not in given:
             return  # output_padding of a function that has none
-        given[name] = literal(what)
+        given[name] = ast.literal_eval(what)
     if case.way == "layer" and what in ("list", "numpy"):
         return  # no parameter can be one
     # torch cuts some numbers to 32 bits, takes a dilation of 0 in some transposed convolutions, and adds a bias of
@@ -98,12 +103,16 @@ def check_bad(case: Case, stage: Stage) -> None:
             raise Wrong(f"error: {type(mine).__name__}: {str(mine)[:200]}")
         # An empty batch is no reason for us to let the rest pass; torch does not look at it.
         if not isinstance(theirs, Exception) and what not in REFUSED_BY_RULE and case.n > 0 and not ours_only:
-            raise Wrong(f"refuses: torch computes {tuple(theirs.shape)}, ours says {type(mine).__name__}: {str(mine)[:200]}")
+            raise Wrong(
+                f"refuses: torch computes {tuple(theirs.shape)}, ours says {type(mine).__name__}: {str(mine)[:200]}"
+            )
         return
     if ours_only:
         return
     if isinstance(theirs, Exception):
-        raise Wrong(f"accepts: torch says {type(theirs).__name__}: {str(theirs)[:200]}; ours computes {tuple(mine.shape)}")
+        raise Wrong(
+            f"accepts: torch says {type(theirs).__name__}: {str(theirs)[:200]}; ours computes {tuple(mine.shape)}"
+        )
     if mine.shape != theirs.shape:
         raise Wrong(f"shape: {tuple(mine.shape)}, torch's {tuple(theirs.shape)}")
     # Both round once: small integers are the same, but for what torch adds up in a short type.

@@ -8,7 +8,6 @@ reference of tests/tolerance.py.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
 import io
@@ -27,7 +26,7 @@ from problems import Problem
 from tolerance import OUTPUT_ROUNDOFF, PRECISION_ROUNDOFF, UNIT_ROUNDOFF, assert_same_with_non_finite, reference
 
 from .layers_case import Case
-from .layers_memory import numbers, tensor
+from .layers_memory import tensor
 
 ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError)
 Stage = Callable[[str], None]  # told whose code is about to run: "ours" or "torch"
@@ -134,19 +133,27 @@ def arguments(case: Case) -> dict:
     """What describes the convolution, by its name in the functions, in the order of the positional arguments."""
     first = case.function == "conv1d"
     # Layers keep what they are given: torch's own fail with a list of one, and with tensors.
-    form = case.form if case.way not in ("layer", "convert", "mapped", "fuse") or case.form in ("int", "list") else "tuple"
+    form = (
+        case.form if case.way not in ("layer", "convert", "mapped", "fuse") or case.form in ("int", "list") else "tuple"
+    )
     padding = case.padding if isinstance(case.padding, str) else in_form(case.padding[first:], form)
     stride, dilation = in_form(case.stride[first:], form), in_form(case.dilation[first:], form)
     if case.transposed:
         output_padding = in_form(case.output_padding, form)
-        return dict(stride=stride, padding=padding, output_padding=output_padding, groups=case.groups, dilation=dilation)
+        return dict(
+            stride=stride, padding=padding, output_padding=output_padding, groups=case.groups, dilation=dilation
+        )
     return dict(stride=stride, padding=padding, dilation=dilation, groups=case.groups)
 
 
 def called(case: Case, function: Callable, x, w, b, given: dict):
     more = {"activation": case.activation} if case.activation != "none" else {}
     if case.keywords:
-        return function(input=x, weight=w, bias=b, **given, **more) if case.variant % 3 == 0 else function(x, w, b, **given, **more)
+        return (
+            function(input=x, weight=w, bias=b, **given, **more)
+            if case.variant % 3 == 0
+            else function(x, w, b, **given, **more)
+        )
     return function(x, w, b, *given.values(), **more)
 
 
@@ -166,7 +173,9 @@ def layer_of(case: Case, family, given: dict) -> nn.Module:
 def table_of(case: Case) -> list[list[int]]:
     """The connections of a mapped layer: each output sees some of the inputs, a few of them the same."""
     return [
-        sorted({(k * 5 + i * (case.variant + 1) + case.seed) % case.c for i in range(1 + (k // 2 + case.variant) % case.c)})
+        sorted(
+            {(k * 5 + i * (case.variant + 1) + case.seed) % case.c for i in range(1 + (k // 2 + case.variant) % case.c)}
+        )
         for k in range(case.k)
     ]
 
@@ -253,7 +262,11 @@ def transformed(case: Case, function: Callable, o: Operands, wide: bool) -> list
     upstream = [as_wanted(o.like(getattr(o, name))) for name in wanted]
     recorded = [(t, v) for t, v in zip(grads, upstream) if t.requires_grad]
     second = torch.autograd.grad(
-        [t for t, _ in recorded], [*inputs, leaves["g"]], [v for _, v in recorded], allow_unused=True, materialize_grads=True
+        [t for t, _ in recorded],
+        [*inputs, leaves["g"]],
+        [v for _, v in recorded],
+        allow_unused=True,
+        materialize_grads=True,
     )
     names = [f"grad_{name}" for name in wanted] + [f"second_{name}" for name in [*wanted, "g"]]
     return list(zip(names, (*grads, *second)))
@@ -335,22 +348,10 @@ def _copied(case: Case, o: Operands) -> list[tuple[str, Tensor]]:
 
 def check(case: Case, stage: Stage = lambda name: None) -> None:
     """Raises Wrong where this package does not do what it should."""
-    if case.precision != "ieee":
-        context: contextlib.AbstractContextManager = conv_ext.precision(case.precision)
-    else:
-        context = contextlib.nullcontext()
-    if case.bad:
-        from .layers_bad import check_bad  # it needs this module
-
-        return check_bad(case, stage)
-    if case.way == "fuse":
-        from .layers_bad import check_fused
-
-        return check_fused(case, stage)
     o = Operands(case)
     stage("ours")
     try:
-        with context:
+        with conv_ext.precision(case.precision) if case.precision != "ieee" else contextlib.nullcontext():
             got = _computed(case, o)
     except Wrong:
         raise
@@ -358,43 +359,38 @@ def check(case: Case, stage: Stage = lambda name: None) -> None:
         raise Wrong(f"raises: {type(error).__name__}: {str(error)[:300]}") from error
     stage("torch")
     if case.numbers == "special":
-        return _compare_special(case, o, got)
-    reach = case if case.mode != "copy" else replace(case, needs="xwb", mode="backward")
-    if case.mode in ("autocast", "compile"):
-        reach = replace(case, mode="backward")
-    function = oracle(case)
-    if case.way == "mapped":
-        mask = torch.zeros(case.k, case.c, 1, 1, dtype=o.wide)
-        for k, row in enumerate(table_of(case)):
-            mask[k, row] = 1
-        inner = function
-        function = lambda x, w, b: inner(x, w * mask, b)  # noqa: E731
-    want = transformed(reach, function, o, wide=True)
-    limits = None if case.exact else _limits(reach, function, o)
+        _compare_special(case, o, got)
+        return
+    reach = case
+    if case.mode in ("autocast", "compile", "copy"):  # they compute what a backward pass does
+        reach = replace(case, mode="backward", needs="xwb" if case.mode == "copy" else case.needs)
+    want = transformed(reach, _connected(case, o.wide), o, wide=True)
+    limits = None if case.exact else _limits(reach, o)
     for (name, ours_value), (other, value) in zip(got, want, strict=True):
         assert name == other, (name, other)
         _compare(case, o, name, ours_value, value, limits)
-    _compare_format(case, o, got)
+    _compare_format(case, got)
 
 
-def _limits(case: Case, function, o: Operands) -> dict[str, Tensor]:
+def _connected(case: Case, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """The oracle; of a mapped layer without the weights of connections that it has not."""
+    function = oracle(case)
+    if case.way != "mapped":
+        return function
+    mask = torch.zeros(case.k, case.c, 1, 1, dtype=dtype)
+    for k, row in enumerate(table_of(case)):
+        mask[k, row] = 1
+    return lambda x, w, b: function(x, w * mask, b)
+
+
+def _limits(case: Case, o: Operands) -> dict[str, Tensor]:
     """A of every result: the same of the absolute values."""
-    sizes = Operands.__new__(Operands)
-    sizes.case, sizes.generator = case, o.generator
+    sizes = copy.copy(o)
     for name in "xwbg":
         t = widened(getattr(o, name))
-        if t is not None and t.is_complex():
-            t = t.real.abs() + t.imag.abs()
-        setattr(sizes, name, None if t is None else t.abs())
-    if o.dtype.is_complex and case.way == "mapped":
-        inner = function
-        real = replace(case, dtype="float64")
-        mask = torch.zeros(case.k, case.c, 1, 1, dtype=torch.float64)
-        for k, row in enumerate(table_of(case)):
-            mask[k, row] = 1
-        inner = oracle(real)
-        function = lambda x, w, b: inner(x, w * mask, b)  # noqa: E731
-    return dict(transformed(case, function, sizes, wide=True))
+        if t is not None:
+            setattr(sizes, name, t.real.abs() + t.imag.abs() if t.is_complex() else t.abs())
+    return dict(transformed(case, _connected(case, torch.float64), sizes, wide=True))
 
 
 def _length(case: Case, name: str) -> int:
@@ -485,7 +481,8 @@ def _compare_special(case: Case, o: Operands, got: list[tuple[str, Tensor]]) -> 
         "fuzz", case.n, case.c * case.groups, case.h, case.w, case.k * case.groups, case.r, case.s,
         case.stride, (top, bottom, left, right), case.dilation, case.groups,
     )  # fmt: skip
-    x, w, b, g = (t if t is None else t.detach().resolve_conj().resolve_neg().contiguous() for t in (o.x, o.w, o.b, o.g))
+    plain = (t if t is None else t.detach().resolve_conj().resolve_neg().contiguous() for t in (o.x, o.w, o.b, o.g))
+    x, w, b, g = plain
     if not case.batched:
         x, g = x[None], g[None]
     for name, value in got:
@@ -504,17 +501,13 @@ def _compare_special(case: Case, o: Operands, got: list[tuple[str, Tensor]]) -> 
             raise Wrong(f"special: {name}: {str(error)[:200]}") from None
 
 
-def _compare_format(case: Case, o: Operands, got: list[tuple[str, Tensor]]) -> None:
+def _compare_format(case: Case, got: list[tuple[str, Tensor]]) -> None:
     """A result is dense: contiguous or channels_last."""
-    if case.way != "function" or case.function != "conv2d" or not case.batched or case.mode not in ("inference", "backward"):
+    if (case.way, case.function, case.batched) != ("function", "conv2d", 1) or case.mode not in (
+        "inference",
+        "backward",
+    ):
         return
     y = dict(got)["y"]
     if not (y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)):
         raise Wrong(f"format: the result has strides {y.stride()} for sizes {tuple(y.shape)}")
-
-
-def literal(text: str):
-    return ast.literal_eval(text)
-
-
-__all__ = ["ERRORS", "Operands", "Stage", "Wrong", "arguments", "called", "check", "layer_of", "literal", "numbers", "widened"]

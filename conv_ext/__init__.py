@@ -5,7 +5,10 @@
 """
 
 from . import library as _library  # first: checks the build and loads the kernels
-from . import flops as _flops, ops as _ops
+
+# isort: split
+from . import flops as _flops
+from . import ops as _ops
 from . import visualize
 from ._version import __version__
 from .convert import convert, override, revert

@@ -33,7 +33,7 @@ def _as_when_recorded(names: tuple[str, str]):
 
 
 def recorded(name: str, function, schema: str):
-    """`function(input, weight, bias, ...)` as an operator that a trace records; schema: the arguments after the bias."""
+    """`function(input, weight, bias, ...)` as an operator that traces record; schema: the arguments after the bias."""
     _library.define(f"{name}(Tensor input, Tensor weight, Tensor? bias, {schema}, {_SETTINGS}) -> Tensor")
 
     def kernel(*arguments):

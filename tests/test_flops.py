@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import conv_ext
 from children import run_python
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def count(call):
@@ -45,7 +45,8 @@ def test_a_training_step(groups):
 
 
 def test_in_either_order_of_imports():
-    script = "{}; {}; import torch\nwith F(display=False) as c: e.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))"
+    script = "{}; {}; import torch\n"
+    script += "with F(display=False) as c: e.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))"
     imports = "import conv_ext as e", "from torch.utils.flop_counter import FlopCounterMode as F"
     for order in (imports, imports[::-1]):
         child = run_python("-c", script.format(*order) + "\nprint(c.get_total_flops())")

@@ -8,7 +8,15 @@ import torch
 from children import run_python
 
 # What an import of torch alone leaves out, and what is slow to load.
-HEAVY = ("torch._dynamo", "torch.utils.flop_counter", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "sympy", "matplotlib", "sklearn")
+HEAVY = (
+    "torch._dynamo",
+    "torch.utils.flop_counter",
+    "torch._inductor",
+    "torch.fx.experimental.symbolic_shapes",
+    "sympy",
+    "matplotlib",
+    "sklearn",
+)
 
 SCRIPT = """
 import sys

@@ -19,32 +19,9 @@ LIBRARIES = ROOT / "conv_ext" / "lib"
 PROCESSES = str(len(os.sched_getaffinity(0)))
 
 
-def build_plans() -> Path:
-    """The folder that holds `plans`, the fuzzer of plans, built where it has changed."""
-    folder = fuzz_build.BUILD / "plans"
-    folder.mkdir(parents=True, exist_ok=True)
-    command = f"{fuzz_build.compiler()} -std=c++20 -O2 -g1 -DCONV_EXT_COUNT_PLAN_STEPS"
-    sources = [HERE / "plans.cpp", *sorted((ROOT / "csrc").glob("plan*.cpp"))]
-    lines = [
-        "rule compile",
-        f"  command = {command} -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = {command} $in -o $out",
-        *(f"build {source.name}.o: compile {fuzz_build.escaped(source)}" for source in sources),
-        f"build plans: link {' '.join(f'{source.name}.o' for source in sources)}",
-    ]
-    path, text = folder / "build.ninja", "\n".join(lines) + "\n"
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-    subprocess.run(["ninja", "-C", str(folder)], check=True, stdout=subprocess.PIPE)
-    return folder
-
-
 def plans(arguments: list[str]) -> list[str]:
     """Plans of valid problems: CPU and CUDA, every instruction set, every algorithm forced."""
-    return [str(build_plans() / "plans"), *arguments]
+    return [str(fuzz_build.build("plain", driver="plans") / "plans"), *arguments]
 
 
 def runs(arguments: list[str]) -> list[str]:

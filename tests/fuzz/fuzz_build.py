@@ -1,6 +1,7 @@
-"""Builds the fuzzer of runs, and kernel libraries under the sanitizers.
+"""Builds the fuzzers, and kernel libraries under the sanitizers, each once.
 
     python tests/fuzz/fuzz_build.py KIND [ISA ...]
+    python tests/fuzz/fuzz_build.py plans KIND          the fuzzer of plans
 
 KIND is plain, address (AddressSanitizer and UBSan) or thread (ThreadSanitizer). Everything lies in build/fuzz/KIND and
 is compiled again only where it has changed. A plain driver loads the libraries of the package itself.
@@ -9,6 +10,7 @@ is compiled again only where it has changed. A plain driver loads the libraries 
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import platform
 import shutil
@@ -33,6 +35,14 @@ DRIVER_FLAGS = {
     "thread": "-O2 -march=native -fno-tree-loop-distribute-patterns -DFUZZ_THREAD_SANITIZER",
 }
 DRIVER_FLAGS = {kind: f"-std=c++17 -g1 -Wall -Wextra -fopenmp-simd {flags}" for kind, flags in DRIVER_FLAGS.items()}
+# Plans are small: all of UBSan is looked at, and what float-cast-overflow finds.
+PLANS_FLAGS = {
+    "plain": "-O2",
+    "address": "-O1 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer",
+}
+PLANS_FLAGS = {
+    kind: f"-std=c++20 -g1 -Wall -Wextra -DCONV_EXT_COUNT_PLAN_STEPS {flags}" for kind, flags in PLANS_FLAGS.items()
+}
 
 
 def kernel_settings(setup: Path = ROOT / "setup.py") -> dict:
@@ -87,6 +97,12 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
             f"  flags = {DRIVER_FLAGS[kind]}",
         ]
     lines += [f"build runs: link {' '.join(objects)}", "  libraries = -ldl -lpthread"]
+    if kind in PLANS_FLAGS:
+        objects = []
+        for source in [driver.with_name("plans.cpp"), *sorted((root / "csrc").glob("plan*.cpp"))]:
+            objects.append(f"plans_objects/{source.name}.o")
+            lines += [f"build {objects[-1]}: compile {escaped(source)}", f"  flags = {PLANS_FLAGS[kind]}"]
+        lines += [f"build plans: link {' '.join(objects)}", f"  flags = {PLANS_FLAGS[kind]}"]
     for isa, flags in settings["ISA_FLAGS"].items():
         objects = []
         for source in settings["KERNEL_SOURCES"]:
@@ -102,21 +118,32 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
 
 
 def build(
-    kind: str, isas: list[str] = (), folder: Path | None = None, root: Path = ROOT, jobs: int | None = None
+    kind: str,
+    isas: list[str] = (),
+    folder: Path | None = None,
+    root: Path = ROOT,
+    jobs: int | None = None,
+    driver: str = "runs",
 ) -> Path:
-    """Builds what has changed; the folder that holds `runs` and the libraries that were asked for."""
+    """Builds what has changed; the folder that holds the driver and the libraries that were asked for."""
     folder = folder or BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / "build.ninja", ninja_file(kind, root)
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-    targets = ["runs", *(f"libconv_ext_{isa}.so" for isa in isas)]
+    targets = [driver, *(f"libconv_ext_{isa}.so" for isa in isas)]
     jobs = jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-    subprocess.run(["ninja", "-C", str(folder), "-j", str(jobs), *targets], check=True, stdout=subprocess.PIPE)
+    # Tests run in several processes: the first one builds, the others wait for it.
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        subprocess.run(["ninja", "-C", str(folder), "-j", str(jobs), *targets], check=True, stdout=subprocess.PIPE)
     return folder
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in SANITIZERS:
+    words = sys.argv[1:]
+    driver = "plans" if words[:1] == ["plans"] else "runs"
+    words = words[1:] if driver == "plans" else words
+    if not words or words[0] not in (PLANS_FLAGS if driver == "plans" else SANITIZERS):
         sys.exit(__doc__)
-    print(build(sys.argv[1], sys.argv[2:]))
+    print(build(words[0], words[1:], driver=driver))

@@ -1,6 +1,6 @@
 // The fuzzer of plans: draws problems, plans each in every way, and checks the plans. See docs/fuzzing.md.
 //
-//   plans [--count N] [--seconds S] [--seed X] [--start I] [--processes P]   draw, until one of them is reached
+//   plans [--count N] [--seconds S] [--seed X] [--start I] [--processes P] [--failures F]   draw, until one is reached
 //   plans --case "n=1 c=4 ... pass=forward"                                 run one case again
 //   plans --file cases.txt                                                  the cases of a file, one a line
 //   plans --print < cases.txt                                               every plan of the cases, in words
@@ -49,7 +49,7 @@ Shared* make_shared() {
 }
 
 struct Options {
-  int64_t count = INT64_MAX, seconds = INT64_MAX, seed = 1, start = 0, processes = 1;
+  int64_t count = INT64_MAX, seconds = INT64_MAX, seed = 1, start = 0, processes = 1, failures = kMostFailures;
 };
 
 Case drawn(const Options& o, int64_t index) {
@@ -242,7 +242,7 @@ int run(const Options& o) {
     std::fflush(stdout);
   };
   int64_t spoken = begin;
-  for (bool running = true; running && failures.count() < kMostFailures;) {
+  for (bool running = true; running && failures.count() < o.failures;) {
     running = false;
     usleep(20000);
     for (Worker& w : workers) {
@@ -250,7 +250,7 @@ int run(const Options& o) {
       running = true;
       int status = 0;
       const bool ended = waitpid(w.process, &status, WNOHANG) == w.process;
-      for (int64_t index; read(w.pipe_end, &index, sizeof(index)) == sizeof(index);) {
+      for (int64_t index; failures.count() < o.failures && read(w.pipe_end, &index, sizeof(index)) == sizeof(index);) {
         const Case c = drawn(o, index);
         std::string found = verdict(c, kPatience, true);
         if (found.empty()) found = "unknown (first run alone): a failure that does not come again";
@@ -359,6 +359,7 @@ int main(int count, char** arguments) {
                             : name == "--seed"      ? &options.seed
                             : name == "--start"     ? &options.start
                             : name == "--processes" ? &options.processes
+                            : name == "--failures"  ? &options.failures
                                                     : nullptr;
     char* end = nullptr;
     if (number != nullptr) *number = std::strtoll(value.c_str(), &end, 10);

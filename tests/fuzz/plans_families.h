@@ -186,8 +186,8 @@ inline Case draw(Random& random) {
     // Where the kernel does not fit, padding makes room for it.
     if (!complete(&z) && random.chance(0.5)) {
       __int128 reach_h = __int128(z.r - 1) * z.dilation_h, reach_w = __int128(z.s - 1) * z.dilation_w;
-      if (reach_h < INT64_MAX / 2) z.pad_top = int64_t(reach_h);
-      if (reach_w < INT64_MAX / 2) z.pad_right = int64_t(reach_w);
+      if (reach_h <= INT64_MAX) z.pad_top = int64_t(reach_h);
+      if (reach_w <= INT64_MAX) z.pad_right = int64_t(reach_w);
     }
     const Pass pass = Pass(random.between(0, 2));
     if (!complete(&z)) continue;

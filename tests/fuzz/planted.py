@@ -68,6 +68,13 @@ ALL = (
         BROADCAST,
     ),
     Planted(
+        "memory_that_threads_share",
+        "cpu/broadcast.h",
+        "    Tile t;\n    t.j0",
+        "    static Tile t;\n    t.j0",
+        BROADCAST,
+    ),
+    Planted(
         "a_weight_that_is_not_finite_unseen",
         "cpu/broadcast.h",
         "finite = finite && zeros[l] == A(0);",
@@ -153,17 +160,10 @@ ALL = (
         "plan.cpp",
     ),
     Planted(
-        "rows_that_the_kernel_does_not_run",
-        "plan.cpp",
-        "kDepthwiseRows * vertical.output_step());",
-        "kDepthwiseRows);",
-        "plan.cpp",
-    ),
-    Planted(
-        "scratch_short_by_one",
+        "scratch_without_the_window",
         "plan_winograd.cpp",
         "plan->scratch_bytes = scratch();",
-        "plan->scratch_bytes = scratch() - 4 * 64;",
+        "plan->scratch_bytes = scratch() - window_bytes();",
         "plan_winograd.cpp",
     ),
     Planted(

@@ -46,13 +46,13 @@ struct Layout {
     const bool dense = step == 1 && !gap[0] && !gap[1] && !gap[2] && !gap[3] && !expand && !overlap;
     return dense && is_order("0123") ? "nchw" : dense && is_order("0231") ? "nhwc" : "strided";
   }
-  // "0123", and of the rest what is not as usual: "0231/step:2/gap:0.1.0.0/odd:1/begin/shift:1".
+  // "0123", and of the rest what is not as usual: "0231/step:2/gap:0+1+0+0/odd:1/begin/shift:1".
   std::string text() const {
     std::ostringstream out;
     for (int d : order) out << d;
     if (step != 1) out << "/step:" << step;
     if (gap[0] || gap[1] || gap[2] || gap[3])
-      out << "/gap:" << gap[0] << "." << gap[1] << "." << gap[2] << "." << gap[3];
+      out << "/gap:" << gap[0] << "+" << gap[1] << "+" << gap[2] << "+" << gap[3];
     if (expand) out << "/expand:" << expand;
     if (overlap) out << "/overlap:" << overlap;
     if (odd) out << "/odd:" << odd;
@@ -83,8 +83,8 @@ struct Layout {
         layout.shift = number;
       else if (key == "gap") {
         std::istringstream numbers(value);
-        char dot;
-        numbers >> layout.gap[0] >> dot >> layout.gap[1] >> dot >> layout.gap[2] >> dot >> layout.gap[3];
+        char plus;
+        numbers >> layout.gap[0] >> plus >> layout.gap[1] >> plus >> layout.gap[2] >> plus >> layout.gap[3];
       } else {
         std::fprintf(stderr, "unknown part of a layout: %s\n", part.c_str());
         std::exit(2);

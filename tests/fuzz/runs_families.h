@@ -252,17 +252,25 @@ class Families {
 
   // Up to the size from which plans share out work among threads.
   void enlarge(ConvProblem* z, Keep keep) {
+    // Few channels of large maps are shared out by rows, many channels by themselves.
+    const bool depthwise = z->groups == z->c;
+    const bool keep_channels = keep.channels || (!keep.map && r_.chance(depthwise ? 0.6 : 0.4));
+    if (depthwise && keep_channels) {
+      z->n = 1;
+      set_channels(z, r_.between(1, 8), 1, z->group_k());
+      if (r_.chance(0.4)) set_stride(z, r_.between(1, 3), r_.between(1, 3));
+    }
     for (int tries = 0; tries < 400 && products_of(*z) < kSharedProducts; ++tries) {
       const ConvProblem before = *z;
       switch (r_.between(0, 4)) {
         case 0:
-          z->n += z->n / 2 + 1;
+          if (!depthwise || !keep_channels) z->n += z->n / 2 + 1;
           break;
         case 1:
-          if (!keep.channels) z->c += z->groups * (z->group_c() / 2 + 1);
+          if (!keep_channels) z->c += z->groups * (z->group_c() / 2 + 1);
           break;
         case 2:
-          if (!keep.channels) z->k += z->groups * (z->group_k() / 2 + 1);
+          if (!keep_channels) z->k += z->groups * (z->group_k() / 2 + 1);
           break;
         case 3:
           if (!keep.map) z->h += z->h / 2 + 1;
@@ -271,7 +279,7 @@ class Families {
           if (!keep.map) z->w += z->w / 2 + 1;
           break;
       }
-      if (z->groups > 1 && z->groups == before.c && r_.chance(0.8)) {  // depthwise stays depthwise
+      if (!keep_channels && z->groups > 1 && z->groups == before.c && r_.chance(0.8)) {  // depthwise stays depthwise
         z->c = before.c;
         z->k = before.k;
         if (r_.chance(0.5)) set_channels(z, before.groups + before.groups / 3 + 1, 1, before.group_k());

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -139,10 +140,10 @@ def build_cuda_library(build: Path, target: Path) -> None:
             "or set CONV_EXT_CUDA=0"
         )
     build.mkdir(parents=True, exist_ok=True)
-    sources = [source.as_posix().replace(" ", "$ ") for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
-    objects = [f"{Path(source).name}.o" for source in sources]
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    objects = [f"{source.name}.o" for source in sources]
     lines = [
-        f"nvcc = {shutil.which('nvcc')}",
+        f"nvcc = {shlex.quote(shutil.which('nvcc')).replace('$', '$$')}",
         f"targets = {' '.join(cuda_architectures())}",
         "rule compile",
         "  command = $nvcc -MMD -MF $out.d -std=c++20 -O3 -Xcompiler -fPIC $targets -c $in -o $out",
@@ -155,8 +156,13 @@ def build_cuda_library(build: Path, target: Path) -> None:
         "rule link",
         "  command = $nvcc -shared -cudart shared -Xlinker -z -Xlinker defs $in -o $out",
         *(
+<<<<<<< HEAD
             f"build {o}: compile {source}"
             + (f"\n  targets = {SM90_OPTION}" if Path(source).name in SM90_SOURCES else "")
+=======
+            f"build {o}: compile {ninja_path(source)}"
+            + (f"\n  targets = {SM90_OPTION}" if source.name in SM90_SOURCES else "")
+>>>>>>> python2
             for o, source in zip(objects, sources)
         ),
         f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
@@ -178,13 +184,21 @@ def install_library(library: Path, target: Path) -> None:
         fresh.replace(copy)
 
 
+def ninja_path(path: Path) -> str:
+    """A path as a ninja file's build line has it; in the commands ninja itself quotes it for the shell."""
+    return re.sub(r"([$ :])", r"$\1", path.as_posix())
+
+
+def compiler_words() -> list[str]:
+    """The compiler's command: all words of CXX ("ccache g++"), else the program that compiled Python, else c++."""
+    words = shlex.split(os.environ.get("CXX", "")) or shlex.split(sysconfig.get_config_var("CXX") or "g++")[:1]
+    return words if shutil.which(words[0]) else ["c++"]
+
+
 def ninja_file(build: Path) -> str:
     """The build of the kernel libraries: every source once per instruction set."""
-    compiler = os.environ.get("CXX", sysconfig.get_config_var("CXX") or "g++").split()[0]
-    if shutil.which(compiler) is None:
-        compiler = "c++"
     lines = [
-        f"cxx = {compiler}",
+        f"cxx = {shlex.join(compiler_words()).replace('$', '$$')}",
         f"flags = {KERNEL_FLAGS}",
         "rule compile",
         "  command = $cxx -MMD -MF $out.d $flags $isa -c $in -o $out",
@@ -202,14 +216,23 @@ def ninja_file(build: Path) -> str:
             objects.append(f"{shared or isa}/{source}.o")
             if shared:
                 continue
+<<<<<<< HEAD
             path = (ROOT / "csrc" / "cpu" / source).as_posix().replace(" ", "$ ")
             lines += [f"build {objects[-1]}: compile {path}", f"  isa = {flags}"]
+=======
+            lines += [f"build {objects[-1]}: compile {ninja_path(ROOT / 'csrc' / 'cpu' / source)}", f"  isa = {flags}"]
+>>>>>>> python2
         lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
 class Build(BuildExtension):
     """Builds the kernel libraries first, then _C, and writes down what it built with."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # BuildExtension's own ninja file escapes spaces alone.
+        self.use_ninja = self.use_ninja and not set(":$") & set(str(ROOT))
 
     def finalize_options(self):
         super().finalize_options()

@@ -13,8 +13,8 @@ from conv_ext.library import PACKAGE
 FUZZ = Path(__file__).resolve().parent / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
-import fuzz_build  # noqa: E402
-import planted_plans  # noqa: E402
+import fuzz_build
+import planted_plans
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import conv_ext
 from conv_ext import models
-from torch.utils.flop_counter import FlopCounterMode
 from conv_ext.__main__ import main
 
 DATA = json.loads((Path(__file__).parent / "data_networks.json").read_text())["networks"]
@@ -129,8 +129,13 @@ def test_layers_without_bias_are_counted_without_one():
     assert 2 * (sum(rows.values()) - 1000) == counter.get_total_flops()  # only fc has biases
     assert next(iter(rows.values())) == 118_013_952  # 112 · 112 · 64 · 7 · 7 · 3
 
-    layers = [conv_ext.Conv2d(4, 6, 3, groups=2, bias=False), nn.ConvTranspose2d(6, 2, 2, 2, bias=False),
-              conv_ext.MappedConv2d([[0, 1], [1]], 2, bias=False), nn.Flatten(), nn.Linear(242, 3, bias=False)]  # fmt: skip
+    layers = [
+        conv_ext.Conv2d(4, 6, 3, groups=2, bias=False),
+        nn.ConvTranspose2d(6, 2, 2, 2, bias=False),
+        conv_ext.MappedConv2d([[0, 1], [1]], 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(242, 3, bias=False),
+    ]
     counts = [row.operations for row in conv_ext.summary(nn.Sequential(*layers), (4, 8, 8)).rows]
     assert counts == [36 * 6 * 2 * 9, 36 * 6 * 2 * 4, 11 * 11 * 3 * 4, 242 * 3]
 

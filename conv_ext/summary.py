@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .mapped import MappedConv2d
+from .layer_kinds import UNKNOWN, Field, field_after, moves, norm_word, op_of, operations_of, pool_word
 
 __all__ = ["Row", "Summary", "summary"]
-
-_POOLS = {"Max": "pool", "Avg": "avg", "LP": "lp"}  # by the beginning of torch's names, "Adaptive" left out
-
 
 @dataclass(frozen=True)
 class Row:
@@ -30,7 +27,8 @@ class Row:
     op: what it is, as "conv(3,64,p1)". name: the module's. parameters: those not counted in a row before.
     operations: multiplications with additions, see `summary`. volume: (H, W, C) of the output, (C,) of a vector.
     receptive_field, stride: (height, width) in positions of the input: how much of it one output sees, and how far
-    apart neighbours are; None for a vector's stride. bytes: of the output.
+    apart neighbours are, as a fraction where they are less than one apart; None for a vector's stride, and both None
+    where what the layer does to positions is not known (nn.Unfold, say). bytes: of the output.
     """
 
     op: str
@@ -38,8 +36,8 @@ class Row:
     parameters: int
     operations: int
     volume: tuple[int, ...]
-    receptive_field: tuple[int, int]
-    stride: tuple[int, int] | None
+    receptive_field: tuple[int, int] | None
+    stride: tuple[int | Fraction, int | Fraction] | None
     bytes: int
 
 
@@ -82,7 +80,8 @@ class Summary:
         heads = ["op", "name", "parameters", "operations", "volume", "receptive field", "stride", "KiB"]
         cells = [
             [row.op, row.name, f"{row.parameters:,}", f"{row.operations:,}", size(row.volume),
-             window(row.receptive_field), window(row.stride), f"{row.bytes / 1024:,.1f}"]
+             "unknown" if row.receptive_field is None else window(row.receptive_field), window(row.stride),
+             f"{row.bytes / 1024:,.1f}"]
             for row in self.rows
         ]  # fmt: skip
         total = f"{self.bytes / 1024:,.1f}"
@@ -156,26 +155,7 @@ def summary(model: nn.Module, input_size: Sequence[int], *, expand: bool = False
     return Summary(type(model).__name__, tuple(input_size), tuple(observer.rows), sum(unused))
 
 
-@dataclass(frozen=True)
-class _Field:
-    """What the elements of a tensor see: the extent and the step in the input, and how many there are, each (h, w)."""
-
-    extent: tuple[int, int]
-    step: tuple[int, int]
-    count: tuple[int, int]
-
-    def through(self, kernel, stride, dilation, count) -> _Field:
-        """What the outputs of a window over these elements see."""
-        extent = tuple(e + d * (r - 1) * s for e, d, r, s in zip(self.extent, dilation, kernel, self.step))
-        return _Field(extent, tuple(s * t for s, t in zip(self.step, stride)), count)
-
-    def joined(self, other: _Field) -> _Field:
-        """What a sum of both, or both side by side, see."""
-        pairs = ((self.extent, other.extent), (self.step, other.step), (self.count, other.count))
-        return _Field(*(tuple(map(max, *pair)) for pair in pairs))
-
-
-def _get(values) -> _Field | None:
+def _get(values) -> Field | None:
     """The field of all the tensors in `values` together."""
     found = None
     for leaf in tree_leaves(values):
@@ -185,7 +165,7 @@ def _get(values) -> _Field | None:
     return found
 
 
-def _put(values, field: _Field | None) -> None:
+def _put(values, field: Field | None) -> None:
     for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor) and field is not None:
             leaf._conv_ext_field = field
@@ -216,7 +196,7 @@ class _Observer:
         dtype = next(floating, torch.get_default_dtype())
         x = torch.empty(1, *input_size, dtype=dtype, device="meta")
         size = (1, *input_size[1:])[-2:]
-        x._conv_ext_field = _Field((1, 1), (1, 1), size)
+        x._conv_ext_field = Field((1, 1), (1, 1), size)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         state = {name: tensor.detach().to("meta") for name, tensor in state.items()}
         training = [module for module in model.modules() if module.training]
@@ -243,9 +223,17 @@ class _Observer:
         has_children = next(module.children(), None) is not None
         if isinstance(getattr(module, "op", None), str) and has_children:
             return [] if self.expand else self._watch_block(name, module)
-        known = isinstance(module, (_ConvNd, nn.Linear)) or hasattr(module, "op") or _pool(module) or _norm(module)
+        known = isinstance(module, (_ConvNd, nn.Linear)) or hasattr(module, "op")
+        known = known or pool_word(module) or norm_word(module)
         if known or parameters and not has_children:
             return [module.register_forward_hook(lambda m, inputs, y: self._note(name, m, parameters, inputs[0], y))]
+        if type(module).__module__.startswith("torch.nn.") and not has_children:
+
+            def hook(m, inputs, y) -> None:
+                if moves(m, inputs, y):
+                    self._note(name, m, parameters, inputs[0], y)
+
+            return [module.register_forward_hook(hook)]
         return []
 
     def _watch_block(self, name: str, module: nn.Module) -> list:
@@ -267,119 +255,17 @@ class _Observer:
         y = tree_leaves(y)[0]
         fresh = [p for p in parameters if id(p) not in self.counted]
         self.counted.update(map(id, fresh))
-        field = _field_after(module, _get(x), x, y)
+        field = field_after(module, _get(x), x, y)
         _put(y, field)
-        self.rows.append(_row(_op(module, x), name, sum(p.numel() for p in fresh), _operations(module, x, y), y, field))
+        figures = sum(p.numel() for p in fresh), operations_of(module, x, y)
+        self.rows.append(_row(op_of(module, x, y), name, *figures, y, field))
 
 
-def _row(op: str, name: str, parameters: int, operations: int, y: Tensor, field: _Field | None, kept=None) -> Row:
+def _row(op: str, name: str, parameters: int, operations: int, y: Tensor, field: Field | None, kept=None) -> Row:
     sizes = tuple(y.shape[1:])
     volume = (*sizes[1:], sizes[0]) if sizes else ()
     extent, step = ((1, 1), (1, 1)) if field is None else (field.extent, field.step)
+    extent = None if field is UNKNOWN else tuple(map(math.ceil, extent))
+    step = None if field is UNKNOWN else tuple(int(s) if s == int(s) else s for s in step)
     kept = y.numel() * y.element_size() if kept is None else kept
     return Row(op, name, parameters, operations, volume, extent, step if len(sizes) > 1 else None, kept)
-
-
-# ---- what each kind of layer is
-
-
-def _pool(module: nn.Module) -> str | None:
-    """The word for a pooling layer of torch's, or None."""
-    name = type(module).__name__.removeprefix("Adaptive")
-    return next((word for begin, word in _POOLS.items() if name.startswith(f"{begin}Pool")), None)
-
-
-def _norm(module: nn.Module) -> str | None:
-    """The word for a normalisation, or None."""
-    if isinstance(module, nn.LocalResponseNorm):
-        return "norm"
-    return type(module).__name__ if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) else None
-
-
-def _pair(values, dimensions: int = 2, missing: int = 1) -> tuple[int, int]:
-    """An int, or one for each dimension, as (height, width); a sequence has no height but a `missing` one."""
-    values = (values,) * dimensions if isinstance(values, int) else tuple(values)
-    return (missing, *values)[-2:]
-
-
-def _window(module: nn.Module, x: Tensor) -> tuple | None:
-    """(kernel, stride, padding, dilation) of a layer that moves a window over maps, each (height, width); or None."""
-    dimensions = x.dim() - 2
-    if hasattr(module, "output_size") and dimensions:  # adaptive pooling: what comes nearest
-        spatial, outputs = _pair(x.shape[2:]), module.output_size
-        if not isinstance(outputs, int):
-            outputs = [o or n for o, n in zip(outputs, x.shape[2:])]
-        outputs = _pair(outputs, dimensions)
-        stride = tuple(n // o for n, o in zip(spatial, outputs))
-        kernel = tuple(n - (o - 1) * s for n, o, s in zip(spatial, outputs, stride))
-        return kernel, stride if max(outputs) > 1 else kernel, (0, 0), (1, 1)
-    if not hasattr(module, "kernel_size"):
-        return None
-    padding = getattr(module, "padding", 0)
-    padding = padding if isinstance(padding, str) else _pair(padding, dimensions, 0)
-    kernel, stride = _pair(module.kernel_size, dimensions), _pair(module.stride, dimensions)
-    return kernel, stride, padding, _pair(getattr(module, "dilation", 1), dimensions)
-
-
-def _field_after(module: nn.Module, field: _Field | None, x: Tensor, y: Tensor) -> _Field | None:
-    """What the outputs of a layer see."""
-    if field is None:
-        return None
-    if isinstance(module, nn.Linear) or y.dim() == 2 and field.count != (1, 1):
-        return field.through(field.count, (1, 1), (1, 1), (1, 1))
-    window = _window(module, x)
-    if window is None:
-        return field
-    kernel, stride, _, dilation = window
-    count = _pair(y.shape[2:])
-    if getattr(module, "transposed", False):  # of each stride's outputs one kernel position in `stride` meets an input
-        reach = tuple(-(-(d * (r - 1) + 1) // s) for r, s, d in zip(kernel, stride, dilation))
-        fine = field.through(reach, (1, 1), (1, 1), count)
-        return _Field(fine.extent, tuple(max(a // s, 1) for a, s in zip(field.step, stride)), count)
-    return field.through(kernel, stride, dilation, count)
-
-
-def _op(module: nn.Module, x: Tensor) -> str:
-    """The name of a layer, as "conv(3,64,p1)"."""
-    if isinstance(getattr(module, "op", None), str):
-        return module.op
-    if isinstance(module, nn.Linear):
-        return f"fc({module.out_features})"
-    window = _window(module, x)
-    if window is None:
-        return _norm(module) or type(module).__name__
-    kernel, stride, padding, dilation = window
-
-    def text(pair) -> str:
-        same = pair[0] == pair[1] or x.dim() == 3
-        return str(pair[1]) if same else f"{pair[0]}x{pair[1]}"
-
-    word = _pool(module)
-    words = [text(kernel)]
-    if word is None:
-        word = "deconv" if getattr(module, "transposed", False) else "conv"
-        words += [str(module.out_channels)] + ([f"s{text(stride)}"] if max(stride) > 1 else [])
-    elif stride != kernel:
-        words.append(text(stride))
-    if isinstance(padding, str):
-        words += [padding] if padding != "valid" else []
-    elif max(padding):
-        words.append(f"p{text(padding)}")
-    words += [f"d{text(dilation)}"] if max(dilation) > 1 else []
-    words += [f"g{module.groups}"] if getattr(module, "groups", 1) > 1 else []
-    words += ["table"] if isinstance(module, MappedConv2d) else []
-    return f"{word}({','.join(words)})"
-
-
-def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Multiplications with additions, the bias as one; one for each input of a layer without products."""
-    if isinstance(module, (MappedConv2d, _ConvNd, nn.Linear)):
-        biases = y.numel() if module.bias is not None else 0
-        if isinstance(module, MappedConv2d):
-            return module.weight.numel() * y.shape[2:].numel() + biases
-        if getattr(module, "transposed", False):
-            return x.numel() * module.weight[0].numel() + biases
-        return y.numel() * module.weight[0].numel() + biases
-    if hasattr(module, "operations_per_output"):
-        return y.numel() * module.operations_per_output
-    return x.numel()

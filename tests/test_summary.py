@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,78 @@ def test_layers_of_every_kind():
     assert (pooled.op, pooled.receptive_field) == ("avg(11,10)", (1, 11))
     half = conv_ext.summary(nn.Conv2d(3, 2, 3, dtype=torch.float16), (3, 5, 5))
     assert half.bytes == 2 * 2 * 9 and half.rows[0].name == "Conv2d"
+
+
+RESIZING = {  # a layer -> its op, the step behind it
+    "lp": (nn.LPPool2d(2, 3), "lp(3)", (3, 3)),
+    "unshuffle": (nn.PixelUnshuffle(2), "PixelUnshuffle", (2, 2)),
+    "shuffle": (nn.PixelShuffle(2), "PixelShuffle", (0.5, 0.5)),
+    "nearest": (nn.Upsample(scale_factor=2), "Upsample", (0.5, 0.5)),
+    "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), "Upsample", (0.5, 0.5)),
+    "rectangle": (nn.Upsample(scale_factor=(1, 3)), "Upsample", (1, Fraction(1, 3))),
+    "transposed": (nn.ConvTranspose2d(4, 4, 2, 2), "deconv(2,4,s2)", (0.5, 0.5)),
+    "fractional": (nn.FractionalMaxPool2d(2, output_size=10), "fractional(2)", (2, 2)),
+    "pad": (nn.ZeroPad2d(1), "ZeroPad2d", (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", RESIZING)
+def test_layers_that_change_how_many_positions_there_are(name):
+    """What two convolutions with such a layer between them see is what differentiation finds."""
+    layer, op, step = RESIZING[name]
+    channels = {"shuffle": 1, "unshuffle": 16}.get(name, 4)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), layer, nn.Conv2d(channels, 3, 3))
+    rows = conv_ext.summary(net, (2, 20, 20)).rows
+    assert (rows[1].op, rows[1].stride, rows[1].operations) == (op, step, rows[1].operations) and len(rows) == 3
+    if name == "transposed":
+        assert rows[1].operations == 4 * 20 * 20 * 16 + 4 * 40 * 40
+    else:
+        assert rows[1].operations == 4 * 20 * 20
+    if name == "fractional":  # its windows are at random places
+        return
+    for p in net.parameters():
+        nn.init.constant_(p, 0.5)
+    x, seen = torch.rand(1, 2, 20, 20) + 1, []
+    h, w = (n // 2 for n in rows[2].volume[:2])
+    for i, j in ((0, 0), (1, 1)):  # neighbours see more or less where the step is a fraction
+        pick = extent(net, x.clone(), lambda y: y[0, :, min(h, y.shape[2] - 2) + i, min(w, y.shape[3] - 2) + j].sum())
+        seen.append(pick)
+    assert rows[2].receptive_field == tuple(map(max, *seen))
+
+
+def test_what_is_not_known_is_called_unknown():
+    columns = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Unfold(2, stride=2), nn.Fold((6, 6), 2, stride=2), nn.Conv2d(4, 3, 3))
+    found = conv_ext.summary(columns, (2, 8, 8))
+    assert [row.op for row in found.rows] == ["conv(3,4)", "Unfold", "Fold", "conv(3,3)"]
+    assert [row.receptive_field for row in found.rows] == [(3, 3), None, None, None]
+    assert str(found).count("unknown") == 3 and "unknown" in found.to_markdown()
+
+
+@pytest.mark.parametrize("size", [(4, 12), (4, 12, 12)])
+def test_every_layer_of_torch_that_moves_positions_has_a_row(size):
+    """Each class of torch.nn that runs on such an input and changes the number of its positions."""
+    n, found = len(size) - 1, set()
+    calls = [{}, {"kernel_size": 2}, {"kernel_size": 2, "output_size": 5}, {"norm_type": 2, "kernel_size": 2},
+             {"output_size": 3}, {"scale_factor": 2}, {"upscale_factor": 2}, {"downscale_factor": 2}, {"padding": 1},
+             {"padding": 1, "value": 0.0}, {"in_channels": 4, "out_channels": 2, "kernel_size": 2}]  # fmt: skip
+    for name, kind in vars(nn).items():
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or name.startswith("Lazy"):
+            continue
+        for options in calls:
+            try:
+                layer = kind(**options).eval()
+                y = layer(torch.rand(1, *size))
+            except Exception:
+                continue  # another call fits
+            if isinstance(y, torch.Tensor) and y.dim() == n + 2 and y.shape[2:] != (12,) * n:
+                found.add(name)
+                (row,) = conv_ext.summary(nn.Sequential(layer), size).rows
+                assert row.volume == (*y.shape[2:], y.shape[1]) and row.operations > 0, name
+            break
+    dimensional = {f"{kind}{n}d" for kind in ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool",
+                   "ZeroPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "CircularPad", "Conv")}  # fmt: skip
+    plane = {"FractionalMaxPool2d", "PixelShuffle", "PixelUnshuffle", "UpsamplingNearest2d", "UpsamplingBilinear2d"}
+    assert found >= dimensional | {"Upsample"} | (plane if n == 2 else set())
 
 
 def test_the_model_stays_as_it_is():

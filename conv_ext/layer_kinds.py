@@ -1,0 +1,181 @@
+"""What a layer of any kind does: what its outputs see, how far they are apart, what it is called and what it costs.
+
+`summary` asks `field_after`, `op_of` and `operations_of` here for each layer that it watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from .mapped import MappedConv2d
+
+# By the beginning of torch's names, "Adaptive" left out.
+_POOLS = {"Max": "pool", "Avg": "avg", "LP": "lp", "FractionalMax": "fractional"}
+_UPSAMPLES = {"nearest": 1, "nearest-exact": 1, "linear": 2, "bilinear": 2, "bicubic": 4}  # mode -> inputs of an output
+_PAD_KINDS = ("Constant", "Reflection", "Replication", "Circular")
+_PADS = tuple(vars(nn)[f"{kind}Pad{n}d"] for kind in _PAD_KINDS for n in (1, 2))
+
+
+@dataclass(frozen=True)
+class Field:
+    """What the elements of a tensor see: the extent and the step in the input, and how many there are, each (h, w)."""
+
+    extent: tuple[int, int]
+    step: tuple[int | Fraction, int | Fraction]
+    count: tuple[int, int]
+
+    def through(self, kernel, stride, dilation, count) -> Field:
+        """What the outputs of a window over these elements see."""
+        if self is UNKNOWN:
+            return self
+        extent = tuple(e + d * (r - 1) * s for e, d, r, s in zip(self.extent, dilation, kernel, self.step))
+        return Field(extent, tuple(s * t for s, t in zip(self.step, stride)), count)
+
+    def finer(self, ratio, count) -> Field:
+        """The same with so many elements in place of one."""
+        return self if self is UNKNOWN else Field(self.extent, tuple(s / r for s, r in zip(self.step, ratio)), count)
+
+    def joined(self, other: Field) -> Field:
+        """What a sum of both, or both side by side, see."""
+        if UNKNOWN in (self, other):
+            return UNKNOWN
+        pairs = ((self.extent, other.extent), (self.step, other.step), (self.count, other.count))
+        return Field(*(tuple(map(max, *pair)) for pair in pairs))
+
+
+UNKNOWN = Field((0, 0), (0, 0), (0, 0))  # compared by identity and by value alike
+
+
+def pool_word(module: nn.Module) -> str | None:
+    """The word for a pooling layer of torch's, or None."""
+    name = type(module).__name__.removeprefix("Adaptive")
+    return next((word for begin, word in _POOLS.items() if name.startswith(f"{begin}Pool")), None)
+
+
+def norm_word(module: nn.Module) -> str | None:
+    """The word for a normalisation, or None."""
+    if isinstance(module, (nn.LocalResponseNorm, nn.CrossMapLRN2d)):
+        return "norm"
+    return type(module).__name__ if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) else None
+
+
+def moves(module: nn.Module, inputs, y) -> bool:
+    """Whether a layer changes how many positions there are, other than to make a vector or maps of them."""
+    x = inputs[0] if inputs else None
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or min(x.dim(), y.dim()) < 3:
+        return False
+    return isinstance(module, (nn.Unfold, nn.Fold)) or x.dim() == y.dim() and x.shape[2:] != y.shape[2:]
+
+
+def pair_of(values, dimensions: int = 2, missing: int = 1) -> tuple[int, int]:
+    """An int, or one for each dimension, as (height, width); a sequence has no height but a `missing` one."""
+    values = tuple(values) if isinstance(values, Iterable) else (values,) * dimensions
+    return (missing, *values)[-2:]
+
+
+def _window(module: nn.Module, x: Tensor, y: Tensor) -> tuple | None:
+    """(kernel, stride, padding, dilation) of a layer that moves a window over maps, each (height, width); or None."""
+    dimensions = x.dim() - 2
+    fractional = isinstance(module, nn.FractionalMaxPool2d)
+    if hasattr(module, "output_size") and dimensions and not fractional:  # adaptive pooling: what comes nearest
+        spatial, outputs = pair_of(x.shape[2:]), module.output_size
+        if not isinstance(outputs, int):
+            outputs = [o or n for o, n in zip(outputs, x.shape[2:])]
+        outputs = pair_of(outputs, dimensions)
+        stride = tuple(n // o for n, o in zip(spatial, outputs))
+        kernel = tuple(n - (o - 1) * s for n, o, s in zip(spatial, outputs, stride))
+        return kernel, stride if max(outputs) > 1 else kernel, (0, 0), (1, 1)
+    if not hasattr(module, "kernel_size"):
+        return None
+    padding = getattr(module, "padding", 0)
+    padding = padding if isinstance(padding, str) else pair_of(padding, dimensions, 0)
+    kernel = pair_of(module.kernel_size, dimensions)
+    if fractional:  # windows at random places; the step that comes nearest
+        outputs = y.shape[2:]
+        stride = tuple(max(1, round((n - k) / max(o - 1, 1))) for n, k, o in zip(x.shape[2:], kernel, outputs))
+        return kernel, stride, (0, 0), (1, 1)
+    stride = module.stride if module.stride is not None else module.kernel_size  # LPPool2d keeps its None
+    stride = pair_of(stride, dimensions)
+    return kernel, stride, padding, pair_of(getattr(module, "dilation", 1), dimensions)
+
+
+def field_after(module: nn.Module, field: Field | None, x: Tensor, y: Tensor) -> Field | None:
+    """What the outputs of a layer see."""
+    if field is None:
+        return None
+    if isinstance(module, nn.Linear) or y.dim() == 2 and field.count != (1, 1):
+        return field.through(field.count, (1, 1), (1, 1), (1, 1))
+    count = pair_of(y.shape[2:])
+    if isinstance(module, (nn.Unfold, nn.Fold)):
+        return UNKNOWN
+    if isinstance(module, (nn.Upsample, nn.PixelShuffle, nn.MaxUnpool1d, nn.MaxUnpool2d)):
+        taps = (_UPSAMPLES.get(getattr(module, "mode", "nearest"), 1),) * 2
+        taps = tuple(t if n > 1 else 1 for t, n in zip(taps, pair_of(x.shape[2:])))
+        ratio = tuple(Fraction(n, m) for n, m in zip(count, pair_of(x.shape[2:])))
+        return field.through(taps, (1, 1), (1, 1), count).finer(ratio, count)
+    if isinstance(module, nn.PixelUnshuffle):
+        side = (module.downscale_factor,) * 2
+        return field.through(side, side, (1, 1), count)
+    window = _window(module, x, y)
+    if window is None:
+        same = isinstance(module, _PADS) or not moves(module, (x,), y)
+        return field if same else UNKNOWN
+    kernel, stride, _, dilation = window
+    if getattr(module, "transposed", False):  # of each stride's outputs one kernel position in `stride` meets an input
+        reach = tuple(-(-(d * (r - 1) + 1) // s) for r, s, d in zip(kernel, stride, dilation))
+        return field.through(reach, (1, 1), (1, 1), count).finer(map(Fraction, stride), count)
+    return field.through(kernel, stride, dilation, count)
+
+
+def op_of(module: nn.Module, x: Tensor, y: Tensor) -> str:
+    """The name of a layer, as "conv(3,64,p1)"."""
+    if isinstance(getattr(module, "op", None), str):
+        return module.op
+    if isinstance(module, nn.Linear):
+        return f"fc({module.out_features})"
+    if isinstance(module, (nn.Unfold, nn.Fold, nn.MaxUnpool1d, nn.MaxUnpool2d)):
+        return type(module).__name__
+    window = _window(module, x, y)
+    if window is None:
+        return norm_word(module) or type(module).__name__
+    kernel, stride, padding, dilation = window
+
+    def text(pair) -> str:
+        same = pair[0] == pair[1] or x.dim() == 3
+        return str(pair[1]) if same else f"{pair[0]}x{pair[1]}"
+
+    word = pool_word(module)
+    words = [text(kernel)]
+    if word is None:
+        word = "deconv" if getattr(module, "transposed", False) else "conv"
+        words += [str(module.out_channels)] + ([f"s{text(stride)}"] if max(stride) > 1 else [])
+    elif stride != kernel:
+        words.append(text(stride))
+    if isinstance(padding, str):
+        words += [padding] if padding != "valid" else []
+    elif max(padding):
+        words.append(f"p{text(padding)}")
+    words += [f"d{text(dilation)}"] if max(dilation) > 1 else []
+    words += [f"g{module.groups}"] if getattr(module, "groups", 1) > 1 else []
+    words += ["table"] if isinstance(module, MappedConv2d) else []
+    return f"{word}({','.join(words)})"
+
+
+def operations_of(module: nn.Module, x: Tensor, y: Tensor) -> int:
+    """Multiplications with additions, the bias as one; one for each input of a layer without products."""
+    if isinstance(module, (MappedConv2d, _ConvNd, nn.Linear)):
+        biases = y.numel() if module.bias is not None else 0
+        if isinstance(module, MappedConv2d):
+            return module.weight.numel() * y.shape[2:].numel() + biases
+        if getattr(module, "transposed", False):
+            return x.numel() * module.weight[0].numel() + biases
+        return y.numel() * module.weight[0].numel() + biases
+    if hasattr(module, "operations_per_output"):
+        return y.numel() * module.operations_per_output
+    return x.numel()

@@ -156,13 +156,8 @@ def build_cuda_library(build: Path, target: Path) -> None:
         "rule link",
         "  command = $nvcc -shared -cudart shared -Xlinker -z -Xlinker defs $in -o $out",
         *(
-<<<<<<< HEAD
-            f"build {o}: compile {source}"
-            + (f"\n  targets = {SM90_OPTION}" if Path(source).name in SM90_SOURCES else "")
-=======
             f"build {o}: compile {ninja_path(source)}"
             + (f"\n  targets = {SM90_OPTION}" if source.name in SM90_SOURCES else "")
->>>>>>> python2
             for o, source in zip(objects, sources)
         ),
         f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
@@ -216,12 +211,8 @@ def ninja_file(build: Path) -> str:
             objects.append(f"{shared or isa}/{source}.o")
             if shared:
                 continue
-<<<<<<< HEAD
-            path = (ROOT / "csrc" / "cpu" / source).as_posix().replace(" ", "$ ")
+            path = ninja_path(ROOT / "csrc" / "cpu" / source)
             lines += [f"build {objects[-1]}: compile {path}", f"  isa = {flags}"]
-=======
-            lines += [f"build {objects[-1]}: compile {ninja_path(ROOT / 'csrc' / 'cpu' / source)}", f"  isa = {flags}"]
->>>>>>> python2
         lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

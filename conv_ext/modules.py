@@ -18,6 +18,8 @@ from .functional import conv1d, conv2d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
 
+_LARGE = 2**60  # no input can be padded by more; far from where sums of sizes overflow
+
 
 class Unscriptable:
     """A layer whose convolution is Python down to the kernels, which TorchScript's compiler cannot read."""
@@ -133,4 +135,11 @@ def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | 
         size = input.shape[-len(layer.kernel_size) :]
         pairs = padding_of(layer.padding, size, layer.kernel_size, layer.stride, layer.dilation)
         amounts = pairs[-2:] + pairs[:-2]
+    # torch's own padding adds these without a look at overflow, and reads foreign memory then.
+    if any(type(amount) is int and abs(amount) > _LARGE for amount in amounts):
+        size = list(input.shape[-len(layer.kernel_size) :])
+        raise RuntimeError(
+            f"padding by more than {_LARGE} is not possible: input size {size}, padding {tuple(amounts)} "
+            "(before and after, last dimension first)"
+        )
     return F.pad(input, amounts, mode=layer.padding_mode), 0

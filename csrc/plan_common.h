@@ -46,8 +46,8 @@ inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axi
          aligned(product(vertical.phases(), horizontal.phases(), 8) + 8);
 }
 
-// Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is not
-// planned.
+// Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is
+// not planned.
 using Prepare = void (*)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
 inline const char* memory_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa, Prepare prepare,
                                    const char* too_large) {

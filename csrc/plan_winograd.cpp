@@ -143,7 +143,8 @@ const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& 
                                : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);
   if (z.precision == Precision::Ieee && reduction < kShortestReduction)
     return "fewer than 96 products are summed: the transforms' rounding errors would show";
-  return memory_declines(z, pass, isa, prepare_winograd, "one block of tiles exceeds 16 MiB of scratch for each thread");
+  return memory_declines(z, pass, isa, prepare_winograd,
+                         "one block of tiles exceeds 16 MiB of scratch for each thread");
 }
 
 const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

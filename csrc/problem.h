@@ -75,7 +75,8 @@ struct ConvProblem {
   // A kernel as large as its unpadded input makes a single output: the same sums as those of a 1x1 kernel over C R S
   // channels, in every pass, without a border that is mostly padding.
   bool kernel_covers_input() const {
-    return (r > 1 || s > 1) && h == r && w == s && p == 1 && q == 1 && !pad_top && !pad_bottom && !pad_left && !pad_right;
+    const bool padded = pad_top || pad_bottom || pad_left || pad_right;
+    return (r > 1 || s > 1) && h == r && w == s && p == 1 && q == 1 && !padded;
   }
   ConvProblem as_1x1() const {
     ConvProblem z = *this;

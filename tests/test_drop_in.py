@@ -293,8 +293,8 @@ def test_only_the_gradients_that_are_needed():
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("c, k, groups, kernel", [
-    (1, 16, 1, 3), (4, 8, 1, 1), (1, 1, 1, 1), (8, 8, 8, 3), (8, 16, 8, 3), (3, 1, 1, 3), (4, 4, 1, (1, 3)),
-    (4, 6, 2, 3),
+    (1, 16, 1, 3), (4, 8, 1, 1), (1, 1, 1, 1), (8, 8, 8, 3),
+    (8, 16, 8, 3), (3, 1, 1, 3), (4, 4, 1, (1, 3)), (4, 6, 2, 3),
 ])  # fmt: skip
 def test_gradients_have_the_parameters_strides_where_torchs_have(c, k, groups, kernel, transposed):
     """To the letter, in extents of 1 too, where DistributedDataParallel would warn and copy."""

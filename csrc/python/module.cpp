@@ -201,8 +201,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_scratch_guard", set_scratch_guard, py::arg("on"),
              "For tests: every scratch block and workspace ends at a page that cannot be touched.");
   module.def("fail_block", fail_block, py::arg("number"),
-             "For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this number "
-             "cannot be had (negative: all can). Returns what was left of the last number: negative once it was reached.");
+             "For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this "
+             "number cannot be had (negative: all can). Returns what was left of the last number: negative once it was "
+             "reached.");
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
              py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
              py::arg("algorithm") = "auto", py::arg("precision") = "ieee", py::arg("channels_last") = false,

@@ -201,7 +201,7 @@ class Report:
 def campaign(options, report: Report, progress) -> None:
     """Cases 0, 1, ... of a seed, until there are enough or the time is over."""
     end = time.monotonic() + options.seconds if options.seconds else None
-    count = options.count if options.count is not None else (2**62 if end else 20_000)
+    count = options.first + (options.count if options.count is not None else (2**62 if end else 20_000))
     step = options.processes
 
     def cases(first: int) -> Iterator[tuple[int, Case]]:
@@ -213,7 +213,9 @@ def campaign(options, report: Report, progress) -> None:
     def slow(index: int) -> int:
         return _slow(case_of(options.seed, index))
 
-    workers = [Worker(cases, first, report.limit_memory) for first in range(min(step, count))]
+    workers = [
+        Worker(cases, first, report.limit_memory) for first in range(options.first, min(options.first + step, count))
+    ]
     while workers:
         multiprocessing.connection.wait([w.pipe for w in workers] + [w.process.sentinel for w in workers], timeout=1)
         for worker in list(workers):
@@ -248,6 +250,7 @@ def campaign(options, report: Report, progress) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.layers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, help="how many cases (20000, or as many as --seconds lets)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first case: a long run in parts")
     parser.add_argument("--seconds", type=float, help="stop after so long")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)

@@ -26,8 +26,8 @@
 namespace fuzz {
 namespace {
 
-constexpr int64_t kPatience = 2000;           // ms that a problem may take
-constexpr int64_t kShrinkPatience = 300;      // ms, where a case is made smaller
+constexpr int64_t kPatience = 2000;             // ms that a problem may take
+constexpr int64_t kShrinkPatience = 300;        // ms, where a case is made smaller
 constexpr int kShrinkSteps = 300, kKinds = 12;  // attempts to make a case smaller, for so many kinds of failures
 constexpr int kSlowSteps = 40;                  // the same where each of them takes its time
 constexpr int kMostFailures = 100000;
@@ -291,10 +291,11 @@ int run(const Options& o) {
     plans += w.shared->findings.plans;
     steps = std::max(steps, w.shared->findings.steps);
   }
-  std::printf("%lld plans; a choice with its plan takes %.1f us (median), %.1f us (99 %%), %.1f us (99.9 %%), %.1f us "
-              "(99.99 %%); at most %lld steps\n",
-              static_cast<long long>(plans), percentile(workers, 0.5), percentile(workers, 0.99),
-              percentile(workers, 0.999), percentile(workers, 0.9999), static_cast<long long>(steps));
+  std::printf(
+      "%lld plans; a choice with its plan takes %.1f us (median), %.1f us (99 %%), %.1f us (99.9 %%), %.1f us "
+      "(99.99 %%); at most %lld steps\n",
+      static_cast<long long>(plans), percentile(workers, 0.5), percentile(workers, 0.99), percentile(workers, 0.999),
+      percentile(workers, 0.9999), static_cast<long long>(steps));
   failures.summarise();
   return failures.count() > 0 ? 1 : 0;
 }
@@ -316,9 +317,9 @@ int run_cases(std::istream& lines) {
 int print_traits() {
   for (const IsaTraits& i : kIsas)
     std::printf("%s %lld %lld %lld %lld %lld %lld %lld %lld %d\n", i.name, static_cast<long long>(i.vector_bytes),
-                static_cast<long long>(i.gather_m), static_cast<long long>(i.gather_v),
-                static_cast<long long>(i.dot_m), static_cast<long long>(i.dot_t), static_cast<long long>(i.panel_v),
-                static_cast<long long>(i.panel_p), static_cast<long long>(i.panel_rows), int(i.bf16_dot));
+                static_cast<long long>(i.gather_m), static_cast<long long>(i.gather_v), static_cast<long long>(i.dot_m),
+                static_cast<long long>(i.dot_t), static_cast<long long>(i.panel_v), static_cast<long long>(i.panel_p),
+                static_cast<long long>(i.panel_rows), int(i.bf16_dot));
   return 0;
 }
 

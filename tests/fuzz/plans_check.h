@@ -117,14 +117,14 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
     set = s.groups * rounded_up(s.rows_m, 16) * rounded_up(s.channels, 2) * s.taps * 2 * plan.parts + bias;
   if (algorithm == Algorithm::Depthwise) set = rounded_up(z.c, s.lanes) * (s.taps + 1) * s.bytes;
   if (algorithm == Algorithm::Grouped)  // a vector of the result for each channel of the source, of several groups
-    set = divided_up(s.groups, most(1, s.lanes / most(s.rows_m, s.channels))) *
-          rounded_up(s.rows_m, s.lanes) * most(s.channels, 1) * (s.taps + 1) * s.bytes;
+    set = divided_up(s.groups, most(1, s.lanes / most(s.rows_m, s.channels))) * rounded_up(s.rows_m, s.lanes) *
+          most(s.channels, 1) * (s.taps + 1) * s.bytes;
   if (algorithm == Algorithm::Winograd && !s.weight_grad) {
     // Every piece of the kernel becomes a square of points; or the transformed source, up to 16 MiB of it.
     const Wide edge = plan.outputs + plan.filter - 1;
     const Wide pieces = divided_up(z.r, plan.filter) * divided_up(z.s, plan.filter);
-    set = s.groups * edge * edge * (rounded_up(s.rows_m, vectors) * rounded_up(s.channels, s.lanes) * pieces + s.lanes) *
-          s.bytes;
+    set = s.groups * edge * edge *
+          (rounded_up(s.rows_m, vectors) * rounded_up(s.channels, s.lanes) * pieces + s.lanes) * s.bytes;
     return tables + (plan.weights_first ? set : kMostScratch + 4096);
   }
   // The gradient is summed with the channels of either operand in whole blocks.
@@ -158,8 +158,10 @@ inline void check_direct(const Sizes& s, const ConvProblem& z, const IsaTraits& 
   if (!s.weight_grad) {
     v->expect(p.task_m >= 1 && p.task_m % isa.gather_m == 0 && p.task_m < s.rows_m + isa.gather_m,
               "task_m is some of the channels, in whole register tiles");
-    v->expect(p.scratch_bytes >= s.channels * p.task_groups * p.channel_pitch * s.bytes, "a packed tile fits the scratch");
-    v->expect(p.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes, "the weights fit the workspace");
+    v->expect(p.scratch_bytes >= s.channels * p.task_groups * p.channel_pitch * s.bytes,
+              "a packed tile fits the scratch");
+    v->expect(p.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
+              "the weights fit the workspace");
     v->expect(p.tasks == tiles * divided_up(s.count_h, p.tile_h) * divided_up(s.count_w, p.tile_w) *
                              divided_up(s.rows_m, p.task_m),
               "tasks are all tiles");
@@ -198,7 +200,8 @@ inline void check_winograd(const Sizes& s, const ConvProblem& z, const Plan& p, 
   v->expect((p.outputs == 2 && p.filter == 3) || (p.outputs == 4 && (p.filter == 3 || p.filter == 5)),
             "the transform is one that there is");
   if (v->rule) return;
-  const Wide tiles_h = divided_up(s.inverse ? z.h : z.p, p.outputs), tiles_w = divided_up(s.inverse ? z.w : z.q, p.outputs);
+  const Wide tiles_h = divided_up(s.inverse ? z.h : z.p, p.outputs),
+             tiles_w = divided_up(s.inverse ? z.w : z.q, p.outputs);
   v->within(p.tile_h, 1, tiles_h, "tile_h is some of the tiles");
   v->within(p.tile_w, 1, tiles_w, "tile_w is some of the tiles");
   v->within(p.images, 1, s.n, "images are some of the batch");
@@ -274,7 +277,8 @@ inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan
   }
   v->expect(p.task_m >= 16 && p.task_m % 16 == 0, "task_m is whole vectors");
   if (v->rule) return;
-  const Wide tiles = divided_up(s.n, p.images) * s.groups * divided_up(s.count_h, p.tile_h) * divided_up(s.count_w, p.tile_w);
+  const Wide tiles =
+      divided_up(s.n, p.images) * s.groups * divided_up(s.count_h, p.tile_h) * divided_up(s.count_w, p.tile_w);
   const Wide weights = s.groups * s.rows_m * s.channels * s.taps * 2 * p.parts;
   if (p.weights_in_tasks) {
     v->within(p.splits, 1, tiles / s.groups, "splits are some of the tiles of a group");
@@ -299,7 +303,8 @@ inline void check_broadcast(const Sizes& s, const IsaTraits& isa, const Plan& p,
             "images are some of the batch, and of a register tile");
   const Wide slices = divided_up(all_vectors, p.broadcast.vectors);
   v->within(p.broadcast.parts_m, 1, slices, "parts_m are some of the panels");
-  v->expect(p.broadcast.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");
+  v->expect(p.broadcast.products >= least(s.channels * s.taps, conv_ext::kPanelProducts),
+            "products are those of a chain");
   if (v->rule) return;
   v->expect(p.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes, "the weights fit the workspace");
   v->expect(p.scratch_bytes >= Wide(p.tile_c) * p.channel_pitch * s.bytes, "a packed tile fits the scratch");
@@ -317,14 +322,16 @@ inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& 
     v->within(p.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
     if (v->rule) return;
     const Wide units = divided_up(s.n, p.batch) * divided_up(z.p, p.tile_h) * divided_up(z.q, p.tile_w);
-    const Wide blocks = s.groups * divided_up(most(1, z.group_k()), p.tile_k) * divided_up(most(1, z.group_c()), p.tile_c);
+    const Wide blocks =
+        s.groups * divided_up(most(1, z.group_k()), p.tile_k) * divided_up(most(1, z.group_c()), p.tile_c);
     const Wide sums = s.groups * s.rows_m * s.channels * s.taps * s.bytes;
     v->within(p.splits, 1, units, "splits are some of the tiles");
     v->expect(p.splits == 1 || p.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
     v->expect(p.workspace_bytes >= p.splits * sums, "the partial sums fit the workspace");
     v->expect(p.tasks == blocks * p.splits, "tasks are all blocks of the result and parts of the sums");
     const Wide lanes_of_task = p.along_input ? p.tile_c : p.tile_k;
-    v->expect(p.scratch_bytes >= Wide(p.tile_h) * p.tile_w * p.batch * lanes_of_task * s.bytes, "the panels fit the scratch");
+    v->expect(p.scratch_bytes >= Wide(p.tile_h) * p.tile_w * p.batch * lanes_of_task * s.bytes,
+              "the panels fit the scratch");
     return;
   }
   const Wide positions = most(1, s.n * s.count_h * s.count_w), vectors = divided_up(positions, s.lanes);
@@ -334,36 +341,53 @@ inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& 
   v->expect(p.along_positions.block >= 1 && Wide(p.along_positions.block) * p.along_positions.blocks >= vectors,
             "blocks along positions are all positions");
   v->within(p.along_channels.parts_m, 1, panels, "parts_m are some of the panels");
-  v->within(p.along_positions.parts_m, 1, most(1, divided_up(s.rows_m, isa.panel_rows)), "parts_m are some of the rows");
+  v->within(p.along_positions.parts_m, 1, most(1, divided_up(s.rows_m, isa.panel_rows)),
+            "parts_m are some of the rows");
   v->expect(p.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes, "the weights fit the workspace");
   v->expect(p.tasks >= s.groups * s.phases, "each phase of each group has a task");
 }
 
 // nullptr, or the rule that the plan breaks.
-inline const char* check_plan(const ConvProblem& z, Pass pass, const IsaTraits& isa, Algorithm algorithm, const Plan& p) {
+inline const char* check_plan(const ConvProblem& z, Pass pass, const IsaTraits& isa, Algorithm algorithm,
+                              const Plan& p) {
   Verdict v;
   v.within(p.tasks, 1, INT64_MAX, "there is a task");
   v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
   v.within(p.scratch_bytes, 0, kMostScratch, "the scratch is at most 16 MiB");
-  for (const int64_t value : {p.tile_h, p.tile_w, p.images, p.channel_pitch, p.task_groups, p.task_m, p.tile_k, p.tile_c,
-                              p.splits, p.grad_pitch, p.outputs, p.filter, p.batch, p.image_pitch, p.parts})
+  for (const int64_t value : {p.tile_h, p.tile_w, p.images, p.channel_pitch, p.task_groups, p.task_m, p.tile_k,
+                              p.tile_c, p.splits, p.grad_pitch, p.outputs, p.filter, p.batch, p.image_pitch, p.parts})
     v.expect(value >= 0, "no size is negative");
   if (v.rule) return v.rule;
   const Sizes s = sizes_of(z, pass, isa);
   switch (algorithm) {
-    case Algorithm::Depthwise: check_depthwise(s, z, p, &v); break;
-    case Algorithm::Winograd: check_winograd(s, z, p, &v); break;
-    case Algorithm::Grouped: check_grouped(s, z, pass, isa, p, &v); break;
-    case Algorithm::ImplicitGemm: check_implicit_gemm(s, z, p, &v); break;
-    case Algorithm::Broadcast: check_broadcast(s, isa, p, &v); break;
-    case Algorithm::Panels: check_panels(s, z, isa, p, &v); break;
-    case Algorithm::Direct: check_direct(s, z, isa, p, &v); break;
+    case Algorithm::Depthwise:
+      check_depthwise(s, z, p, &v);
+      break;
+    case Algorithm::Winograd:
+      check_winograd(s, z, p, &v);
+      break;
+    case Algorithm::Grouped:
+      check_grouped(s, z, pass, isa, p, &v);
+      break;
+    case Algorithm::ImplicitGemm:
+      check_implicit_gemm(s, z, p, &v);
+      break;
+    case Algorithm::Broadcast:
+      check_broadcast(s, isa, p, &v);
+      break;
+    case Algorithm::Panels:
+      check_panels(s, z, isa, p, &v);
+      break;
+    case Algorithm::Direct:
+      check_direct(s, z, isa, p, &v);
+      break;
     case Algorithm::Reference:
       v.expect(p.workspace_bytes == 0 && p.scratch_bytes == 0, "the reference needs no memory");
       return v.rule;
   }
   if (v.rule) return v.rule;
-  v.expect(p.workspace_bytes <= most_workspace(s, z, algorithm, p), "the workspace is one set of weights or sums, 8 MiB more");
+  v.expect(p.workspace_bytes <= most_workspace(s, z, algorithm, p),
+           "the workspace is one set of weights or sums, 8 MiB more");
   return v.rule;
 }
 

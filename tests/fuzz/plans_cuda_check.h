@@ -11,7 +11,7 @@ using conv_ext::CudaAlgorithm;
 using conv_ext::CudaPlan;
 
 constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
-constexpr int64_t kMostShared = 96 << 10;             // what every device with tensor cores has
+constexpr int64_t kMostShared = 96 << 10;              // what every device with tensor cores has
 constexpr int64_t kMostCudaParts = int64_t(64) << 20;  // of weight_grad
 
 inline std::vector<Field> fields(const CudaPlan& p) {
@@ -68,7 +68,8 @@ inline void check_window(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
   } else {
     v->within(w.threads, 1, 128, "a block has 1 to 128 threads");
     v->expect(w.threads % 32 == 0, "threads are whole warps");
-    v->within(w.chunk, 1, most(1, pass == Pass::Forward ? z.group_c() : z.group_k()), "a chunk is some of the channels");
+    v->within(w.chunk, 1, most(1, pass == Pass::Forward ? z.group_c() : z.group_k()),
+              "a chunk is some of the channels");
   }
 }
 
@@ -77,7 +78,9 @@ inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
   const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
   const conv_ext::Axis vertical = conv_ext::vertical_axis(z, pass), horizontal = conv_ext::horizontal_axis(z, pass);
   const Wide rows = pass == Pass::InputGrad ? z.group_c() : z.group_k(), taps = Wide(z.r) * z.s;
-  const auto count = [](const conv_ext::Axis& a) { return a.inverse ? divided_up(a.output, a.stride) : Wide(a.output); };
+  const auto count = [](const conv_ext::Axis& a) {
+    return a.inverse ? divided_up(a.output, a.stride) : Wide(a.output);
+  };
   const Wide phases = Wide(vertical.phases()) * horizontal.phases();
   const Wide positions = z.n * count(vertical) * count(horizontal), products = Wide(z.n) * z.p * z.q;
   const conv_ext::CudaWindow& w = p.window;
@@ -130,9 +133,9 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
   Verdict v;
   v.within(p.blocks, 1, kMostBlocks, "there is a block, and there are at most 2^31 - 1");
   v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
-  for (const int64_t value : {p.tile_m, p.tile_n, p.steps, p.channels, p.vector, p.pitch, p.packed_bytes,
-                              p.source.channels, p.source.offset, p.source.bytes, p.grad.channels, p.grad.offset,
-                              p.grad.bytes, p.partial_offset})
+  for (const int64_t value :
+       {p.tile_m, p.tile_n, p.steps, p.channels, p.vector, p.pitch, p.packed_bytes, p.source.channels, p.source.offset,
+        p.source.bytes, p.grad.channels, p.grad.offset, p.grad.bytes, p.partial_offset})
     v.expect(value >= 0, "no size is negative");
   v.expect(p.splits >= 1, "a sum has a part");
   if (v.rule) return v.rule;

@@ -111,16 +111,36 @@ inline void draw_extreme(Random& random, ConvProblem* z) {
   };
   for (int64_t times = random.between(1, 3); times > 0; --times) {
     switch (random.between(0, 9)) {
-      case 0: z->h = vast(kMostSize); break;
-      case 1: z->w = vast(kMostSize); break;
-      case 2: z->n = vast(kMostSize); break;
-      case 3: z->c = vast(kMostSize); break;
-      case 4: z->k = vast(kMostSize); break;
-      case 5: (random.chance(0.5) ? z->stride_h : z->stride_w) = vast(INT64_MAX); break;
-      case 6: (random.chance(0.5) ? z->dilation_h : z->dilation_w) = vast(INT64_MAX); break;
-      case 7: (random.chance(0.5) ? z->pad_top : z->pad_bottom) = vast(INT64_MAX); break;
-      case 8: (random.chance(0.5) ? z->pad_left : z->pad_right) = vast(INT64_MAX); break;
-      case 9: (random.chance(0.5) ? z->r : z->s) = vast(kMostSize); break;
+      case 0:
+        z->h = vast(kMostSize);
+        break;
+      case 1:
+        z->w = vast(kMostSize);
+        break;
+      case 2:
+        z->n = vast(kMostSize);
+        break;
+      case 3:
+        z->c = vast(kMostSize);
+        break;
+      case 4:
+        z->k = vast(kMostSize);
+        break;
+      case 5:
+        (random.chance(0.5) ? z->stride_h : z->stride_w) = vast(INT64_MAX);
+        break;
+      case 6:
+        (random.chance(0.5) ? z->dilation_h : z->dilation_w) = vast(INT64_MAX);
+        break;
+      case 7:
+        (random.chance(0.5) ? z->pad_top : z->pad_bottom) = vast(INT64_MAX);
+        break;
+      case 8:
+        (random.chance(0.5) ? z->pad_left : z->pad_right) = vast(INT64_MAX);
+        break;
+      case 9:
+        (random.chance(0.5) ? z->r : z->s) = vast(kMostSize);
+        break;
     }
   }
   if (random.chance(0.1)) z->stride_h = z->stride_w = INT64_MAX;
@@ -153,15 +173,27 @@ inline void draw_covering(Random& random, ConvProblem* z) {
 
 inline void draw_sizes(Random& random, ConvProblem* z) {
   switch (random.between(0, 11)) {
-    case 0: case 1: case 2: return draw_network(random, z);
-    case 3: return draw_tiny(random, z);
-    case 4: return draw_logarithmic(random, 4096, 16, z);
-    case 5: return draw_logarithmic(random, random.chance(0.5) ? kMostSize : int64_t(1) << 20, 1 << 20, z);
-    case 6: return draw_primes(random, z);
-    case 7: return draw_groups(random, z);
-    case 8: case 9: return draw_extreme(random, z);
-    case 10: return draw_taps(random, z);
-    case 11: return draw_covering(random, z);
+    case 0:
+    case 1:
+    case 2:
+      return draw_network(random, z);
+    case 3:
+      return draw_tiny(random, z);
+    case 4:
+      return draw_logarithmic(random, 4096, 16, z);
+    case 5:
+      return draw_logarithmic(random, random.chance(0.5) ? kMostSize : int64_t(1) << 20, 1 << 20, z);
+    case 6:
+      return draw_primes(random, z);
+    case 7:
+      return draw_groups(random, z);
+    case 8:
+    case 9:
+      return draw_extreme(random, z);
+    case 10:
+      return draw_taps(random, z);
+    case 11:
+      return draw_covering(random, z);
   }
 }
 

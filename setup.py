@@ -211,12 +211,7 @@ def ninja_file(build: Path) -> str:
             objects.append(f"{shared or isa}/{source}.o")
             if shared:
                 continue
-<<<<<<< HEAD
-            path = ninja_path(ROOT / "csrc" / "cpu" / source)
-            lines += [f"build {objects[-1]}: compile {path}", f"  isa = {flags}"]
-=======
             lines += [f"build {objects[-1]}: compile {ninja_path(ROOT / 'csrc' / 'cpu' / source)}", f"  isa = {flags}"]
->>>>>>> main
         lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

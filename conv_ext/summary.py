@@ -6,6 +6,7 @@ and nothing is copied. Hooks note the layers; a function mode carries receptive 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction

@@ -200,13 +200,17 @@ def test_layers_that_change_how_many_positions_there_are(name):
     x, seen = torch.rand(1, 2, 20, 20) + 1, []
     h, w = (n // 2 for n in rows[2].volume[:2])
     for i, j in ((0, 0), (1, 1)):  # neighbours see more or less where the step is a fraction
-        pick = extent(net, x.clone(), lambda y: y[0, :, min(h, y.shape[2] - 2) + i, min(w, y.shape[3] - 2) + j].sum())
-        seen.append(pick)
+
+        def pick(y, i=i, j=j):
+            return y[0, :, min(h, y.shape[2] - 2) + i, min(w, y.shape[3] - 2) + j].sum()
+
+        seen.append(extent(net, x.clone(), pick))
     assert rows[2].receptive_field == tuple(map(max, *seen))
 
 
 def test_what_is_not_known_is_called_unknown():
-    columns = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Unfold(2, stride=2), nn.Fold((6, 6), 2, stride=2), nn.Conv2d(4, 3, 3))
+    unfold, fold = nn.Unfold(2, stride=2), nn.Fold((6, 6), 2, stride=2)
+    columns = nn.Sequential(nn.Conv2d(2, 4, 3), unfold, fold, nn.Conv2d(4, 3, 3))
     found = conv_ext.summary(columns, (2, 8, 8))
     assert [row.op for row in found.rows] == ["conv(3,4)", "Unfold", "Fold", "conv(3,3)"]
     assert [row.receptive_field for row in found.rows] == [(3, 3), None, None, None]

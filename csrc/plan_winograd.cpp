@@ -137,7 +137,7 @@ const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& 
   // A kernel is filled up to the transform's 3 x 3 with taps of zero. The corner of 2 x 2 has a quarter of its tile's
   // products, whose error it shares: 1.09 of the gate was seen.
   if (z.precision == Precision::Ieee && (z.r < 3 || z.s < 3))
-    return "taps that fill a kernel up to 3 x 3 would add rounding errors, and save no products";
+    return "a kernel smaller than 3 x 3 saves no products, and the taps that fill it up add rounding errors";
   const double reduction = pass == Pass::WeightGrad
                                ? double(z.n) * double(z.p) * double(z.q)
                                : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);

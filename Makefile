@@ -1,10 +1,12 @@
-# make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.   make test: the whole suite.
-# Both first make .venv with the pinned torch, and compile what has changed.
+# make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.
+# make check: under two minutes, while you work.   make test: before a change lands.   make test-all: before a release.
+# make fuzz SECONDS=600: random problems, others each time.   docs/testing.md says what each of them runs.
+# All first make .venv with the pinned torch, and compile what has changed.
 #
 #   make demo VENV=            build in place against the torch of the active Python; nothing is downloaded
 #   make test TORCH=torch==2.11.0 TORCH_INDEX=https://...   another build of torch, from a pip index of your choice
-#   make demo ARGS="--epochs 5"  make test ARGS="-k adjoint"
-#   make build, make clean
+#   make demo ARGS="--epochs 5"  make test ARGS="-k adjoint"  make test WORKERS=0   (in one process)
+#   make build, make lint, make clean
 
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
@@ -12,6 +14,14 @@ VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
 DEVICE ?= cpu
+WORKERS ?= auto
+SECONDS ?= 60
+SEED ?=
+ONLY ?=
+CASE ?=
+
+# Pinned, so that a new release of theirs does not fail a change of ours.
+TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6
 
 ifeq ($(VENV),)
 RUN := $(PYTHON)
@@ -22,25 +32,47 @@ RUN := $(VENV)/bin/python
 # Named after the torch that was asked for: another TORCH is installed and built against anew.
 DEPENDENCIES := $(VENV)/.dependencies-$(subst =,-,$(TORCH))
 STAMP := $(VENV)/.built-$(subst =,-,$(TORCH))
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test build clean
+# One process for each processor, where pytest-xdist is there; who is done takes tests from the others.
+PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
+    echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
+
+.PHONY: demo check test test-all fuzz lint build clean
 
 demo: build
 	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
 
-test: build
-	$(RUN) -m pytest tests $(ARGS)
+check: build lint
+	$(PYTEST) tests -m "quick and not exhaustive" -q $(ARGS)
+
+test: build lint
+	$(PYTEST) tests -q $(ARGS)
+
+test-all: build lint
+	$(PYTEST) tests -q -m "" -o faulthandler_timeout=3600 $(ARGS)
+
+fuzz: build
+	$(RUN) tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \
+	    $(if $(CASE),--case "$(CASE)") $(ARGS)
+
+lint: build
+	@if $(RUN) -m ruff --version > /dev/null 2>&1; then \
+	    echo "$(RUN) -m ruff check ."; $(RUN) -m ruff check .; \
+	else \
+	    echo "ruff is not there: the code is not looked through (pip install $(filter ruff%,$(TOOLS)))"; \
+	fi
 
 build: $(STAMP)
 
-$(VENV)/.dependencies-%: pyproject.toml
+$(VENV)/.dependencies-%: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
-	$(RUN) -m pip install --quiet setuptools wheel ninja pybind11 numpy \
-	    pytest hypothesis expecttest tqdm matplotlib scikit-learn
+	$(RUN) -m pip install --quiet setuptools wheel ninja pybind11 numpy hypothesis expecttest \
+	    tqdm matplotlib scikit-learn $(TOOLS)
 	touch $@
 
 $(STAMP): $(DEPENDENCIES) $(SOURCES)

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,10 @@ SM90_SOURCES = {"hopper.cu"}
 SM90_OPTION = "-gencode=arch=compute_90a,code=sm_90a"
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
 # -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
-KERNEL_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
+KERNEL_FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno "
+    "-Wall -Wextra -Wno-maybe-uninitialized"
+)
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 ISA_FLAGS = {"baseline": ""}
@@ -89,7 +93,8 @@ def source_digest() -> str:
 def compile_jobs() -> int:
     """As many compilers at once as there are cores, MAX_JOBS if that is set, and 1.5 GiB of free memory for each."""
     jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-    memory = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()) if os.path.exists("/proc/meminfo") else None
+    known = os.path.exists("/proc/meminfo")
+    memory = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()) if known else None
     return max(1, min(jobs, int(memory[1]) // (3 << 19) if memory else 1))
 
 
@@ -131,13 +136,14 @@ def build_cuda_library(build: Path, target: Path) -> None:
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
         sys.exit(
             f"torch {torch.__version__} runs on CUDA {torch.version.cuda}, but nvcc is of release "
-            f"{release[1] if release else 'unknown'}: put a toolkit of the same major version on the PATH, or set CONV_EXT_CUDA=0"
+            f"{release[1] if release else 'unknown'}: put a toolkit of the same major version on the PATH, "
+            "or set CONV_EXT_CUDA=0"
         )
     build.mkdir(parents=True, exist_ok=True)
-    sources = [source.as_posix().replace(" ", "$ ") for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
-    objects = [f"{Path(source).name}.o" for source in sources]
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    objects = [f"{source.name}.o" for source in sources]
     lines = [
-        f"nvcc = {shutil.which('nvcc')}",
+        f"nvcc = {shlex.quote(shutil.which('nvcc')).replace('$', '$$')}",
         f"targets = {' '.join(cuda_architectures())}",
         "rule compile",
         "  command = $nvcc -MMD -MF $out.d -std=c++20 -O3 -Xcompiler -fPIC $targets -c $in -o $out",
@@ -145,12 +151,13 @@ def build_cuda_library(build: Path, target: Path) -> None:
         "  deps = gcc",
         "  description = compiling $out",
         # nvcc links with its toolkit's libcudart.so. At run time `import torch` has loaded the one of torch's wheel
-        # (nvidia/cu13/lib or nvidia/cuda_runtime/lib in site-packages) before conv_ext is imported, and the loader takes
+        # (nvidia/cu13/lib or nvidia/cuda_runtime/lib in site-packages) before conv_ext is imported: the loader takes
         # a library that is loaded under the soname it looks for (libcudart.so.13): no rpath has to lead there.
         "rule link",
         "  command = $nvcc -shared -cudart shared -Xlinker -z -Xlinker defs $in -o $out",
         *(
-            f"build {o}: compile {source}" + (f"\n  targets = {SM90_OPTION}" if Path(source).name in SM90_SOURCES else "")
+            f"build {o}: compile {ninja_path(source)}"
+            + (f"\n  targets = {SM90_OPTION}" if source.name in SM90_SOURCES else "")
             for o, source in zip(objects, sources)
         ),
         f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
@@ -172,13 +179,21 @@ def install_library(library: Path, target: Path) -> None:
         fresh.replace(copy)
 
 
+def ninja_path(path: Path) -> str:
+    """A path as a ninja file's build line has it; in the commands ninja itself quotes it for the shell."""
+    return re.sub(r"([$ :])", r"$\1", path.as_posix())
+
+
+def compiler_words() -> list[str]:
+    """The compiler's command: all words of CXX ("ccache g++"), else the program that compiled Python, else c++."""
+    words = shlex.split(os.environ.get("CXX", "")) or shlex.split(sysconfig.get_config_var("CXX") or "g++")[:1]
+    return words if shutil.which(words[0]) else ["c++"]
+
+
 def ninja_file(build: Path) -> str:
     """The build of the kernel libraries: every source once per instruction set."""
-    compiler = os.environ.get("CXX", sysconfig.get_config_var("CXX") or "g++").split()[0]
-    if shutil.which(compiler) is None:
-        compiler = "c++"
     lines = [
-        f"cxx = {compiler}",
+        f"cxx = {shlex.join(compiler_words()).replace('$', '$$')}",
         f"flags = {KERNEL_FLAGS}",
         "rule compile",
         "  command = $cxx -MMD -MF $out.d $flags $isa -c $in -o $out",
@@ -196,13 +211,18 @@ def ninja_file(build: Path) -> str:
             objects.append(f"{shared or isa}/{source}.o")
             if shared:
                 continue
-            lines += [f"build {objects[-1]}: compile {(ROOT / 'csrc' / 'cpu' / source).as_posix().replace(' ', '$ ')}", f"  isa = {flags}"]
+            lines += [f"build {objects[-1]}: compile {ninja_path(ROOT / 'csrc' / 'cpu' / source)}", f"  isa = {flags}"]
         lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
 class Build(BuildExtension):
     """Builds the kernel libraries first, then _C, and writes down what it built with."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # BuildExtension's own ninja file escapes spaces alone.
+        self.use_ninja = self.use_ninja and not set(":$") & set(str(ROOT))
 
     def finalize_options(self):
         super().finalize_options()
@@ -226,7 +246,9 @@ class Build(BuildExtension):
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
             "cuda": wants_cuda(),
-            "cuda_architectures": [option.rsplit("code=", 1)[1] for option in cuda_architectures()] if wants_cuda() else [],
+            "cuda_architectures": [
+                option.rsplit("code=", 1)[1] for option in cuda_architectures() if wants_cuda()
+            ],
             "sources": source_digest(),
             "isas": list(ISA_FLAGS),
         }

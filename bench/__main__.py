@@ -1,4 +1,4 @@
-"""Picks the benchmark: `python -m bench [command] [options]`, the commands being those of COMMANDS; run is the default."""
+"""Picks the benchmark: `python -m bench [command] [options]`, the commands those of COMMANDS; run is the default."""
 
 import importlib
 import sys

@@ -77,7 +77,7 @@ CUDA = (
 
 
 def cuda_text(rows: list[dict]) -> str:
-    """A table for each algorithm: every aim that has rows, their mean, and whether it is reached; both sides' errors."""
+    """A table for each algorithm: every aim that has rows, their mean, whether it is reached; both sides' errors."""
     parts = ["Ratios to cuDNN (its time over ours, geometric means) against the aims; errors in units of u A:"]
     for algorithm in dict.fromkeys(row.get("algorithm", "auto") for row in rows):
         parts += [] if algorithm == "auto" else [f"Algorithm {algorithm}:"]

@@ -79,7 +79,7 @@ def operands(case: Case) -> Operands:
 
 
 def ours(case: Case, o: Operands) -> Callable[[], torch.Tensor]:
-    """The public function for forward, under the precision and algorithm in force; the operator for a gradient alone."""
+    """The public function for forward, under precision and algorithm in force; the operator for a gradient alone."""
     shape = case.shape
     sides = (shape.padding[0], shape.padding[0], shape.padding[1], shape.padding[1])
     settings = (shape.stride, sides, shape.dilation, shape.groups, case.precision, case.algorithm)

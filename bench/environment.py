@@ -47,7 +47,8 @@ def restart_if_asked(arguments: list[str]) -> int | None:
 
     Returns only where the environment is right already (None), or, after --both-states, with an exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench", usage="python -m bench [command] [options]", add_help=False,
+    parser = argparse.ArgumentParser(prog="python -m bench", usage="python -m bench [command] [options]",
+                                     add_help=False,
                                      allow_abbrev=False)
     add_environment_options(parser)
     parser.add_argument("--out", type=Path)
@@ -119,7 +120,7 @@ def seconds(text: str) -> float:
 
 
 def collect(todo: list, measure: Callable[[Any], dict], name: Callable[[Any], str]) -> list[dict]:
-    """measure(item) of every item, under a progress bar where tqdm is there; Ctrl-C ends it with what there is so far."""
+    """measure(item) of every item, under a progress bar where tqdm is there; Ctrl-C ends it with what there is."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -148,7 +149,8 @@ class Bar:
         pass
 
     def __iter__(self):
-        for self.done, item in enumerate(self.items, 1):
+        for done, item in enumerate(self.items, 1):
+            self.done = done
             yield item
 
     def set_description(self, text: str) -> None:

@@ -91,7 +91,8 @@ def roofline(runs: list[dict]):
             axes.plot([low, max(low, knee), max(high, knee)],
                       [min(peak, low * peaks["copy"]), peak, peak], color="black", lw=1,
                       label=f"copy {peaks['copy']:.0f} GB/s, product {peak:.0f} GFLOP/s")
-        axes.set(xscale="log", yscale="log", title=name, xlabel="FLOP of the direct convolution per byte of its tensors",
+        axes.set(xscale="log", yscale="log", title=name,
+                 xlabel="FLOP of the direct convolution per byte of its tensors",
                  ylabel="GFLOP/s")
         axes.legend(fontsize="small")
     return figure

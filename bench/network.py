@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from bench import aims, environment, gpu, precision, report, timer
 from bench.cases import MEMORY_FORMATS
 from bench.judge import OPERAND_ROUNDOFF
-from bench.networks import (DEFAULT, FOREIGN, GPU_DEFAULT, GPU_IMAGES, NETWORKS, data, loss, made, missing,
-                            network)
+from bench.networks import DEFAULT, FOREIGN, GPU_DEFAULT, GPU_IMAGES, NETWORKS, data, loss, made, missing, network
 from bench.shapes import LAYOUTS, PRECISIONS
 
 STEP, ONE = "training step", "forward, eval"

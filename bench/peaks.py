@@ -39,7 +39,7 @@ def product_rate(dtype: torch.dtype, sizes=SIZES) -> float:
         if dtype is not torch.float64:  # which oneDNN does not have
             ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], None))
         for way in ways:
-            with contextlib.suppress(RuntimeError, AttributeError):  # a torch without oneDNN, a dtype it has no code for
+            with contextlib.suppress(RuntimeError, AttributeError):  # a torch without oneDNN, a dtype without code
                 rates.append(2 * size**3 / best_seconds(way))
     return max(rates)
 

@@ -16,7 +16,8 @@ FEW = 40  # a section with more cases is told by its means and its worst cases
 def machine_line(machine: dict) -> str:
     held = f" (both sides held to {machine['cap']})" if machine.get("cap") else ""
     gpu = f"{machine['gpu']}; " if machine.get("gpu") else ""
-    return (f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, kernels for {machine['isa']}"
+    return (f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+            f"kernels for {machine['isa']}"
             f"{held}, allocator {'warm' if machine['warm_allocator'] else 'as it comes'}, torch {machine['torch']}, "
             f"conv_ext {machine['conv_ext']}, load {machine['load_average']} at the start, {machine['time']}")
 
@@ -111,8 +112,9 @@ def network_text(result: dict, _: bool = False) -> str:
              "Training step: forward, loss and backward, without the optimizer's step. Errors: of all gradients, or of "
              "the scores, together, relative to float64.", *([table(head, rows)] if rows else [])]
     if result.get("memory"):
-        parts.append("Peak memory of a training step, by torch's allocator on the GPU (MiB):" if result["machine"].get("gpu")
-                     else "Peak memory of a process that does two training steps, all of it (MiB, allocator as it comes):")
+        on_gpu = "Peak memory of a training step, by torch's allocator on the GPU (MiB):"
+        on_cpu = "Peak memory of a process that does two training steps, all of it (MiB, allocator as it comes):"
+        parts.append(on_gpu if result["machine"].get("gpu") else on_cpu)
         parts.append(table(["network", "images", "precision", "layout", "ours", "torch"],
                            [[row["network"], row["n"], row["precision"], row["layout"], memory(row["ours"]),
                              memory(row["theirs"])] for row in result["memory"]]))

@@ -95,9 +95,8 @@ def main(arguments: list[str]) -> int:
     old = environment.load(options.compare) if options.compare else None
     if old:
         compare.check(old)
-    from bench import cases  # after the options: --help and a mistyped layer answer without a built extension
-
     import conv_ext
+    from bench import cases  # after the options: --help and a mistyped layer answer without a built extension
 
     todo = cases.cases(chosen, options.passes, options.dtype, options.layout, options.algorithm, options.precision,
                        options.device)
@@ -108,7 +107,9 @@ def main(arguments: list[str]) -> int:
     else:
         result["machine"]["peaks"] = peaks.measure(result["machine"]["isa"])
     with torch.no_grad(), conv_ext.algorithm(options.algorithm):
-        result["cases"] = environment.collect(todo, lambda case: of_device(case, options.seconds), lambda case: case.name)
+        result["cases"] = environment.collect(
+            todo, lambda case: of_device(case, options.seconds), lambda case: case.name
+        )
     path = environment.save(result, options.out)
     print(report.text(environment.load(Path(path)), options.rows))
     if old:

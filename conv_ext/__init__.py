@@ -5,6 +5,9 @@
 """
 
 from . import library as _library  # first: checks the build and loads the kernels
+
+# isort: split
+from . import flops as _flops
 from . import ops as _ops
 from . import visualize
 from ._version import __version__

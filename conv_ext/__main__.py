@@ -144,7 +144,7 @@ def _print_entries(entries: dict, indent: int) -> None:
             _print_entries(value, indent + 2)
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            print(f"{'':{indent}}{str(key):<{width}}  {shown}")
+            print(f"{'':{indent}}{key!s:<{width}}  {shown}")
 
 
 if __name__ == "__main__":

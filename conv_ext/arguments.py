@@ -46,6 +46,8 @@ def ints(value, length: int, function: str, name: str) -> tuple:
         if type(a) is type(b) is int and 0 <= a <= INT64_MAX and 0 <= b <= INT64_MAX:
             return value
     if not isinstance(value, (tuple, list)):
+        if isinstance(value, Tensor) and value.dtype == torch.bool:  # torch takes it here, though not in a list
+            value = value.long()
         return (_int(value, function, name),) * length
     try:
         values = tuple([_int(v, function, name) for v in value])
@@ -89,9 +91,12 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
             continue
         total = reach if rule == "same" else 0
         if rule == "same_strided" and s > 0:
-            outputs = (size[i] + s - 1) // s
-            total = torch.sym_max((outputs - 1) * s + reach + 1 - size[i], 0)  # sizes may be symbolic
-        zeros += [total // 2, total - total // 2]
+            # The last of ceil(size / s) windows begins (size - 1) % s before the last element and ends `reach` later.
+            # Of a symbolic size it is known, in this form, that the result is from 0 to `reach`.
+            total = reach - (size[i] - 1) % s
+            if s - 1 > reach:  # a stride beyond the kernel may need no padding; a size may be symbolic, or a tensor
+                total = total.clamp(min=0) if isinstance(total, Tensor) else torch.sym_max(total, 0)
+        zeros += [total // 2, (total + 1) // 2]
     return tuple(zeros)
 
 

@@ -51,6 +51,20 @@ def _kernels(grad, first, second):
     return _C if _C.road(grad, grad if first is None else first, second) == 2 else _Differentiable
 
 
+def _weight_grad(kernels, grad, input, ctx):
+    """The gradient of the weight, with the weight's strides where its memory is laid out alike.
+
+    Where an extent is 1 (a single channel, a 1x1 kernel) its stride means nothing, and memory formats differ in it
+    alone. Autograd keeps such a gradient as it is; DistributedDataParallel compares strides to the letter.
+    """
+    found = kernels.weight_grad(grad, input, ctx.kernel_size, *ctx.arguments)
+    if kernels is not _C or found.stride() == ctx.weight_stride:
+        return found
+    if all(n == 1 or a == b for n, a, b in zip(found.shape, found.stride(), ctx.weight_stride)):
+        return found.as_strided(found.shape, ctx.weight_stride)
+    return found
+
+
 @contextmanager
 def _tangent_of(ctx):
     """The saved operands as constants of this level of forward-mode AD, for the computation of its tangent.
@@ -111,7 +125,7 @@ class Forward(torch.autograd.Function):
         masks = () if inputs[9] == "none" else (output,)
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, *masks)
         ctx.save_for_forward(input, weight, *masks)
-        ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
+        ctx.input_size, ctx.kernel_size, ctx.weight_stride = input.shape[2:], weight.shape[2:], weight.stride()
         ctx.output_size = output.shape
         ctx.arguments = inputs[3:9]
 
@@ -123,7 +137,7 @@ class Forward(torch.autograd.Function):
         kernels = _kernels(grad, weight, input)
         return (
             kernels.input_grad(grad, _conj(weight), ctx.input_size, *ctx.arguments) if needs_input else None,
-            kernels.weight_grad(grad, _conj(input), ctx.kernel_size, *ctx.arguments) if needs_weight else None,
+            _weight_grad(kernels, grad, _conj(input), ctx) if needs_weight else None,
             bias_grad(grad) if needs_bias else None,
             *(None,) * 7,
         )
@@ -161,7 +175,7 @@ class InputGrad(torch.autograd.Function):
         needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(grad_output if needs_weight else None, weight if needs_grad_output else None)
         ctx.save_for_forward(grad_output, weight)
-        ctx.input_size, ctx.kernel_size = inputs[2], weight.shape[2:]
+        ctx.input_size, ctx.kernel_size, ctx.weight_stride = inputs[2], weight.shape[2:], weight.stride()
         ctx.arguments = inputs[3:]
 
     @staticmethod
@@ -171,7 +185,7 @@ class InputGrad(torch.autograd.Function):
         kernels = _kernels(grad, weight, grad_output)
         return (
             kernels.forward(grad, _conj(weight), None, *ctx.arguments, "none") if needs_grad_output else None,
-            kernels.weight_grad(_conj(grad_output), grad, ctx.kernel_size, *ctx.arguments) if needs_weight else None,
+            _weight_grad(kernels, _conj(grad_output), grad, ctx) if needs_weight else None,
             *(None,) * 7,
         )
 
@@ -277,7 +291,7 @@ def _plain_setup_context(ctx, inputs, output):
     needs_input, needs_weight, *_ = ctx.needs_input_grad
     masks = () if activation == "none" else (output,)
     ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, *masks)
-    ctx.input_size, ctx.kernel_size = input.shape[2:], weight.shape[2:]
+    ctx.input_size, ctx.kernel_size, ctx.weight_stride = input.shape[2:], weight.shape[2:], weight.stride()
 
 
 # The plain road: the forward is the kernel itself.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from .functional import conv1d, conv2d, conv_transpose2d
+from .mapped import MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose2d
 
 __all__ = ["convert", "override", "revert"]
@@ -18,10 +24,12 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 _OURS: dict[type, type] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
 _TORCHS: dict[type, type] = {ours: torchs for torchs, ours in _OURS.items()}
+_NAMES = {f"{kind}{n}d" for kind in ("Conv", "ConvTranspose") for n in (1, 2, 3)}
+_logger = logging.getLogger("conv_ext")
 _FUNCTIONS = {torch.conv1d: conv1d, torch.conv2d: conv2d, torch.conv_transpose2d: conv_transpose2d}
 
 
-def convert(model: AnyModule) -> AnyModule:
+def convert(model: AnyModule, *, report: Callable[[str], object] | None = None) -> AnyModule:
     """Make the convolution layers of `model` ours, in place, and return `model`.
 
     Every `nn.Conv1d`, `nn.Conv2d` and `nn.ConvTranspose2d` of exactly that type, `model` itself included, gets our
@@ -33,9 +41,18 @@ def convert(model: AnyModule) -> AnyModule:
     of exactly the type nn.Conv2d after it: convert then); a layer to which someone has given an attribute
     `activation`, which ours would read. Converting twice changes nothing.
 
+    report: what is called with a text that says how many layers became ours, and which convolutions stay as they are
+        and why: ``report=print``. None: the logger "conv_ext" gets it, at level INFO.
+
     Raises TypeError where `model` is no nn.Module.
     """
-    return _exchange(model, _OURS, "convert")
+    before = _convolutions(model) if isinstance(model, nn.Module) else {}
+    _exchange(model, _OURS, "convert")
+    if report is not None:
+        report(_report(before))
+    elif _logger.isEnabledFor(logging.INFO):
+        _logger.info("%s", _report(before))
+    return model
 
 
 def revert(model: AnyModule) -> AnyModule:
@@ -47,6 +64,51 @@ def revert(model: AnyModule) -> AnyModule:
     the padding "same_strided", which depends on the input.
     """
     return _exchange(model, _TORCHS, "revert")
+
+
+def _convolutions(model: nn.Module) -> dict[str, tuple[nn.Module, type]]:
+    """Every module that is a convolution, by its name, with the class that it has now."""
+    found = {}
+    for name, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule) and module.original_name in _NAMES
+        if scripted or isinstance(module, (_ConvNd, MappedConv2d)):
+            found[name or type(module).__name__] = module, _own_class(module)
+    return found
+
+
+def _report(before: dict[str, tuple[nn.Module, type]]) -> str:
+    """What became of the convolutions: how many are ours now, how many were, and why the others are not."""
+    became, were, left = Counter(), 0, []
+    for name, (module, own) in before.items():
+        now = _own_class(module)
+        if now is not own:
+            became[own.__name__] += 1
+        elif isinstance(module, (*_TORCHS, MappedConv2d)):
+            were += 1
+        else:
+            left.append(f"    {name}: {_why_left(module, own)}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(became.items()))
+    lines = [f"{_layers(became.total())} became conv_ext's" + (f": {kinds}" if kinds else "")]
+    lines += [f"{_layers(were)} had been before"] if were else []
+    lines += [f"{_layers(len(left))} left:", *left] if left else []
+    return "\n".join(lines)
+
+
+def _layers(count: int) -> str:
+    return f"{count} convolution" + ("" if count == 1 else "s")
+
+
+def _why_left(module: nn.Module, own: type) -> str:
+    """Why `convert` does not touch a convolution."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{module.original_name} is compiled by TorchScript"
+    if own in _OURS:
+        return f"{own.__name__} has an attribute 'activation', which ours would read"
+    if isinstance(module, LazyModuleMixin):
+        return f"{own.__name__} has no weight before its first call; convert after it"
+    if own.__module__ == _ConvNd.__module__:
+        return f"conv_ext has no {own.__name__}"
+    return f"{own.__name__} is a class of its own, with a forward of its own"
 
 
 def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyModule:
@@ -114,6 +176,6 @@ class override(TorchFunctionMode):
     computed by torch unnoticed: inside the block every convolution is ours or is refused.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         # torch has taken this mode off its stack while we are here: nothing below comes back to it.
         return _FUNCTIONS.get(func, func)(*args, **(kwargs or {}))

@@ -246,6 +246,28 @@ def _read_cifar_binary(path: Path) -> tuple[Tensor, Tensor]:
     return rows[:, 1:].reshape(-1, 3, SIDE, SIDE), labels
 
 
+<<<<<<< HEAD
+class _ArraysOnly(pickle.Unpickler):
+    """Reads dicts, lists, numbers and numpy arrays, and refuses to import anything else: a pickle can run any code."""
+
+    def find_class(self, module: str, name: str):
+        import numpy as np
+
+        reconstruct = np.empty(0).__reduce__()[0]  # its module's name differs between numpy's versions
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("_codecs", "encode"): codecs.encode,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return allowed[module, name]
+
+
+=======
+>>>>>>> survive2
 def _read_cifar_pickle(path: Path) -> tuple[Tensor, Tensor]:
     """A pickled dict: b"data" (rows, 3072) of uint8, the planes as in the binary version, and b"labels", a list."""
     content = _read(path)

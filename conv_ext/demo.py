@@ -54,7 +54,7 @@ NETWORKS = {
     "cifar10_convnet": Network("ConvNet", cifar10_convnet, 32, _LECTURE, 4),
 }
 DEFAULT_NETWORK = {"digits": "lenet5", "mnist": "mnist_convnet", "cifar10": "cifar10_convnet"}
-# On the digits float32 rounding moves the first losses by 1e-7; a gradient that is 1 % off in one layer by 3e-4 or more.
+# On the digits float32 rounding moves the first losses by 1e-7; a gradient 1 % off in one layer by 3e-4 or more.
 DIFFERENCE_LIMIT = 1e-4
 ACCURACY_GOAL = 0.98
 

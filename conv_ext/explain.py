@@ -13,10 +13,11 @@ PASSES = ("forward", "input_grad", "weight_grad")
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
+    return f"{count:.1f} GiB"
 
 
 def _count(value: float) -> str:
@@ -63,7 +64,8 @@ class PassPlan:
         if self.as_1x1:
             lines.append("    computed as a 1x1 kernel over C R S channels, where the operands' strides allow it")
         if self.tiles:
-            lines.append("    tiles      " + ", ".join(f"{k} {v}" for k, v in self.tiles.items()) + f"; {self.tasks} tasks")
+            tiles = ", ".join(f"{k} {v}" for k, v in self.tiles.items())
+            lines.append(f"    tiles      {tiles}; {self.tasks} tasks")
         lines.append(
             f"    memory     workspace {_bytes(self.workspace_bytes)}, scratch {_bytes(self.scratch_bytes)} a thread"
         )

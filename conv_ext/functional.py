@@ -18,6 +18,7 @@ from .arguments import check_operands, ints, normalize
 from .checks import check_transposed, known
 from .library import _C
 from .settings import current_algorithm, current_precision
+from .tracing import is_tracing, recorded
 
 __all__ = ["conv1d", "conv2d", "conv_transpose2d"]
 
@@ -125,6 +126,9 @@ def conv2d(
             )  # fmt: skip
     # On the plain roads the operands are known to be tensors: only a rank may be wrong.
     batched = road and input.dim() == 4 == weight.dim() or check_operands("conv2d", 4, input, weight, bias)
+    if not road and isinstance(padding, str) and is_tracing():
+        pairs = ints(stride, 2, "conv2d", "stride"), padding, ints(dilation, 2, "conv2d", "dilation")
+        return _recorded_conv2d(input, weight, bias, *pairs, groups, activation)
     geometry = normalize("conv2d", input, weight, stride, padding, dilation, groups)
     if batched:
         return _forward(road, input, weight, bias, geometry, activation)
@@ -171,6 +175,9 @@ def conv1d(
                 activation=activation,
             )  # fmt: skip
     batched = check_operands("conv1d", 3, input, weight, bias)
+    if not road and isinstance(padding, str) and is_tracing():
+        numbers = ints(stride, 1, "conv1d", "stride"), padding, ints(dilation, 1, "conv1d", "dilation")
+        return _recorded_conv1d(input, weight, bias, *numbers, groups, activation)
     (s,), (left, right), (d,), groups = normalize("conv1d", input, weight, stride, padding, dilation, groups, 1)
     geometry = (1, s), (0, 0, left, right), (1, d), groups
     input = input.contiguous()  # a permuted sequence is no image in channels_last: torch does the same
@@ -228,8 +235,28 @@ def conv_transpose2d(
     geometry = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
     stride, padding, dilation, groups = geometry
     output_padding = ints(output_padding, 2, "conv_transpose2d", "output_padding")
+    if not road and is_tracing():
+        return _recorded_conv_transpose2d(input, weight, bias, stride, padding[::2], output_padding, groups, dilation)
     if not road:
         input, weight, bias = ops.autocast(input, weight, bias)
     x = input if batched else input.unsqueeze(0)
     y = _transposed(road, x, weight, bias, stride, padding, output_padding, groups, dilation)
     return y if batched else y.squeeze(0)
+
+
+def _with_activation(function):
+    return lambda *arguments: function(*arguments[:-1], activation=arguments[-1])
+
+
+_recorded_conv2d = recorded(
+    "recorded_conv2d", _with_activation(conv2d),
+    "int[2] stride, str padding, int[2] dilation, int groups, str activation",
+)  # fmt: skip
+_recorded_conv1d = recorded(
+    "recorded_conv1d", _with_activation(conv1d),
+    "int[1] stride, str padding, int[1] dilation, int groups, str activation",
+)  # fmt: skip
+_recorded_conv_transpose2d = recorded(
+    "recorded_conv_transpose2d", conv_transpose2d,
+    "int[2] stride, int[2] padding, int[2] output_padding, int groups, int[2] dilation",
+)  # fmt: skip

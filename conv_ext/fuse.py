@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter, defaultdict
+from inspect import Parameter, signature
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import GraphModule, Node, Tracer
+from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .convert import convert
@@ -17,6 +19,7 @@ from .modules import Conv1d, Conv2d
 __all__ = ["fuse"]
 
 _NORMS = {Conv1d: nn.BatchNorm1d, Conv2d: nn.BatchNorm2d}
+_LAYERS = (Conv1d, Conv2d, MappedConv2d)
 _RELU_FUNCTIONS = {torch.relu, torch.relu_, F.relu, F.relu_}
 _RELU_METHODS = {"relu", "relu_"}
 
@@ -25,10 +28,10 @@ class _Tracer(Tracer):
     """Keeps our layers whole, as torch's are."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (Conv1d, Conv2d, MappedConv2d)) or super().is_leaf_module(module, name)
+        return isinstance(module, _LAYERS) or super().is_leaf_module(module, name)
 
 
-def fuse(model: nn.Module) -> GraphModule:
+def fuse(model: nn.Module) -> nn.Module:
     """A new model for inference that computes the same in fewer passes over memory.
 
     Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; then
@@ -44,8 +47,13 @@ def fuse(model: nn.Module) -> GraphModule:
         of `model` but for rounding (the same bits where nothing was folded). Layers that a model calls more than once
         are copied for each call that was changed.
 
+        Where torch.fx cannot trace the whole (control flow that depends on values or options, as in the models of
+        Hugging Face), a copy of `model` with its own class: each largest part that can be traced is fused, and what
+        was taken out of it is an nn.Identity. There a layer has to be called once, and a ReLU to be a module. A part
+        is taken to be called as a whole: its layers by its own forward alone.
+
     Raises TypeError where `model` is no nn.Module, ValueError where it, or a part of it, is in training mode, and
-    RuntimeError where it cannot be traced (control flow that depends on values): the message has torch.fx's reason.
+    RuntimeError where it can neither be traced nor has a convolution: the message has torch.fx's reason.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse takes a torch.nn.Module, got {type(model).__name__}")
@@ -53,16 +61,18 @@ def fuse(model: nn.Module) -> GraphModule:
     if training:
         more = f" and {len(training) - 1} more" if len(training) > 1 else ""
         raise ValueError(f"fuse takes a model in eval mode, but {training[0]}{more} is in training mode: model.eval()")
-    if isinstance(model, (Conv1d, Conv2d, MappedConv2d, nn.Conv1d, nn.Conv2d)):
+    if isinstance(model, (*_LAYERS, nn.Conv1d, nn.Conv2d)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
     fused = convert(copy.deepcopy(model))
     tracer = _Tracer()
     try:
         graph = tracer.trace(fused)
     except Exception as error:  # torch.fx raises TraceError, and whatever a forward raises on its proxies
+        if any(isinstance(module, _LAYERS) for module in fused.modules()):
+            return _fuse_parts(fused)
         raise RuntimeError(
-            f"fuse: {type(model).__name__} cannot be traced by torch.fx; fuse the parts that can, or convert alone. "
-            f"torch.fx says: {error}"
+            f"fuse: {type(model).__name__} cannot be traced by torch.fx, and has no convolution layers to be fused one "
+            f"by one. torch.fx says: {error}"
         ) from error
     traced = GraphModule(tracer.root, graph, type(model).__name__)
     modules = dict(traced.named_modules())
@@ -70,14 +80,98 @@ def fuse(model: nn.Module) -> GraphModule:
         layer = _fusible(node, modules)
         if layer is None:
             continue
-        if isinstance(layer, tuple(_NORMS)) and layer.activation == "none":
-            layer = _fold_norm(traced, node, layer, modules)
-        if layer.activation == "none" and not layer.weight.is_complex():
-            _fold_relu(traced, node, layer, modules)
+        norm = _norm_behind(node, layer, modules)
+        if norm is not None:
+            layer = _own(traced, node, layer, modules)
+            _fold(layer, modules[norm.target])
+            _skip(traced, norm)
+        relu = _relu_behind(node, layer, modules)
+        if relu is not None:
+            _own(traced, node, layer, modules).activation = "relu"
+            _skip(traced, relu)
     graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced.eval()
+
+
+# ---- a model that cannot be traced: part by part, in place
+
+
+def _fuse_parts(model: nn.Module) -> nn.Module:
+    """Fuse in place what lies within each largest part that can be traced."""
+    names = defaultdict(list)  # of each module; a shared one has several
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+
+    def inside(part: nn.Module, module: nn.Module) -> bool:
+        """Whether no other part of the model can call the module."""
+        return all(any(name.startswith(f"{outer}.") for outer in names[part]) for name in names[module])
+
+    def visit(outer: nn.Module) -> None:
+        for name, part in outer.named_children():
+            whole = _Tracer().is_leaf_module(part, name)  # a layer, or a ModuleList, which has no forward
+            chains = None if whole else _chains(part)
+            if chains is None:
+                visit(part)
+                continue
+            for layer_name, norm_name, relu_name in sorted(chains):
+                removed = [name for name in (norm_name, relu_name) if name]
+                layer = part.get_submodule(layer_name)
+                if not all(inside(part, part.get_submodule(name)) for name in (layer_name, *removed)):
+                    continue
+                if norm_name:
+                    _fold(layer, part.get_submodule(norm_name))
+                if relu_name:
+                    layer.activation = "relu"
+                gone = [part.get_submodule(name) for name in removed]
+                for alias in [alias for module in gone for alias in names[module]]:
+                    model.set_submodule(alias, nn.Identity().eval())
+
+    visit(model)
+    return model.eval()
+
+
+def _chains(part: nn.Module) -> set[tuple[str, str, str]] | None:
+    """(layer, norm or "", ReLU or "") of each layer behind which one of them can go; None where tracing fails.
+
+    Code that asks whether an optional argument is None finds a proxy when that is traced, and a caller may give none:
+    what is to be fused has to be there in both cases.
+    """
+    found = []
+    try:
+        arguments = signature(part.forward).parameters.values()
+        defaults = {a.name: a.default for a in arguments if a.default is not Parameter.empty}
+        for concrete in [None, defaults] if defaults else [None]:
+            graph = _Tracer().trace(part, concrete_args=concrete)
+            found.append(_chains_of(graph, dict(part.named_modules())))
+    except Exception:  # as in `fuse`
+        return None
+    return set.intersection(*found)
+
+
+def _chains_of(graph: Graph, modules: dict[str, nn.Module]) -> set[tuple[str, str, str]]:
+    called = Counter(modules[node.target] for node in graph.nodes if node.op == "call_module")
+    read = {modules.get(node.target.rpartition(".")[0]) for node in graph.nodes if node.op == "get_attr"}
+
+    def alone(module: nn.Module) -> bool:
+        return called[module] == 1 and module not in read
+
+    found = set()
+    for node in graph.nodes:
+        layer = _fusible(node, modules)
+        if layer is None or not alone(layer):
+            continue
+        norm = _norm_behind(node, layer, modules)
+        norm = norm if norm is not None and alone(modules[norm.target]) else None
+        relu = _relu_behind(norm or node, layer, modules)
+        relu = relu if relu is not None and relu.op == "call_module" and alone(modules[relu.target]) else None
+        if norm or relu:
+            found.add((node.target, norm.target if norm else "", relu.target if relu else ""))
+    return found
+
+
+# ---- what may be fused
 
 
 def _fusible(node: Node, modules: dict[str, nn.Module]) -> nn.Module | None:
@@ -85,7 +179,7 @@ def _fusible(node: Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     if node.op != "call_module":
         return None
     layer = modules[node.target]
-    plain = type(layer) in (Conv1d, Conv2d, MappedConv2d) and not layer._forward_hooks and not layer._forward_pre_hooks
+    plain = type(layer) in _LAYERS and not layer._forward_hooks and not layer._forward_pre_hooks
     return layer if plain and list(layer._parameters) == ["weight", "bias"] else None
 
 
@@ -115,36 +209,35 @@ def _own(traced: GraphModule, node: Node, layer: nn.Module, modules: dict[str, n
 
 def _skip(traced: GraphModule, node: Node) -> None:
     """Take a node out of the graph: its readers read what it read."""
-    node.replace_all_uses_with(node.args[0])
+    node.replace_all_uses_with(node.all_input_nodes[0])
     traced.graph.erase_node(node)
 
 
-def _fold_norm(traced: GraphModule, node: Node, layer, modules: dict[str, nn.Module]):
-    """Fold the normalisation behind a layer into it, if there is one that can be; returns the layer to go on with."""
-    after = _next(node)
-    norm = modules[after.target] if after is not None and after.op == "call_module" else None
-    if type(norm) is not _NORMS[type(layer)] or norm.running_mean is None:
-        return layer
-    if norm._forward_hooks or norm._forward_pre_hooks or norm.num_features != layer.out_channels:
-        return layer
-    layer = _own(traced, node, layer, modules)
+def _fold(layer, norm: nn.Module) -> None:
+    """Give the layer the weight and bias that compute the normalisation as well."""
     layer.weight, layer.bias = fuse_conv_bn_weights(
         layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    _skip(traced, after)
-    return layer
 
 
-def _fold_relu(traced: GraphModule, node: Node, layer, modules: dict[str, nn.Module]) -> None:
-    """Move the ReLU behind a layer into it, if there is one that alone reads the layer's result."""
+def _norm_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | None:
+    """The normalisation that alone reads the layer's result, if there is one that can be folded."""
     after = _next(node)
-    if after is None or after.args[:1] != (node,):
-        return
-    is_module = after.op == "call_module" and type(modules[after.target]) is nn.ReLU
+    norm = modules[after.target] if after is not None and after.op == "call_module" else None
+    if type(layer) not in _NORMS or layer.activation != "none" or type(norm) is not _NORMS[type(layer)]:
+        return None
+    if norm.running_mean is None or norm.num_features != layer.out_channels or after.all_input_nodes != [node]:
+        return None
+    return None if norm._forward_hooks or norm._forward_pre_hooks else after
+
+
+def _relu_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | None:
+    """The ReLU that alone reads the node's result, if there is one that the layer can compute."""
+    after = _next(node)
+    if after is None or layer.activation != "none" or layer.weight.is_complex() or after.all_input_nodes != [node]:
+        return None
+    if after.op == "call_module":
+        relu = modules[after.target]
+        return after if type(relu) is nn.ReLU and not relu._forward_hooks and not relu._forward_pre_hooks else None
     is_function = after.op == "call_function" and after.target in _RELU_FUNCTIONS
-    if not (is_module or is_function or after.op == "call_method" and after.target in _RELU_METHODS):
-        return
-    if is_module and (modules[after.target]._forward_hooks or modules[after.target]._forward_pre_hooks):
-        return
-    _own(traced, node, layer, modules).activation = "relu"
-    _skip(traced, after)
+    return after if is_function or after.op == "call_method" and after.target in _RELU_METHODS else None

@@ -50,7 +50,8 @@ def _check_build() -> dict:
     sources = PACKAGE.parent / "csrc"
     if sources.is_dir() and _source_digest(sources) != build["sources"]:
         raise ImportError(
-            f"conv_ext at {PACKAGE} is stale: csrc has changed since it was built (with {built}). Rebuild it:\n{REBUILD}"
+            f"conv_ext at {PACKAGE} is stale: csrc has changed since it was built (with {built}). "
+            f"Rebuild it:\n{REBUILD}"
         )
     return build
 

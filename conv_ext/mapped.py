@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .arguments import PADDINGS, ints
 from .checks import check_activation
 from .functional import IntOrPair, conv2d
+from .modules import Unscriptable
 
 __all__ = ["ConnectionTable", "MappedConv2d"]
 
@@ -120,7 +121,7 @@ class ConnectionTable:
         )
 
 
-class MappedConv2d(nn.Module):
+class MappedConv2d(Unscriptable, nn.Module):
     """A 2-D convolution with the connections of a table: only those that exist have kernels, and cost work.
 
     After the third layer of LeNet-5: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
@@ -256,6 +257,9 @@ def _gathered(tensor: Tensor, dim: int, indices: Tensor | None) -> Tensor:
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:
+    # As nn.Conv2d does, which takes arrays, tensors and any other iterable of ints.
+    if isinstance(value, Iterable) and getattr(value, "ndim", 1):
+        value = tuple(value)
     pair = ints(value, 2, "MappedConv2d", name)
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {pair}")

@@ -18,8 +18,21 @@ from .functional import conv1d, conv2d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
 
+_LARGE = 2**60  # no input can be padded by more; far from where sums of sizes overflow
 
-class _Extended:
+
+class Unscriptable:
+    """A layer whose convolution is Python down to the kernels, which TorchScript's compiler cannot read."""
+
+    def __prepare_scriptable__(self):
+        """torch.jit.script asks for what it is to compile: here is the place to say that it cannot."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile conv_ext.{type(self).__name__}: trace the model (torch.jit.trace) or "
+            "export it (torch.export), or script it with torch's layers, conv_ext.revert(model)"
+        )
+
+
+class _Extended(Unscriptable):
     """What our layers have beyond torch's: padding strings, and a ReLU behind the bias.
 
     The class has the attribute `activation` too: a layer that `convert` made ours, or an old pickle, has none of its
@@ -33,7 +46,9 @@ class _Extended:
         padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
         if isinstance(padding, str) and padding not in PADDINGS:
             raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
-        if beyond := padding in ("full", "same_strided"):  # torch's constructor refuses these two
+        # torch's constructor refuses these two. An array, which it takes, would be compared element by element.
+        beyond = isinstance(padding, str) and padding in ("full", "same_strided")
+        if beyond:
             if len(args) > 4:
                 args = (*args[:4], "valid", *args[5:])
             else:
@@ -91,7 +106,7 @@ class Conv2d(_Extended, nn.Conv2d):
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
 
 
-class ConvTranspose2d(nn.ConvTranspose2d):
+class ConvTranspose2d(Unscriptable, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d`, computed by `conv_ext.conv_transpose2d`: same constructor, same state_dict.
 
     Shapes: input (N, C, H, W) or (C, H, W); weight (C, K / groups, R, S); bias (K,); output (N, K, P, Q) or
@@ -120,4 +135,11 @@ def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | 
         size = input.shape[-len(layer.kernel_size) :]
         pairs = padding_of(layer.padding, size, layer.kernel_size, layer.stride, layer.dilation)
         amounts = pairs[-2:] + pairs[:-2]
+    # torch's own padding adds these without a look at overflow, and reads foreign memory then.
+    if any(type(amount) is int and abs(amount) > _LARGE for amount in amounts):
+        size = list(input.shape[-len(layer.kernel_size) :])
+        raise RuntimeError(
+            f"padding by more than {_LARGE} is not possible: input size {size}, padding {tuple(amounts)} "
+            "(before and after, last dimension first)"
+        )
     return F.pad(input, amounts, mode=layer.padding_mode), 0

@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch._prims_common import suggest_memory_format
 
-from . import checks, folding, library as _library  # noqa: F401  (the import defines the operators)
+from . import checks, folding
+from . import library as _library  # noqa: F401  (the import defines the operators)
 
 forward = torch.ops.conv_ext.forward.default
 input_grad = torch.ops.conv_ext.input_grad.default

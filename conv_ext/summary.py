@@ -6,7 +6,6 @@ and nothing is copied. Hooks note the layers; a function mode carries receptive 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -125,7 +124,7 @@ def summary(model: nn.Module, input_size: Sequence[int], *, expand: bool = False
     """A table of the layers of `model` for images of `input_size`: parameters, operations, volumes, receptive fields.
 
     Operations are multiplications with additions: a convolution or a full connection with a kernel of R x S over C
-    maps counts R S C + 1 for each element of its output, the bias as one; pooling, normalisation and other layers
+    maps counts R S C for each element of its output, and one more for a bias; pooling, normalisation and other layers
     count one for each element of their input. Activations, dropout and sums have no row, nor have functions that are
     no layers. What is counted is one image in eval mode; the model itself stays as it is.
 
@@ -195,7 +194,7 @@ def _put(values, field: _Field | None) -> None:
 class _Between(TorchFunctionMode):
     """Results of functions see what their arguments see."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: D105
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         _put(result, _get((args, kwargs)))
         return result
@@ -374,12 +373,13 @@ def _op(module: nn.Module, x: Tensor) -> str:
 
 def _operations(module: nn.Module, x: Tensor, y: Tensor) -> int:
     """Multiplications with additions, the bias as one; one for each input of a layer without products."""
-    if isinstance(module, MappedConv2d):
-        return (module.weight.numel() + module.out_channels) * y.shape[2:].numel()
-    if getattr(module, "transposed", False):
-        return x.numel() * module.weight[0].numel() + y.numel()
-    if isinstance(module, (_ConvNd, nn.Linear)):
-        return y.numel() * (module.weight[0].numel() + 1)
+    if isinstance(module, (MappedConv2d, _ConvNd, nn.Linear)):
+        biases = y.numel() if module.bias is not None else 0
+        if isinstance(module, MappedConv2d):
+            return module.weight.numel() * y.shape[2:].numel() + biases
+        if getattr(module, "transposed", False):
+            return x.numel() * module.weight[0].numel() + biases
+        return y.numel() * module.weight[0].numel() + biases
     if hasattr(module, "operations_per_output"):
         return y.numel() * module.operations_per_output
     return x.numel()

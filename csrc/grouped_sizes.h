@@ -40,6 +40,7 @@ inline WindowAxis window_axis(const Axis& axis) {
   bool any = false;
   int64_t high = 0;
   for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    CONV_EXT_PLAN_STEP();
     if (axis.phase_of(tap) >= axis.phases()) continue;
     const int64_t offset = axis.offset(tap);
     w.low = any ? min_of(w.low, offset) : offset;

@@ -13,6 +13,7 @@
 //   weight_grad                     K/g      C/g R S      N P Q
 #pragma once
 
+#include "plan_steps.h"
 #include "problem.h"
 
 namespace conv_ext {
@@ -24,6 +25,34 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Products of sizes, none of them negative, that stop at kHuge instead of overflowing: what is so large is beyond every
+// limit, and several of them can still be added.
+constexpr int64_t kHuge = int64_t(1) << 56;
+inline int64_t product(int64_t a, int64_t b) {
+  int64_t result = 0;
+  return !checked_mul(a, b, &result) || result > kHuge ? kHuge : result;
+}
+template <class... Rest>
+inline int64_t product(int64_t a, int64_t b, Rest... rest) {
+  return product(product(a, b), rest...);
+}
+
+// The smallest number from `low` to `high` that fits, where larger ones fit once one does; `high` if none does. A
+// search by halves: at most 63 steps.
+template <class Fits>
+inline int64_t smallest_that_fits(int64_t low, int64_t high, Fits fits) {
+  while (low < high) {
+    CONV_EXT_PLAN_STEP();
+    const int64_t middle = low + (high - low) / 2;
+    if (fits(middle)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
 struct Axis {
   bool inverse;                   // input_grad
   int64_t taps;                   // R or S
@@ -32,7 +61,7 @@ struct Axis {
   int64_t stride, dilation, pad;  // pad: before the first position
 
   int64_t step() const { return inverse ? 1 : stride; }
-  int64_t phases() const { return inverse ? min_of(stride, output) : 1; }
+  int64_t phases() const { return inverse ? max_of(1, min_of(stride, output)) : 1; }
   int64_t output_step() const { return inverse ? stride : 1; }
   int64_t count(int64_t phase) const { return inverse ? (output - 1 - phase) / stride + 1 : output; }
   int64_t longest_count() const { return output > 0 ? count(0) : 0; }
@@ -71,6 +100,7 @@ inline RowRange source_rows(const Axis& a, int64_t first, int64_t last) {
 
 inline int64_t greatest_common_divisor(int64_t a, int64_t b) {
   while (b != 0) {
+    CONV_EXT_PLAN_STEP();
     int64_t rest = a % b;
     a = b;
     b = rest;
@@ -99,6 +129,7 @@ inline PackedExtent walk_regions(const Axis& axis, int64_t tile, Visit visit) {
   for (int64_t start = 0; start < min_of(period, axis.taps); ++start) {
     Region region{0, 0, 0};
     for (int64_t j = start; j < axis.taps; j += period) {
+      CONV_EXT_PLAN_STEP();
       const int64_t tap = axis.inverse ? axis.taps - 1 - j : j;
       const int64_t offset = axis.offset(tap);
       const int64_t index = floor_div(offset, step);
@@ -118,8 +149,29 @@ inline PackedExtent walk_regions(const Axis& axis, int64_t tile, Visit visit) {
   return extent;
 }
 
+// What a walk over the taps adds up to, without the walk where that can be said at once: taps that lie further apart
+// than a tile have a region each, others share one with their chain.
 inline PackedExtent packed_extent(const Axis& axis, int64_t tile) {
-  return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
+  const PackedExtent apart{axis.taps, product(axis.taps, tile), tile};
+  if (axis.inverse) {
+    // One chain; neighbours are dilation / stride apart, rounded down or up.
+    if (axis.dilation / axis.stride > tile) return apart;
+    const int64_t reach = axis.offset(0) - axis.offset(axis.taps - 1);
+    if (ceil_div(axis.dilation, axis.stride) > tile) {  // by `tile`, or by one more, which ends a region
+      constexpr int64_t kFewTaps = 4096;
+      if (axis.taps <= kFewTaps) return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
+      const int64_t joined = ceil_div(axis.stride, axis.dilation % axis.stride);  // at most
+      return {reach - (axis.taps - 1) * tile + 1, product(axis.taps, tile), product(min_of(axis.taps, joined), tile)};
+    }
+    const int64_t length = reach + tile;
+    return {1, length, length};
+  }
+  const int64_t common = greatest_common_divisor(axis.stride, axis.dilation);
+  const int64_t residues = axis.stride / common, distance = axis.dilation / common;  // of neighbours in one chain
+  if (distance > tile) return apart;
+  const int64_t chains = min_of(residues, axis.taps), longest = ceil_div(axis.taps, chains);
+  return {chains, product(chains, tile) + product(axis.taps - chains, distance),
+          product(longest - 1, distance) + tile};
 }
 
 // How the outputs of an axis read a tile that is packed without regard to the residues: output i finds the source of
@@ -134,6 +186,7 @@ inline Reach reach_of(const Axis& axis) {
   int64_t low = 0, high = 0;
   bool any = false;
   for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    CONV_EXT_PLAN_STEP();
     if (axis.phase_of(tap) >= axis.phases()) continue;
     const int64_t offset = axis.offset(tap);
     low = any ? min_of(low, offset) : offset;
@@ -162,7 +215,7 @@ inline int64_t depthwise_lines(const Axis& vertical) {
 }
 // Channels of small maps that are computed by one call of the loops.
 inline int64_t depthwise_together(const Axis& vertical, const Axis& horizontal) {
-  return min_of(16, max_of(1, 4096 / max_of(1, vertical.source * horizontal.source)));
+  return min_of(16, max_of(1, 4096 / max_of(1, product(vertical.source, horizontal.source))));
 }
 inline int64_t depthwise_segments(const Axis& horizontal, int64_t phase) {
   // Outputs that a tap takes beyond the source, the whole ones in the middle, and the last vector's on either side.

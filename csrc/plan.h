@@ -32,7 +32,7 @@ constexpr int64_t kFewChannels = 32;      // vectors run along them whatever the
 constexpr int64_t kMostZeros = 16 << 10;  // elements, of which padding is read then
 struct PanelBlocks {
   int64_t channels, taps;  // into how many parts each of them is cut
-  int64_t count() const { return channels * taps; }
+  int64_t count() const { return product(channels, taps); }
   // Products of the longest block.
   int64_t longest(int64_t all_channels, int64_t all_taps) const {
     return ceil_div(all_channels, channels) * ceil_div(all_taps, taps);
@@ -40,11 +40,11 @@ struct PanelBlocks {
 };
 inline PanelBlocks panel_blocks(int64_t channels, int64_t taps) {
   const int64_t cut_taps = max_of(1, ceil_div(taps, kPanelProducts));
-  return {cut_taps > 1 ? channels : max_of(1, ceil_div(channels * taps, kPanelProducts)), cut_taps};
+  return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps), kPanelProducts)), cut_taps};
 }
 // Neighbouring taps of few channels are read as one run of channels, where the memory is channels_last.
 inline bool joins_taps(const ConvProblem& z) {
-  return z.s > 1 && z.dilation_w == 1 && z.c <= 32 && z.c * z.r * z.s <= kMostJoined;
+  return z.s > 1 && z.dilation_w == 1 && z.c <= 32 && product(z.c, z.r, z.s) <= kMostJoined;
 }
 // weight_grad by panels: a kernel without taps or padding reads the input where it lies.
 inline bool reads_in_place(const ConvProblem& z) {
@@ -103,11 +103,18 @@ struct Plan {
   int64_t scratch_bytes;    // for each thread: the packed tile
 };
 
+// Why a problem is so large that no plan with tiles is made for it; nullptr where it is not.
+const char* beyond_tiles(const ConvProblem& problem);
+
 struct Candidate {
   Algorithm algorithm;
   const char* name;
   // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
-  const char* (*declines)(const ConvProblem&, Pass, const IsaTraits&);
+  const char* declines(const ConvProblem& problem, Pass pass, const IsaTraits& isa) const {
+    const char* const reason = algorithm == Algorithm::Reference ? nullptr : beyond_tiles(problem);
+    return reason != nullptr ? reason : cannot(problem, pass, isa);
+  }
+  const char* (*cannot)(const ConvProblem&, Pass, const IsaTraits&);
   // Why it is passed over although it could compute the problem; nullptr where it is wanted. A forced algorithm is not
   // asked.
   const char* (*yields)(const ConvProblem&, Pass, const IsaTraits&);

@@ -14,22 +14,17 @@ constexpr double kInterleaved = 2.0;         // cycles to pack a number where im
 
 constexpr int64_t kFewColumns = 64;  // outputs up to which a row's ends count
 
-// The fewest taps that a phase has, but for those without any.
+// The fewest taps that a phase has, but for those without any. The taps of a phase are stride / gcd apart.
 int64_t fewest_taps(const Axis& axis) {
-  int64_t fewest = axis.taps;
-  // Even a single phase need not have all of them: a stride beyond the output leaves the others' phases without one.
-  for (int64_t phase = 0; phase < axis.phases() && axis.inverse; ++phase) {
-    int64_t count = 0;
-    for (int64_t tap = 0; tap < axis.taps; ++tap) count += axis.phase_of(tap) == phase;
-    if (count > 0) fewest = min_of(fewest, count);
-  }
-  return fewest;
+  if (!axis.inverse) return axis.taps;
+  return max_of(1, axis.taps / (axis.stride / greatest_common_divisor(axis.stride, axis.dilation)));
 }
 
 // Taps that lead outputs [first, last) of a row to the source.
 int64_t taps_of(const Axis& axis, int64_t first, int64_t last) {
   int64_t count = 0;
   for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    CONV_EXT_PLAN_STEP();
     if (axis.phase_of(tap) != 0) continue;
     const int64_t low = first * axis.step() + axis.offset(tap), high = (last - 1) * axis.step() + axis.offset(tap);
     count += high >= 0 && low < axis.source;
@@ -73,22 +68,22 @@ void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes, taps = z.r * z.s;
   const int64_t group_m = max_of(1, inverse ? z.group_c() : z.group_k()),
                 channels = inverse ? z.group_k() : z.group_c();
-  const int64_t phases = vertical.phases() * horizontal.phases(), all_vectors = ceil_div(group_m, lanes);
+  const int64_t phases = product(vertical.phases(), horizontal.phases()), all_vectors = ceil_div(group_m, lanes);
   const int64_t count_h = max_of(1, vertical.longest_count()), count_w = max_of(1, horizontal.longest_count());
   BroadcastTasks& b = plan->broadcast;
-  b.products = max_of(min_of(channels * taps, 2 * kPanelProducts), taps);
+  b.products = max_of(min_of(product(channels, taps), 2 * kPanelProducts), taps);
 
   int64_t rows_of_taps = 0;
   for (int64_t i = 0; i < min_of(count_h, kFewColumns); ++i) rows_of_taps += taps_of(vertical, i, i + 1);
   double best = 0;
   for (int64_t vectors = 1; vectors <= min_of(kBroadcastV, all_vectors); ++vectors) {
     const int64_t longest = broadcast_positions(isa.vector_bytes, vectors);
-    const bool far = min_of(channels * taps, kPanelProducts) * vectors * isa.vector_bytes > kWeightBytes;
+    const bool far = min_of(product(channels, taps), kPanelProducts) * vectors * isa.vector_bytes > kWeightBytes;
     const int64_t together = z.n / max_of(1, ceil_div(z.n, longest));
     for (const int64_t images : {int64_t(1), together}) {
       if (images < 1 || count_w > kFewColumns) continue;
       double cost = double(rows_of_taps) * row_cost(horizontal, longest, all_vectors, vectors, images, far);
-      if (images > 1) cost += kInterleaved * double(vertical.source * horizontal.source);
+      if (images > 1) cost += kInterleaved * double(vertical.source) * double(horizontal.source);
       if (best == 0 || cost <= best) {
         best = cost;
         b.vectors = vectors;
@@ -108,13 +103,15 @@ void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   const int64_t image_blocks = ceil_div(max_of(1, z.n), plan->images);
   const int64_t enough = share ? kEnoughTasks / 2 : 1;
   Shape shape{};
-  int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, z.groups * image_blocks))), cut_w = 1;
+  int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
+  // Ends with one row and few columns: each step makes the tile smaller by a third or more.
   for (;;) {
+    CONV_EXT_PLAN_STEP();
     plan->tile_h = ceil_div(count_h, cut_h);
     plan->tile_w = ceil_div(count_w, cut_w);
     shape = shape_of(vertical, horizontal, plan->tile_h, plan->tile_w, plan->images);
-    const int64_t sums = blocks == 1 ? 0 : plan->tile_h * plan->tile_w * plan->images * slices * width * bytes;
-    if (shape.channel_pitch * plan->tile_c * bytes <= kSourceBytes && sums <= kTileSums) break;
+    const int64_t sums = blocks == 1 ? 0 : product(plan->tile_h, plan->tile_w, plan->images, slices, width, bytes);
+    if (product(shape.channel_pitch, plan->tile_c, bytes) <= kSourceBytes && sums <= kTileSums) break;
     if (plan->tile_h > 1) {
       cut_h = min_of(count_h, cut_h + max_of(1, cut_h / 2));
     } else if (plan->tile_w > 64) {
@@ -125,16 +122,17 @@ void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
   }
   plan->channel_pitch = shape.channel_pitch;
   b.rows = blocks > 1 ? plan->tile_h
-                      : max_of(1, min_of(plan->tile_h, kSumBytes / (plan->tile_w * plan->images * width * bytes)));
-  const int64_t tiles = image_blocks * z.groups * ceil_div(count_h, plan->tile_h) * ceil_div(count_w, plan->tile_w);
+                      : max_of(1, min_of(plan->tile_h, kSumBytes / product(plan->tile_w, plan->images, width, bytes)));
+  const int64_t tiles =
+      product(image_blocks, z.groups, ceil_div(count_h, plan->tile_h), ceil_div(count_w, plan->tile_w));
   b.parts_m = share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1;
-  plan->tasks = tiles * b.parts_m;
-  plan->scratch_bytes = aligned(plan->tile_h * 16) + aligned(plan->tile_w * plan->images * 40) +
-                        aligned(b.products * 8) + aligned(plan->tile_c * plan->channel_pitch * bytes) +
-                        aligned(b.rows * plan->tile_w * plan->images * (blocks > 1 ? slices : 1) * width * bytes);
-  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + 3 * aligned(taps * 8) + aligned((phases + 1) * 8) +
-                          64 + aligned(z.groups * round_up(group_m, lanes) * bytes) +
-                          aligned(z.groups * round_up(group_m, lanes) * channels * taps * bytes);
+  plan->tasks = product(tiles, b.parts_m);
+  plan->scratch_bytes = array_bytes(plan->tile_h, 16) + array_bytes(plan->tile_w, plan->images, 40) +
+                        array_bytes(b.products, 8) + array_bytes(plan->tile_c, plan->channel_pitch, bytes) +
+                        array_bytes(b.rows, plan->tile_w, plan->images, blocks > 1 ? slices : 1, width, bytes);
+  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + 3 * array_bytes(taps, 8) + array_bytes(phases + 1, 8) +
+                          64 + array_bytes(z.groups, round_up(group_m, lanes), bytes) +
+                          array_bytes(z.groups, round_up(group_m, lanes), channels, taps, bytes);
 }
 
 const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
@@ -144,10 +142,8 @@ const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits&
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
-  Plan plan{};
-  prepare_broadcast(z, pass, isa, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return "the smallest tile exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_broadcast,
+                         "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
 // Bytes of weights: that stay in the second level of cache; with stride, where the other algorithms are further from
@@ -163,9 +159,9 @@ const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& i
   if (z.r * z.s == 1) return "a kernel of 1 x 1 does not repay packing the source";
   if (4 * rows_m < 3 * round_up(rows_m, lanes))
     return "the channels of the result leave more than a quarter of their vectors idle";
-  const bool strided = z.stride_h * z.stride_w > 1, scattered = inverse && !z.channels_last;
+  const bool strided = z.stride_h > 1 || z.stride_w > 1, scattered = inverse && !z.channels_last;
   const int64_t most = !strided ? kMostWeights : scattered ? kMostScattered : kMostStrided;
-  if (z.weight_elements() * accumulator_bytes(z.dtype) > most)
+  if (product(z.weight_elements(), accumulator_bytes(z.dtype)) > most)
     return "the weights are too many to be read for every tile";
   // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory.
   if (!z.channels_last && horizontal_axis(z, pass).longest_count() >= kLongRow && rows_m > kFewChannels)

@@ -10,7 +10,6 @@
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kExtent = int64_t(1) << 30;  // rows, columns and images are counted in 32 bits
 constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
 constexpr int64_t kMostPhases = 4096;   // of one axis
 constexpr int64_t kFewChannels = 8;     // a group of fewer fills too little of a tile
@@ -19,14 +18,6 @@ constexpr int64_t kBlocksOfImage = 16;  // forward: an image that gives fewer ma
 constexpr int64_t kLongReduction = 2048, kShortestPart = 512;  // numbers
 constexpr int64_t kPartialBytes = int64_t(64) << 20;           // weight_grad: what parts of sums may take
 
-const char* extents_decline(const ConvProblem& z) {
-  const int64_t largest = max_of(max_of(max_of(z.h + z.pad_top + z.pad_bottom, z.w + z.pad_left + z.pad_right), z.n),
-                                 max_of(max_of(z.c, z.k), max_of(z.r * z.dilation_h, z.s * z.dilation_w)));
-  if (largest >= kExtent || max_of(z.stride_h, z.stride_w) >= kExtent || max_of(z.pad_top, z.pad_left) >= kExtent)
-    return "a size, a stride or a padded extent is 2^30 or more";
-  return nullptr;
-}
-
 // Whether products may be those of the tensor cores that round to TF32 or shorter.
 bool rounds_to_tensor_cores(const ConvProblem& z) {
   return z.dtype == DType::BFloat16 || z.dtype == DType::Float16 ||
@@ -34,18 +25,20 @@ bool rounds_to_tensor_cores(const ConvProblem& z) {
 }
 
 const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algorithm) {
-  if (const char* reason = extents_decline(z)) return reason;
+  if (const char* reason = cuda_extents_decline(z)) return reason;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && max_of(vertical.stride, horizontal.stride) > kMostPhases)
     return "a stride above 4096 would make that many phases of input_grad";
   const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
   const CudaPlan plan = make_cuda_plan(z, pass, candidate);
   const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.vector));
-  if (shape.gemm_k >= kExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
-  if (z.groups * max_of(plan.source.channels, plan.grad.channels) >= kExtent)
+  if (shape.gemm_k >= kCudaExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
+  const bool counts_steps = !is_window(algorithm) && algorithm != CudaAlgorithm::Direct;  // the others in 64 bits
+  if (counts_steps && plan.steps > kMostBlocks) return "a part of a sum has 2^31 steps or more";
+  if (product(z.groups, max_of(plan.source.channels, plan.grad.channels)) >= kCudaExtent)
     return "with every group's channels filled up to whole vectors there are 2^30 channels or more";
   if (plan.blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
-  return nullptr;
+  return cuda_bytes_decline(z, pass, candidate);
 }
 
 const char* never_yields(const ConvProblem&, Pass, const CudaTraits&) { return nullptr; }
@@ -55,12 +48,14 @@ constexpr int64_t kFirstChannels = 4;
 
 const char* depthwise_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
   if (z.groups == 1 || z.group_c() != 1) return "it is for groups of one input channel";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
   if (const char* reason = window_declines(z, pass)) return reason;
   return blocks_decline(z, pass, CudaAlgorithm::Depthwise);
 }
 const char* grouped_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
   if (z.groups == 1 || z.group_c() == 1 || max_of(z.group_c(), z.group_k()) > kSmallGroup)
     return "it is for groups of 2 to 16 channels";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
   if (const char* reason = window_declines(z, pass)) return reason;
   return blocks_decline(z, pass, CudaAlgorithm::Grouped);
 }
@@ -76,6 +71,7 @@ const char* first_layer_cores_decline(const ConvProblem& z, Pass pass, const Cud
   if (z.dtype == DType::Float32 && z.precision == Precision::Ieee)
     return "it rounds float32 to TF32, which the precision setting does not allow";
   if (!rounds_to_tensor_cores(z)) return "it is for float32, bfloat16 and float16";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
   if (const char* reason = first_layer_cores_decline(z)) return reason;
   return blocks_decline(z, pass, CudaAlgorithm::FirstLayerCores);
 }
@@ -86,6 +82,7 @@ const char* share_nothing(const ConvProblem& z) {
 const char* first_layer_cores_yield(const ConvProblem& z, Pass, const CudaTraits&) { return share_nothing(z); }
 const char* first_layer_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
   if (z.groups != 1 || z.c > kFirstChannels) return "it is for up to 4 input channels in one group";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
   if (const char* reason = window_declines(z, pass)) return reason;
   return blocks_decline(z, pass, CudaAlgorithm::FirstLayer);
 }
@@ -144,7 +141,7 @@ void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_
   const int64_t columns = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n), m = shape.gemm_m;
   const bool choice = has_tiles(plan->algorithm, real_bytes);
   const bool large =
-      choice && m > 64 && columns * ceil_div(m, 128) >= 256 && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
+      choice && m > 64 && product(columns, ceil_div(m, 128)) >= 256 && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
   const bool narrow = choice && m <= 32 && columns > 64;
   plan->tile_m = large ? 128 : narrow ? 32 : 64;
   plan->tile_n = large || narrow ? 128 : 64;
@@ -154,15 +151,15 @@ void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_
 int64_t split_count(const ConvProblem& z, Pass pass, const CudaShape& shape, const CudaPlan& plan, int64_t steps,
                     int64_t result_bytes) {
   const int64_t block_k = cuda_block_k(z.dtype), shortest = max_of(1, kShortestPart / block_k);
-  const int64_t tiles_m = ceil_div(shape.gemm_m, plan.tile_m) * z.groups;
+  const int64_t tiles_m = product(ceil_div(shape.gemm_m, plan.tile_m), z.groups);
   int64_t splits = 1;
   if (pass == Pass::WeightGrad) {
-    const int64_t blocks = tiles_m * ceil_div(shape.gemm_n, plan.tile_n);
+    const int64_t blocks = max_of(1, product(tiles_m, ceil_div(shape.gemm_n, plan.tile_n)));
     splits = min_of(ceil_div(kEnoughBlocks, blocks), max_of(1, kPartialBytes / max_of(1, result_bytes)));
   } else if (shape.gemm_k >= kLongReduction) {
     // Without N: one image's blocks.
     const int64_t positions = shape.gemm_n / max_of(1, z.n);
-    const int64_t blocks = max_of(1, tiles_m * shape.phases() * positions / plan.tile_n);
+    const int64_t blocks = max_of(1, product(tiles_m, shape.phases(), positions) / plan.tile_n);
     if (blocks < kBlocksOfImage) splits = min_of(4, kBlocksOfImage / blocks);
   }
   return max_of(1, min_of(splits, steps / shortest));
@@ -170,16 +167,16 @@ int64_t split_count(const ConvProblem& z, Pass pass, const CudaShape& shape, con
 
 void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
   plan->splits = 1;
-  const int64_t positions = z.n * z.p * z.q;
+  const int64_t positions = product(z.n, z.p, z.q);
   if (pass == Pass::WeightGrad) {
-    const int64_t pairs = z.k * z.group_c() * ceil_div(z.r * z.s, kCudaDirectTaps);
-    const int64_t lines = z.channels_last ? ceil_div(pairs, 32) : pairs;
+    const int64_t pairs = product(z.k, z.group_c(), ceil_div(product(z.r, z.s), kCudaDirectTaps));
+    const int64_t lines = max_of(1, z.channels_last ? ceil_div(pairs, 32) : pairs);
     plan->splits = max_of(1, min_of(min_of(ceil_div(4 * kEnoughBlocks, lines), positions / 1024), 256));
     plan->steps = ceil_div(positions, plan->splits);
     // Either mapping of threads may run, as strides decide: the larger count is what has to fit.
-    plan->blocks = pairs * plan->splits;
+    plan->blocks = product(pairs, plan->splits);
     const int64_t parts = plan->splits > 1 ? plan->splits : 0;
-    plan->workspace_bytes = parts * z.weight_elements() * accumulator_bytes(z.dtype);
+    plan->workspace_bytes = product(parts, z.weight_elements(), accumulator_bytes(z.dtype));
     return;
   }
   const int64_t rows = pass == Pass::Forward ? z.group_k() : z.group_c();
@@ -198,7 +195,7 @@ void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64
         operands ? reads_vectors(input ? operands->input : operands->output, z.n, h, w, channels, real_bytes)
                  : z.channels_last && channels % plan->vector == 0;
     operand->offset = plan->partial_offset;
-    operand->bytes = readable ? 0 : round_up(z.n * h * w * z.groups * operand->channels * real_bytes, 256);
+    operand->bytes = readable ? 0 : round_up(product(z.n, h, w, z.groups, operand->channels, real_bytes), 256);
     plan->partial_offset += operand->bytes;
   };
   plan_copy(pass != Pass::InputGrad, &plan->source);
@@ -231,20 +228,37 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
   const int64_t results = pass == Pass::WeightGrad ? z.weight_elements()
                           : pass == Pass::Forward  ? z.output_elements()
                                                    : z.input_elements();
-  const int64_t result_bytes = results * accumulator_bytes(z.dtype);
+  const int64_t result_bytes = product(results, accumulator_bytes(z.dtype));
   plan.splits = split_count(z, pass, shape, plan, steps, result_bytes);
   plan.steps = ceil_div(steps, plan.splits);
   plan.splits = ceil_div(steps, plan.steps);
   if (pass != Pass::WeightGrad) {
     plan.pitch = steps * block_k;
-    plan.packed_bytes = round_up(shape.phases() * z.groups * shape.gemm_m * plan.pitch * real_bytes, 256);
+    plan.packed_bytes = round_up(product(shape.phases(), z.groups, shape.gemm_m, plan.pitch, real_bytes), 256);
   }
-  plan.blocks = ceil_div(shape.gemm_m, plan.tile_m) * ceil_div(shape.gemm_n, plan.tile_n) * z.groups * shape.phases() *
-                plan.splits;
+  plan.blocks = product(ceil_div(shape.gemm_m, plan.tile_m), ceil_div(shape.gemm_n, plan.tile_n), z.groups,
+                        shape.phases(), plan.splits);
   plan.partial_offset = plan.packed_bytes;
   if (plan.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
-  plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? plan.splits * result_bytes : 0);
+  plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);
   return plan;
+}
+
+const char* cuda_extents_decline(const ConvProblem& z) {
+  const int64_t extent = max_of(z.h + z.pad_top + z.pad_bottom, z.w + z.pad_left + z.pad_right);
+  const int64_t reach = max_of(product(z.r, z.dilation_h), product(z.s, z.dilation_w));
+  const int64_t largest = max_of(max_of(extent, reach), max_of(z.n, max_of(z.c, z.k)));
+  if (largest >= kCudaExtent || max_of(z.stride_h, z.stride_w) >= kCudaExtent)
+    return "a size, a stride or a padded extent is 2^30 or more";
+  return nullptr;
+}
+
+const char* cuda_bytes_decline(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
+  const Buffers apart{};  // no operand whose channels are neighbours: all that can be copied is
+  constexpr int64_t kMostWorkspace = int64_t(1) << 42;
+  if (make_cuda_plan(z, pass, candidate, &apart).workspace_bytes > kMostWorkspace)
+    return "it would take more than 4 TiB of workspace";
+  return nullptr;
 }
 
 // The choice of algorithm on one page: the first that neither declines nor yields runs.

@@ -79,6 +79,13 @@ void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
 const char* first_layer_cores_decline(const ConvProblem& problem);
 void prepare_first_layer_cores(const ConvProblem& problem, CudaPlan* plan);
 
+// The kernels count rows, columns, images and channels in 32 bits. Every algorithm asks this first: the sizes that it
+// lets through can be added, and multiplied in pairs, without overflow.
+constexpr int64_t kCudaExtent = int64_t(1) << 30;
+const char* cuda_extents_decline(const ConvProblem& problem);
+// Whether what is packed, copied and summed in parts has a number of bytes, however the operands lie.
+const char* cuda_bytes_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
+
 // Sizes that plan and kernels share.
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step
 constexpr int64_t kCudaDirectThreads = 128, kCudaDirectTaps = 9;
@@ -88,9 +95,10 @@ struct CudaShape {
   int64_t gemm_m, gemm_n, gemm_k;  // of a group
   int64_t phases_h, phases_w;
   int64_t channels;  // of a group of the source, with zeros up to whole vectors
-  int64_t phases() const { return phases_h * phases_w; }
+  int64_t phases() const { return product(phases_h, phases_w); }
 };
-// `vector`: channels of a group are counted with the zeros up to a multiple of it.
+// Of any problem: products stop at kHuge. `vector`: channels of a group are counted with the zeros up to a multiple of
+// it.
 inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   CudaShape shape{};
@@ -99,8 +107,8 @@ inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1)
   if (pass == Pass::WeightGrad) {
     shape.channels = round_up(z.group_c(), vector);
     shape.gemm_m = z.group_k();
-    shape.gemm_n = shape.channels * z.r * z.s;
-    shape.gemm_k = z.n * z.p * z.q;
+    shape.gemm_n = product(shape.channels, z.r, z.s);
+    shape.gemm_k = product(z.n, z.p, z.q);
     return shape;
   }
   // Taps of a phase come round after stride / gcd(stride, dilation).
@@ -110,8 +118,8 @@ inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1)
   const bool forward = pass == Pass::Forward;
   shape.channels = round_up(forward ? z.group_c() : z.group_k(), vector);
   shape.gemm_m = forward ? z.group_k() : z.group_c();
-  shape.gemm_n = z.n * vertical.longest_count() * horizontal.longest_count();
-  shape.gemm_k = taps(vertical) * taps(horizontal) * shape.channels;
+  shape.gemm_n = product(z.n, vertical.longest_count(), horizontal.longest_count());
+  shape.gemm_k = product(taps(vertical), taps(horizontal), shape.channels);
   return shape;
 }
 

@@ -13,8 +13,13 @@ constexpr int64_t kTaskSums = 40 << 10;     // weight_grad: bytes of the sums of
 
 int64_t window_bytes(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes, int64_t rows) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  return group_units(z, pass, lanes).blocks * window_axis(vertical).extent(vertical, rows) *
-         window_axis(horizontal).extent(horizontal, horizontal.output) * isa.vector_bytes;
+  return product(group_units(z, pass, lanes).blocks, window_axis(vertical).extent(vertical, rows),
+                 window_axis(horizontal).extent(horizontal, horizontal.output), isa.vector_bytes);
+}
+
+// Of the result that those rows make, or of the upstream gradient, turned round in whole squares.
+int64_t block_bytes(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes, int64_t rows) {
+  return product(product(rows, horizontal_axis(z, pass).output) + lanes, isa.vector_bytes);
 }
 
 }  // namespace
@@ -28,32 +33,36 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
   // All rows, or as many as the window has room for; weight_grad ends its chains with them.
   const auto rows = [&](int64_t blocks) { return round_up(ceil_div(output, blocks), step); };
   int64_t blocks = weight_grad ? ceil_div(output, max_of(1, kChainOutputs / max_of(1, z.q))) : 1;
-  while (window_bytes(z, pass, isa, lanes, rows(blocks)) > kWindowBytes && rows(blocks) > step) ++blocks;
+  blocks = smallest_that_fits(blocks, max_of(blocks, ceil_div(output, step)), [&](int64_t count) {
+    return rows(count) <= step || (window_bytes(z, pass, isa, lanes, rows(count)) <= kWindowBytes &&
+                                   block_bytes(z, pass, isa, lanes, rows(count)) <= kScratchLimit / 2);
+  });
   plan->tile_h = rows(blocks);
   plan->tile_w = horizontal.output;
   blocks = ceil_div(output, plan->tile_h);
-  const int64_t vector_bytes = taps * units.source * isa.vector_bytes, vectors = units.units * units.vectors;
-  const int64_t phases = vertical.phases() * horizontal.phases();
+  const int64_t vector_bytes = product(taps, units.source, isa.vector_bytes);
+  const int64_t vectors = product(units.units, units.vectors);
+  const int64_t phases = product(vertical.phases(), horizontal.phases());
   plan->splits = 1;
   if (weight_grad) {
     plan->task_groups =
-        max_of(1, min_of(min_of(units.units, kUnitsOfTask), kTaskSums / (units.vectors * vector_bytes)));
+        max_of(1, min_of(min_of(units.units, kUnitsOfTask), kTaskSums / product(units.vectors, vector_bytes)));
     const int64_t parts = ceil_div(units.units, plan->task_groups);
-    if (share && parts < kEnoughTasks)
-      plan->splits = max_of(
-          1, min_of(min_of(z.n * blocks, ceil_div(kEnoughTasks, parts)), kPartialSums / (vectors * vector_bytes)));
-    plan->tasks = parts * plan->splits;
-    plan->workspace_bytes = aligned(plan->splits * vectors * vector_bytes + lanes * isa.vector_bytes);
+    if (share && parts < kEnoughTasks) {
+      const int64_t wanted = min_of(product(z.n, blocks), ceil_div(kEnoughTasks, parts));
+      plan->splits = max_of(1, min_of(wanted, kPartialSums / product(vectors, vector_bytes)));
+    }
+    plan->tasks = product(parts, plan->splits);
+    plan->workspace_bytes = aligned(product(plan->splits, vectors, vector_bytes) + lanes * isa.vector_bytes);
   } else {
-    const int64_t tasks = z.n * blocks * units.units;
+    const int64_t tasks = product(z.n, blocks, units.units);
     plan->task_groups = max_of(1, min_of(min_of(units.units, kUnitsOfTask), tasks / kEnoughTasks));
-    plan->tasks = z.n * blocks * ceil_div(units.units, plan->task_groups);
-    plan->workspace_bytes = aligned(vectors * isa.vector_bytes) + aligned(vectors * vector_bytes);
+    plan->tasks = product(z.n, blocks, ceil_div(units.units, plan->task_groups));
+    plan->workspace_bytes = array_bytes(vectors, isa.vector_bytes) + array_bytes(vectors, vector_bytes);
   }
   plan->workspace_bytes += grouped_table_bytes(taps, phases);
-  // Beside the window a block of the result, or of the upstream gradient, turned round in whole squares.
   plan->scratch_bytes = aligned(window_bytes(z, pass, isa, lanes, plan->tile_h)) +
-                        aligned((plan->tile_h * horizontal.output + lanes) * isa.vector_bytes);
+                        aligned(block_bytes(z, pass, isa, lanes, plan->tile_h));
 }
 
 const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
@@ -65,15 +74,10 @@ const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& i
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
-  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
   if (max_of(horizontal.source, horizontal.output) + (z.s - 1) * z.dilation_w > kScratchLimit)
     return "a row is longer than 2^24";
-  Plan plan{};
-  plan.tile_h = vertical.output_step();
-  if (window_bytes(z, pass, isa, lanes, plan.tile_h) + (plan.tile_h * horizontal.output + lanes) * isa.vector_bytes >
-      kScratchLimit)
-    return "the smallest window exceeds 16 MiB of scratch for each thread";
-  return nullptr;
+  return memory_declines(z, pass, isa, prepare_grouped,
+                         "the smallest window exceeds 16 MiB of scratch for each thread");
 }
 
 const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

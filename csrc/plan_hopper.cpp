@@ -12,13 +12,13 @@ constexpr int64_t kFewestChannels = 64, kShortestSum = 256, kFewestPositions = 4
 constexpr int64_t kEnoughTiles = 256, kPartialBytes = int64_t(64) << 20;            // weight_grad
 constexpr int64_t kBlocksOfImage = 16, kLongReduction = 2048, kShortestPart = 512;  // as in plan_cuda.cpp
 
-constexpr int64_t kExtent = int64_t(1) << 30;
 constexpr int64_t kLongestStride = int64_t(1) << 40;  // bytes
 
 const char* axis_declines(const Axis& axis) {
   if (axis.step() > 8) return "TMA takes steps of 8 positions at most";
   if (axis.taps > 256 * kMostBoxPhases) return "the kernel is wider than TMA's offsets";
   for (int64_t phase = 0; phase < axis.phases(); ++phase) {
+    CONV_EXT_PLAN_STEP();
     const BoxAxis box = box_axis(axis, phase);
     if (box.taps == 0) continue;  // nothing is read
     if (box.lower < -128 || box.lower > 127 || box.upper < -128 || box.upper > 127)
@@ -39,24 +39,22 @@ const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& tr
   if (wgmma_parts(z) == 2)
     if (const char* reason = parts_decline(z, pass)) return reason;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  if (max_of(max_of(z.h, z.w), max_of(z.p, z.q)) >= kExtent || max_of(z.n, max_of(z.c, z.k)) >= kExtent ||
-      max_of(z.r * z.dilation_h, z.s * z.dilation_w) >= kExtent || max_of(z.stride_h, z.stride_w) >= kExtent)
-    return "a size or a stride is 2^30 or more";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
   if (vertical.phases() * horizontal.phases() > kMostBoxPhases) return "its stride makes more than 16 phases";
   if (const char* reason = axis_declines(vertical)) return reason;
   if (const char* reason = axis_declines(horizontal)) return reason;
   const CudaShape shape = cuda_shape(z, pass);
   const int64_t widest = z.groups * wgmma_padded(z.dtype, max_of(z.group_c(), z.group_k()));
-  if (widest >= kExtent) return "its groups' channels, filled up, are 2^30 or more";
+  if (widest >= kCudaExtent) return "its groups' channels, filled up, are 2^30 or more";
   const int64_t positions = max_of(z.h * z.w, z.p * z.q);
   if (positions >= kLongestStride || widest >= ceil_div(kLongestStride, 4 * max_of(1, positions)))
     return "an image has 2^40 bytes or more";
   const CudaPlan plan = make_wgmma_plan(z, pass);
-  if (plan.steps >= kExtent) return "a sum has too many products";
-  if (plan.pitch >= kExtent || wgmma_parts(z) * shape.phases() * z.groups * shape.gemm_m >= kExtent)
+  if (plan.steps >= kCudaExtent) return "a sum has too many products";
+  if (plan.pitch >= kCudaExtent || product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m) >= kCudaExtent)
     return "the packed weights have 2^30 rows or columns, or more";
-  if (plan.blocks >= kExtent) return "it would take 2^30 tiles or more";
-  return nullptr;
+  if (plan.blocks >= kCudaExtent) return "it would take 2^30 tiles or more";
+  return cuda_bytes_decline(z, pass, {CudaAlgorithm::Wgmma, "", nullptr, nullptr});
 }
 
 const char* wgmma_yields(const ConvProblem& z, Pass pass, const CudaTraits&) {
@@ -82,25 +80,25 @@ void plan_operand(const ConvProblem& z, bool input, const Buffers* operands, Cud
                 : z.channels_last && channels % 8 == 0 && (z.groups == 1 || channels == padded));
   operand->channels = readable ? channels : padded;
   operand->offset = plan->partial_offset;
-  operand->bytes = readable ? 0 : round_up(wgmma_parts(z) * z.n * h * w * z.groups * padded * bytes, 256);
+  operand->bytes = readable ? 0 : round_up(product(wgmma_parts(z), z.n, h, w, z.groups, padded, bytes), 256);
   plan->partial_offset += operand->bytes;
 }
 
 void plan_weight_grad(const ConvProblem& z, const Buffers* operands, CudaPlan* plan) {
   plan->tile_m = kWgmmaPositions;
   plan->tile_n = z.group_c() > 64 ? 128 : 64;
-  const int64_t steps = max_of(1, ceil_div(z.n * z.p * z.q, kWgmmaBox));
-  const int64_t tiles =
-      ceil_div(z.group_k(), plan->tile_m) * ceil_div(z.group_c(), plan->tile_n) * z.r * z.s * z.groups;
-  const int64_t result_bytes = z.weight_elements() * accumulator_bytes(z.dtype);
+  const int64_t steps = max_of(1, ceil_div(product(z.n, z.p, z.q), kWgmmaBox));
+  const int64_t tiles = product(ceil_div(z.group_k(), plan->tile_m), ceil_div(z.group_c(), plan->tile_n), z.r, z.s,
+                                z.groups);
+  const int64_t result_bytes = product(z.weight_elements(), accumulator_bytes(z.dtype));
   plan->splits = min_of(ceil_div(kEnoughTiles, max_of(1, tiles)), max_of(1, kPartialBytes / max_of(1, result_bytes)));
   plan->splits = max_of(1, min_of(plan->splits, steps * kWgmmaBox / kShortestPart));
   plan->steps = ceil_div(steps, plan->splits);
   plan->splits = ceil_div(steps, plan->steps);
   plan_operand(z, false, operands, &plan->grad, plan);
   plan_operand(z, true, operands, &plan->source, plan);
-  plan->blocks = tiles * plan->splits;
-  plan->workspace_bytes = plan->partial_offset + (plan->splits > 1 ? plan->splits * result_bytes : 0);
+  plan->blocks = product(tiles, plan->splits);
+  plan->workspace_bytes = plan->partial_offset + (plan->splits > 1 ? product(plan->splits, result_bytes) : 0);
 }
 
 }  // namespace
@@ -117,25 +115,25 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
   plan.tile_m = shape.gemm_m > 64 ? 128 : 64;
   plan.tile_n = kWgmmaPositions;
   const int64_t taps = shape.channels > 0 ? shape.gemm_k / shape.channels : 0;
-  const int64_t steps = max_of(1, taps * ceil_div(shape.channels, chunk));
-  const int64_t tiles_m = ceil_div(shape.gemm_m, plan.tile_m) * z.groups * shape.phases();
+  const int64_t steps = max_of(1, product(taps, ceil_div(shape.channels, chunk)));
+  const int64_t tiles_m = product(ceil_div(shape.gemm_m, plan.tile_m), z.groups, shape.phases());
   plan.splits = 1;
   if (shape.gemm_k >= kLongReduction) {  // without N: one image's tiles
-    const int64_t tiles = max_of(1, tiles_m * (shape.gemm_n / max_of(1, z.n)) / kWgmmaPositions);
+    const int64_t tiles = max_of(1, product(tiles_m, shape.gemm_n / max_of(1, z.n)) / kWgmmaPositions);
     if (tiles < kBlocksOfImage) plan.splits = min_of(4, kBlocksOfImage / tiles);
     plan.splits = max_of(1, min_of(plan.splits, steps * chunk / kShortestPart));
   }
   plan.steps = ceil_div(steps, plan.splits);
   plan.splits = ceil_div(steps, plan.steps);
   plan.pitch = steps * chunk;
-  plan.packed_bytes =
-      round_up(wgmma_parts(z) * shape.phases() * z.groups * shape.gemm_m * plan.pitch * element_bytes(z.dtype), 256);
+  const int64_t rows = product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m);
+  plan.packed_bytes = round_up(product(rows, plan.pitch, element_bytes(z.dtype)), 256);
   plan.partial_offset = plan.packed_bytes;
   plan_operand(z, pass == Pass::Forward, operands, &plan.source, &plan);
-  plan.blocks = tiles_m * ceil_div(shape.gemm_n, kWgmmaPositions) * plan.splits;
+  plan.blocks = product(tiles_m, ceil_div(shape.gemm_n, kWgmmaPositions), plan.splits);
   const int64_t results = pass == Pass::Forward ? z.output_elements() : z.input_elements();
   plan.workspace_bytes =
-      plan.partial_offset + (plan.splits > 1 ? plan.splits * results * accumulator_bytes(z.dtype) : 0);
+      plan.partial_offset + (plan.splits > 1 ? product(plan.splits, results, accumulator_bytes(z.dtype)) : 0);
   return plan;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "plan_cuda.h"
+#include "plan_steps.h"
 
 namespace conv_ext {
 
@@ -15,20 +16,24 @@ struct BoxAxis {
 };
 inline BoxAxis box_axis(const Axis& axis, int64_t phase) {
   BoxAxis box{0, 0, 1, 0, 0, 0, 0, axis.inverse ? axis.count(phase) : axis.output, phase};
-  int64_t lowest = 0, first = 0, last = 0;
-  for (int64_t tap = 0; tap < axis.taps; ++tap) {
-    if (axis.inverse && axis.phase_of(tap) != phase) continue;
-    const int64_t offset = axis.offset(tap);
-    if (box.taps == 0) {
-      box.first_tap = tap;
-      first = lowest = offset;
-    } else if (box.taps == 1) {
-      box.tap_step = tap - box.first_tap;
-      box.delta = offset - first;
-    }
-    last = offset;
-    lowest = min_of(first, last);
-    ++box.taps;
+  // Taps of a phase are `period` apart: one of the first so many is in it, or none.
+  const int64_t period = axis.inverse ? axis.stride / greatest_common_divisor(axis.stride, axis.dilation) : 1;
+  const int64_t most = min_of(period, axis.taps);
+  int64_t tap = 0;
+  while (tap < most && axis.inverse && axis.phase_of(tap) != phase) {
+    CONV_EXT_PLAN_STEP();
+    ++tap;
+  }
+  int64_t lowest = 0, first = 0;
+  if (tap < most) {
+    box.taps = (axis.taps - 1 - tap) / period + 1;
+    box.first_tap = tap;
+    first = axis.offset(tap);
+    lowest = min_of(first, axis.offset(tap + (box.taps - 1) * period));
+  }
+  if (box.taps > 1) {
+    box.tap_step = period;
+    box.delta = axis.offset(tap + period) - first;
   }
   box.lower = lowest;
   box.upper = lowest + (box.count - 1) * axis.step() - (axis.source - 1);
@@ -49,13 +54,15 @@ constexpr int64_t kWgmmaPositions = 128;  // of a tile; in weight_grad channels 
 constexpr int64_t kWgmmaBox = 64;         // weight_grad: positions of a step
 
 // Whether TMA can read a tensor of n, groups x channels, h, w as it lies: channels together, 16-byte steps, dimensions
-// in descending order. Groups must begin at whole pieces of `padded` channels, those of a copy.
+// in descending order. Groups must begin at whole pieces of `padded` channels, those of a copy. The stride of a
+// dimension of size 1 may be any number.
 inline bool tma_reads(const TensorRef& t, int64_t groups, int64_t channels, int64_t padded, int64_t h, int64_t w,
                       int64_t bytes) {
+  const int64_t vector = 16 / bytes;
   return t.stride[1] == 1 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.stride[3] >= groups * channels &&
-         t.stride[2] >= w * t.stride[3] && t.stride[0] >= h * t.stride[2] && t.stride[3] * bytes % 16 == 0 &&
-         t.stride[2] * bytes % 16 == 0 && t.stride[0] * bytes % 16 == 0 && t.stride[0] * bytes < int64_t(1) << 40 &&
-         (groups == 1 || channels == padded);
+         t.stride[2] >= product(w, t.stride[3]) && t.stride[0] >= product(h, t.stride[2]) &&
+         t.stride[3] % vector == 0 && t.stride[2] % vector == 0 && t.stride[0] % vector == 0 &&
+         t.stride[0] < (int64_t(1) << 40) / bytes && (groups == 1 || channels == padded);
 }
 
 const char* wgmma_declines(const ConvProblem& problem, Pass pass, const CudaTraits& traits);

@@ -4,6 +4,7 @@
 #include "plan_window.h"
 
 #include "plan_cuda.h"
+#include "plan_steps.h"
 
 namespace conv_ext {
 namespace {
@@ -35,12 +36,12 @@ struct Tiles {
   int64_t columns() const { return w.fixed ? w.tile_w / step(horizontal) : w.tile_w; }  // threads side by side
   int64_t items() const { return w.groups * w.rows / w.channels * (w.tile_h / w.height) * columns(); }
   int64_t blocks() const {
-    return ceil_div(z.groups, w.groups) * ceil_div(rows, w.rows) * ceil_div(height(), w.tile_h) *
-           ceil_div(width(), w.tile_w);
+    return product(ceil_div(z.groups, w.groups), ceil_div(rows, w.rows), ceil_div(height(), w.tile_h),
+                   ceil_div(width(), w.tile_w));
   }
   void measure() {
     w.box_bytes = window_box(z, vertical, horizontal, w.tile_h, w.tile_w, w.groups * w.chunk).bytes;
-    w.weight_bytes = round_up(w.chunk * z.r * z.s * w.groups * w.rows * (real_bytes(z) == 8 ? 8 : 4), 16);
+    w.weight_bytes = round_up(product(w.chunk, z.r, z.s, w.groups, w.rows, real_bytes(z) == 8 ? 8 : 4), 16);
     const int64_t phases = w.fixed ? 0 : step(vertical) + step(horizontal);
     w.shared_bytes = w.box_bytes + w.weight_bytes + phases * 9 * 4;
   }
@@ -74,8 +75,8 @@ Tiles cut(const ConvProblem& z, Pass pass) {
           pass,
           window_axis(vertical_axis(z, pass)),
           window_axis(horizontal_axis(z, pass)),
-          forward ? z.group_k() : z.group_c(),
-          forward ? z.group_c() : z.group_k()};
+          max_of(1, forward ? z.group_k() : z.group_c()),
+          max_of(1, forward ? z.group_c() : z.group_k())};
   CudaWindow& w = t.w;
   const int64_t stride = z.stride_h;
   w.channels = rows_of_thread(t.rows, wide);
@@ -87,20 +88,22 @@ Tiles cut(const ConvProblem& z, Pass pass) {
     w.origin_w = -floor_mod(z.pad_left, stride);
   }
   const int64_t vector = 16 / real_bytes(z);
-  w.rows = even_tile(max_of(1, t.rows), kRowsOfBlock, w.channels);
+  w.rows = even_tile(t.rows, kRowsOfBlock, w.channels);
   w.groups = 1;
   w.chunk = t.channels;
-  if (t.channels > kLongSum) w.chunk = max_of(1, min_of(kLongSum, kChunkBytes / (z.r * z.s * w.rows * (wide ? 8 : 4))));
+  if (t.channels > kLongSum)
+    w.chunk = max_of(1, min_of(kLongSum, kChunkBytes / product(z.r, z.s, w.rows, wide ? 8 : 4)));
   w.tile_h = t.unit_h();
   w.tile_w = even_tile(t.width(), z.channels_last ? 8 : kWidest, t.unit_w());
   if (z.channels_last && w.chunk == t.channels) {
     const int64_t together = max_of(1, kLineBytes / real_bytes(z) / t.channels);
     w.groups = even_tile(max_of(1, z.groups), together, 1);
-    if (z.groups * t.channels % vector == 0)
-      while (w.groups * t.channels % vector != 0) ++w.groups;
+    if (z.groups * t.channels % vector == 0)  // whole vectors, a power of two of numbers
+      w.groups = round_up(w.groups, vector / greatest_common_divisor(vector, t.channels));
   }
-  // Smaller where that does not fit.
+  // Smaller where that does not fit. Each step halves a size that is at most 128 (a width, channels, groups): they end.
   while (!t.fits(kMostShared) || (w.chunk < t.channels && t.items() > kWindowThreads)) {
+    CONV_EXT_PLAN_STEP();
     if (w.tile_w > max_of(32, t.unit_w())) {
       w.tile_w = round_up(w.tile_w / 2, t.unit_w());
     } else if (w.groups == 1 && w.chunk > 1 && w.weight_bytes > kManyWeights) {
@@ -121,9 +124,11 @@ Tiles cut(const ConvProblem& z, Pass pass) {
       return t;  // without threads: declined
     }
   }
-  // Larger where there is room.
+  // Larger where there is room. Each step makes a size larger, by a factor of two or up to its end, which try_size
+  // allows as long as the tile fits.
   const int64_t most_h = round_up(t.height(), t.unit_h()), most_w = round_up(t.width(), t.unit_w());
   while (t.items() < (z.channels_last ? 4 : 1) * kItems) {
+    CONV_EXT_PLAN_STEP();
     if (z.channels_last && w.tile_w <= w.tile_h && t.try_size(&CudaWindow::tile_w, min_of(most_w, 2 * w.tile_w)))
       continue;
     if (t.try_size(&CudaWindow::tile_h, min_of(most_h, 2 * w.tile_h))) continue;
@@ -154,15 +159,15 @@ struct GradTiles {
   CudaWindow w{};
 
   int64_t column_blocks() const {
-    return ceil_div(max_of(1, z.group_c()) * z.r * z.s, w.fixed ? w.fixed * w.fixed : kWindowGradColumns);
+    return ceil_div(product(max_of(1, z.group_c()), z.r, z.s), w.fixed ? w.fixed * w.fixed : kWindowGradColumns);
   }
   int64_t items() const { return w.groups * (w.rows / w.channels) * w.columns; }
   int64_t blocks() const {
-    return ceil_div(max_of(1, z.groups), w.groups) * ceil_div(max_of(1, z.group_k()), w.rows) *
-           ceil_div(column_blocks(), w.columns);
+    return product(ceil_div(max_of(1, z.groups), w.groups), ceil_div(max_of(1, z.group_k()), w.rows),
+                   ceil_div(column_blocks(), w.columns));
   }
   int64_t tiles() const {
-    return max_of(1, z.n) * ceil_div(max_of(1, z.p), w.tile_h) * ceil_div(max_of(1, z.q), w.tile_w);
+    return product(max_of(1, z.n), ceil_div(max_of(1, z.p), w.tile_h), ceil_div(max_of(1, z.q), w.tile_w));
   }
   bool fits(int64_t most) {
     const WindowGradBoxes boxes = window_grad_boxes(z, w);
@@ -189,6 +194,7 @@ void choose_rows(GradTiles* t) {
   double best = 0;
   CudaWindow found = w;
   for (int64_t most = kRowsOfBlock; most >= w.channels; most /= 2) {
+    CONV_EXT_PLAN_STEP();
     w.rows = round_up(min_of(rows, most), w.channels);
     if (t->z.groups > 1 && w.rows < rows && most < kRowsOfBlock) break;
     const int64_t across = kWindowGradThreads / (w.rows / w.channels);
@@ -230,7 +236,8 @@ GradTiles cut_grad(const ConvProblem& z) {
     w.groups = groups % whole == 0 && w.groups > whole ? even_tile(groups, w.groups / whole * whole, whole)
                                                        : even_tile(groups, w.groups, 1);
   }
-  while (!t.fits(kMostGradStage)) {
+  while (!t.fits(kMostGradStage)) {  // each step halves a size that is at most 128
+    CONV_EXT_PLAN_STEP();
     if (w.tile_w > 16) {
       w.tile_w = ceil_div(w.tile_w, 2);
     } else if (!w.fixed && w.tile_h > 1) {
@@ -247,7 +254,8 @@ GradTiles cut_grad(const ConvProblem& z) {
     }
   }
   const int64_t most_h = round_up(p, unit);
-  for (;;) {
+  for (;;) {  // as in cut()
+    CONV_EXT_PLAN_STEP();
     if (t.try_size(&CudaWindow::tile_h, min_of(most_h, 2 * w.tile_h))) continue;
     if (t.try_size(&CudaWindow::tile_w, min_of(q, 2 * w.tile_w))) continue;
     const int64_t more = min_of(groups, 2 * w.groups);
@@ -276,7 +284,8 @@ CudaWindow cut_first(const ConvProblem& z) {
   CudaWindow w{};
   w.tile_w = even_tile(q, kWidest, 1);
   w.tile_h = even_tile(p, max_of(1, kFirstOutputs / w.tile_w), 1);
-  for (;;) {
+  for (;;) {  // halves the tile, 1024 outputs at most, until it fits
+    CONV_EXT_PLAN_STEP();
     w.box_bytes = window_box(z, vertical, horizontal, w.tile_h, w.tile_w, z.c).bytes;
     w.shared_bytes = first_layer_room(z, w.box_bytes).bytes;
     const bool many = w.tile_h * w.tile_w > 256;
@@ -290,7 +299,7 @@ CudaWindow cut_first(const ConvProblem& z) {
 }  // namespace
 
 const char* first_layer_cores_decline(const ConvProblem& z) {
-  if (z.c * z.r * z.s > kLongestChain) return "a sum has more than 512 products";
+  if (product(z.c, z.r, z.s) > kLongestChain) return "a sum has more than 512 products";
   if (cut_first(z).shared_bytes > kFirstShared) return "its smallest tile does not fit into shared memory";
   return nullptr;
 }
@@ -298,8 +307,8 @@ const char* first_layer_cores_decline(const ConvProblem& z) {
 void prepare_first_layer_cores(const ConvProblem& z, CudaPlan* plan) {
   plan->window = cut_first(z);
   plan->splits = 1;
-  plan->blocks = max_of(1, z.n) * ceil_div(max_of(1, z.k), 64) * ceil_div(max_of(1, z.p), plan->window.tile_h) *
-                 ceil_div(max_of(1, z.q), plan->window.tile_w);
+  plan->blocks = product(max_of(1, z.n), ceil_div(max_of(1, z.k), 64), ceil_div(max_of(1, z.p), plan->window.tile_h),
+                         ceil_div(max_of(1, z.q), plan->window.tile_w));
 }
 
 const char* window_declines(const ConvProblem& z, Pass pass) {
@@ -315,19 +324,19 @@ void prepare_window(const ConvProblem& z, Pass pass, CudaPlan* plan) {
   if (pass == Pass::WeightGrad) {
     const GradTiles t = cut_grad(z);
     plan->window = t.w;
-    const int64_t sum_bytes = max_of(1, z.weight_elements() * accumulator_bytes(z.dtype));
+    const int64_t sum_bytes = max_of(1, product(z.weight_elements(), accumulator_bytes(z.dtype)));
     const int64_t wanted = min_of(min_of(ceil_div(kGradBlocks, t.blocks()), kMostSplits), t.tiles());
     const int64_t splits = max_of(1, min_of(wanted, kPartBytes / sum_bytes));
     plan->steps = ceil_div(t.tiles(), splits);
     plan->splits = ceil_div(t.tiles(), plan->steps);
-    plan->blocks = t.blocks() * plan->splits;
-    plan->workspace_bytes = plan->splits > 1 ? plan->splits * sum_bytes : 0;
+    plan->blocks = product(t.blocks(), plan->splits);
+    plan->workspace_bytes = plan->splits > 1 ? product(plan->splits, sum_bytes) : 0;
     return;
   }
   const Tiles t = cut(z, pass);
   plan->window = t.w;
   plan->splits = 1;
-  plan->blocks = max_of(1, z.n) * t.blocks();
+  plan->blocks = product(max_of(1, z.n), t.blocks());
 }
 
 }  // namespace conv_ext

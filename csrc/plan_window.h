@@ -43,11 +43,11 @@ inline WindowBox window_box(const ConvProblem& z, Axis vertical, Axis horizontal
   WindowBox box{span_rows(vertical, tile_h), span_rows(horizontal, tile_w), channels, channels, 0, 0};
   // A line of columns begins at a multiple of 16 bytes of the tensor's row and ends at one.
   if (!z.channels_last) box.line = round_up(box.columns + vector - 1, vector);
-  if (!z.channels_last && spread)
-    while ((box.rows * box.line + box.pad) * real_bytes(z) % 128 != 16) box.pad += vector;
-  const int64_t numbers =
-      z.channels_last ? box.rows * box.columns * box.channels : (box.rows * box.line + box.pad) * box.channels;
-  box.bytes = round_up(numbers * real_bytes(z), 16);
+  // Channels are then an odd number of 16 bytes apart, one of every eight.
+  if (!z.channels_last && spread) box.pad = floor_mod(1 - product(box.rows, box.line) / vector, 8) * vector;
+  const int64_t numbers = z.channels_last ? product(box.rows, box.columns, box.channels)
+                                          : product(product(box.rows, box.line) + box.pad, box.channels);
+  box.bytes = round_up(product(numbers, real_bytes(z)), 16);
   return box;
 }
 
@@ -59,7 +59,7 @@ struct FirstLayerRoom {
 inline FirstLayerRoom first_layer_room(const ConvProblem& z, int64_t box_bytes) {
   const int64_t size = real_bytes(z);
   FirstLayerRoom room{};
-  room.numbers = round_up(z.c * z.r * z.s, 32 / size);
+  room.numbers = round_up(product(z.c, z.r, z.s), 32 / size);
   room.pitch = room.numbers + 16 / size;  // an odd number of 16 bytes: eight rows fall into different banks
   room.weights_at = box_bytes;
   room.offsets_at = room.weights_at + 64 * room.pitch * size;

@@ -59,10 +59,24 @@ struct ConvProblem {
   int64_t weight_elements() const { return k * group_c() * r * s; }
   int64_t output_elements() const { return n * k * p * q; }
 
+  // The same convolution with strides and dilations that mean something: without a second output along an axis its
+  // stride may be anything beyond the input and padding, and without a second tap so may the dilation. Every distance
+  // between two positions is then within the padded input, and no sum of them overflows.
+  ConvProblem normalised() const {
+    ConvProblem z = *this;
+    const int64_t height = h + pad_top + pad_bottom, width = w + pad_left + pad_right;
+    z.stride_h = stride_h < height ? stride_h : height;
+    z.stride_w = stride_w < width ? stride_w : width;
+    z.dilation_h = r > 1 ? dilation_h : 1;
+    z.dilation_w = s > 1 ? dilation_w : 1;
+    return z;
+  }
+
   // A kernel as large as its unpadded input makes a single output: the same sums as those of a 1x1 kernel over C R S
   // channels, in every pass, without a border that is mostly padding.
   bool kernel_covers_input() const {
-    return r * s > 1 && h == r && w == s && p == 1 && q == 1 && !pad_top && !pad_bottom && !pad_left && !pad_right;
+    const bool padded = pad_top || pad_bottom || pad_left || pad_right;
+    return (r > 1 || s > 1) && h == r && w == s && p == 1 && q == 1 && !padded;
   }
   ConvProblem as_1x1() const {
     ConvProblem z = *this;

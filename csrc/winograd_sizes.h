@@ -52,11 +52,13 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan&
   w.columns = round_up(channels, lanes) * w.pieces;
   w.tiles_h = ceil_div(height, plan.outputs);
   w.tiles_w = ceil_div(width, plan.outputs);
-  w.blocks = ceil_div(z.n, plan.images) * ceil_div(w.tiles_h, plan.tile_h) * ceil_div(w.tiles_w, plan.tile_w);
+  w.blocks =
+      product(ceil_div(z.n, plan.images), ceil_div(w.tiles_h, plan.tile_h), ceil_div(w.tiles_w, plan.tile_w));
   w.rows = plan.images * plan.tile_h * plan.tile_w;
   w.window_h = plan.tile_h * plan.outputs + pieces_r * plan.filter - 1;
   w.window_w = plan.tile_w * plan.outputs + pieces_s * plan.filter - 1;
-  w.window_elements = (w.window_h * w.window_w + lanes) * lanes;  // squares of positions may reach past the last
+  // Squares of positions may reach past the last.
+  w.window_elements = product(product(w.window_h, w.window_w) + lanes, lanes);
   w.panels = ceil_div(rows_m, w.panel);
   w.task_columns = weight_grad ? round_up(plan.tile_c, lanes) * w.pieces : w.columns;
   const bool chunked = !weight_grad && !plan.weights_first;
@@ -66,16 +68,16 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan&
   w.chunks = ceil_div(lane_blocks, w.chunk_blocks);
   w.chunk = w.chunk_blocks * w.pieces * lanes;
   w.value_pitch = chunked ? w.chunk : winograd_pitch(w.task_columns, lanes);
-  w.value_slice = winograd_slice(w.rows * w.value_pitch, lanes);
+  w.value_slice = winograd_slice(product(w.rows, w.value_pitch), lanes);
   if (weight_grad) {
     w.grad_pitch = winograd_pitch(round_up(plan.tile_k, lanes), lanes);
-    w.grad_slice = winograd_slice(w.rows * w.grad_pitch, lanes);
+    w.grad_slice = winograd_slice(product(w.rows, w.grad_pitch), lanes);
     w.sum_pitch = winograd_pitch(w.task_columns, lanes);
-    w.sum_slice = winograd_slice(plan.tile_k * w.sum_pitch, lanes);
+    w.sum_slice = winograd_slice(product(plan.tile_k, w.sum_pitch), lanes);
   } else {
     w.sum_pitch = winograd_pitch(plan.weights_first ? round_up(plan.task_m, lanes) : w.panel, lanes);
-    w.sum_slice = winograd_slice(w.rows * w.sum_pitch, lanes);
-    w.weight_slice = winograd_slice((plan.weights_first ? w.panels : 1) * w.chunk * w.panel, lanes);
+    w.sum_slice = winograd_slice(product(w.rows, w.sum_pitch), lanes);
+    w.weight_slice = winograd_slice(product(plan.weights_first ? w.panels : 1, w.chunk, w.panel), lanes);
   }
   return w;
 }

@@ -116,7 +116,7 @@ def text() -> str:
     for name, entry in models.NETWORKS.items():
         classes = {"num_classes": 1000} if name == "nin_imagenet" else {}
         found = conv_ext.summary(entry.make(in_channels=entry.image[0], device="meta", **classes), entry.image)
-        field = max((row.receptive_field[0] for row in found.rows if row.op.startswith(("conv", "inc"))))
+        field = max(row.receptive_field[0] for row in found.rows if row.op.startswith(("conv", "inc")))
         cells = [name, entry.paper, " × ".join(map(str, entry.image)), _millions(found.parameters),
                  _millions(found.operations), str(field), f"{found.bytes / 2**20:,.1f}"]  # fmt: skip
         overview.append("| " + " | ".join(cells) + " |")

@@ -1,4 +1,4 @@
-"""What all tests share: the seed, the number of threads, and the markers."""
+"""What all tests share: the seed, the number of threads, what is quick, and fixtures."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from conv_ext.library import available_isas
 from devices import DEVICES, on
 from drawn import settings
 from fibres import FLAGS, ROOT, build
-from passes import instruction_set
+from passes import instruction_set, repeats
 
 # The same examples on every run, and nothing written beside the checkout.
 if settings is not None:
@@ -15,11 +15,17 @@ if settings is not None:
     settings.load_profile("conv_ext")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+# Of `make check`: files that take seconds and between them touch everything; passes.CASES marks the smallest problems.
+QUICK = set(
+    "adjoint bench_reports convert cuda_plan drop_in errors func mapped mathematics merge modules "
+    "padding settings structure".split()
+)
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK:
+            item.add_marker(pytest.mark.quick)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
@@ -34,9 +40,15 @@ def repeatable():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=available_isas())
+ISAS = [pytest.param(isa, marks=pytest.mark.exhaustive if repeats(isa) else ()) for isa in available_isas()]
+
+
+@pytest.fixture(params=ISAS)
 def each_isa(request):
-    """The test once under every instruction set that this processor has."""
+    """The test once under every instruction set that this processor has.
+
+    One whose kernels are those of another is for `make test-all`: what differs is tried by check_pass.
+    """
     with instruction_set(request.param):
         yield request.param
 
@@ -49,6 +61,6 @@ def each_device(request):
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
-    """The CUDA kernels on fibres, built once."""
-    return build(tmp_path_factory.mktemp("cuda_host"), ROOT / "csrc", FLAGS)
+def program():
+    """The CUDA kernels on fibres."""
+    return build(ROOT / "csrc", FLAGS)

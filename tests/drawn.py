@@ -3,10 +3,10 @@
 import pytest
 
 try:
-    from hypothesis import given, settings
+    from hypothesis import assume, given, settings
     from hypothesis import strategies as st
 except ImportError:
-    settings = None
+    settings = assume = None
 
     class _Nothing:
         """Stands for strategies, which are built when a module is imported: any attribute, any call."""
@@ -31,4 +31,4 @@ except ImportError:
         return skipped
 
 
-__all__ = ["given", "settings", "st"]
+__all__ = ["assume", "given", "settings", "st"]

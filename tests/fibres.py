@@ -1,8 +1,12 @@
 """CUDA kernels on fibres (tests/cuda_host): building the program, asking it, planting errors; for the tests of it."""
 
+import contextlib
+import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, gcd, prod
 from pathlib import Path
@@ -13,9 +17,12 @@ from problems import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / "tests" / "cuda_host"
-FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wall",
-         "-Wextra", "-Wno-unknown-pragmas"]
+# The sanitizers aside that twice as long compiling brings nothing: a null pointer and an object that is too small show
+# under ASan, and a pointer that has wrapped shows where it is used.
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow",
+         "-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "hopper_host.h"}"']
+LARGE = 4_000_000  # products
 PASSES = ("forward", "input_grad", "weight_grad")
 LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
@@ -25,22 +32,80 @@ compiler = shutil.which("g++")
 needs_compiler = pytest.mark.skipif(compiler is None, reason="needs g++, which has fibres and the sanitizers")
 
 
-def build(folder: Path, sources: Path, flags: list[str]) -> Path:
-    """The kernels below `sources` on fibres, as a program."""
+def built_once(name: str, sources: list[Path], command: list[str], make: Callable[[Path], None]) -> Path:
+    """The folder build/tests/NAME-DIGEST of this checkout, which `make` fills if nobody has yet.
+
+    The digest is one of `sources` (files and folders), of `command` and of the compiler: a folder that is there fits.
+    Processes that ask at once wait for the first of them.
+    """
+    digest = hashlib.sha256(" ".join([*command, compiler_version()]).encode())
+    for path in sorted(f for source in sources for f in (source.rglob("*") if source.is_dir() else [source])):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.name.encode() + path.read_bytes())
+    place = ROOT / "build" / "tests"
+    folder = place / f"{name}-{digest.hexdigest()[:16]}"
+    place.mkdir(parents=True, exist_ok=True)
+    with locked(place / f"{name}.lock"):
+        if not folder.is_dir():
+            for old in place.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            unfinished = place / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock of one that dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compiler_version() -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+# A test that takes `half` tries every problem in every second layout; `make test-all` tries the others, too.
+in_halves = pytest.mark.parametrize(
+    "half", [pytest.param(0, id="half"), pytest.param(1, id="other_half", marks=pytest.mark.exhaustive)]
+)
+
+
+def halved(problems: tuple[Problem, ...], layouts: tuple[str, ...], half: int) -> list[tuple[Problem, str]]:
+    """Problems and layouts; neighbours are in different ones. What takes longest is in the other half."""
+    return [(z, layout) for i, z in enumerate(problems) for j, layout in enumerate(layouts)
+            if half == ((i + j) % 2 if z.macs < LARGE else 1)]
+
+
+def planted(errors: dict, often: str) -> list:
+    """The names of errors, as parameters of a test: `often` has those that are for every run."""
+    assert set(often.split()) <= set(errors)
+    return [pytest.param(name, marks=() if name in often.split() else pytest.mark.exhaustive) for name in errors]
+
+
+def build(sources: Path, flags: list[str]) -> Path:
+    """The kernels below `sources` on fibres, as a program; it is built once, whoever runs the tests."""
     plans = [sources / f"plan_{name}.cpp" for name in ("cuda", "window", "hopper")]
     units = [*sorted((sources / "cuda").glob("*.cu")), *plans, HOST / "run.cpp"]
 
-    def compile_one(unit: Path) -> str:
-        made = str(folder / f"{unit.stem}.o")
-        subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
-        return made
+    def compile_all(folder: Path) -> None:
+        def compile_one(unit: Path) -> str:
+            made = str(folder / f"{unit.stem}.o")
+            subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
+            return made
 
-    jobs = min(2, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(jobs) as pool:  # the longest first
-        objects = list(pool.map(compile_one, sorted(units, key=lambda u: u.suffix != ".cu" or u.stem == "input_grad")))
-    program = folder / "run"
-    subprocess.run([compiler, *flags, *objects, "-o", str(program)], check=True)
-    return program
+        jobs = min(2, len(os.sched_getaffinity(0)))
+        longest_first = sorted(units, key=lambda u: u.suffix != ".cu" or u.stem == "input_grad")
+        with ThreadPoolExecutor(jobs) as pool:
+            objects = list(pool.map(compile_one, longest_first))
+        subprocess.run([compiler, *flags, *objects, "-o", str(folder / "run")], check=True)
+
+    read = [*sources.glob("*.h"), *plans, sources / "cuda", sources / "reference", HOST]
+    return built_once("cuda_host", read, [*flags, *DEVICE], compile_all) / "run"
 
 
 def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> str:

@@ -13,7 +13,19 @@ import sys
 import torch
 
 from conv_ext import _C
-from passes import DTYPES, PASSES, algorithms_by_precision, call, dtype_name, fill, operand_shapes, same_bits
+from passes import (
+    DTYPES,
+    PASSES,
+    THEIR_OWN,
+    algorithms_by_precision,
+    call,
+    dtype_name,
+    fill,
+    is_slow,
+    operand_shapes,
+    repeats,
+    same_bits,
+)
 from problems import CORNERS, NETWORK, SMALL, Problem
 
 PROT_NONE = 0
@@ -69,6 +81,8 @@ def calls(problems, dtypes):
         for memory_format in (torch.contiguous_format, torch.channels_last):
             a, b = (t.contiguous(memory_format=memory_format) for t in (a, b))
             for how in algorithms_by_precision(pass_name, z, dtype):
+                if is_slow(how[0], z) or repeats(_C.isa()) and how[0] != THEIR_OWN:
+                    continue
                 print(pass_name, *how, dtype_name(dtype), memory_format, z, flush=True)
                 wanted = call(pass_name, a, b, z, bias, *how)
                 for at_end in (True, False):

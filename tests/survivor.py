@@ -35,7 +35,7 @@ def child_of(work, where):
     if pid == 0:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             print(where, repr(error), flush=True)
             os._exit(1)
         os._exit(0)

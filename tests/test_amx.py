@@ -12,7 +12,7 @@ import torch
 
 from children import TESTS, run_python
 from conv_ext.library import EMULATED, PACKAGE, available_isas
-from passes import PASSES, applicable, call, candidates, expected, fill, instruction_set, laid_out, operands, same_bits
+from passes import PASSES, applicable, call, candidates, expected, instruction_set, laid_out, operands, same_bits
 from problems import ALL, THREADED, Problem
 from tolerance import assert_exact, assert_same_with_non_finite, assert_within_bound, reference
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.skipif(
 )
 every_pass = pytest.mark.parametrize("pass_name", PASSES)
 NAMES = (
-    "everything no_block_divides pointwise_strided grouped_uneven many_input_channels many_output_channels one_dimensional "
-    "stride_shares_a_factor_with_dilation many_images vgg_conv4 resnet_downsample threaded_few_pixels"
+    "everything no_block_divides pointwise_strided grouped_uneven many_input_channels many_output_channels "
+    "one_dimensional stride_shares_a_factor_with_dilation many_images vgg_conv4 resnet_downsample threaded_few_pixels"
 ).split()
 PROBLEMS = tuple(z for z in ALL + THREADED if z.name in NAMES)
 assert len(PROBLEMS) == len(NAMES)

@@ -11,8 +11,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import (cases, environment, fused, gpu, judge, mapped, network, networks, peaks, precision, report, run,
-                   shapes, timer)
+from bench import (
+    cases,
+    environment,
+    fused,
+    gpu,
+    judge,
+    mapped,
+    network,
+    networks,
+    peaks,
+    precision,
+    report,
+    run,
+    shapes,
+    timer,
+)
 from bench.__main__ import main
 
 SMALL = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
@@ -221,7 +235,8 @@ def test_a_call_that_fails_on_a_gpu_costs_its_own_case_alone(monkeypatch):
     case = cases.Case(replace(SMALL, suite="s"), "forward", "float32", "nchw", "auto", device="cuda")
     found = run.measure_on_gpu(case, 1.0)
     assert not found["right"] and "ratio" not in found
-    assert "WRONG: s/small forward, error inf (torch inf): a kernel could not be started" in report.text(result([found]))
+    wrong = "WRONG: s/small forward, error inf (torch inf): a kernel could not be started"
+    assert wrong in report.text(result([found]))
 
 
 def test_a_network_of_a_package_that_is_missing_is_left_out(monkeypatch, capsys):

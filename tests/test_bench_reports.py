@@ -23,11 +23,13 @@ def test_ratios_to_cudnn_are_told_beside_both_aims():
         return row(kind, ratio, device="cuda", **changes)
 
     text = aims.text([
-        on_gpu("1x1", 1.5), on_gpu("1x1", 0.5, **{"pass": "weight_grad"}), on_gpu("depthwise", 5.0, **{"pass": "weight_grad"}),
+        on_gpu("1x1", 1.5), on_gpu("1x1", 0.5, **{"pass": "weight_grad"}),
+        on_gpu("depthwise", 5.0, **{"pass": "weight_grad"}),
         on_gpu("1x1", 0.6, dtype="bfloat16"), on_gpu("strided", 2.0, batch="1"), {**on_gpu("1x1", 1.0), "right": False},
         on_gpu("1x1", 3.0, algorithm="three_tf32"),
     ], None)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    lines = [[cell.strip() for cell in row] for row in rows]
     found = {line[0]: line[1:5] for line in lines}
     assert found["one image"] == ["1", "2.00", "1.0 reached", "1.5 reached"]
     assert found["depthwise, weight_grad"] == ["1", "5.00", "1.5 reached", "4.0 reached"]
@@ -72,7 +74,8 @@ def test_a_report_of_a_run_has_all_its_parts():
     rows = [row("1x1", 2.0), row("strided", 0.5, batch="1"), row("1x1", 1.0, precision="tf32", torch_precision="tf32"),
             {**row("1x1", 1.0), "right": False, "ratio": 1.0}]
     text = report.text(result(rows))
-    for part in ("float32 100 GFLOP/s", "copy 20.0 GB/s", "float32, ieee, nchw, batch train", "batch 1", "read back: tf32",
+    for part in ("float32 100 GFLOP/s", "copy 20.0 GB/s", "float32, ieee, nchw, batch train", "batch 1",
+                 "read back: tf32",
                  "By suite", "Mean over the 1 suites", "WRONG: s/1x1 forward", "2%", "Aims for float32, tf32"):
         assert part in text, part
     assert "Not computed by winograd: 1 cases (it is too odd)" in report.text(result(
@@ -100,7 +103,8 @@ def test_the_readme_has_the_markers_and_its_table_is_exchanged():
                               result([row("1x1", 3.0, precision="tf32")], cap="avx2", warm_allocator=False)])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
     assert lines[0] == ["class (cases)", "float32, NCHW", "float32 tf32, NCHW, cold, avx2 both"]
-    assert lines[2:] == [["first layer", "8.00 (1)", ""], ["1x1", "2.00 (1)", "3.00 (1)"], ["all", "4.00 (2)", "3.00 (1)"]]
+    first, pointwise = ["first layer", "8.00 (1)", ""], ["1x1", "2.00 (1)", "3.00 (1)"]
+    assert lines[2:] == [first, pointwise, ["all", "4.00 (2)", "3.00 (1)"]]
 
 
 def test_figures_are_drawn(tmp_path):

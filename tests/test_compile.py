@@ -218,6 +218,18 @@ def test_export(strict):
         assert torch.equal(program.run_decompositions().module()(x), layer(x))
 
 
+@pytest.mark.parametrize("stride, kernel, dilation", [(2, 3, 1), ((2, 3), (3, 2), 1), (2, 4, 2), (3, 1, 1)])
+def test_export_of_padding_that_follows_from_the_size(stride, kernel, dilation):
+    """One program for every remainder of the size by the stride."""
+    layer = conv_ext.Conv2d(4, 6, kernel, stride, "same_strided", dilation).to(device())
+    dim = torch.export.Dim
+    shapes = ({0: dim("N"), 2: dim("H", min=8, max=100), 3: dim("W", min=8, max=100)},)
+    program = torch.export.export(layer, (randn(2, 4, 13, 14),), dynamic_shapes=shapes)
+    for i in range(6):
+        x = randn(1 + i % 3, 4, 8 + i, 16 - i)
+        assert torch.equal(program.module()(x), layer(x))
+
+
 def test_jit_trace():
     layer = Layer().to(device())
     traced = torch.jit.trace(layer, randn(X))
@@ -227,6 +239,55 @@ def test_jit_trace():
     torch.testing.assert_close(
         torch.autograd.grad(y.sin().sum(), x), torch.autograd.grad(layer(x).sin().sum(), x)
     )
+
+
+RULES = [("same", 1), ("full", 2), ("same_strided", 2), ("same_strided", 3)]
+TRACED = {
+    **{f"2d {rule} {stride}": lambda rule=rule, stride=stride: conv_ext.Conv2d(4, 6, (3, 2), stride, rule)
+       for rule, stride in RULES},
+    **{f"1d {rule} {stride}": lambda rule=rule, stride=stride: conv_ext.Conv1d(4, 6, 4, stride, rule)
+       for rule, stride in RULES},
+    "reflect": lambda: conv_ext.Conv2d(4, 6, 3, 2, "same_strided", padding_mode="reflect", activation="relu"),
+    "mapped": lambda: conv_ext.MappedConv2d([[0, 1], [2, 3]], 3, padding="same"),
+    "transposed": lambda: conv_ext.ConvTranspose2d(4, 6, (3, 2), (2, 3), 1, (1, 2), groups=2),
+    "transposed, dilated": lambda: conv_ext.ConvTranspose2d(4, 6, 3, dilation=3, output_padding=2, bias=False),
+    "activation": lambda: conv_ext.Conv2d(4, 6, 3, padding="full", activation="relu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_jit_trace_holds_for_every_size(name, tmp_path):
+    """Where padding or output follow from the input's size, it is found when the recorded model runs."""
+    layer, x = TRACED[name]().to(device()), randn((2, 4, 9) if name.startswith("1d") else (2, 4, 9, 10))
+    with conv_ext.algorithm(FORCED[device()]):
+        torch.jit.trace(layer, x).save(tmp_path / "traced.pt")
+        wanted = layer(x)
+    traced = torch.jit.load(tmp_path / "traced.pt")
+    assert torch.equal(traced(x), wanted)  # with the settings of the traced call
+    for size in (11, 6):
+        other = randn((3, 4, *[size + i for i in range(x.dim() - 2)]), requires_grad=True)
+        y, expected = traced(other), layer(other)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(y.sin().sum(), other), torch.autograd.grad(expected.sin().sum(), other)
+        )
+
+
+def test_jit_trace_under_autocast():
+    layer, x = torch.nn.Sequential(TRACED["transposed"](), conv_ext.Conv2d(6, 2, 3, padding="same")), randn(X)
+    with torch.autocast(device(), torch.bfloat16), torch.no_grad():
+        traced = torch.jit.trace(layer.to(device()), x)
+        wanted = layer(x)
+    assert traced(x).dtype == torch.bfloat16 and torch.equal(traced(x), wanted)
+
+
+def test_jit_script_says_that_it_cannot():
+    for layer in (TRACED["1d same 1"](), TRACED["transposed"](), TRACED["mapped"](), TRACED["activation"]()):
+        for model in (layer, torch.nn.Sequential(layer)):
+            with pytest.raises(RuntimeError, match=rf"cannot compile conv_ext.{type(layer).__name__}: trace the model"):
+                torch.jit.script(model)
+    reverted = conv_ext.revert(torch.nn.Sequential(TRACED["2d same 1"]()))
+    assert torch.jit.script(reverted)(torch.randn(X)).shape == (2, 6, 6, 7)
 
 
 @pytest.mark.parametrize("name", ["conv2d", "conv1d", "conv_transpose2d"])

@@ -7,12 +7,12 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modules import Calls
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import conv_ext
 from devices import device, randn
+from test_modules import Calls
 
 each_device = pytest.mark.usefixtures("each_device")
 SAME = {"rtol": 1e-12, "atol": 1e-12}
@@ -342,3 +342,36 @@ def test_override_around_and_inside_compiled_code():
     torch.testing.assert_close(around, expected, **SAME)
     torch.testing.assert_close(inside, expected, **SAME)
     assert len(graphs) == 2 and all("conv_ext.forward" in graph and "torch.conv2d" not in graph for graph in graphs)
+
+
+# ---- what convert says
+
+
+class Own(nn.Conv2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_convert_says_what_it_changed_and_what_it_left(caplog):
+    strange, parametrized = nn.Conv2d(2, 2, 1), nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 1))
+    strange.activation = nn.ReLU()
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv1d(2, 2, 1), parametrized, conv_ext.Conv2d(2, 2, 1), nn.Linear(2, 2))
+    net.stem = nn.Sequential(Own(2, 2, 1), nn.Conv3d(2, 2, 1), nn.LazyConv2d(2, 1), strange, net[0])
+    net.table = conv_ext.MappedConv2d([[0]], 1)
+    net.scripted = torch.jit.script(nn.Conv2d(2, 2, 1))
+    said = []
+    assert conv_ext.convert(net, report=said.append) is net
+    assert said == [
+        "3 convolutions became conv_ext's: 1 Conv1d, 2 Conv2d\n"
+        "2 convolutions had been before\n"
+        "5 convolutions left:\n"
+        "    stem.0: Own is a class of its own, with a forward of its own\n"
+        "    stem.1: conv_ext has no Conv3d\n"
+        "    stem.2: LazyConv2d has no weight before its first call; convert after it\n"
+        "    stem.3: Conv2d has an attribute 'activation', which ours would read\n"
+        "    scripted: Conv2d is compiled by TorchScript"
+    ]
+    with caplog.at_level("INFO", logger="conv_ext"):
+        conv_ext.convert(nn.Conv2d(2, 2, 1))
+        conv_ext.convert(nn.Linear(2, 2))
+    assert caplog.messages == ["1 convolution became conv_ext's: 1 Conv2d", "0 convolutions became conv_ext's"]

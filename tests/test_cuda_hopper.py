@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from fibres import FLAGS, OPPOSITE, PASSES, accurate, finds, line, needs_compiler, run
+from fibres import FLAGS, OPPOSITE, PASSES, accurate, finds, halved, in_halves, line, needs_compiler, planted, run
 from problems import CORNERS, SMALL, Problem
 from test_cuda_host import TILES
 
@@ -58,12 +58,15 @@ def test_several_tiles_steps_and_splits(program, pass_name):
     assert any("split" in v for v in verdicts) and any("large" in v for v in verdicts), verdicts
 
 
+@in_halves
 @pytest.mark.parametrize("pass_name", PASSES)
-def test_the_corners(program, pass_name):
+def test_the_corners(program, pass_name, half):
     problems = [z for z in CORNERS if z.macs < 20000 and max(z.stride) <= 8 and
                 (pass_name != "input_grad" or z.stride[0] * z.stride[1] <= 16)]
     assert len(problems) > 15
-    run(program, lines_of(pass_name, KINDS[0], problems, ("contiguous", "channels_last")), OPPOSITE)
+    lines = [one for z, layout in halved(problems, ("contiguous", "channels_last"), half)
+             for one in lines_of(pass_name, KINDS[0], (z,), (layout,))]
+    run(program, lines, OPPOSITE)
 
 
 @pytest.mark.parametrize("pass_name", PASSES[:2])
@@ -121,12 +124,16 @@ PLANTED = {
     "groups_of_rows_overlap": ("device_sm90.h", "16, 8 * kRowBytes)", "16, 4 * kRowBytes)"),
     "the_same_k_again": ("hopper.cuh", "uint64_t(i) * (32 >> 4)", "uint64_t(i / 2) * (32 >> 4)"),
     "chains_are_lost": ("hopper.cuh", "total[i] += chain[i]", "total[i] = chain[i]"),
-    "a_slab_is_read_too_early": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n    constexpr", "    constexpr"),
+    "a_slab_is_read_too_early": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n    constexpr",
+                                   "    constexpr"),
     "a_slab_is_overwritten": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n  }", "  }"),
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
+OFTEN = "nothing copies_are_not_waited_for a_stage_is_given_back_too_early too_few_bytes_are_announced"
+
+
+@pytest.mark.parametrize("name", planted(PLANTED, OFTEN))
 def test_a_planted_error_is_found(tmp_path, name):
     flags = [*(f for f in FLAGS if "sanitize" not in f), "-Wno-psabi"]
     failed, words = finds(tmp_path, "planted_hopper.cpp", PLANTED[name], flags)

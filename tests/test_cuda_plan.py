@@ -148,7 +148,8 @@ def test_what_no_kernel_can_count_is_refused_with_a_reason():
     huge = Problem("huge", 1, 1, 1, 2**31, 1, 1, 1)
     with pytest.raises(RuntimeError, match="2.30"):
         plan("forward", huge)
-    with pytest.raises(RuntimeError, match="algorithm must be one of auto, depthwise, grouped, first_layer_cores, first_layer, "):
+    names = "algorithm must be one of auto, depthwise, grouped, first_layer_cores, first_layer, "
+    with pytest.raises(RuntimeError, match=names):
         plan("forward", LAYERS[0], algorithm="winograd")
 
 

@@ -213,7 +213,9 @@ def test_on_a_gpu(capsys, tmp_path, what):
         assert torch.cuda.get_device_name() in out and re.search(r"same bits on repeating +\w+ +yes", out)
 
 
-@pytest.mark.parametrize("major, minor, wanted", [(7, 5, True), (8, 6, True), (9, 0, True), (10, 0, True), (7, 0, False)])
+@pytest.mark.parametrize(
+    "major, minor, wanted", [(7, 5, True), (8, 6, True), (9, 0, True), (10, 0, True), (7, 0, False)]
+)
 def test_the_architectures_that_run_on_a_gpu(major, minor, wanted):
     assert runs_on(["sm_75", "sm_80", "compute_80", "sm_90a"], major, minor) is wanted
     assert runs_on(["sm_90a"], major, minor) is ((major, minor) == (9, 0))

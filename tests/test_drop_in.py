@@ -1,5 +1,7 @@
 """conv2d, conv1d and conv_transpose2d beside torch's own: arguments, layouts, gradients, dtypes, strides."""
 
+import copy
+import itertools
 import warnings
 
 import pytest
@@ -287,3 +289,27 @@ def test_only_the_gradients_that_are_needed():
         leaves = [t.clone().requires_grad_(flag) for t, flag in zip((x, w, b), needed)]
         conv_ext.conv2d(*leaves).sum().backward()
         assert [t.grad is not None for t in leaves] == list(needed)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("c, k, groups, kernel", [
+    (1, 16, 1, 3), (4, 8, 1, 1), (1, 1, 1, 1), (8, 8, 8, 3),
+    (8, 16, 8, 3), (3, 1, 1, 3), (4, 4, 1, (1, 3)), (4, 6, 2, 3),
+])  # fmt: skip
+def test_gradients_have_the_parameters_strides_where_torchs_have(c, k, groups, kernel, transposed):
+    """To the letter, in extents of 1 too, where DistributedDataParallel would warn and copy."""
+    kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
+    formats = torch.contiguous_format, torch.channels_last
+    equal = 0
+    for weight_format, input_format, upstream_format in itertools.product(formats, repeat=3):
+        theirs = kind(c, k, kernel, groups=groups).to(memory_format=weight_format)
+        ours = conv_ext.convert(copy.deepcopy(theirs))
+        x = torch.randn(2, c, 5, 4).to(memory_format=input_format)
+        for layer in (theirs, ours):
+            y = layer(x)
+            y.backward(torch.ones_like(y).contiguous(memory_format=upstream_format))
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+        if theirs.weight.grad.stride() == theirs.weight.stride():
+            equal += 1
+            assert ours.weight.grad.stride() == ours.weight.stride()
+    assert equal >= 4

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from conv_ext.library import available_isas
 from passes import (
     CASES,
     DTYPES,
@@ -15,17 +16,34 @@ from passes import (
     candidates,
     check_pass,
     dtype_name,
+    expected,
     fill,
+    instruction_set,
+    is_slow,
     laid_out,
     operands,
 )
-from problems import CORNERS, EMPTY, SMALL
+from problems import ALL, CORNERS, EMPTY, SMALL, THREADED
 from tolerance import assert_exact, assert_within_bound, reference
 
 
 @pytest.mark.parametrize("z, dtype", CASES)
 def test_against_the_reference(z, dtype):
     check_pass("forward", z, dtype)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_naive_loops_of_many_products(pass_name, isa):
+    """Which the tests above leave out."""
+    large = [z for z in ALL + THREADED if is_slow("reference", z)]
+    assert len(large) > 5
+    with instruction_set(isa):
+        for z in large:
+            operands_of = operands(pass_name, z, torch.float32, "integers")
+            got = call(pass_name, *operands_of, z, algorithm="reference")
+            assert_exact(got, expected(pass_name, z, torch.float32, "integers"), torch.float32)
 
 
 @pytest.mark.usefixtures("each_isa")

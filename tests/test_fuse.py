@@ -97,6 +97,168 @@ def test_every_form():
     torch.testing.assert_close(torch.compile(again, backend="aot_eager")(x), again(x))
 
 
+class Keywords(nn.Module):
+    """Every call of a layer, a norm and a ReLU with its argument by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.norm, self.other, self.relu = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(input=self.norm(input=self.a(input=x)))
+        x = F.relu(input=self.b(x), inplace=False)
+        x = torch.relu(input=self.other(self.c(input=x)))
+        return F.relu(self.d(x) + x)
+
+
+def test_arguments_by_name():
+    assert_fused(with_statistics(Keywords()), torch.randn(2, 3, 5, 6), relus=1)
+
+
+# ---- models that torch.fx cannot trace, as those of Hugging Face
+
+
+class Block(nn.Module):
+    """Convolution, norm and activation; the last is optional."""
+
+    def __init__(self, c, k, stride=1, activation=True):
+        super().__init__()
+        self.convolution = nn.Conv2d(c, k, 3, stride, 1, bias=False)
+        self.normalization = nn.BatchNorm2d(k)
+        self.activation = nn.ReLU() if activation else nn.Identity()
+
+    def forward(self, input):
+        hidden_state = self.convolution(input)
+        hidden_state = self.normalization(hidden_state)
+        return self.activation(hidden_state)
+
+
+class Residual(nn.Module):
+    def __init__(self, c, k, stride):
+        super().__init__()
+        self.shortcut = Block(c, k, stride, activation=False)
+        self.layer = nn.Sequential(Block(c, k, stride), Block(k, k, activation=False))
+        self.activation = nn.ReLU()
+
+    def forward(self, hidden_state):
+        residual = hidden_state
+        hidden_state = self.layer(hidden_state)
+        hidden_state += self.shortcut(residual)
+        return self.activation(hidden_state)
+
+
+class ChannelsFirstNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNeXtLayer(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.dwconv, self.layernorm = nn.Conv2d(c, c, 7, padding=3, groups=c), nn.LayerNorm(c)
+        self.pwconv1, self.act, self.pwconv2 = nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, c)
+
+    def forward(self, features):
+        x = self.layernorm(self.dwconv(features).permute(0, 2, 3, 1))
+        return features + self.pwconv2(self.act(self.pwconv1(x))).permute(0, 3, 1, 2)
+
+
+class Encoder(nn.Module):
+    def __init__(self, stages):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, hidden_state, output_hidden_states: bool = False, return_dict: bool = True):
+        hidden_states = () if output_hidden_states else None
+        for stage in self.stages:
+            if output_hidden_states:
+                hidden_states += (hidden_state,)
+            hidden_state = stage(hidden_state)
+        if not return_dict:
+            return hidden_state
+        return {"last_hidden_state": hidden_state, "hidden_states": hidden_states}
+
+
+class Classifier(nn.Module):
+    """A check of the input's values, options without a value, results by name: nothing that torch.fx could trace."""
+
+    def __init__(self, *stages):
+        super().__init__()
+        self.embedder, self.pooler = Block(3, 4, 2), nn.MaxPool2d(2)
+        self.encoder, self.head = Encoder(stages), nn.Linear(4, 2)
+
+    def forward(self, pixel_values, output_hidden_states=None, return_dict=None):
+        if pixel_values.shape[1] != 3:
+            raise ValueError("Make sure that the channel dimension of the pixel values match")
+        found = self.encoder(self.pooler(self.embedder(input=pixel_values)), output_hidden_states is not None)
+        return self.head(found["last_hidden_state"].mean((2, 3)))
+
+
+def removed(fused, net):
+    """How many names of each kind of module lead to an nn.Identity now, and did not before."""
+    before = {name: type(module) for name, module in net.named_modules(remove_duplicate=False)}
+    now = fused.named_modules(remove_duplicate=False)
+    gone = [before[n] for n, m in now if type(m) is nn.Identity and before[n] is not nn.Identity]
+    return {kind.__name__: gone.count(kind) for kind in gone}
+
+
+@pytest.mark.parametrize(
+    "name, taken", [("resnet", {"BatchNorm2d": 7, "ReLU": 3}), ("convnext", {"BatchNorm2d": 1, "ReLU": 1})]
+)
+def test_models_that_cannot_be_traced_are_fused_part_by_part(name, taken):
+    stages = [Residual(4, 4, 1), Residual(4, 4, 2)] if name == "resnet" else [ConvNeXtLayer(4), ChannelsFirstNorm(4)]
+    net, x = with_statistics(Classifier(*stages)).double(), torch.randn(2, 3, 32, 28, dtype=torch.float64)
+    state, expected = copy.deepcopy(net.state_dict()), net(x)
+    fused = conv_ext.fuse(net)
+    assert type(fused) is Classifier and not fused.training and removed(fused, net) == taken
+    assert not [m for m in fused.modules() if type(m) is nn.Conv2d]
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), net.state_dict().values()))
+    torch.testing.assert_close(fused(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fused(x, output_hidden_states=True), expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="Make sure that the channel dimension"):
+        fused(x[:, :2])
+
+
+class Optional(nn.Module):
+    """A norm that an option switches; one that has a second name; one that is read by its attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.switched, self.named, self.read, self.twice = (nn.BatchNorm2d(3) for _ in range(4))
+        self.alias = self.named
+
+    def forward(self, x, mask=None):
+        x = self.a(x)
+        if mask is not None:
+            x = self.switched(x)
+        x = self.alias(self.b(x))
+        x = self.read(self.c(x)) * self.read.weight.sum()
+        return self.twice(self.twice(self.d(x)))
+
+
+class Outer(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.other = inner, nn.Conv2d(3, 3, 1)
+        self.more = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.shared = self.more[1]
+
+    def forward(self, x, mask=None):
+        if x.shape[0] > 100:
+            return x
+        return self.shared(self.other(self.more(self.inner(x, mask))))
+
+
+def test_parts_that_only_seem_to_be_fusible_stay():
+    net, x = with_statistics(Outer(Optional())).double(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    fused = conv_ext.fuse(net)
+    assert removed(fused, net) == {"BatchNorm2d": 2}  # one, under its two names
+    for mask in (None, x):
+        torch.testing.assert_close(fused(x, mask), net(x, mask), rtol=1e-12, atol=1e-12)
+
+
 class Kept(nn.Module):
     """What must stay: results that are read twice, other activations, a norm before the layer, batch statistics."""
 
@@ -159,7 +321,7 @@ def test_refused():
         conv_ext.fuse("resnet50")
     with pytest.raises(ValueError, match="in eval mode, but Sequential and 1 more is in training mode: model.eval()"):
         conv_ext.fuse(nn.Sequential(nn.Conv2d(3, 3, 1)))
-    with pytest.raises(RuntimeError, match="fuse: Untraceable cannot be traced by torch.fx; .* torch.fx says: "):
+    with pytest.raises(RuntimeError, match="fuse: Untraceable cannot be traced by torch.fx, .* torch.fx says: "):
         conv_ext.fuse(Untraceable().eval())
 
 

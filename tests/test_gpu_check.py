@@ -89,7 +89,8 @@ def test_a_step_that_takes_too_long_is_ended(check, tmp_path):
     copy.parent.mkdir()
     copy.write_text(shorter)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python-stub",
-                   "OUT": str(tmp_path / "out"), "CALLS": str(tmp_path / "calls"), "FAILS": "", "SLOW": "conv_ext info"}  # fmt: skip
+                   "OUT": str(tmp_path / "out"), "CALLS": str(tmp_path / "calls"), "FAILS": "",
+                    "SLOW": "conv_ext info"}  # fmt: skip
     done = subprocess.run(["bash", str(copy), "info"], env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "info FAILED with 124" in done.stdout
 

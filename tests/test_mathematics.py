@@ -112,7 +112,8 @@ def test_inner_products():
 def test_minimal_filtering():
     """The example of F(2, 3): its transforms, products and outputs; and that the formulas hold for any numbers."""
     text = " ".join(TEXT.split())
-    x, w = (numbers(re.search(rf"{letter} = \[([^]]*)\]", text[text.index("Winograd's minimal") :])[1]) for letter in "xw")
+    winograd = text[text.index("Winograd's minimal") :]
+    x, w = (numbers(re.search(rf"{letter} = \[([^]]*)\]", winograd)[1]) for letter in "xw")
     rows = table("point")
     assert [row[0] for row in rows] == ["0", "1", "-1", "infinity"]
 

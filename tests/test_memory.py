@@ -7,7 +7,7 @@ import torch
 
 from children import TESTS, run_python
 from conv_ext.library import available_isas
-from passes import PASSES, applicable, call, fill
+from passes import PASSES, applicable, call, fill, repeats
 from problems import Problem
 from tolerance import assert_exact, reference
 
@@ -39,9 +39,11 @@ def checked_heap():
 @pytest.mark.parametrize("isa", available_isas())
 def test_operands_and_scratch_against_unreadable_pages(isa):
     """Every kernel, of shapes that no block divides, both behind a guard page and before one."""
+    if isa == "avx512" and repeats(isa):
+        pytest.skip("the library that is taken instead has all kernels of this one")
     child = run("calls", CONV_EXT_ISA=isa, **checked_heap())
     assert child.returncode == 0, f"in: {child.stdout.splitlines()[-1:]}\n{child.stderr[-3000:]}"
-    assert len(child.stdout.splitlines()) > 1000
+    assert len(child.stdout.splitlines()) > (100 if repeats(isa) else 1000)
 
 
 # ---- more than 2^31 elements, in memory of which only a few pages exist

@@ -132,7 +132,7 @@ def outcome(cls, options):
     """The error that a constructor raises, or None (torch's ConvTranspose2d checks padding strings late)."""
     try:
         cls(**options)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return type(error), str(error)
     return None
 
@@ -150,6 +150,43 @@ def outcome(cls, options):
 def test_constructor_refuses_as_torchs_does(ours, theirs, _, options):
     assert outcome(nn.Conv2d, options) is not None  # so that the next line compares errors
     assert outcome(ours, options) == outcome(theirs, options)
+
+
+SEQUENCES = {  # what people write a pair in
+    "numpy array": lambda values: numpy().array(values),
+    "numpy ints": lambda values: tuple(map(numpy().int32, values)),
+    "tensor": torch.tensor,
+    "tensors": lambda values: [torch.tensor(v) for v in values],
+    "Size": torch.Size,
+    "iterator": iter,
+}
+
+
+def numpy():
+    return pytest.importorskip("numpy")
+
+
+@pytest.mark.parametrize("form", SEQUENCES)
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("index", range(3))
+def test_arguments_in_every_form_that_torchs_layers_take(index, mode, form):
+    plain = {"kernel_size": (2, 3), "stride": (3, 2), "padding": (1, 0), "dilation": (1, 2)}
+    if index == 0:
+        plain = {name: value[1:] for name, value in plain.items()}
+    if index == 2:
+        plain["output_padding"] = (1, 0)
+        if mode != "zeros":
+            return  # transposed layers have no other
+    ours, theirs, shape = PAIRS[index]
+    wanted = theirs(4, 6, **plain, padding_mode=mode)
+    for chosen in (*[{name} for name in plain], set(plain)):
+        options = {name: SEQUENCES[form](v) if name in chosen else v for name, v in plain.items()}
+        layer = ours(4, 6, **options, padding_mode=mode)
+        layer.load_state_dict(wanted.state_dict())
+        assert_same(layer.double(), wanted.double(), torch.randn(shape, dtype=torch.float64))
+    if index == 1 and mode == "zeros":
+        mapped = conv_ext.MappedConv2d([[0, 1], [2]], **{n: SEQUENCES[form](v) for n, v in plain.items()})
+        assert [getattr(mapped, name) for name in plain] == list(plain.values())
 
 
 @each_device

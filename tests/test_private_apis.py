@@ -21,9 +21,7 @@ def test_the_c_level_apply_skips_nothing_but_functorch_and_defaults():
     arguments = (x, w, b, (2, 1), (1, 1, 0, 0), (1, 2), 2, "ieee", "auto", "none")
     y, same = apply(*arguments), autograd.Forward.apply(*arguments)
     assert torch.equal(y, same)
-    results = []
-    for result in (y, same):
-        results.append(torch.autograd.grad(result.sin().sum(), (x, w, b)))
+    results = [torch.autograd.grad(result.sin().sum(), (x, w, b)) for result in (y, same)]
     assert all(torch.equal(a, c) for a, c in zip(*results))
 
 
@@ -67,6 +65,14 @@ def test_precision_getter_is_the_public_property():
     finally:
         conv.fp32_precision = old
     assert settings._read_fp32_precision("cuda", "conv") == torch.backends.cudnn.conv.fp32_precision
+
+
+def test_the_mark_of_a_constant_result_is_what_the_decorator_sets():
+    def plain():
+        return 1
+
+    assert torch.compiler.assume_constant_result(plain) is plain
+    assert vars(plain) == vars(settings.torch_precision)
 
 
 def test_the_operands_of_which_one_requires_a_gradient():

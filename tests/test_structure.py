@@ -168,6 +168,12 @@ def test_files_stay_short(path):
     assert len(path.read_text().splitlines()) <= (700 if path.is_relative_to(CSRC / "cuda") else 400)
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_lines_stay_short(path):
+    """As ruff asks of Python (pyproject.toml)."""
+    assert [n for n, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 120] == []
+
+
 # Put together from parts, so that this file does not hold them.
 FOLDERS = "|".join(("ho" + "me", "ro" + "ot", "wo" + "rk", "Us" + "ers", "t" + "mp", "o" + "pt", "m" + "nt"))
 ALLOWED_HOSTS = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import conv_ext
 from conv_ext import models
@@ -116,6 +117,27 @@ def test_receptive_field_of_resnet_and_inception():
         "conv(1,64)", "conv(1,96)", "conv(3,128,p1)", "conv(1,16)", "conv(5,32,p2)", "pool(3,1,p1)", "conv(1,32)"
     ]  # fmt: skip
     assert whole.unused_parameters == 6_379_728 and "6,379,728 more parameters" in str(whole)
+
+
+def test_layers_without_bias_are_counted_without_one():
+    """Against torch's own counter, which counts products alone."""
+    net = models.resnet(50, device="meta").eval()
+    found = conv_ext.summary(net, (3, 224, 224))
+    rows = {row.name: row.operations for row in found.rows if row.op.startswith(("conv", "fc"))}
+    with FlopCounterMode(display=False) as counter:
+        conv_ext.revert(net)(torch.empty(1, 3, 224, 224, device="meta"))
+    assert 2 * (sum(rows.values()) - 1000) == counter.get_total_flops()  # only fc has biases
+    assert next(iter(rows.values())) == 118_013_952  # 112 · 112 · 64 · 7 · 7 · 3
+
+    layers = [
+        conv_ext.Conv2d(4, 6, 3, groups=2, bias=False),
+        nn.ConvTranspose2d(6, 2, 2, 2, bias=False),
+        conv_ext.MappedConv2d([[0, 1], [1]], 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(242, 3, bias=False),
+    ]
+    counts = [row.operations for row in conv_ext.summary(nn.Sequential(*layers), (4, 8, 8)).rows]
+    assert counts == [36 * 6 * 2 * 9, 36 * 6 * 2 * 4, 11 * 11 * 3 * 4, 242 * 3]
 
 
 def test_layers_of_every_kind():

@@ -14,7 +14,7 @@ import torch
 import conv_ext
 from children import TESTS, run_python
 from conv_ext import _C
-from passes import DTYPES, PASSES, algorithms_by_precision, call, operands, same_bits
+from passes import PASSES, algorithms_by_precision, call, operands, same_bits
 from problems import NETWORK, SMALL, THREADED, Problem
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at the process where Linux shows it")
@@ -114,7 +114,7 @@ def in_threads(count, work):
     def guarded(index):
         try:
             work(index)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(i,)) for i in range(count)]

@@ -14,7 +14,7 @@ from .googlenet import googlenet
 from .lenet import lenet5
 from .nin import nin
 from .resnet import STAGES, resnet
-from .vgg import CONFIGURATIONS, vgg
+from .vgg import vgg
 
 __all__ = ["NETWORKS", "Entry"]
 

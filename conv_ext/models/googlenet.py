@@ -53,7 +53,7 @@ class Inception(nn.Module):
 
     def __init__(self, in_channels: int, k1: int, k3, k5, pool: int | None = None) -> None:
         super().__init__()
-        words = [str(k1), *("(%d,%d)" % tuple(k) if isinstance(k, tuple) else str(k) for k in (k3, k5))]
+        words = [str(k1), *("({},{})".format(*k) if isinstance(k, tuple) else str(k) for k in (k3, k5))]
         self.op = f"inc({','.join(words + ([] if pool is None else [str(pool)]))})"  # the name in conv_ext.summary
         self.branch1 = nn.Sequential(Conv2d(in_channels, k1, 1), nn.ReLU())
         self.branch3, maps3 = self._branch(in_channels, k3, 3)

@@ -70,35 +70,17 @@ inline View<T> view_of(const TensorRef& t, int64_t parts) {
   return {static_cast<T*>(t.data), t.stride[0] * parts, t.stride[1] * parts, t.stride[2] * parts, t.stride[3] * parts};
 }
 
-template <class T>
-struct UnalignedOf {
-  typedef T type __attribute__((aligned(1), may_alias));
-};
-template <>
-struct UnalignedOf<bfloat16> {
-  struct __attribute__((packed, may_alias)) type {
-    uint16_t bits;
-    operator bfloat16() const { return {bits}; }
-    void operator=(bfloat16 t) { bits = t.bits; }
-  };
-};
-template <>
-struct UnalignedOf<float16> {
-  struct __attribute__((packed, may_alias)) type {
-    uint16_t bits;
-    operator float16() const { return {bits}; }
-    void operator=(float16 t) { bits = t.bits; }
-  };
-};
-
 // User tensors may lie at any byte address.
 template <class A, class T>
 inline __attribute__((always_inline)) A read(const T* p) {
-  return widen<A, T>(*reinterpret_cast<const typename UnalignedOf<T>::type*>(p));
+  T number;
+  memcpy(&number, p, sizeof(T));
+  return widen<A, T>(number);
 }
 template <class T, class A>
 inline __attribute__((always_inline)) void write(T* p, A a) {
-  *reinterpret_cast<typename UnalignedOf<T>::type*>(p) = narrow<T, A>(a);
+  const T number = narrow<T, A>(a);
+  memcpy(p, &number, sizeof(T));
 }
 
 // A vector of bfloat16 as float, and back, as widen and narrow do it; the first `count` of them, the rest zero.

@@ -104,7 +104,9 @@ inline bfloat16 bf16_of(float f) { return narrow<bfloat16>(f); }
 inline bfloat16 bf16_of(bfloat16 t) { return t; }
 template <class T>
 inline __attribute__((always_inline)) bfloat16 read_bf16(const T* p) {
-  return bf16_of(T(*reinterpret_cast<const typename UnalignedOf<T>::type*>(p)));
+  T number;
+  memcpy(&number, p, sizeof(T));
+  return bf16_of(number);
 }
 
 template <int part>

@@ -38,8 +38,9 @@ inline __attribute__((always_inline)) void store(A* p, Vec<A> v) {
 }
 template <class A>
 inline __attribute__((always_inline)) A load_one(const A* p) {
-  typedef A Unaligned __attribute__((aligned(1), may_alias));
-  return *reinterpret_cast<const Unaligned*>(p);
+  A value;
+  memcpy(&value, p, sizeof(A));
+  return value;
 }
 // a - 0 rather than 0 + a, which would turn -0 into +0.
 template <class A>

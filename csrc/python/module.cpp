@@ -183,6 +183,7 @@ py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<
                       stride[1],  dilation[0], dilation[1], padding[0],   padding[1],
                       padding[2], padding[3],  groups,      DType(index), precision_of(DType(index), precision)};
   problem.channels_last = channels_last;
+  problem = problem.normalised();
   return capability > 0 ? describe_cuda(pass_named(name), problem, algorithm, capability)
                         : describe(pass_named(name), problem, algorithm);
 }
@@ -200,8 +201,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_scratch_guard", set_scratch_guard, py::arg("on"),
              "For tests: every scratch block and workspace ends at a page that cannot be touched.");
   module.def("fail_block", fail_block, py::arg("number"),
-             "For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this number "
-             "cannot be had (negative: all can). Returns what was left of the last number: negative once it was reached.");
+             "For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this "
+             "number cannot be had (negative: all can). Returns what was left of the last number: negative once it was "
+             "reached.");
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
              py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
              py::arg("algorithm") = "auto", py::arg("precision") = "ieee", py::arg("channels_last") = false,

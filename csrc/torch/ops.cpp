@@ -266,7 +266,8 @@ ConvProblem validate(Pass pass, const Tensor& a, const Tensor& b, const std::opt
                      call.padding[3],
                      call.groups,
                      dtype,
-                     precision_of(dtype, call.precision)};
+                     precision_of(dtype, call.precision)}
+      .normalised();
 }
 
 namespace {

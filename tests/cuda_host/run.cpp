@@ -32,6 +32,15 @@ int index_of(const char* const (&names)[count], const std::string& name) {
   throw std::invalid_argument("unknown name " + name);
 }
 
+template <class Wide, class T>
+Wide read(const T* from) {
+  return widen<Wide>(*from);
+}
+template <class T, class Wide>
+void write(T* to, Wide value) {
+  *to = narrow<T>(value);
+}
+
 // A tensor in memory that ends with its last element, so that the sanitizer sees every access beyond it. "shifted" is
 // channels_last that begins at no multiple of 16 bytes.
 struct Tensor {

@@ -90,8 +90,9 @@ inline std::string text_of(const ConvProblem& z) {
   std::ostringstream out;
   out << "n=" << z.n << " c=" << z.c << " h=" << z.h << " w=" << z.w << " k=" << z.k << " kernel=" << z.r << "x" << z.s
       << " stride=" << z.stride_h << "x" << z.stride_w << " dilation=" << z.dilation_h << "x" << z.dilation_w
-      << " pad=" << z.pad_top << "," << z.pad_bottom << "," << z.pad_left << "," << z.pad_right << " groups=" << z.groups
-      << " dtype=" << kDTypeNames[int(z.dtype)] << " precision=" << kPrecisionNames[int(z.precision)]
+      << " pad=" << z.pad_top << "," << z.pad_bottom << "," << z.pad_left << "," << z.pad_right
+      << " groups=" << z.groups << " dtype=" << kDTypeNames[int(z.dtype)]
+      << " precision=" << kPrecisionNames[int(z.precision)]
       << " layout=" << (z.channels_last ? "nhwc" : "nchw");
   return out.str();
 }

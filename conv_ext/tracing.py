@@ -1,0 +1,50 @@
+"""What torch.jit.trace records of a call whose geometry follows from the input's size: one operator that finds it anew.
+
+While a model is traced, sizes are tensors, and the numbers that are made of them cannot be handed to an operator's
+lists of ints: as constants they would hold for the traced size alone. So a call with a padding string, and every
+transposed convolution, is recorded as an operator of its own, which calls the public function when it runs.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+from . import ops
+from .settings import algorithm, current_algorithm, current_precision, precision
+
+is_tracing = torch.jit.is_tracing
+
+_library = torch.library.Library("conv_ext", "FRAGMENT")  # a registration lives as long as this object
+_SETTINGS = "str precision, str algorithm"
+
+
+@contextmanager
+def _as_when_recorded(names: tuple[str, str]):
+    """The settings of the recorded call; and no tracing, which would record what this operator does once more."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        with precision(names[0]), algorithm(names[1]):
+            yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+def recorded(name: str, function, schema: str):
+    """`function(input, weight, bias, ...)` as an operator that traces record; schema: the arguments after the bias."""
+    _library.define(f"{name}(Tensor input, Tensor weight, Tensor? bias, {schema}, {_SETTINGS}) -> Tensor")
+
+    def kernel(*arguments):
+        with _as_when_recorded(arguments[-2:]):
+            return function(*arguments[:-2])
+
+    _library.impl(name, kernel, "CompositeImplicitAutograd")
+    operator = getattr(torch.ops.conv_ext, name).default
+
+    def record(input, weight, bias, *rest):
+        input, weight, bias = ops.autocast(input, weight, bias)  # recorded, as those of other calls are
+        return operator(input, weight, bias, *rest, current_precision(input.device.type), current_algorithm())
+
+    return record

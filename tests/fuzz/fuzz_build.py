@@ -1,0 +1,149 @@
+"""Builds the fuzzers, and kernel libraries under the sanitizers, each once.
+
+    python tests/fuzz/fuzz_build.py KIND [ISA ...]
+    python tests/fuzz/fuzz_build.py plans KIND          the fuzzer of plans
+
+KIND is plain, address (AddressSanitizer and UBSan) or thread (ThreadSanitizer). Everything lies in build/fuzz/KIND and
+is compiled again only where it has changed. A plain driver loads the libraries of the package itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "fuzz"
+# What is left out of UBSan is seen otherwise (a null pointer is a fault, an object's size is AddressSanitizer's), and
+# costs a third of the time that the libraries take to compile.
+SANITIZERS = {
+    "plain": "",
+    "address": "-fsanitize=address,undefined -fno-sanitize=null,object-size,vptr,nonnull-attribute,"
+    "returns-nonnull-attribute -fno-sanitize-recover=all -fno-omit-frame-pointer",
+    "thread": "-fsanitize=thread",
+}
+# The driver is not looked at for races: it would be most of the work.
+DRIVER_FLAGS = {
+    "plain": "-O3 -march=native",
+    "address": f"-O1 {SANITIZERS['address']}",
+    "thread": "-O2 -march=native -fno-tree-loop-distribute-patterns -DFUZZ_THREAD_SANITIZER",
+}
+DRIVER_FLAGS = {kind: f"-std=c++17 -g1 -Wall -Wextra -fopenmp-simd {flags}" for kind, flags in DRIVER_FLAGS.items()}
+# Plans are small: all of UBSan is looked at, and what float-cast-overflow finds.
+PLANS_FLAGS = {
+    "plain": "-O2",
+    "address": "-O1 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer",
+}
+PLANS_FLAGS = {
+    kind: f"-std=c++20 -g1 -Wall -Wextra -DCONV_EXT_COUNT_PLAN_STEPS {flags}" for kind, flags in PLANS_FLAGS.items()
+}
+
+
+def kernel_settings(setup: Path = ROOT / "setup.py") -> dict:
+    """What setup.py says of the kernel libraries, without running it: that would import torch."""
+    names = {"KERNEL_SOURCES", "PASS_SOURCES", "KERNEL_FLAGS", "AVX2", "AVX512", "ISA_FLAGS", "SHARES_PASSES"}
+    wanted = []
+    for node in ast.parse(setup.read_text()).body:
+        inner = node.body if isinstance(node, ast.If) else [node]
+        targets = {
+            target.id
+            for part in inner
+            if isinstance(part, (ast.Assign, ast.AugAssign))
+            for target in (part.targets if isinstance(part, ast.Assign) else [part.target])
+            if isinstance(target, ast.Name)
+        }
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.If)) and targets & names:
+            wanted.append(node)
+    scope: dict = {"platform": platform}
+    exec(compile(ast.Module(wanted, []), str(setup), "exec"), scope)
+    return {name: scope[name] for name in names}
+
+
+def compiler() -> str:
+    return shutil.which(os.environ.get("CXX", "g++").split()[0]) or shutil.which("c++") or "c++"
+
+
+def escaped(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fuzz" / "runs.cpp") -> str:
+    """The driver, and of the sanitized kinds a library for each instruction set, of the sources in `root`."""
+    settings = kernel_settings()
+    # The last -O counts: at -O3 the templates take far longer under the sanitizers.
+    kernel_flags = f"{settings['KERNEL_FLAGS']} {'' if kind == 'plain' else '-O1 -g1'} {SANITIZERS[kind]}"
+    lines = [
+        f"cxx = {compiler()}",
+        "rule compile",
+        "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compiling $out",
+        "rule link",
+        f"  command = $cxx {SANITIZERS[kind]} $flags $in -o $out $libraries",
+        "  description = linking $out",
+    ]
+    objects = []
+    for source in [driver, *sorted((root / "csrc").glob("plan*.cpp"))]:
+        objects.append(f"driver/{source.name}.o")
+        lines += [
+            f"build {objects[-1]}: compile {escaped(source)}",
+            f"  flags = {DRIVER_FLAGS[kind]}",
+        ]
+    lines += [f"build runs: link {' '.join(objects)}", "  libraries = -ldl -lpthread"]
+    if kind in PLANS_FLAGS:
+        objects = []
+        for source in [driver.with_name("plans.cpp"), *sorted((root / "csrc").glob("plan*.cpp"))]:
+            objects.append(f"plans_objects/{source.name}.o")
+            lines += [f"build {objects[-1]}: compile {escaped(source)}", f"  flags = {PLANS_FLAGS[kind]}"]
+        lines += [f"build plans: link {' '.join(objects)}", f"  flags = {PLANS_FLAGS[kind]}"]
+    for isa, flags in settings["ISA_FLAGS"].items():
+        objects = []
+        for source in settings["KERNEL_SOURCES"]:
+            shared = settings["SHARES_PASSES"].get(isa) if source in settings["PASS_SOURCES"] else None
+            objects.append(f"{shared or isa}/{source}.o")
+            if not shared:
+                lines += [
+                    f"build {objects[-1]}: compile {escaped(root / 'csrc' / 'cpu' / source)}",
+                    f"  flags = {kernel_flags} {flags}",
+                ]
+        lines += [f"build libconv_ext_{isa}.so: link {' '.join(objects)}", "  flags = -shared"]
+    return "\n".join(lines) + "\n"
+
+
+def build(
+    kind: str,
+    isas: list[str] = (),
+    folder: Path | None = None,
+    root: Path = ROOT,
+    jobs: int | None = None,
+    driver: str = "runs",
+) -> Path:
+    """Builds what has changed; the folder that holds the driver and the libraries that were asked for."""
+    folder = folder or BUILD / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    path, text = folder / "build.ninja", ninja_file(kind, root)
+    targets = [driver, *(f"libconv_ext_{isa}.so" for isa in isas)]
+    jobs = jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    # Tests run in several processes: the first one builds, the others wait for it.
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        subprocess.run(["ninja", "-C", str(folder), "-j", str(jobs), *targets], check=True, stdout=subprocess.PIPE)
+    return folder
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    driver = "plans" if words[:1] == ["plans"] else "runs"
+    words = words[1:] if driver == "plans" else words
+    if not words or words[0] not in (PLANS_FLAGS if driver == "plans" else SANITIZERS):
+        sys.exit(__doc__)
+    print(build(words[0], words[1:], driver=driver))

@@ -1,0 +1,167 @@
+// What the fuzzer asks of each plan of CUDA: sizes that fit the problem and the device, all work shared out, memory.
+#pragma once
+
+#include "../../csrc/plan_cuda.h"
+#include "../../csrc/plan_hopper.h"
+#include "plans_check.h"
+
+namespace fuzz {
+
+using conv_ext::CudaAlgorithm;
+using conv_ext::CudaPlan;
+
+constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
+constexpr int64_t kMostShared = 96 << 10;              // what every device with tensor cores has
+constexpr int64_t kMostCudaParts = int64_t(64) << 20;  // of weight_grad
+
+inline std::vector<Field> fields(const CudaPlan& p) {
+  return {{"tile_m", p.tile_m},
+          {"tile_n", p.tile_n},
+          {"splits", p.splits},
+          {"steps", p.steps},
+          {"channels", p.channels},
+          {"vector", p.vector},
+          {"pitch", p.pitch},
+          {"packed_bytes", p.packed_bytes},
+          {"source.channels", p.source.channels},
+          {"source.offset", p.source.offset},
+          {"source.bytes", p.source.bytes},
+          {"grad.channels", p.grad.channels},
+          {"grad.offset", p.grad.offset},
+          {"grad.bytes", p.grad.bytes},
+          {"partial_offset", p.partial_offset},
+          {"blocks", p.blocks},
+          {"workspace_bytes", p.workspace_bytes},
+          {"window.fixed", p.window.fixed},
+          {"window.height", p.window.height},
+          {"window.channels", p.window.channels},
+          {"window.groups", p.window.groups},
+          {"window.rows", p.window.rows},
+          {"window.tile_h", p.window.tile_h},
+          {"window.tile_w", p.window.tile_w},
+          {"window.chunk", p.window.chunk},
+          {"window.threads", p.window.threads},
+          {"window.origin_h", p.window.origin_h},
+          {"window.origin_w", p.window.origin_w},
+          {"window.weight_bytes", p.window.weight_bytes},
+          {"window.box_bytes", p.window.box_bytes},
+          {"window.shared_bytes", p.window.shared_bytes},
+          {"window.columns", p.window.columns},
+          {"window.lanes", p.window.lanes},
+          {"window.stage_bytes", p.window.stage_bytes}};
+}
+
+inline void check_window(const ConvProblem& z, Pass pass, const CudaPlan& p, Verdict* v) {
+  const conv_ext::CudaWindow& w = p.window;
+  const bool cores = p.algorithm == CudaAlgorithm::FirstLayerCores, weight_grad = pass == Pass::WeightGrad;
+  v->within(w.shared_bytes, 1, kMostShared, "boxes and weights fit shared memory");
+  v->expect(w.tile_h >= 1 && w.tile_w >= 1, "a tile has outputs");
+  v->expect(w.box_bytes >= 0 && w.weight_bytes >= 0 && w.stage_bytes >= 0, "no size is negative");
+  if (v->rule || cores) return;
+  v->within(w.groups, 1, Wide(z.groups) + 15, "groups are some of the groups");
+  v->expect(w.channels >= 1 && w.channels <= 8 && w.rows >= w.channels && w.rows % w.channels == 0,
+            "rows are whole threads' channels");
+  v->expect(w.height >= 1 && (weight_grad || w.tile_h % w.height == 0), "a tile is whole threads' outputs");
+  if (weight_grad) {
+    v->expect(w.columns >= 1 && w.lanes >= 1, "a block has columns and lanes");
+    v->expect(Wide(w.lanes) * w.groups * (w.rows / w.channels) * w.columns <= 256, "a block has at most 256 threads");
+  } else {
+    v->within(w.threads, 1, 128, "a block has 1 to 128 threads");
+    v->expect(w.threads % 32 == 0, "threads are whole warps");
+    v->within(w.chunk, 1, most(1, pass == Pass::Forward ? z.group_c() : z.group_k()),
+              "a chunk is some of the channels");
+  }
+}
+
+// The blocks that share out all of the result and of the sums.
+inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Verdict* v) {
+  const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
+  const conv_ext::Axis vertical = conv_ext::vertical_axis(z, pass), horizontal = conv_ext::horizontal_axis(z, pass);
+  const Wide rows = pass == Pass::InputGrad ? z.group_c() : z.group_k(), taps = Wide(z.r) * z.s;
+  const auto count = [](const conv_ext::Axis& a) {
+    return a.inverse ? divided_up(a.output, a.stride) : Wide(a.output);
+  };
+  const Wide phases = Wide(vertical.phases()) * horizontal.phases();
+  const Wide positions = z.n * count(vertical) * count(horizontal), products = Wide(z.n) * z.p * z.q;
+  const conv_ext::CudaWindow& w = p.window;
+  Wide blocks = 0;
+  switch (p.algorithm) {
+    case CudaAlgorithm::Depthwise:
+    case CudaAlgorithm::Grouped:
+    case CudaAlgorithm::FirstLayer:
+      if (weight_grad) {
+        const Wide columns = divided_up(z.group_c() * taps, w.fixed ? w.fixed * w.fixed : 9);
+        blocks = divided_up(z.groups, w.groups) * divided_up(rows, w.rows) * divided_up(columns, w.columns) * p.splits;
+      } else {
+        blocks = divided_up(z.groups, w.groups) * divided_up(rows, w.rows) *
+                 divided_up(Wide(vertical.output) - w.origin_h, w.tile_h) *
+                 divided_up(Wide(horizontal.output) - w.origin_w, w.tile_w) * z.n;
+      }
+      break;
+    case CudaAlgorithm::FirstLayerCores:
+      blocks = divided_up(z.k, 64) * divided_up(z.p, w.tile_h) * divided_up(z.q, w.tile_w) * z.n;
+      break;
+    case CudaAlgorithm::Direct: {
+      const Wide results = forward ? Wide(z.n) * z.k * z.p * z.q : Wide(z.n) * z.c * z.h * z.w;
+      v->expect(weight_grad || Wide(p.blocks) * 128 * p.channels >= results, "threads are as many as results");
+      return;
+    }
+    case CudaAlgorithm::Wgmma:
+      v->expect(p.tile_m > 0 && p.tile_n > 0, "a tile has sums");
+      if (v->rule) return;
+      blocks = weight_grad ? divided_up(rows, p.tile_m) * divided_up(z.group_c(), p.tile_n) * taps * z.groups * p.splits
+                           : divided_up(rows, p.tile_m) * z.groups * phases * divided_up(positions, 128) * p.splits;
+      break;
+    case CudaAlgorithm::TensorCores:
+    case CudaAlgorithm::ThreeTF32:
+    case CudaAlgorithm::MultiplyAdd: {
+      v->expect(p.tile_m > 0 && p.tile_n > 0 && p.vector > 0, "a tile has sums");
+      if (v->rule) return;
+      const Wide columns = weight_grad ? rounded_up(z.group_c(), p.vector) * taps : positions;
+      blocks = divided_up(rows, p.tile_m) * divided_up(columns, p.tile_n) * z.groups * phases * p.splits;
+      const Wide numbers = Wide(p.steps) * p.splits * conv_ext::cuda_block_k(z.dtype);
+      v->expect(!forward || numbers >= z.group_c() * taps, "steps are all of a sum");
+      v->expect(!weight_grad || numbers >= products, "steps are all of a sum");
+      break;
+    }
+  }
+  v->expect(p.blocks == blocks, "blocks are all tiles");
+}
+
+// nullptr, or the rule that the plan breaks.
+inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPlan& p) {
+  Verdict v;
+  v.within(p.blocks, 1, kMostBlocks, "there is a block, and there are at most 2^31 - 1");
+  v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
+  for (const int64_t value :
+       {p.tile_m, p.tile_n, p.steps, p.channels, p.vector, p.pitch, p.packed_bytes, p.source.channels, p.source.offset,
+        p.source.bytes, p.grad.channels, p.grad.offset, p.grad.bytes, p.partial_offset})
+    v.expect(value >= 0, "no size is negative");
+  v.expect(p.splits >= 1, "a sum has a part");
+  if (v.rule) return v.rule;
+  if (conv_ext::is_window(p.algorithm) || p.algorithm == CudaAlgorithm::FirstLayerCores) check_window(z, pass, p, &v);
+  if (v.rule) return v.rule;
+  check_blocks(z, pass, p, &v);
+  if (v.rule) return v.rule;
+  const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
+  const Wide parts = conv_ext::parts_of(z.dtype), real = conv_ext::element_bytes(z.dtype) / parts;
+  const Wide weights = Wide(z.k) * z.group_c() * z.r * z.s, input = Wide(z.n) * z.c * z.h * z.w,
+             output = Wide(z.n) * z.k * z.p * z.q;
+  const Wide results = weight_grad ? weights : forward ? output : input;
+  const Wide result_bytes = results * conv_ext::accumulator_bytes(z.dtype);
+  // Parts of sums stand behind everything else.
+  if (p.splits > 1)
+    v.expect(p.workspace_bytes >= p.partial_offset + p.splits * result_bytes, "parts of sums fit the workspace");
+  if (weight_grad && p.splits > 1 && p.algorithm != CudaAlgorithm::Direct)
+    v.expect(p.splits * result_bytes <= kMostCudaParts, "parts of weight_grad take at most 64 MiB");
+  if (!weight_grad) v.within(p.splits, 1, 4, "a sum of forward or input_grad has at most 4 parts");
+  if (forward && p.packed_bytes > 0) v.expect(p.packed_bytes >= weights * real, "the packed weights fit");
+  v.expect(p.source.offset >= p.packed_bytes || p.source.bytes == 0, "copies stand behind the packed weights");
+  const Wide source = forward || weight_grad ? input : output;
+  if (p.source.bytes > 0) v.expect(p.source.bytes >= source * real, "a copy fits the workspace");
+  if (p.grad.bytes > 0) v.expect(p.grad.bytes >= output * real, "a copy fits the workspace");
+  v.expect(p.workspace_bytes >= Wide(p.packed_bytes) + p.source.bytes + p.grad.bytes, "all of it is in the workspace");
+  return v.rule;
+}
+
+}  // namespace fuzz

@@ -1,0 +1,240 @@
+// One problem, planned for every instruction set and capability: by choice, and by every algorithm that is forced.
+#pragma once
+
+#include <chrono>
+#include <cstring>
+#include <sstream>
+
+#include "plans_check.h"
+#include "plans_cuda_check.h"
+#include "plans_families.h"
+#include "plans_isas.h"
+
+namespace fuzz {
+
+struct TooManySteps {};
+
+}  // namespace fuzz
+
+// Counted in the loops of planning, where the plan is compiled with CONV_EXT_COUNT_PLAN_STEPS (csrc/plan_steps.h). The
+// most for one choice or one plan: kernels of 4,096 taps are gone through by several algorithms, some times each.
+namespace conv_ext {
+
+int64_t plan_steps = 0, most_plan_steps = 1 << 18;
+void too_many_plan_steps() { throw fuzz::TooManySteps(); }
+
+}  // namespace conv_ext
+
+namespace fuzz {
+
+using Clock = std::chrono::steady_clock;
+
+// Where the planning of a problem has got to: shared with the process that watches.
+struct Stage {
+  const char* device = "";  // instruction set, or "cuda"
+  const char* algorithm = "";
+};
+
+struct Findings {
+  Stage stage;
+  const char* rule = nullptr;  // the first that was broken
+  Stage at;
+  int64_t plans = 0, steps = 0;  // steps: the most of one plan
+  int64_t histogram[512] = {};   // of the times that a choice and its plan take, 8 classes to an octave of ns
+
+  void report(const char* what) {
+    if (rule != nullptr) return;
+    rule = what;
+    at = stage;
+  }
+  void count_steps() {
+    if (conv_ext::plan_steps > steps) steps = conv_ext::plan_steps;
+    conv_ext::plan_steps = 0;
+  }
+  void time(Clock::duration duration) {
+    const int64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count();
+    int octave = 0;
+    while (octave < 40 && (ns >> octave) > 1) ++octave;
+    const int64_t eighth = octave < 3 ? 0 : (ns >> (octave - 3)) & 7;
+    ++histogram[octave * 8 + eighth];
+  }
+};
+inline double class_ns(int i) { return double(int64_t(1) << i / 8) * (1 + (i % 8 + 1) / 8.0); }
+
+// The call's problem, in which sizes that make no odds are small (csrc/problem.h); 0.1.0 had no such thing.
+template <class Problem>
+Problem as_called(const Problem& z) {
+  if constexpr (requires { z.normalised(); }) {
+    return z.normalised();
+  } else {
+    return z;
+  }
+}
+
+inline bool is_empty(const ConvProblem& z) {
+  for (const int64_t size : {z.n, z.c, z.h, z.w, z.k, z.p, z.q})
+    if (size == 0) return true;
+  return false;
+}
+
+template <class See>
+void plan_cpu(const ConvProblem& z, Pass pass, Findings* f, See see) {
+  using namespace conv_ext;
+  const bool empty = is_empty(z);
+  for (const IsaTraits& isa : kIsas) {
+    f->stage = {isa.name, "auto"};
+    const char* reason = nullptr;
+    const auto begin = Clock::now();
+    const Candidate* const chosen = choose(z, pass, isa, "auto", &reason);
+    Plan plan{};
+    if (chosen != nullptr && !empty) plan = make_plan(z, pass, isa, *chosen);
+    f->time(Clock::now() - begin);
+    ++f->plans;
+    f->count_steps();
+    if (chosen == nullptr) {
+      f->report("an algorithm is chosen");
+      continue;
+    }
+    if (!empty)
+      if (const char* const broken = check_plan(z, pass, isa, chosen->algorithm, plan)) f->report(broken);
+    for (const Candidate& candidate : kCandidates) {
+      f->stage.algorithm = candidate.name;
+      const Candidate* const forced = choose(z, pass, isa, candidate.name, &reason);
+      f->count_steps();
+      if (forced == nullptr) {
+        if (reason == nullptr) f->report("an algorithm that declines has a reason");
+        if (chosen == &candidate) f->report("what is chosen does not decline");
+        see(isa.name, candidate.name, reason, nullptr, plan);
+        continue;
+      }
+      const char* const yields = candidate.yields(z, pass, isa);
+      if (!empty) {
+        const Plan own = make_plan(z, pass, isa, candidate);
+        ++f->plans;
+        f->count_steps();
+        if (const char* const broken = check_plan(z, pass, isa, candidate.algorithm, own)) f->report(broken);
+        see(isa.name, candidate.name, nullptr, yields, own);
+      }
+    }
+  }
+}
+
+// An operand's place and strides, which decide what CUDA's plan copies; its memory is not touched. They follow from the
+// problem, so that a case needs no more words. Where a size is 1 the stride says nothing, and may be any.
+inline conv_ext::TensorRef draw_operand(Random& random, int64_t n, int64_t c, int64_t h, int64_t w) {
+  const int64_t sizes[4] = {n, c, h, w};
+  constexpr int kOrders[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};  // the fastest first: contiguous, channels_last
+  const int(&order)[4] = kOrders[random.between(0, 1)];
+  conv_ext::TensorRef t{reinterpret_cast<void*>(uintptr_t(random.pick({64, 64, 66, 72, 80}))), {}};
+  int64_t stride = 1;
+  for (const int i : order) {
+    t.stride[i] = sizes[i] == 1 && random.chance(0.5) ? random.logarithmic(INT64_MAX) : stride;
+    if (random.chance(0.05)) t.stride[i] = 0;  // expanded
+    int64_t next = 0;
+    if (random.chance(0.1)) stride += random.between(0, 9);  // sliced
+    if (!__builtin_mul_overflow(stride, sizes[i], &next)) stride = next;
+  }
+  return t;
+}
+inline conv_ext::Buffers draw_operands(const ConvProblem& z) {
+  Random random(uint64_t(z.n) * 93 + uint64_t(z.c) * 31 + uint64_t(z.h) * 119 + uint64_t(z.w) * 17 + uint64_t(z.k));
+  conv_ext::Buffers b{};
+  b.input = draw_operand(random, z.n, z.c, z.h, z.w);
+  b.weight = draw_operand(random, z.k, z.group_c(), z.r, z.s);
+  b.output = draw_operand(random, z.n, z.k, z.p, z.q);
+  return b;
+}
+
+// A plan of CUDA does not follow from the capability, which decides about algorithms alone.
+template <class See>
+void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
+  using namespace conv_ext;
+  const bool empty = is_empty(z);
+  const Buffers operands = draw_operands(z);
+  bool willing[kCudaCandidateCount] = {};
+  for (const int64_t capability : kCapabilities) {
+    f->stage = {"cuda", "auto"};
+    const char* reason = nullptr;
+    const auto begin = Clock::now();
+    const CudaCandidate* const chosen = choose_cuda(z, pass, CudaTraits{capability}, "auto", &reason);
+    if (chosen != nullptr && !empty) make_cuda_plan(z, pass, *chosen);
+    f->time(Clock::now() - begin);
+    f->count_steps();
+    if (chosen != nullptr) willing[chosen - kCudaCandidates] = true;
+    if (chosen == nullptr && reason == nullptr) f->report("an algorithm that declines has a reason");
+  }
+  for (int i = 0; i < kCudaCandidateCount; ++i) {
+    const CudaCandidate& candidate = kCudaCandidates[i];
+    f->stage.algorithm = candidate.name;
+    const char *reason = nullptr, *yields = nullptr;
+    for (const int64_t capability : {75, 80, 90}) {
+      if (choose_cuda(z, pass, CudaTraits{capability}, candidate.name, &reason) == nullptr) continue;
+      willing[i] = true;
+      yields = candidate.yields(z, pass, CudaTraits{capability});
+    }
+    f->count_steps();
+    if (!willing[i] || empty) {
+      see("cuda", candidate.name, reason, nullptr, CudaPlan{});
+      continue;
+    }
+    const CudaPlan plan = make_cuda_plan(z, pass, candidate), own = make_cuda_plan(z, pass, candidate, &operands);
+    f->plans += 2;
+    f->count_steps();
+    for (const CudaPlan& each : {plan, own})
+      if (const char* const broken = check_cuda_plan(z, pass, each)) f->report(broken);
+    see("cuda", candidate.name, nullptr, yields, plan);
+  }
+}
+
+inline void plan_all(const Case& c, Findings* f) {
+  const ConvProblem z = as_called(c.problem);
+  const auto nothing = [](const auto&...) {};
+  const auto counted = [&](const auto& plan) {
+    try {
+      conv_ext::plan_steps = 0;
+      plan();
+    } catch (const TooManySteps&) {
+      f->report("planning takes at most 2^18 steps");
+    }
+  };
+  counted([&] { plan_cpu(z, c.pass, f, nothing); });
+  counted([&] { plan_cuda(z, c.pass, f, nothing); });
+}
+
+// Every plan of a case in words, to compare two versions of the plan.
+inline std::string plans_in_words(const Case& c) {
+  std::ostringstream text;
+  const auto see = [&](const char* device, const char* algorithm, const char* declines, const char* yields,
+                       const auto& plan) {
+    text << "  " << device << " " << algorithm << ": ";
+    if (declines != nullptr) {
+      text << "declines, " << declines << "\n";
+      return;
+    }
+    if (yields != nullptr) text << "yields, " << yields << "; ";
+    for (const Field& field : fields(plan))
+      if (field.second != 0) text << field.first << "=" << field.second << " ";
+    text << "\n";
+  };
+  Findings findings;
+  const ConvProblem z = as_called(c.problem);
+  plan_cpu(z, c.pass, &findings, see);
+  plan_cuda(z, c.pass, &findings, see);
+  return text.str();
+}
+
+inline std::string text_of(const Case& c) { return text_of(c.problem) + " pass=" + kPassNames[int(c.pass)]; }
+inline Case case_of(const std::string& line) {
+  Case c{};
+  c.pass = Pass::Forward;
+  c.problem = parse(line, [&](const std::string& key, const std::string& value) {
+    if (key != "pass") {
+      std::fprintf(stderr, "unknown word in a case: %s\n", key.c_str());
+      std::exit(2);
+    }
+    c.pass = Pass(index_of(value, kPassNames, 3));
+  });
+  return c;
+}
+
+}  // namespace fuzz

@@ -1,0 +1,140 @@
+"""Errors that the fuzzer of plans has to find: each is planted in a copy of one plan source.
+
+    python tests/fuzz/planted_plans.py [NAME ...]
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuzz_build import BUILD, PLANS_FLAGS, ROOT, build, compiler
+
+
+@dataclass(frozen=True)
+class Planted:
+    name: str
+    file: str  # a plan source below csrc
+    old: str
+    new: str
+    kind: str = "plain"  # "address": seen by the sanitizers alone
+
+
+ALL = (
+    Planted(
+        "a_tile_of_no_columns", "plan.cpp",
+        "shape.tile_w > 1 && shape.tile_w * images > 64", "shape.tile_w * images > 64",
+    ),
+    Planted(
+        "a_loop_without_end", "plan_panels.cpp",
+        "i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1", "share && tasks() < kEnoughTasks",
+    ),
+    Planted(
+        "a_product_that_overflows", "plan_broadcast.cpp",
+        "plan->tasks = product(tiles, b.parts_m);", "plan->tasks = tiles * b.parts_m * kHuge;", "address",
+    ),
+    Planted(
+        "a_kernel_of_any_length", "plan_grouped.cpp",
+        "if (z.r > 4096 / z.s) return", "if (false) return",
+    ),
+    Planted(
+        "tasks_that_leave_out_the_last", "plan.cpp",
+        "plan->tasks = product(tiles, ceil_div(rows_m, plan->task_m));",
+        "plan->tasks = product(tiles, rows_m / plan->task_m);",
+    ),
+    Planted(
+        "more_splits_than_outputs", "plan_winograd.cpp",
+        "min_of(w.blocks, ceil_div(kEnoughTasks, tasks))", "ceil_div(kEnoughTasks, tasks)",
+    ),
+    Planted(
+        "a_block_of_positions_too_short", "plan_panels.cpp",
+        "c.block = ceil_div(positions, c.blocks);", "c.block = positions / c.blocks;",
+    ),
+    Planted(
+        "a_workspace_for_the_whole_batch", "plan_implicit_gemm.cpp",
+        "share && product(tiles, tile_bytes) <= product(blocks, block_bytes);", "share;",
+    ),
+    Planted(
+        "a_block_of_too_many_channels", "plan_implicit_gemm.cpp",
+        "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
+    ),
+    Planted(
+        "scratch_of_one_group", "plan.cpp",
+        "aligned(product(packed_channels, best.channel_pitch, bytes_each) + kOverread)",
+        "aligned(product(channels, best.channel_pitch, bytes_each) + kOverread)",
+    ),
+    Planted(
+        "a_workspace_of_one_group", "plan_winograd.cpp",
+        "array_bytes(z.groups, w.points, w.weight_slice, bytes)", "array_bytes(w.points, w.weight_slice, bytes)",
+    ),
+    Planted(
+        "sums_without_a_limit", "plan.cpp",
+        "plan->splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));",
+        "plan->splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
+    ),
+    Planted(
+        "blocks_of_one_phase", "plan_cuda.cpp",
+        "z.groups,\n                        shape.phases(), plan.splits);",
+        "z.groups,\n                        plan.splits);",
+    ),
+    Planted(
+        "a_box_that_is_too_large", "plan_window.cpp",
+        "while (!t.fits(kMostShared) ||", "while (!t.fits(2 * kMostShared) ||",
+    ),
+    Planted(
+        "steps_beyond_32_bits", "plan_cuda.cpp",
+        "if (counts_steps && plan.steps > kMostBlocks)", "if (counts_steps && plan.steps < 0)",
+    ),
+    Planted(
+        "parts_without_memory", "plan_cuda.cpp",
+        "plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);", "plan.partial_offset;",
+    ),
+    Planted(
+        "an_extent_that_overflows", "plan_cuda.cpp",
+        "max_of(product(z.r, z.dilation_h), product(z.s, z.dilation_w));",
+        "max_of(z.r * z.dilation_h, z.s * z.dilation_w);",
+        "address",
+    ),
+)  # fmt: skip
+
+
+def plant(planted: Planted) -> Path:
+    """Builds the driver with this error, of which one file is compiled."""
+    folder = BUILD / "planted_plans" / planted.name
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu", "cuda", "torch", "python"))
+    file = folder / "csrc" / planted.file
+    text = file.read_text()
+    if text.count(planted.old) != 1:
+        raise ValueError(f"{planted.name}: {planted.old!r} stands {text.count(planted.old)} times in {planted.file}")
+    file.write_text(text.replace(planted.old, planted.new))
+    right = build(planted.kind, driver="plans") / "plans_objects"
+    changed = folder / f"{planted.file}.o"
+    compile_and_link = f"{compiler()} {PLANS_FLAGS[planted.kind]}"
+    objects = [changed if o.name == changed.name else o for o in sorted(right.glob("*.o"))]
+    for words in (["-c", file, "-o", changed], [*objects, "-o", folder / "plans"]):
+        subprocess.run([*shlex.split(compile_and_link), *map(str, words)], check=True)
+    return folder / "plans"
+
+
+def find(planted: Planted, seconds: int = 60) -> str | None:
+    """What the fuzzer says of the error; None where it does not find it."""
+    child = subprocess.run(
+        [plant(planted), "--seconds", str(seconds), "--failures", "1"], capture_output=True, text=True
+    )
+    return child.stdout if child.returncode == 1 and "FAILED" in child.stdout else None
+
+
+if __name__ == "__main__":
+    missed = 0
+    for one in ALL:
+        if sys.argv[1:] and one.name not in sys.argv[1:]:
+            continue
+        said = find(one)
+        missed += said is None
+        print(f"{one.name}: {'MISSED' if said is None else said.strip()}\n", flush=True)
+    sys.exit(f"{missed} missed" if missed else 0)

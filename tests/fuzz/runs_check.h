@@ -1,0 +1,371 @@
+// Runs one case on one kernel library, by choice and by every algorithm that does not decline, and says what is wrong.
+#pragma once
+
+#include <functional>
+
+#include "../../csrc/merge.h"
+#include "runs_expected.h"
+#include "runs_tasks.h"
+
+namespace fuzz {
+
+using conv_ext::Algorithm;
+using conv_ext::Buffers;
+using conv_ext::Candidate;
+using conv_ext::Plan;
+
+// Called once for each algorithm that ran: its place among the candidates, and whether it was chosen.
+using Counter = std::function<void(const Case&, int isa, Pass, int candidate, bool chosen)>;
+
+template <class Type>
+class Checker {
+ public:
+  using W = typename Type::Wide;
+
+  Checker(const Case& c, Stage* stage) : case_(c), z_(c.z), stage_(stage) {
+    parts_ = conv_ext::is_complex(z_.dtype) ? 2 : 1;
+    const int64_t sizes[3][4] = {
+        {z_.n, z_.c, z_.h, z_.w}, {z_.k, z_.c / z_.groups, z_.r, z_.s}, {z_.n, z_.k, z_.p, z_.q}};
+    for (int t = 0; t < 3; ++t) {
+      std::copy(sizes[t], sizes[t] + 4, sizes_[t]);
+      operand_[t] = fill(t, sizes[t]);
+    }
+    if (c.bias_stride >= 0) fill_bias();
+  }
+
+  void check(const std::vector<Library>& libraries, const Counter& count, std::vector<Failure>* failures) {
+    for (int pass = 0; pass < conv_ext::kPasses; ++pass) {
+      if (!case_.pass.empty() && case_.pass != kPassNames[pass]) continue;
+      stage_->pass = pass;
+      stage_->algorithm = kPreparing;
+      check_pass(Pass(pass), libraries, count, failures);
+    }
+    for (int t = 0; t < 3; ++t)
+      if (std::memcmp(memory(t).begin(), saved_[t].data(), saved_[t].size()) != 0)
+        failures->push_back({"operand-changed", "", "", "", "a kernel wrote to tensor " + std::to_string(t)});
+  }
+
+ private:
+  // Kept from case to case: three operands, the bias, the result and the workspace.
+  static Arena& memory(int which) {
+    static Arena arenas[6];
+    return arenas[which];
+  }
+  static Tasks& tasks() {
+    static Tasks kept;
+    return kept;
+  }
+  static constexpr int kBias = 3, kResult = 4, kWorkspace = 5;
+
+  int64_t element_bytes() const { return Type::bytes * parts_; }
+  static int64_t extent(const int64_t sizes[4], const int64_t stride[4]) {
+    int64_t last = 0;
+    for (int d = 0; d < 4; ++d) last += (sizes[d] - 1) * stride[d];
+    return last + 1;
+  }
+  template <class Visit>
+  static void for_each_element(const int64_t sizes[4], const int64_t stride[4], Visit visit) {
+    size_t at = 0;
+    for (int64_t a = 0; a < sizes[0]; ++a)
+      for (int64_t b = 0; b < sizes[1]; ++b)
+        for (int64_t c = 0; c < sizes[2]; ++c) {
+          const int64_t line = a * stride[0] + b * stride[1] + c * stride[2];
+          for (int64_t d = 0; d < sizes[3]; ++d, ++at) visit(at, line + d * stride[3]);
+        }
+  }
+  // The same by lines of neighbours in the logical order: visit(first, its place, count, stride).
+  template <class Visit>
+  static void for_each_line(const int64_t sizes[4], const int64_t stride[4], Visit visit) {
+    const bool joined = stride[2] == sizes[3] * stride[3];
+    const int64_t count = joined ? sizes[2] * sizes[3] : sizes[3];
+    size_t at = 0;
+    for (int64_t a = 0; a < sizes[0]; ++a)
+      for (int64_t b = 0; b < sizes[1]; ++b)
+        for (int64_t c = 0; c < (joined ? 1 : sizes[2]); ++c, at += size_t(count))
+          visit(at, a * stride[0] + b * stride[1] + c * stride[2], count, stride[3]);
+  }
+  double range_of(int tensor) const {
+    const uint64_t which = case_.seed % 4;
+    return which == 3 ? 0.5 : which == uint64_t(tensor) ? 1.0 : 0.0;
+  }
+
+  Operand<W> fill(int t, const int64_t sizes[4]) {
+    case_.layout[t].strides(sizes, false, stride_[t]);
+    const int64_t elements = extent(sizes, stride_[t]);
+    char* const data = memory(t).place(elements * element_bytes(), case_.layout[t].at_begin, case_.layout[t].shift);
+    memory(t).fill();
+    Operand<W> operand;
+    const int64_t count = sizes[0] * sizes[1] * sizes[2] * sizes[3];
+    Numbers numbers(case_.data, z_.dtype, case_.seed * 8 + uint64_t(t), range_of(t),
+                    uint64_t(std::max<int64_t>(16, count / 3)));
+    for_each_element(sizes, stride_[t], [&](size_t, int64_t at) {
+      for (int part = 0; part < parts_; ++part)
+        Type::write(data + at * element_bytes() + part * Type::bytes, numbers.draw());
+    });
+    // Read back, so that elements that share memory have the number that was written last.
+    for (int part = 0; part < parts_; ++part) {
+      Plane<W>& plane = operand.part[part];
+      plane.resize(size_t(count));
+      for_each_element(sizes, stride_[t], [&](size_t i, int64_t at) {
+        const double value = Type::read(data + at * element_bytes() + part * Type::bytes);
+        plane[i] = value;
+        operand.all_finite = operand.all_finite && std::isfinite(value);
+      });
+    }
+    saved_[t].assign(data, data + elements * element_bytes());
+    return operand;
+  }
+  void fill_bias() {
+    char* const data =
+        memory(kBias).place(((z_.k - 1) * case_.bias_stride + 1) * element_bytes(), false, case_.layout[1].shift);
+    memory(kBias).fill();
+    Numbers numbers(case_.data, z_.dtype, case_.seed * 8 + 7, 0, uint64_t(std::max<int64_t>(16, z_.k)));
+    for (int64_t k = 0; k < z_.k; ++k)
+      for (int part = 0; part < parts_; ++part)
+        Type::write(data + k * case_.bias_stride * element_bytes() + part * Type::bytes, numbers.draw());
+    for (int part = 0; part < parts_; ++part)
+      for (int64_t k = 0; k < z_.k; ++k)
+        bias_[part].push_back(Type::read(data + k * case_.bias_stride * element_bytes() + part * Type::bytes));
+  }
+
+  void check_pass(Pass pass, const std::vector<Library>& libraries, const Counter& count,
+                  std::vector<Failure>* failures) {
+    const int result = result_of(pass);
+    const bool bias = pass == Pass::Forward && case_.bias_stride >= 0;
+    Expected<W> expected(case_, pass, operand_[0], operand_[1], operand_[2], bias ? bias_ : nullptr);
+    const Layout& layout = case_.layout[result];
+    layout.strides(sizes_[result], true, result_stride_);
+    memory(kResult).place(extent(sizes_[result], result_stride_) * element_bytes(), layout.at_begin, layout.shift);
+    memory(kResult).fill();
+    Buffers buffers{};
+    conv_ext::TensorRef* const tensors[3] = {&buffers.input, &buffers.weight, &buffers.output};
+    for (int t = 0; t < 3; ++t) {
+      tensors[t]->data = memory(t == result ? kResult : t).begin();
+      std::copy_n(t == result ? result_stride_ : stride_[t], 4, tensors[t]->stride);
+    }
+    if (bias) {
+      buffers.bias = memory(kBias).begin();
+      buffers.bias_stride = case_.bias_stride;
+    }
+    buffers.relu = pass == Pass::Forward && case_.relu;
+    for (size_t isa = 0; isa < libraries.size(); ++isa) {
+      if (!case_.isa.empty() && case_.isa != libraries[isa].name) continue;
+      stage_->isa = int(isa);
+      check_library(pass, int(isa), libraries[isa], buffers, &expected, count, failures);
+    }
+  }
+
+  void check_library(Pass pass, int isa, const Library& library, const Buffers& buffers, Expected<W>* expected,
+                     const Counter& count, std::vector<Failure>* failures) {
+    ConvProblem problem = z_.normalised();  // as the operators do
+    Buffers merged = buffers;
+    const bool adds_zeros = conv_ext::merge_kernel_into_channels(&problem, &merged) && pass == Pass::InputGrad;
+    const auto fail = [&](const char* kind, const char* algorithm, const std::string& message) {
+      failures->push_back({kind, library.name, kPassNames[int(pass)], algorithm, message});
+      memory(kResult).fill();
+    };
+    const char* reason = nullptr;
+    stage_->algorithm = kChoosing;
+    ++stage_->steps;
+    const Candidate* chosen = conv_ext::choose(problem, pass, library.kernels->isa, "auto", &reason);
+    if (chosen == nullptr) return fail("none-chosen", "auto", "every algorithm declines or yields");
+    for (int i = 0; i < conv_ext::kCandidateCount; ++i) {
+      const Candidate& candidate = conv_ext::kCandidates[i];
+      if (!case_.algorithm.empty() && case_.algorithm != candidate.name) continue;
+      // The reference is slow: where it has much to do and is not the one that is chosen it is left out.
+      if (candidate.algorithm == Algorithm::Reference && &candidate != chosen && problem.flops() > kSlow &&
+          case_.algorithm.empty())
+        continue;
+      stage_->algorithm = i;
+      ++stage_->steps;
+      if (candidate.declines(problem, pass, library.kernels->isa) != nullptr) continue;
+      count(case_, isa, pass, i, &candidate == chosen);
+      const auto bad = [&](const char* kind, const std::string& message) { fail(kind, candidate.name, message); };
+      check_algorithm(pass, library, candidate, problem, merged, adds_zeros ? &buffers : nullptr, expected, bad);
+    }
+  }
+
+  // `unmerged`: of the input gradient of a kernel that was merged, what it was before; else nullptr.
+  template <class Bad>
+  void check_algorithm(Pass pass, const Library& library, const Candidate& candidate, const ConvProblem& problem,
+                       const Buffers& buffers, const Buffers* unmerged, Expected<W>* expected, const Bad& bad) {
+    const Gate gate = candidate.algorithm == Algorithm::Winograd       ? Gate::Winograd
+                      : candidate.algorithm == Algorithm::ImplicitGemm ? Gate::Dot
+                                                                       : Gate::Plain;
+    const auto run = [&](const ConvProblem& z, const Buffers& b, Tasks::Order order, int workers) {
+      const Plan plan = conv_ext::make_plan(z, pass, library.kernels->isa, candidate);
+      if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace ||
+          plan.scratch_bytes < 0 || plan.scratch_bytes > conv_ext::kScratchLimit) {
+        bad("plan", "tasks " + std::to_string(plan.tasks) + ", workspace " + std::to_string(plan.workspace_bytes) +
+                        ", scratch " + std::to_string(plan.scratch_bytes));
+        return false;
+      }
+      Buffers with = b;
+      if (plan.workspace_bytes > 0) {
+        with.workspace = memory(kWorkspace).place_aligned(plan.workspace_bytes);
+        memory(kWorkspace).fill();
+      }
+      tasks().begin(order, workers, plan.scratch_bytes, case_.seed);
+      library.kernels->run(z, pass, plan, with, tasks().executor());
+      if (unmerged != nullptr) {
+        ConvProblem whole = z_.normalised();
+        Buffers of_whole = *unmerged;
+        whole.n = z.n;
+        of_whole.input.data = b.input.data;
+        of_whole.output.data = b.output.data;
+        conv_ext::add_zeros_around_gradient(z, b, whole, of_whole);
+      }
+      if (tasks().used_scratch > plan.scratch_bytes) {
+        bad("scratch", "asks for " + std::to_string(tasks().used_scratch) + " bytes of scratch, planned are " +
+                           std::to_string(plan.scratch_bytes));
+        return false;
+      }
+      if (!tasks().margins_intact() || !memory(kResult).margins_intact() ||
+          (plan.workspace_bytes > 0 && !memory(kWorkspace).margins_intact())) {
+        bad("beside", "bytes beside the result, the workspace or the scratch were written");
+        return false;
+      }
+      return true;
+    };
+    if (!run(problem, buffers, Tasks::Order::InTurn, 1)) return;
+    const bool again = case_.shuffled || case_.threads || case_.cut_end;
+    if (again) collect(&first_);
+    std::string message = compare(expected, gate);
+    if (!message.empty()) return bad("wrong", message);
+    if (!memory(kResult).is_filled()) return bad("gaps", "bytes between the result's elements were written");
+    if (!again) return;
+    // The same bits again, whoever computes what.
+    const auto same = [&](const char* kind, int64_t begin, int64_t end) {
+      message = compare_bits(begin, end);
+      if (!message.empty()) bad(kind, message);
+      return message.empty();
+    };
+    const int64_t all = sizes_[result_of(pass)][0];
+    if (case_.shuffled && !(run(problem, buffers, Tasks::Order::Shuffled, case_.shuffled) && same("order", 0, all)))
+      return;
+    for (int workers : {2, 3, 7})
+      if (workers <= case_.threads &&
+          !(run(problem, buffers, Tasks::Order::Threads, workers) && same("threads", 0, all)))
+        return;
+    if (case_.cut_end && case_.cut_end <= z_.n && pass != Pass::WeightGrad) {
+      ConvProblem fewer = problem;
+      fewer.n = case_.cut_end - case_.cut_begin;
+      Buffers part = buffers;
+      for (conv_ext::TensorRef* t : {&part.input, &part.output})
+        t->data = static_cast<char*>(t->data) + case_.cut_begin * t->stride[0] * element_bytes();
+      if (candidate.declines(fewer, pass, library.kernels->isa) != nullptr)
+        return bad("cut", "declines a part of the batch");
+      if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
+    }
+  }
+  static int result_of(Pass pass) { return pass == Pass::Forward ? 2 : pass == Pass::InputGrad ? 0 : 1; }
+
+  // Compares the result with what is expected, and fills each element again: what is left is what must not be written.
+  std::string compare(Expected<W>* expected, Gate gate) {
+    const int64_t* sizes = expected->sizes();
+    const W* value[2] = {};
+    const double* bound[2] = {};
+    for (int part = 0; part < parts_; ++part) {
+      value[part] = expected->value(gate, part).data();
+      bound[part] = expected->bound(gate, part).data();
+    }
+    char* const data = memory(kResult).begin();
+    int64_t wrong = 0;
+    std::string first;
+    const auto check_line = [&](size_t i, int64_t at, int64_t count, int64_t stride) {
+      char* const line = data + at * element_bytes();
+      const int64_t apart = stride * element_bytes();
+      for (int part = 0; part < parts_; ++part) {
+        const W* const v = value[part] + i;
+        const double* const b = bound[part] + i;
+        const auto good = [&](int64_t j) {
+          return std::fabs(Type::read(line + j * apart + part * Type::bytes) - v[j]) <= b[j];
+        };
+        bool all_good = true;
+        for (int64_t j = 0; j < count; ++j) all_good &= good(j);
+        for (int64_t j = 0; j < count && !all_good; ++j) {
+          const W got = Type::read(line + j * apart + part * Type::bytes);
+          if (good(j) || acceptable(got, v[j], *expected, gate, part, i + size_t(j), b[j])) continue;
+          if (wrong++ == 0) first = describe(sizes, i + size_t(j), part, got, v[j], *expected, b[j]);
+        }
+        for (int64_t j = 0; j < count; ++j) std::memset(line + j * apart + part * Type::bytes, kFill, Type::bytes);
+      }
+    };
+    for_each_line(sizes, result_stride_, check_line);
+    return wrong ? std::to_string(wrong) + " wrong; " + first : "";
+  }
+  // What an inequality does not say: numbers that are not finite.
+  static bool acceptable(W got, W wanted, const Expected<W>& expected, Gate gate, int part, size_t at, double bound) {
+    if (wanted != wanted) return got != got;
+    if (!std::isfinite(wanted)) return got == wanted || (got != got && expected.may_lose_infinity(gate));
+    if (std::isfinite(got)) return false;
+    return !expected.exact(Gate::Plain) && expected.may_overflow(part, at, bound);
+  }
+  static std::string describe(const int64_t sizes[4], size_t at, int part, W got, W wanted, const Expected<W>& expected,
+                              double bound) {
+    char text[256];
+    const int64_t i = int64_t(at), d = i % sizes[3], c = i / sizes[3] % sizes[2],
+                  b = i / sizes[3] / sizes[2] % sizes[1], a = i / sizes[3] / sizes[2] / sizes[1];
+    std::snprintf(text, sizeof(text),
+                  "at (%ld,%ld,%ld,%ld)%s got %.9Lg, wanted %.9Lg, error %.3Lg, bound %.3g, A %.3g, L %ld", long(a),
+                  long(b), long(c), long(d), part ? " imaginary" : "", (long double)got, (long double)wanted,
+                  std::fabs((long double)(got - wanted)), bound, expected.magnitude(part, at), long(expected.length()));
+    return text;
+  }
+
+  void collect(std::vector<double>* into) {
+    into->clear();
+    const char* const data = memory(kResult).begin();
+    for_each_element(result_sizes(), result_stride_, [&](size_t, int64_t at) {
+      for (int part = 0; part < parts_; ++part)
+        into->push_back(Type::read(data + at * element_bytes() + part * Type::bytes));
+    });
+  }
+  const int64_t* result_sizes() const { return sizes_[result_of(Pass(stage_->pass.load()))]; }
+  // The result, images begin ... end of it, against the first run's; and fills it again.
+  std::string compare_bits(int64_t begin, int64_t end) {
+    const int64_t* whole = result_sizes();
+    const int64_t sizes[4] = {end - begin, whole[1], whole[2], whole[3]};
+    const int64_t per_image = whole[1] * whole[2] * whole[3];
+    char* const data = memory(kResult).begin() + begin * result_stride_[0] * element_bytes();
+    std::string message;
+    for_each_element(sizes, result_stride_, [&](size_t i, int64_t at) {
+      char* const element = data + at * element_bytes();
+      for (int part = 0; part < parts_; ++part) {
+        const double got = Type::read(element + part * Type::bytes),
+                     wanted = first_[(size_t(begin * per_image) + i) * size_t(parts_) + size_t(part)];
+        if ((got == wanted && std::signbit(got) == std::signbit(wanted)) || (got != got && wanted != wanted)) continue;
+        if (message.empty()) {
+          char text[128];
+          std::snprintf(text, sizeof(text), "element %ld is %.9g, was %.9g", long(i), got, wanted);
+          message = text;
+        }
+      }
+      std::memset(element, kFill, size_t(element_bytes()));
+    });
+    if (message.empty() && !memory(kResult).is_filled()) message = "bytes beside these elements were written";
+    return message;
+  }
+
+  static constexpr double kSlow = 12e3;
+  static constexpr int64_t kMostWorkspace = int64_t(1) << 30;
+
+  const Case& case_;
+  const ConvProblem& z_;
+  Stage* const stage_;
+  int parts_;
+  int64_t sizes_[3][4], stride_[3][4], result_stride_[4];
+  Operand<W> operand_[3];
+  Plane<W> bias_[2];
+  std::vector<char> saved_[3];
+  std::vector<double> first_;
+};
+
+inline void check_case(const Case& c, const std::vector<Library>& libraries, Stage* stage, const Counter& count,
+                       std::vector<Failure>* failures) {
+  stage->algorithm = kPreparing;
+  ++stage->steps;
+  with_type(c.z.dtype, [&](auto type) { Checker<decltype(type)>(c, stage).check(libraries, count, failures); });
+}
+
+}  // namespace fuzz

@@ -1,0 +1,134 @@
+"""The fuzzer of runs (tests/fuzz/runs.cpp): its fixed part, the cases that failed once, and that it finds errors.
+
+`make fuzz` runs it for as long as one likes; tests/fuzz/fuzz_build.py builds it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conv_ext.library import EMULATED, PACKAGE, available_isas
+
+ROOT = Path(__file__).resolve().parents[1]
+FUZZ = ROOT / "tests" / "fuzz"
+sys.path.insert(0, str(FUZZ))
+
+import fuzz_build
+import histogram
+import planted
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja"
+)
+LIBRARIES = PACKAGE / "lib"
+PROCESSES = str(min(2, len(os.sched_getaffinity(0))))
+
+
+def fuzz(folder, libraries, *options):
+    """Runs the driver; its output as lines."""
+    command = [folder / "runs", "--libraries", libraries, "--processes", PROCESSES, *options]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return fuzz_build.build("plain")
+
+
+def isas_here():
+    """Those that this processor runs, and the emulation of AMX, which is tried on AVX-512."""
+    isas = [isa for isa in available_isas() if isa != "amx"]
+    return isas + [EMULATED] * ("avx512" in isas and (LIBRARIES / f"libconv_ext_{EMULATED}.so").is_file())
+
+
+def test_no_case_fails(plain, tmp_path):
+    """The same cases each time, on every instruction set, and every algorithm among them."""
+    child = fuzz(
+        plain,
+        LIBRARIES,
+        "--isa",
+        ",".join(isas_here()),
+        "--count",
+        3000,
+        "--seed",
+        1,
+        "--histogram",
+        tmp_path / "h.json",
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    cases, ran, _, failures = histogram.added([tmp_path / "h.json"])
+    assert failures == 0 and set(cases) == set(isas_here()) and set(cases.values()) == {3000}
+    for isa in isas_here():
+        algorithms = {cell[1] for cell in ran if cell[0] == isa}
+        with_pairs = {"implicit_gemm"} if isa in ("avx512_bf16", EMULATED) else set()
+        assert (
+            algorithms
+            == {"depthwise", "winograd", "grouped", "broadcast", "panels", "direct", "reference"} | with_pairs
+        )
+    assert len({cell[2:] for cell in ran}) == 3 * 6 * 3  # passes, dtypes, layouts
+
+
+def test_cases_that_failed_once(plain):
+    child = fuzz(plain, LIBRARIES, "--isa", ",".join(isas_here()), "--corpus", FUZZ / "corpus" / "runs.txt")
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert child.stdout.count("ok ") >= 30
+
+
+def test_no_case_fails_under_the_sanitizers():
+    """AddressSanitizer and UBSan in the kernels themselves, which take minutes to compile the first time."""
+    if "avx2" not in available_isas():
+        pytest.skip("the library under the sanitizers is for AVX2")
+    folder = fuzz_build.build("address", ["avx2"])
+    child = fuzz(folder, folder, "--isa", "avx2", "--count", 1500, "--seed", 2, "--cpu-limit", 60)
+    assert child.returncode == 0, child.stdout + child.stderr
+    child = fuzz(folder, folder, "--isa", "avx2", "--cpu-limit", 60, "--corpus", FUZZ / "corpus" / "runs.txt")
+    assert child.returncode == 0, child.stdout + child.stderr
+
+
+@pytest.mark.parametrize("name", ["a_tail_off_by_one", "a_workspace_short_by_one", "a_wrong_split"])
+def test_a_planted_error_is_found(name):
+    """And named by a line that shows it again. All of them: python tests/fuzz/planted.py."""
+    one = next(p for p in planted.ALL if p.name == name)
+    if one.isa not in available_isas() or not (ROOT / "build" / "kernels" / one.isa).is_dir():
+        pytest.skip("needs the objects of the kernel libraries, in build/kernels")
+    said = planted.find(one)
+    assert said, "not found"
+    line = next(line.split(None, 1)[1] for line in said.splitlines() if line.startswith("  case "))
+    folder = fuzz_build.BUILD / "planted" / name
+    again = fuzz(folder, folder, "--isa", one.isa, "--case", line)
+    assert again.returncode == 1 and again.stdout.startswith("FAILED"), again.stdout
+
+
+def test_what_hangs_or_crashes_is_named_and_the_run_goes_on(plain, tmp_path):
+    """A library whose kernels never come back for one dtype, and touch what is not there for another."""
+    source = tmp_path / "bad.cpp"
+    source.write_text(
+        f'''#include "{ROOT / "csrc" / "kernels.h"}"
+using namespace conv_ext;
+static void run(const ConvProblem& z, Pass, const Plan&, const Buffers&, const Executor&) {{
+  if (z.dtype == DType::Float64) for (volatile int i = 0;; ++i) {{}}
+  if (z.dtype == DType::BFloat16) *reinterpret_cast<volatile int*>(8) = 1;
+}}
+static const KernelLibrary library = {{{{"baseline", 16, 4, 3, 4, 3, 2, 2, 4, Bf16Dot::None}}, run}};
+extern "C" const KernelLibrary* conv_ext_kernel_library() {{ return &library; }}
+'''
+    )
+    subprocess.run(
+        ["g++", "-std=c++17", "-shared", "-fPIC", source, "-o", tmp_path / "libconv_ext_baseline.so"], check=True
+    )
+    child = fuzz(plain, tmp_path, "--isa", "baseline", "--count", 40, "--seed", 1, "--cpu-limit", 0.2, "--examples", 0,
+                 "--histogram", tmp_path / "h.json")  # fmt: skip
+    kinds = {line.split()[2] for line in child.stdout.splitlines() if " x " in line}
+    assert child.returncode == 1 and kinds == {"hang", "crash", "wrong"}, child.stdout
+    assert json.loads((tmp_path / "h.json").read_text())["cases"] == {"baseline": 40}
+
+
+@pytest.mark.parametrize("word", ["n=1 c", "n=0 c=1 groups=2", "data=odd", "inputs=0123"])
+def test_a_case_that_is_not_one_is_an_error(plain, word):
+    child = fuzz(plain, LIBRARIES, "--isa", "baseline", "--case", word)
+    assert child.returncode == 2 and child.stderr.strip(), child.stdout

@@ -6,8 +6,8 @@
 //   plans --print < cases.txt                                               every plan of the cases, in words
 //   plans --traits                                                          what it takes instruction sets for
 //
-// Cases are planned by child processes. One that dies, or that has not come back from a problem after 2 seconds, names
-// its case, and the run goes on with the next. What fails is made smaller while it still fails.
+// Cases are planned by child processes. One that dies, or that has not come back from a problem after 2 seconds of
+// processor time, names its case, and the run goes on with the next. What fails is made smaller while it still fails.
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -26,14 +26,24 @@
 namespace fuzz {
 namespace {
 
-constexpr int64_t kPatience = 2000;             // ms that a problem may take
-constexpr int64_t kShrinkPatience = 300;        // ms, where a case is made smaller
+constexpr int64_t kPatience = 2000;             // ms of processor time that a problem may take
+constexpr int64_t kShrinkPatience = 300;        // the same where a case is made smaller
 constexpr int kShrinkSteps = 300, kKinds = 12;  // attempts to make a case smaller, for so many kinds of failures
 constexpr int kSlowSteps = 40;                  // the same where each of them takes its time
 constexpr int kMostFailures = 100000;
 
 int64_t now_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch()).count();
+}
+
+// Processor time, so that a busy machine is not taken for a plan that does not end.
+int64_t cpu_ms(clockid_t clock) {
+  timespec time{};
+  return clock_gettime(clock, &time) == 0 ? int64_t(time.tv_sec) * 1000 + time.tv_nsec / 1000000 : 0;
+}
+int64_t cpu_ms_of(pid_t process) {
+  clockid_t clock{};
+  return clock_getcpuclockid(process, &clock) == 0 ? cpu_ms(clock) : 0;
 }
 
 // What a child writes and its parent reads, also after the child's end.
@@ -78,7 +88,7 @@ std::string verdict(const Case& c, int64_t patience, bool quiet) {
   const int64_t begin = now_ms();
   int status = 0;
   while (waitpid(child, &status, WNOHANG) == 0) {
-    if (now_ms() - begin > patience) {
+    if (cpu_ms_of(child) > patience) {
       kill(child, SIGKILL);
       waitpid(child, &status, 0);
       return kind_of(c, shared->findings.stage, "planning does not come back");
@@ -183,6 +193,7 @@ struct Worker {
     int ends[2];
     if (pipe(ends) != 0) std::abort();
     std::fflush(nullptr);
+    shared->since = 0;
     process = fork();
     if (process == 0) {
       close(ends[0]);
@@ -191,9 +202,8 @@ struct Worker {
       dup2(nowhere, 2);
       Findings& findings = shared->findings;
       for (int64_t i = next; i < end; i += o.processes) {
-        const int64_t now = now_ms();
-        if (now >= until) break;
-        shared->since = now;
+        if (now_ms() >= until) break;
+        shared->since = cpu_ms(CLOCK_PROCESS_CPUTIME_ID);
         shared->index = i;
         findings.rule = nullptr;
         plan_all(drawn(o, i), &findings);
@@ -203,7 +213,6 @@ struct Worker {
       shared->since = INT64_MAX;
       _exit(0);
     }
-    shared->since = now_ms();
     close(ends[1]);
     pipe_end = ends[0];
     fcntl(pipe_end, F_SETFL, O_NONBLOCK);
@@ -256,7 +265,7 @@ int run(const Options& o) {
         if (found.empty()) found = "unknown (first run alone): a failure that does not come again";
         failures.add(c, found);
       }
-      const bool hangs = !ended && now_ms() - kPatience > w.shared->since;
+      const bool hangs = !ended && cpu_ms_of(w.process) - kPatience > w.shared->since;
       if (!ended && !hangs) continue;
       if (hangs) {
         kill(w.process, SIGKILL);

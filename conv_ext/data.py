@@ -254,7 +254,8 @@ def _read_cifar_pickle(path: Path) -> tuple[Tensor, Tensor]:
     except DataError:
         raise
     except Exception as error:  # damaged pickles raise nearly anything
-        raise DataError(f"{path}: expected a pickled batch with data and labels, found damage ({error!r})") from error
+        why = f"{type(error).__name__}: {error}"[:200]  # repr would quote the whole of a text that is damaged
+        raise DataError(f"{path}: expected a pickled batch with data and labels, found damage ({why})") from error
 
 
 def _batch_of(path: Path, batch: Any) -> tuple[Tensor, Tensor]:
@@ -263,13 +264,23 @@ def _batch_of(path: Path, batch: Any) -> tuple[Tensor, Tensor]:
     shape = array.shape if isinstance(array, ByteArray) and array.is_uint8 else None
     rows = shape[0] if isinstance(shape, tuple) and shape else 0
     if type(rows) is not int or rows < 1 or shape != (rows, _CIFAR_ROW):
-        raise DataError(f"{path}: expected data of torch.uint8 (rows, {_CIFAR_ROW}), found {array!r:.80}")
+        raise DataError(f"{path}: expected data of torch.uint8 (rows, {_CIFAR_ROW}), found {_described(array)}")
     data = array.content if isinstance(array.content, (bytes, bytearray)) and not array.fortran else b""
     if len(data) != rows * _CIFAR_ROW:
         raise DataError(f"{path}: expected {rows * _CIFAR_ROW} bytes of data, row by row, found {len(data)}")
     if not isinstance(labels, list) or len(labels) != rows or any(type(label) is not int for label in labels):
-        raise DataError(f"{path}: expected {rows} labels, found {labels!r:.80}")
+        raise DataError(f"{path}: expected {rows} labels, found {_described(labels)}")
     if not all(0 <= label <= 9 for label in labels):
         raise DataError(f"{path}: expected labels from 0 to 9, found {min(labels)} to {max(labels)}")
     pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return pixels.reshape(-1, 3, SIDE, SIDE), torch.tensor(labels)
+
+
+def _described(value: Any) -> str:
+    """What a damaged pickle gave, for a message. Its repr may have no end: tuples hold each other more than once."""
+    if isinstance(value, ByteArray):
+        code, shape = value.type_code, value.shape
+        code = code if isinstance(code, (str, bytes)) else type(code).__name__
+        numbers = isinstance(shape, tuple) and all(type(size) is int for size in shape)
+        return f"an array of {code!r:.20} {shape if numbers else type(shape).__name__!s:.80}"
+    return f"{len(value)} of them or others" if isinstance(value, list) else type(value).__name__

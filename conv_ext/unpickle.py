@@ -41,8 +41,12 @@ class ByteArray:
     content: Any = b""
 
     @property
+    def type_code(self) -> Any:
+        return self.dtype.code if isinstance(self.dtype, _DType) else None
+
+    @property
     def is_uint8(self) -> bool:
-        return isinstance(self.dtype, _DType) and self.dtype.code in ("u1", b"u1", "B", b"B", "uint8", b"uint8")
+        return self.type_code in ("u1", b"u1", "B", b"B", "uint8", b"uint8")
 
 
 _RECONSTRUCT = _Name("numpy.core.multiarray", "_reconstruct")
@@ -56,10 +60,10 @@ _NAMES = {
 
 
 def _named(module: Any, name: Any) -> _Name:
-    try:
-        return _NAMES[_Name(module, name)]
-    except KeyError:
-        raise UnpicklingError(f"it asks for {module}.{name}") from None
+    known = _NAMES.get(_Name(_of_kind(module, str), _of_kind(name, str)))
+    if known is None:
+        raise UnpicklingError(f"it asks for {module}.{name}")
+    return known
 
 
 def _called(function: Any, arguments: Any) -> Any:
@@ -70,10 +74,10 @@ def _called(function: Any, arguments: Any) -> Any:
         return _DType(arguments[0])
     if function == _Name("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
         text, encoding = arguments
-        if encoding not in ("latin1", "latin-1"):
+        if _of_kind(encoding, str) not in ("latin1", "latin-1"):
             raise UnpicklingError(f"it asks for the encoding {encoding!r}")
         return text.encode("latin-1")
-    raise UnpicklingError(f"it calls {function!r}")
+    raise UnpicklingError(f"it calls a {type(function).__name__}")
 
 
 class _Stack:
@@ -131,7 +135,7 @@ def unpickle(content: bytes) -> Any:
             _of_kind(stack.values[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = stack.after_mark() if name == "SETITEMS" else stack.top(2)
-            _of_kind(stack.values[-1], dict).update(zip(items[::2], items[1::2]))
+            _of_kind(stack.values[-1], dict).update(_entries(items))
         elif name == "BUILD":
             state = stack.top(1)[0]
             _build(stack.values[-1], state)
@@ -144,6 +148,14 @@ def _of_kind(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise UnpicklingError(f"it takes a {type(value).__name__} for a {kind.__name__}")
     return value
+
+
+def _entries(items: list) -> dict:
+    """Keys and values by turns. A key that holds others is refused: tuples within tuples hash for ever, or too deep."""
+    for key in items[::2]:
+        if type(key) not in (bytes, str, int):
+            raise UnpicklingError(f"it takes a {type(key).__name__} for a key")
+    return dict(zip(items[::2], items[1::2], strict=True))
 
 
 def _build(value: Any, state: Any) -> None:
@@ -171,8 +183,7 @@ def _pushed(name: str, argument: Any, stack: _Stack, memo: dict) -> Any:
     if name in ("EMPTY_LIST", "LIST"):
         return stack.after_mark() if name == "LIST" else []
     if name in ("EMPTY_DICT", "DICT"):
-        items = stack.after_mark() if name == "DICT" else []
-        return dict(zip(items[::2], items[1::2]))
+        return _entries(stack.after_mark() if name == "DICT" else [])
     if name == "GLOBAL":
         return _named(*argument.split(" ", 1))
     if name == "STACK_GLOBAL":

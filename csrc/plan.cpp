@@ -72,6 +72,7 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
     // Images side by side fill vectors that one small image cannot; keep enough blocks of images for several threads.
     if (images > 1 && (images >= 2 * z.n || (share && images * 4 > z.n))) break;
     const Shape shape = fit_tile(vertical, horizontal, images, packed_channels, bytes_each, INT64_MAX / 2);
+    if (images > 1 && product(packed_channels, shape.channel_pitch, bytes_each) + kOverread > kScratchLimit) break;
     for (const bool flat : {true, false}) {
       const double cost = lane_vectors(shape, lanes, flat, kNarrowTile) * (images > 1 ? kInterleaveCost : 1.0);
       if ((images == 1 && flat) || cost < best_cost) {
@@ -176,7 +177,8 @@ const char* direct_declines(const ConvProblem& z, Pass pass, const IsaTraits& is
   if (z.r > (1 << 20) / z.s) return "the kernel has more than 2^20 taps";
   // Cheap bounds first; only what comes near a limit is planned to know.
   const int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts_of(z.dtype);
-  const double bound = double(channels) * double(z.r) * double(z.s + 1) * 64.0 * double(accumulator_bytes(z.dtype));
+  const double bound = double(groups_together(z) * channels) * double(z.r) * double(z.s + 1) * double(kMaxImages) *
+                       double(accumulator_bytes(z.dtype));
   if (bound <= double(kTileBudget) && z.weight_elements() <= kWorkspaceLimit / 64) return nullptr;
   return memory_declines(z, pass, isa, prepare_direct,
                          "the smallest packed tile exceeds 16 MiB of scratch for each thread");

@@ -11,16 +11,27 @@ constexpr int64_t kMostChannels = 64;       // of a group
 constexpr int64_t kUnitsOfTask = 8;         // each fetches what the next one reads
 constexpr int64_t kTaskSums = 40 << 10;     // weight_grad: bytes of the sums of those
 
-int64_t window_bytes(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes, int64_t rows) {
-  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  return product(group_units(z, pass, lanes).blocks, window_axis(vertical).extent(vertical, rows),
-                 window_axis(horizontal).extent(horizontal, horizontal.output), isa.vector_bytes);
-}
+// The packed source of so many rows of outputs. Its extents are looked for among the taps once, not for each number of
+// rows.
+struct Window {
+  const Axis vertical, horizontal;
+  const WindowAxis down, across;
+  const int64_t blocks, lanes, vector_bytes;
 
-// Of the result that those rows make, or of the upstream gradient, turned round in whole squares.
-int64_t block_bytes(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes, int64_t rows) {
-  return product(product(rows, horizontal_axis(z, pass).output) + lanes, isa.vector_bytes);
-}
+  Window(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes)
+      : vertical(vertical_axis(z, pass)),
+        horizontal(horizontal_axis(z, pass)),
+        down(window_axis(vertical)),
+        across(window_axis(horizontal)),
+        blocks(group_units(z, pass, lanes).blocks),
+        lanes(lanes),
+        vector_bytes(isa.vector_bytes) {}
+  int64_t bytes(int64_t rows) const {
+    return product(blocks, down.extent(vertical, rows), across.extent(horizontal, horizontal.output), vector_bytes);
+  }
+  // Of the result that those rows make, or of the upstream gradient, turned round in whole squares.
+  int64_t block_bytes(int64_t rows) const { return product(product(rows, horizontal.output) + lanes, vector_bytes); }
+};
 
 }  // namespace
 
@@ -28,14 +39,15 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
   const GroupUnits units = group_units(z, pass, lanes);
+  const Window window(z, pass, isa, lanes);
   const bool weight_grad = pass == Pass::WeightGrad, share = z.flops() >= kWorthSharing;
   const int64_t step = vertical.output_step(), output = max_of(1, vertical.output);
   // All rows, or as many as the window has room for; weight_grad ends its chains with them.
   const auto rows = [&](int64_t blocks) { return round_up(ceil_div(output, blocks), step); };
   int64_t blocks = weight_grad ? ceil_div(output, max_of(1, kChainOutputs / max_of(1, z.q))) : 1;
   blocks = smallest_that_fits(blocks, max_of(blocks, ceil_div(output, step)), [&](int64_t count) {
-    return rows(count) <= step || (window_bytes(z, pass, isa, lanes, rows(count)) <= kWindowBytes &&
-                                   block_bytes(z, pass, isa, lanes, rows(count)) <= kScratchLimit / 2);
+    return rows(count) <= step ||
+           (window.bytes(rows(count)) <= kWindowBytes && window.block_bytes(rows(count)) <= kScratchLimit / 2);
   });
   plan->tile_h = rows(blocks);
   plan->tile_w = horizontal.output;
@@ -61,8 +73,7 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
     plan->workspace_bytes = array_bytes(vectors, isa.vector_bytes) + array_bytes(vectors, vector_bytes);
   }
   plan->workspace_bytes += grouped_table_bytes(taps, phases);
-  plan->scratch_bytes = aligned(window_bytes(z, pass, isa, lanes, plan->tile_h)) +
-                        aligned(block_bytes(z, pass, isa, lanes, plan->tile_h));
+  plan->scratch_bytes = aligned(window.bytes(plan->tile_h)) + aligned(window.block_bytes(plan->tile_h));
 }
 
 const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {

@@ -130,7 +130,7 @@ def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | 
     """The input and the padding that is left to the convolution: none where a mode other than zeros filled it in."""
     if layer.padding_mode == "zeros":
         return input, layer.padding
-    if not isinstance(input, Tensor):
+    if not hasattr(input, "shape"):  # a stand-in of torch.fx has one
         raise TypeError(f"{type(layer).__name__}(): argument 'input' must be Tensor, not {type(input).__name__}")
     amounts = layer._reversed_padding_repeated_twice
     if layer.padding in ("full", "same_strided"):  # F.pad wants the last pair first

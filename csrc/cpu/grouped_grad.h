@@ -94,15 +94,8 @@ struct GroupedGrad : GroupedTask<A, T> {
     T* const to = weight.data + first_result(unit, v) * weight.n;
     const bool dense = taps_first ? weight.column == units.source && weight.row == z.s * units.source
                                   : weight.column == 1 && weight.row == z.s && weight.channel == taps();
-    if (dense) {
-      // The last square would read on into the next vector's sums, which another thread may be adding up.
-      const int64_t positions = units.source * taps(), whole = positions / L * L, rest = positions - whole;
-      lanes_to_positions(sum, to, weight.n, 1, lanes, whole);
-      if (rest == 0) return;
-      A last[L * L] = {};
-      memcpy(static_cast<void*>(last), sum + whole * L, size_t(rest * L) * sizeof(A));
-      return lanes_to_positions(last, to + whole, weight.n, 1, lanes, rest);
-    }
+    // What lies behind are the next vector's sums, which another thread may be adding up.
+    if (dense) return lanes_to_positions_within(sum, to, weight.n, 1, lanes, units.source * taps());
     for (int64_t t = 0; t < taps(); ++t)
       for (int64_t c = 0; c < units.source; ++c) {
         const A* const from = sum + t * sum_tap() + c * sum_channel();
@@ -114,7 +107,6 @@ struct GroupedGrad : GroupedTask<A, T> {
 
 template <class A, class T>
 void run_grouped_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  constexpr int L = kLanes<A>;
   Carver memory{static_cast<char*>(b.workspace)};
   GroupedGrad<A, T> task{};
   task.prepare(z, Pass::WeightGrad, plan, b.input, b.output, b.weight, memory);

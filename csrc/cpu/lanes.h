@@ -96,4 +96,17 @@ void window_to_lanes(A* buffer, const View<T>& view, int64_t height, int64_t wid
   }
 }
 
+// The same, and nothing of the buffer is read behind its last position.
+template <class A, class T>
+void lanes_to_positions_within(const A* buffer, T* to, int64_t channel_stride, int64_t position_stride,
+                               int64_t channels, int64_t positions) {
+  constexpr int L = kLanes<A>;
+  const int64_t whole = positions / L * L, rest = positions - whole;
+  lanes_to_positions(buffer, to, channel_stride, position_stride, channels, whole);
+  if (rest == 0) return;
+  A last[L * L] = {};
+  memcpy(static_cast<void*>(last), buffer + whole * L, size_t(rest * L) * sizeof(A));
+  lanes_to_positions(last, to + whole * position_stride, channel_stride, position_stride, channels, rest);
+}
+
 }  // namespace conv_ext

@@ -1,11 +1,5 @@
 // The fuzzer of runs: small problems through the kernel libraries, against a reference that shares no code with them.
-//
-//   runs --libraries DIR [--isa avx2,avx512 | all] [--seconds S] [--count N] [--seed SEED] [--processes P]
-//        [--histogram FILE] [--examples E] [--stop] [--threads] [--cpu-limit S]
-//                                               draws cases; ends with 1 if any failed; --stop: with the first one
-//   runs --libraries DIR --case "n=1 c=4 ..."     runs one case again
-//   runs --libraries DIR --corpus FILE            runs every line of a file, on every library
-//   runs --seed SEED --print INDEX                prints a case
+// kUsage says how it is called.
 //
 // A case is one problem on one library: all three passes, by choice and by every algorithm that does not decline.
 // Workers are processes that share nothing but their progress: one that hangs or crashes names its case, and the run
@@ -30,6 +24,20 @@ extern "C" const char* __tsan_default_options() { return "halt_on_error=1:exitco
 
 namespace fuzz {
 namespace {
+
+constexpr const char* kUsage = R"(usage:
+  runs --libraries DIR [--isa ISA,ISA | all] [--seconds S] [--count N] [--seed SEED] [--processes P]
+       [--histogram FILE] [--examples E] [--stop] [--threads] [--cpu-limit S]
+      draws cases, for 10 seconds where nothing else is said; the exit status is 1 if any failed
+        --isa        the libraries of DIR to run (default: all that the processor can run, amx-emulated too)
+        --histogram  writes how often each algorithm ran in each pass, dtype and layout
+        --examples   cases printed of each kind of failure (default: 2);  --stop: ends with the first
+        --threads    runs every case on threads, for ThreadSanitizer
+        --cpu-limit  seconds of processor time after which a case hangs (default: 5)
+  runs --libraries DIR --case "n=1 c=4 ..."     runs one case again
+  runs --libraries DIR --corpus FILE            runs every line of a file, on every library
+  runs --seed SEED --print INDEX                prints a case
+)";
 
 struct Options {
   std::string libraries = "build/kernels", isa, histogram, line, corpus;
@@ -357,8 +365,10 @@ Options parse_options(int count, char** words) {
     else if (word == "--print")
       options.print = std::strtoull(value().c_str(), nullptr, 10);
     else {
-      std::fprintf(stderr, "unknown option %s; the first lines of runs.cpp list them\n", word.c_str());
-      std::exit(2);
+      const bool asked = word == "--help" || word == "-h";
+      if (!asked) std::fprintf(stderr, "unknown option %s\n", word.c_str());
+      std::fputs(kUsage, asked ? stdout : stderr);
+      std::exit(asked ? 0 : 2);
     }
   }
   if (options.count == 0 && options.seconds <= 0) options.seconds = 10;

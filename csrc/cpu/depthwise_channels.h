@@ -104,20 +104,9 @@ struct DepthwiseChannels {
     return a;
   }
 
-  // Calls visit(c, tap, count, lanes, row) for each vector of channels and each row of its kernels: `count` taps from
-  // `tap` on, `lanes` channels from c on, the first of which has them at `row`.
-  template <class Visit>
-  void for_each_kernel_row(Visit visit) const {
-    const bool joined = weight.row == z.s * weight.column;
-    const int64_t count = joined ? taps() : z.s;
-    for (int64_t c = 0; c < z.c; c += L)
-      for (int64_t tap = 0; tap < taps(); tap += count)
-        visit(c, tap, count, min_of(L, z.c - c), weight.data + c * weight.n + tap / z.s * weight.row);
-  }
-
   // (C / L, R S, L)
   void pack_weights() {
-    for_each_kernel_row([&](int64_t c, int64_t tap, int64_t count, int64_t lanes, const T* row) {
+    for_each_kernel_row<L>(z, weight, [&](int64_t c, int64_t tap, int64_t count, int64_t lanes, const T* row) {
       positions_to_lanes<A>(weights + (c * taps() + tap * L), row, weight.n, weight.column, lanes, count);
     });
   }
@@ -351,7 +340,7 @@ struct DepthwiseChannels {
         const int64_t c = index * chunk;
         for (int64_t n = 0; n < z.n; ++n) add_padding(*this, n, c, min_of(chunk, z.c - c), 0, z.p, sums + c * taps());
       });
-    for_each_kernel_row([&](int64_t c, int64_t tap, int64_t count, int64_t lanes, T* row) {
+    for_each_kernel_row<L>(z, weight, [&](int64_t c, int64_t tap, int64_t count, int64_t lanes, T* row) {
       lanes_to_positions_within(sums + (c * taps() + tap * L), row, weight.n, weight.column, lanes, count);
     });
   }

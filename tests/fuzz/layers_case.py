@@ -27,7 +27,8 @@ BAD = (
     *(
         f"{name}={value}" for name in ("stride", "padding", "dilation") for value in (2**63, f"[{-(2**63)}]")
     ),
-    *(f"{name}={huge}" for name in ("stride", "padding", "dilation", "groups") for huge in HUGE),
+    # Not a padding of 2^31: it is valid, and a result of gigabytes takes its time.
+    *(f"{name}={huge}" for name in ("stride", "padding", "dilation", "groups") for huge in HUGE[name == "padding" :]),
     "padding=-1", "padding=(0,-1)", "padding=-9223372036854775809", "padding=(4611686018427387904,0)",
     "groups=1.0", "groups=None", "groups=True", "groups=(1,)", "groups=7", "groups='1'",
     "output_padding=-1", "output_padding=4", "output_padding=(0,9)", "output_padding=9223372036854775807",

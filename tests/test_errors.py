@@ -137,6 +137,38 @@ def test_an_operand_changed_in_place_before_backward(changed):
         y.sum().backward()
 
 
+@pytest.mark.parametrize("left", [0, 64])
+@pytest.mark.parametrize("name", ["input", "weight", "bias", "grad_output"])
+def test_memory_that_is_freed_underneath(name, left):
+    """As sharded training frees it: the tensor keeps its sizes, its storage has none or too few bytes."""
+    x, w, b, y = torch.randn(2, 4, 8, 8), torch.randn(40, 4, 3, 3), torch.randn(40), torch.randn(2, 40, 6, 6)
+    freed = {"input": x, "weight": w, "bias": b, "grad_output": y}[name]
+    geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+    calls = {
+        "bias": [lambda: torch.ops.conv_ext.forward(x, w, b, *geometry), lambda: conv_ext.conv2d(x, w, b)],
+        "input": [lambda: torch.ops.conv_ext.weight_grad(y, x, (3, 3), *geometry)],
+        "weight": [lambda: conv_ext.conv_transpose2d(y, w)],
+        "grad_output": [
+            lambda: torch.ops.conv_ext.input_grad(y, w, (8, 8), *geometry),
+            lambda: torch.ops.conv_ext.weight_grad(y, x, (3, 3), *geometry),
+        ],
+    }
+    if name in ("input", "weight"):
+        calls[name] += calls["bias"]
+    freed.untyped_storage().resize_(left)
+    for call in calls[name]:
+        with pytest.raises(RuntimeError, match=f"bytes of its storage, which has {left}"):
+            call()
+
+
+def test_memory_that_is_freed_before_backward():
+    x, w = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(4, 4, 3, 3, requires_grad=True)
+    y = conv_ext.conv2d(x, w).sum()
+    w.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="The memory of weight is not allocated"):
+        y.backward()
+
+
 def test_a_second_backward():
     _, _, y = layer()
     y.sum().backward()

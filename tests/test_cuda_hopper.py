@@ -106,13 +106,13 @@ def test_random_problems(program):
 
 PLANTED = {
     "nothing": ("hopper.cuh", "", ""),
-    "copies_are_not_waited_for": ("hopper.cuh", "wait_barrier(shared.full(ring.stage), ring.parity);", ""),
-    "the_use_before_is_waited_for": ("hopper.cuh", "full(ring.stage), ring.parity)",
-                                     "full(ring.stage), ring.parity ^ 1)"),
+    "copies_are_not_waited_for": ("hopper.cuh", "wait_full(shared, ring.stage, ring.parity);", ""),
+    "the_use_before_is_waited_for": ("hopper.cuh", "wait_full(shared, ring.stage, ring.parity)",
+                                     "wait_full(shared, ring.stage, ring.parity ^ 1)"),
     "the_parity_stays": ("hopper.cuh", "      parity ^= 1;\n", ""),
-    "stages_are_filled_that_are_not_empty": ("hopper.cuh", "wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);",
+    "stages_are_filled_that_are_not_empty": ("hopper.cuh", "wait_empty(shared, ring.stage, ring.parity ^ 1);",
                                              ""),
-    "products_are_not_waited_for": ("hopper.cuh", "    wait_products<0>();\n", ""),
+    "products_are_not_waited_for": ("hopper.cuh", "    wait_sums(chain);\n", ""),
     "a_stage_is_given_back_too_early": ("hopper.cuh", "        wait_products<1>();\n", ""),
     "too_few_bytes_are_announced": ("hopper.cuh", "arrive_expecting(full, Shared::kStage);",
                                     "arrive_expecting(full, Shared::kStage - 16);"),
@@ -128,6 +128,25 @@ PLANTED = {
                                    "    constexpr"),
     "a_slab_is_overwritten": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n  }", "  }"),
 }
+
+
+# What hangs says where; block, warps, stage and parity are those of planted_hopper.cpp.
+HANGS = {
+    "a_stage_is_never_given_back": (("hopper.cuh", "    wait_sums(chain);\n    release(before);",
+                                     "    wait_sums(chain);"),
+                                    "block 0, warp 8 waits for stage 1 to be empty, parity 0"),
+    "bytes_that_nobody_brings": (("hopper.cuh", "arrive_expecting(full, Shared::kStage);",
+                                  "arrive_expecting(full, Shared::kStage + 16);"),
+                                 "block 0, warp 5 waits for stage 0 to be full, parity 0"),
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_kernel_that_hangs_says_where(tmp_path, name):
+    error, words = HANGS[name]
+    flags = [*(f for f in FLAGS if "sanitize" not in f), "-Wno-psabi"]
+    failed, said = finds(tmp_path, "planted_hopper.cpp", error, flags)
+    assert failed and f"conv_ext: a kernel hangs: {words}" in said, said
 
 
 OFTEN = "nothing copies_are_not_waited_for a_stage_is_given_back_too_early too_few_bytes_are_announced"

@@ -159,6 +159,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   }
   const int processors = multiprocessors();
   if (processors < 0) return -processors;
+  p.waits = waits_for_host();
   p.blocks = min_of(p.tiles, processors);
   const int error = n == 128 ? launch(hopper_gather<Group, 128>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 128>::kBytes, call.stream, p)
@@ -219,6 +220,7 @@ int run_correlate(const RealCall& call) {
   }
   const int processors = multiprocessors();
   if (processors < 0) return -processors;
+  p.waits = waits_for_host();
   p.blocks = min_of(p.tiles, processors);
   const int error = n == 128 ? launch(hopper_correlate<Group, 128>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 128>::kBytes, call.stream, p)

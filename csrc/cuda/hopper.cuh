@@ -33,6 +33,7 @@ struct HopperShared {
   static constexpr int kBytes = kSwizzleBytes + kBarriers + 2 * kStages * 8;
 
   char* base;
+  Waits* waits;
   CONV_EXT_DEVICE char* patches(int stage, int part) const { return base + stage * kStage + part * kPatches; }
   CONV_EXT_DEVICE char* weights(int stage, int part) const {
     return base + stage * kStage + Group::kParts * kPatches + part * kWeights;
@@ -56,6 +57,30 @@ struct Ring {
   }
 };
 
+// Returns when the phase of this parity has ended. What is waited for takes microseconds: who waits longer than a
+// second tells the host, and ends the kernel when the block's other warps have had time to tell, too.
+template <class Shared>
+CONV_EXT_DEVICE void wait_barrier(const Shared& shared, uint64_t* barrier, int stage, uint32_t parity, bool full) {
+  if (phase_has_ended(barrier, parity)) return;
+  constexpr uint32_t kLong = 1'000'000'000, kEndless = 3'000'000'000;
+  for (const uint32_t begin = device_time(); !phase_has_ended(barrier, parity);) {
+    const uint32_t waited = device_time() - begin;
+    if (waited < kLong) continue;
+    if (shared.waits != nullptr)
+      tell_host(&shared.waits->of_warp[thread_index() / 32],
+                wait_of(block_index(), stage, full, parity, waited > kEndless));
+    if (waited > kEndless) trap();
+  }
+}
+template <class Shared>
+CONV_EXT_DEVICE void wait_empty(const Shared& shared, int stage, uint32_t parity) {
+  wait_barrier(shared, shared.empty(stage), stage, parity, false);
+}
+template <class Shared>
+CONV_EXT_DEVICE void wait_full(const Shared& shared, int stage, uint32_t parity) {
+  wait_barrier(shared, shared.full(stage), stage, parity, true);
+}
+
 template <class T>
 struct HopperParameters {
   TensorMap weights, source[kMostGatherPhases];
@@ -70,6 +95,7 @@ struct HopperParameters {
   Strides to;
   Result<T, float> result;
   int64_t split_elements;
+  Waits* waits;
   GatherAgain again;  // float32 in two parts: what three products do not say
 };
 
@@ -109,7 +135,7 @@ CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Gr
     const int rows = p.grid.phases * p.grid.groups * p.rows;  // of a part
     Digits tap = digits_of(tile.first_step, phase.taps_w > 0 ? phase.taps_w : 1, p.tap_steps);
     for (int step = 0; step < tile.steps; ++step) {
-      wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);
+      wait_empty(shared, ring.stage, ring.parity ^ 1);
       uint64_t* const full = shared.full(ring.stage);
       arrive_expecting(full, Shared::kStage);
 #pragma unroll
@@ -284,7 +310,7 @@ CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const HopperShared<Group, 
     const int last = steps - step < kChainSteps ? steps - step : kChainSteps;
     int before = 0;
     for (int i = 0; i < last; ++i) {
-      wait_barrier(shared.full(ring.stage), ring.parity);
+      wait_full(shared, ring.stage, ring.parity);
       multiply(chain, ring.stage, i == 0);
       if (i > 0) {
         wait_products<1>();
@@ -293,7 +319,7 @@ CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const HopperShared<Group, 
       before = ring.stage;
       ring.advance();
     }
-    wait_products<0>();
+    wait_sums(chain);
     release(before);
 #pragma unroll
     for (int i = 0; i < n / 2; ++i) total[i] += chain[i];
@@ -342,15 +368,15 @@ CONV_EXT_DEVICE void run_roles(const Shared& shared, Produce produce, Consume co
   }
 }
 template <class Shared>
-CONV_EXT_DEVICE Shared aligned_shared() {
+CONV_EXT_DEVICE Shared aligned_shared(Waits* waits) {
   const uint32_t beyond = shared_address(shared_memory()) % kSwizzleBytes;
-  return Shared{shared_memory() + (beyond == 0 ? 0 : kSwizzleBytes - beyond)};
+  return Shared{shared_memory() + (beyond == 0 ? 0 : kSwizzleBytes - beyond), waits};
 }
 
 template <class Group, int n, class T = typename Group::Element>
 CONV_EXT_KERNEL(kHopperThreads)
 hopper_gather(CONV_EXT_GRID_CONSTANT HopperParameters<T> p) {
-  const auto shared = aligned_shared<HopperShared<Group, n>>();
+  const auto shared = aligned_shared<HopperShared<Group, n>>(p.waits);
   run_roles(shared, [&] { produce(p, shared); }, [&] { consume(p, shared); });
 }
 

@@ -23,6 +23,7 @@ struct CorrelateParameters {
   Strides to;  // K, C/g, R, S
   Result<T, float> result;
   int64_t split_elements;
+  Waits* waits;
 };
 
 template <class T>
@@ -57,7 +58,7 @@ CONV_EXT_DEVICE void produce_pairs(const CorrelateParameters<T>& p, const Hopper
               input_channel = tile.place.group * p.input_group + tile.first_channel;
     for (int step = 0; step < tile.steps; ++step) {
       const Digits at = digits_of((int64_t(tile.place.split) * p.grid.steps + step) * kBox, p.output_h, p.output_w);
-      wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);
+      wait_empty(shared, ring.stage, ring.parity ^ 1);
       uint64_t* const full = shared.full(ring.stage);
       arrive_expecting(full, (grads + inputs) * kBoxBytes);
       for (int i = 0; i < grads; ++i)
@@ -110,7 +111,7 @@ CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const Hopper
 template <class Group, int n, class T = typename Group::Element>
 CONV_EXT_KERNEL(kHopperThreads)
 hopper_correlate(CONV_EXT_GRID_CONSTANT CorrelateParameters<T> p) {
-  const auto shared = aligned_shared<HopperShared<Group, n>>();
+  const auto shared = aligned_shared<HopperShared<Group, n>>(p.waits);
   run_roles(shared, [&] { produce_pairs(p, shared); }, [&] { consume_pairs(p, shared); });
 }
 

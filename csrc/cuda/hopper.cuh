@@ -158,6 +158,27 @@ CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Gr
   }
 }
 
+// The first `count` products of a step, one group of them: where the number is not known the compiler would close a
+// group after every product, or add one that multiplies nothing.
+template <class Group, int count, int sums>
+CONV_EXT_DEVICE void multiply_pieces(float (&chain)[sums], const uint64_t (&patches)[Group::kParts],
+                                     const uint64_t (&weights)[Group::kParts], bool begins) {
+  using Tag = typename Group::Element;
+  begin_products();
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    const uint64_t k = uint64_t(i) * (32 >> 4);
+    if constexpr (Group::kParts == 2) {
+      multiply_group(chain, patches[1] + k, weights[0] + k, i > 0 || !begins, Tag{});
+      multiply_group(chain, patches[0] + k, weights[1] + k, true, Tag{});
+      multiply_group(chain, patches[0] + k, weights[0] + k, true, Tag{});
+    } else {
+      multiply_group(chain, patches[0] + k, weights[0] + k, i > 0 || !begins, Tag{});
+    }
+  }
+  commit_products();
+}
+
 // The products of one step of a warpgroup's 64 positions; the first ones of a chain begin its sums.
 template <class Group, int n>
 CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const HopperShared<Group, n>& shared, int stage, int group,
@@ -168,29 +189,16 @@ CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const HopperShared<Gro
     patches[part] = operand_along(shared_address(shared.patches(stage, part) + group * 64 * kRowBytes));
     weights[part] = operand_along(shared_address(shared.weights(stage, part)));
   }
-  using Tag = typename Group::Element;
-  const auto multiply = [&](int i) {
-    const uint64_t k = uint64_t(i) * (32 >> 4);
-    if constexpr (Group::kParts == 2) {
-      multiply_group(chain, patches[1] + k, weights[0] + k, i > 0 || !begins, Tag{});
-      multiply_group(chain, patches[0] + k, weights[1] + k, true, Tag{});
-      multiply_group(chain, patches[0] + k, weights[0] + k, true, Tag{});
-    } else {
-      multiply_group(chain, patches[0] + k, weights[0] + k, i > 0 || !begins, Tag{});
-    }
-  };
-  if (products == kProducts) {
-    begin_products();
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) multiply(i);
+  static_assert(kProducts == 4, "as many as there are cases");
+  if (products == 4) {
+    multiply_pieces<Group, 4>(chain, patches, weights, begins);
+  } else if (products == 3) {
+    multiply_pieces<Group, 3>(chain, patches, weights, begins);
+  } else if (products == 2) {
+    multiply_pieces<Group, 2>(chain, patches, weights, begins);
   } else {
-    for (int i = 0; i < products; ++i) {
-      begin_products();
-      multiply(i);
-    }
+    multiply_pieces<Group, 1>(chain, patches, weights, begins);
   }
-  begin_products();  // where the branches meet the compiler would put one
-  commit_products();
 }
 
 // Sixteen bytes at once.

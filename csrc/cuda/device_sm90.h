@@ -52,16 +52,16 @@ struct Waits {
   uint64_t of_warp[32];  // 0 where a warp has not waited long
 };
 // The lowest bit says that the kernel has been ended for it.
-CONV_EXT_DEVICE uint64_t wait_of(int64_t block, int stage, bool full, uint32_t parity, bool ended) {
-  return uint64_t(1) << 63 | uint64_t(block) << 16 | uint64_t(stage << 3 | int(full) << 2 | int(parity) << 1 | ended);
+CONV_EXT_DEVICE uint64_t wait_of(uint32_t block, int stage, bool full, uint32_t parity, bool ended) {
+  return uint64_t(block | 1u << 31) << 32 | uint32_t(stage << 3 | int(full) << 2 | int(parity) << 1 | int(ended));
 }
 inline void print_waits(const Waits& waits) {
   bool ended = false;
   for (uint64_t wait : waits.of_warp) ended = ended || (wait & 1);
   for (int warp = 0; warp < 32 && ended; ++warp)
     if (const uint64_t wait = waits.of_warp[warp])
-      fprintf(stderr, "conv_ext: a kernel hangs: block %lld, warp %d waits for stage %d to be %s, parity %d\n",
-              static_cast<long long>(wait << 1 >> 17), warp, int(wait >> 3 & 0x1fff), wait & 4 ? "full" : "empty",
+      fprintf(stderr, "conv_ext: a kernel hangs: block %d, warp %d waits for stage %d to be %s, parity %d\n",
+              int(wait >> 32 & 0x7fffffff), warp, int(wait >> 3 & 0xff), wait & 4 ? "full" : "empty",
               int(wait >> 1 & 1));
 }
 
@@ -131,9 +131,14 @@ CONV_EXT_DEVICE uint32_t device_time() {
   asm volatile("mov.u32 %0, %%globaltimer_lo;\n" : "=r"(time));
   return time;
 }
-// Writes where the host can read it, at once.
-CONV_EXT_DEVICE void tell_host(uint64_t* where, uint64_t what) {
-  asm volatile("st.relaxed.sys.global.u64 [%0], %1;\nmembar.sys;\n" ::"l"(where), "l"(what) : "memory");
+// Tells the host what this thread's warp waits for. What it needs is read where it is needed: loops that wait shall not
+// keep it in registers.
+CONV_EXT_DEVICE void tell_host(Waits* waits, int stage, bool full, uint32_t parity, bool ended) {
+  uint32_t block, thread;
+  asm volatile("mov.u32 %0, %%ctaid.x;\nmov.u32 %1, %%tid.x;\n" : "=r"(block), "=r"(thread));
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;\nmembar.sys;\n" ::"l"(&waits->of_warp[thread / 32]),
+               "l"(wait_of(block, stage, full, parity, ended))
+               : "memory");
 }
 // Ends the kernel with an error.
 CONV_EXT_DEVICE void trap() { __trap(); }
@@ -142,9 +147,29 @@ CONV_EXT_DEVICE void barrier_of(int number, int threads) {
   asm volatile("barrier.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
 }
 
+// An address in shared memory that is kept in a register; the compiler would compute it anew at every use.
+CONV_EXT_DEVICE char* held(char* p) {
+  uint32_t address = shared_address(p);
+  asm volatile("" : "+r"(address));
+  return static_cast<char*>(__cvta_shared_to_generic(address));
+}
+
 // The warp's number in its block, known to the compiler as one number for all lanes: products may not stand where lanes
 // part.
 CONV_EXT_DEVICE int warp_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
+// One lane of a warp whose lanes are all here. The compiler knows that it is one, and that what it computes is the same
+// for the whole warp: TMA takes its operands from registers of the warp.
+CONV_EXT_DEVICE bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
 // Registers of each thread from here on: all warps of a warpgroup give back, or take.
 template <int registers>
 CONV_EXT_DEVICE void give_registers() {

@@ -66,9 +66,7 @@ CONV_EXT_DEVICE void wait_barrier(const Shared& shared, uint64_t* barrier, int s
   for (const uint32_t begin = device_time(); !phase_has_ended(barrier, parity);) {
     const uint32_t waited = device_time() - begin;
     if (waited < kLong) continue;
-    if (shared.waits != nullptr)
-      tell_host(&shared.waits->of_warp[thread_index() / 32],
-                wait_of(block_index(), stage, full, parity, waited > kEndless));
+    if (shared.waits != nullptr) tell_host(shared.waits, stage, full, parity, waited > kEndless);
     if (waited > kEndless) trap();
   }
 }
@@ -86,7 +84,7 @@ struct HopperParameters {
   TensorMap weights, source[kMostGatherPhases];
   GatherPhase phases[kMostGatherPhases];
   Grid grid;  // tiles_m: of channels, tiles_n: of positions; steps of a split
-  int64_t tiles, blocks;
+  int32_t tiles, blocks;
   int32_t images, rows;              // rows: channels of a group of the result
   int32_t tap_steps, last_products;  // steps of a tap; products of its last one, the others have kProducts
   int32_t group_channels;            // from a group to the next in the source
@@ -122,10 +120,11 @@ struct HopperTile {
 
 // One thread: asks for the operands of all steps of all of the block's tiles, in their order.
 template <class Group, int n, class T>
-CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Group, n>& shared) {
+CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Group, n>& all) {
   using Shared = HopperShared<Group, n>;
+  const Shared shared{held(all.base), all.waits};
   Ring<Shared::kStages> ring;
-  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+  for (int index = int(block_index()); index < p.tiles; index += p.blocks) {
     const HopperTile<T> tile(p, index, n);
     if (!tile.exists()) continue;
     const GatherPhase& phase = *tile.phase;
@@ -340,7 +339,7 @@ template <class Group, int n, class T>
 CONV_EXT_DEVICE void consume(const HopperParameters<T>& p, const HopperShared<Group, n>& shared) {
   const int group = warp_index() / 4;
   Ring<HopperShared<Group, n>::kStages> ring;
-  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+  for (int index = int(block_index()); index < p.tiles; index += p.blocks) {
     const HopperTile<T> tile(p, index, n);
     if (!tile.exists()) continue;
     int within = tile.first_step % p.tap_steps;  // of a tap
@@ -369,7 +368,7 @@ CONV_EXT_DEVICE void run_roles(const Shared& shared, Produce produce, Consume co
   // 65536 registers: 168 for each of 384 threads, of which those that multiply need more and the others fewer.
   if (warp_index() >= kConsumers / 32) {
     give_registers<40>();
-    if (thread_index() == kConsumers) produce();
+    if (warp_index() == kConsumers / 32 && elect_one()) produce();
   } else {
     take_registers<232>();
     consume();

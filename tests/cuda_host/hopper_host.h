@@ -253,7 +253,9 @@ inline Waits* waits_for_host() {
   static Waits waits;
   return &waits;
 }
-inline void tell_host(uint64_t* where, uint64_t what) { *where = what; }
+inline void tell_host(Waits* waits, int stage, bool full, uint32_t parity, bool ended) {
+  waits->of_warp[machine.current / 32] = wait_of(uint32_t(machine.block), stage, full, parity, ended);
+}
 inline void trap() {
   print_waits(*waits_for_host());
   stop("a kernel ends itself");
@@ -397,7 +399,9 @@ void wait_sums(float (&)[count]) {
   wait_products<0>();
 }
 
+inline char* held(char* p) { return p; }
 inline int warp_index() { return machine.current / 32; }
+inline bool elect_one() { return machine.current % 32 == 0; }
 template <int registers>
 void give_registers() {
   static_assert(registers % 8 == 0 && registers >= 24 && registers <= 256, "what setmaxnreg can say");

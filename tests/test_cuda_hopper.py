@@ -9,7 +9,20 @@ from dataclasses import replace
 
 import pytest
 
-from fibres import FLAGS, OPPOSITE, PASSES, accurate, finds, halved, in_halves, line, needs_compiler, planted, run
+from fibres import (
+    FLAGS,
+    OPPOSITE,
+    PASSES,
+    accurate,
+    finds,
+    finds_and_prints,
+    halved,
+    in_halves,
+    line,
+    needs_compiler,
+    planted,
+    run,
+)
 from problems import CORNERS, SMALL, Problem
 from test_cuda_host import TILES
 
@@ -147,6 +160,26 @@ def test_a_kernel_that_hangs_says_where(tmp_path, name):
     flags = [*(f for f in FLAGS if "sanitize" not in f), "-Wno-psabi"]
     failed, said = finds(tmp_path, "planted_hopper.cpp", error, flags)
     assert failed and f"conv_ext: a kernel hangs: {words}" in said, said
+
+
+def bank_conflicts(folder, error=("hopper.cuh", "", "")):
+    """How many lanes meet in a bank, by the kind of access."""
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]
+    failed, said, printed = finds_and_prints(folder, "banks.cpp", error, flags)
+    assert not failed, said
+    return {name: int(ways) for name, ways in (line.split() for line in printed.splitlines())}
+
+
+def test_no_two_lanes_meet_in_a_bank(tmp_path):
+    found = bank_conflicts(tmp_path)
+    assert len(found) == 6 and set(found.values()) == {1}, found
+
+
+@pytest.mark.exhaustive
+def test_lanes_that_meet_in_a_bank_are_seen(tmp_path):
+    error = ("hopper.cuh", "channel / 2 ^ (position % 4 * 4) ^ (position % 2 * 2)", "channel / 2")
+    found = bank_conflicts(tmp_path, error)
+    assert found["put_along_channels"] == 4 and found["read_vectors_of_16_bits"] == 2, found
 
 
 OFTEN = "nothing copies_are_not_waited_for a_stage_is_given_back_too_early too_few_bytes_are_announced"

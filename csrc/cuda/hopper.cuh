@@ -21,13 +21,25 @@ namespace cuda {
 constexpr int kGroupThreads = 128, kConsumers = 2 * kGroupThreads, kHopperThreads = kConsumers + kGroupThreads;
 constexpr int kHopperM = 128, kSlab = 32;  // positions of a tile; channels that are written at a time
 
+// Where a sum of 64 positions by kSlab channels lies in shared memory while they are written, in floats. Lanes put down
+// what they hold, at 8 positions and 4 pairs of channels; then they read what are neighbours in the result: channels of
+// one position or two, by vectors, or positions. No two lanes meet in a bank (tests/cuda_host/banks.cpp): along
+// channels pairs of them are exchanged, each of four rows in another way, along positions rows are four numbers longer.
+constexpr int kSlabPitch = 64 + 4, kSlabFloats = kSlab * kSlabPitch;
+template <bool along_channels>
+CONV_EXT_DEVICE int slab_place(int position, int channel) {
+  if constexpr (!along_channels) return channel * kSlabPitch + position;
+  // The row's pairs are exchanged: every fourth row alike, neighbouring rows also within four numbers.
+  const int pair = channel / 2 ^ (position % 4 * 4) ^ (position % 2 * 2);
+  return position * kSlab + pair * 2 + channel % 2;
+}
+
 // Where everything lies in shared memory, from a multiple of 1024 bytes on.
 template <class Group, int n>
 struct HopperShared {
   static constexpr int kPatches = kHopperM * kRowBytes, kWeights = n * kRowBytes;
   static constexpr int kStage = Group::kParts * (kPatches + kWeights);
   static constexpr int kRing = 192 << 10, kStages = kRing / kStage;
-  static constexpr int kSlabPitch = kSlab + 1, kSlabFloats = 64 * kSlabPitch;
   static constexpr int kSlabs = kStages * kStage, kOffsets = kSlabs + 2 * kSlabFloats * 4;
   static constexpr int kBarriers = kOffsets + 2 * 64 * 8;
   static constexpr int kBytes = kSwizzleBytes + kBarriers + 2 * kStages * 8;
@@ -200,17 +212,37 @@ CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const HopperShared<Gro
   }
 }
 
-// Sixteen bytes at once.
+// Sixteen bytes at once, or eight.
 struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
+struct alignas(16) FourFloats {
+  float value[4];
+};
+struct alignas(8) TwoFloats {
+  float value[2];
+};
+
+// Puts kSlab channels of a warp's 16 positions into the slab.
+template <bool along_channels>
+CONV_EXT_DEVICE void put_slab(float* slab, const float* sums, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < kSlab / 8 * 4; i += 2) {
+    const int position = warp * 16 + lane / 4 + i / 2 % 2 * 8, channel = i / 4 * 8 + lane % 4 * 2;
+    if constexpr (along_channels) {
+      *reinterpret_cast<TwoFloats*>(slab + slab_place<true>(position, channel)) = {sums[i], sums[i + 1]};
+    } else {
+      slab[slab_place<false>(position, channel)] = sums[i];
+      slab[slab_place<false>(position, channel + 1)] = sums[i + 1];
+    }
+  }
+}
 
 // Writes a warpgroup's sums, kSlab channels at a time: through shared memory, so that neighbouring threads write
 // neighbouring numbers in either layout.
 template <class Group, int n, class T>
 CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T>& tile,
                                 const HopperShared<Group, n>& shared, const float (&total)[n / 2], int group) {
-  using Shared = HopperShared<Group, n>;
   const int thread = thread_index() % kGroupThreads, warp = thread / 32, lane = thread % 32;
   float* const slab = shared.slab(group);
   int64_t* const offsets = shared.offsets(group);
@@ -233,26 +265,33 @@ CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T
   } else {
     result.data += first * result.stride_m;
   }
-  const bool along_channels = result.stride_m == 1;
+  const bool along_channels = result.stride_m == 1;  // as it is where vectors are written
 #pragma unroll
   for (int j = 0; j < n / kSlab; ++j) {
     const int row = tile.first_row + j * kSlab, rows = p.rows - row;  // rows are channels here
     if (rows <= 0) break;
-#pragma unroll
-    for (int i = 0; i < kSlab / 8 * 4; ++i)
-      slab[(warp * 16 + lane / 4 + i / 2 % 2 * 8) * Shared::kSlabPitch + i / 4 * 8 + lane % 4 * 2 + i % 2] =
-          total[j * (kSlab / 2) + i];
+    if (along_channels) {
+      put_slab<true>(slab, &total[j * (kSlab / 2)], warp, lane);
+    } else {
+      put_slab<false>(slab, &total[j * (kSlab / 2)], warp, lane);
+    }
     barrier_of(1 + group, kGroupThreads);
     constexpr int kVector = 16 / int(sizeof(T)), kLanes = kSlab / kVector;  // lanes of a position
     if (p.vectors) {
       const int channel = lane % kLanes * kVector;
+      float bias[kVector];
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) bias[i] = channel < rows ? result.bias_of(row + channel + i) : 0;
 #pragma unroll
       for (int position = warp * (32 / kLanes) + lane / kLanes; position < 64; position += 4 * 32 / kLanes) {
         if (channel >= rows || offsets[position] < 0) continue;
         T finished[kVector];
 #pragma unroll
-        for (int i = 0; i < kVector; ++i)
-          result.finish(row + channel + i, &finished[i], slab[position * Shared::kSlabPitch + channel + i]);
+        for (int i = 0; i < kVector; i += 4) {
+          const FourFloats some = *reinterpret_cast<FourFloats*>(slab + slab_place<true>(position, channel + i));
+#pragma unroll
+          for (int k = 0; k < 4; ++k) finished[i + k] = result.rounded(some.value[k] + bias[i + k]);
+        }
         Bytes16 vector;
         memcpy(&vector, finished, sizeof vector);
         *reinterpret_cast<Bytes16*>(result.data + offsets[position] + row + channel) = vector;
@@ -260,13 +299,13 @@ CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T
     } else if (along_channels) {
       for (int position = warp; position < 64; position += 4)
         if (lane < rows && offsets[position] >= 0)
-          result.write(row + lane, offsets[position], slab[position * Shared::kSlabPitch + lane]);
+          result.write(row + lane, offsets[position], slab[slab_place<true>(position, lane)]);
     } else {
       const int position = thread % 64;
       const int64_t offset = offsets[position];
       for (int channel = thread / 64; channel < kSlab; channel += 2)
         if (channel < rows && offset >= 0)
-          result.write(row + channel, offset, slab[position * Shared::kSlabPitch + channel]);
+          result.write(row + channel, offset, slab[slab_place<false>(position, channel)]);
     }
     barrier_of(1 + group, kGroupThreads);
   }

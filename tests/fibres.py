@@ -140,7 +140,13 @@ def run_one(program: Path, lines: list[str], ways: str) -> list[str]:
 
 
 def finds(folder: Path, program: str, error: tuple[str, str, str], flags: list[str]) -> tuple[bool, str]:
-    """Whether a program of cuda_host, compiled with an error in its kernels, fails; and what it says.
+    """Whether a program of cuda_host, compiled with an error in its kernels, fails; and what it says."""
+    return finds_and_prints(folder, program, error, flags)[:2]
+
+
+def finds_and_prints(folder: Path, program: str, error: tuple[str, str, str],
+                     flags: list[str]) -> tuple[bool, str, str]:
+    """The same, and what it prints.
 
     error: the file in csrc/cuda, what stands there once, and what stands there instead. Nothing changes where that is
     nothing: then the program must not fail.
@@ -155,4 +161,4 @@ def finds(folder: Path, program: str, error: tuple[str, str, str], flags: list[s
     made = folder / "planted"
     subprocess.run([compiler, *flags, *DEVICE, f"-I{path.parent}", str(HOST / program), "-o", str(made)], check=True)
     done = subprocess.run([str(made)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
-    return done.returncode != 0, done.stderr
+    return done.returncode != 0, done.stderr, done.stdout

@@ -9,7 +9,20 @@ from dataclasses import replace
 
 import pytest
 
-from fibres import FLAGS, OPPOSITE, PASSES, accurate, finds, halved, in_halves, line, needs_compiler, planted, run
+from fibres import (
+    FLAGS,
+    OPPOSITE,
+    PASSES,
+    accurate,
+    finds,
+    finds_and_prints,
+    halved,
+    in_halves,
+    line,
+    needs_compiler,
+    planted,
+    run,
+)
 from problems import CORNERS, SMALL, Problem
 from test_cuda_host import TILES
 
@@ -106,13 +119,13 @@ def test_random_problems(program):
 
 PLANTED = {
     "nothing": ("hopper.cuh", "", ""),
-    "copies_are_not_waited_for": ("hopper.cuh", "wait_barrier(shared.full(ring.stage), ring.parity);", ""),
-    "the_use_before_is_waited_for": ("hopper.cuh", "full(ring.stage), ring.parity)",
-                                     "full(ring.stage), ring.parity ^ 1)"),
+    "copies_are_not_waited_for": ("hopper.cuh", "wait_full(shared, ring.stage, ring.parity);", ""),
+    "the_use_before_is_waited_for": ("hopper.cuh", "wait_full(shared, ring.stage, ring.parity)",
+                                     "wait_full(shared, ring.stage, ring.parity ^ 1)"),
     "the_parity_stays": ("hopper.cuh", "      parity ^= 1;\n", ""),
-    "stages_are_filled_that_are_not_empty": ("hopper.cuh", "wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);",
+    "stages_are_filled_that_are_not_empty": ("hopper.cuh", "wait_empty(shared, ring.stage, ring.parity ^ 1);",
                                              ""),
-    "products_are_not_waited_for": ("hopper.cuh", "    wait_products<0>();\n", ""),
+    "products_are_not_waited_for": ("hopper.cuh", "    wait_sums(chain);\n", ""),
     "a_stage_is_given_back_too_early": ("hopper.cuh", "        wait_products<1>();\n", ""),
     "too_few_bytes_are_announced": ("hopper.cuh", "arrive_expecting(full, Shared::kStage);",
                                     "arrive_expecting(full, Shared::kStage - 16);"),
@@ -128,6 +141,45 @@ PLANTED = {
                                    "    constexpr"),
     "a_slab_is_overwritten": ("hopper.cuh", "    barrier_of(1 + group, kGroupThreads);\n  }", "  }"),
 }
+
+
+# What hangs says where; block, warps, stage and parity are those of planted_hopper.cpp.
+HANGS = {
+    "a_stage_is_never_given_back": (("hopper.cuh", "    wait_sums(chain);\n    release(before);",
+                                     "    wait_sums(chain);"),
+                                    "block 0, warp 8 waits for stage 1 to be empty, parity 0"),
+    "bytes_that_nobody_brings": (("hopper.cuh", "arrive_expecting(full, Shared::kStage);",
+                                  "arrive_expecting(full, Shared::kStage + 16);"),
+                                 "block 0, warp 5 waits for stage 0 to be full, parity 0"),
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_kernel_that_hangs_says_where(tmp_path, name):
+    error, words = HANGS[name]
+    flags = [*(f for f in FLAGS if "sanitize" not in f), "-Wno-psabi"]
+    failed, said = finds(tmp_path, "planted_hopper.cpp", error, flags)
+    assert failed and f"conv_ext: a kernel hangs: {words}" in said, said
+
+
+def bank_conflicts(folder, error=("hopper.cuh", "", "")):
+    """How many lanes meet in a bank, by the kind of access."""
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]
+    failed, said, printed = finds_and_prints(folder, "banks.cpp", error, flags)
+    assert not failed, said
+    return {name: int(ways) for name, ways in (line.split() for line in printed.splitlines())}
+
+
+def test_no_two_lanes_meet_in_a_bank(tmp_path):
+    found = bank_conflicts(tmp_path)
+    assert len(found) == 6 and set(found.values()) == {1}, found
+
+
+@pytest.mark.exhaustive
+def test_lanes_that_meet_in_a_bank_are_seen(tmp_path):
+    error = ("hopper.cuh", "channel / 2 ^ (position % 4 * 4) ^ (position % 2 * 2)", "channel / 2")
+    found = bank_conflicts(tmp_path, error)
+    assert found["put_along_channels"] == 4 and found["read_vectors_of_16_bits"] == 2, found
 
 
 OFTEN = "nothing copies_are_not_waited_for a_stage_is_given_back_too_early too_few_bytes_are_announced"

@@ -4,13 +4,16 @@
 // As in device.h, the tests put another header in the place of this file's second half (tests/cuda_host/hopper_host.h).
 #pragma once
 
+#include <stdio.h>
+
 #include "device.h"
 
 namespace conv_ext {
 namespace cuda {
 
-// A tensor map: what TMA has to know of a tensor. Made on the host, read from a kernel's parameters.
-struct alignas(64) TensorMap {
+// A tensor map: what TMA has to know of a tensor. Made on the host, read from a kernel's parameters, where it fills a
+// line of the cache.
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 
@@ -42,6 +45,25 @@ struct RowsMap {
   int64_t columns, rows, stride;  // stride: in bytes
   int box_columns, box_rows;      // of a copy
 };
+
+// What the warps of a block wait for that hangs, in memory of the host, which can be read when the kernel has ended
+// with an error. No kernel prints it: where a kernel calls a function, the compiler waits for every single product.
+struct Waits {
+  uint64_t of_warp[32];  // 0 where a warp has not waited long
+};
+// The lowest bit says that the kernel has been ended for it.
+CONV_EXT_DEVICE uint64_t wait_of(uint32_t block, int stage, bool full, uint32_t parity, bool ended) {
+  return uint64_t(block | 1u << 31) << 32 | uint32_t(stage << 3 | int(full) << 2 | int(parity) << 1 | int(ended));
+}
+inline void print_waits(const Waits& waits) {
+  bool ended = false;
+  for (uint64_t wait : waits.of_warp) ended = ended || (wait & 1);
+  for (int warp = 0; warp < 32 && ended; ++warp)
+    if (const uint64_t wait = waits.of_warp[warp])
+      fprintf(stderr, "conv_ext: a kernel hangs: block %d, warp %d waits for stage %d to be %s, parity %d\n",
+              int(wait >> 32 & 0x7fffffff), warp, int(wait >> 3 & 0xff), wait & 4 ? "full" : "empty",
+              int(wait >> 1 & 1));
+}
 
 // An operand of multiply_group as TMA lays it down. The descriptor's fields: the address, two distances, the kind of
 // exchange; the first three in units of 16 bytes.
@@ -88,29 +110,66 @@ CONV_EXT_DEVICE void arrive_expecting(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// Returns when the phase of this parity has ended: 0 for the first, then in turn. Before the first, 1 has ended.
-CONV_EXT_DEVICE void wait_barrier(uint64_t* barrier, uint32_t parity) {
+// Whether the phase of this parity has ended: 0 for the first, then in turn. Before the first, 1 has ended. The device
+// waits a little before it says no.
+CONV_EXT_DEVICE bool phase_has_ended(uint64_t* barrier, uint32_t parity) {
   uint32_t ended;
-  do {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n"
-        "}\n"
-        : "=r"(ended)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-  } while (ended == 0);
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(ended)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return ended != 0;
 }
+// Nanoseconds, modulo 2^32.
+CONV_EXT_DEVICE uint32_t device_time() {
+  uint32_t time;
+  asm volatile("mov.u32 %0, %%globaltimer_lo;\n" : "=r"(time));
+  return time;
+}
+// Tells the host what this thread's warp waits for. What it needs is read where it is needed: loops that wait shall not
+// keep it in registers.
+CONV_EXT_DEVICE void tell_host(Waits* waits, int stage, bool full, uint32_t parity, bool ended) {
+  uint32_t block, thread;
+  asm volatile("mov.u32 %0, %%ctaid.x;\nmov.u32 %1, %%tid.x;\n" : "=r"(block), "=r"(thread));
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;\nmembar.sys;\n" ::"l"(&waits->of_warp[thread / 32]),
+               "l"(wait_of(block, stage, full, parity, ended))
+               : "memory");
+}
+// Ends the kernel with an error.
+CONV_EXT_DEVICE void trap() { __trap(); }
 // A barrier of some of the block's warps, which all name the same number from 1 on; lanes may come one by one.
 CONV_EXT_DEVICE void barrier_of(int number, int threads) {
   asm volatile("barrier.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
 }
 
+// An address in shared memory that is kept in a register; the compiler would compute it anew at every use.
+CONV_EXT_DEVICE char* held(char* p) {
+  uint32_t address = shared_address(p);
+  asm volatile("" : "+r"(address));
+  return static_cast<char*>(__cvta_shared_to_generic(address));
+}
+
 // The warp's number in its block, known to the compiler as one number for all lanes: products may not stand where lanes
 // part.
 CONV_EXT_DEVICE int warp_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
+// One lane of a warp whose lanes are all here. The compiler knows that it is one, and that what it computes is the same
+// for the whole warp: TMA takes its operands from registers of the warp.
+CONV_EXT_DEVICE bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
 // Registers of each thread from here on: all warps of a warpgroup give back, or take.
 template <int registers>
 CONV_EXT_DEVICE void give_registers() {
@@ -149,10 +208,17 @@ CONV_EXT_DEVICE void copy_rows(void* to, const TensorMap* map, uint64_t* barrier
 // Before the first product of a group: registers that were written are seen by it.
 CONV_EXT_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 CONV_EXT_DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-// Returns when all but the latest `pending` groups are done: their sums may be read, their operands overwritten.
+// Returns when all but the latest `pending` groups are done: their operands may be overwritten.
 template <int pending>
 CONV_EXT_DEVICE void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(pending) : "memory");
+}
+// Returns when all are done: now the sums may be read, and the compiler must not do it before.
+template <int count>
+CONV_EXT_DEVICE void wait_sums(float (&sum)[count]) {
+  wait_products<0>();
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(sum[i])::"memory");
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -253,6 +319,28 @@ inline int encode(const RowsMap& m, TensorMap* map) {
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
   if (error == 0) mend(map, m.rows * m.stride);
   return error;
+}
+
+// Where the kernels of this process tell of waits without end, or nullptr; it is printed when the process ends.
+inline Waits* waits_for_host() {
+  struct alignas(4096) Place {
+    Waits waits{};
+    Waits* device = nullptr;
+    Place() {
+      // A stream that is being captured allows it in this mode alone.
+      cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+      if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) return;
+      void* seen = nullptr;
+      if (cudaHostRegister(this, sizeof *this, cudaHostRegisterMapped | cudaHostRegisterPortable) == cudaSuccess &&
+          cudaHostGetDevicePointer(&seen, &waits, 0) == cudaSuccess)
+        device = static_cast<Waits*>(seen);
+      cudaThreadExchangeStreamCaptureMode(&mode);
+      if (device == nullptr) cudaGetLastError();  // it is done without
+    }
+    ~Place() { print_waits(waits); }
+  };
+  static Place place;
+  return place.device;
 }
 
 // How many blocks run at once where each fills a multiprocessor; a negative error.

@@ -51,7 +51,11 @@ struct Result {
   CONV_EXT_DEVICE T value(int64_t m, const T* to, Sum sum) const {
     if (negative) sum = -sum;
     if (add) sum += Sum(widen(*to));
-    if (bias != nullptr) sum += Sum(widen(bias[m * bias_stride]));
+    return rounded(sum + bias_of(m));
+  }
+  // Without a bias the zero that changes no sum, not even another zero.
+  CONV_EXT_DEVICE Sum bias_of(int64_t m) const { return bias != nullptr ? Sum(widen(bias[m * bias_stride])) : -Sum(0); }
+  CONV_EXT_DEVICE T rounded(Sum sum) const {
     T value;
     narrow(sum, &value);
     if (relu && widen(value) < 0) narrow(Sum(0), &value);  // of the rounded number, as an nn.ReLU behind it; NaN stays

@@ -115,7 +115,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
             int32_t(shape.phases()),
             int32_t(call.plan.splits),
             int32_t(call.plan.steps)};
-  p.tiles = p.grid.blocks();
+  p.tiles = int32_t(p.grid.blocks());
   p.images = int32_t(z.n);
   p.rows = int32_t(roles.rows);
   p.tap_steps = int32_t(ceil_div(roles.channels, kChunk<Group>));
@@ -159,7 +159,8 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   }
   const int processors = multiprocessors();
   if (processors < 0) return -processors;
-  p.blocks = min_of(p.tiles, processors);
+  p.waits = waits_for_host();
+  p.blocks = min_of(p.tiles, int32_t(processors));
   const int error = n == 128 ? launch(hopper_gather<Group, 128>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 128>::kBytes, call.stream, p)
                              : launch(hopper_gather<Group, 64>, p.blocks, kHopperThreads,
@@ -185,7 +186,7 @@ int run_correlate(const RealCall& call) {
             1,
             int32_t(call.plan.splits),
             int32_t(call.plan.steps)};
-  p.tiles = p.grid.blocks();
+  p.tiles = int32_t(p.grid.blocks());
   p.positions = z.n * z.p * z.q;
   p.taps_w = int32_t(z.s);
   p.output_h = int32_t(z.p);
@@ -219,7 +220,8 @@ int run_correlate(const RealCall& call) {
   }
   const int processors = multiprocessors();
   if (processors < 0) return -processors;
-  p.blocks = min_of(p.tiles, processors);
+  p.waits = waits_for_host();
+  p.blocks = min_of(p.tiles, int32_t(processors));
   const int error = n == 128 ? launch(hopper_correlate<Group, 128>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 128>::kBytes, call.stream, p)
                              : launch(hopper_correlate<Group, 64>, p.blocks, kHopperThreads,

@@ -21,18 +21,31 @@ namespace cuda {
 constexpr int kGroupThreads = 128, kConsumers = 2 * kGroupThreads, kHopperThreads = kConsumers + kGroupThreads;
 constexpr int kHopperM = 128, kSlab = 32;  // positions of a tile; channels that are written at a time
 
+// Where a sum of 64 positions by kSlab channels lies in shared memory while they are written, in floats. Lanes put down
+// what they hold, at 8 positions and 4 pairs of channels; then they read what are neighbours in the result: channels of
+// one position or two, by vectors, or positions. No two lanes meet in a bank (tests/cuda_host/banks.cpp): along
+// channels pairs of them are exchanged, each of four rows in another way, along positions rows are four numbers longer.
+constexpr int kSlabPitch = 64 + 4, kSlabFloats = kSlab * kSlabPitch;
+template <bool along_channels>
+CONV_EXT_DEVICE int slab_place(int position, int channel) {
+  if constexpr (!along_channels) return channel * kSlabPitch + position;
+  // The row's pairs are exchanged: every fourth row alike, neighbouring rows also within four numbers.
+  const int pair = channel / 2 ^ (position % 4 * 4) ^ (position % 2 * 2);
+  return position * kSlab + pair * 2 + channel % 2;
+}
+
 // Where everything lies in shared memory, from a multiple of 1024 bytes on.
 template <class Group, int n>
 struct HopperShared {
   static constexpr int kPatches = kHopperM * kRowBytes, kWeights = n * kRowBytes;
   static constexpr int kStage = Group::kParts * (kPatches + kWeights);
   static constexpr int kRing = 192 << 10, kStages = kRing / kStage;
-  static constexpr int kSlabPitch = kSlab + 1, kSlabFloats = 64 * kSlabPitch;
   static constexpr int kSlabs = kStages * kStage, kOffsets = kSlabs + 2 * kSlabFloats * 4;
   static constexpr int kBarriers = kOffsets + 2 * 64 * 8;
   static constexpr int kBytes = kSwizzleBytes + kBarriers + 2 * kStages * 8;
 
   char* base;
+  Waits* waits;
   CONV_EXT_DEVICE char* patches(int stage, int part) const { return base + stage * kStage + part * kPatches; }
   CONV_EXT_DEVICE char* weights(int stage, int part) const {
     return base + stage * kStage + Group::kParts * kPatches + part * kWeights;
@@ -56,12 +69,34 @@ struct Ring {
   }
 };
 
+// Returns when the phase of this parity has ended. What is waited for takes microseconds: who waits longer than a
+// second tells the host, and ends the kernel when the block's other warps have had time to tell, too.
+template <class Shared>
+CONV_EXT_DEVICE void wait_barrier(const Shared& shared, uint64_t* barrier, int stage, uint32_t parity, bool full) {
+  if (phase_has_ended(barrier, parity)) return;
+  constexpr uint32_t kLong = 1'000'000'000, kEndless = 3'000'000'000;
+  for (const uint32_t begin = device_time(); !phase_has_ended(barrier, parity);) {
+    const uint32_t waited = device_time() - begin;
+    if (waited < kLong) continue;
+    if (shared.waits != nullptr) tell_host(shared.waits, stage, full, parity, waited > kEndless);
+    if (waited > kEndless) trap();
+  }
+}
+template <class Shared>
+CONV_EXT_DEVICE void wait_empty(const Shared& shared, int stage, uint32_t parity) {
+  wait_barrier(shared, shared.empty(stage), stage, parity, false);
+}
+template <class Shared>
+CONV_EXT_DEVICE void wait_full(const Shared& shared, int stage, uint32_t parity) {
+  wait_barrier(shared, shared.full(stage), stage, parity, true);
+}
+
 template <class T>
 struct HopperParameters {
   TensorMap weights, source[kMostGatherPhases];
   GatherPhase phases[kMostGatherPhases];
   Grid grid;  // tiles_m: of channels, tiles_n: of positions; steps of a split
-  int64_t tiles, blocks;
+  int32_t tiles, blocks;
   int32_t images, rows;              // rows: channels of a group of the result
   int32_t tap_steps, last_products;  // steps of a tap; products of its last one, the others have kProducts
   int32_t group_channels;            // from a group to the next in the source
@@ -70,6 +105,7 @@ struct HopperParameters {
   Strides to;
   Result<T, float> result;
   int64_t split_elements;
+  Waits* waits;
   GatherAgain again;  // float32 in two parts: what three products do not say
 };
 
@@ -96,10 +132,11 @@ struct HopperTile {
 
 // One thread: asks for the operands of all steps of all of the block's tiles, in their order.
 template <class Group, int n, class T>
-CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Group, n>& shared) {
+CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Group, n>& all) {
   using Shared = HopperShared<Group, n>;
+  const Shared shared{held(all.base), all.waits};
   Ring<Shared::kStages> ring;
-  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+  for (int index = int(block_index()); index < p.tiles; index += p.blocks) {
     const HopperTile<T> tile(p, index, n);
     if (!tile.exists()) continue;
     const GatherPhase& phase = *tile.phase;
@@ -109,7 +146,7 @@ CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Gr
     const int rows = p.grid.phases * p.grid.groups * p.rows;  // of a part
     Digits tap = digits_of(tile.first_step, phase.taps_w > 0 ? phase.taps_w : 1, p.tap_steps);
     for (int step = 0; step < tile.steps; ++step) {
-      wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);
+      wait_empty(shared, ring.stage, ring.parity ^ 1);
       uint64_t* const full = shared.full(ring.stage);
       arrive_expecting(full, Shared::kStage);
 #pragma unroll
@@ -132,6 +169,27 @@ CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Gr
   }
 }
 
+// The first `count` products of a step, one group of them: where the number is not known the compiler would close a
+// group after every product, or add one that multiplies nothing.
+template <class Group, int count, int sums>
+CONV_EXT_DEVICE void multiply_pieces(float (&chain)[sums], const uint64_t (&patches)[Group::kParts],
+                                     const uint64_t (&weights)[Group::kParts], bool begins) {
+  using Tag = typename Group::Element;
+  begin_products();
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    const uint64_t k = uint64_t(i) * (32 >> 4);
+    if constexpr (Group::kParts == 2) {
+      multiply_group(chain, patches[1] + k, weights[0] + k, i > 0 || !begins, Tag{});
+      multiply_group(chain, patches[0] + k, weights[1] + k, true, Tag{});
+      multiply_group(chain, patches[0] + k, weights[0] + k, true, Tag{});
+    } else {
+      multiply_group(chain, patches[0] + k, weights[0] + k, i > 0 || !begins, Tag{});
+    }
+  }
+  commit_products();
+}
+
 // The products of one step of a warpgroup's 64 positions; the first ones of a chain begin its sums.
 template <class Group, int n>
 CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const HopperShared<Group, n>& shared, int stage, int group,
@@ -142,42 +200,49 @@ CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const HopperShared<Gro
     patches[part] = operand_along(shared_address(shared.patches(stage, part) + group * 64 * kRowBytes));
     weights[part] = operand_along(shared_address(shared.weights(stage, part)));
   }
-  using Tag = typename Group::Element;
-  const auto multiply = [&](int i) {
-    const uint64_t k = uint64_t(i) * (32 >> 4);
-    if constexpr (Group::kParts == 2) {
-      multiply_group(chain, patches[1] + k, weights[0] + k, i > 0 || !begins, Tag{});
-      multiply_group(chain, patches[0] + k, weights[1] + k, true, Tag{});
-      multiply_group(chain, patches[0] + k, weights[0] + k, true, Tag{});
-    } else {
-      multiply_group(chain, patches[0] + k, weights[0] + k, i > 0 || !begins, Tag{});
-    }
-  };
-  if (products == kProducts) {
-    begin_products();
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) multiply(i);
+  static_assert(kProducts == 4, "as many as there are cases");
+  if (products == 4) {
+    multiply_pieces<Group, 4>(chain, patches, weights, begins);
+  } else if (products == 3) {
+    multiply_pieces<Group, 3>(chain, patches, weights, begins);
+  } else if (products == 2) {
+    multiply_pieces<Group, 2>(chain, patches, weights, begins);
   } else {
-    for (int i = 0; i < products; ++i) {
-      begin_products();
-      multiply(i);
-    }
+    multiply_pieces<Group, 1>(chain, patches, weights, begins);
   }
-  begin_products();  // where the branches meet the compiler would put one
-  commit_products();
 }
 
-// Sixteen bytes at once.
+// Sixteen bytes at once, or eight.
 struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
+struct alignas(16) FourFloats {
+  float value[4];
+};
+struct alignas(8) TwoFloats {
+  float value[2];
+};
+
+// Puts kSlab channels of a warp's 16 positions into the slab.
+template <bool along_channels>
+CONV_EXT_DEVICE void put_slab(float* slab, const float* sums, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < kSlab / 8 * 4; i += 2) {
+    const int position = warp * 16 + lane / 4 + i / 2 % 2 * 8, channel = i / 4 * 8 + lane % 4 * 2;
+    if constexpr (along_channels) {
+      *reinterpret_cast<TwoFloats*>(slab + slab_place<true>(position, channel)) = {sums[i], sums[i + 1]};
+    } else {
+      slab[slab_place<false>(position, channel)] = sums[i];
+      slab[slab_place<false>(position, channel + 1)] = sums[i + 1];
+    }
+  }
+}
 
 // Writes a warpgroup's sums, kSlab channels at a time: through shared memory, so that neighbouring threads write
 // neighbouring numbers in either layout.
 template <class Group, int n, class T>
 CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T>& tile,
                                 const HopperShared<Group, n>& shared, const float (&total)[n / 2], int group) {
-  using Shared = HopperShared<Group, n>;
   const int thread = thread_index() % kGroupThreads, warp = thread / 32, lane = thread % 32;
   float* const slab = shared.slab(group);
   int64_t* const offsets = shared.offsets(group);
@@ -200,26 +265,33 @@ CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T
   } else {
     result.data += first * result.stride_m;
   }
-  const bool along_channels = result.stride_m == 1;
+  const bool along_channels = result.stride_m == 1;  // as it is where vectors are written
 #pragma unroll
   for (int j = 0; j < n / kSlab; ++j) {
     const int row = tile.first_row + j * kSlab, rows = p.rows - row;  // rows are channels here
     if (rows <= 0) break;
-#pragma unroll
-    for (int i = 0; i < kSlab / 8 * 4; ++i)
-      slab[(warp * 16 + lane / 4 + i / 2 % 2 * 8) * Shared::kSlabPitch + i / 4 * 8 + lane % 4 * 2 + i % 2] =
-          total[j * (kSlab / 2) + i];
+    if (along_channels) {
+      put_slab<true>(slab, &total[j * (kSlab / 2)], warp, lane);
+    } else {
+      put_slab<false>(slab, &total[j * (kSlab / 2)], warp, lane);
+    }
     barrier_of(1 + group, kGroupThreads);
     constexpr int kVector = 16 / int(sizeof(T)), kLanes = kSlab / kVector;  // lanes of a position
     if (p.vectors) {
       const int channel = lane % kLanes * kVector;
+      float bias[kVector];
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) bias[i] = channel < rows ? result.bias_of(row + channel + i) : 0;
 #pragma unroll
       for (int position = warp * (32 / kLanes) + lane / kLanes; position < 64; position += 4 * 32 / kLanes) {
         if (channel >= rows || offsets[position] < 0) continue;
         T finished[kVector];
 #pragma unroll
-        for (int i = 0; i < kVector; ++i)
-          result.finish(row + channel + i, &finished[i], slab[position * Shared::kSlabPitch + channel + i]);
+        for (int i = 0; i < kVector; i += 4) {
+          const FourFloats some = *reinterpret_cast<FourFloats*>(slab + slab_place<true>(position, channel + i));
+#pragma unroll
+          for (int k = 0; k < 4; ++k) finished[i + k] = result.rounded(some.value[k] + bias[i + k]);
+        }
         Bytes16 vector;
         memcpy(&vector, finished, sizeof vector);
         *reinterpret_cast<Bytes16*>(result.data + offsets[position] + row + channel) = vector;
@@ -227,13 +299,13 @@ CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T
     } else if (along_channels) {
       for (int position = warp; position < 64; position += 4)
         if (lane < rows && offsets[position] >= 0)
-          result.write(row + lane, offsets[position], slab[position * Shared::kSlabPitch + lane]);
+          result.write(row + lane, offsets[position], slab[slab_place<true>(position, lane)]);
     } else {
       const int position = thread % 64;
       const int64_t offset = offsets[position];
       for (int channel = thread / 64; channel < kSlab; channel += 2)
         if (channel < rows && offset >= 0)
-          result.write(row + channel, offset, slab[position * Shared::kSlabPitch + channel]);
+          result.write(row + channel, offset, slab[slab_place<false>(position, channel)]);
     }
     barrier_of(1 + group, kGroupThreads);
   }
@@ -284,7 +356,7 @@ CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const HopperShared<Group, 
     const int last = steps - step < kChainSteps ? steps - step : kChainSteps;
     int before = 0;
     for (int i = 0; i < last; ++i) {
-      wait_barrier(shared.full(ring.stage), ring.parity);
+      wait_full(shared, ring.stage, ring.parity);
       multiply(chain, ring.stage, i == 0);
       if (i > 0) {
         wait_products<1>();
@@ -293,7 +365,7 @@ CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const HopperShared<Group, 
       before = ring.stage;
       ring.advance();
     }
-    wait_products<0>();
+    wait_sums(chain);
     release(before);
 #pragma unroll
     for (int i = 0; i < n / 2; ++i) total[i] += chain[i];
@@ -306,7 +378,7 @@ template <class Group, int n, class T>
 CONV_EXT_DEVICE void consume(const HopperParameters<T>& p, const HopperShared<Group, n>& shared) {
   const int group = warp_index() / 4;
   Ring<HopperShared<Group, n>::kStages> ring;
-  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+  for (int index = int(block_index()); index < p.tiles; index += p.blocks) {
     const HopperTile<T> tile(p, index, n);
     if (!tile.exists()) continue;
     int within = tile.first_step % p.tap_steps;  // of a tap
@@ -335,22 +407,22 @@ CONV_EXT_DEVICE void run_roles(const Shared& shared, Produce produce, Consume co
   // 65536 registers: 168 for each of 384 threads, of which those that multiply need more and the others fewer.
   if (warp_index() >= kConsumers / 32) {
     give_registers<40>();
-    if (thread_index() == kConsumers) produce();
+    if (warp_index() == kConsumers / 32 && elect_one()) produce();
   } else {
     take_registers<232>();
     consume();
   }
 }
 template <class Shared>
-CONV_EXT_DEVICE Shared aligned_shared() {
+CONV_EXT_DEVICE Shared aligned_shared(Waits* waits) {
   const uint32_t beyond = shared_address(shared_memory()) % kSwizzleBytes;
-  return Shared{shared_memory() + (beyond == 0 ? 0 : kSwizzleBytes - beyond)};
+  return Shared{shared_memory() + (beyond == 0 ? 0 : kSwizzleBytes - beyond), waits};
 }
 
 template <class Group, int n, class T = typename Group::Element>
 CONV_EXT_KERNEL(kHopperThreads)
 hopper_gather(CONV_EXT_GRID_CONSTANT HopperParameters<T> p) {
-  const auto shared = aligned_shared<HopperShared<Group, n>>();
+  const auto shared = aligned_shared<HopperShared<Group, n>>(p.waits);
   run_roles(shared, [&] { produce(p, shared); }, [&] { consume(p, shared); });
 }
 

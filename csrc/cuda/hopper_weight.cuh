@@ -15,7 +15,8 @@ template <class T>
 struct CorrelateParameters {
   TensorMap grad, input;
   Grid grid;  // tiles_m: of the gradient's channels, tiles_n: of taps and the input's channels; steps of a split
-  int64_t tiles, blocks, positions;
+  int32_t tiles, blocks;
+  int64_t positions;
   int32_t rows, channels;           // of a group: of the gradient, of the input
   int32_t grad_group, input_group;  // from a group to the next
   int32_t channel_tiles, taps_w;    // of a tap; of a row of taps
@@ -23,6 +24,7 @@ struct CorrelateParameters {
   Strides to;  // K, C/g, R, S
   Result<T, float> result;
   int64_t split_elements;
+  Waits* waits;
 };
 
 template <class T>
@@ -46,28 +48,54 @@ CONV_EXT_DEVICE int boxes_of(int channels, int most) {
   return boxes < most ? boxes : most;
 }
 
+// Positions in their order, kBox at a time, without dividing.
+struct BoxWalker {
+  int32_t h, w;  // extents
+  Digits at, step;
+
+  CONV_EXT_DEVICE BoxWalker(int32_t h, int32_t w, int64_t first)
+      : h(h), w(w), at(digits_of(first, h, w)), step(digits_of(kBox, h, w)) {}
+  CONV_EXT_DEVICE void advance() {
+    at.low += step.low;
+    const bool row = at.low >= w;
+    at.low -= row ? w : 0;
+    at.middle += step.middle + row;
+    const bool image = at.middle >= h;
+    at.middle -= image ? h : 0;
+    at.high += step.high + image;
+  }
+};
+
 template <class Group, int n, class T>
-CONV_EXT_DEVICE void produce_pairs(const CorrelateParameters<T>& p, const HopperShared<Group, n>& shared) {
+CONV_EXT_DEVICE void produce_pairs(const CorrelateParameters<T>& p, const HopperShared<Group, n>& all) {
+  const HopperShared<Group, n> shared{held(all.base), all.waits};
   Ring<HopperShared<Group, n>::kStages> ring;
-  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+  for (int index = int(block_index()); index < p.tiles; index += p.blocks) {
     const CorrelateTile<T> tile(p, index, n);
     const int grads = boxes_of(p.rows - tile.first_row, kHopperM / kBox),
               inputs = boxes_of(p.channels - tile.first_channel, n / kBox);
     const int grad_channel = tile.place.group * p.grad_group + tile.first_row,
               input_channel = tile.place.group * p.input_group + tile.first_channel;
+    const int tap_w = tile.s * p.dilation_w, tap_h = tile.r * p.dilation_h;
+    BoxWalker walker(p.output_h, p.output_w, int64_t(tile.place.split) * p.grid.steps * kBox);
     for (int step = 0; step < tile.steps; ++step) {
-      const Digits at = digits_of((int64_t(tile.place.split) * p.grid.steps + step) * kBox, p.output_h, p.output_w);
-      wait_barrier(shared.empty(ring.stage), ring.parity ^ 1);
+      const Digits& at = walker.at;
+      const int w = p.lower_w + at.low * p.step_w, h = p.lower_h + at.middle * p.step_h;
+      wait_empty(shared, ring.stage, ring.parity ^ 1);
       uint64_t* const full = shared.full(ring.stage);
       arrive_expecting(full, (grads + inputs) * kBoxBytes);
-      for (int i = 0; i < grads; ++i)
-        copy_patches(shared.patches(ring.stage, 0) + i * kBoxBytes, &p.grad, full, grad_channel + i * kBox, at.low,
-                     at.middle, at.high, 0, 0);
-      for (int i = 0; i < inputs; ++i)
-        copy_patches(shared.weights(ring.stage, 0) + i * kBoxBytes, &p.input, full, input_channel + i * kBox,
-                     p.lower_w + at.low * p.step_w, p.lower_h + at.middle * p.step_h, at.high, tile.s * p.dilation_w,
-                     tile.r * p.dilation_h);
+#pragma unroll
+      for (int i = 0; i < kHopperM / kBox; ++i)
+        if (i < grads)
+          copy_patches(shared.patches(ring.stage, 0) + i * kBoxBytes, &p.grad, full, grad_channel + i * kBox, at.low,
+                       at.middle, at.high, 0, 0);
+#pragma unroll
+      for (int i = 0; i < n / kBox; ++i)
+        if (i < inputs)
+          copy_patches(shared.weights(ring.stage, 0) + i * kBoxBytes, &p.input, full, input_channel + i * kBox, w, h,
+                       at.high, tap_w, tap_h);
       ring.advance();
+      walker.advance();
     }
   }
 }
@@ -76,7 +104,7 @@ template <class Group, int n, class T>
 CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const HopperShared<Group, n>& shared) {
   const int group = warp_index() / 4, lane = thread_index() % 32;
   Ring<HopperShared<Group, n>::kStages> ring;
-  for (int64_t index = block_index(); index < p.tiles; index += p.blocks) {
+  for (int index = int(block_index()); index < p.tiles; index += p.blocks) {
     const CorrelateTile<T> tile(p, index, n);
     float total[n / 2];
     sum_steps<Group, n>(total, shared, ring, tile.steps, [&](float (&chain)[n / 2], int stage, bool begins) {
@@ -110,7 +138,7 @@ CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const Hopper
 template <class Group, int n, class T = typename Group::Element>
 CONV_EXT_KERNEL(kHopperThreads)
 hopper_correlate(CONV_EXT_GRID_CONSTANT CorrelateParameters<T> p) {
-  const auto shared = aligned_shared<HopperShared<Group, n>>();
+  const auto shared = aligned_shared<HopperShared<Group, n>>(p.waits);
   run_roles(shared, [&] { produce_pairs(p, shared); }, [&] { consume_pairs(p, shared); });
 }
 

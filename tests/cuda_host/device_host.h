@@ -52,6 +52,7 @@ struct Machine {
   int threads = 0, current = 0, shared_bytes = 0;
   int64_t block = 0;
   unsigned long progress = 0, blocks = 0;  // whatever happens, and of that how often a fibre was blocked
+  int idle_rounds = 0;                     // of all warps, in which nothing else has happened
   void (*block_begins)() = nullptr, (*block_ends)() = nullptr;
   void* scheduler[5];
   void (*body)(void*) = nullptr;
@@ -136,7 +137,9 @@ inline void run_block() {
     any = false;
     bool blocked = false;
     for (int i = 0; i < machine.threads; ++i) blocked = blocked || machine.fibres[size_t(i)]->blocked;
-    if (blocked && machine.progress - machine.blocks == events) stop("all warps wait for each other");
+    // The kernel itself may notice that it waits too long.
+    machine.idle_rounds = blocked && machine.progress - machine.blocks == events ? machine.idle_rounds + 1 : 0;
+    if (machine.idle_rounds > 8) stop("all warps wait for each other");
     for (int i = 0; i < machine.threads; ++i) {
       Fibre& fibre = *machine.fibres[size_t(i)];
       fibre.blocked = false;

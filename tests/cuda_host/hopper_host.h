@@ -233,20 +233,32 @@ inline void start_copy(const BoxCopy& copy, uint64_t* barrier) {
   to.bytes -= land_box(copy);
   end_phase(to);
 }
-inline void wait_barrier(uint64_t* barrier, uint32_t parity) {
+inline bool phase_has_ended(uint64_t* barrier, uint32_t parity) {
   HostBarrier& on = barrier_at(barrier);
-  for (;;) {
-    if (on.parity != parity) return;
-    if (!on.waiting.empty()) {
-      const std::vector<BoxCopy> copies = std::move(on.waiting);
-      on.waiting.clear();
-      for (const BoxCopy& copy : copies) on.bytes -= land_box(copy);
-      ++machine.progress;
-      end_phase(on);
-    } else {
-      block_fibre();
-    }
+  if (on.parity != parity) return true;
+  if (on.waiting.empty()) {
+    block_fibre();
+  } else {
+    const std::vector<BoxCopy> copies = std::move(on.waiting);
+    on.waiting.clear();
+    for (const BoxCopy& copy : copies) on.bytes -= land_box(copy);
+    ++machine.progress;
+    end_phase(on);
   }
+  return on.parity != parity;
+}
+// It goes on when nothing else does.
+inline uint32_t device_time() { return uint32_t(machine.idle_rounds) * 800'000'000u; }
+inline Waits* waits_for_host() {
+  static Waits waits;
+  return &waits;
+}
+inline void tell_host(Waits* waits, int stage, bool full, uint32_t parity, bool ended) {
+  waits->of_warp[machine.current / 32] = wait_of(uint32_t(machine.block), stage, full, parity, ended);
+}
+inline void trap() {
+  print_waits(*waits_for_host());
+  stop("a kernel ends itself");
 }
 inline void barrier_of(int number, int threads) {
   if (number < 1 || number > 15 || threads % 32 != 0) stop("a barrier that a device does not have");
@@ -382,7 +394,14 @@ void wait_products() {
   });
 }
 
+template <int count>
+void wait_sums(float (&)[count]) {
+  wait_products<0>();
+}
+
+inline char* held(char* p) { return p; }
 inline int warp_index() { return machine.current / 32; }
+inline bool elect_one() { return machine.current % 32 == 0; }
 template <int registers>
 void give_registers() {
   static_assert(registers % 8 == 0 && registers >= 24 && registers <= 256, "what setmaxnreg can say");

@@ -47,6 +47,7 @@ int main() {
   p.to = {0, kColumns, 0, 1};
   p.result.data = result.get();
   p.result.stride_m = kColumns;
+  p.waits = waits_for_host();
 
   for (int way = 0; way < 4; ++way) {
     machine.late = way & 1;

@@ -1,0 +1,198 @@
+"""The machine code that nvcc makes of the kernels: what a step costs and waits for, counted; needs no GPU.
+
+Each gate is a function that says what is wrong with a kernel. Errors that are put into the sources have to be found by
+them. One compilation serves all gates, whichever process comes first.
+"""
+
+import functools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import sass
+from fibres import built_once
+
+ROOT = Path(__file__).resolve().parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+nvcc = shutil.which("nvcc")
+pytestmark = pytest.mark.skipif(nvcc is None or sass.disassembler() is None,
+                                reason="needs nvcc and cuobjdump, of a CUDA toolkit, on the PATH")
+
+# Instructions of a step at most. A step of 128 x 128 sums takes the tensor cores 512 cycles, of 128 x 64 half of that,
+# and one warp starts an instruction in three to five cycles.
+PRODUCER, COPY = 32, 20  # of the step, and of each copy
+CONSUMER, PRODUCT = 64, 5
+
+
+def machine_code(folder: Path, source: str) -> dict[str, sass.Kernel]:
+    """The kernels of a source that includes those of `folder`, by their mangled names."""
+    unit = folder / "sass.cu"
+    unit.write_text(source)
+    command = [nvcc, "-std=c++20", "-O3", f"-I{folder}", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", str(unit),
+               "-o", str(folder / "sass.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sass.kernels_of(folder / "sass.cubin")
+
+
+@functools.cache
+def hopper() -> dict[str, sass.Kernel]:
+    """All kernels of hopper.cu."""
+    command = [nvcc, "-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", str(CUDA / "hopper.cu")]
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+
+    def compile_it(folder: Path) -> None:
+        subprocess.run([*command, "-o", str(folder / "hopper.cubin")], check=True, capture_output=True)
+
+    read = [*(ROOT / "csrc").glob("*.h"), CUDA]
+    return sass.kernels_of(built_once("sass", read, [*command, version], compile_it) / "hopper.cubin")
+
+
+def named(kernels: dict[str, sass.Kernel], *names: str) -> list[sass.Kernel]:
+    found = [k for mangled, k in kernels.items() if any(name in mangled for name in names)]
+    assert found, f"no kernel is called {names}"
+    return found
+
+
+# ---- the gates
+
+
+def uses_local_memory(kernel: sass.Kernel) -> str:
+    """Registers that are spilled, or arrays that are not in registers."""
+    return next((str(i) for i in kernel.instructions if i.name in ("LDL", "STL")), "")
+
+
+def is_warm(path: list[sass.Instruction]) -> bool:
+    """Whether it is a step as it should be: what waits long looks at the clock."""
+    return not any("SR_GLOBALTIMER" in i.operands or i.name == "MEMBAR" for i in path)
+
+
+def steps_of(kernel: sass.Kernel, name: str) -> list[list[sass.Instruction]]:
+    """The ways through the loop over steps: the smallest that has such an instruction and waits for a barrier."""
+    loops = [loop for loop in kernel.loops if loop.has(name) and loop.has("SYNCS")]
+    assert loops, f"{kernel.name} has no loop with {name}"
+    paths = [path for path in loops[0].paths() if is_warm(path)]
+    assert paths, f"no way through the loop of {kernel.name} is free of long waits"
+    return paths
+
+
+def columns(kernel: sass.Kernel) -> int:
+    """Of a product: the N of the kernel's template."""
+    return int(re.search(r"ELi(64|128)E", kernel.name)[1])
+
+
+def multiplies_for_nothing(kernel: sass.Kernel) -> str:
+    """Products that the compiler has added, to have something to wait for."""
+    shape = f".64x{columns(kernel)}x"
+    products = [i for path in steps_of(kernel, "HGMMA") for i in path if i.name == "HGMMA"]
+    return next((str(i) for i in products if not i.modifiers.startswith(shape)), "")
+
+
+def commits_more_than_once(kernel: sass.Kernel) -> str:
+    """A step is one group of products: it ends with the product that counts at gsb0, and begins with one fence."""
+    for path in steps_of(kernel, "HGMMA"):
+        ends = [i for i in path if i.name == "HGMMA" and "gsb0" in i.operands]
+        fences = [i for i in path if i.name == "WARPGROUP" and i.modifiers == ".ARRIVE"]
+        waits = [i for i in path if i.name == "WARPGROUP" and i.modifiers.startswith(".DEPBAR")]
+        if any(i.name == "HGMMA" for i in path) and (len(ends) != 1 or len(fences) != 1 or len(waits) > 1):
+            return f"{len(ends)} groups, {len(fences)} fences, {len(waits)} waits in a step"
+    return ""
+
+
+def reads_sums_in_flight(kernel: sass.Kernel) -> str:
+    """From a product on, nothing but products may touch their sums until all are waited for."""
+    loop = next(loop for loop in kernel.loops if loop.has("HGMMA") and loop.has("SYNCS"))
+    sums = {int(re.match(r"R(\d+)", i.operands)[1]) for i in loop.instructions if i.name == "HGMMA"}
+    numbers = {first + i for first in sums for i in range(columns(kernel) // 2)}
+    stack, seen = list(loop.body), set(loop.body)
+    while stack:
+        block = stack.pop()
+        for i in kernel.blocks[block]:
+            if i.name == "WARPGROUP" and i.modifiers.startswith(".DEPBAR") and i.operands == "gsb0, 0x0":
+                break
+            if i.name != "HGMMA" and numbers & {int(n) for n in re.findall(r"\bR(\d+)\b", i.operands)}:
+                return str(i)
+        else:
+            following = [b for b in kernel.following[block] if b not in seen]
+            seen |= set(following)
+            stack += following
+    return ""
+
+
+def producer_is_slow(kernel: sass.Kernel) -> str:
+    path = max(steps_of(kernel, "UTMALDG"), key=len)
+    copies = sum(i.name == "UTMALDG" for i in path)
+    if len(path) > PRODUCER + COPY * copies:
+        return f"{len(path)} instructions of the producer for {copies} copies"
+    return "asks which lane it is before every copy" if any(i.name == "ELECT" for i in path) else ""
+
+
+def consumer_is_slow(kernel: sass.Kernel) -> str:
+    """Of a step with all its products; those with fewer have no other instructions."""
+    paths = [(sum(i.name == "HGMMA" for i in path), len(path)) for path in steps_of(kernel, "HGMMA")]
+    products, longest = max(paths)
+    return f"{longest} instructions for {products} products" if longest > CONSUMER + PRODUCT * products else ""
+
+
+GATES = (uses_local_memory, multiplies_for_nothing, commits_more_than_once, reads_sums_in_flight, producer_is_slow,
+         consumer_is_slow)
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.__name__)
+def test_products_of_warpgroups(gate):
+    wrong = {k.name: gate(k) for k in named(hopper(), "hopper_gather", "hopper_correlate")}
+    assert not any(wrong.values()), "\n".join(f"{name}: {why}" for name, why in wrong.items() if why)
+
+
+def test_a_sum_that_is_read_in_flight_is_seen():
+    """nvcc itself takes care of most of it; so the error is put into the machine code."""
+    kernel = named(hopper(), "hopper_gather")[0]
+    last = max(i.address for loop in kernel.innermost("HGMMA") for i in loop.instructions if i.name == "HGMMA")
+    at = next(n for n, i in enumerate(kernel.instructions) if i.address == last)
+    sums = re.match(r"R(\d+)", kernel.instructions[at].operands)[1]
+    reading = sass.Instruction(last + 8, "", "FADD", "", f"R1, R{int(sums) + 3}, R1")
+    changed = sass.Kernel(kernel.name, [*kernel.instructions[:at + 1], reading, *kernel.instructions[at + 1:]])
+    assert not reads_sums_in_flight(kernel) and reads_sums_in_flight(changed) == str(reading)
+
+
+# ---- errors that are put into the sources have to be found
+
+ONE_KERNEL = """
+#include "hopper_weight.cuh"
+namespace conv_ext::cuda {
+using Group = SixteenBitGroup<bfloat16>;
+template __global__ void hopper_%s<Group, 64>(const __grid_constant__ %sParameters<bfloat16>);
+}
+"""
+PLANTED = {
+    "sums_in_local_memory": (uses_local_memory, "total[i] += chain[i]", "total[(i + step) % (n / 2)] += chain[i]"),
+    "groups_end_where_branches_meet": (multiplies_for_nothing, "  commit_products();\n}", "}", "begins);\n  }\n}",
+                                       "begins);\n  }\n  commit_products();\n}"),
+    "every_product_is_a_group": (commits_more_than_once, "(32 >> 4);\n", "(32 >> 4);\n    commit_products();\n"),
+    "any_lane_asks_for_copies": (producer_is_slow, "warp_index() == kConsumers / 32 && elect_one()",
+                                 "thread_index() == kConsumers"),
+    "each_copy_divides": (producer_is_slow, "tap.low * kChunk<Group>, w, h",
+                          "(tap.low + step / p.step_w % p.step_h) * kChunk<Group>, w, h"),
+    "sums_are_added_every_step": (consumer_is_slow, "      before = ring.stage;",
+                                  "wait_sums(chain);\nfor (int j = 0; j < n / 2; ++j) total[j] += chain[j];\n"
+                                  "before = ring.stage;"),
+}
+OFTEN = ("groups_end_where_branches_meet",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.exhaustive)
+                                  for name in PLANTED])
+def test_a_planted_error_is_found(tmp_path, name):
+    gate, *edits = PLANTED[name]
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
+    folder = tmp_path / "csrc" / "cuda"
+    text = (folder / "hopper.cuh").read_text()
+    for right, wrong in zip(edits[::2], edits[1::2]):
+        assert text.count(right) == 1, f"hopper.cuh has changed: {right!r} stands there {text.count(right)} times"
+        text = text.replace(right, wrong)
+    (folder / "hopper.cuh").write_text(text)
+    kernels = machine_code(folder, ONE_KERNEL % ("gather", "Hopper"))
+    assert gate(named(kernels, "hopper_gather")[0]), f"{gate.__name__} has not found it"

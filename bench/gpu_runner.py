@@ -1,4 +1,4 @@
-"""Builds build/gpu_runner/gpu_runner: the CUDA kernels with their own check and clock, without torch (`make gpu-runner`).
+"""Builds build/gpu_runner/gpu_runner (`make gpu-runner`): the CUDA kernels, their check and a clock, without torch.
 
 It is tests/cuda_host/run.cpp, which the tests run on fibres, for a device: it needs nvcc here, no GPU, and where it
 runs nothing but glibc and a driver. Beside it lies libconv_ext_cuda.so of the same objects, which setup.py takes where
@@ -110,7 +110,8 @@ def build(architectures: tuple[str, ...] = USUAL, jobs: int | None = None) -> Pa
     with ThreadPoolExecutor(jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))) as pool:
         objects = list(pool.map(lambda unit: compile_one(unit, architectures), units()))
     kernels = [str(made) for made, unit in zip(objects, units()) if unit.suffix == ".cu"]
-    subprocess.run(["nvcc", "-cudart", "static", *map(str, objects), "-o", str(target)], check=True)
+    static = ["-cudart", "static", "-Xcompiler", "-static-libstdc++,-static-libgcc"]
+    subprocess.run(["nvcc", *static, *map(str, objects), "-o", str(target)], check=True)
     subprocess.run(["nvcc", "-shared", "-cudart", "shared", "-Xlinker", "-z", "-Xlinker", "defs", *kernels, "-o",
                     str(FOLDER / LIBRARY)], check=True)
     (FOLDER / "built.json").write_text(json.dumps(of_sources))

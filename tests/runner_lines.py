@@ -6,6 +6,7 @@ The standard library alone: bench/gpu_check.py reads this where there is neither
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import zip_longest
 
 from problems import CORNERS, NETWORK, SMALL, Problem
 
@@ -68,46 +69,40 @@ WGMMA_NUMBERS = NUMBERS[:4]
 
 
 def everything() -> list[str]:
-    """Every algorithm but wgmma x dtype x pass, on small problems, corners, network layers and tiles."""
-    lines = []
-    for dtype, precision in NUMBERS:
-        for algorithm in ALGORITHMS:
-            if algorithm == "wgmma":
-                continue
-            for pass_name in PASSES:
-                kind, fused = (dtype, precision, algorithm), int(pass_name == "forward")
-                relu = int(fused and not dtype.startswith("complex"))
-                for z in SMALL:
-                    lines += [line(pass_name, kind, layout, z, bias=fused, relu=relu) for layout in LAYOUTS]
-                for i, z in enumerate((*CORNERS, *NETWORK)):
-                    if z.stride != (70, 61) or pass_name == "forward":
-                        lines.append(line(pass_name, kind, LAYOUTS[i % 3], z))
-                lines += [line(pass_name, kind, layout, z) for z in TILES for layout in LAYOUTS[:2]]
-                if not dtype.startswith("complex"):
-                    lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in TILES]
-                    lines += [line(pass_name, kind, LAYOUTS[i % 2], z, check="special") for i, z in enumerate(SMALL)]
-                if fused or pass_name == "input_grad":
-                    lines += [line(pass_name, kind, "channels_last", replace(z, n=3), check="images")
-                              for z in (*SMALL[:3], *TILES[:2])]
+    """Every algorithm but wgmma x dtype x pass, on small problems, corners, network layers and tiles.
+
+    They take turns, so that where time is short each has been tried on something.
+    """
+    several = [_of_kind((dtype, precision, algorithm), pass_name) for algorithm in ALGORITHMS if algorithm != "wgmma"
+               for dtype, precision in NUMBERS for pass_name in PASSES]
+    return [one for turn in zip_longest(*several) for one in turn if one is not None]
+
+
+def _of_kind(kind: tuple[str, str, str], pass_name: str) -> list[str]:
+    forward, is_complex = pass_name == "forward", kind[0].startswith("complex")
+    lines = [line(pass_name, kind, layout, z, bias=int(forward), relu=int(forward and not is_complex))
+             for z in SMALL for layout in LAYOUTS]
+    lines += [line(pass_name, kind, layout, z) for z in TILES for layout in LAYOUTS[:2]]
+    if not is_complex:
+        lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in TILES]
+        lines += [line(pass_name, kind, LAYOUTS[i % 2], z, check="special") for i, z in enumerate(SMALL)]
+    if pass_name != "weight_grad":
+        lines += [line(pass_name, kind, "channels_last", replace(z, n=3), check="images")
+                  for z in (*SMALL[:3], *TILES[:2])]
+    lines += [line(pass_name, kind, LAYOUTS[i % 3], z) for i, z in enumerate((*CORNERS, *NETWORK))
+              if z.stride != (70, 61) or forward]
     return lines
 
 
 def wgmma() -> list[str]:
-    """One idea after the other, the simplest first; then what else is to be right."""
-    lines = []
-    for dtype, precision in WGMMA_NUMBERS:
-        for pass_name in PASSES:
-            kind = (dtype, precision, "wgmma")
-            lines += [line(pass_name, kind, "channels_last", z) for z in WGMMA]
-            lines += [line(pass_name, kind, layout, WGMMA[4]) for layout in ("contiguous", "shifted")]
-            lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in (WGMMA[2], WGMMA[8])]
-            lines.append(line(pass_name, kind, "contiguous", SMALL[0], check="special"))
-    order = {z: i for i, z in enumerate(lines)}
-    return sorted(lines, key=lambda text: (_place(text), order[text]))
-
-
-def _place(text: str) -> int:
-    return next((i for i, z in enumerate(WGMMA) if text.count(line("forward", ("", "", ""), "", z).split(" n=")[1])), 99)
+    """One idea after the other, the simplest first and for every dtype and pass; then what else is to be right."""
+    kinds = [((dtype, precision, "wgmma"), pass_name) for dtype, precision in WGMMA_NUMBERS for pass_name in PASSES]
+    lines = [line(pass_name, kind, "channels_last", z) for z in WGMMA for kind, pass_name in kinds]
+    for kind, pass_name in kinds:
+        lines += [line(pass_name, kind, layout, WGMMA[4]) for layout in ("contiguous", "shifted")]
+        lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in (WGMMA[2], WGMMA[8])]
+        lines.append(line(pass_name, kind, "contiguous", SMALL[0], check="special"))
+    return lines
 
 
 def sanitized() -> list[str]:

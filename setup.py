@@ -80,14 +80,27 @@ if platform.machine() in ("x86_64", "AMD64"):
 SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
 
 
-def source_digest() -> str:
-    """A digest of everything that is compiled, by which an import finds out that a checkout's binary is stale."""
+def source_digest(*folders: str) -> str:
+    """A digest of everything that is compiled, by which an import finds out that a checkout's binary is stale.
+
+    With folders of csrc: of the files in them alone.
+    """
+    sources = ROOT / "csrc"
+    paths = [path for name in folders for path in (sources / name).iterdir()] if folders else sources.rglob("*")
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "csrc").rglob("*")):
+    for path in sorted(paths):
         if path.is_file():
             digest.update(path.relative_to(ROOT).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def takes_prebuilt() -> bool:
+    """CONV_EXT_PREBUILT=1: libraries of kernels that lie there, built elsewhere of the same sources, are not built."""
+    choice = os.environ.get("CONV_EXT_PREBUILT", "0")
+    if choice not in ("0", "1"):
+        sys.exit(f"CONV_EXT_PREBUILT must be 0 or 1, got {choice!r}")
+    return choice == "1"
 
 
 def compile_jobs() -> int:
@@ -140,6 +153,14 @@ def build_cuda_library(build: Path, target: Path) -> None:
             "or set CONV_EXT_CUDA=0"
         )
     build.mkdir(parents=True, exist_ok=True)
+    if takes_prebuilt():
+        sys.path.insert(0, str(ROOT))
+        from bench import gpu_runner
+
+        if prebuilt := gpu_runner.library():
+            install_library(prebuilt, build)
+            install_library(prebuilt, target)
+            return
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     objects = [f"{source.name}.o" for source in sources]
     lines = [
@@ -255,14 +276,21 @@ class Build(BuildExtension):
         (package / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
 
     def build_kernel_libraries(self, target: Path):
+        # What the libraries were built of lies beside them and travels with them.
+        record, sources = target / "sources.json", {"cpu": source_digest(".", "cpu", "reference"), "isas": ISA_FLAGS}
+        libraries = [f"libconv_ext_{isa}.so" for isa in ISA_FLAGS]
+        if takes_prebuilt() and record.is_file() and json.loads(record.read_text()) == sources:
+            if all((target / name).is_file() for name in libraries):
+                return
         build = ROOT / "build" / "kernels"
         build.mkdir(parents=True, exist_ok=True)
         text, path = ninja_file(build), build / "build.ninja"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
         subprocess.run(["ninja", "-C", str(build), "-j", os.environ["MAX_JOBS"]], check=True)
-        for isa in ISA_FLAGS:
-            install_library(build / f"libconv_ext_{isa}.so", target)
+        for name in libraries:
+            install_library(build / name, target)
+        record.write_text(json.dumps(sources) + "\n")
 
 
 setup(

@@ -51,11 +51,18 @@ struct CudaPlan {
   CudaWindow window;  // depthwise, grouped, first_layer
 };
 
+// What somebody wants instead of the plan's own choice, to measure it; 0: nothing. A result may have other bits then.
+struct CudaChoices {
+  int64_t tile_m = 0, tile_n = 0;
+  int64_t splits = 0;  // at most; where the algorithm cuts reductions
+};
+
 struct CudaCandidate {
   CudaAlgorithm algorithm;
   const char* name;
   const char* (*declines)(const ConvProblem&, Pass, const CudaTraits&);  // as in plan.h
   const char* (*yields)(const ConvProblem&, Pass, const CudaTraits&);
+  CudaChoices wanted = {};
 };
 
 constexpr int kCudaCandidateCount = 9;
@@ -67,6 +74,8 @@ const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const Cu
 // The operands decide what has to be copied, which only the workspace shows; without them channels_last is believed.
 CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
                         const Buffers* operands = nullptr);
+// Why the algorithm has no kernel for what candidate.wanted names; nullptr where it has.
+const char* cuda_choices_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
 
 // depthwise, grouped and first_layer, in plan_window.cpp: the same kernels for three kinds of layers.
 inline bool is_window(CudaAlgorithm algorithm) {

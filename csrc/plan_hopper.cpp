@@ -84,15 +84,16 @@ void plan_operand(const ConvProblem& z, bool input, const Buffers* operands, Cud
   plan->partial_offset += operand->bytes;
 }
 
-void plan_weight_grad(const ConvProblem& z, const Buffers* operands, CudaPlan* plan) {
+void plan_weight_grad(const ConvProblem& z, const Buffers* operands, const CudaChoices& wanted, CudaPlan* plan) {
   plan->tile_m = kWgmmaPositions;
-  plan->tile_n = z.group_c() > 64 ? 128 : 64;
+  plan->tile_n = wanted.tile_n ? wanted.tile_n : z.group_c() > 64 ? 128 : 64;
   const int64_t steps = max_of(1, ceil_div(product(z.n, z.p, z.q), kWgmmaBox));
-  const int64_t tiles = product(ceil_div(z.group_k(), plan->tile_m), ceil_div(z.group_c(), plan->tile_n), z.r, z.s,
-                                z.groups);
+  const int64_t tiles =
+      product(ceil_div(z.group_k(), plan->tile_m), ceil_div(z.group_c(), plan->tile_n), z.r, z.s, z.groups);
   const int64_t result_bytes = product(z.weight_elements(), accumulator_bytes(z.dtype));
   plan->splits = min_of(ceil_div(kEnoughTiles, max_of(1, tiles)), max_of(1, kPartialBytes / max_of(1, result_bytes)));
-  plan->splits = max_of(1, min_of(plan->splits, steps * kWgmmaBox / kShortestPart));
+  plan->splits =
+      wanted.splits ? min_of(wanted.splits, steps) : max_of(1, min_of(plan->splits, steps * kWgmmaBox / kShortestPart));
   plan->steps = ceil_div(steps, plan->splits);
   plan->splits = ceil_div(steps, plan->steps);
   plan_operand(z, false, operands, &plan->grad, plan);
@@ -103,16 +104,23 @@ void plan_weight_grad(const ConvProblem& z, const Buffers* operands, CudaPlan* p
 
 }  // namespace
 
-CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operands) {
+const char* wgmma_tile_declines(Pass pass, const CudaChoices& wanted) {
+  const int64_t fixed = pass == Pass::WeightGrad ? wanted.tile_m : wanted.tile_n;
+  const int64_t chosen = pass == Pass::WeightGrad ? wanted.tile_n : wanted.tile_m;
+  if (fixed == kWgmmaPositions && (chosen == 64 || chosen == 128)) return nullptr;
+  return pass == Pass::WeightGrad ? "it has tiles of 128 x 64 and 128 x 128" : "it has tiles of 64 x 128 and 128 x 128";
+}
+
+CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operands, const CudaChoices& wanted) {
   CudaPlan plan{};
   plan.algorithm = CudaAlgorithm::Wgmma;
   if (pass == Pass::WeightGrad) {
-    plan_weight_grad(z, operands, &plan);
+    plan_weight_grad(z, operands, wanted, &plan);
     return plan;
   }
   const CudaShape shape = cuda_shape(z, pass);
   const int64_t chunk = wgmma_chunk(z.dtype);
-  plan.tile_m = shape.gemm_m > 64 ? 128 : 64;
+  plan.tile_m = wanted.tile_m ? wanted.tile_m : shape.gemm_m > 64 ? 128 : 64;
   plan.tile_n = kWgmmaPositions;
   const int64_t taps = shape.channels > 0 ? shape.gemm_k / shape.channels : 0;
   const int64_t steps = max_of(1, product(taps, ceil_div(shape.channels, chunk)));
@@ -123,6 +131,7 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
     if (tiles < kBlocksOfImage) plan.splits = min_of(4, kBlocksOfImage / tiles);
     plan.splits = max_of(1, min_of(plan.splits, steps * chunk / kShortestPart));
   }
+  if (wanted.splits) plan.splits = min_of(wanted.splits, steps);
   plan.steps = ceil_div(steps, plan.splits);
   plan.splits = ceil_div(steps, plan.steps);
   plan.pitch = steps * chunk;

@@ -67,7 +67,9 @@ inline bool tma_reads(const TensorRef& t, int64_t groups, int64_t channels, int6
 
 const char* wgmma_declines(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
 const char* wgmma_yields(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
-CudaPlan make_wgmma_plan(const ConvProblem& problem, Pass pass,
-                         const Buffers* operands = nullptr);  // as make_cuda_plan
+// As make_cuda_plan and cuda_choices_decline.
+CudaPlan make_wgmma_plan(const ConvProblem& problem, Pass pass, const Buffers* operands = nullptr,
+                         const CudaChoices& wanted = {});
+const char* wgmma_tile_declines(Pass pass, const CudaChoices& wanted);
 
 }  // namespace conv_ext

@@ -239,6 +239,25 @@ def test_a_call_that_fails_on_a_gpu_costs_its_own_case_alone(monkeypatch):
     assert wrong in report.text(result([found]))
 
 
+@pytest.mark.parametrize("pass_name", shapes.PASSES)
+def test_some_images_of_a_result_on_a_gpu_are_judged(monkeypatch, pass_name):
+    case = cases.Case(replace(SMALL, suite="s", n=9), pass_name, "float32", "nchw", "auto", device="cuda")
+    images = cases.judged_images(case)
+    assert images == (None if pass_name == "weight_grad" else [0, 1, 7, 8])
+    assert cases.judged_images(replace(case, device="cpu")) is None
+    monkeypatch.setattr(cases, "judged_images", lambda _: images)
+    cases._judge.cache_clear()
+    on_cpu = replace(case, device="cpu")
+    result = cases.ours(on_cpu, cases.operands(on_cpu))()
+    judge = cases.judge(on_cpu)
+    cases._judge.cache_clear()
+    assert judge(result, "ieee").right
+    for image, right in ((7, False), (3, pass_name != "weight_grad")):
+        wrong = result.clone()
+        wrong[image % len(wrong)] += 1
+        assert judge(wrong, "ieee").right == right
+
+
 def test_a_network_of_a_package_that_is_missing_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(networks.importlib.util, "find_spec", lambda package: None)
     options = network.parse(["--network", "lenet5", "timm/convnext_tiny"])

@@ -1,0 +1,167 @@
+"""The runner of the CUDA kernels (tests/cuda_host/run.cpp): its lines, its choices instead of the plan's, its build.
+
+The kernels themselves are tried in test_cuda_*.py; here it is the program, on fibres and as nvcc compiles it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from bench import gpu_runner
+from fibres import ENVIRONMENT, OPPOSITE, line, locked, needs_compiler, run, run_one
+from problems import SMALL, Problem
+from runner_lines import everything, wgmma
+
+nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")
+GOOD_LINE = "pass=forward dtype=float32 n=1 c=4 h=5 w=6 k=3 r=2 s=3"
+TILED = Problem("tiled", 2, 40, 9, 12, 136, 3, 3, padding=(1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """For the architectures for which one lies there; the first process builds it, others and later runs find it."""
+    gpu_runner.FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
+        return gpu_runner.build(tuple(gpu_runner.record().get("architectures", gpu_runner.USUAL)))
+
+
+def ask(program, *arguments, lines=()):
+    return subprocess.run([str(program), *arguments], input="\n".join(lines), capture_output=True, text=True, timeout=60,
+                          env=ENVIRONMENT)
+
+
+# ---- as nvcc compiles it
+
+
+@nvcc
+def test_it_is_built_for_a_device_and_ends_with_a_clear_line_where_there_is_none(runner):
+    libraries = subprocess.run(["ldd", str(runner)], capture_output=True, text=True).stdout
+    assert "libc.so" in libraries and not re.search("cuda|torch|stdc", libraries), libraries
+    assert gpu_runner.runner() == runner and gpu_runner.library() is not None
+    asked = ask(runner, "--device")
+    if asked.returncode == 0:
+        lines = [one for one in everything()[:150] if "algorithm=multiply_add" in one and "check" not in one]
+        assert all(v.startswith("exact") for v in ask(runner, lines=lines).stdout.splitlines())
+        return
+    for done in (asked, ask(runner, lines=wgmma()), ask(runner, *wgmma()[0].split())):
+        assert done.returncode == 3 and not done.stdout
+        assert re.fullmatch(r".*: there is no CUDA device to run on \(.+, CUDA error \d+\)\n", done.stderr), done.stderr
+
+
+@nvcc
+def test_what_is_up_to_date_is_not_compiled_again(runner, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError(f"{arguments} was started")
+
+    monkeypatch.setattr(gpu_runner.subprocess, "run", fail)
+    architectures = tuple(gpu_runner.record()["architectures"])
+    assert gpu_runner.build(architectures) == runner
+    for unit in gpu_runner.units():
+        assert gpu_runner.compile_one(unit, architectures).is_file()
+    with pytest.raises(AssertionError, match="nvcc"):
+        gpu_runner.compile_one(gpu_runner.units()[0], ("80",))
+
+
+@nvcc
+@pytest.mark.exhaustive  # five minutes of a processor
+def test_it_is_built_for_every_architecture(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_runner, "FOLDER", tmp_path)
+    program = gpu_runner.build(("75", "80", "90a"), min(2, len(os.sched_getaffinity(0))))
+    assert ask(program, "--help").returncode == 0 and gpu_runner.record()["architectures"] == ["75", "80", "90a"]
+
+
+def test_without_nvcc_that_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu_runner, "FOLDER", tmp_path / "made")
+    assert gpu_runner.main([]) == 1 and "nvcc, which is not on the PATH" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        gpu_runner.main(["--arch", "9.0"])
+    assert "such as 80 or 90a, got 9.0" in capsys.readouterr().err
+
+
+# ---- its lines, on fibres
+
+
+BAD = {
+    "pass=forward": "a problem must have dtype=",
+    f"{GOOD_LINE} colour=red": "there is no key colour",
+    f"{GOOD_LINE} c=4": "a key must stand there once, got c again",
+    f"{GOOD_LINE} once": "a problem is made of key=value, got once",
+    GOOD_LINE.replace("float32", "float"): "dtype must be one of float32, float64, bfloat16, float16, complex64, "
+                                           "complex128, got float",
+    GOOD_LINE.replace("n=1", "n=0"): "n must be made of whole numbers from 1 to 1073741824, got 0",
+    GOOD_LINE.replace("n=1", "n=1x"): "n must be made of whole numbers from 1 to 1073741824, got 1x",
+    f"{GOOD_LINE} stride=1,2,3": "stride must be up to 2 numbers, got 1,2,3",
+    f"{GOOD_LINE} groups=3": "c and k must be multiples of groups, got c=4 k=3 groups=3",
+    GOOD_LINE.replace("r=2", "r=6"): "the kernel must not be higher than the padded input: it reaches over 6 of 5",
+    GOOD_LINE.replace("s=3", "s=3 dilation=1,3"): "the kernel must not be wider than the padded input: it reaches over 7",
+    f"{GOOD_LINE.replace('forward', 'input_grad')} bias=1": "bias and relu are for forward",
+    f"{GOOD_LINE.replace('float32', 'complex64')} relu=1": "relu is for real numbers",
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", BAD)
+def test_a_line_that_says_nothing_is_told_with_its_rule(program, bad):
+    for done in (ask(program, *bad.split()), ask(program, lines=[bad])):
+        assert done.returncode == 2 and not done.stdout and BAD[bad] in done.stderr
+
+
+@needs_compiler
+def test_a_problem_runs_by_itself_and_a_verdict_names_it(program):
+    done = ask(program, *GOOD_LINE.split())
+    assert done.returncode == 0 and done.stdout == f"exact: multiply_add | {GOOD_LINE}\n"
+    assert ask(program, "--help").stdout.startswith("usage: run")
+    for more, words in (("ways=4", "a way must be one of 0 to 3, got 4"), ("time=5", "time= is for a device")):
+        done = ask(program, *GOOD_LINE.split(), more)
+        assert done.returncode == 2 and words in done.stderr
+    done = ask(program, *GOOD_LINE.split(), "algorithm=three_tf32")
+    assert done.returncode == 1 and done.stdout.startswith("declined: fewer than 32 products")
+
+
+@needs_compiler
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
+def test_tiles_and_parts_can_be_chosen(program, pass_name):
+    kinds = [("bfloat16", "ieee", "tensor_cores"), ("float32", "ieee", "multiply_add")]
+    sizes = {(64, 64): "", (128, 128): " large", (32, 128): " narrow"}
+    for kind in kinds:
+        lines = [line(pass_name, kind, "channels_last", TILED, tile_m=m, tile_n=n, splits=splits)
+                 for m, n in sizes for splits in (1, 3)]
+        assert run_one(program, lines, OPPOSITE) == [f"{kind[2]}{size}{split}" for size in sizes.values()
+                                                     for split in ("", " split")]
+    across = pass_name == "weight_grad"
+    lines = [line(pass_name, ("bfloat16", "ieee", "wgmma"), "channels_last", TILED, capability=90,
+                  tile_m=128 if across else m, tile_n=m if across else 128, splits=splits)
+             for m in (64, 128) for splits in (1, 2)]
+    found = run_one(program, lines, OPPOSITE)
+    assert [v.endswith("split") for v in found] == [False, True] * 2
+    for algorithm, tiles, reason in (
+        ("tensor_cores", (96, 64), "it has tiles of 64 x 64, 128 x 128 and 32 x 128"),
+        ("tensor_cores", (128, 0), "it has tiles of 64 x 64, 128 x 128 and 32 x 128"),
+        ("wgmma", (32, 128), "it has tiles of"),
+        ("direct", (64, 64), "its tiles and parts follow from the shape"),
+    ):
+        asked = line(pass_name, ("bfloat16", "ieee", algorithm), "contiguous", TILED, 90, tile_m=tiles[0],
+                     tile_n=tiles[1])
+        assert ask(program, *asked.split()).stdout.startswith(f"declined: {algorithm}: {reason}")
+
+
+@needs_compiler
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad", "weight_grad"])
+def test_real_numbers_stay_within_the_gate(program, pass_name):
+    kinds = [("float32", "ieee", "multiply_add"), ("float32", "tf32", "tensor_cores"), ("float32", "ieee", "direct"),
+             ("bfloat16", "ieee", "tensor_cores"), ("float16", "ieee", "tensor_cores"), ("float64", "ieee", "direct")]
+    run(program, [line(pass_name, kind, "channels_last", z) for kind in kinds for z in (*SMALL[:3], TILED)], "accuracy")
+
+
+@needs_compiler
+def test_planes_of_a_large_problem_are_sampled(program):
+    z = Problem("several_samples", 3, 40, 33, 31, 70, 3, 3, padding=(1, 1, 1, 1))
+    for pass_name in ("forward", "input_grad", "weight_grad"):
+        kind = ("bfloat16", "ieee", "tensor_cores")
+        asked = [line(pass_name, kind, "channels_last", z, check=check, ways=0) for check in ("sampled", "none")]
+        words = [v.split(":")[0] for v in ask(program, lines=asked).stdout.splitlines()]
+        assert words == ["exact", "ran"]

@@ -156,9 +156,9 @@ def test_memory_that_is_freed_underneath(name, left):
     if name in ("input", "weight"):
         calls[name] += calls["bias"]
     freed.untyped_storage().resize_(left)
-    for call in calls[name]:
+    for compute in calls[name]:
         with pytest.raises(RuntimeError, match=f"bytes of its storage, which has {left}"):
-            call()
+            compute()
 
 
 def test_memory_that_is_freed_before_backward():

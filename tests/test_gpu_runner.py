@@ -29,8 +29,8 @@ def runner():
 
 
 def ask(program, *arguments, lines=()):
-    return subprocess.run([str(program), *arguments], input="\n".join(lines), capture_output=True, text=True, timeout=60,
-                          env=ENVIRONMENT)
+    return subprocess.run([str(program), *arguments], input="\n".join(lines), capture_output=True, text=True,
+                          timeout=60, env=ENVIRONMENT)
 
 
 # ---- as nvcc compiles it
@@ -97,7 +97,8 @@ BAD = {
     f"{GOOD_LINE} stride=1,2,3": "stride must be up to 2 numbers, got 1,2,3",
     f"{GOOD_LINE} groups=3": "c and k must be multiples of groups, got c=4 k=3 groups=3",
     GOOD_LINE.replace("r=2", "r=6"): "the kernel must not be higher than the padded input: it reaches over 6 of 5",
-    GOOD_LINE.replace("s=3", "s=3 dilation=1,3"): "the kernel must not be wider than the padded input: it reaches over 7",
+    GOOD_LINE.replace("s=3", "s=3 dilation=1,3"): "the kernel must not be wider than the padded input: it reaches over "
+                                                  "7 of 6",
     f"{GOOD_LINE.replace('forward', 'input_grad')} bias=1": "bias and relu are for forward",
     f"{GOOD_LINE.replace('float32', 'complex64')} relu=1": "relu is for real numbers",
 }

@@ -19,6 +19,7 @@ exit status: 0 all that was asked is right, 1 something is wrong, 3 time was sho
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -56,10 +57,8 @@ def started(command: list[str], **options) -> subprocess.Popen:
 
 
 def signal_group(process: subprocess.Popen, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def end(process: subprocess.Popen, grace: float = GRACE) -> str:
@@ -93,11 +92,9 @@ class Program:
         """The verdict, and what else was said before it: kernels that print, compute-sanitizer."""
         other: list[str] = []
         deadline = time.monotonic() + seconds
-        try:
+        with contextlib.suppress(OSError):  # it has ended: what it said last tells why
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has ended: what it said last tells why
         while True:
             try:
                 said = self.said.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -236,7 +233,10 @@ class Check:
         self.began = time.monotonic()
         self.budget, self.steps, self.work, self.out = budget, steps, work, out
         self.python = os.environ.get("PYTHON", "python3")
-        self.kernels, self.everything = gpu_runner.runner_digest()[:12], self._digest()
+        plans = (ROOT / "csrc").glob("*.cpp")
+        self.kernels = gpu_runner.digest(plans, gpu_runner.kernel_digest())[:12]
+        self.everything = self._digest()
+        self.named: list[str] = []
         self.lock = threading.Lock()
         self.running: set[subprocess.Popen] = set()
         self.stopped = threading.Event()
@@ -293,10 +293,18 @@ class Check:
         return "new"
 
     def open_lines(self, step: Step) -> list[str]:
-        """What has no answer of these kernels yet; what has none at all comes first."""
-        known = {row["line"]: row["kernels"] for row in self.answers if row["step"] == step.name}
-        lines = [line for line in step.lines() if known.get(line) != self.kernels]
-        return sorted(lines, key=lambda line: line in known)
+        """What has no answer of these kernels yet, or a bad one from before something changed; all, if it is named.
+
+        What has no answer at all comes first.
+        """
+        known = {row["line"]: row for row in self.rows(step.name)}
+
+        def is_open(line: str) -> bool:
+            row = known.get(line)
+            bad = row is not None and row.get("everything", self.everything) != self.everything
+            return row is None or bad or row["kernels"] != self.kernels or step.name in self.named
+
+        return sorted(filter(is_open, step.lines()), key=lambda line: line in known)
 
     def rows(self, name: str) -> list[dict]:
         """The last answer to each line."""
@@ -357,8 +365,9 @@ class Check:
                         return
                     # The rest of an algorithm's pass that has hung would hang as well.
                     if hangs[kind := kind_of(line)] >= MOST_HANGS:
-                        self.write("answers", {"step": step.name, "line": line, "kernels": self.kernels,
-                                               "verdict": f"skipped: {MOST_HANGS} others of its kind hung"})
+                        self.write("answers", {
+                            "step": step.name, "line": line, "kernels": self.kernels, "everything": self.everything,
+                            "verdict": f"skipped: {MOST_HANGS} others of its kind hung"})
                         asked["skipped"] += 1
                         continue
                     start = 0.0
@@ -389,7 +398,7 @@ class Check:
                     row = {"step": step.name, "line": line, "verdict": verdict, "kernels": self.kernels,
                            "seconds": round(time.monotonic() - began, 3)}
                     if not verdict.startswith(GOOD):
-                        row["said"] = said[-30:]
+                        row |= {"said": said[-30:], "everything": self.everything}
                     self.write("answers", row)
                     asked[verdict.split(":")[0]] += 1
             except OSError as error:
@@ -399,7 +408,8 @@ class Check:
                     late = [text for text in program.close() if is_error(text) and "ERROR SUMMARY" not in text]
                     self.running.discard(program.process)
                     if late and row:
-                        self.write("answers", {**row, "verdict": f"wrong: {late[0]}", "said": late})
+                        self.write("answers", {**row, "verdict": f"wrong: {late[0]}", "said": late,
+                                               "everything": self.everything})
 
         threads = [threading.Thread(target=work) for _ in range(min(step.processes, len(todo)))]
         for thread in threads:
@@ -440,7 +450,7 @@ class Check:
         return True
 
     def run(self, named: Iterable[str] = ()) -> int:
-        named = list(named)
+        self.named = named = list(named)
         chosen = [step for step in self.steps if step.name in named or not named]
         if named and all(step.background for step in chosen):
             chosen = [replace(step, background=False) for step in chosen]
@@ -491,10 +501,8 @@ class Check:
             signal_group(process, signal.SIGINT)
         deadline = time.monotonic() + (GRACE if still else 0)
         for process in still:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
             signal_group(process, signal.SIGKILL)
         for thread in self.all_threads:
             thread.join(GRACE)

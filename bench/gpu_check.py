@@ -42,7 +42,7 @@ import runner_lines  # noqa: E402
 from bench import gpu_cases, gpu_runner  # noqa: E402  (neither needs torch)
 
 GRACE = 5.0  # seconds between the interrupt and the end
-RESERVE = 6.0  # for the archive and the table
+RESERVE = 10.0  # for what is ended last, the archive and the table
 MOST_HANGS = 3  # of one dtype, algorithm and pass
 MOST_DEATHS = 12  # processes of a step that may die without an answer, one after the other
 GOOD = ("exact", "ran", "right", "declined")
@@ -108,13 +108,11 @@ class Program:
                 return verdict, other
             other.append(said)
 
-    def close(self) -> list[str]:
+    def close(self, hangs: bool = False) -> list[str]:
         """Ends it; what it still said."""
-        try:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.process.stdin.close()
-            self.process.wait(GRACE)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
+            self.process.wait(0 if hangs else GRACE)
         end(self.process, 1.0)
         rest = []
         while not self.said.empty():
@@ -378,7 +376,7 @@ class Check:
                     verdict, said = program.ask(line, min(step.each + start, rest))
                     out_of_time = verdict.startswith("hang") and rest < step.each + start
                     if verdict.startswith(("hang", "died", "failed")) or step.one_line:
-                        said += program.close()
+                        said += program.close(verdict.startswith("hang"))
                         self.running.discard(program.process)
                         program = None
                     if out_of_time or self.stopped.is_set():
@@ -466,6 +464,8 @@ class Check:
                 self.run_stages(rest[:1], True)
         except KeyboardInterrupt:
             self.interrupted = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # what follows takes seconds
             say("== interrupted: what has been answered is kept")
         finally:
             self.stop()

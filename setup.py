@@ -80,19 +80,23 @@ if platform.machine() in ("x86_64", "AMD64"):
 SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
 
 
-def source_digest(*folders: str) -> str:
-    """A digest of everything that is compiled, by which an import finds out that a checkout's binary is stale.
-
-    With folders of csrc: of the files in them alone.
-    """
-    sources = ROOT / "csrc"
-    paths = [path for name in folders for path in (sources / name).iterdir()] if folders else sources.rglob("*")
+def source_digest(paths=None) -> str:
+    """A digest of everything that is compiled, by which an import finds out that a checkout's binary is stale."""
     digest = hashlib.sha256()
-    for path in sorted(paths):
+    for path in sorted(paths or (ROOT / "csrc").rglob("*")):
         if path.is_file():
             digest.update(path.relative_to(ROOT).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def kernel_record() -> dict:
+    """Of what the kernel libraries are built, which lies beside them: the plan of CUDA is no part of it."""
+    sources = ROOT / "csrc"
+    of_cuda = {f"plan_{name}.h" for name in ("cuda", "hopper", "window")}
+    headers = [path for path in sources.glob("*.h") if path.name not in of_cuda]
+    paths = [*headers, *sources.glob("cpu/*"), *sources.glob("reference/*")]
+    return {"sources": source_digest(paths), "flags": KERNEL_FLAGS, "isas": ISA_FLAGS}
 
 
 def takes_prebuilt() -> bool:
@@ -276,12 +280,10 @@ class Build(BuildExtension):
         (package / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
 
     def build_kernel_libraries(self, target: Path):
-        # What the libraries were built of lies beside them and travels with them.
-        record, sources = target / "sources.json", {"cpu": source_digest(".", "cpu", "reference"), "isas": ISA_FLAGS}
-        libraries = [f"libconv_ext_{isa}.so" for isa in ISA_FLAGS]
-        if takes_prebuilt() and record.is_file() and json.loads(record.read_text()) == sources:
-            if all((target / name).is_file() for name in libraries):
-                return
+        record, libraries = target / "sources.json", [f"libconv_ext_{isa}.so" for isa in ISA_FLAGS]
+        there = record.is_file() and all((target / name).is_file() for name in libraries)
+        if takes_prebuilt() and there and json.loads(record.read_text()) == kernel_record():
+            return
         build = ROOT / "build" / "kernels"
         build.mkdir(parents=True, exist_ok=True)
         text, path = ninja_file(build), build / "build.ninja"
@@ -290,7 +292,7 @@ class Build(BuildExtension):
         subprocess.run(["ninja", "-C", str(build), "-j", os.environ["MAX_JOBS"]], check=True)
         for name in libraries:
             install_library(build / name, target)
-        record.write_text(json.dumps(sources) + "\n")
+        record.write_text(json.dumps(kernel_record()) + "\n")
 
 
 setup(

@@ -19,6 +19,7 @@ exit status: 0 all that was asked is right, 1 something is wrong, 3 time was sho
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
@@ -41,7 +42,7 @@ import runner_lines  # noqa: E402
 from bench import gpu_cases, gpu_runner  # noqa: E402  (neither needs torch)
 
 GRACE = 5.0  # seconds between the interrupt and the end
-RESERVE = 6.0  # for the archive and the table
+RESERVE = 10.0  # for what is ended last, the archive and the table
 MOST_HANGS = 3  # of one dtype, algorithm and pass
 MOST_DEATHS = 12  # processes of a step that may die without an answer, one after the other
 GOOD = ("exact", "ran", "right", "declined")
@@ -56,10 +57,8 @@ def started(command: list[str], **options) -> subprocess.Popen:
 
 
 def signal_group(process: subprocess.Popen, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def end(process: subprocess.Popen, grace: float = GRACE) -> str:
@@ -93,11 +92,9 @@ class Program:
         """The verdict, and what else was said before it: kernels that print, compute-sanitizer."""
         other: list[str] = []
         deadline = time.monotonic() + seconds
-        try:
+        with contextlib.suppress(OSError):  # it has ended: what it said last tells why
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
-        except OSError:
-            pass  # it has ended: what it said last tells why
         while True:
             try:
                 said = self.said.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -111,13 +108,11 @@ class Program:
                 return verdict, other
             other.append(said)
 
-    def close(self) -> list[str]:
+    def close(self, hangs: bool = False) -> list[str]:
         """Ends it; what it still said."""
-        try:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.process.stdin.close()
-            self.process.wait(GRACE)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
+            self.process.wait(0 if hangs else GRACE)
         end(self.process, 1.0)
         rest = []
         while not self.said.empty():
@@ -236,7 +231,10 @@ class Check:
         self.began = time.monotonic()
         self.budget, self.steps, self.work, self.out = budget, steps, work, out
         self.python = os.environ.get("PYTHON", "python3")
-        self.kernels, self.everything = gpu_runner.runner_digest()[:12], self._digest()
+        plans = (ROOT / "csrc").glob("*.cpp")
+        self.kernels = gpu_runner.digest(plans, gpu_runner.kernel_digest())[:12]
+        self.everything = self._digest()
+        self.named: list[str] = []
         self.lock = threading.Lock()
         self.running: set[subprocess.Popen] = set()
         self.stopped = threading.Event()
@@ -293,10 +291,18 @@ class Check:
         return "new"
 
     def open_lines(self, step: Step) -> list[str]:
-        """What has no answer of these kernels yet; what has none at all comes first."""
-        known = {row["line"]: row["kernels"] for row in self.answers if row["step"] == step.name}
-        lines = [line for line in step.lines() if known.get(line) != self.kernels]
-        return sorted(lines, key=lambda line: line in known)
+        """What has no answer of these kernels yet, or a bad one from before something changed; all, if it is named.
+
+        What has no answer at all comes first.
+        """
+        known = {row["line"]: row for row in self.rows(step.name)}
+
+        def is_open(line: str) -> bool:
+            row = known.get(line)
+            bad = row is not None and row.get("everything", self.everything) != self.everything
+            return row is None or bad or row["kernels"] != self.kernels or step.name in self.named
+
+        return sorted(filter(is_open, step.lines()), key=lambda line: line in known)
 
     def rows(self, name: str) -> list[dict]:
         """The last answer to each line."""
@@ -357,8 +363,9 @@ class Check:
                         return
                     # The rest of an algorithm's pass that has hung would hang as well.
                     if hangs[kind := kind_of(line)] >= MOST_HANGS:
-                        self.write("answers", {"step": step.name, "line": line, "kernels": self.kernels,
-                                               "verdict": f"skipped: {MOST_HANGS} others of its kind hung"})
+                        self.write("answers", {
+                            "step": step.name, "line": line, "kernels": self.kernels, "everything": self.everything,
+                            "verdict": f"skipped: {MOST_HANGS} others of its kind hung"})
                         asked["skipped"] += 1
                         continue
                     start = 0.0
@@ -369,7 +376,7 @@ class Check:
                     verdict, said = program.ask(line, min(step.each + start, rest))
                     out_of_time = verdict.startswith("hang") and rest < step.each + start
                     if verdict.startswith(("hang", "died", "failed")) or step.one_line:
-                        said += program.close()
+                        said += program.close(verdict.startswith("hang"))
                         self.running.discard(program.process)
                         program = None
                     if out_of_time or self.stopped.is_set():
@@ -389,7 +396,7 @@ class Check:
                     row = {"step": step.name, "line": line, "verdict": verdict, "kernels": self.kernels,
                            "seconds": round(time.monotonic() - began, 3)}
                     if not verdict.startswith(GOOD):
-                        row["said"] = said[-30:]
+                        row |= {"said": said[-30:], "everything": self.everything}
                     self.write("answers", row)
                     asked[verdict.split(":")[0]] += 1
             except OSError as error:
@@ -399,7 +406,8 @@ class Check:
                     late = [text for text in program.close() if is_error(text) and "ERROR SUMMARY" not in text]
                     self.running.discard(program.process)
                     if late and row:
-                        self.write("answers", {**row, "verdict": f"wrong: {late[0]}", "said": late})
+                        self.write("answers", {**row, "verdict": f"wrong: {late[0]}", "said": late,
+                                               "everything": self.everything})
 
         threads = [threading.Thread(target=work) for _ in range(min(step.processes, len(todo)))]
         for thread in threads:
@@ -440,7 +448,7 @@ class Check:
         return True
 
     def run(self, named: Iterable[str] = ()) -> int:
-        named = list(named)
+        self.named = named = list(named)
         chosen = [step for step in self.steps if step.name in named or not named]
         if named and all(step.background for step in chosen):
             chosen = [replace(step, background=False) for step in chosen]
@@ -456,6 +464,8 @@ class Check:
                 self.run_stages(rest[:1], True)
         except KeyboardInterrupt:
             self.interrupted = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # what follows takes seconds
             say("== interrupted: what has been answered is kept")
         finally:
             self.stop()
@@ -491,10 +501,8 @@ class Check:
             signal_group(process, signal.SIGINT)
         deadline = time.monotonic() + (GRACE if still else 0)
         for process in still:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
             signal_group(process, signal.SIGKILL)
         for thread in self.all_threads:
             thread.join(GRACE)

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "gpu_runner"
 LIBRARY = "libconv_ext_cuda.so"
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC"]  # those of setup.py
+STATIC = ["-cudart", "static", "-Xcompiler", "-static-libstdc++,-static-libgcc"]  # glibc alone is taken as it comes
+SHARED = ["-shared", "-cudart", "shared", "-Xlinker", "-z", "-Xlinker", "defs"]
 USUAL = ("90a",)
 SM90_ALONE = {"hopper.cu"}  # as in setup.py
 
@@ -37,14 +39,14 @@ def digest(paths: Iterable[Path], *words: str) -> str:
 
 def kernel_digest() -> str:
     """Of what libconv_ext_cuda.so is made of."""
-    return digest([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()])
+    return digest([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()], *FLAGS, *SHARED)
 
 
 def runner_digest() -> str:
     """Of what the runner is made of."""
     more = [*(ROOT / "csrc").glob("*.cpp"), ROOT / "csrc" / "reference" / "reference.h", ROOT / "csrc/cpu/simd.h",
             *(ROOT / "tests" / "cuda_host" / name for name in ("run.cpp", "memory.h"))]
-    return digest(more, kernel_digest())
+    return digest(more, kernel_digest(), *STATIC)
 
 
 def record() -> dict:
@@ -110,10 +112,8 @@ def build(architectures: tuple[str, ...] = USUAL, jobs: int | None = None) -> Pa
     with ThreadPoolExecutor(jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))) as pool:
         objects = list(pool.map(lambda unit: compile_one(unit, architectures), units()))
     kernels = [str(made) for made, unit in zip(objects, units()) if unit.suffix == ".cu"]
-    static = ["-cudart", "static", "-Xcompiler", "-static-libstdc++,-static-libgcc"]
-    subprocess.run(["nvcc", *static, *map(str, objects), "-o", str(target)], check=True)
-    subprocess.run(["nvcc", "-shared", "-cudart", "shared", "-Xlinker", "-z", "-Xlinker", "defs", *kernels, "-o",
-                    str(FOLDER / LIBRARY)], check=True)
+    subprocess.run(["nvcc", *STATIC, *map(str, objects), "-o", str(target)], check=True)
+    subprocess.run(["nvcc", *SHARED, *kernels, "-o", str(FOLDER / LIBRARY)], check=True)
     (FOLDER / "built.json").write_text(json.dumps(of_sources))
     return target
 

@@ -228,14 +228,14 @@ def test_what_was_cut_short_goes_on_in_the_next_pass_and_what_is_there_is_kept(c
     had = answers(first, "compare")
     assert status == 3 and ends["compare"]["status"] == "short" and 1 <= len(had) < 12
     assert list(had) == gpu_cases.lines()[: len(had)]
-    status, ends, second = check("compare")
+    status, ends, second = check()
     assert status == 0 and len(answers(second, "compare")) == 12
     assert sum(row["step"] == "compare" for row in second.answers) == 12  # none twice
 
 
 def test_changed_kernels_are_asked_again_after_what_is_missing(check):
     check("compare", mischief={"layer=": "slow"}, compare={"limit": 1.7}, kernels="old")
-    status, ends, pass_ = check("compare", kernels="new")
+    status, ends, pass_ = check(kernels="new")
     rows = [row for row in pass_.answers if row["step"] == "compare"]
     old = [row["line"] for row in rows if row["kernels"] == "old"]
     assert status == 0 and [row["line"] for row in rows if row["kernels"] == "new"][-len(old):] == old
@@ -250,6 +250,18 @@ def test_a_failure_is_tried_again_when_something_has_changed(check, tools, capsy
     assert "layer has failed before, and nothing has changed" in capsys.readouterr().out
     status, ends, _ = check(everything="b")
     assert status == 0 and ends["layer"]["status"] == "done"
+
+
+def test_bad_answers_are_asked_again_when_something_has_changed_and_all_where_the_step_is_named(check):
+    lines = runner_lines.wgmma()[:6]
+    check(mischief={lines[2]: "wrong", lines[4]: "die"}, everything="a")
+    status, ends, pass_ = check(everything="a")
+    assert status == 1 and "wgmma" not in ends
+    status, ends, pass_ = check(everything="b")
+    assert status == 0 and ends["wgmma"]["text"] == "2 exact" and all(
+        verdict.startswith("exact") for verdict in answers(pass_, "wgmma").values())
+    status, ends, pass_ = check("wgmma", everything="b")
+    assert status == 0 and ends["wgmma"]["text"] == "6 exact"
 
 
 def test_a_damaged_last_line_is_left_out(check, tmp_path):

@@ -41,6 +41,7 @@ runs again by itself where the problem is given as arguments.
         images                     whether an image alone has the bits that it has in a batch, at any address
         accuracy|magnitudes        real numbers: sums within the gate of docs/benchmarks.md; of all magnitudes at once
         sampled                    exact, but only some planes are compared: for large problems
+  every=N                          sampled: one of so many planes (so that their sums have 10^8 products)
         none                       nothing is compared: for timing alone
   ways=                            what is varied: of 0123 on fibres (1, 3: late copies, 2, 3: warps reversed)
   time=MS                          on a device: samples of so many milliseconds together, behind the check
@@ -135,6 +136,7 @@ struct Case {
   int64_t capability;
   bool bias, relu, guarded;
   Check check;
+  int64_t every;
   CudaChoices wanted;
   double milliseconds;
 };
@@ -165,6 +167,7 @@ Case read_case(const std::string& line, int64_t capability) {
   c.check = Check(words.name("check", kCheckNames, "exact"));
   c.ways =
       words.text("ways", c.check == Check::Special || c.check == Check::Huge ? (kOnDevice ? "0" : "03") : kUsualWays);
+  c.every = words.number("every", "0", 0);
   c.milliseconds = double(words.number("time", "0", 0, 60000));
   c.guarded = words.name("memory", kMemoryNames, "guarded") == 0;
   words.end();
@@ -310,7 +313,7 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   return std::string("exact: the same bits by ") + candidate.name;
 }
 
-// The reference's result into `to`, of T or of wider numbers; `chosen` says which of its tasks are done.
+// The reference's result into `to`, of T or of wider numbers: one of `every` so many planes, the last among them.
 template <class T, class Wide, Pass pass>
 void run_exact(const ConvProblem& z, Buffers b, const Tensor& to, int64_t every = 1) {
   (pass == Pass::Forward ? b.output : pass == Pass::InputGrad ? b.input : b.weight) = to.host();
@@ -518,9 +521,9 @@ std::string check_pass(const Case& c) {
   if (compares) {
     expected.reset(new Tensor({result.size[0], result.size[1], result.size[2], result.size[3]}, "contiguous", bytes));
     constexpr double kMostOperations = 2e8;  // of the samples
-    const double all = z.flops() / kMostOperations;
+    const int64_t every = !sampled ? 1 : c.every ? c.every : int64_t(std::ceil(z.flops() / kMostOperations));
     const Buffers b{x.host(), w.host(), y.host(), c.bias ? bias.memory : nullptr, bias.stride[1], nullptr, c.relu};
-    run_exact<T, Wide, pass>(z, b, *expected, sampled ? int64_t(all) * 2 + 1 : 1);
+    run_exact<T, Wide, pass>(z, b, *expected, every);
   }
 
   for (Tensor* t : {&x, &w, &y, &bias})

@@ -5,7 +5,8 @@
 // Every problem runs in the ways that the first argument names, by default all four in which `machine` can vary: 1 and
 // 3 have late copies, 2 and 3 the warps reversed. "special" instead puts an infinity and a NaN into the operands,
 // "huge" some of the largest numbers of float32 whose sums are finite, "images" asks whether an image alone has the
-// bits that it has in a batch. A line for each problem; exit status 1 where one is wrong.
+// bits that it has in a batch, "accuracy" and "magnitudes" how far sums of real numbers are from exact ones. A line for
+// each problem; exit status 1 where one is wrong.
 #include <array>
 #include <cmath>
 #include <iostream>
@@ -139,6 +140,150 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   return std::string("exact: the same bits by ") + candidate.name;
 }
 
+// The reference's result into `to`, of T or of wider numbers.
+template <class T, class Wide, Pass pass>
+void run_exact(const ConvProblem& z, Buffers b, const Tensor& to) {
+  (pass == Pass::Forward ? b.output : pass == Pass::InputGrad ? b.input : b.weight) = to.ref();
+  Plan plan{};
+  plan.tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
+  const Executor executor{nullptr, [](void*, int64_t count, int64_t, void (*body)(void*, int64_t, void*), void* a) {
+                            for (int64_t i = 0; i < count; ++i) body(a, i, nullptr);
+                          }};
+  run_reference<T, Wide, pass>(z, plan, b, executor);
+}
+
+// Real numbers whose sums are rounded. Of the exact sum, and of A, the sum of its products' magnitudes, a result may be
+// off by 2 sqrt(L) u A for L products summed with roundings of u; by what 16 bits of it cannot hold; and by 2^-10 A
+// where float32 is rounded to TF32.
+//
+// "accuracy" has positive numbers, whose roundings show any bias, then such of both signs. "magnitudes" has float32 of
+// all magnitudes in one sum, so that none of its products is negligible: what is multiplied with 2^e (by channel, in
+// weight_grad by image) is multiplied with about 2^(level - e) on the other side. Then numbers at random.
+template <class T, class Wide, Pass pass>
+std::string check_accuracy(const Case& c, const CudaCandidate& candidate, Tensor& x, Tensor& w, Tensor& y,
+                           Tensor& result) {
+  const ConvProblem& z = c.z;
+  const int64_t real_bytes = sizeof(T), parts = parts_of(z.dtype);
+  if (parts != 1) return "only real numbers are asked for here";
+  const bool magnitudes = std::string(ways) == "magnitudes";
+  if (magnitudes && z.dtype != DType::Float32) return "magnitudes are for float32";
+  Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
+  const int first_digit = pass == Pass::WeightGrad ? 0 : 1,
+            second_digit = pass == Pass::WeightGrad || pass == Pass::InputGrad ? 0 : 1;
+  const int64_t length = pass == Pass::Forward     ? z.group_c() * z.r * z.s
+                         : pass == Pass::InputGrad ? z.group_k() * z.r * z.s
+                                                   : z.n * z.p * z.q;
+  const Wide u = z.dtype == DType::Float64 ? Wide(0x1p-53) : Wide(0x1p-24),
+             u_out = z.dtype == DType::BFloat16  ? Wide(0x1p-8)
+                     : z.dtype == DType::Float16 ? Wide(0x1p-11)
+                                                 : Wide(0);
+  const bool rounded = z.dtype == DType::Float32 && z.precision != Precision::Ieee;
+  std::mt19937_64 random(2024);
+  const auto uniform = [&](bool sign) {
+    const Wide value = Wide(random() >> 12) * Wide(0x1p-52);
+    return sign && random() % 2 ? -value : value;
+  };
+  Wide worst = 0, bias = 0;  // bias: of the first data
+  int64_t counted = 0, biased = 0;
+  for (int data = 0; data < (magnitudes ? 3 : 2); ++data) {
+    std::vector<int> exponent(size_t(max_of(z.n, max_of(z.c, z.k))));
+    // Up to where parts that are scaled by 2^24 overflow; up to float32's largest numbers.
+    const int highest = data == 0 ? 103 : 127, level = highest - 149;
+    for (int& e : exponent) e = int(random() % uint64_t(highest + 149 + 1)) - 149;
+    const auto fill = [&](Tensor& t, int digit, bool other) {
+      for (int64_t i[4] = {}; i[0] < t.size[0]; ++i[0])
+        for (i[1] = 0; i[1] < t.size[1]; ++i[1])
+          for (i[2] = 0; i[2] < t.size[2]; ++i[2])
+            for (i[3] = 0; i[3] < t.size[3]; ++i[3]) {
+              Wide value = uniform(magnitudes || data == 1);
+              if (magnitudes) {
+                const int64_t channels = pass == Pass::Forward     ? z.group_c()
+                                         : pass == Pass::InputGrad ? z.group_k()
+                                                                   : z.n;
+                const int e = exponent[size_t(i[digit] % channels)];
+                const int at_random = int(random() % (other ? 130 : 277)) - 149;
+                value = std::ldexp((value < 0 ? value - 1 : value + 1) / 2, data == 2 ? at_random
+                                                                            : other   ? level - e
+                                                                                      : e);
+              }
+              int64_t at = 0;
+              for (int d = 0; d < 4; ++d) at += i[d] * t.stride[d];
+              write<T>(reinterpret_cast<T*>(t.memory) + at, value);
+            }
+    };
+    fill(first, first_digit, false);
+    fill(second, second_digit, true);
+    // In numbers as wide as sums: the operands are widened, their magnitudes too.
+    const auto wide = [&](const Tensor& from, bool magnitude, Tensor& to) {
+      std::vector<Wide> all;
+      for (int64_t a = 0; a < from.size[0]; ++a)
+        for (int64_t b = 0; b < from.size[1]; ++b)
+          for (int64_t h = 0; h < from.size[2]; ++h)
+            for (int64_t v = 0; v < from.size[3]; ++v) {
+              const Wide value = read<Wide>(reinterpret_cast<const T*>(from.memory) + a * from.stride[0] +
+                                            b * from.stride[1] + h * from.stride[2] + v * from.stride[3]);
+              all.push_back(magnitude ? std::abs(value) : value);
+            }
+      memcpy(to.memory, all.data(), all.size() * sizeof(Wide));
+    };
+    const auto made = [](const Tensor& like) {
+      return Tensor({like.size[0], like.size[1], like.size[2], like.size[3]}, "contiguous", sizeof(Wide));
+    };
+    Tensor exact = made(result), whole = made(result), wide_first = made(first), wide_second = made(second);
+    for (const bool magnitude : {false, true}) {
+      wide(first, magnitude, wide_first);
+      wide(second, magnitude, wide_second);
+      const TensorRef none{};
+      const Buffers b{pass == Pass::Forward     ? wide_first.ref()
+                      : pass == Pass::InputGrad ? none
+                                                : wide_second.ref(),
+                      pass == Pass::WeightGrad ? none : wide_second.ref(),
+                      pass == Pass::Forward ? none : wide_first.ref(),
+                      nullptr,
+                      0,
+                      nullptr,
+                      false};
+      run_exact<Wide, Wide, pass>(z, b, magnitude ? whole : exact);
+    }
+    Buffers b{x.ref(), w.ref(), y.ref(), nullptr, 0, nullptr, false};
+    const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
+    std::unique_ptr<char[]> workspace(new char[size_t(plan.workspace_bytes)]);
+    b.workspace = workspace.get();
+    memset(workspace.get(), 0xff, size_t(plan.workspace_bytes));
+    result.each([&](int64_t at) { memset(result.memory + at * real_bytes, 0xff, size_t(real_bytes)); });
+    if (const int error = launch_pass(pass, z, plan, b)) return "launch error " + std::to_string(error);
+    int64_t index = 0;
+    std::string wrong;
+    Tensor in_order = made(result);
+    wide(result, false, in_order);
+    for (; index < result.size[0] * result.size[1] * result.size[2] * result.size[3]; ++index) {
+      const auto at = [&](const Tensor& t) { return reinterpret_cast<const Wide*>(t.memory)[index]; };
+      const Wide all = at(whole), error = at(in_order) - at(exact);
+      if (all >= Wide(0x1p127)) continue;  // float32 may overflow on the way
+      const Wide allowed = (2 * std::sqrt(Wide(length)) * u + (rounded ? Wide(0x1p-10) : 0)) * all +
+                           u_out * std::abs(at(exact)) + Wide(0x1p-149) * (u_out > 0 ? Wide(0x1p125) : 1);
+      if (all > 0) {
+        ++counted;
+        if (data == 0) {
+          ++biased;
+          bias += error / (u * all);
+        }
+        if (std::abs(error) / allowed > worst) worst = std::abs(error) / allowed;
+      }
+      if (std::abs(error) <= allowed) continue;
+      std::ostringstream text;
+      text << double(std::abs(error) / allowed) << " of the allowed error by " << candidate.name << " (data " << data
+           << ", element " << index << ": " << double(at(in_order)) << " for " << double(at(exact)) << ")";
+      return text.str();
+    }
+  }
+  std::ostringstream text;
+  text.precision(3);
+  text << "exact: " << double(worst) << " of the allowed error, bias " << double(bias / Wide(max_of(1, biased)))
+       << " u by " << candidate.name << ", " << counted << " sums of " << length;
+  return text.str();
+}
+
 template <class T, class Wide, Pass pass>
 std::string check_pass(const Case& c) {
   const ConvProblem& z = c.z;
@@ -171,20 +316,14 @@ std::string check_pass(const Case& c) {
              Wide(std::numeric_limits<float>::max()));
   }
   Buffers b{x.ref(), w.ref(), y.ref(), c.bias ? bias.memory : nullptr, bias.stride[1], nullptr, c.relu};
-  Buffers of_reference = b;
-  (pass == Pass::Forward     ? of_reference.output
-   : pass == Pass::InputGrad ? of_reference.input
-                             : of_reference.weight) = expected.ref();
-  Plan plan{};
-  plan.tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
-  const Executor executor{nullptr, [](void*, int64_t count, int64_t, void (*body)(void*, int64_t, void*), void* a) {
-                            for (int64_t i = 0; i < count; ++i) body(a, i, nullptr);
-                          }};
-  run_reference<T, Wide, pass>(z, plan, of_reference, executor);
+  run_exact<T, Wide, pass>(z, b, expected);
 
   const char* reason = nullptr;
   const CudaCandidate* candidate = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
   if (candidate == nullptr) return std::string("declined: ") + reason;
+  cuda::tensor_core = {c.capability >= 90 ? 25 : 24, c.capability < 90};
+  if (ways == std::string("accuracy") || ways == std::string("magnitudes"))
+    return check_accuracy<T, Wide, pass>(c, *candidate, x, w, y, result);
   if (std::string(ways) == "images") return check_images<T, Wide>(c, *candidate, x, w, y);
   const CudaPlan cuda_plan = make_cuda_plan(z, pass, *candidate, &b);
   std::unique_ptr<char[]> workspace(new char[size_t(cuda_plan.workspace_bytes)]);

@@ -70,7 +70,7 @@ struct HopperParameters {
   Strides to;
   Result<T, float> result;
   int64_t split_elements;
-  GatherAgain again;  // float32 in two parts: what three products do not say
+  GatherAgain again;  // float32 in parts: what their products do not say
 };
 
 // What a tile is, the same for all roles.
@@ -143,25 +143,23 @@ CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const HopperShared<Gro
     weights[part] = operand_along(shared_address(shared.weights(stage, part)));
   }
   using Tag = typename Group::Element;
-  const auto multiply = [&](int i) {
+  const auto multiply = [&](int x, int w, int i, bool add) {
     const uint64_t k = uint64_t(i) * (32 >> 4);
-    if constexpr (Group::kParts == 2) {
-      multiply_group(chain, patches[1] + k, weights[0] + k, i > 0 || !begins, Tag{});
-      multiply_group(chain, patches[0] + k, weights[1] + k, true, Tag{});
-      multiply_group(chain, patches[0] + k, weights[0] + k, true, Tag{});
-    } else {
-      multiply_group(chain, patches[0] + k, weights[0] + k, i > 0 || !begins, Tag{});
-    }
+    multiply_group(chain, patches[x] + k, weights[w] + k, add, Tag{});
   };
   if (products == kProducts) {
     begin_products();
+    each_product<Group::kParts>([&](int x, int w, bool first) {
 #pragma unroll
-    for (int i = 0; i < kProducts; ++i) multiply(i);
+      for (int i = 0; i < kProducts; ++i) multiply(x, w, i, !first || i > 0 || !begins);
+    });
   } else {
-    for (int i = 0; i < products; ++i) {
-      begin_products();
-      multiply(i);
-    }
+    each_product<Group::kParts>([&](int x, int w, bool first) {
+      for (int i = 0; i < products; ++i) {
+        begin_products();
+        multiply(x, w, i, !first || i > 0 || !begins);
+      }
+    });
   }
   begin_products();  // where the branches meet the compiler would put one
   commit_products();
@@ -239,33 +237,41 @@ CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T
   }
 }
 
-// Forms again what three products of parts make of an infinity, in multiply-adds, and writes it over that. A thread
-// looks at its own sums alone.
-template <int n, class T>
-CONV_EXT_DEVICE void write_again(const HopperParameters<T>& p, const HopperTile<T>& tile, const float (&total)[n / 2]) {
-  if (p.result.partial != nullptr) return;  // the parts' sum is looked at
-  uint32_t wrong[n / 64];
+// Calls form(i) for each of a thread's sums that is not finite: in a loop, for the code is long.
+template <int count, class Form>
+CONV_EXT_DEVICE void each_not_finite(const float (&total)[count], const Form& form) {
+  uint32_t wrong[count / 32];
 #pragma unroll
-  for (int i = 0; i < n / 2; ++i) {
+  for (int i = 0; i < count; ++i) {
     if (i % 32 == 0) wrong[i / 32] = 0;
     wrong[i / 32] |= uint32_t(!is_finite(total[i])) << (i % 32);
   }
-  const GatherPhase& phase = *tile.phase;
-  const int lane = thread_index() % 32;
 #pragma unroll
-  for (int word = 0; word < n / 64; ++word)
+  for (int word = 0; word < count / 32; ++word)
     for (uint32_t rest = wrong[word]; rest != 0; rest &= rest - 1) {
       int i = word * 32;
       for (uint32_t bits = rest; (bits & 1) == 0; bits >>= 1) ++i;
-      const int64_t position = tile.first_position + thread_index() / 32 * 16 + lane / 4 + i / 2 % 2 * 8;
-      const int row = tile.first_row + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (position >= tile.positions || row >= p.rows) continue;
-      const Digits d = digits_of(position, phase.count_h, phase.count_w);
-      const int64_t channel = int64_t(tile.place.group) * p.rows + row;
-      const int64_t at[4] = {d.high, channel, phase.first_output_h + int64_t(d.middle) * p.output_step_h,
-                             phase.first_output_w + int64_t(d.low) * p.output_step_w};
-      p.result.write(channel, at[0] * p.to.n + at[2] * p.to.h + at[3] * p.to.w, p.again.sum(at));
+      form(i);
     }
+}
+
+// Forms again what products of parts make of an infinity, in multiply-adds, and writes it over that. A thread looks at
+// its own sums alone.
+template <int n, class T>
+CONV_EXT_DEVICE void write_again(const HopperParameters<T>& p, const HopperTile<T>& tile, const float (&total)[n / 2]) {
+  if (p.result.partial != nullptr) return;  // the parts' sum is looked at
+  const GatherPhase& phase = *tile.phase;
+  const int lane = thread_index() % 32;
+  each_not_finite(total, [&](int i) {
+    const int64_t position = tile.first_position + thread_index() / 32 * 16 + lane / 4 + i / 2 % 2 * 8;
+    const int row = tile.first_row + i / 4 * 8 + lane % 4 * 2 + i % 2;
+    if (position >= tile.positions || row >= p.rows) return;
+    const Digits d = digits_of(position, phase.count_h, phase.count_w);
+    const int64_t channel = int64_t(tile.place.group) * p.rows + row;
+    const int64_t at[4] = {d.high, channel, phase.first_output_h + int64_t(d.middle) * p.output_step_h,
+                           phase.first_output_w + int64_t(d.low) * p.output_step_w};
+    p.result.write(channel, at[0] * p.to.n + at[2] * p.to.h + at[3] * p.to.w, p.again.sum(at));
+  });
 }
 
 // A warpgroup's sums over `steps` steps of the ring; multiply(chain, stage, begins) starts the products of one.
@@ -299,6 +305,10 @@ CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const HopperShared<Group, 
     for (int i = 0; i < n / 2; ++i) total[i] += chain[i];
     step += last;
   }
+  if constexpr (Group::kParts > 1) {
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) total[i] *= kSumScale;
+  }
 }
 
 // A warpgroup: multiplies what is brought, and writes the tiles.
@@ -317,7 +327,7 @@ CONV_EXT_DEVICE void consume(const HopperParameters<T>& p, const HopperShared<Gr
       multiply_step(chain, shared, stage, group, ends_tap ? p.last_products : kProducts, begins);
     });
     write_tile(p, tile, shared, total, group);
-    if constexpr (Group::kParts == 2) write_again<n>(p, tile, total);
+    if constexpr (Group::kParts > 1) write_again<n>(p, tile, total);
   }
 }
 
@@ -347,7 +357,7 @@ CONV_EXT_DEVICE Shared aligned_shared() {
   return Shared{shared_memory() + (beyond == 0 ? 0 : kSwizzleBytes - beyond)};
 }
 
-template <class Group, int n, class T = typename Group::Element>
+template <class Group, int n, class T = typename Group::Source>
 CONV_EXT_KERNEL(kHopperThreads)
 hopper_gather(CONV_EXT_GRID_CONSTANT HopperParameters<T> p) {
   const auto shared = aligned_shared<HopperShared<Group, n>>();

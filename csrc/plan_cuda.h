@@ -132,12 +132,12 @@ inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1)
   return shape;
 }
 
-// Where TF32 parts stand for float32, one product may be off by 2^-21, eight times float32's own rounding; a sum's
-// error stays within float32's bound, 2 sqrt(L) roundings, from L = 32 products on.
+// Where parts stand for float32, one product of TF32's may be off by 2^-21, eight times float32's own rounding, and the
+// tensor cores cut sums off; a sum's error stays within float32's bound, 2 sqrt(L) roundings, from L = 32 products on.
 constexpr int64_t kShortestSumOfParts = 32;
 inline const char* parts_decline(const ConvProblem& z, Pass pass) {
   return cuda_shape(z, pass).gemm_k < kShortestSumOfParts
-             ? "fewer than 32 products of TF32 parts are not as accurate as float32's"
+             ? "fewer than 32 products of parts are not as accurate as float32's"
              : nullptr;
 }
 

@@ -34,9 +34,9 @@ const char* axis_declines(const Axis& axis) {
 const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
   if (traits.capability != 90) return "it is for compute capability 9.0 alone";
   if (z.dtype == DType::Float64 || is_complex(z.dtype)) return "it is for real numbers of 16 and 32 bits";
-  if (pass == Pass::WeightGrad && element_bytes(z.dtype) == 4)
-    return "the tensor cores want float32 side by side along the sum, which weight_grad has not";
-  if (wgmma_parts(z) == 2)
+  if (pass == Pass::WeightGrad && wgmma_bytes(z) == 4)
+    return "the tensor cores want TF32 side by side along the sum, which weight_grad has not";
+  if (wgmma_parts(z) > 1)
     if (const char* reason = parts_decline(z, pass)) return reason;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (const char* reason = cuda_extents_decline(z)) return reason;
@@ -44,11 +44,12 @@ const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& tr
   if (const char* reason = axis_declines(vertical)) return reason;
   if (const char* reason = axis_declines(horizontal)) return reason;
   const CudaShape shape = cuda_shape(z, pass);
-  const int64_t widest = z.groups * wgmma_padded(z.dtype, max_of(z.group_c(), z.group_k()));
+  const int64_t widest = z.groups * wgmma_padded(z, max_of(z.group_c(), z.group_k()));
   if (widest >= kCudaExtent) return "its groups' channels, filled up, are 2^30 or more";
   const int64_t positions = max_of(z.h * z.w, z.p * z.q);
   if (positions >= kLongestStride || widest >= ceil_div(kLongestStride, 4 * max_of(1, positions)))
     return "an image has 2^40 bytes or more";
+  if (product(wgmma_parts(z), z.n) >= kCudaExtent) return "the parts of all images are 2^30 images or more";
   const CudaPlan plan = make_wgmma_plan(z, pass);
   if (plan.steps >= kCudaExtent) return "a sum has too many products";
   if (plan.pitch >= kCudaExtent || product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m) >= kCudaExtent)
@@ -73,9 +74,9 @@ namespace {
 // has to be rounded or split is always copied.
 void plan_operand(const ConvProblem& z, bool input, const Buffers* operands, CudaOperand* operand, CudaPlan* plan) {
   const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
-  const int64_t bytes = element_bytes(z.dtype), padded = wgmma_padded(z.dtype, channels);
+  const int64_t bytes = wgmma_bytes(z), padded = wgmma_padded(z, channels);
   const bool readable =
-      bytes == 2 &&
+      element_bytes(z.dtype) == 2 &&
       (operands ? tma_reads(input ? operands->input : operands->output, z.groups, channels, padded, h, w, bytes)
                 : z.channels_last && channels % 8 == 0 && (z.groups == 1 || channels == padded));
   operand->channels = readable ? channels : padded;
@@ -119,7 +120,7 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
     return plan;
   }
   const CudaShape shape = cuda_shape(z, pass);
-  const int64_t chunk = wgmma_chunk(z.dtype);
+  const int64_t chunk = wgmma_chunk(z);
   plan.tile_m = wanted.tile_m ? wanted.tile_m : shape.gemm_m > 64 ? 128 : 64;
   plan.tile_n = kWgmmaPositions;
   const int64_t taps = shape.channels > 0 ? shape.gemm_k / shape.channels : 0;
@@ -136,7 +137,7 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
   plan.splits = ceil_div(steps, plan.steps);
   plan.pitch = steps * chunk;
   const int64_t rows = product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m);
-  plan.packed_bytes = round_up(product(rows, plan.pitch, element_bytes(z.dtype)), 256);
+  plan.packed_bytes = round_up(product(rows, plan.pitch, wgmma_bytes(z)), 256);
   plan.partial_offset = plan.packed_bytes;
   plan_operand(z, pass == Pass::Forward, operands, &plan.source, &plan);
   plan.blocks = product(tiles_m, ceil_div(shape.gemm_n, kWgmmaPositions), plan.splits);

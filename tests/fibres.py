@@ -108,7 +108,7 @@ def build(sources: Path, flags: list[str]) -> Path:
 
 
 def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:
-    """Whether the plan lets TF32 parts stand for float32: in sums of 32 products or more."""
+    """Whether the plan lets parts stand for float32: in sums of 32 products or more."""
     taps = [ceil(t / (s // gcd(s, d))) if pass_name == "input_grad" else t
             for t, s, d in zip((z.r, z.s), z.stride, z.dilation)]
     channels = (z.k if pass_name == "input_grad" else z.c) // z.groups
@@ -148,12 +148,13 @@ def finds_and_prints(folder: Path, program: str, error: tuple[str, str, str],
     """
     file, right, wrong = error
     shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
-    path = folder / "csrc" / "cuda" / file
+    kernels = folder / "csrc" / "cuda"
+    path = kernels / file
     text = path.read_text()
     if right:
         assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
         path.write_text(text.replace(right, wrong))
     made = folder / "planted"
-    subprocess.run([compiler, *flags, *DEVICE, f"-I{path.parent}", str(HOST / program), "-o", str(made)], check=True)
+    subprocess.run([compiler, *flags, *DEVICE, f"-I{kernels}", str(HOST / program), "-o", str(made)], check=True)
     done = subprocess.run([str(made)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     return done.returncode != 0, done.stderr, done.stdout

@@ -30,9 +30,9 @@ void fill_phases(const ConvProblem& z, Pass pass, GatherPhase* to) {
     }
 }
 
-template <class Group, class T = typename Group::Element>
+template <class Group, class T = typename Group::Source>
 int pack_weights_of(const RealCall& call, const GatherRoles& roles, const HopperParameters<T>& p) {
-  PackGroupWeights<T> pack{};
+  PackGroupWeights<Group> pack{};
   memcpy(pack.phases, p.phases, sizeof pack.phases);
   pack.phase_count = p.grid.phases;
   pack.groups = p.grid.groups;
@@ -46,7 +46,7 @@ int pack_weights_of(const RealCall& call, const GatherRoles& roles, const Hopper
   pack.stride_h = call.b.weight.stride[2];
   pack.stride_w = call.b.weight.stride[3];
   pack.weights = static_cast<const T*>(call.b.weight.data);
-  pack.packed = static_cast<T*>(call.b.workspace);
+  pack.packed = static_cast<typename Group::Element*>(call.b.workspace);
   const int64_t numbers = int64_t(pack.phase_count) * pack.groups * pack.rows * pack.pitch;
   return launch(pack_group_weights<Group>, ceil_div(numbers, kGroupPackThreads), kGroupPackThreads, 0, call.stream,
                 pack);
@@ -54,18 +54,19 @@ int pack_weights_of(const RealCall& call, const GatherRoles& roles, const Hopper
 
 // Copies an operand if the plan says so (of n images, h x w positions, groups of `channels`); leaves in `map` how it
 // lies.
-template <class Group, class T = typename Group::Element>
+template <class Group, class T = typename Group::Source>
 int prepare(const RealCall& call, const TensorRef& t, int64_t channels, int64_t h, int64_t w, const CudaOperand& plan,
             PatchesMap* map) {
-  const int64_t bytes = int64_t(sizeof(T)), n = call.z.n, all_channels = call.z.groups * plan.channels;
+  using Element = typename Group::Element;
+  const int64_t bytes = int64_t(sizeof(Element)), n = call.z.n, all_channels = call.z.groups * plan.channels;
   *map = {};
-  map->number = number_of<T>();
+  map->number = number_of<Element>();
   map->data = t.data;
   map->stride[0] = t.stride[3] * bytes;
   map->stride[1] = t.stride[2] * bytes;
   map->stride[2] = t.stride[0] * bytes;
   if (plan.bytes > 0) {
-    PackGroupSource<T> pack{};
+    PackGroupSource<Group> pack{};
     pack.images = int32_t(n);
     pack.h = int32_t(h);
     pack.w = int32_t(w);
@@ -74,7 +75,7 @@ int prepare(const RealCall& call, const TensorRef& t, int64_t channels, int64_t 
     pack.all_channels = all_channels;
     pack.from = strides_of(t);
     pack.source = static_cast<const T*>(t.data);
-    pack.packed = reinterpret_cast<T*>(call.workspace() + plan.offset);
+    pack.packed = reinterpret_cast<Element*>(call.workspace() + plan.offset);
     const int64_t blocks = ceil_div(n * h * w, kPackTile) * ceil_div(all_channels, kPackTile);
     const int error = launch(pack_group_source<Group>, blocks, kGroupPackThreads,
                              kPackTile * (kPackTile + 1) * int(sizeof(T)), call.stream, pack);
@@ -101,7 +102,7 @@ void set_box(const BoxAxis& h, const BoxAxis& w, PatchesMap* map) {
   map->upper[1] = int(h.upper);
 }
 
-template <class Group, class T = typename Group::Element>
+template <class Group, class T = typename Group::Source>
 int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
   const CudaShape shape = cuda_shape(z, roles.pass);
@@ -128,7 +129,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.result = result_of<T, float>(call, roles.result, roles.result.stride[1]);
   p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
                                                      roles.rows, int64_t(sizeof(T)));
-  if constexpr (Group::kParts == 2) p.again = gather_again(call, roles);
+  if constexpr (Group::kParts > 1) p.again = gather_again(call, roles);
   if (const int error = pack_weights_of<Group>(call, roles, p)) return error;
   PatchesMap map;
   const CudaOperand& source = call.plan.source;
@@ -147,8 +148,8 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
     if (const int error = encode(map, &p.source[phase])) return error;
   }
   const int64_t rows = Group::kParts * shape.phases() * z.groups * roles.rows;
-  const RowsMap weights{
-      map.number, call.b.workspace, call.plan.pitch, rows, call.plan.pitch * int64_t(sizeof(T)), kChunk<Group>, int(n)};
+  const int64_t row_bytes = call.plan.pitch * number_bytes(map.number);
+  const RowsMap weights{map.number, call.b.workspace, call.plan.pitch, rows, row_bytes, kChunk<Group>, int(n)};
   if (const int error = encode(weights, &p.weights)) return error;
   if (call.plan.splits > 1) {
     const int64_t (&size)[4] = roles.result_size;
@@ -166,10 +167,11 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
                              : launch(hopper_gather<Group, 64>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 64>::kBytes, call.stream, p);
   if (error || call.plan.splits == 1) return error;
-  return add_parts(call, roles.result, roles.result_size, 1, p.result.partial, Group::kParts == 2 ? &p.again : nullptr);
+  if constexpr (Group::kParts > 1) return add_parts(call, roles.result, roles.result_size, p.result.partial, p.again);
+  return add_parts(call, roles.result, roles.result_size, 1, p.result.partial);
 }
 
-template <class Group, class T = typename Group::Element>
+template <class Group, class T = typename Group::Source>
 int run_correlate(const RealCall& call) {
   const ConvProblem& z = call.z;
   const Buffers& b = call.b;
@@ -201,16 +203,24 @@ int run_correlate(const RealCall& call) {
   p.grad_group = int32_t(call.plan.grad.channels);
   p.input_group = int32_t(call.plan.source.channels);
   if (const int error = prepare<Group>(call, b.output, z.group_k(), z.p, z.q, call.plan.grad, &map)) return error;
-  map.positions = kBox;
-  if (const int error = encode(map, &p.grad)) return error;
+  const auto encode_parts = [&](TensorMap* maps) {
+    map.positions = kBox;
+    map.size[3] = z.n;
+    for (int part = 0; part < Group::kParts; ++part) {
+      if (const int error = encode(map, &maps[part])) return error;
+      map.data = static_cast<const char*>(map.data) + z.n * map.stride[2];
+    }
+    return 0;
+  };
+  if (const int error = encode_parts(p.grad)) return error;
   if (const int error = prepare<Group>(call, b.input, z.group_c(), z.h, z.w, call.plan.source, &map)) return error;
-  map.positions = kBox;
   map.step[0] = p.step_w;
   map.step[1] = p.step_h;
   set_box(h, w, &map);
-  if (const int error = encode(map, &p.input)) return error;
+  if (const int error = encode_parts(p.input)) return error;
   p.to = strides_of(b.weight);
   p.result = result_of<T, float>(call, b.weight, p.to.n);
+  if constexpr (Group::kParts > 1) p.again = correlate_again(call);
   const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
   if (call.plan.splits > 1) {
     p.result.partial = reinterpret_cast<float*>(call.workspace() + call.plan.partial_offset);
@@ -226,24 +236,34 @@ int run_correlate(const RealCall& call) {
                                       HopperShared<Group, 128>::kBytes, call.stream, p)
                              : launch(hopper_correlate<Group, 64>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 64>::kBytes, call.stream, p);
-  return error || call.plan.splits == 1 ? error : add_parts(call, b.weight, size, 0, p.result.partial);
+  if (error || call.plan.splits == 1) return error;
+  if constexpr (Group::kParts > 1) return add_parts(call, b.weight, size, p.result.partial, p.again);
+  return add_parts(call, b.weight, size, 0, p.result.partial);
+}
+
+// Calls function(group) for the kind of number that the problem has.
+template <class Function>
+int with_group(const ConvProblem& z, const Function& function) {
+  switch (z.dtype) {
+    case DType::BFloat16:
+      return function(Type<SixteenBitGroup<bfloat16>>());
+    case DType::Float16:
+      return function(Type<SixteenBitGroup<float16>>());
+    default:
+      return wgmma_parts(z) > 1 ? function(Type<ThreeBF16Group>()) : function(Type<TF32Group>());
+  }
 }
 
 }  // namespace
 
 int launch_wgmma(const RealCall& call, const GatherRoles& roles) {
-  switch (call.z.dtype) {
-    case DType::BFloat16:
-      return run_wgmma<SixteenBitGroup<bfloat16>>(call, roles);
-    case DType::Float16:
-      return run_wgmma<SixteenBitGroup<float16>>(call, roles);
-    default:
-      return wgmma_parts(call.z) == 2 ? run_wgmma<ThreeTF32Group>(call, roles) : run_wgmma<TF32Group>(call, roles);
-  }
+  return with_group(call.z, [&]<class Group>(Type<Group>) { return run_wgmma<Group>(call, roles); });
 }
 int launch_wgmma_weight_grad(const RealCall& call) {
-  return call.z.dtype == DType::BFloat16 ? run_correlate<SixteenBitGroup<bfloat16>>(call)
-                                         : run_correlate<SixteenBitGroup<float16>>(call);
+  return with_group(call.z, [&]<class Group>(Type<Group>) {
+    if constexpr (sizeof(typename Group::Element) == 2) return run_correlate<Group>(call);
+    return 1;  // the plan declines it
+  });
 }
 
 }  // namespace cuda

@@ -352,6 +352,39 @@ class Own(nn.Conv2d):
         return 2 * super().forward(input)
 
 
+class OfItsOwnSize(nn.Conv2d):
+    """Inherits forward."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, padding=1)
+
+
+class Convolved(nn.ConvTranspose2d):
+    def forward(self, input):
+        return F.conv2d(input, self.weight)
+
+
+class Volume(nn.Conv3d):
+    pass
+
+
+@pytest.mark.parametrize("layer, size, why", [
+    (OfItsOwnSize(2), (2, 5, 5), "OfItsOwnSize is derived from Conv2d, and what is exchanged is Conv2d itself; "
+     "derive it from conv_ext.Conv2d, or call it within conv_ext.override()"),
+    (parametrizations.weight_norm(OfItsOwnSize(2)), (2, 5, 5), "OfItsOwnSize is derived from Conv2d, and what is exch"),
+    (Convolved(2, 2, 3), (2, 5, 5), "Convolved has a forward of its own; what it calls of torch's is ours within"),
+    (Volume(2, 2, 1), (2, 5, 5, 5), "conv_ext has no Conv3d, which Volume is derived from"),
+])  # fmt: skip
+def test_a_subclass_stays_and_the_report_says_what_reaches_it(layer, size, why):
+    said, kind = [], type(layer)
+    conv_ext.convert(layer, report=said.append)
+    assert type(layer) is kind and f": {why}" in said[0]
+    assert owners(layer, torch.randn(1, *size)) == ["torch's"]
+    with Calls() as calls, conv_ext.override():
+        layer(torch.randn(1, *size))
+    assert [name.split()[0] for name in calls.names] == ["torch's" if isinstance(layer, Volume) else "ours"]
+
+
 def test_convert_says_what_it_changed_and_what_it_left(caplog):
     strange, parametrized = nn.Conv2d(2, 2, 1), nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 2, 1))
     strange.activation = nn.ReLU()
@@ -365,7 +398,7 @@ def test_convert_says_what_it_changed_and_what_it_left(caplog):
         "3 convolutions became conv_ext's: 1 Conv1d, 2 Conv2d\n"
         "2 convolutions had been before\n"
         "5 convolutions left:\n"
-        "    stem.0: Own is a class of its own, with a forward of its own\n"
+        "    stem.0: Own has a forward of its own; what it calls of torch's is ours within conv_ext.override()\n"
         "    stem.1: conv_ext has no Conv3d\n"
         "    stem.2: LazyConv2d has no weight before its first call; convert after it\n"
         "    stem.3: Conv2d has an attribute 'activation', which ours would read\n"

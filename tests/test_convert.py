@@ -1,6 +1,7 @@
 """convert and revert swap classes and touch nothing else; override routes torch's functions."""
 
 import copy
+import io
 import pickle
 import threading
 
@@ -342,6 +343,43 @@ def test_override_around_and_inside_compiled_code():
     torch.testing.assert_close(around, expected, **SAME)
     torch.testing.assert_close(inside, expected, **SAME)
     assert len(graphs) == 2 and all("conv_ext.forward" in graph and "torch.conv2d" not in graph for graph in graphs)
+
+
+# ---- what knows torch's layers alone: after revert it has them (README.md, "Limits")
+
+
+def test_a_reverted_model_is_traced_to_torchs_operators_and_onnx_refuses_ours():
+    model, x = conv_ext.convert(make_model()).float().eval(), torch.randn(1, 3, 6, 5)
+    traced = str(torch.jit.trace(model, x).inlined_graph)
+    assert "conv_ext::forward(" in traced and "aten::_convolution(" not in traced
+    with pytest.raises(Exception, match="conv_ext::forward"):
+        torch.onnx.export(conv_ext.convert(nn.Sequential(nn.Conv2d(3, 2, 3))), (x,), io.BytesIO(), dynamo=False)
+    traced = str(torch.jit.trace(conv_ext.revert(model), x).inlined_graph)
+    assert traced.count("aten::_convolution") == 4 and "conv_ext::" not in traced
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantization_after_revert_and_before():
+    quantization = torch.ao.quantization
+    x = torch.randn(1, 3, 6, 6)
+
+    def quantized(model):
+        model = nn.Sequential(quantization.QuantStub(), model, quantization.DeQuantStub()).eval()
+        model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+        model = quantization.prepare(model)
+        model(x)
+        return quantization.convert(model)
+
+    def model():
+        return conv_ext.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval())
+
+    names = [["0", "1", "2"]]
+    with pytest.raises(AssertionError, match="did not find fuser method"):
+        quantization.fuse_modules(model(), names)
+    with pytest.raises(NotImplementedError, match="conv_ext::forward.*QuantizedCPU"):
+        quantized(model())(x)
+    right = quantization.fuse_modules(conv_ext.revert(model()), names)
+    torch.testing.assert_close(quantized(right)(x), right(x), rtol=0, atol=0.2)
 
 
 # ---- what convert says

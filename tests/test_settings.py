@@ -92,8 +92,23 @@ def test_one_setting_entered_twice_and_left_by_an_exception():
         conv_ext.precision("fast")
     with pytest.raises(TypeError, match="algorithm must be a str"):
         conv_ext.algorithm(3)
-    with conv_ext.algorithm("fast"), pytest.raises(RuntimeError, match="algorithm must be one of"):
-        conv_ext.conv2d(torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["nope", "", "Direct", "direct "])
+def test_an_algorithm_that_is_none_is_refused_at_once(name):
+    with pytest.raises(ValueError, match="algorithm must be one of auto; cpu: depthwise, .*; cuda: .*; got ") as raised:
+        conv_ext.algorithm(name)
+    assert repr(name) in str(raised.value)
+
+
+def test_every_name_of_either_device_is_taken_and_the_call_says_which_are_its_own():
+    x, w = torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3)
+    names = {name for name, _, _ in conv_ext.explain(x, w).forward.candidates}
+    assert names == set(settings.ALGORITHMS["cpu"]) and {"wgmma", "direct"} <= set(settings.ALGORITHMS["cuda"])
+    for name in ("auto", *names, *settings.ALGORITHMS["cuda"]):
+        assert conv_ext.algorithm(name).value == name
+    with conv_ext.algorithm("wgmma"), pytest.raises(RuntimeError, match="algorithm must be one of"):
+        conv_ext.conv2d(x, w)
 
 
 def test_explain_knows_the_layout():

@@ -1,4 +1,4 @@
-# make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.
+# make, or make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.   make help: this text.
 # make check: under two minutes, while you work.   make test: before a change lands.   make test-all: before a release.
 # make fuzz SECONDS=600: random problems, others each time.   docs/testing.md says what each of them runs.
 # All first make .venv with the pinned torch, and compile what has changed.
@@ -43,10 +43,13 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
     echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
 
-.PHONY: demo check test test-all fuzz lint build gpu-runner clean
+.PHONY: demo help check test test-all fuzz lint build gpu-runner clean
 
 demo: build
 	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 check: build lint
 	$(PYTEST) tests -m "quick and not exhaustive" -q $(ARGS)

@@ -174,7 +174,8 @@ class MappedConv2d(Unscriptable, nn.Module):
         self.padding = padding
         where = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(connection_table.connections, *self.kernel_size, **where))
-        self.bias = nn.Parameter(torch.empty(self.out_channels, **where)) if bias else None
+        of_each = nn.Parameter(torch.empty(self.out_channels, **where)) if bias else None
+        self.register_parameter("bias", of_each)
         self._plan()
         self.reset_parameters()
 

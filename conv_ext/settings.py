@@ -6,7 +6,22 @@ import threading
 
 import torch
 
+from .library import _C
+
 PRECISIONS = ("ieee", "tf32", "bf16")
+
+
+def _algorithms(capability: int) -> tuple[str, ...]:
+    """The names in the plan of the CPU (0), or of a CUDA device."""
+    size = (1, 1, 1, 1)
+    plan = _C.plan("forward", "float32", size, size, size, (1, 1), (0, 0, 0, 0), (1, 1), 1, capability=capability)
+    return tuple(name for name, _, _ in plan["candidates"])
+
+
+# By device; tuples, which Dynamo takes for constants.
+ALGORITHMS = {"cpu": _algorithms(0), "cuda": _algorithms(90)}
+_KNOWN = ("auto", *ALGORITHMS["cpu"], *ALGORITHMS["cuda"])
+_KNOWN_TEXT = "auto; " + "; ".join(f"{device}: {', '.join(names)}" for device, names in ALGORITHMS.items())
 
 # `torch.backends.<backend>.conv.fp32_precision` without the Python property, which costs 1 us a call.
 _read_fp32_precision = torch._C._get_fp32_precision_getter
@@ -69,11 +84,12 @@ class precision(_Setting):
 class algorithm(_Setting):
     """Within the block, calls of this thread use the named algorithm: ``with algorithm("reference"):``.
 
-    ``"auto"`` lets the plan choose. A name that cannot run a call is a RuntimeError of that call, with
-    the reason that ``conv_ext.explain`` prints. The name is kept for the backward pass.
+    ``"auto"`` lets the plan choose. The other names are those that ``conv_ext.explain`` prints, the CPU's and
+    CUDA's. One that cannot run a call, or is the other device's, is a RuntimeError of that call, with the reason
+    that ``explain`` has. The name is kept for the backward pass.
 
     Raises:
-        TypeError: the name is not a str.
+        TypeError: the name is not a str. ValueError: there is no such algorithm.
     """
 
     _name = "algorithm"
@@ -81,6 +97,8 @@ class algorithm(_Setting):
     def __init__(self, value: str) -> None:
         if not isinstance(value, str):
             raise TypeError(f"algorithm must be a str, got {type(value).__name__}")
+        if value not in _KNOWN:
+            raise ValueError(f"algorithm must be one of {_KNOWN_TEXT}; got {value!r}")
         super().__init__(value)
 
 

@@ -40,7 +40,7 @@ def digest(paths: Iterable[Path], *words: str) -> str:
 
 def kernel_digest() -> str:
     """Of what libconv_ext_cuda.so is made of."""
-    return digest([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()], *FLAGS, *SHARED)
+    return digest([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()], *FLAGS, *REPORT, *SHARED)
 
 
 def runner_digest() -> str:

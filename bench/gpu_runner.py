@@ -25,6 +25,7 @@ LIBRARY = "libconv_ext_cuda.so"
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC"]  # those of setup.py
 STATIC = ["-cudart", "static", "-Xcompiler", "-static-libstdc++,-static-libgcc"]  # glibc alone is taken as it comes
 SHARED = ["-shared", "-cudart", "shared", "-Xlinker", "-z", "-Xlinker", "defs"]
+REPORT = ["-Xptxas", "-v", "-Xcompiler", "-Wall,-Wextra"]  # registers and warnings: tests read them in NAME.log
 USUAL = ("90a",)
 SM90_ALONE = {"hopper.cu"}  # as in setup.py
 
@@ -39,7 +40,7 @@ def digest(paths: Iterable[Path], *words: str) -> str:
 
 def kernel_digest() -> str:
     """Of what libconv_ext_cuda.so is made of."""
-    return digest([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()], *FLAGS, *SHARED)
+    return digest([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()], *FLAGS, *REPORT, *SHARED)
 
 
 def runner_digest() -> str:
@@ -77,7 +78,7 @@ def units() -> list[Path]:
 
 def is_fresh(stamp: Path, made: Path, command: list[str]) -> bool:
     """Whether an object is of this command and of files that are as they were."""
-    if not (stamp.is_file() and made.is_file()):
+    if not (stamp.is_file() and made.is_file() and made.with_suffix(".log").is_file()):
         return False
     known = json.loads(stamp.read_text())
     paths = [ROOT / name for name in known["files"]]
@@ -88,13 +89,17 @@ def compile_one(unit: Path, architectures: tuple[str, ...]) -> Path:
     made = FOLDER / f"{unit.stem}.o"
     depends, stamp = made.with_suffix(".d"), made.with_suffix(".json")
     chosen = ("90a",) if unit.name in SM90_ALONE else architectures
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in chosen] if unit.suffix == ".cu" else []
+    targets = [*REPORT, *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in chosen)] if unit.suffix == ".cu" else []
     command = ["nvcc", *FLAGS, *targets, "-MMD", "-MF", str(depends), "-c", str(unit), "-o", str(made)]
     words = [word for word in command if str(ROOT) not in word]
     if not is_fresh(stamp, made, words):
         stamp.unlink(missing_ok=True)
         print(f"compiling {unit.name}", flush=True)
-        subprocess.run(command, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        made.with_suffix(".log").write_text(done.stdout)
+        if done.returncode:
+            print(done.stdout, file=sys.stderr)
+            done.check_returncode()
         read = {Path(os.path.abspath(name)) for name in re.findall(r"[^\s:\\]+", depends.read_text())}
         ours = sorted(path for path in read if path.is_relative_to(ROOT) and path != made)
         files = [path.relative_to(ROOT).as_posix() for path in ours]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu_runner
 from problems import Problem
 from runner_lines import LAYOUTS, PASSES, line  # noqa: F401  (tests take them from here)
 
@@ -105,6 +106,14 @@ def build(sources: Path, flags: list[str]) -> Path:
 
     read = [*sources.glob("*.h"), *plans, sources / "cuda", sources / "reference", HOST]
     return built_once("cuda_host", read, [*flags, *DEVICE], compile_all) / "run"
+
+
+def build_for_device() -> Path:
+    """The runner, for the architectures of the one that lies there; who comes first builds what has changed."""
+    gpu_runner.FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
+        architectures = tuple(gpu_runner.record().get("architectures", gpu_runner.USUAL))
+        return gpu_runner.build(architectures, min(2, len(os.sched_getaffinity(0))))
 
 
 def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:

@@ -11,21 +11,13 @@ import subprocess
 import pytest
 
 from bench import gpu_runner
-from fibres import ENVIRONMENT, OPPOSITE, line, locked, needs_compiler, run, run_one
+from fibres import ENVIRONMENT, OPPOSITE, line, needs_compiler, run, run_one
 from problems import SMALL, Problem
 from runner_lines import everything, wgmma
 
 nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")
 GOOD_LINE = "pass=forward dtype=float32 n=1 c=4 h=5 w=6 k=3 r=2 s=3"
 TILED = Problem("tiled", 1, 16, 9, 12, 136, 2, 3, padding=(1, 1, 1, 1))
-
-
-@pytest.fixture(scope="module")
-def runner():
-    """For the architectures for which one lies there; the first process builds it, others and later runs find it."""
-    gpu_runner.FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
-        return gpu_runner.build(tuple(gpu_runner.record().get("architectures", gpu_runner.USUAL)))
 
 
 def ask(program, *arguments, lines=()):
@@ -37,28 +29,28 @@ def ask(program, *arguments, lines=()):
 
 
 @nvcc
-def test_it_is_built_for_a_device_and_ends_with_a_clear_line_where_there_is_none(runner):
-    libraries = subprocess.run(["ldd", str(runner)], capture_output=True, text=True).stdout
+def test_it_is_built_for_a_device_and_ends_with_a_clear_line_where_there_is_none(gpu_program):
+    libraries = subprocess.run(["ldd", str(gpu_program)], capture_output=True, text=True).stdout
     assert "libc.so" in libraries and not re.search("cuda|torch|stdc", libraries), libraries
-    assert gpu_runner.runner() == runner and gpu_runner.library() is not None
-    asked = ask(runner, "--device")
+    assert gpu_runner.runner() == gpu_program and gpu_runner.library() is not None
+    asked = ask(gpu_program, "--device")
     if asked.returncode == 0:
         lines = [one for one in everything()[:150] if "algorithm=multiply_add" in one and "check" not in one]
-        assert all(v.startswith("exact") for v in ask(runner, lines=lines).stdout.splitlines())
+        assert all(v.startswith("exact") for v in ask(gpu_program, lines=lines).stdout.splitlines())
         return
-    for done in (asked, ask(runner, lines=wgmma()), ask(runner, *wgmma()[0].split())):
+    for done in (asked, ask(gpu_program, lines=wgmma()), ask(gpu_program, *wgmma()[0].split())):
         assert done.returncode == 3 and not done.stdout
         assert re.fullmatch(r".*: there is no CUDA device to run on \(.+, CUDA error \d+\)\n", done.stderr), done.stderr
 
 
 @nvcc
-def test_what_is_up_to_date_is_not_compiled_again(runner, monkeypatch):
+def test_what_is_up_to_date_is_not_compiled_again(gpu_program, monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError(f"{arguments} was started")
 
     monkeypatch.setattr(gpu_runner.subprocess, "run", fail)
     architectures = tuple(gpu_runner.record()["architectures"])
-    assert gpu_runner.build(architectures) == runner
+    assert gpu_runner.build(architectures) == gpu_program
     for unit in gpu_runner.units():
         assert gpu_runner.compile_one(unit, architectures).is_file()
     with pytest.raises(AssertionError, match="nvcc"):

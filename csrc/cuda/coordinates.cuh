@@ -49,6 +49,15 @@ CONV_EXT_DEVICE Digits digits_of(int64_t index, int32_t middle, int32_t low) {
   return {int32_t(rest / middle), int32_t(rest % middle), int32_t(index % low)};
 }
 
+struct Quotient {
+  int64_t whole;
+  int32_t rest;
+};
+CONV_EXT_DEVICE Quotient divide(int64_t index, int32_t by) {
+  if (index < (int64_t(1) << 31)) return {uint32_t(index) / uint32_t(by), int32_t(uint32_t(index) % uint32_t(by))};
+  return {index / by, int32_t(index % by)};
+}
+
 // Positions (n, p, q): the image, and outputs that stand `step` apart from `first` on.
 struct Positions {
   int32_t images, rows, columns;
@@ -153,10 +162,10 @@ CONV_EXT_DEVICE PhaseAxis phase_of(const Axis& axis, int32_t phase) {
   a.delta = -(axis.dilation / divisor);
   a.count = phase < axis.output ? (axis.output - 1 - phase) / axis.stride + 1 : 0;
   for (int32_t tap = 0; tap < a.tap_step && tap < axis.taps; ++tap) {
-    const int64_t distance = int64_t(phase) + axis.pad - int64_t(tap) * axis.dilation;
+    const int32_t distance = phase + axis.pad - tap * axis.dilation;
     if (distance % axis.stride != 0) continue;
     a.first_tap = tap;
-    a.first = int32_t(distance / axis.stride);
+    a.first = distance / axis.stride;
     a.taps = (axis.taps - 1 - tap) / a.tap_step + 1;
     break;
   }

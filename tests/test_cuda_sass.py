@@ -25,36 +25,50 @@ pytestmark = pytest.mark.skipif(nvcc is None or sass.disassembler() is None,
 # and one warp starts an instruction in three to five cycles.
 PRODUCER, COPY = 32, 20  # of the step, and of each copy
 CONSUMER, PRODUCT = 64, 5
+# Of a usual step of 32 products of mma.sync, in which two warps of each scheduler take turns.
+MMA = {"Gather.*bfloat16": 136, "Correlate.*bfloat16": 176, "Gather.*TF32": 236}
+ADDING = 440  # to find four neighbours in the parts and in the result, and to finish them
+VECTOR, NUMBER = 72, 16  # of 16 bytes that are copied or packed, and of each number in it
+
+# Everything that the gates look at: one source, for nvcc starts slowly.
+SOURCE = """
+#include "hopper.cu"
+#include "gather.cuh"
+namespace conv_ext::cuda {
+#define MULTIPLY(Pass, Math) template __global__ void igemm<Pass, Math, LargeTile>(Pass::Parameters);
+using GatherBF16 = Gather<bfloat16, float, Load::KVector>;
+using GatherTF32 = Gather<float, float, Load::KVector>;
+using CorrelateBF16 = Correlate<bfloat16, float, Load::RowsVector>;
+MULTIPLY(GatherBF16, TensorCores<bfloat16>)
+MULTIPLY(CorrelateBF16, TensorCores<bfloat16>)
+MULTIPLY(GatherTF32, TF32)
+template __global__ void reduce<bfloat16, float, NotAgain, 4>(ReduceParameters<bfloat16, float, NotAgain>);
+}
+"""
 
 
-def machine_code(folder: Path, source: str) -> dict[str, sass.Kernel]:
-    """The kernels of a source that includes those of `folder`, by their mangled names."""
-    unit = folder / "sass.cu"
-    unit.write_text(source)
-    command = [nvcc, "-std=c++20", "-O3", f"-I{folder}", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", str(unit),
-               "-o", str(folder / "sass.cubin")]
+def compile_source(source: str, kernels: Path, folder: Path) -> None:
+    """Into folder/sass.cubin, with the headers of `kernels`."""
+    (folder / "sass.cu").write_text(source)
+    command = [nvcc, "-std=c++20", "-O3", f"-I{kernels}", "-gencode=arch=compute_90a,code=sm_90a", "-cubin",
+               str(folder / "sass.cu"), "-o", str(folder / "sass.cubin")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return sass.kernels_of(folder / "sass.cubin")
 
 
 @functools.cache
-def hopper() -> dict[str, sass.Kernel]:
-    """All kernels of hopper.cu."""
-    command = [nvcc, "-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-cubin", str(CUDA / "hopper.cu")]
+def kernels() -> dict[str, sass.Kernel]:
+    """By their mangled names."""
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-
-    def compile_it(folder: Path) -> None:
-        subprocess.run([*command, "-o", str(folder / "hopper.cubin")], check=True, capture_output=True)
-
     read = [*(ROOT / "csrc").glob("*.h"), CUDA]
-    return sass.kernels_of(built_once("sass", read, [*command, version], compile_it) / "hopper.cubin")
+    folder = built_once("sass", read, [SOURCE, version], functools.partial(compile_source, SOURCE, CUDA))
+    return sass.kernels_of(folder / "sass.cubin")
 
 
-def named(kernels: dict[str, sass.Kernel], *names: str) -> list[sass.Kernel]:
-    found = [k for mangled, k in kernels.items() if any(name in mangled for name in names)]
-    assert found, f"no kernel is called {names}"
-    return found
+def named(found: dict[str, sass.Kernel], *names: str) -> list[sass.Kernel]:
+    these = [k for mangled, k in found.items() if any(name in mangled for name in names)]
+    assert these, f"no kernel is called {names}"
+    return these
 
 
 # ---- the gates
@@ -137,19 +151,51 @@ def consumer_is_slow(kernel: sass.Kernel) -> str:
     return f"{longest} instructions for {products} products" if longest > CONSUMER + PRODUCT * products else ""
 
 
-GATES = (uses_local_memory, multiplies_for_nothing, commits_more_than_once, reads_sums_in_flight, producer_is_slow,
-         consumer_is_slow)
+def mma_is_slow(kernel: sass.Kernel) -> str:
+    """Of a step that brings the next operands, within a tap or a row, and ends no chain."""
+    most = next(n for name, n in MMA.items() if re.search(name, kernel.name))
+    paths = list(kernel.innermost("HMMA")[0].paths())
+    copies = max(sum(i.name == "LDGSTS" for i in path) for path in paths)
+    usual = min((path for path in paths if sum(i.name == "LDGSTS" for i in path) == copies), key=len)
+    products = sum(i.name == "HMMA" for i in usual)
+    return f"{len(usual)} instructions for {products} products" if products != 32 or len(usual) > most else ""
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.__name__)
-def test_products_of_warpgroups(gate):
-    wrong = {k.name: gate(k) for k in named(hopper(), "hopper_gather", "hopper_correlate")}
+def copying_is_slow(kernel: sass.Kernel) -> str:
+    """Of the loops that read numbers and put them down; a call is a division of 64 bits."""
+    loops = [loop for loop in kernel.loops if loop.has("LDG") and not any(
+        other.body < loop.body for other in kernel.loops)]
+    assert loops, f"{kernel.name} has no loop that reads"
+    if any(loop.has("CALL") for loop in loops):
+        return "divides by 64 bits for every number"
+    path = max(loops[0].paths(), key=len)
+    numbers = sum(i.name == "LDG" for i in path)
+    return f"{len(path)} instructions for {numbers} numbers" if len(path) > VECTOR + NUMBER * numbers else ""
+
+
+def adding_is_slow(kernel: sass.Kernel) -> str:
+    """Of everything but the loop over parts, for four numbers."""
+    loops = {block for loop in kernel.loops for block in loop.body}
+    count = sum(len(kernel.blocks[block]) for block in kernel.reachable if block not in loops)
+    return f"{count} instructions" if count > ADDING else ""
+
+
+WARPGROUPS = (uses_local_memory, multiplies_for_nothing, commits_more_than_once, reads_sums_in_flight,
+              producer_is_slow, consumer_is_slow)
+GATES = [(gate, ("hopper_gather", "hopper_correlate")) for gate in WARPGROUPS]
+GATES += [(mma_is_slow, ("igemm",)), (copying_is_slow, ("pack_channels_last", "pack_weights")),
+          (adding_is_slow, ("reduce",)), (uses_local_memory, ("igemm", "pack_", "reduce"))]
+
+
+@pytest.mark.parametrize("gate, names", GATES, ids=lambda one: getattr(one, "__name__", None))
+def test_the_kernels_are_as_they_should_be(gate, names):
+    wrong = {k.name: gate(k) for k in named(kernels(), *names)}
     assert not any(wrong.values()), "\n".join(f"{name}: {why}" for name, why in wrong.items() if why)
 
 
 def test_a_sum_that_is_read_in_flight_is_seen():
     """nvcc itself takes care of most of it; so the error is put into the machine code."""
-    kernel = named(hopper(), "hopper_gather")[0]
+    kernel = named(kernels(), "hopper_gather")[0]
     last = max(i.address for loop in kernel.innermost("HGMMA") for i in loop.instructions if i.name == "HGMMA")
     at = next(n for n, i in enumerate(kernel.instructions) if i.address == last)
     sums = re.match(r"R(\d+)", kernel.instructions[at].operands)[1]
@@ -160,39 +206,54 @@ def test_a_sum_that_is_read_in_flight_is_seen():
 
 # ---- errors that are put into the sources have to be found
 
-ONE_KERNEL = """
+USING = """
 #include "hopper_weight.cuh"
+#include "gather.cuh"
 namespace conv_ext::cuda {
 using Group = SixteenBitGroup<bfloat16>;
-template __global__ void hopper_%s<Group, 64>(const __grid_constant__ %sParameters<bfloat16>);
+using GatherBF16 = Gather<bfloat16, float, Load::KVector>;
+template __global__ void %s;
 }
 """
+HOPPER = "hopper_gather<Group, 64>(const __grid_constant__ HopperParameters<bfloat16>)"
+IGEMM = "igemm<GatherBF16, TensorCores<bfloat16>, LargeTile>(GatherBF16::Parameters)"
+PACK = "pack_weights<Group, 8>(PackParameters<bfloat16, bfloat16>)"
+REDUCE = "reduce<bfloat16, float, NotAgain, 4>(ReduceParameters<bfloat16, float, NotAgain>)"
 PLANTED = {
-    "sums_in_local_memory": (uses_local_memory, "total[i] += chain[i]", "total[(i + step) % (n / 2)] += chain[i]"),
-    "groups_end_where_branches_meet": (multiplies_for_nothing, "  commit_products();\n}", "}", "begins);\n  }\n}",
-                                       "begins);\n  }\n  commit_products();\n}"),
-    "every_product_is_a_group": (commits_more_than_once, "(32 >> 4);\n", "(32 >> 4);\n    commit_products();\n"),
-    "any_lane_asks_for_copies": (producer_is_slow, "warp_index() == kConsumers / 32 && elect_one()",
-                                 "thread_index() == kConsumers"),
-    "each_copy_divides": (producer_is_slow, "tap.low * kChunk<Group>, w, h",
+    "sums_in_local_memory": (uses_local_memory, HOPPER, "hopper.cuh", "total[i] += chain[i]",
+                             "total[(i + step) % (n / 2)] += chain[i]"),
+    "groups_end_where_branches_meet": (multiplies_for_nothing, HOPPER, "hopper.cuh", "  commit_products();\n}", "}",
+                                       "begins);\n  }\n}", "begins);\n  }\n  commit_products();\n}"),
+    "every_product_is_a_group": (commits_more_than_once, HOPPER, "hopper.cuh", "(32 >> 4);\n",
+                                 "(32 >> 4);\n    commit_products();\n"),
+    "any_lane_asks_for_copies": (producer_is_slow, HOPPER, "hopper.cuh",
+                                 "warp_index() == kConsumers / 32 && elect_one()", "thread_index() == kConsumers"),
+    "each_copy_divides": (producer_is_slow, HOPPER, "hopper.cuh", "tap.low * kChunk<Group>, w, h",
                           "(tap.low + step / p.step_w % p.step_h) * kChunk<Group>, w, h"),
-    "sums_are_added_every_step": (consumer_is_slow, "      before = ring.stage;",
+    "sums_are_added_every_step": (consumer_is_slow, HOPPER, "hopper.cuh", "      before = ring.stage;",
                                   "wait_sums(chain);\nfor (int j = 0; j < n / 2; ++j) total[j] += chain[j];\n"
                                   "before = ring.stage;"),
+    "every_copy_divides": (mma_is_slow, IGEMM, "igemm.cuh", "walker.advance(kAcross * kVectorK);",
+                           "walker.seek(k + (slot + 1) * kAcross * kVectorK);"),
+    "every_vector_divides_by_64_bits": (copying_is_slow, PACK, "pack.cuh", "high = v / fast",
+                                        "high = uint32_t((v + p.pitch) / (fast + p.stride_c))"),
+    "every_number_divides_by_64_bits": (adding_is_slow, REDUCE, "epilogue.cuh", "m + i * p.has_bias[3]",
+                                        "m + (offset + i) % p.size[2] / p.stride[1]"),
 }
-OFTEN = ("groups_end_where_branches_meet",)
+OFTEN = ("groups_end_where_branches_meet", "every_vector_divides_by_64_bits")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.exhaustive)
                                   for name in PLANTED])
 def test_a_planted_error_is_found(tmp_path, name):
-    gate, *edits = PLANTED[name]
+    gate, kernel, file, *edits = PLANTED[name]
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
     folder = tmp_path / "csrc" / "cuda"
-    text = (folder / "hopper.cuh").read_text()
+    text = (folder / file).read_text()
     for right, wrong in zip(edits[::2], edits[1::2]):
-        assert text.count(right) == 1, f"hopper.cuh has changed: {right!r} stands there {text.count(right)} times"
+        assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
         text = text.replace(right, wrong)
-    (folder / "hopper.cuh").write_text(text)
-    kernels = machine_code(folder, ONE_KERNEL % ("gather", "Hopper"))
-    assert gate(named(kernels, "hopper_gather")[0]), f"{gate.__name__} has not found it"
+    (folder / file).write_text(text)
+    compile_source(USING % kernel, folder, tmp_path)
+    found = named(sass.kernels_of(tmp_path / "sass.cubin"), re.match(r"\w+", kernel)[0])
+    assert gate(found[0]), f"{gate.__name__} has not found it"

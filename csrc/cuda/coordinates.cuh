@@ -31,9 +31,6 @@ struct Patches {
   CONV_EXT_DEVICE bool holds(const Coordinate& a, const Coordinate& b) const {
     return uint32_t(a.h + b.h) < uint32_t(h) && uint32_t(a.w + b.w) < uint32_t(w);
   }
-  CONV_EXT_DEVICE const T* at(const Coordinate& a, const Coordinate& b, bool inside) const {
-    return data + (inside ? a.offset + b.offset : 0);
-  }
 };
 
 // Three digits, the lowest of which runs fastest.
@@ -49,6 +46,18 @@ CONV_EXT_DEVICE Digits digits_of(int64_t index, int32_t middle, int32_t low) {
   return {int32_t(rest / middle), int32_t(rest % middle), int32_t(index % low)};
 }
 
+struct Quotient {
+  int64_t whole;
+  int32_t rest;
+};
+CONV_EXT_DEVICE Quotient divide(int64_t index, int32_t by) {
+  if (index < (int64_t(1) << 31)) return {uint32_t(index) / uint32_t(by), int32_t(uint32_t(index) % uint32_t(by))};
+  return {index / by, int32_t(index % by)};
+}
+
+// Maps of an index to Coordinates follow. Of indices whose lowest digits are below together(), and that differ in these
+// alone, move() makes one's coordinate another's.
+
 // Positions (n, p, q): the image, and outputs that stand `step` apart from `first` on.
 struct Positions {
   int32_t images, rows, columns;
@@ -62,6 +71,11 @@ struct Positions {
     if (d.high >= images) return {0, kNowhere, 0};
     const int32_t h = d.middle * step_h + first_h, w = d.low * step_w + first_w;
     return {d.high * stride_n + h * stride_h + w * stride_w, h, w};
+  }
+  CONV_EXT_DEVICE int32_t together() const { return columns; }
+  CONV_EXT_DEVICE void move(Coordinate& c, int32_t by) const {
+    c.w += by * step_w;
+    c.offset += by * step_w * stride_w;
   }
 };
 
@@ -80,6 +94,8 @@ struct Taps {
     const int32_t h = d.high * step_h, w = d.middle * step_w;
     return {d.low * stride_c + h * stride_h + w * stride_w, h, w};
   }
+  CONV_EXT_DEVICE int32_t together() const { return channels - beyond; }
+  CONV_EXT_DEVICE void move(Coordinate& c, int32_t by) const { c.offset += by * stride_c; }
 };
 
 // Elements or rows at one distance from each other.
@@ -98,16 +114,24 @@ CONV_EXT_DEVICE Coordinate coordinate(const Map& map, int64_t index) {
   return map.at(digits_of(index, map.middle(), map.low()));
 }
 
-// Goes along one index in small steps without dividing.
+// Goes along one index in small steps without dividing, and hardly ever asks the map anew.
 template <class Map>
 struct Walker {
   Map map;
   Digits digits;
+  Coordinate now;
 
-  CONV_EXT_DEVICE void seek(int64_t index) { digits = digits_of(index, map.middle(), map.low()); }
-  CONV_EXT_DEVICE Coordinate here() const { return map.at(digits); }
+  CONV_EXT_DEVICE void seek(int64_t index) {
+    digits = digits_of(index, map.middle(), map.low());
+    now = map.at(digits);
+  }
+  CONV_EXT_DEVICE const Coordinate& here() const { return now; }
   CONV_EXT_DEVICE void advance(int32_t by) {
     digits.low += by;
+    if (digits.low < map.together()) {
+      map.move(now, by);
+      return;
+    }
     while (digits.low >= map.low()) {
       digits.low -= map.low();
       if (++digits.middle == map.middle()) {
@@ -115,16 +139,25 @@ struct Walker {
         ++digits.high;
       }
     }
+    now = map.at(digits);
   }
 };
 template <>
 struct Walker<Line> {
   Line map;
-  Digits digits;
+  Coordinate now;
+  int32_t index;
 
-  CONV_EXT_DEVICE void seek(int64_t index) { digits = {int32_t(index), 0, 0}; }
-  CONV_EXT_DEVICE Coordinate here() const { return map.at(digits); }
-  CONV_EXT_DEVICE void advance(int32_t by) { digits.high += by; }
+  CONV_EXT_DEVICE void seek(int64_t first) {
+    index = int32_t(first);
+    now = map.at({index, 0, 0});
+  }
+  CONV_EXT_DEVICE const Coordinate& here() const { return now; }
+  CONV_EXT_DEVICE void advance(int32_t by) {
+    index += by;
+    now.offset += by * map.stride;
+    now.h = index < map.length ? 0 : kNowhere;
+  }
 };
 
 // One axis of a pass, as in csrc/indexing.h: output i of a phase reads the source at i step + first + tap delta.
@@ -153,10 +186,10 @@ CONV_EXT_DEVICE PhaseAxis phase_of(const Axis& axis, int32_t phase) {
   a.delta = -(axis.dilation / divisor);
   a.count = phase < axis.output ? (axis.output - 1 - phase) / axis.stride + 1 : 0;
   for (int32_t tap = 0; tap < a.tap_step && tap < axis.taps; ++tap) {
-    const int64_t distance = int64_t(phase) + axis.pad - int64_t(tap) * axis.dilation;
+    const int32_t distance = phase + axis.pad - tap * axis.dilation;
     if (distance % axis.stride != 0) continue;
     a.first_tap = tap;
-    a.first = int32_t(distance / axis.stride);
+    a.first = distance / axis.stride;
     a.taps = (axis.taps - 1 - tap) / a.tap_step + 1;
     break;
   }

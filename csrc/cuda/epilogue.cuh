@@ -70,7 +70,7 @@ struct ReduceParameters {
   int64_t size[4], stride[4];  // of the result, in the parts' order
   int32_t order[4];
   int32_t splits;
-  int32_t bias_digit;  // that of the dimension that has a bias
+  int32_t has_bias[4];  // 1 for the dimension that has one, else 0
   const Sum* partial;
   Result<T, Sum> result;  // stride_m unused
   Again again;
@@ -78,34 +78,43 @@ struct ReduceParameters {
 
 constexpr int kReduceThreads = 256;
 
-// Adds up the parts in their order: one thread for each result.
-template <class T, class Sum, class Again>
+// Adds up the parts in their order: a thread has kWide neighbours of them.
+template <class T, class Sum, class Again, int kWide>
 CONV_EXT_KERNEL(kReduceThreads)
 reduce(ReduceParameters<T, Sum, Again> p) {
-  const int64_t elements = p.size[0] * p.size[1] * p.size[2] * p.size[3];
+  struct alignas(sizeof(Sum) * kWide) Sums {
+    Sum one[kWide];
+  };
+  const int64_t all = p.size[0] * p.size[1] * p.size[2] * (p.size[3] / kWide);
   const int64_t index = block_index() * kReduceThreads + thread_index();
-  if (index >= elements) return;
-  Sum sum = p.partial[index];
-  for (int split = 1; split < p.splits; ++split) sum += p.partial[split * elements + index];
-  int64_t rest = index, offset = 0, m = 0;
+  if (index >= all) return;
+  const Sums* const parts = reinterpret_cast<const Sums*>(p.partial) + index;
+  Sums sum = parts[0];
+#pragma unroll 4
+  for (int split = 1; split < p.splits; ++split) {
+    const Sums more = parts[split * all];
 #pragma unroll
-  for (int i = 3; i >= 0; --i) {
-    const int64_t digit = rest % p.size[i];
-    if (i == p.bias_digit) m = digit;
-    offset += digit * p.stride[i];
-    rest /= p.size[i];
+    for (int i = 0; i < kWide; ++i) sum.one[i] += more.one[i];
   }
-  if constexpr (!std::is_same_v<Again, NotAgain>)
-    if (!is_finite(sum)) {
-      int64_t at[4];
-      rest = index;
-      for (int i = 3; i >= 0; --i) {
-        at[p.order[i]] = rest % p.size[i];
-        rest /= p.size[i];
+  const Quotient last = divide(index, int32_t(p.size[3] / kWide));
+  const Digits first = digits_of(last.whole, int32_t(p.size[1]), int32_t(p.size[2]));
+  const int64_t digit[4] = {first.high, first.middle, first.low, int64_t(last.rest) * kWide};
+  int64_t offset = 0, m = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    m += digit[i] * p.has_bias[i];
+    offset += digit[i] * p.stride[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kWide; ++i) {
+    if constexpr (!std::is_same_v<Again, NotAgain>)
+      if (!is_finite(sum.one[i])) {
+        int64_t at[4];
+        for (int d = 0; d < 4; ++d) at[p.order[d]] = digit[d] + (d == 3 ? i : 0);
+        sum.one[i] = p.again.sum(at);
       }
-      sum = p.again.sum(at);
-    }
-  p.result.finish(m, p.result.data + offset, sum);
+    p.result.finish(m + i * p.has_bias[3], p.result.data + offset + i * p.stride[3], sum.one[i]);
+  }
 }
 
 }  // namespace cuda

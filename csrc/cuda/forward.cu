@@ -15,7 +15,7 @@ int launch_gather(const RealCall& call, const GatherRoles& roles) {
 
 int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], int bias_dimension,
               const float* partial) {
-  const int32_t order[4] = {0, 1, 2, 3};
+  const int32_t(&order)[4] = bias_dimension == 1 ? kOrderOfOutputs : kOrderOfWeights;
   switch (call.z.dtype) {
     case DType::BFloat16:
       return launch_reduce<bfloat16>(call, to, size, order, bias_dimension, partial, NotAgain{});
@@ -27,7 +27,7 @@ int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4
 }
 int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const float* partial,
               const GatherAgain& again) {
-  return launch_reduce<float>(call, to, size, {0, 1, 2, 3}, 1, partial, again);
+  return launch_reduce<float>(call, to, size, kOrderOfOutputs, 1, partial, again);
 }
 
 }  // namespace cuda

@@ -38,8 +38,8 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
   const CudaShape shape = cuda_shape(z, roles.pass, call.plan.vector);
   TensorRef source = roles.source;
   if constexpr (Math::kReadsVectors)
-    if (const int error =
-            pack_operand<T>(call, call.plan.source, z.n, roles.source_h, roles.source_w, roles.channels, &source))
+    if (const int error = pack_operand<WholeNumbers<T>>(call, call.plan.source, z.n, roles.source_h, roles.source_w,
+                                                        roles.channels, &source))
       return error;
   typename Pass::Parameters p{};
   p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.tile_m)),
@@ -63,26 +63,10 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
     p.weights = static_cast<const T*>(call.b.weight.data);
     p.pitch = roles.stride_m;
   } else {
-    PackParameters<T> pack{};
-    pack.vertical = p.vertical;
-    pack.horizontal = p.horizontal;
-    pack.phases_w = p.phases_w;
-    pack.phases = p.grid.phases;
-    pack.groups = p.grid.groups;
-    pack.rows = p.rows;
-    pack.channels = int32_t(roles.channels);
-    pack.padded = p.channels;
-    pack.stride_m = roles.stride_m;
-    pack.stride_c = roles.stride_c;
-    pack.stride_h = call.b.weight.stride[2];
-    pack.stride_w = call.b.weight.stride[3];
-    pack.stride_group = roles.stride_group;
-    pack.weights = static_cast<const T*>(call.b.weight.data);
-    pack.packed = static_cast<T*>(call.b.workspace);
-    pack.pitch = call.plan.pitch;
-    p.weights = pack.packed;
-    const int64_t elements = shape.phases() * z.groups * roles.rows * call.plan.pitch;
-    const int error = launch(pack_weights<T>, ceil_div(elements, kPackThreads), kPackThreads, 0, call.stream, pack);
+    p.weights = static_cast<const T*>(call.b.workspace);
+    constexpr int kWide = 16 / int(sizeof(T));
+    const int error = p.channels % kWide == 0 ? pack_weights_of<WholeNumbers<T>, kWide>(call, roles, p.channels)
+                                              : pack_weights_of<WholeNumbers<T>, 1>(call, roles, p.channels);
     if (error) return error;
   }
   if constexpr (Math::kFormsAgain) p.again = gather_again(call, roles);
@@ -91,8 +75,8 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
   p.result.vectors = writes_vectors<T>(roles, p.to, shape.phases() == 1);
   if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);
 
-  const int32_t along_n[4] = {0, 1, 2, 3}, along_m[4] = {0, 2, 3, 1};
-  const int32_t (&order)[4] = p.result.along_m ? along_m : along_n;
+  const int32_t along_m[4] = {0, 2, 3, 1};
+  const int32_t(&order)[4] = p.result.along_m ? along_m : kOrderOfOutputs;
   p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
   p.result.vectors = false;
   p.to = strides_in_order(size, order);

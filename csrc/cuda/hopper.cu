@@ -23,41 +23,18 @@ void fill_phases(const ConvProblem& z, Pass pass, GatherPhase* to) {
   for (int64_t i = 0; i < vertical.phases(); ++i)
     for (int64_t j = 0; j < horizontal.phases(); ++j) {
       const BoxAxis h = box_axis(vertical, i), w = box_axis(horizontal, j);
-      *to++ = {int32_t(h.taps),         int32_t(w.taps),         int32_t(h.first_tap),    int32_t(w.first_tap),
-               int32_t(h.tap_step),     int32_t(w.tap_step),     int32_t(h.lower),        int32_t(w.lower),
+      *to++ = {int32_t(h.taps),         int32_t(w.taps),         int32_t(h.lower),        int32_t(w.lower),
                int32_t(h.first_offset), int32_t(w.first_offset), int32_t(h.delta),        int32_t(w.delta),
                int32_t(h.count),        int32_t(w.count),        int32_t(h.first_output), int32_t(w.first_output)};
     }
 }
 
-template <class Group, class T = typename Group::Source>
-int pack_weights_of(const RealCall& call, const GatherRoles& roles, const HopperParameters<T>& p) {
-  PackGroupWeights<Group> pack{};
-  memcpy(pack.phases, p.phases, sizeof pack.phases);
-  pack.phase_count = p.grid.phases;
-  pack.groups = p.grid.groups;
-  pack.rows = p.rows;
-  pack.channels = int32_t(roles.channels);
-  pack.steps = p.tap_steps;
-  pack.pitch = call.plan.pitch;
-  pack.stride_group = roles.stride_group;
-  pack.stride_m = roles.stride_m;
-  pack.stride_c = roles.stride_c;
-  pack.stride_h = call.b.weight.stride[2];
-  pack.stride_w = call.b.weight.stride[3];
-  pack.weights = static_cast<const T*>(call.b.weight.data);
-  pack.packed = static_cast<typename Group::Element*>(call.b.workspace);
-  const int64_t numbers = int64_t(pack.phase_count) * pack.groups * pack.rows * pack.pitch;
-  return launch(pack_group_weights<Group>, ceil_div(numbers, kGroupPackThreads), kGroupPackThreads, 0, call.stream,
-                pack);
-}
-
 // Copies an operand if the plan says so (of n images, h x w positions, groups of `channels`); leaves in `map` how it
 // lies.
-template <class Group, class T = typename Group::Source>
-int prepare(const RealCall& call, const TensorRef& t, int64_t channels, int64_t h, int64_t w, const CudaOperand& plan,
+template <class Group, class Element = typename Group::Element>
+int prepare(const RealCall& call, TensorRef t, int64_t channels, int64_t h, int64_t w, const CudaOperand& plan,
             PatchesMap* map) {
-  using Element = typename Group::Element;
+  if (const int error = pack_operand<Group>(call, plan, call.z.n, h, w, channels, &t)) return error;
   const int64_t bytes = int64_t(sizeof(Element)), n = call.z.n, all_channels = call.z.groups * plan.channels;
   *map = {};
   map->number = number_of<Element>();
@@ -65,26 +42,6 @@ int prepare(const RealCall& call, const TensorRef& t, int64_t channels, int64_t 
   map->stride[0] = t.stride[3] * bytes;
   map->stride[1] = t.stride[2] * bytes;
   map->stride[2] = t.stride[0] * bytes;
-  if (plan.bytes > 0) {
-    PackGroupSource<Group> pack{};
-    pack.images = int32_t(n);
-    pack.h = int32_t(h);
-    pack.w = int32_t(w);
-    pack.channels = int32_t(channels);
-    pack.padded = int32_t(plan.channels);
-    pack.all_channels = all_channels;
-    pack.from = strides_of(t);
-    pack.source = static_cast<const T*>(t.data);
-    pack.packed = reinterpret_cast<Element*>(call.workspace() + plan.offset);
-    const int64_t blocks = ceil_div(n * h * w, kPackTile) * ceil_div(all_channels, kPackTile);
-    const int error = launch(pack_group_source<Group>, blocks, kGroupPackThreads,
-                             kPackTile * (kPackTile + 1) * int(sizeof(T)), call.stream, pack);
-    if (error) return error;
-    map->data = pack.packed;
-    map->stride[0] = all_channels * bytes;
-    map->stride[1] = w * map->stride[0];
-    map->stride[2] = h * map->stride[1];
-  }
   map->size[0] = all_channels;
   map->size[1] = w;
   map->size[2] = h;
@@ -130,7 +87,8 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
                                                      roles.rows, int64_t(sizeof(T)));
   if constexpr (Group::kParts > 1) p.again = gather_again(call, roles);
-  if (const int error = pack_weights_of<Group>(call, roles, p)) return error;
+  constexpr int kWide = 16 / int(sizeof(typename Group::Element));
+  if (const int error = pack_weights_of<Group, kWide>(call, roles, p.tap_steps * kChunk<Group>)) return error;
   PatchesMap map;
   const CudaOperand& source = call.plan.source;
   p.group_channels = int32_t(source.channels);
@@ -224,7 +182,7 @@ int run_correlate(const RealCall& call) {
   const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
   if (call.plan.splits > 1) {
     p.result.partial = reinterpret_cast<float*>(call.workspace() + call.plan.partial_offset);
-    p.to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+    p.to = strides_in_order(size, kOrderOfWeights);
     p.result.stride_m = p.to.n;
     p.split_elements = size[0] * p.to.n;
   }

@@ -8,11 +8,7 @@
 namespace conv_ext {
 namespace cuda {
 
-// Each Group is a kind of number that warpgroups multiply:
-//   Source   the numbers of the tensors
-//   Element  what stands for them in shared memory
-//   kParts   tensors of Element that stand for one: more where a number is the sum of several
-//   part     what of a number goes into which part
+// Each Group is a kind of number that warpgroups multiply, a Kind of pack.cuh, with
 //   kChain   so many k are summed on the tensor cores before the sum is added to another one, in float32
 template <class T>
 struct SixteenBitGroup {
@@ -68,95 +64,12 @@ constexpr int kProducts = 4;
 
 // A phase of a pass that gathers: its outputs, its taps, and the box of the source's positions that it reads.
 struct GatherPhase {
-  int32_t taps_h, taps_w, first_tap_h, first_tap_w, tap_step_h, tap_step_w;  // of the kernel
-  int32_t lower_h, lower_w;                                                  // where the first output reads at offset 0
-  int32_t offset_h, offset_w, delta_h, delta_w;                              // of the first tap; from tap to tap
+  int32_t taps_h, taps_w;
+  int32_t lower_h, lower_w;                      // where the first output reads at offset 0
+  int32_t offset_h, offset_w, delta_h, delta_w;  // of the first tap; from tap to tap
   int32_t count_h, count_w, first_output_h, first_output_w;
 };
 constexpr int kMostGatherPhases = 16;
-
-constexpr int kGroupPackThreads = 256, kPackTile = 32;
-
-// The weights as [part][phase][group][row][pitch]: a phase's taps in their order, each with its group's channels,
-// filled up with zeros to whole steps.
-template <class Group>
-struct PackGroupWeights {
-  GatherPhase phases[kMostGatherPhases];
-  int32_t phase_count, groups, rows, channels, steps;  // steps: of a tap
-  int64_t pitch;
-  int64_t stride_group, stride_m, stride_c, stride_h, stride_w;
-  const typename Group::Source* weights;
-  typename Group::Element* packed;
-};
-
-template <class Group>
-CONV_EXT_KERNEL(kGroupPackThreads)
-pack_group_weights(CONV_EXT_GRID_CONSTANT PackGroupWeights<Group> p) {
-  const int64_t each = int64_t(p.phase_count) * p.groups * p.rows * p.pitch;
-  const int64_t index = block_index() * kGroupPackThreads + thread_index();
-  if (index >= each) return;
-  const int32_t width = p.steps * kChunk<Group>;
-  const int64_t row_index = index / p.pitch, row = row_index % p.rows, group = row_index / p.rows % p.groups;
-  const GatherPhase& phase = p.phases[row_index / p.rows / p.groups];
-  typename Group::Source value{};
-  const Digits d = digits_of(index % p.pitch, phase.taps_w > 0 ? phase.taps_w : 1, width);
-  if (d.high < phase.taps_h && phase.taps_w > 0 && d.low < p.channels) {
-    const int64_t r = phase.first_tap_h + int64_t(d.high) * phase.tap_step_h,
-                  s = phase.first_tap_w + int64_t(d.middle) * phase.tap_step_w;
-    value = p.weights[group * p.stride_group + row * p.stride_m + d.low * p.stride_c + r * p.stride_h + s * p.stride_w];
-  }
-#pragma unroll
-  for (int part = 0; part < Group::kParts; ++part) p.packed[part * each + index] = Group::part(value, part);
-}
-
-// The source as [part][n][h][w][group][padded channels]: blocks exchange 32 positions by 32 channels in shared memory.
-template <class Group>
-struct PackGroupSource {
-  int32_t images, h, w, channels, padded;  // channels of a group
-  int64_t all_channels;                    // groups x padded
-  Strides from;
-  const typename Group::Source* source;
-  typename Group::Element* packed;
-};
-
-template <class Group>
-CONV_EXT_KERNEL(kGroupPackThreads)
-pack_group_source(PackGroupSource<Group> p) {
-  using T = typename Group::Source;
-  T* const tile = reinterpret_cast<T*>(shared_memory());
-  constexpr int kPitch = kPackTile + 1, kPasses = kPackTile * kPackTile / kGroupPackThreads;
-  const int64_t positions = int64_t(p.images) * p.h * p.w;
-  const int64_t across = (p.all_channels + kPackTile - 1) / kPackTile;
-  const int64_t first_position = block_index() / across * kPackTile, first_channel = block_index() % across * kPackTile;
-  const bool along_channels = p.from.c == 1;
-#pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int index = thread_index() + pass * kGroupPackThreads, fast = index % kPackTile, slow = index / kPackTile;
-    const int place = along_channels ? slow : fast, lane = along_channels ? fast : slow;
-    const int64_t position = first_position + place, channel = first_channel + lane;
-    T value{};
-    if (position < positions && channel < p.all_channels) {
-      const Digits d = digits_of(position, p.h, p.w);
-      const int64_t group = channel / p.padded, c = channel % p.padded;
-      if (c < p.channels)
-        value =
-            p.source[d.high * p.from.n + d.middle * p.from.h + d.low * p.from.w + (group * p.channels + c) * p.from.c];
-    }
-    tile[place * kPitch + lane] = value;
-  }
-  barrier();
-#pragma unroll
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const int index = thread_index() + pass * kGroupPackThreads, lane = index % kPackTile, place = index / kPackTile;
-    const int64_t position = first_position + place, channel = first_channel + lane;
-    if (position < positions && channel < p.all_channels) {
-#pragma unroll
-      for (int part = 0; part < Group::kParts; ++part)
-        p.packed[(part * positions + position) * p.all_channels + channel] =
-            Group::part(tile[place * kPitch + lane], part);
-    }
-  }
-}
 
 }  // namespace cuda
 }  // namespace conv_ext

@@ -52,7 +52,8 @@ struct Loader {
   Patches<T> source;
   Walker<KMap> walker;
   Coordinate rows[kMine];
-  int row, k;  // this thread's first ones
+  const T* data[kMine];  // of the rows, which the coordinates along k are added to
+  int row, k;            // this thread's first ones
   T waiting[kAsync ? 1 : kSlots * kMine];
 
   CONV_EXT_DEVICE void start(const Patches<T>& from, const RowMap& row_map, int64_t first_row, const KMap& k_map,
@@ -66,6 +67,7 @@ struct Loader {
     for (int i = 0; i < kMine; ++i) {
       const int64_t index = first_row + row + i * kRowStep;
       rows[i] = index < row_map.count() ? coordinate(row_map, index) : Coordinate{0, kNowhere, 0};
+      data[i] = from.data + rows[i].offset;
     }
     walker.map = k_map;
     walker.seek(first_k + k);
@@ -78,7 +80,7 @@ struct Loader {
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
         const bool inside = source.holds(rows[i], along);
-        const T* from = source.at(rows[i], along, inside);
+        const T* from = data[i] + along.offset;  // no address where nothing is inside
         if constexpr (kAsync) {
           copy_async<kBytes>(stage + place(slot, i), from, inside);
         } else {

@@ -50,6 +50,9 @@ inline Strides strides_in_order(const int64_t (&size)[4], const int32_t (&order)
   return {stride[0], stride[1], stride[2], stride[3]};
 }
 
+// The order in which parts of outputs' and of weights' sums lie in the workspace: NCHW, KRSC.
+constexpr int32_t kOrderOfOutputs[4] = {0, 1, 2, 3}, kOrderOfWeights[4] = {0, 2, 3, 1};
+
 // Adds up the parts that a split reduction has left in the workspace.
 template <class T, class Sum, class Again>
 int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const int32_t (&order)[4],
@@ -60,14 +63,18 @@ int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&siz
     p.order[i] = order[i];
     p.size[i] = size[order[i]];
     p.stride[i] = to.stride[order[i]];
-    if (order[i] == bias_dimension) p.bias_digit = i;
+    p.has_bias[i] = order[i] == bias_dimension;
     elements *= size[i];
   }
   p.splits = int32_t(call.plan.splits);
   p.partial = partial;
   p.result = result_of<T, Sum>(call, to, 0);
   p.again = again;
-  return launch(reduce<T, Sum, Again>, ceil_div(elements, kReduceThreads), kReduceThreads, 0, call.stream, p);
+  constexpr int kWide = 16 / int(sizeof(Sum));
+  if (p.size[3] % kWide != 0)
+    return launch(reduce<T, Sum, Again, 1>, ceil_div(elements, kReduceThreads), kReduceThreads, 0, call.stream, p);
+  return launch(reduce<T, Sum, Again, kWide>, ceil_div(elements / kWide, kReduceThreads), kReduceThreads, 0,
+                call.stream, p);
 }
 
 // Calls function(math): the one place where a dtype and an algorithm become template arguments.
@@ -114,14 +121,14 @@ int launch_igemm(const RealCall& call, const typename Pass::Parameters& p) {
 
 // Copies an n x c x h x w tensor into the plan's place for it, if it has one there, and says where the operand lies
 // then.
-template <class T>
+template <class Kind, class T = typename Kind::Source, class Element = typename Kind::Element>
 int pack_operand(const RealCall& call, const CudaOperand& operand, int64_t n, int64_t h, int64_t w, int64_t channels,
                  TensorRef* tensor) {
   if (operand.bytes == 0) return 0;
   const int64_t groups = call.z.groups, slots = groups * operand.channels;
-  PackSourceParameters<T> p{};
+  PackSourceParameters<T, Element> p{};
   p.from = static_cast<const T*>(tensor->data);
-  p.to = reinterpret_cast<T*>(call.workspace() + operand.offset);
+  p.to = reinterpret_cast<Element*>(call.workspace() + operand.offset);
   p.positions = {int32_t(n),        int32_t(h),        int32_t(w),       1, 1, 0, 0,
                  tensor->stride[0], tensor->stride[2], tensor->stride[3]};
   p.stride_c = tensor->stride[1];
@@ -135,7 +142,7 @@ int pack_operand(const RealCall& call, const CudaOperand& operand, int64_t n, in
   p.pitch = (1 << p.log_channels) + Tile::kInWord;
   p.tiles = int32_t(ceil_div(slots, 1 << p.log_channels));
   *tensor = {p.to, {h * w * slots, 1, w * slots, slots}};
-  return launch(pack_channels_last<T>, ceil_div(n * h * w, p.tile_positions) * p.tiles, kPackThreads,
+  return launch(pack_channels_last<Kind>, ceil_div(n * h * w, p.tile_positions) * p.tiles, kPackThreads,
                 p.tile_positions * p.pitch * int(sizeof(T)), call.stream, p);
 }
 
@@ -207,6 +214,38 @@ inline CorrelateAgain correlate_again(const RealCall& call) {
           int32_t(z.n),
           int32_t(z.group_k()),
           int32_t(z.group_c())};
+}
+// Copies the weights to the beginning of the workspace, as rows of the product, each tap with `padded` channels: a
+// multiple of `wide`.
+template <class Kind, int wide, class T = typename Kind::Source, class Element = typename Kind::Element>
+int pack_weights_of(const RealCall& call, const GatherRoles& roles, int64_t padded) {
+  const TensorRef& weight = call.b.weight;
+  const CudaShape shape = cuda_shape(call.z, roles.pass);
+  PackParameters<T, Element> p{};
+  p.vertical = axis_of(vertical_axis(call.z, roles.pass));
+  p.horizontal = axis_of(horizontal_axis(call.z, roles.pass));
+  p.phases_w = int32_t(shape.phases_w);
+  p.phases = int32_t(shape.phases());
+  p.groups = int32_t(call.z.groups);
+  p.rows = int32_t(roles.rows);
+  p.channels = int32_t(roles.channels);
+  p.padded = int32_t(padded);
+  p.stride_m = roles.stride_m;
+  p.stride_c = roles.stride_c;
+  p.stride_h = weight.stride[2];
+  p.stride_w = weight.stride[3];
+  p.stride_group = roles.stride_group;
+  p.weights = static_cast<const T*>(weight.data);
+  p.packed = static_cast<Element*>(call.b.workspace);
+  p.pitch = call.plan.pitch;
+  const int64_t tap = call.z.s > 1 ? p.stride_w : p.stride_h;
+  p.order = p.rows > 1 && p.stride_m < p.stride_c         ? PackOrder::Rows
+            : call.z.r * call.z.s > 1 && tap < p.stride_c ? PackOrder::Taps
+                                                          : PackOrder::Channels;
+  const int most = p.order == PackOrder::Rows ? 3 : kLogPackThreads;
+  while (p.log_lanes < most && (int64_t(1) << p.log_lanes) < p.pitch / wide) ++p.log_lanes;
+  const int64_t blocks = ceil_div(p.all_rows(), kPackThreads >> p.log_lanes);
+  return launch(pack_weights<Kind, wide>, blocks, kPackThreads, 0, call.stream, p);
 }
 // The same by the kernels for few channels (window.cu).
 int launch_window(const RealCall& call, const GatherRoles& roles);

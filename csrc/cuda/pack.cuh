@@ -2,6 +2,8 @@
 // the product.
 #pragma once
 
+#include <string.h>
+
 #include "coordinates.cuh"
 
 namespace conv_ext {
@@ -12,13 +14,29 @@ struct Strides {
   int64_t n, c, h, w;
 };
 
-constexpr int kPackThreads = 256;
+constexpr int kLogPackThreads = 8, kPackThreads = 1 << kLogPackThreads;
 
-// A tensor in any layout becomes [n][h][w][groups][padded]: the channels of a group, and zeros up to `padded`.
+// What a number becomes when it is copied. A Kind has
+//   Source, Element   the numbers of the tensor, and those of the copy
+//   kParts, part      copies that stand for it together, and what of a number goes into which
 template <class T>
+struct WholeNumbers {
+  using Source = T;
+  using Element = T;
+  static constexpr int kParts = 1;
+  CONV_EXT_DEVICE static T part(T value, int) { return value; }
+};
+
+template <class T, int count>
+struct alignas(sizeof(T) * count) PackVector {
+  T number[count];
+};
+
+// A tensor in any layout becomes [part][n][h][w][groups][padded]: the channels of a group, and zeros up to `padded`.
+template <class Source, class Element>
 struct PackSourceParameters {
-  const T* from;
-  T* to;
+  const Source* from;
+  Element* to;
   Positions positions;
   int64_t stride_c;
   int32_t groups, channels, padded;             // of a group
@@ -31,18 +49,14 @@ struct PackSourceParameters {
 // written along channels. A row of it is an odd number of words long: neither way do lanes meet in a bank.
 template <class T>
 struct PackTile {
-  static constexpr int kVector = 16 / int(sizeof(T)), kInWord = 4 / int(sizeof(T));
+  static constexpr int kInWord = 4 / int(sizeof(T));
   static constexpr int kElements = 8192 / int(sizeof(T)), kMostChannels = 128 / int(sizeof(T));
   static_assert(sizeof(T) <= 4, "longer numbers are read one by one as quickly");
 };
 
-struct alignas(16) PackVector {
-  uint32_t word[4];
-};
-
-template <class T>
+template <class Kind, class T = typename Kind::Source, class Element = typename Kind::Element>
 CONV_EXT_KERNEL(kPackThreads)
-pack_channels_last(PackSourceParameters<T> p) {
+pack_channels_last(PackSourceParameters<T, Element> p) {
   using Tile = PackTile<T>;
   T* const tile = reinterpret_cast<T*>(shared_memory());
   const int thread = thread_index(), channels = 1 << p.log_channels, positions = p.tile_positions, pitch = p.pitch;
@@ -72,53 +86,86 @@ pack_channels_last(PackSourceParameters<T> p) {
     walker.advance(step);
   }
   barrier();
-  const int log_vectors = p.log_channels - (sizeof(T) == 4 ? 2 : 3);
+  constexpr int kLogWide = sizeof(Element) == 4 ? 2 : 3, kWide = 1 << kLogWide, kWords = kWide / Tile::kInWord;
+  const int log_vectors = p.log_channels - kLogWide;
   const uint32_t* const words = reinterpret_cast<const uint32_t*>(tile);
   const int64_t count = p.positions.count();
   for (int v = thread; v < positions << log_vectors; v += kPackThreads) {
     const int row = v >> log_vectors, vector = v & ((1 << log_vectors) - 1);
     const int64_t position = first_position + row;
-    const int32_t slot = first_slot + vector * Tile::kVector;
+    const int32_t slot = first_slot + vector * kWide;
     if (position >= count || slot >= slots) continue;
-    PackVector value;
+    uint32_t word[kWords];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) value.word[i] = words[row * (pitch / Tile::kInWord) + 4 * vector + i];
-    *reinterpret_cast<PackVector*>(p.to + position * slots + slot) = value;
+    for (int i = 0; i < kWords; ++i) word[i] = words[row * (pitch / Tile::kInWord) + kWords * vector + i];
+    T number[kWide];
+    memcpy(number, word, sizeof number);
+#pragma unroll
+    for (int part = 0; part < Kind::kParts; ++part) {
+      PackVector<Element, kWide> value;
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) value.number[i] = Kind::part(number[i], part);
+      *reinterpret_cast<PackVector<Element, kWide>*>(p.to + (part * count + position) * slots + slot) = value;
+    }
   }
 }
 
-// Weights for the passes that gather: rows of [phase][group][gemm_m][pitch], one thread for each number. A row holds a
-// phase's taps, the channels of each together with zeros up to `padded`, and zeros at its end.
-template <class T>
+// Weights for the passes that gather: rows of [part][phase][group][gemm_m][pitch]. A row holds a phase's taps, the
+// channels of each together with zeros up to `padded`, and zeros at its end. A thread makes kWide neighbours at a time.
+enum class PackOrder : int32_t { Channels, Taps, Rows };  // which of them neighbouring threads read
+template <class Source, class Element>
 struct PackParameters {
   Axis vertical, horizontal;
   int32_t phases_w, phases, groups, rows, channels, padded;
+  PackOrder order;
+  int32_t log_lanes;                               // threads that share a row: a power of two
   int64_t stride_m, stride_c, stride_h, stride_w;  // of the weights: between gemm_m, source channels, taps
   int64_t stride_group;
-  const T* weights;
-  T* packed;
+  const Source* weights;
+  Element* packed;
   int64_t pitch;
+
+  CONV_EXT_DEVICE int64_t all_rows() const { return int64_t(phases) * groups * rows; }
 };
 
-template <class T>
+template <class Kind, int kWide, class T = typename Kind::Source, class Element = typename Kind::Element>
 CONV_EXT_KERNEL(kPackThreads)
-pack_weights(PackParameters<T> p) {
-  const int64_t index = block_index() * kPackThreads + thread_index();
-  if (index >= int64_t(p.phases) * p.groups * p.rows * p.pitch) return;
-  const int64_t k = index % p.pitch, row = index / p.pitch % p.rows;
-  const int64_t group = index / p.pitch / p.rows % p.groups, phase = index / p.pitch / p.rows / p.groups;
-  const PhaseAxis down = phase_of(p.vertical, int32_t(phase / p.phases_w)),
-                  across = phase_of(p.horizontal, int32_t(phase % p.phases_w));
-  T value{};
-  if (k < int64_t(down.taps) * across.taps * p.padded) {
-    const Digits d = digits_of(k, across.taps, p.padded);
-    const int64_t r = down.first_tap + int64_t(d.high) * down.tap_step,
-                  s = across.first_tap + int64_t(d.middle) * across.tap_step;
-    if (d.low < p.channels)
-      value =
-          p.weights[group * p.stride_group + row * p.stride_m + d.low * p.stride_c + r * p.stride_h + s * p.stride_w];
+pack_weights(PackParameters<T, Element> p) {
+  const int thread = thread_index(), lanes = 1 << p.log_lanes, log_rows = kLogPackThreads - p.log_lanes;
+  const bool along_rows = p.order == PackOrder::Rows;
+  const int lane = along_rows ? thread >> log_rows : thread & (lanes - 1);
+  const int64_t index =
+      (block_index() << log_rows) + (along_rows ? thread & ((1 << log_rows) - 1) : thread >> p.log_lanes);
+  if (index >= p.all_rows()) return;
+  const Digits d = digits_of(index, p.groups, p.rows);  // phase, group, row
+  const PhaseAxis down = phase_of(p.vertical, d.high / p.phases_w),
+                  across = phase_of(p.horizontal, d.high % p.phases_w);
+  const T* const from = p.weights + d.middle * p.stride_group + d.low * p.stride_m + down.first_tap * p.stride_h +
+                        across.first_tap * p.stride_w;
+  const int64_t step_h = down.tap_step * p.stride_h, step_w = across.tap_step * p.stride_w;
+  const uint32_t taps = uint32_t(down.taps * across.taps), vectors = uint32_t(p.padded) / kWide;  // of a tap
+  const uint32_t fast = p.order == PackOrder::Taps ? taps : vectors;
+  for (uint32_t v = uint32_t(lane); v < uint32_t(p.pitch) / kWide; v += uint32_t(lanes)) {
+    T number[kWide] = {};
+    uint32_t to = v * kWide;
+    if (v < taps * vectors) {
+      const uint32_t high = v / fast, low = v - high * fast, tap = p.order == PackOrder::Taps ? low : high;
+      const uint32_t first = (p.order == PackOrder::Taps ? high : low) * kWide;
+      const uint32_t r = tap / uint32_t(across.taps), s = tap - r * uint32_t(across.taps);
+      const T* const numbers = from + r * step_h + s * step_w + first * p.stride_c;
+#pragma unroll
+      for (int i = 0; i < kWide; ++i)
+        if (first + i < uint32_t(p.channels)) number[i] = numbers[i * p.stride_c];
+      to = tap * uint32_t(p.padded) + first;
+    }
+#pragma unroll
+    for (int part = 0; part < Kind::kParts; ++part) {
+      PackVector<Element, kWide> value;
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) value.number[i] = Kind::part(number[i], part);
+      *reinterpret_cast<PackVector<Element, kWide>*>(p.packed + (part * p.all_rows() + index) * p.pitch + to) = value;
+    }
   }
-  p.packed[index] = value;
 }
 
 }  // namespace cuda

@@ -12,8 +12,10 @@ int run_correlate(const RealCall& call) {
   const CudaShape shape = cuda_shape(z, conv_ext::Pass::WeightGrad, call.plan.vector);
   TensorRef input = b.input, grad = b.output;
   if constexpr (Math::kReadsVectors) {
-    if (const int error = pack_operand<T>(call, call.plan.source, z.n, z.h, z.w, z.group_c(), &input)) return error;
-    if (const int error = pack_operand<T>(call, call.plan.grad, z.n, z.p, z.q, z.group_k(), &grad)) return error;
+    if (const int error = pack_operand<WholeNumbers<T>>(call, call.plan.source, z.n, z.h, z.w, z.group_c(), &input))
+      return error;
+    if (const int error = pack_operand<WholeNumbers<T>>(call, call.plan.grad, z.n, z.p, z.q, z.group_k(), &grad))
+      return error;
   }
   typename Pass::Parameters p{};
   p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.tile_m)),
@@ -40,7 +42,7 @@ int run_correlate(const RealCall& call) {
   p.result.vectors = reads_vectors(b.weight, z.k, z.r, z.s, size[1], int64_t(sizeof(T)));
   if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);
 
-  const int32_t order[4] = {0, 2, 3, 1};  // that of gemm_n
+  const int32_t(&order)[4] = kOrderOfWeights;  // that of gemm_n
   p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
   p.result.vectors = false;
   p.to = strides_in_order(size, order);
@@ -95,8 +97,7 @@ int run_direct_weight_grad(const RealCall& call) {
   const int error = launch(z.channels_last ? direct_weight_grad<T, Sum, 32> : direct_weight_grad<T, Sum, 1>, blocks,
                            kDirectThreads, kDirectThreads * int(sizeof(Sum)), call.stream, p);
   if (error || p.splits == 1) return error;
-  const int32_t order[4] = {0, 1, 2, 3};
-  return launch_reduce<T, Sum>(call, b.weight, size, order, 0, p.result.partial, NotAgain{});
+  return launch_reduce<T, Sum>(call, b.weight, size, kOrderOfOutputs, 0, p.result.partial, NotAgain{});
 }
 
 template <class Math>
@@ -125,7 +126,7 @@ int run_math(const RealCall& call) {
 
 int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const float* partial,
               const CorrelateAgain& again) {
-  return launch_reduce<float>(call, to, size, {0, 1, 2, 3}, 0, partial, again);
+  return launch_reduce<float>(call, to, size, kOrderOfWeights, 0, partial, again);
 }
 
 }  // namespace cuda

@@ -26,7 +26,7 @@ int main() {
 
   HopperParameters<bfloat16> p{};
   GatherPhase& phase = p.phases[0];
-  phase.taps_h = phase.tap_step_h = phase.tap_step_w = phase.delta_h = phase.delta_w = phase.count_h = 1;
+  phase.taps_h = phase.delta_h = phase.delta_w = phase.count_h = 1;
   phase.taps_w = kTaps;
   phase.lower_w = -1;
   phase.count_w = kColumns;

@@ -32,29 +32,31 @@ class _State(threading.local):
     def __init__(self) -> None:
         # In __init__, not in the class body: Dynamo guards on an attribute of the instance, and takes one
         # of the class for a constant.
-        self.precision: str | None = None
-        self.algorithm: str | None = None
+        # What the blocks that the thread is in have set, the innermost last.
+        self.precision: tuple[str, ...] = ()
+        self.algorithm: tuple[str, ...] = ()
 
 
 _state = _State()
 
 
 class _Setting:
-    """A context manager that sets one attribute of the calling thread's state; one object may be entered again."""
+    """A context manager that sets one attribute of the calling thread's state; an object may be entered again.
+
+    Several threads may share one: all that changes belongs to the thread.
+    """
 
     _name: str
 
     def __init__(self, value: str) -> None:
         self.value = value
-        self._outer: list[str | None] = []
 
     def __enter__(self):
-        self._outer.append(getattr(_state, self._name))
-        setattr(_state, self._name, self.value)
+        setattr(_state, self._name, (*getattr(_state, self._name), self.value))
         return self
 
     def __exit__(self, *exception) -> None:
-        setattr(_state, self._name, self._outer.pop())
+        setattr(_state, self._name, getattr(_state, self._name)[:-1])
 
     def __repr__(self) -> str:
         return f"conv_ext.{self._name}({self.value!r})"
@@ -121,12 +123,11 @@ torch_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def current_precision(device_type: str = "cpu") -> str:
     """The precision that a float32 call on that kind of device gets now: `precision(...)`, else PyTorch's setting."""
-    value = _state.precision
-    if value is not None:
-        return value
-    return torch_precision(device_type)
+    values = _state.precision
+    return values[-1] if values else torch_precision(device_type)
 
 
 def current_algorithm() -> str:
     """The algorithm that a call gets now: that of the innermost `algorithm(...)`, else "auto"."""
-    return _state.algorithm or "auto"
+    values = _state.algorithm
+    return values[-1] if values else "auto"

@@ -85,6 +85,26 @@ def test_settings_are_the_threads_own():
     assert seen == [("ieee", "auto")]
 
 
+def test_threads_share_a_setting():
+    """One enters it while another is within it, from another setting; each leaves to what it came from."""
+    shared, entered, left, seen = conv_ext.precision("bf16"), threading.Event(), threading.Event(), []
+
+    def other():
+        with conv_ext.precision("tf32"), shared:
+            entered.set()
+            left.wait(10)
+        seen.append(settings.current_precision())
+
+    thread = threading.Thread(target=other)
+    with shared:
+        thread.start()
+        assert entered.wait(10)
+    seen.append(settings.current_precision())
+    left.set()
+    thread.join()
+    assert seen == ["ieee", "ieee"]
+
+
 def test_one_setting_entered_twice_and_left_by_an_exception():
     setting = conv_ext.precision("tf32")
     with pytest.raises(KeyError), setting, setting:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from . import checks
 
 
-def _checked(operator, info, in_dims, a, b, bias, size, geometry, precision="ieee", algorithm="auto", activation="none"):
+def _checked(operator, info, in_dims, a, b, bias, size, geometry, precision="ieee", _="auto", activation="none"):
     """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none."""
     operands = [(t, dim) for t, dim in zip((a, b, bias), in_dims) if t is not None]
     shapes = ([n for i, n in enumerate(t.shape) if i != dim] for t, dim in operands)

@@ -37,8 +37,8 @@ def fuse(model: nn.Module) -> nn.Module:
     every ReLU (module, function or method) that alone reads it moves into the layer, as ``activation="relu"``, but for
     ConvTranspose2d, which has none. torch's own Conv1d, Conv2d and ConvTranspose2d become ours first, as `convert`
     makes them. What else there is stays: layers of classes derived from these (the logger "conv_ext" names them, at
-    level INFO), with hooks or parametrizations, complex ones, normalisations without running statistics or with a
-    layout of their own.
+    level INFO), with hooks, parametrizations or a forward put into the object, complex ones, normalisations without
+    running statistics or with a layout of their own. A Conv1d that has taken a normalisation in refuses (C, L).
 
     Args:
         model: an nn.Module in eval mode, all of it. It stays as it is; the new one has copies of its tensors.
@@ -180,8 +180,14 @@ def _fusible(node: Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     if node.op != "call_module":
         return None
     layer = modules[node.target]
-    plain = type(layer) in _LAYERS and not layer._forward_hooks and not layer._forward_pre_hooks
+    plain = type(layer) in _LAYERS and _undisturbed(layer)
     return layer if plain and list(layer._parameters) == ["weight", "bias"] else None
+
+
+def _undisturbed(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's forward and nothing else: no hook, no forward of its own."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return not hooks and not {"forward", "_conv_forward"} & set(vars(module))
 
 
 def _next(node: Node) -> Node | None:
@@ -224,6 +230,17 @@ def _fold(layer, norm: nn.Module) -> None:
         bias = bias.to(weight.dtype)
     layer.weight = nn.Parameter(scaled, weight.requires_grad)
     layer.bias = nn.Parameter(bias, weight.requires_grad if old is None else old.requires_grad)
+    if isinstance(layer, Conv1d):
+        layer.register_forward_pre_hook(_only_batches, with_kwargs=True)
+
+
+def _only_batches(layer: Conv1d, arguments: tuple, keywords: dict) -> None:
+    """Refuses (C, L), which Conv1d takes for one example's channels and BatchNorm1d for many examples' features."""
+    input = arguments[0] if arguments else keywords["input"]
+    if input.dim() != 3:
+        raise RuntimeError(
+            f"a Conv1d into which fuse has folded a BatchNorm1d takes (N, C, L), got input of size: {list(input.shape)}"
+        )
 
 
 def _for_each_weight(layer, scale: Tensor) -> Tensor:
@@ -246,7 +263,7 @@ def _norm_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | Non
         return None
     if norm.running_mean is None or norm.num_features != layer.out_channels or after.all_input_nodes != [node]:
         return None
-    return None if norm._forward_hooks or norm._forward_pre_hooks else after
+    return after if _undisturbed(norm) else None
 
 
 def _relu_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | None:
@@ -257,6 +274,6 @@ def _relu_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | Non
         return None
     if after.op == "call_module":
         relu = modules[after.target]
-        return after if type(relu) is nn.ReLU and not relu._forward_hooks and not relu._forward_pre_hooks else None
+        return after if type(relu) is nn.ReLU and _undisturbed(relu) else None
     is_function = after.op == "call_function" and after.target in _RELU_FUNCTIONS
     return after if is_function or after.op == "call_method" and after.target in _RELU_METHODS else None

@@ -1,6 +1,7 @@
 """`fuse`: the same scores in fewer passes; what it takes in, what it leaves alone, what it refuses."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -375,3 +376,35 @@ def test_models_in_bfloat16_agree_as_far_as_they_round():
     net, x = net.eval().bfloat16(), x[:1].bfloat16()
     assert torch.equal(conv_ext.fuse(net)(x), net(x))  # nothing to fold: a ReLU in the epilogue has the same bits
     assert isinstance(models.vgg("A", width=1 / 16).features[0], conv_ext.Conv2d)
+
+
+def measured(*layers, shape):
+    """The layers in eval mode, with running statistics of something."""
+    model = nn.Sequential(*layers)
+    for _ in range(3):
+        model(torch.randn(shape) * 3 + 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("patched", [0, 1, 2])
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_forward_of_its_own_stays(patched, bound):
+    """As libraries put theirs into modules, to move what passes through: what it does must not be lost."""
+    model = measured(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), shape=(8, 3, 9, 9))
+    old = model[patched].forward
+    own = lambda *x: -2 * old(x[-1])  # noqa: E731
+    model[patched].forward = types.MethodType(own, model[patched]) if bound else own
+    x = torch.randn(2, 3, 7, 7)
+    torch.testing.assert_close(conv_ext.fuse(model)(x), model(x))
+
+
+def test_one_dimensional_layers_take_batches_once_a_normalisation_is_folded():
+    """BatchNorm1d reads (C, L) as many examples of features, which no convolution computes."""
+    model = measured(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), shape=(8, 2, 4))
+    fused = conv_ext.fuse(model)
+    x = torch.randn(3, 2, 4)
+    torch.testing.assert_close(fused(x), model(x))
+    assert [type(module).__name__ for module in fused.children()] == ["Conv1d"]
+    with pytest.raises(RuntimeError, match=r"takes \(N, C, L\), got input of size: \[2, 4\]"):
+        fused(x[0])
+    torch.testing.assert_close(copy.deepcopy(fused)(x), fused(x))

@@ -46,16 +46,29 @@ def _add_summary(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("network", choices=tuple(NETWORKS), metavar="network", help=", ".join(NETWORKS))
     add("--input", type=_sizes, metavar="CxHxW", help="channels, height and width of an image (default: the paper's)")
-    add("--classes", type=int, metavar="N", help="classes (default: the network's own)")
+    add("--classes", type=_size, metavar="N", help="classes (default: the network's own)")
     add("--expand", action="store_true", help="a row for each layer inside an inception module")
     add("--markdown", action="store_true", help="a table in Markdown")
 
 
+_MOST = 2**31 - 1  # of any size: tables of larger networks have no meaning
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or len(text) > 10 or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to {_MOST}, got {text[:40]!r}")
+    return int(text)
+
+
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = text.lower().replace("×", "x").split("x")
-    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
-        raise argparse.ArgumentTypeError(f"must be channels x height x width, as 3x224x224, got {text!r}")
-    return tuple(map(int, sizes))
+    try:
+        channels, height, width = map(_size, sizes)
+        return channels, height, width
+    except (ValueError, argparse.ArgumentTypeError):  # more or fewer than three, or no size
+        raise argparse.ArgumentTypeError(
+            f"must be channels x height x width, as 3x224x224, each from 1 to {_MOST}, got {text[:40]!r}"
+        ) from None
 
 
 def print_summary(options: argparse.Namespace) -> int:

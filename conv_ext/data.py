@@ -7,6 +7,7 @@ import importlib.util
 import struct
 import zlib
 from dataclasses import dataclass, field
+from os.path import exists, isdir, isfile  # which say no of names that no file can have; those of Path raise
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def load_cifar10(root: Path) -> Images:
     binary = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
     python = [name.removesuffix(".bin") for name in binary]
     places = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
-    if any((root / place / name).is_file() for place in places for name in python):
+    if any(isfile(root / place / name) for place in places for name in python):
         names, read = python, _read_cifar_pickle
     else:  # where there is nothing at all, the missing file that is named is the binary version's first
         names, read = binary, _read_cifar_binary
@@ -187,11 +188,11 @@ def load_cifar10(root: Path) -> Images:
 
 def _find(root: Path, name: str, places: tuple[str, ...]) -> Path:
     """The file `name` (or `name`.gz) in the first of the places under `root` that has it."""
-    if not root.is_dir():
+    if not isdir(root):
         raise DataError(f"{root}: expected a folder with the data set's files, found {_kind(root)}")
     for place in places:
         for candidate in (root / place / name, root / place / f"{name}.gz"):
-            if candidate.is_file():
+            if isfile(candidate):
                 return candidate
     folders = ", ".join(str(root / place) for place in places)
     archives = sorted(path.name for path in root.glob("cifar-10-*.tar.gz"))
@@ -200,7 +201,7 @@ def _find(root: Path, name: str, places: tuple[str, ...]) -> Path:
 
 
 def _kind(path: Path) -> str:
-    return "a file" if path.exists() else "nothing there"
+    return "a file" if exists(path) else "nothing there"
 
 
 def _read(path: Path) -> bytes:

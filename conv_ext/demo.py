@@ -298,7 +298,11 @@ def _picture_path(options: argparse.Namespace, name: str) -> Path:
     if path.suffix != ".png":
         raise DemoError(f"--out must name a .png file, got {path}")
     folder = path.parent
-    if not folder.is_dir() or path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+    try:
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise DemoError(f"--out: cannot write {path}: {getattr(error, 'strerror', error)}") from None
+    if not folder.is_dir() or path.is_dir() or not os.access(path if exists else folder, os.W_OK):
         raise DemoError(f"--out: cannot write {path}: no such folder, or no permission")
     return path
 

@@ -167,6 +167,8 @@ def test_precision_reaches_both_and_is_put_back(tmp_path, capsys, monkeypatch, p
     (["--data", "mnist", "--root", "missing"], "missing: expected a folder with the data set's files, found nothing"),
     (["--out", "picture.jpg"], "--out must name a .png file, got picture.jpg"),
     (["--out", "missing/a.png"], "cannot write missing/a.png: no such folder"),
+    (["--out", "a" * 300 + ".png"], "a.png: File name too long"),
+    (["--data", "mnist", "--root", "a" * 300], "a: expected a folder with the data set's files, found nothing"),
     (["--wrong"], "unrecognized arguments: --wrong"),
 ])  # fmt: skip
 def test_wrong_options(capsys, tmp_path, monkeypatch, arguments, message):

@@ -405,11 +405,12 @@ def test_command(capsys):
     assert code == 0 and "stage5.1.branch5.2" in out
     code, _, err = outcome(capsys, "summary", "vgg16", "--input", "3x200x200")
     assert code == 2 and re.match(r"conv_ext summary: VGG does not run .*takes images of 224 x 224", err)
-    code, _, err = outcome(capsys, "summary", "vgg16", "--classes", "0")
-    assert code == 2 and "num_classes must be at least 1, got 0" in err
-    for wrong in ("224", "3x224", "3x0x5", "axbxc", "3x-1x5"):
+    for wrong in ("0", "-3", "x", str(2**31), "9" * 5000):
+        code, _, err = outcome(capsys, "summary", "vgg16", f"--classes={wrong}")
+        assert code == 2 and f"must be a number from 1 to 2147483647, got '{wrong[:40]}'" in err
+    for wrong in ("224", "3x224", "3x0x5", "axbxc", "3x-1x5", "3x2x1x1", "3x" + "9" * 5000 + "x1"):
         code, _, err = outcome(capsys, "summary", "vgg16", "--input", wrong)
-        assert code == 2 and f"must be channels x height x width, as 3x224x224, got '{wrong}'" in err
+        assert code == 2 and f"as 3x224x224, each from 1 to 2147483647, got '{wrong[:40]}'" in err
     code, _, err = outcome(capsys, "summary", "vgg17")
     assert code == 2 and "vgg17" in err and "resnet152" in err
     code, out, _ = outcome(capsys, "summary", "--help")

@@ -158,7 +158,7 @@ def of_length(pass_name: str, length: int, positions=(2, 4, 16), rows=64) -> Pro
 LONG = {
     "forward": Problem("long", 1, 512, 3, 4, 40, 3, 3, padding=(1, 1, 1, 1)),
     "input_grad": Problem("long", 1, 40, 3, 4, 512, 3, 3, padding=(1, 1, 1, 1)),
-    "weight_grad": Problem("long", 64, 24, 7, 8, 20, 2, 2, padding=(0, 1, 0, 1)),
+    "weight_grad": Problem("long", 64, 24, 5, 6, 20, 2, 2, padding=(0, 1, 0, 1)),
 }
 
 

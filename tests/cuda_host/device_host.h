@@ -364,8 +364,8 @@ CONV_EXT_HOST_UNCHECKED void add_products(const Factors& left, const Factors& ri
                                           SumAt sum_at) {
   const int beyond = left.largest + right.largest - tensor_core.fraction, unit = left.smallest + right.smallest;
   const bool finite = left.largest < 1024 && right.largest < 1024;
-  if (add && finite && unit >= Factors::kNone) return;  // zeros alone, which make NaN of an infinity
-  const bool exact = beyond <= unit && beyond > -1000 && beyond < 1000;
+  if (add && finite && (left.smallest == Factors::kNone || right.smallest == Factors::kNone)) return;  // zeros alone
+  const bool exact = finite && beyond <= unit && beyond > -1000 && beyond < 1000;
   double sums[16 * 128];
   if (exact) {
     memset(sums, 0, sizeof(double) * size_t(left.rows * right.rows));

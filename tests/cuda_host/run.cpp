@@ -217,14 +217,18 @@ struct Tensor {
     }
     elements = 1;
     for (int d = 0; d < 4; ++d) elements += (size[d] - 1) * stride[d];
-    place(layout == "shifted" ? bytes : 0);
+    allocate(layout == "shifted" ? bytes : 0);
   }
-  void place(int64_t shift) {
+  void allocate(int64_t shift) {
     block.reset(new Memory(elements * bytes, shift));
     memory = block->host();
   }
   TensorRef host() const { return {memory, {stride[0], stride[1], stride[2], stride[3]}}; }
   TensorRef device() const { return {block->device(), {stride[0], stride[1], stride[2], stride[3]}}; }
+  // Of an element, by its four indices.
+  int64_t place(const int64_t (&i)[4]) const {
+    return i[0] * stride[0] + i[1] * stride[1] + i[2] * stride[2] + i[3] * stride[3];
+  }
   template <class Visit>
   void each(Visit visit) const {
     for (int64_t a = 0; a < size[0]; ++a)
@@ -302,7 +306,7 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   if (bits() != together) return std::string("wrong: other bits alone than in a batch, by ") + candidate.name;
   for (Tensor* t : {&x, &w, &y}) {
     const std::vector<char> numbers(t->memory, t->memory + t->elements * bytes);
-    t->place(bytes);
+    t->allocate(bytes);
     memcpy(t->memory, numbers.data(), numbers.size());
     if (t != &result) t->block->upload();
   }
@@ -326,130 +330,111 @@ void run_exact(const ConvProblem& z, Buffers b, const Tensor& to, int64_t every 
   run_reference<T, Wide, pass>(z, plan, b, executor);
 }
 
-// Real numbers whose sums are rounded. Of the exact sum, and of A, the sum of its products' magnitudes, a result may be
-// off by 2 sqrt(L) u A for L products summed with roundings of u; by what 16 bits of it cannot hold; and by 2^-10 A
-// where float32 is rounded to TF32.
+// A tensor's numbers, or their magnitudes, as a contiguous tensor of wider ones.
+template <class T, class Wide>
+Tensor widened(const Tensor& from, bool magnitudes) {
+  Tensor to({from.size[0], from.size[1], from.size[2], from.size[3]}, "contiguous", sizeof(Wide));
+  Wide* next = reinterpret_cast<Wide*>(to.memory);
+  for (int64_t i[4] = {}; i[0] < from.size[0]; ++i[0])
+    for (i[1] = 0; i[1] < from.size[1]; ++i[1])
+      for (i[2] = 0; i[2] < from.size[2]; ++i[2])
+        for (i[3] = 0; i[3] < from.size[3]; ++i[3]) {
+          const Wide value = read<Wide>(reinterpret_cast<const T*>(from.memory) + from.place(i));
+          *next++ = magnitudes ? std::abs(value) : value;
+        }
+  return to;
+}
+
+// Real numbers, whose sums are rounded: of both signs or positive, which shows a bias; between 0 and 1, or of float32's
+// magnitudes. What has the index e[i] in a dimension (the channel; in weight_grad the image) is near 2^e[i] then, or at
+// random where there is no e.
+template <class T, class Wide>
+void fill_real(Tensor& t, std::mt19937_64& random, bool signs, int dimension, const std::vector<int>& e,
+               int highest_at_random) {
+  for (int64_t i[4] = {}; i[0] < t.size[0]; ++i[0])
+    for (i[1] = 0; i[1] < t.size[1]; ++i[1])
+      for (i[2] = 0; i[2] < t.size[2]; ++i[2])
+        for (i[3] = 0; i[3] < t.size[3]; ++i[3]) {
+          Wide value = Wide(random() >> 12) * Wide(0x1p-52);
+          if (!e.empty()) value = std::ldexp((value + 1) / 2, e[size_t(i[dimension]) % e.size()]);
+          if (highest_at_random) value = std::ldexp((value + 1) / 2, int(random() % (highest_at_random + 150)) - 149);
+          write<T>(reinterpret_cast<T*>(t.memory) + t.place(i), signs && random() % 2 ? -value : value);
+        }
+}
+
+// Of the exact sum, and of A, the sum of its products' magnitudes, a result may be off by 2 sqrt(L) u A for L products
+// summed with roundings of u; by what 16 bits of it cannot hold; and by 2^-10 A where float32 is rounded to TF32.
 //
-// "accuracy" has positive numbers, whose roundings show any bias, then such of both signs. "magnitudes" has float32 of
-// all magnitudes in one sum, so that none of its products is negligible: what is multiplied with 2^e (by channel, in
-// weight_grad by image) is multiplied with about 2^(level - e) on the other side. Then numbers at random.
+// "accuracy" has positive numbers, then such of both signs. "magnitudes" has float32 of all magnitudes in one sum:
+// first so that none of its products is negligible, 2^e being multiplied with 2^(level - e), up to where parts that are
+// scaled by 2^24 overflow, then up to float32's largest; and then at random.
 template <class T, class Wide, Pass pass>
 std::string check_accuracy(const Case& c, const CudaCandidate& candidate, Tensor& x, Tensor& w, Tensor& y,
                            Tensor& result) {
   const ConvProblem& z = c.z;
-  const int64_t parts = parts_of(z.dtype);
-  if (parts != 1) return "declined: only real numbers are asked for here";
   const bool magnitudes = c.check == Check::Magnitudes;
-  if (magnitudes && z.dtype != DType::Float32) return "declined: magnitudes are for float32";
+  if (is_complex(z.dtype) || (magnitudes && z.dtype != DType::Float32))
+    return "declined: there are no such numbers of this type";
   Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
-  const int first_digit = pass == Pass::WeightGrad ? 0 : 1,
-            second_digit = pass == Pass::WeightGrad || pass == Pass::InputGrad ? 0 : 1;
-  const int64_t length = pass == Pass::Forward     ? z.group_c() * z.r * z.s
-                         : pass == Pass::InputGrad ? z.group_k() * z.r * z.s
-                                                   : z.n * z.p * z.q;
-  const Wide u = z.dtype == DType::Float64 ? Wide(0x1p-53) : Wide(0x1p-24),
-             u_out = z.dtype == DType::BFloat16  ? Wide(0x1p-8)
-                     : z.dtype == DType::Float16 ? Wide(0x1p-11)
-                                                 : Wide(0);
+  // The dimensions that are summed over, and how long they are.
+  const int first_dimension = pass == Pass::WeightGrad ? 0 : 1, second_dimension = pass == Pass::Forward ? 1 : 0;
+  const int64_t summed = pass == Pass::Forward ? z.group_c() : pass == Pass::InputGrad ? z.group_k() : z.n;
+  const int64_t length = summed * (pass == Pass::WeightGrad ? z.p * z.q : z.r * z.s);
+  const Wide u = z.dtype == DType::Float64 ? Wide(0x1p-53) : Wide(0x1p-24);
+  const Wide u_out = z.dtype == DType::BFloat16 ? Wide(0x1p-8) : z.dtype == DType::Float16 ? Wide(0x1p-11) : Wide(0);
+  const Wide smallest = z.dtype == DType::Float16 ? Wide(0x1p-24) : Wide(0x1p-149);
   const bool rounded = z.dtype == DType::Float32 && z.precision != Precision::Ieee;
   std::mt19937_64 random(2024);
-  const auto uniform = [&](bool sign) {
-    const Wide value = Wide(random() >> 12) * Wide(0x1p-52);
-    return sign && random() % 2 ? -value : value;
-  };
   Wide worst = 0, bias = 0;  // bias: of the first data
   int64_t counted = 0, biased = 0;
   for (int data = 0; data < (magnitudes ? 3 : 2); ++data) {
-    std::vector<int> exponent(size_t(max_of(z.n, max_of(z.c, z.k))));
-    // Up to where parts that are scaled by 2^24 overflow; up to float32's largest numbers.
-    const int highest = data == 0 ? 103 : 127, level = highest - 149;
-    for (int& e : exponent) e = int(random() % uint64_t(highest + 149 + 1)) - 149;
-    const auto fill = [&](Tensor& t, int digit, bool other) {
-      for (int64_t i[4] = {}; i[0] < t.size[0]; ++i[0])
-        for (i[1] = 0; i[1] < t.size[1]; ++i[1])
-          for (i[2] = 0; i[2] < t.size[2]; ++i[2])
-            for (i[3] = 0; i[3] < t.size[3]; ++i[3]) {
-              Wide value = uniform(magnitudes || data == 1);
-              if (magnitudes) {
-                const int64_t channels = pass == Pass::Forward     ? z.group_c()
-                                         : pass == Pass::InputGrad ? z.group_k()
-                                                                   : z.n;
-                const int e = exponent[size_t(i[digit] % channels)];
-                const int at_random = int(random() % (other ? 130 : 277)) - 149;
-                value = std::ldexp((value < 0 ? value - 1 : value + 1) / 2, data == 2 ? at_random
-                                                                            : other   ? level - e
-                                                                                      : e);
-              }
-              int64_t at = 0;
-              for (int d = 0; d < 4; ++d) at += i[d] * t.stride[d];
-              write<T>(reinterpret_cast<T*>(t.memory) + at, value);
-            }
-    };
-    fill(first, first_digit, false);
-    fill(second, second_digit, true);
-    // In numbers as wide as sums: the operands are widened, their magnitudes too.
-    const auto wide = [&](const Tensor& from, bool magnitude, Tensor& to) {
-      std::vector<Wide> all;
-      for (int64_t a = 0; a < from.size[0]; ++a)
-        for (int64_t b = 0; b < from.size[1]; ++b)
-          for (int64_t h = 0; h < from.size[2]; ++h)
-            for (int64_t v = 0; v < from.size[3]; ++v) {
-              const Wide value = read<Wide>(reinterpret_cast<const T*>(from.memory) + a * from.stride[0] +
-                                            b * from.stride[1] + h * from.stride[2] + v * from.stride[3]);
-              all.push_back(magnitude ? std::abs(value) : value);
-            }
-      memcpy(to.memory, all.data(), all.size() * sizeof(Wide));
-    };
-    const auto made = [](const Tensor& like) {
-      return Tensor({like.size[0], like.size[1], like.size[2], like.size[3]}, "contiguous", sizeof(Wide));
-    };
-    Tensor exact = made(result), whole = made(result), wide_first = made(first), wide_second = made(second);
-    for (const bool magnitude : {false, true}) {
-      wide(first, magnitude, wide_first);
-      wide(second, magnitude, wide_second);
-      const TensorRef none{};
-      const Buffers b{pass == Pass::Forward     ? wide_first.host()
-                      : pass == Pass::InputGrad ? none
-                                                : wide_second.host(),
-                      pass == Pass::WeightGrad ? none : wide_second.host(),
-                      pass == Pass::Forward ? none : wide_first.host(),
-                      nullptr,
-                      0,
-                      nullptr,
-                      false};
-      run_exact<Wide, Wide, pass>(z, b, magnitude ? whole : exact);
+    std::vector<int> e, other;
+    const int highest = data == 0 ? 103 : 127;
+    for (int64_t i = 0; i < summed && magnitudes && data < 2; ++i) {
+      e.push_back(int(random() % uint64_t(highest + 150)) - 149);
+      other.push_back(highest - 149 - e.back());
     }
+    const bool signs = magnitudes || data == 1, at_random = magnitudes && data == 2;
+    fill_real<T, Wide>(first, random, signs, first_dimension, e, at_random ? 127 : 0);
+    fill_real<T, Wide>(second, random, signs, second_dimension, other, at_random ? -20 : 0);
+
+    const auto sums = [&](bool of_magnitudes) {
+      const Tensor a = widened<T, Wide>(first, of_magnitudes), b = widened<T, Wide>(second, of_magnitudes);
+      Tensor exact = widened<T, Wide>(result, false);
+      const Buffers of_reference{
+          pass == Pass::Forward ? a.host() : b.host(), b.host(), a.host(), nullptr, 0, nullptr, false};
+      run_exact<Wide, Wide, pass>(z, of_reference, exact);
+      return exact;
+    };
+    const Tensor exact = sums(false), whole = sums(true);
     first.block->upload();
     second.block->upload();
     result.block->forget();
     const Buffers b{x.device(), w.device(), y.device(), nullptr, 0, nullptr, false};
     if (const std::string failed = run_pass(pass, z, candidate, b); !failed.empty()) return failed;
     result.block->download();
-    int64_t index = 0;
-    Tensor in_order = made(result);
-    wide(result, false, in_order);
-    for (; index < result.size[0] * result.size[1] * result.size[2] * result.size[3]; ++index) {
+    const Tensor got = widened<T, Wide>(result, false);
+    for (int64_t index = 0; index < got.elements; ++index) {
       const auto at = [&](const Tensor& t) { return reinterpret_cast<const Wide*>(t.memory)[index]; };
-      const Wide all = at(whole), error = at(in_order) - at(exact);
+      const Wide all = at(whole), error = at(got) - at(exact);
       if (all >= Wide(0x1p127)) continue;  // float32 may overflow on the way
       const Wide allowed = (2 * std::sqrt(Wide(length)) * u + (rounded ? Wide(0x1p-10) : 0)) * all +
-                           u_out * std::abs(at(exact)) + Wide(0x1p-149) * (u_out > 0 ? Wide(0x1p125) : 1);
-      if (all > 0) {
-        ++counted;
-        if (data == 0) {
-          ++biased;
-          bias += error / (u * all);
-        }
-        if (std::abs(error) / allowed > worst) worst = std::abs(error) / allowed;
+                           u_out * std::abs(at(exact)) + smallest;
+      if (!(std::abs(error) <= allowed)) {
+        std::ostringstream text;
+        text << "wrong: " << double(std::abs(error) / allowed) << " of the allowed error by " << candidate.name
+             << " (data " << data << ", element " << index << ": " << double(at(got)) << " for " << double(at(exact))
+             << ")";
+        return text.str();
       }
-      if (std::abs(error) <= allowed) continue;
-      std::ostringstream text;
-      text << "wrong: " << double(std::abs(error) / allowed) << " of the allowed error by " << candidate.name
-           << " (data " << data << ", element " << index << ": " << double(at(in_order)) << " for " << double(at(exact))
-           << ")";
-      return text.str();
+      ++counted;
+      worst = std::max(worst, std::abs(error) / allowed);
+      if (data > 0 || all == 0) continue;
+      ++biased;
+      bias += error / (u * all);
     }
   }
+  if (counted == 0) return "declined: no sum is small enough";
   std::ostringstream text;
   text.precision(3);
   text << "exact: " << double(worst) << " of the allowed error, bias " << double(bias / Wide(max_of(1, biased)))

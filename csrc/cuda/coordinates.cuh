@@ -156,7 +156,7 @@ struct Walker<Line> {
   CONV_EXT_DEVICE void advance(int32_t by) {
     index += by;
     now.offset += by * map.stride;
-    now.h = index < map.length ? 0 : kNowhere;
+    now.h = map.at({index, 0, 0}).h;
   }
 };
 

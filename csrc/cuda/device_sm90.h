@@ -38,12 +38,13 @@ struct PatchesMap {
   int step[2];
   int channels, positions;  // of a copy
 };
-// Rows of a matrix; outside it a copy reads zeros.
+// Rows of a matrix, each of `taps` pieces of `columns` numbers; outside a piece or the matrix a copy reads zeros.
 struct RowsMap {
   Number number;
   const void* data;
-  int64_t columns, rows, stride;  // stride: in bytes
-  int box_columns, box_rows;      // of a copy
+  int64_t columns, taps, rows;
+  int64_t tap_stride, stride;  // in bytes; a row's is a multiple of a tap's
+  int box_columns, box_rows;   // of a copy, which is of one tap
 };
 
 // What the warps of a block wait for that hangs, in memory of the host, which can be read when the kernel has ended
@@ -195,11 +196,11 @@ CONV_EXT_DEVICE void copy_patches(void* to, const TensorMap* map, uint64_t* barr
       "h"(uint16_t(offset_w)), "h"(uint16_t(offset_h))
       : "memory");
 }
-CONV_EXT_DEVICE void copy_rows(void* to, const TensorMap* map, uint64_t* barrier, int column, int row) {
+CONV_EXT_DEVICE void copy_rows(void* to, const TensorMap* map, uint64_t* barrier, int column, int tap, int row) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];\n" ::"r"(
-          shared_address(to)),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(row)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];\n" ::
+          "r"(shared_address(to)),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(tap), "r"(row)
       : "memory");
 }
 
@@ -311,10 +312,10 @@ inline int encode(const PatchesMap& m, TensorMap* map) {
 inline int encode(const RowsMap& m, TensorMap* map) {
   static const auto function = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   if (function == nullptr) return int(cudaErrorNotSupported);
-  const cuuint64_t size[2] = {cuuint64_t(m.columns), cuuint64_t(m.rows)};
-  const cuuint64_t stride[1] = {cuuint64_t(m.stride)};
-  const cuuint32_t box[2] = {cuuint32_t(m.box_columns), cuuint32_t(m.box_rows)}, step[2] = {1, 1};
-  const int error = int(function(reinterpret_cast<CUtensorMap*>(map), data_type(m.number), 2, const_cast<void*>(m.data),
+  const cuuint64_t size[3] = {cuuint64_t(m.columns), cuuint64_t(m.taps), cuuint64_t(m.rows)};
+  const cuuint64_t stride[2] = {cuuint64_t(m.tap_stride), cuuint64_t(m.stride)};
+  const cuuint32_t box[3] = {cuuint32_t(m.box_columns), 1, cuuint32_t(m.box_rows)}, step[3] = {1, 1, 1};
+  const int error = int(function(reinterpret_cast<CUtensorMap*>(map), data_type(m.number), 3, const_cast<void*>(m.data),
                                  size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
   if (error == 0) mend(map, m.rows * m.stride);

@@ -59,6 +59,46 @@ void set_box(const BoxAxis& h, const BoxAxis& w, PatchesMap* map) {
   map->upper[1] = int(h.upper);
 }
 
+// Weights of 16 bits that lie as [gemm_m][taps][channels] are read where they lie: channels_last, and 1x1 kernels.
+bool reads_weights(const RealCall& call, const GatherRoles& roles) {
+  const ConvProblem& z = call.z;
+  const int64_t (&stride)[4] = call.b.weight.stride;
+  const int64_t vector = 8, tap = z.s > 1 ? stride[3] : stride[2];
+  return element_bytes(z.dtype) == 2 && roles.pass == Pass::Forward && (roles.channels == 1 || roles.stride_c == 1) &&
+         reinterpret_cast<uintptr_t>(call.b.weight.data) % 16 == 0 && stride[0] > 0 && stride[0] % vector == 0 &&
+         stride[0] < int64_t(1) << 38 &&
+         (z.r * z.s == 1 || (tap >= roles.channels && tap % vector == 0 && stride[0] % tap == 0)) &&
+         (z.r == 1 || z.s == 1 || stride[2] == z.s * tap);
+}
+
+// Where the weights lie, which are packed if need be.
+template <class Group>
+int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padded, int64_t phases, int tile,
+                    RowsMap* map) {
+  using Element = typename Group::Element;
+  const int64_t bytes = int64_t(sizeof(Element));
+  *map = {};
+  map->number = number_of<Element>();
+  map->rows = Group::kParts * phases * call.z.groups * roles.rows;
+  map->box_columns = kChunk<Group>;
+  map->box_rows = tile;
+  if (reads_weights(call, roles)) {
+    const int64_t (&stride)[4] = call.b.weight.stride;
+    map->data = call.b.weight.data;
+    map->columns = roles.channels;
+    map->taps = call.z.r * call.z.s;
+    map->stride = stride[0] * bytes;
+    map->tap_stride = map->taps == 1 ? map->stride : stride[call.z.s > 1 ? 3 : 2] * bytes;
+    return 0;
+  }
+  map->data = call.b.workspace;
+  map->columns = padded;
+  map->taps = max_of(1, call.plan.pitch / padded);
+  map->stride = call.plan.pitch * bytes;
+  map->tap_stride = padded * bytes;
+  return pack_weights_of<Group, 16 / int(sizeof(Element))>(call, roles, padded);
+}
+
 template <class Group, class T = typename Group::Source>
 int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
@@ -87,8 +127,10 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
                                                      roles.rows, int64_t(sizeof(T)));
   if constexpr (Group::kParts > 1) p.again = gather_again(call, roles);
-  constexpr int kWide = 16 / int(sizeof(typename Group::Element));
-  if (const int error = pack_weights_of<Group, kWide>(call, roles, p.tap_steps * kChunk<Group>)) return error;
+  RowsMap weights;
+  if (const int error =
+          prepare_weights<Group>(call, roles, p.tap_steps * kChunk<Group>, p.grid.phases, int(n), &weights))
+    return error;
   PatchesMap map;
   const CudaOperand& source = call.plan.source;
   p.group_channels = int32_t(source.channels);
@@ -105,9 +147,6 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
     set_box(h, w, &map);
     if (const int error = encode(map, &p.source[phase])) return error;
   }
-  const int64_t rows = Group::kParts * shape.phases() * z.groups * roles.rows;
-  const int64_t row_bytes = call.plan.pitch * number_bytes(map.number);
-  const RowsMap weights{map.number, call.b.workspace, call.plan.pitch, rows, row_bytes, kChunk<Group>, int(n)};
   if (const int error = encode(weights, &p.weights)) return error;
   if (call.plan.splits > 1) {
     const int64_t (&size)[4] = roles.result_size;

@@ -154,8 +154,8 @@ CONV_EXT_DEVICE void produce(const HopperParameters<T>& p, const HopperShared<Gr
         copy_patches(shared.patches(ring.stage, part), &p.source[tile.place.phase], full,
                      tile.place.group * p.group_channels + tap.low * kChunk<Group>, w, h, at.high + part * p.images,
                      phase.offset_w + tap.middle * phase.delta_w, phase.offset_h + tap.high * phase.delta_h);
-        copy_rows(shared.weights(ring.stage, part), &p.weights, full, (tile.first_step + step) * kChunk<Group>,
-                  row + part * rows);
+        copy_rows(shared.weights(ring.stage, part), &p.weights, full, tap.low * kChunk<Group>,
+                  tap.high * phase.taps_w + tap.middle, row + part * rows);
       }
       ring.advance();
       if (++tap.low == p.tap_steps) {

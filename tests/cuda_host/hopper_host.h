@@ -84,7 +84,7 @@ struct HostMap {
       int8_t step[2];
     } patches;
     struct {
-      int64_t columns, rows, stride;
+      int64_t columns, taps, rows, tap_stride, stride;
       int32_t box_columns, box_rows;
     } rows;
   };
@@ -120,18 +120,19 @@ inline int encode(const PatchesMap& m, TensorMap* map) {
   return 0;
 }
 inline int encode(const RowsMap& m, TensorMap* map) {
-  const bool right = reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(m.data) % 16 == 0 &&
-                     m.columns >= 1 && m.rows >= 1 && m.columns < int64_t(1) << 32 && m.rows < int64_t(1) << 32 &&
-                     m.stride % 16 == 0 && m.stride > 0 && m.stride < int64_t(1) << 40 && m.box_columns >= 1 &&
-                     m.box_columns <= 256 && m.box_rows >= 1 && m.box_rows <= 256 &&
-                     m.box_columns * number_bytes(m.number) <= kRowBytes &&
-                     m.box_columns * number_bytes(m.number) % 16 == 0;
+  bool right = reinterpret_cast<uintptr_t>(map) % 64 == 0 && reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
+  for (int64_t size : {m.columns, m.taps, m.rows}) right = right && size >= 1 && size < int64_t(1) << 32;
+  for (int64_t stride : {m.tap_stride, m.stride})
+    right = right && stride % 16 == 0 && stride > 0 && stride < int64_t(1) << 40;
+  right = right && m.stride % m.tap_stride == 0 && m.box_columns >= 1 && m.box_columns <= 256 && m.box_rows >= 1 &&
+          m.box_rows <= 256 && m.box_columns * number_bytes(m.number) <= kRowBytes &&
+          m.box_columns * number_bytes(m.number) % 16 == 0;
   if (!right) return kInvalidValue;
   HostMap made{};
   made.kind = 2;
   made.number = m.number;
   made.data = static_cast<const char*>(m.data);
-  made.rows = {m.columns, m.rows, m.stride, m.box_columns, m.box_rows};
+  made.rows = {m.columns, m.taps, m.rows, m.tap_stride, m.stride, m.box_columns, m.box_rows};
   memcpy(map, &made, sizeof made);
   return 0;
 }
@@ -162,11 +163,13 @@ inline int64_t land_box(const BoxCopy& copy) {
   const int64_t each = number_bytes(map.number);
   if (!copy.patches) {
     const auto& m = map.rows;
+    const int64_t column = copy.at[0], tap = copy.at[1];
     for (int i = 0; i < m.box_rows; ++i) {
-      const int64_t row = copy.at[1] + i;
-      const bool inside = row >= 0 && row < m.rows && copy.at[0] >= 0 && copy.at[0] < m.columns;
-      land_row(copy.to + uint32_t(i * kRowBytes), inside ? map.data + row * m.stride + copy.at[0] * each : nullptr,
-               int(m.box_columns * each), inside ? (m.columns - copy.at[0]) * each : 0);
+      const int64_t row = copy.at[2] + i;
+      const bool inside = row >= 0 && row < m.rows && tap >= 0 && tap < m.taps && column >= 0 && column < m.columns;
+      land_row(copy.to + uint32_t(i * kRowBytes),
+               inside ? map.data + row * m.stride + tap * m.tap_stride + column * each : nullptr,
+               int(m.box_columns * each), inside ? (m.columns - column) * each : 0);
     }
     return m.box_rows * m.box_columns * each;
   }
@@ -276,8 +279,8 @@ inline void copy_patches(void* to, const TensorMap* map, uint64_t* barrier, int 
                          int offset_h) {
   start_copy({map, shared_address(to), {c, w, h, n}, {offset_w, offset_h}, true}, barrier);
 }
-inline void copy_rows(void* to, const TensorMap* map, uint64_t* barrier, int column, int row) {
-  start_copy({map, shared_address(to), {column, row, 0, 0}, {}, false}, barrier);
+inline void copy_rows(void* to, const TensorMap* map, uint64_t* barrier, int column, int tap, int row) {
+  start_copy({map, shared_address(to), {column, tap, row, 0}, {}, false}, barrier);
 }
 
 // ---- products of a warpgroup: each warp does its 16 rows for itself

@@ -32,7 +32,7 @@ int main() {
   p.result.data = result.get();
   p.result.stride_m = kColumns;
 
-  PackSourceParameters<float> pack{};
+  PackSourceParameters<float, float> pack{};
   pack.from = source.get();
   pack.to = packed.get();
   pack.positions = {1, 1, kColumns, 1, 1, 0, 0, 0, 0, 1};
@@ -48,8 +48,8 @@ int main() {
     machine.late = way & 1;
     machine.reversed = way & 2;
     memset(packed.get(), 0xff, kColumns * kChannels * sizeof(float));
-    launch(pack_channels_last<float>, 2 * ((kColumns + pack.tile_positions - 1) / pack.tile_positions), kPackThreads,
-           pack.tile_positions * pack.pitch * 4, nullptr, pack);
+    launch(pack_channels_last<WholeNumbers<float>>, 2 * ((kColumns + pack.tile_positions - 1) / pack.tile_positions),
+           kPackThreads, pack.tile_positions * pack.pitch * 4, nullptr, pack);
     launch(igemm<Pass, TF32, SmallTile>, p.grid.blocks(), SmallTile::kThreads,
            SharedStages<TF32, SmallTile, Order::Along>::kBytes, nullptr, p);
     for (int m = 0; m < kRows; ++m)

@@ -35,7 +35,9 @@ int main() {
   patches.stride[0] = kChannels * 2;
   patches.stride[1] = patches.stride[2] = kColumns * patches.stride[0];
   if (encode(patches, &p.source[0])) return 2;
-  if (encode(RowsMap{Number::BFloat16, weights.get(), kPitch, kRows, kPitch * 2, 64, 64}, &p.weights)) return 2;
+  if (encode(RowsMap{Number::BFloat16, weights.get(), kSteps * 64, kTaps, kRows, kSteps * 128, kPitch * 2, 64, 64},
+             &p.weights))
+    return 2;
   p.grid = {1, 3, 1, 1, 1, kTaps * kSteps};
   p.tiles = 3;
   p.blocks = 1;

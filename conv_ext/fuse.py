@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from .convert import convert
 from .mapped import MappedConv2d
@@ -54,7 +55,8 @@ def fuse(model: nn.Module) -> nn.Module:
         is taken to be called as a whole: its layers by its own forward alone.
 
     Raises TypeError where `model` is no nn.Module, ValueError where it, or a part of it, is in training mode, and
-    RuntimeError where it can neither be traced nor has a convolution: the message has torch.fx's reason.
+    RuntimeError where a lazy layer has no parameters yet, or where it can neither be traced nor has a convolution: the
+    message has torch.fx's reason.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse takes a torch.nn.Module, got {type(model).__name__}")
@@ -62,6 +64,13 @@ def fuse(model: nn.Module) -> nn.Module:
     if training:
         more = f" and {len(training) - 1} more" if len(training) > 1 else ""
         raise ValueError(f"fuse takes a model in eval mode, but {training[0]}{more} is in training mode: model.eval()")
+    lazy = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+    ]
+    if lazy:
+        raise RuntimeError(f"fuse: {lazy[0]} has no parameters before its first call; call the model once first")
     if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
     fused = convert(copy.deepcopy(model))

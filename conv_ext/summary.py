@@ -263,14 +263,19 @@ class _Observer:
         known = isinstance(module, (_ConvNd, nn.Linear)) or hasattr(module, "op")
         known = known or pool_word(module) or norm_word(module)
         if known or parameters and not has_children:
-            return [module.register_forward_hook(lambda m, inputs, y: self._note(name, m, parameters, inputs[0], y))]
+
+            def hook(m, inputs, keywords, y) -> None:
+                self._note(name, m, parameters, (*inputs, *keywords.values()), y)
+
+            return [module.register_forward_hook(hook, with_kwargs=True)]
         if type(module).__module__.startswith("torch.nn.") and not has_children:
 
-            def hook(m, inputs, y) -> None:
+            def hook(m, inputs, keywords, y) -> None:
+                inputs = (*inputs, *keywords.values())
                 if moves(m, inputs, y):
-                    self._note(name, m, parameters, inputs[0], y)
+                    self._note(name, m, parameters, inputs, y)
 
-            return [module.register_forward_hook(hook)]
+            return [module.register_forward_hook(hook, with_kwargs=True)]
         if parameters:
             return [module.register_forward_hook(lambda m, inputs, y: self._note_own(name, m, parameters, y))]
         return []
@@ -290,8 +295,11 @@ class _Observer:
 
         return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
 
-    def _note(self, name: str, module: nn.Module, parameters: list[nn.Parameter], x: Tensor, y) -> None:
-        y = tree_leaves(y)[0]
+    def _note(self, name: str, module: nn.Module, parameters: list[nn.Parameter], inputs: tuple, y) -> None:
+        x, y = (next((leaf for leaf in tree_leaves(of) if isinstance(leaf, Tensor)), None) for of in (inputs, y))
+        if x is None or y is None:
+            self._count(parameters)  # without a tensor that comes or goes there is nothing to say in a row
+            return
         field = field_after(module, _get(x), x, y)
         _put(y, field)
         figures = self._count(parameters), operations_of(module, x, y)

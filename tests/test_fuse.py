@@ -408,3 +408,8 @@ def test_one_dimensional_layers_take_batches_once_a_normalisation_is_folded():
     with pytest.raises(RuntimeError, match=r"takes \(N, C, L\), got input of size: \[2, 4\]"):
         fused(x[0])
     torch.testing.assert_close(copy.deepcopy(fused)(x), fused(x))
+
+
+def test_lazy_layers_are_refused():
+    with pytest.raises(RuntimeError, match="fuse: 1 has no parameters before its first call"):
+        conv_ext.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d()).eval())

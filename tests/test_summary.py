@@ -433,3 +433,30 @@ def test_the_page_of_networks_is_what_its_script_makes():
     assert page.read_text(encoding="utf-8") == module.text(), f"run python {script.relative_to(page.parents[1])} --text"
     for picture in re.findall(r"\]\((networks/\w+\.png)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / picture).is_file(), picture
+
+
+class ByName(nn.Module):
+    """A layer that is called by its argument's name, and one that returns no tensor."""
+
+    def __init__(self, nothing):
+        super().__init__()
+        self.convolution, self.nothing = nn.Conv2d(3, 4, 3), nothing
+
+    def forward(self, x):
+        self.nothing(x)
+        return self.convolution(input=x)
+
+
+class Returns(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value, self.scale = value, nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.value
+
+
+@pytest.mark.parametrize("value", [None, 3, ()], ids=str)
+def test_arguments_by_name_and_results_that_are_no_tensors(value):
+    found = conv_ext.summary(ByName(Returns(value)), (3, 8, 8))
+    assert [row.parameters for row in found.rows] == [112]

@@ -1,4 +1,4 @@
-# make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.
+# make, or make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.   make help: this text.
 # make check: under two minutes, while you work.   make test: before a change lands.   make test-all: before a release.
 # make fuzz SECONDS=600: random problems, others each time.   docs/testing.md says what each of them runs.
 # All first make .venv with the pinned torch, and compile what has changed.
@@ -7,6 +7,7 @@
 #   make test TORCH=torch==2.11.0 TORCH_INDEX=https://...   another build of torch, from a pip index of your choice
 #   make demo ARGS="--epochs 5"  make test ARGS="-k adjoint"  make test WORKERS=0   (in one process)
 #   make build, make lint, make clean
+#   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc
 
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
@@ -19,6 +20,7 @@ SECONDS ?= 60
 SEED ?=
 ONLY ?=
 CASE ?=
+ARCHS ?= 90a
 
 # Pinned, so that a new release of theirs does not fail a change of ours.
 TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6
@@ -41,10 +43,13 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
     echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
 
-.PHONY: demo check test test-all fuzz lint build clean
+.PHONY: demo help check test test-all fuzz lint build gpu-runner clean
 
 demo: build
 	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
+
+help:
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 check: build lint
 	$(PYTEST) tests -m "quick and not exhaustive" -q $(ARGS)
@@ -67,6 +72,9 @@ lint: build
 	fi
 
 build: $(STAMP)
+
+gpu-runner:
+	$(PYTHON) bench/gpu_runner.py --arch $(ARCHS)
 
 $(VENV)/.dependencies-%: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)

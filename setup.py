@@ -80,14 +80,31 @@ if platform.machine() in ("x86_64", "AMD64"):
 SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
 
 
-def source_digest() -> str:
+def source_digest(paths=None) -> str:
     """A digest of everything that is compiled, by which an import finds out that a checkout's binary is stale."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "csrc").rglob("*")):
+    for path in sorted(paths or (ROOT / "csrc").rglob("*")):
         if path.is_file():
             digest.update(path.relative_to(ROOT).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def kernel_record() -> dict:
+    """Of what the kernel libraries are built, which lies beside them: the plan of CUDA is no part of it."""
+    sources = ROOT / "csrc"
+    of_cuda = {f"plan_{name}.h" for name in ("cuda", "hopper", "window")}
+    headers = [path for path in sources.glob("*.h") if path.name not in of_cuda]
+    paths = [*headers, *sources.glob("cpu/*"), *sources.glob("reference/*")]
+    return {"sources": source_digest(paths), "flags": KERNEL_FLAGS, "isas": ISA_FLAGS}
+
+
+def takes_prebuilt() -> bool:
+    """CONV_EXT_PREBUILT=1: libraries of kernels that lie there, built elsewhere of the same sources, are not built."""
+    choice = os.environ.get("CONV_EXT_PREBUILT", "0")
+    if choice not in ("0", "1"):
+        sys.exit(f"CONV_EXT_PREBUILT must be 0 or 1, got {choice!r}")
+    return choice == "1"
 
 
 def compile_jobs() -> int:
@@ -140,6 +157,14 @@ def build_cuda_library(build: Path, target: Path) -> None:
             "or set CONV_EXT_CUDA=0"
         )
     build.mkdir(parents=True, exist_ok=True)
+    if takes_prebuilt():
+        sys.path.insert(0, str(ROOT))
+        from bench import gpu_runner
+
+        if prebuilt := gpu_runner.library():
+            install_library(prebuilt, build)
+            install_library(prebuilt, target)
+            return
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     objects = [f"{source.name}.o" for source in sources]
     lines = [
@@ -255,14 +280,19 @@ class Build(BuildExtension):
         (package / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
 
     def build_kernel_libraries(self, target: Path):
+        record, libraries = target / "sources.json", [f"libconv_ext_{isa}.so" for isa in ISA_FLAGS]
+        there = record.is_file() and all((target / name).is_file() for name in libraries)
+        if takes_prebuilt() and there and json.loads(record.read_text()) == kernel_record():
+            return
         build = ROOT / "build" / "kernels"
         build.mkdir(parents=True, exist_ok=True)
         text, path = ninja_file(build), build / "build.ninja"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
         subprocess.run(["ninja", "-C", str(build), "-j", os.environ["MAX_JOBS"]], check=True)
-        for isa in ISA_FLAGS:
-            install_library(build / f"libconv_ext_{isa}.so", target)
+        for name in libraries:
+            install_library(build / name, target)
+        record.write_text(json.dumps(kernel_record()) + "\n")
 
 
 setup(

@@ -1,6 +1,7 @@
 """Picks the benchmark: `python -m bench [command] [options]`, the commands those of COMMANDS; run is the default."""
 
 import importlib
+import signal
 import sys
 
 from bench.environment import restart_if_asked
@@ -16,8 +17,14 @@ COMMANDS = {
 }
 
 
+def interrupt_on_term() -> None:
+    """What ends the process from outside ends a run as Ctrl-C does: with what there is so far."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 def main() -> int:
     arguments = sys.argv[1:]
+    interrupt_on_term()
     if arguments[:1] in (["-h"], ["--help"]):
         width = max(map(len, COMMANDS))
         print("usage: python -m bench [command] [options]; `python -m bench <command> --help` for its options\n")

@@ -16,15 +16,23 @@ WARM_UPS = 5
 SAMPLE_SECONDS = 0.005  # far above the resolution of an event, half a microsecond
 
 
+CEILING_SIZE = 8192  # of square matrices: far beyond what a device has to be full
+
+
+def prepare() -> None:
+    """Sets what cuDNN's side needs."""
+    torch.backends.cudnn.benchmark = True
+
+
 def check(parser: argparse.ArgumentParser) -> None:
-    """Ends with a message where nothing can be measured; sets what cuDNN's side needs."""
+    """Ends with a message where nothing can be measured."""
     import conv_ext
 
     if not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
     if not conv_ext.build_info()["cuda"]:
         parser.error("--device cuda: this build of conv_ext holds no CUDA kernels")
-    torch.backends.cudnn.benchmark = True
+    prepare()
 
 
 def name() -> str:
@@ -71,6 +79,21 @@ def alternate(functions: dict[str, Callable[[], object]], seconds: float) -> Tim
             samples[name].append(replay_seconds(graphs[name], repeats[name]))
             spent += samples[name][-1] * repeats[name]
     return Timing(samples, None)
+
+
+def ceiling(name: str) -> str:
+    """What torch itself reaches: a copy of 2 GiB, or a product of large matrices of a dtype ("tf32": of float32)."""
+    if name == "copy":
+        source = torch.zeros(1 << 28, device="cuda")
+        target = torch.empty_like(source)
+        seconds = replay_seconds(captured(lambda: target.copy_(source)), 10)
+        return f"{name} {2 * 4 * source.numel() / seconds / 1e9:.0f} GB/s"
+    dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
+    size = CEILING_SIZE if dtype.itemsize == 2 else CEILING_SIZE // 2
+    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+    seconds = replay_seconds(captured(lambda: a @ b), 10)
+    return f"{name} {2 * size**3 / seconds / 1e12:.0f} TFLOP/s"
 
 
 def kernel_names(function: Callable[[], object]) -> list[str]:

@@ -4,6 +4,8 @@
 ``ConvTranspose2d`` and ``Conv1d`` for the layers; ``convert(model)`` makes the layers of an existing model ours.
 """
 
+import importlib as _importlib
+
 from . import library as _library  # first: checks the build and loads the kernels
 
 # isort: split
@@ -43,3 +45,13 @@ __all__ = [
     "summary",
     "visualize",
 ]
+
+
+def __getattr__(name: str):
+    if name == "models":  # loaded when it is asked for: an import of conv_ext is not to pay for the networks
+        return _importlib.import_module(".models", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "models"})

@@ -67,7 +67,7 @@ def print_summary(options: argparse.Namespace) -> int:
         model = entry.make(in_channels=image[0], device="meta", **classes)
         found = conv_ext.summary(model, image, expand=options.expand)
     except (RuntimeError, ValueError) as error:
-        print(f"conv_ext summary: {error}", file=sys.stderr)
+        print(f"conv_ext summary: {str(error).removeprefix('summary: ')}", file=sys.stderr)
         return 2
     print(found.to_markdown() if options.markdown else found)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 
 import torch
 from torch import SymInt, Tensor
@@ -124,6 +125,26 @@ def normalize(
         rows, columns = padding
         return stride, (rows, rows, columns, columns), dilation, groups
     return stride, padding * 2, dilation, groups
+
+
+# What an error of the operator says of conv1d's one row, and what it means there.
+_ONE_ROW = (
+    (r"\[(\d+), (\d+), 1, (\d+)\]", r"[\1, \2, \3]"),  # (N, C, H, W)
+    (r"\(1 x (\d+)\)", r"(\1)"),
+    (r"\(1, (-?\d+)\)", r"(\1)"),  # kernel size, stride, dilation
+    (r"\(0, 0, (-?\d+), (-?\d+)\)", r"(\1, \2)"),  # padding
+    (r"\(top, bottom, left, right\)", "(left, right)"),
+)
+
+
+def of_one_row(error: RuntimeError) -> RuntimeError:
+    """An error of the operator in the sizes of a sequence, without the height of 1 that conv1d gives it."""
+    if type(error) is not RuntimeError:  # of the classes derived from it none speaks of sizes
+        return error
+    text = str(error)
+    for pattern, meant in _ONE_ROW:
+        text = re.sub(pattern, meant, text)
+    return error if text == str(error) else RuntimeError(text)
 
 
 def check_operands(function: str, rank: int, input, weight, bias) -> bool:

@@ -37,9 +37,11 @@ def convert(model: AnyModule, *, report: Callable[[str], object] | None = None) 
     before goes on working. A layer parametrized (`torch.nn.utils.parametrize`) from exactly such a type is converted
     too; old-style weight_norm, spectral_norm and pruning live in hooks and are not touched.
 
-    Left alone: subclasses made by others, whose `forward` is theirs; lazy layers before their first call (they are
-    of exactly the type nn.Conv2d after it: convert then); a layer to which someone has given an attribute
-    `activation`, which ours would read. Converting twice changes nothing.
+    Left alone: subclasses made by others, also where they inherit `forward` (an object has one class, and theirs has
+    to stay for their isinstance checks and pickles), which are ours within `override`, or when they are derived from
+    conv_ext.Conv2d and its like; lazy layers before their first call (they are of exactly the type nn.Conv2d after it:
+    convert then); a layer to which someone has given an attribute `activation`, which ours would read. Converting
+    twice changes nothing.
 
     report: what is called with a text that says how many layers became ours, and which convolutions stay as they are
         and why: ``report=print``. None: the logger "conv_ext" gets it, at level INFO.
@@ -106,9 +108,16 @@ def _why_left(module: nn.Module, own: type) -> str:
         return f"{own.__name__} has an attribute 'activation', which ours would read"
     if isinstance(module, LazyModuleMixin):
         return f"{own.__name__} has no weight before its first call; convert after it"
-    if own.__module__ == _ConvNd.__module__:
-        return f"conv_ext has no {own.__name__}"
-    return f"{own.__name__} is a class of its own, with a forward of its own"
+    base = next(kind for kind in own.__mro__ if kind.__module__ == _ConvNd.__module__)
+    if base not in _OURS:
+        derived = "" if own is base else f", which {own.__name__} is derived from"
+        return f"conv_ext has no {base.__name__}{derived}"
+    if any(getattr(own, name, None) is not getattr(base, name, None) for name in ("forward", "_conv_forward")):
+        return f"{own.__name__} has a forward of its own; what it calls of torch's is ours within conv_ext.override()"
+    return (
+        f"{own.__name__} is derived from {base.__name__}, and what is exchanged is {base.__name__} itself; derive it "
+        f"from conv_ext.{base.__name__}, or call it within conv_ext.override()"
+    )
 
 
 def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyModule:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from . import _C, checks, functional
+from .modules import _padded
 from .settings import current_algorithm, current_precision
 
 PASSES = ("forward", "input_grad", "weight_grad")
@@ -94,40 +96,94 @@ def explain(
 ) -> Explanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
-    Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does.
-    As there, one operand that is contiguous as ``torch.channels_last`` alone decides for that layout.
-    The algorithm and precision settings in force are those that the call would get.
+    Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
+    a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d or ConvTranspose2d, ours or torch's, which is explained
+    as `conv_ext.convert` would make it. As there, one operand that is contiguous as ``torch.channels_last`` alone
+    decides for that layout. The algorithm and precision settings in force are those that the call would get.
+
+    A sequence is an image of one row. A transposed layer is explained as the convolution that it is the input gradient
+    of: `.input_grad` is what its forward runs, `.forward` its own input gradient.
 
     Returns:
         Explanation: prints algorithm, reasons, tiles, workspace, FLOPs and bytes of each pass.
 
     Raises:
-        What ``conv2d`` raises for the same arguments.
+        What ``conv2d``, or the layer, raises for the same arguments. TypeError: a module that is no such layer.
     """
-    batched = functional.check_operands("explain", 4, input, weight, bias)
+    if isinstance(input, nn.Module):
+        if bias is not None or (stride, padding, dilation, groups, activation) != (1, 0, 1, 1, "none"):
+            raise TypeError("explain(layer, input) takes nothing more: the layer has the other arguments")
+        return _of_layer(input, weight)
+    return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation)
+
+
+def _of_layer(layer: nn.Module, input) -> Explanation:
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _of_transposed(layer, input)
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        raise TypeError(
+            "explain takes a tensor, or a layer of Conv1d, Conv2d or ConvTranspose2d with its input, got "
+            f"{type(layer).__name__}"
+        )
+    input, padding = _padded(layer, input)
+    geometry = layer.stride, padding, layer.dilation, layer.groups
+    activation = getattr(layer, "activation", "none")
+    return _of_convolution(len(layer.kernel_size) + 2, input, layer.weight, layer.bias, *geometry, activation)
+
+
+def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, groups, activation) -> Explanation:
+    batched = functional.check_operands("explain", rank, input, weight, bias)
+    stride, padding, dilation, groups = functional.normalize(
+        "explain", input, weight, stride, padding, dilation, groups, rank - 2
+    )
     if not batched:
         input = input.unsqueeze(0)
-    geometry = functional.normalize("explain", input, weight, stride, padding, dilation, groups)
+    if rank == 3:
+        input, weight = input.contiguous().unsqueeze(2), weight.unsqueeze(2)
+        stride, padding, dilation = (1, *stride), (0, 0, *padding), (1, *dilation)
+    geometry = stride, padding, dilation, groups
+    output = checks.check("forward", input, weight, bias, None, *geometry, _precision(input), activation)
+    return _explained(input, list(input.shape), weight, output, *geometry, activation)
+
+
+def _of_transposed(layer: nn.ConvTranspose2d, input) -> Explanation:
+    weight = layer.weight
+    batched = functional.check_operands("explain", 4, input, weight, layer.bias)
+    if not batched:
+        input = input.unsqueeze(0)
+    geometry = functional.normalize(
+        "explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
     stride, padding, dilation, groups = geometry
-    precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
-    output = checks.check("forward", input, weight, bias, None, *geometry, precision, activation)
-    dtype = str(input.dtype).removeprefix("torch.")
-    sizes = list(input.shape), list(weight.shape), output
-    channels_last = any(map(_is_channels_last, (input, weight)))
+    size = checks.check_transposed(input, weight, layer.bias, stride, padding, layer.output_padding, groups, dilation)
+    # As in functional.py: an output padding of a stride or more is more positions of the convolution.
+    extra = [o // s for o, s in zip(layer.output_padding, stride)]
+    grad = input if extra == [0, 0] else functional.F.pad(input, (0, extra[1], 0, extra[0]))
+    image = checks.check("input_grad", grad, weight, None, size, *geometry, _precision(input))
+    return _explained(input, image, weight, list(grad.shape), *geometry, "none")
+
+
+def _precision(tensor: torch.Tensor) -> str:
+    return current_precision(tensor.device.type) if tensor.dtype == torch.float32 else "ieee"
+
+
+def _explained(operand, input, weight, output, stride, padding, dilation, groups, activation) -> Explanation:
+    """The plans of one convolution. operand: the tensor beside the weight; input, output: sizes."""
+    dtype, precision = str(operand.dtype).removeprefix("torch."), _precision(operand)
+    sizes = input, list(weight.shape), output
+    channels_last = any(map(_is_channels_last, (operand, weight)))
     capability = 0
-    if input.is_cuda:
-        major, minor = torch.cuda.get_device_capability(input.device)
+    if operand.is_cuda:
+        major, minor = torch.cuda.get_device_capability(operand.device)
         capability = 10 * major + minor
     plans = {}
     for name in PASSES:
         plan = _C.plan(
             name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(), precision,
             channels_last, capability,
-        )
-        plans[name] = PassPlan(
-            name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan
-        )
-    n, c, h, w = sizes[0]
+        )  # fmt: skip
+        plans[name] = PassPlan(name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan)
+    n, c, h, w = input
     k, _, r, s = sizes[1]
     problem = (
         f"N {n}  C {c}  H {h}  W {w}   K {k}  R {r}  S {s}   P {output[2]}  Q {output[3]}   "

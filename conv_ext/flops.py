@@ -1,5 +1,8 @@
 """What torch.utils.flop_counter.FlopCounterMode counts for our operators: 2 for each product of a convolution.
 
+Of a grouped weight gradient that is what is computed, N P Q K (C / groups) R S; torch's own formula counts it as that
+of a layer without groups, `groups` times as many.
+
 The formulas are registered when that module is loaded: it brings Triton along where there is one, which an import of
 conv_ext is not to pay for.
 """

@@ -6,10 +6,25 @@ Which of them follows from the operands that carry the batch B:
 - the weight-sized one alone: into the channels that it does not share with the other operand, inside each group.
 - both: into the groups, which share nothing.
 
-`call` is what computes the folded problem: an operator, or an autograd Function's `apply`.
+`call` is what computes the folded problem: an operator, or an autograd Function's `apply`. What would be refused of
+one example is refused first: a folded problem may be a right one where its examples are not.
 """
 
 from __future__ import annotations
+
+from . import checks
+
+
+def _checked(operator, info, in_dims, a, b, bias, size, geometry, precision="ieee", _="auto", activation="none"):
+    """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none."""
+    operands = [(t, dim) for t, dim in zip((a, b, bias), in_dims) if t is not None]
+    shapes = ([n for i, n in enumerate(t.shape) if i != dim] for t, dim in operands)
+    examples = [t.new_empty(()).expand(shape) for (t, _), shape in zip(operands, shapes)]
+    size = checks.check(operator, *examples[:2], *(examples[2:] or [None]), size, *geometry, precision, activation)
+    if info.batch_size > 0:
+        return None
+    # Of nothing, but of the operands: gradients of them are zeros.
+    return sum(t.flatten()[:0].sum() for t, _ in operands).expand(0, *size)
 
 
 def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation, groups, *options):
@@ -17,6 +32,9 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
     batch = info.batch_size
     input_dim, weight_dim, bias_dim = in_dims[:3]
     geometry = (stride, padding, dilation)
+    empty = _checked("forward", info, in_dims[:3], input, weight, bias, None, (*geometry, groups), *options)
+    if empty is not None:
+        return empty, 0
 
     if weight_dim is None and bias_dim is not None:  # the products are shared: only the addition has a batch
         dims = (input_dim, None, None)
@@ -52,6 +70,11 @@ def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, pad
     batch = info.batch_size
     grad_dim, weight_dim = in_dims[:2]
     geometry = (input_size, stride, padding, dilation)
+    empty = _checked(
+        "input_grad", info, in_dims[:2], grad_output, weight, None, input_size, (*geometry[1:], groups), *options
+    )
+    if empty is not None:
+        return empty, 0
 
     if weight_dim is None:
         x = call(grad_output.movedim(grad_dim, 0).flatten(0, 1), weight, *geometry, groups, *options)
@@ -71,6 +94,11 @@ def weight_grad(call, info, in_dims, grad_output, input, kernel_size, stride, pa
     batch = info.batch_size
     grad_dim, input_dim = in_dims[:2]
     geometry = (kernel_size, stride, padding, dilation)
+    empty = _checked(
+        "weight_grad", info, in_dims[:2], grad_output, input, None, kernel_size, (*geometry[1:], groups), *options
+    )
+    if empty is not None:
+        return empty, 0
 
     if input_dim is None:
         grad_output = grad_output.movedim(grad_dim, 1).unflatten(2, (groups, -1))  # (N, B, g, K/g, P, Q)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd, ops
-from .arguments import check_operands, ints, normalize
+from .arguments import check_operands, ints, normalize, of_one_row
 from .checks import check_transposed, known
 from .library import _C
 from .settings import current_algorithm, current_precision
@@ -163,7 +163,7 @@ def conv1d(
     Returns:
         (N, K, Q), or (K, Q) for an unbatched input.
 
-    Dtypes and errors are those of `conv2d`; sizes in an error of the operator have the height 1 in them.
+    Dtypes and errors are those of `conv2d`; in compiled code sizes in an error have the height 1 beside them.
     """
     if _is_compiling():
         road = 0
@@ -181,9 +181,15 @@ def conv1d(
     (s,), (left, right), (d,), groups = normalize("conv1d", input, weight, stride, padding, dilation, groups, 1)
     geometry = (1, s), (0, 0, left, right), (1, d), groups
     input = input.contiguous()  # a permuted sequence is no image in channels_last: torch does the same
-    if batched:
-        return _forward(road, input.unsqueeze(2), weight.unsqueeze(2), bias, geometry, activation).squeeze(2)
-    return _forward(road, input[None, :, None], weight.unsqueeze(2), bias, geometry, activation)[0, :, 0]
+    rows = input.unsqueeze(2) if batched else input[None, :, None], weight.unsqueeze(2), bias
+    if _is_compiling():
+        y = _forward(road, *rows, geometry, activation)
+    else:
+        try:
+            y = _forward(road, *rows, geometry, activation)
+        except RuntimeError as error:
+            raise of_one_row(error) from None
+    return y.squeeze(2) if batched else y[0, :, 0]
 
 
 def conv_transpose2d(

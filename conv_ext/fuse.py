@@ -8,18 +8,17 @@ from inspect import Parameter, signature
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .convert import convert
 from .mapped import MappedConv2d
-from .modules import Conv1d, Conv2d
+from .modules import Conv1d, Conv2d, ConvTranspose2d
 
 __all__ = ["fuse"]
 
-_NORMS = {Conv1d: nn.BatchNorm1d, Conv2d: nn.BatchNorm2d}
-_LAYERS = (Conv1d, Conv2d, MappedConv2d)
+_LAYERS = (Conv1d, Conv2d, ConvTranspose2d, MappedConv2d)
+_TORCHS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 _RELU_FUNCTIONS = {torch.relu, torch.relu_, F.relu, F.relu_}
 _RELU_METHODS = {"relu", "relu_"}
 
@@ -35,9 +34,11 @@ def fuse(model: nn.Module) -> nn.Module:
     """A new model for inference that computes the same in fewer passes over memory.
 
     Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; then
-    every ReLU (module, function or method) that alone reads it moves into the layer, as ``activation="relu"``. torch's
-    own Conv1d and Conv2d become ours first. What else there is stays: layers with hooks or parametrizations, complex
-    ones, normalisations without running statistics or with a layout of their own.
+    every ReLU (module, function or method) that alone reads it moves into the layer, as ``activation="relu"``, but for
+    ConvTranspose2d, which has none. torch's own Conv1d, Conv2d and ConvTranspose2d become ours first, as `convert`
+    makes them. What else there is stays: layers of classes derived from these (the logger "conv_ext" names them, at
+    level INFO), with hooks, parametrizations or a forward put into the object, complex ones, normalisations without
+    running statistics or with a layout of their own. A Conv1d that has taken a normalisation in refuses (C, L).
 
     Args:
         model: an nn.Module in eval mode, all of it. It stays as it is; the new one has copies of its tensors.
@@ -61,7 +62,7 @@ def fuse(model: nn.Module) -> nn.Module:
     if training:
         more = f" and {len(training) - 1} more" if len(training) > 1 else ""
         raise ValueError(f"fuse takes a model in eval mode, but {training[0]}{more} is in training mode: model.eval()")
-    if isinstance(model, (*_LAYERS, nn.Conv1d, nn.Conv2d)):
+    if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
     fused = convert(copy.deepcopy(model))
     tracer = _Tracer()
@@ -179,8 +180,14 @@ def _fusible(node: Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     if node.op != "call_module":
         return None
     layer = modules[node.target]
-    plain = type(layer) in _LAYERS and not layer._forward_hooks and not layer._forward_pre_hooks
+    plain = type(layer) in _LAYERS and _undisturbed(layer)
     return layer if plain and list(layer._parameters) == ["weight", "bias"] else None
+
+
+def _undisturbed(module: nn.Module) -> bool:
+    """Whether a call of the module is its class's forward and nothing else: no hook, no forward of its own."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return not hooks and not {"forward", "_conv_forward"} & set(vars(module))
 
 
 def _next(node: Node) -> Node | None:
@@ -215,29 +222,58 @@ def _skip(traced: GraphModule, node: Node) -> None:
 
 def _fold(layer, norm: nn.Module) -> None:
     """Give the layer the weight and bias that compute the normalisation as well."""
-    layer.weight, layer.bias = fuse_conv_bn_weights(
-        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
+    weight, old = layer.weight, layer.bias
+    with torch.no_grad():
+        scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
+        bias = ((0 if old is None else old) - norm.running_mean) * scale + (0 if norm.bias is None else norm.bias)
+        scaled = (weight * _for_each_weight(layer, scale)).to(weight.dtype)
+        bias = bias.to(weight.dtype)
+    layer.weight = nn.Parameter(scaled, weight.requires_grad)
+    layer.bias = nn.Parameter(bias, weight.requires_grad if old is None else old.requires_grad)
+    if isinstance(layer, Conv1d):
+        layer.register_forward_pre_hook(_only_batches, with_kwargs=True)
+
+
+def _only_batches(layer: Conv1d, arguments: tuple, keywords: dict) -> None:
+    """Refuses (C, L), which Conv1d takes for one example's channels and BatchNorm1d for many examples' features."""
+    input = arguments[0] if arguments else keywords["input"]
+    if input.dim() != 3:
+        raise RuntimeError(
+            f"a Conv1d into which fuse has folded a BatchNorm1d takes (N, C, L), got input of size: {list(input.shape)}"
+        )
+
+
+def _for_each_weight(layer, scale: Tensor) -> Tensor:
+    """A factor for each output map, as one that the layer's weight can be multiplied with."""
+    if isinstance(layer, MappedConv2d):
+        fan_ins = torch.tensor([len(row) for row in layer.table.sources], device=scale.device)
+        return scale.repeat_interleave(fan_ins)[:, None, None]
+    if isinstance(layer, ConvTranspose2d):  # (C, K / groups, R, S): each input map goes to the outputs of its group
+        of_group = scale.unflatten(0, (layer.groups, 1, -1))
+        return of_group.expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)[:, :, None, None]
+    return scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
 
 
 def _norm_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | None:
     """The normalisation that alone reads the layer's result, if there is one that can be folded."""
     after = _next(node)
     norm = modules[after.target] if after is not None and after.op == "call_module" else None
-    if type(layer) not in _NORMS or layer.activation != "none" or type(norm) is not _NORMS[type(layer)]:
+    kinds = (nn.BatchNorm1d if isinstance(layer, Conv1d) else nn.BatchNorm2d, nn.SyncBatchNorm)
+    if getattr(layer, "activation", "none") != "none" or type(norm) not in kinds:
         return None
     if norm.running_mean is None or norm.num_features != layer.out_channels or after.all_input_nodes != [node]:
         return None
-    return None if norm._forward_hooks or norm._forward_pre_hooks else after
+    return after if _undisturbed(norm) else None
 
 
 def _relu_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | None:
     """The ReLU that alone reads the node's result, if there is one that the layer can compute."""
     after = _next(node)
-    if after is None or layer.activation != "none" or layer.weight.is_complex() or after.all_input_nodes != [node]:
+    can = getattr(layer, "activation", None) == "none" and not layer.weight.is_complex()
+    if after is None or not can or after.all_input_nodes != [node]:
         return None
     if after.op == "call_module":
         relu = modules[after.target]
-        return after if type(relu) is nn.ReLU and not relu._forward_hooks and not relu._forward_pre_hooks else None
+        return after if type(relu) is nn.ReLU and _undisturbed(relu) else None
     is_function = after.op == "call_function" and after.target in _RELU_FUNCTIONS
     return after if is_function or after.op == "call_method" and after.target in _RELU_METHODS else None

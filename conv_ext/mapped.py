@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import PADDINGS, ints
-from .checks import check_activation
+from .checks import INT64_MAX, check_activation
 from .functional import IntOrPair, conv2d
 from .modules import Unscriptable
 
@@ -62,9 +62,11 @@ class ConnectionTable:
                 raise TypeError(f"input maps are ints, but output map {k} has {row}") from None
             if not row:
                 raise ValueError(f"every output map must see at least one input map, output map {k} sees none")
-            if len(set(row)) != len(row):
+            if len(set(checked[k])) != len(row):  # the ints: elements of a tensor are equal to none but themselves
                 raise ValueError(f"an output map may see an input map once, output map {k} has {row}")
         most = max(row[-1] for row in checked) + 1
+        if most > INT64_MAX:
+            raise ValueError(f"input maps must be below 2^63 - 1, got {most - 1}")
         self.in_channels = most if in_channels is None else _count("in_channels", in_channels)
         for k, row in enumerate(checked):
             if row[0] < 0 or row[-1] >= self.in_channels:
@@ -174,7 +176,8 @@ class MappedConv2d(Unscriptable, nn.Module):
         self.padding = padding
         where = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(connection_table.connections, *self.kernel_size, **where))
-        self.bias = nn.Parameter(torch.empty(self.out_channels, **where)) if bias else None
+        of_each = nn.Parameter(torch.empty(self.out_channels, **where)) if bias else None
+        self.register_parameter("bias", of_each)
         self._plan()
         self.reset_parameters()
 
@@ -183,6 +186,11 @@ class MappedConv2d(Unscriptable, nn.Module):
         super()._apply(fn, recurse)
         self._plan()
         return self
+
+    def _load_from_state_dict(self, *arguments, **keywords) -> None:
+        """With assign=True, parameters from elsewhere take the place of those that are here: a new plan for them."""
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._plan()
 
     def _plan(self) -> None:
         """Sort the output maps into grouped convolutions, and keep the indices that gather for each."""
@@ -199,7 +207,7 @@ class MappedConv2d(Unscriptable, nn.Module):
 
         def keep(name: str, indices: list[int], count: int) -> None:
             """A buffer, or None where gathering would change nothing."""
-            moved = indices != list(range(count))
+            moved = len(indices) != count or any(index != at for at, index in enumerate(indices))
             self.register_buffer(name, torch.tensor(indices, device=device) if moved else None, persistent=False)
 
         for number, ((fan_in, _), groups) in enumerate(sorted(buckets.items())):
@@ -253,7 +261,14 @@ class MappedConv2d(Unscriptable, nn.Module):
 
 
 def _gathered(tensor: Tensor, dim: int, indices: Tensor | None) -> Tensor:
-    return tensor if indices is None else tensor.index_select(dim, indices)
+    if indices is None:
+        return tensor
+    if indices.is_meta and not tensor.is_meta:  # torch would gather by what is no memory, and give anything
+        raise RuntimeError(
+            f"MappedConv2d was made on the meta device and has parameters on {tensor.device} that were put into it "
+            "one by one: load them with load_state_dict(..., assign=True), or use to_empty"
+        )
+    return tensor.index_select(dim, indices)
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:

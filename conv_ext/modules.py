@@ -12,7 +12,7 @@ from inspect import Parameter, Signature, signature
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import PADDINGS, padding_of
+from .arguments import PADDINGS, check_operands, padding_of
 from .checks import check_activation
 from .functional import conv1d, conv2d, conv_transpose2d
 
@@ -134,7 +134,10 @@ def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | 
         raise TypeError(f"{type(layer).__name__}(): argument 'input' must be Tensor, not {type(input).__name__}")
     amounts = layer._reversed_padding_repeated_twice
     if layer.padding in ("full", "same_strided"):  # F.pad wants the last pair first
-        size = input.shape[-len(layer.kernel_size) :]
+        length = len(layer.kernel_size)
+        if isinstance(input, Tensor):
+            check_operands(f"conv{length}d", length + 2, input, layer.weight, layer.bias)
+        size = input.shape[-length:]
         pairs = padding_of(layer.padding, size, layer.kernel_size, layer.stride, layer.dilation)
         amounts = pairs[-2:] + pairs[:-2]
     # torch's own padding adds these without a look at overflow, and reads foreign memory then.

@@ -6,7 +6,22 @@ import threading
 
 import torch
 
+from .library import _C
+
 PRECISIONS = ("ieee", "tf32", "bf16")
+
+
+def _algorithms(capability: int) -> tuple[str, ...]:
+    """The names in the plan of the CPU (0), or of a CUDA device."""
+    size = (1, 1, 1, 1)
+    plan = _C.plan("forward", "float32", size, size, size, (1, 1), (0, 0, 0, 0), (1, 1), 1, capability=capability)
+    return tuple(name for name, _, _ in plan["candidates"])
+
+
+# By device; tuples, which Dynamo takes for constants.
+ALGORITHMS = {"cpu": _algorithms(0), "cuda": _algorithms(90)}
+_KNOWN = ("auto", *ALGORITHMS["cpu"], *ALGORITHMS["cuda"])
+_KNOWN_TEXT = "auto; " + "; ".join(f"{device}: {', '.join(names)}" for device, names in ALGORITHMS.items())
 
 # `torch.backends.<backend>.conv.fp32_precision` without the Python property, which costs 1 us a call.
 _read_fp32_precision = torch._C._get_fp32_precision_getter
@@ -17,29 +32,31 @@ class _State(threading.local):
     def __init__(self) -> None:
         # In __init__, not in the class body: Dynamo guards on an attribute of the instance, and takes one
         # of the class for a constant.
-        self.precision: str | None = None
-        self.algorithm: str | None = None
+        # What the blocks that the thread is in have set, the innermost last.
+        self.precision: tuple[str, ...] = ()
+        self.algorithm: tuple[str, ...] = ()
 
 
 _state = _State()
 
 
 class _Setting:
-    """A context manager that sets one attribute of the calling thread's state; one object may be entered again."""
+    """A context manager that sets one attribute of the calling thread's state; an object may be entered again.
+
+    Several threads may share one: all that changes belongs to the thread.
+    """
 
     _name: str
 
     def __init__(self, value: str) -> None:
         self.value = value
-        self._outer: list[str | None] = []
 
     def __enter__(self):
-        self._outer.append(getattr(_state, self._name))
-        setattr(_state, self._name, self.value)
+        setattr(_state, self._name, (*getattr(_state, self._name), self.value))
         return self
 
     def __exit__(self, *exception) -> None:
-        setattr(_state, self._name, self._outer.pop())
+        setattr(_state, self._name, getattr(_state, self._name)[:-1])
 
     def __repr__(self) -> str:
         return f"conv_ext.{self._name}({self.value!r})"
@@ -69,11 +86,12 @@ class precision(_Setting):
 class algorithm(_Setting):
     """Within the block, calls of this thread use the named algorithm: ``with algorithm("reference"):``.
 
-    ``"auto"`` lets the plan choose. A name that cannot run a call is a RuntimeError of that call, with
-    the reason that ``conv_ext.explain`` prints. The name is kept for the backward pass.
+    ``"auto"`` lets the plan choose. The other names are those that ``conv_ext.explain`` prints, the CPU's and
+    CUDA's. One that cannot run a call, or is the other device's, is a RuntimeError of that call, with the reason
+    that ``explain`` has. The name is kept for the backward pass.
 
     Raises:
-        TypeError: the name is not a str.
+        TypeError: the name is not a str. ValueError: there is no such algorithm.
     """
 
     _name = "algorithm"
@@ -81,6 +99,8 @@ class algorithm(_Setting):
     def __init__(self, value: str) -> None:
         if not isinstance(value, str):
             raise TypeError(f"algorithm must be a str, got {type(value).__name__}")
+        if value not in _KNOWN:
+            raise ValueError(f"algorithm must be one of {_KNOWN_TEXT}; got {value!r}")
         super().__init__(value)
 
 
@@ -103,12 +123,11 @@ torch_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def current_precision(device_type: str = "cpu") -> str:
     """The precision that a float32 call on that kind of device gets now: `precision(...)`, else PyTorch's setting."""
-    value = _state.precision
-    if value is not None:
-        return value
-    return torch_precision(device_type)
+    values = _state.precision
+    return values[-1] if values else torch_precision(device_type)
 
 
 def current_algorithm() -> str:
     """The algorithm that a call gets now: that of the innermost `algorithm(...)`, else "auto"."""
-    return _state.algorithm or "auto"
+    values = _state.algorithm
+    return values[-1] if values else "auto"

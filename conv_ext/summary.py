@@ -1,7 +1,8 @@
 """What a network is made of: parameters, operations, volume, receptive field and memory of each layer.
 
 Start reading at `summary`. The model runs once on the meta device, which has sizes and no numbers: nothing is computed
-and nothing is copied. Hooks note the layers; a function mode carries receptive fields through what lies between them.
+and nothing is copied (meta.py). Hooks note the layers; a function mode carries receptive fields through what lies
+between them, and sees which parameters are used there.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .layer_kinds import UNKNOWN, Field, field_after, moves, norm_word, op_of, operations_of, pool_word
+from .meta import on_meta
 
 __all__ = ["Row", "Summary", "summary"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -46,7 +52,7 @@ class Row:
 class Summary:
     """The rows of a network and their sums; `print` shows a table, `to_markdown()` gives one for a document.
 
-    unused_parameters: of modules that did not run (auxiliary classifiers), which are in no row.
+    unused_parameters: those that nothing used in eval mode (auxiliary classifiers'), which are in no row.
     """
 
     network: str
@@ -95,7 +101,7 @@ class Summary:
     def _note(self) -> str:
         if not self.unused_parameters:
             return ""
-        return f"{self.unused_parameters:,} more parameters are in modules that do not run in eval mode"
+        return f"{self.unused_parameters:,} more parameters are not used in eval mode"
 
     def __str__(self) -> str:
         heads, cells = self._cells()
@@ -126,10 +132,13 @@ def summary(model: nn.Module, input_size: Sequence[int], *, expand: bool = False
     Operations are multiplications with additions: a convolution or a full connection with a kernel of R x S over C
     maps counts R S C for each element of its output, and one more for a bias; pooling, normalisation and other layers
     count one for each element of their input. Activations, dropout and sums have no row, nor have functions that are
-    no layers. What is counted is one image in eval mode; the model itself stays as it is.
+    no layers. Parameters that a module with layers inside uses by itself (the class token of a ViT, scales of layers,
+    what nn.MultiheadAttention projects with) have a row of that module, without operations or memory, behind its
+    layers. What is counted is one image in eval mode; the model itself stays as it is.
 
     Args:
-        model: any nn.Module of torch's or our layers that can run on the meta device.
+        model: any nn.Module of torch's or our layers that can run on the meta device. Of nn.DataParallel,
+            DistributedDataParallel and what torch.compile returns it is the module inside.
         input_size: (C, H, W) of an image, or (C, L) of a sequence, without the batch.
         expand: rows for the parts of a module that is one otherwise (GoogLeNet's inception modules: modules with
             children and an attribute `op`, which is what such a row is called).
@@ -142,7 +151,8 @@ def summary(model: nn.Module, input_size: Sequence[int], *, expand: bool = False
 
     Raises:
         TypeError: `model` is no nn.Module, or a size no int. ValueError: another number of sizes than two or three, a
-        size below 1. RuntimeError: the model does not run with that input; the message has the model's own.
+        size below 1. RuntimeError: the model does not run with that input (the message has the model's own), has lazy
+        layers before their first call, or parts compiled by TorchScript, in which nothing can be seen.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"summary takes a torch.nn.Module, got {type(model).__name__}")
@@ -150,10 +160,27 @@ def summary(model: nn.Module, input_size: Sequence[int], *, expand: bool = False
         raise TypeError(f"input_size must be a sequence of ints, got {input_size!r}")
     if len(input_size) not in (2, 3) or min(input_size) < 1:
         raise ValueError(f"input_size must be (C, H, W) or (C, L), each at least 1, got {tuple(input_size)}")
+    model = _inside(model)
+    for name, module in model.named_modules():
+        shown = f"{type(module).__name__} {name!r}" if name else f"this {type(module).__name__}"
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise RuntimeError(f"summary: {shown} has no weight before its first call; call the model once first")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise RuntimeError(f"summary: {shown} is compiled by TorchScript; give the model before it was compiled")
     observer = _Observer(model, expand)
     observer.run(tuple(input_size))
-    unused = [p.numel() for p in set(model.parameters()) if id(p) not in observer.counted]
-    return Summary(type(model).__name__, tuple(input_size), tuple(observer.rows), sum(unused))
+    return Summary(type(model).__name__, tuple(input_size), tuple(observer.rows), observer.unused)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The model itself, where others are only wrapped around it."""
+    while True:
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = model._orig_mod
+        else:
+            return model
 
 
 def _get(values) -> Field | None:
@@ -173,11 +200,17 @@ def _put(values, field: Field | None) -> None:
 
 
 class _Between(TorchFunctionMode):
-    """Results of functions see what their arguments see."""
+    """Results of functions see what their arguments see, and which parameters are used is noted."""
+
+    def __init__(self, used: set[int]) -> None:
+        super().__init__()
+        self.used = used  # ids of parameters
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         _put(result, _get((args, kwargs)))
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # and not a size, a dtype, a device
+            self.used.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
         return result
 
 
@@ -188,6 +221,8 @@ class _Observer:
         self.model, self.expand = model, expand
         self.rows: list[Row] = []
         self.counted: set[int] = set()  # ids of parameters
+        self.used: set[int] = set()  # the same, of those that functions read
+        self.unused = 0
         self.begins: list[int] = []  # where the parts of the modules begin that are one row
 
     def run(self, input_size: tuple[int, ...]) -> None:
@@ -198,32 +233,33 @@ class _Observer:
         x = torch.empty(1, *input_size, dtype=dtype, device="meta")
         size = (1, *input_size[1:])[-2:]
         x._conv_ext_field = Field((1, 1), (1, 1), size)
-        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        state = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-        training = [module for module in model.modules() if module.training]
         handles = []
         try:
-            for name, module in model.named_modules():
-                handles += self._watch(name or type(module).__name__, module)
-            for module in training:
-                module.training = False
-            with torch.no_grad(), _Between():
-                torch.func.functional_call(model, state, (x,))
+            with on_meta(model), torch.no_grad(), _Between(self.used):
+                inner = [m for m in model.modules() if isinstance(m, ParametrizationList)]
+                inner = {module for each in inner for module in each.modules()}
+                for name, module in model.named_modules():
+                    module.training = False
+                    if isinstance(module, nn.DataParallel):
+                        module.device_ids = []  # the meta device is none of them
+                    if module not in inner:  # what makes a layer's weight is no layer
+                        handles += self._watch(name or type(module).__name__, module)
+                model(x)
+                self.unused = sum(p.numel() for p in model.parameters() if id(p) not in self.counted)
         except Exception as error:
             what = f"{type(model).__name__} does not run with an input of {list(input_size)}"
             raise RuntimeError(f"summary: {what}: {error}") from error
         finally:
             for handle in handles:
                 handle.remove()
-            for module in training:
-                module.training = True
 
     def _watch(self, name: str, module: nn.Module) -> list:
         """The hooks of one module, or none where it has no row."""
-        parameters = list(module.parameters())  # inside the functional call they are others
-        has_children = next(module.children(), None) is not None
+        parameters = list(module.parameters())
+        has_children = any(name != "parametrizations" for name, _ in module.named_children())
         if isinstance(getattr(module, "op", None), str) and has_children:
-            return [] if self.expand else self._watch_block(name, module)
+            handles = [module.register_forward_hook(lambda m, inputs, y: self._note_own(name, m, parameters, y))]
+            return handles if self.expand else handles + self._watch_block(name, module)
         known = isinstance(module, (_ConvNd, nn.Linear)) or hasattr(module, "op")
         known = known or pool_word(module) or norm_word(module)
         if known or parameters and not has_children:
@@ -235,6 +271,8 @@ class _Observer:
                     self._note(name, m, parameters, inputs[0], y)
 
             return [module.register_forward_hook(hook)]
+        if parameters:
+            return [module.register_forward_hook(lambda m, inputs, y: self._note_own(name, m, parameters, y))]
         return []
 
     def _watch_block(self, name: str, module: nn.Module) -> list:
@@ -254,12 +292,23 @@ class _Observer:
 
     def _note(self, name: str, module: nn.Module, parameters: list[nn.Parameter], x: Tensor, y) -> None:
         y = tree_leaves(y)[0]
-        fresh = [p for p in parameters if id(p) not in self.counted]
-        self.counted.update(map(id, fresh))
         field = field_after(module, _get(x), x, y)
         _put(y, field)
-        figures = sum(p.numel() for p in fresh), operations_of(module, x, y)
+        figures = self._count(parameters), operations_of(module, x, y)
         self.rows.append(_row(op_of(module, x, y), name, *figures, y, field))
+
+    def _note_own(self, name: str, module: nn.Module, parameters: list[nn.Parameter], y) -> None:
+        """A row for what a module with layers inside uses by itself: what the layers' rows have not counted."""
+        count = self._count([p for p in parameters if id(p) in self.used])
+        y = next((leaf for leaf in tree_leaves(y) if isinstance(leaf, Tensor)), None)
+        if count and y is not None:
+            self.rows.append(_row(type(module).__name__, name, count, 0, y, _get(y), kept=0))
+
+    def _count(self, parameters: list[nn.Parameter]) -> int:
+        """How many numbers are in those that no row has yet."""
+        fresh = [p for p in parameters if id(p) not in self.counted]
+        self.counted.update(map(id, fresh))
+        return sum(p.numel() for p in fresh)
 
 
 def _row(op: str, name: str, parameters: int, operations: int, y: Tensor, field: Field | None, kept=None) -> Row:

@@ -137,14 +137,15 @@ bool reads_along_channels(CudaAlgorithm algorithm, int64_t real_bytes) {
 
 // The one place where tiles are chosen: 128 x 128 where one image gives some blocks of them and gemm_m fills them
 // nearly as well as 64 x 64; 32 x 128 for few channels of the result.
-void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t real_bytes, CudaPlan* plan) {
+void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t real_bytes, const CudaChoices& wanted,
+                 CudaPlan* plan) {
   const int64_t columns = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n), m = shape.gemm_m;
   const bool choice = has_tiles(plan->algorithm, real_bytes);
   const bool large =
       choice && m > 64 && product(columns, ceil_div(m, 128)) >= 256 && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
   const bool narrow = choice && m <= 32 && columns > 64;
-  plan->tile_m = large ? 128 : narrow ? 32 : 64;
-  plan->tile_n = large || narrow ? 128 : 64;
+  plan->tile_m = wanted.tile_m ? wanted.tile_m : large ? 128 : narrow ? 32 : 64;
+  plan->tile_n = wanted.tile_n ? wanted.tile_n : large || narrow ? 128 : 64;
 }
 
 // Into how many parts a reduction of `steps` is cut.
@@ -205,7 +206,7 @@ void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64
 }  // namespace
 
 CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
-  if (candidate.algorithm == CudaAlgorithm::Wgmma) return make_wgmma_plan(z, pass, operands);
+  if (candidate.algorithm == CudaAlgorithm::Wgmma) return make_wgmma_plan(z, pass, operands, candidate.wanted);
   CudaPlan plan{};
   plan.algorithm = candidate.algorithm;
   if (plan.algorithm == CudaAlgorithm::FirstLayerCores) {
@@ -223,13 +224,14 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
   const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
   plan.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
   const CudaShape shape = cuda_shape(z, pass, plan.vector);
-  choose_tile(z, pass, shape, real_bytes, &plan);
+  choose_tile(z, pass, shape, real_bytes, candidate.wanted, &plan);
   const int64_t steps = max_of(1, ceil_div(shape.gemm_k, block_k));
   const int64_t results = pass == Pass::WeightGrad ? z.weight_elements()
                           : pass == Pass::Forward  ? z.output_elements()
                                                    : z.input_elements();
   const int64_t result_bytes = product(results, accumulator_bytes(z.dtype));
-  plan.splits = split_count(z, pass, shape, plan, steps, result_bytes);
+  plan.splits = candidate.wanted.splits ? min_of(candidate.wanted.splits, steps)
+                                        : split_count(z, pass, shape, plan, steps, result_bytes);
   plan.steps = ceil_div(steps, plan.splits);
   plan.splits = ceil_div(steps, plan.steps);
   if (pass != Pass::WeightGrad) {
@@ -242,6 +244,22 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
   if (plan.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
   plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);
   return plan;
+}
+
+const char* cuda_choices_decline(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
+  const CudaChoices& wanted = candidate.wanted;
+  const CudaAlgorithm algorithm = candidate.algorithm;
+  if (wanted.tile_m < 0 || wanted.tile_n < 0 || wanted.splits < 0) return "a tile or a number of parts is negative";
+  if (!wanted.tile_m && !wanted.tile_n && !wanted.splits) return nullptr;
+  if (is_window(algorithm) || algorithm == CudaAlgorithm::FirstLayerCores || algorithm == CudaAlgorithm::Direct)
+    return "its tiles and parts follow from the shape";
+  if (!wanted.tile_m && !wanted.tile_n) return nullptr;
+  const auto is = [&](int64_t m, int64_t n) { return wanted.tile_m == m && wanted.tile_n == n; };
+  if (algorithm == CudaAlgorithm::Wgmma) return wgmma_tile_declines(pass, wanted);
+  if (is(64, 64)) return nullptr;
+  const bool choice = has_tiles(algorithm, element_bytes(z.dtype) / parts_of(z.dtype));
+  if (choice && (is(128, 128) || is(32, 128))) return nullptr;
+  return choice ? "it has tiles of 64 x 64, 128 x 128 and 32 x 128" : "it has tiles of 64 x 64";
 }
 
 const char* cuda_extents_decline(const ConvProblem& z) {

@@ -51,11 +51,18 @@ struct CudaPlan {
   CudaWindow window;  // depthwise, grouped, first_layer
 };
 
+// What somebody wants instead of the plan's own choice, to measure it; 0: nothing. A result may have other bits then.
+struct CudaChoices {
+  int64_t tile_m = 0, tile_n = 0;
+  int64_t splits = 0;  // at most; where the algorithm cuts reductions
+};
+
 struct CudaCandidate {
   CudaAlgorithm algorithm;
   const char* name;
   const char* (*declines)(const ConvProblem&, Pass, const CudaTraits&);  // as in plan.h
   const char* (*yields)(const ConvProblem&, Pass, const CudaTraits&);
+  CudaChoices wanted = {};
 };
 
 constexpr int kCudaCandidateCount = 9;
@@ -67,6 +74,8 @@ const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const Cu
 // The operands decide what has to be copied, which only the workspace shows; without them channels_last is believed.
 CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
                         const Buffers* operands = nullptr);
+// Why the algorithm has no kernel for what candidate.wanted names; nullptr where it has.
+const char* cuda_choices_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
 
 // depthwise, grouped and first_layer, in plan_window.cpp: the same kernels for three kinds of layers.
 inline bool is_window(CudaAlgorithm algorithm) {
@@ -123,12 +132,12 @@ inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1)
   return shape;
 }
 
-// Where TF32 parts stand for float32, one product may be off by 2^-21, eight times float32's own rounding; a sum's
-// error stays within float32's bound, 2 sqrt(L) roundings, from L = 32 products on.
+// Where parts stand for float32, one product of TF32's may be off by 2^-21, eight times float32's own rounding, and the
+// tensor cores cut sums off; a sum's error stays within float32's bound, 2 sqrt(L) roundings, from L = 32 products on.
 constexpr int64_t kShortestSumOfParts = 32;
 inline const char* parts_decline(const ConvProblem& z, Pass pass) {
   return cuda_shape(z, pass).gemm_k < kShortestSumOfParts
-             ? "fewer than 32 products of TF32 parts are not as accurate as float32's"
+             ? "fewer than 32 products of parts are not as accurate as float32's"
              : nullptr;
 }
 

@@ -65,7 +65,7 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
       plan->splits = max_of(1, min_of(wanted, kPartialSums / product(vectors, vector_bytes)));
     }
     plan->tasks = product(parts, plan->splits);
-    plan->workspace_bytes = aligned(product(plan->splits, vectors, vector_bytes) + lanes * isa.vector_bytes);
+    plan->workspace_bytes = array_bytes(product(plan->splits, vectors), vector_bytes);
   } else {
     const int64_t tasks = product(z.n, blocks, units.units);
     plan->task_groups = max_of(1, min_of(min_of(units.units, kUnitsOfTask), tasks / kEnoughTasks));

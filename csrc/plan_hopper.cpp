@@ -34,9 +34,9 @@ const char* axis_declines(const Axis& axis) {
 const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
   if (traits.capability != 90) return "it is for compute capability 9.0 alone";
   if (z.dtype == DType::Float64 || is_complex(z.dtype)) return "it is for real numbers of 16 and 32 bits";
-  if (pass == Pass::WeightGrad && element_bytes(z.dtype) == 4)
-    return "the tensor cores want float32 side by side along the sum, which weight_grad has not";
-  if (wgmma_parts(z) == 2)
+  if (pass == Pass::WeightGrad && wgmma_bytes(z) == 4)
+    return "the tensor cores want TF32 side by side along the sum, which weight_grad has not";
+  if (wgmma_parts(z) > 1)
     if (const char* reason = parts_decline(z, pass)) return reason;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (const char* reason = cuda_extents_decline(z)) return reason;
@@ -44,11 +44,12 @@ const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& tr
   if (const char* reason = axis_declines(vertical)) return reason;
   if (const char* reason = axis_declines(horizontal)) return reason;
   const CudaShape shape = cuda_shape(z, pass);
-  const int64_t widest = z.groups * wgmma_padded(z.dtype, max_of(z.group_c(), z.group_k()));
+  const int64_t widest = z.groups * wgmma_padded(z, max_of(z.group_c(), z.group_k()));
   if (widest >= kCudaExtent) return "its groups' channels, filled up, are 2^30 or more";
   const int64_t positions = max_of(z.h * z.w, z.p * z.q);
   if (positions >= kLongestStride || widest >= ceil_div(kLongestStride, 4 * max_of(1, positions)))
     return "an image has 2^40 bytes or more";
+  if (product(wgmma_parts(z), z.n) >= kCudaExtent) return "the parts of all images are 2^30 images or more";
   const CudaPlan plan = make_wgmma_plan(z, pass);
   if (plan.steps >= kCudaExtent) return "a sum has too many products";
   if (plan.pitch >= kCudaExtent || product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m) >= kCudaExtent)
@@ -73,9 +74,9 @@ namespace {
 // has to be rounded or split is always copied.
 void plan_operand(const ConvProblem& z, bool input, const Buffers* operands, CudaOperand* operand, CudaPlan* plan) {
   const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
-  const int64_t bytes = element_bytes(z.dtype), padded = wgmma_padded(z.dtype, channels);
+  const int64_t bytes = wgmma_bytes(z), padded = wgmma_padded(z, channels);
   const bool readable =
-      bytes == 2 &&
+      element_bytes(z.dtype) == 2 &&
       (operands ? tma_reads(input ? operands->input : operands->output, z.groups, channels, padded, h, w, bytes)
                 : z.channels_last && channels % 8 == 0 && (z.groups == 1 || channels == padded));
   operand->channels = readable ? channels : padded;
@@ -84,15 +85,16 @@ void plan_operand(const ConvProblem& z, bool input, const Buffers* operands, Cud
   plan->partial_offset += operand->bytes;
 }
 
-void plan_weight_grad(const ConvProblem& z, const Buffers* operands, CudaPlan* plan) {
+void plan_weight_grad(const ConvProblem& z, const Buffers* operands, const CudaChoices& wanted, CudaPlan* plan) {
   plan->tile_m = kWgmmaPositions;
-  plan->tile_n = z.group_c() > 64 ? 128 : 64;
+  plan->tile_n = wanted.tile_n ? wanted.tile_n : z.group_c() > 64 ? 128 : 64;
   const int64_t steps = max_of(1, ceil_div(product(z.n, z.p, z.q), kWgmmaBox));
-  const int64_t tiles = product(ceil_div(z.group_k(), plan->tile_m), ceil_div(z.group_c(), plan->tile_n), z.r, z.s,
-                                z.groups);
+  const int64_t tiles =
+      product(ceil_div(z.group_k(), plan->tile_m), ceil_div(z.group_c(), plan->tile_n), z.r, z.s, z.groups);
   const int64_t result_bytes = product(z.weight_elements(), accumulator_bytes(z.dtype));
   plan->splits = min_of(ceil_div(kEnoughTiles, max_of(1, tiles)), max_of(1, kPartialBytes / max_of(1, result_bytes)));
-  plan->splits = max_of(1, min_of(plan->splits, steps * kWgmmaBox / kShortestPart));
+  plan->splits =
+      wanted.splits ? min_of(wanted.splits, steps) : max_of(1, min_of(plan->splits, steps * kWgmmaBox / kShortestPart));
   plan->steps = ceil_div(steps, plan->splits);
   plan->splits = ceil_div(steps, plan->steps);
   plan_operand(z, false, operands, &plan->grad, plan);
@@ -103,16 +105,23 @@ void plan_weight_grad(const ConvProblem& z, const Buffers* operands, CudaPlan* p
 
 }  // namespace
 
-CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operands) {
+const char* wgmma_tile_declines(Pass pass, const CudaChoices& wanted) {
+  const int64_t fixed = pass == Pass::WeightGrad ? wanted.tile_m : wanted.tile_n;
+  const int64_t chosen = pass == Pass::WeightGrad ? wanted.tile_n : wanted.tile_m;
+  if (fixed == kWgmmaPositions && (chosen == 64 || chosen == 128)) return nullptr;
+  return pass == Pass::WeightGrad ? "it has tiles of 128 x 64 and 128 x 128" : "it has tiles of 64 x 128 and 128 x 128";
+}
+
+CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operands, const CudaChoices& wanted) {
   CudaPlan plan{};
   plan.algorithm = CudaAlgorithm::Wgmma;
   if (pass == Pass::WeightGrad) {
-    plan_weight_grad(z, operands, &plan);
+    plan_weight_grad(z, operands, wanted, &plan);
     return plan;
   }
   const CudaShape shape = cuda_shape(z, pass);
-  const int64_t chunk = wgmma_chunk(z.dtype);
-  plan.tile_m = shape.gemm_m > 64 ? 128 : 64;
+  const int64_t chunk = wgmma_chunk(z);
+  plan.tile_m = wanted.tile_m ? wanted.tile_m : shape.gemm_m > 64 ? 128 : 64;
   plan.tile_n = kWgmmaPositions;
   const int64_t taps = shape.channels > 0 ? shape.gemm_k / shape.channels : 0;
   const int64_t steps = max_of(1, product(taps, ceil_div(shape.channels, chunk)));
@@ -123,11 +132,12 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
     if (tiles < kBlocksOfImage) plan.splits = min_of(4, kBlocksOfImage / tiles);
     plan.splits = max_of(1, min_of(plan.splits, steps * chunk / kShortestPart));
   }
+  if (wanted.splits) plan.splits = min_of(wanted.splits, steps);
   plan.steps = ceil_div(steps, plan.splits);
   plan.splits = ceil_div(steps, plan.steps);
   plan.pitch = steps * chunk;
   const int64_t rows = product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m);
-  plan.packed_bytes = round_up(product(rows, plan.pitch, element_bytes(z.dtype)), 256);
+  plan.packed_bytes = round_up(product(rows, plan.pitch, wgmma_bytes(z)), 256);
   plan.partial_offset = plan.packed_bytes;
   plan_operand(z, pass == Pass::Forward, operands, &plan.source, &plan);
   plan.blocks = product(tiles_m, ceil_div(shape.gemm_n, kWgmmaPositions), plan.splits);

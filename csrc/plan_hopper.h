@@ -43,13 +43,15 @@ inline BoxAxis box_axis(const Axis& axis, int64_t phase) {
 
 constexpr int64_t kMostBoxPhases = 16;
 
-// Numbers of a step along gemm_k, whose rows are 128 bytes long; numbers to which packed channels are filled up.
-inline int64_t wgmma_chunk(DType dtype) { return 128 / element_bytes(dtype); }
-inline int64_t wgmma_padded(DType dtype, int64_t channels) { return round_up(channels, 32 / element_bytes(dtype)); }
-// float32 that must not be rounded is the sum of two parts.
+// float32 that must not be rounded is the sum of three parts of bfloat16 (parts.h).
 inline int64_t wgmma_parts(const ConvProblem& z) {
-  return z.dtype == DType::Float32 && z.precision == Precision::Ieee ? 2 : 1;
+  return z.dtype == DType::Float32 && z.precision == Precision::Ieee ? 3 : 1;
 }
+// Of what is multiplied: a number's bytes, numbers of a step along gemm_k, whose rows are 128 bytes long, and numbers
+// to which packed channels are filled up.
+inline int64_t wgmma_bytes(const ConvProblem& z) { return wgmma_parts(z) > 1 ? 2 : element_bytes(z.dtype); }
+inline int64_t wgmma_chunk(const ConvProblem& z) { return 128 / wgmma_bytes(z); }
+inline int64_t wgmma_padded(const ConvProblem& z, int64_t channels) { return round_up(channels, 32 / wgmma_bytes(z)); }
 constexpr int64_t kWgmmaPositions = 128;  // of a tile; in weight_grad channels of the gradient
 constexpr int64_t kWgmmaBox = 64;         // weight_grad: positions of a step
 
@@ -67,7 +69,9 @@ inline bool tma_reads(const TensorRef& t, int64_t groups, int64_t channels, int6
 
 const char* wgmma_declines(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
 const char* wgmma_yields(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
-CudaPlan make_wgmma_plan(const ConvProblem& problem, Pass pass,
-                         const Buffers* operands = nullptr);  // as make_cuda_plan
+// As make_cuda_plan and cuda_choices_decline.
+CudaPlan make_wgmma_plan(const ConvProblem& problem, Pass pass, const Buffers* operands = nullptr,
+                         const CudaChoices& wanted = {});
+const char* wgmma_tile_declines(Pass pass, const CudaChoices& wanted);
 
 }  // namespace conv_ext

@@ -6,7 +6,7 @@ import torch
 from conv_ext.library import available_isas
 from devices import DEVICES, on
 from drawn import settings
-from fibres import FLAGS, ROOT, build
+from fibres import FLAGS, ROOT, build, build_for_device
 from passes import instruction_set, repeats
 
 # The same examples on every run, and nothing written beside the checkout.
@@ -64,3 +64,9 @@ def each_device(request):
 def program():
     """The CUDA kernels on fibres."""
     return build(ROOT / "csrc", FLAGS)
+
+
+@pytest.fixture(scope="session")
+def gpu_program():
+    """The same for a device (bench/gpu_runner.py), where nvcc is."""
+    return build_for_device()

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu_runner
 from problems import Problem
+from runner_lines import LAYOUTS, PASSES, line  # noqa: F401  (tests take them from here)
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / "tests" / "cuda_host"
@@ -23,8 +25,6 @@ FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanit
          "-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "hopper_host.h"}"']
 LARGE = 4_000_000  # products
-PASSES = ("forward", "input_grad", "weight_grad")
-LAYOUTS = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
 OPPOSITE = "03"  # copies at once and warps forward, copies late and warps reversed
 
@@ -108,14 +108,16 @@ def build(sources: Path, flags: list[str]) -> Path:
     return built_once("cuda_host", read, [*flags, *DEVICE], compile_all) / "run"
 
 
-def line(pass_name, kind, layout, z: Problem, capability=80, bias=0, relu=0) -> str:
-    values = (pass_name, *kind[:2], layout, kind[2], capability, bias, relu, z.n, z.c, z.h, z.w, z.k, z.r, z.s,
-              *z.stride, *z.dilation, *z.padding, z.groups)
-    return " ".join(map(str, values))
+def build_for_device() -> Path:
+    """The runner, for the architectures of the one that lies there; who comes first builds what has changed."""
+    gpu_runner.FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
+        architectures = tuple(gpu_runner.record().get("architectures", gpu_runner.USUAL))
+        return gpu_runner.build(architectures, min(2, len(os.sched_getaffinity(0))))
 
 
 def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:
-    """Whether the plan lets TF32 parts stand for float32: in sums of 32 products or more."""
+    """Whether the plan lets parts stand for float32: in sums of 32 products or more."""
     taps = [ceil(t / (s // gcd(s, d))) if pass_name == "input_grad" else t
             for t, s, d in zip((z.r, z.s), z.stride, z.dilation)]
     channels = (z.k if pass_name == "input_grad" else z.c) // z.groups
@@ -127,12 +129,14 @@ def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:
 def run(program: Path, lines: list[str], ways: str = "0123") -> list[str]:
     """The verdicts of two programs that share the lines."""
     with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(lambda half: run_one(program, half, ways), (lines[::2], lines[1::2])), [])
+        return sum(pool.map(lambda half: run_one(program, half, ways) if half else [], (lines[::2], lines[1::2])), [])
 
 
 def run_one(program: Path, lines: list[str], ways: str) -> list[str]:
-    done = subprocess.run([str(program), ways], input="\n".join(lines) + "\n", capture_output=True, text=True,
-                          timeout=400, env=ENVIRONMENT)
+    """ways: which of the ways, or another check of the program's; a line that fails runs again by itself."""
+    more = f"ways={ways}" if ways.isdigit() else f"check={ways}"
+    done = subprocess.run([str(program)], input="".join(f"{one} {more}\n" for one in lines), capture_output=True,
+                          text=True, timeout=400, env=ENVIRONMENT)
     verdicts = done.stdout.splitlines()
     wrong = [v for v in verdicts if not v.startswith("exact")]
     assert done.returncode == 0 and len(verdicts) == len(lines), "\n".join([*wrong, done.stderr[-4000:]])
@@ -153,12 +157,13 @@ def finds_and_prints(folder: Path, program: str, error: tuple[str, str, str],
     """
     file, right, wrong = error
     shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
-    path = folder / "csrc" / "cuda" / file
+    kernels = folder / "csrc" / "cuda"
+    path = kernels / file
     text = path.read_text()
     if right:
         assert text.count(right) == 1, f"{file} has changed: {right!r} stands there {text.count(right)} times"
         path.write_text(text.replace(right, wrong))
     made = folder / "planted"
-    subprocess.run([compiler, *flags, *DEVICE, f"-I{path.parent}", str(HOST / program), "-o", str(made)], check=True)
+    subprocess.run([compiler, *flags, *DEVICE, f"-I{kernels}", str(HOST / program), "-o", str(made)], check=True)
     done = subprocess.run([str(made)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     return done.returncode != 0, done.stderr, done.stdout

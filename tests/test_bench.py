@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -16,6 +17,7 @@ from bench import (
     environment,
     fused,
     gpu,
+    gpu_cases,
     judge,
     mapped,
     network,
@@ -27,7 +29,7 @@ from bench import (
     shapes,
     timer,
 )
-from bench.__main__ import main
+from bench.__main__ import interrupt_on_term, main
 
 SMALL = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 
@@ -239,6 +241,25 @@ def test_a_call_that_fails_on_a_gpu_costs_its_own_case_alone(monkeypatch):
     assert wrong in report.text(result([found]))
 
 
+@pytest.mark.parametrize("pass_name", shapes.PASSES)
+def test_some_images_of_a_result_on_a_gpu_are_judged(monkeypatch, pass_name):
+    case = cases.Case(replace(SMALL, suite="s", n=9), pass_name, "float32", "nchw", "auto", device="cuda")
+    images = cases.judged_images(case)
+    assert images == (None if pass_name == "weight_grad" else [0, 1, 7, 8])
+    assert cases.judged_images(replace(case, device="cpu")) is None
+    monkeypatch.setattr(cases, "judged_images", lambda _: images)
+    cases._judge.cache_clear()
+    on_cpu = replace(case, device="cpu")
+    result = cases.ours(on_cpu, cases.operands(on_cpu))()
+    judge = cases.judge(on_cpu)
+    cases._judge.cache_clear()
+    assert judge(result, "ieee").right
+    for image, right in ((7, False), (3, pass_name != "weight_grad")):
+        wrong = result.clone()
+        wrong[image % len(wrong)] += 1
+        assert judge(wrong, "ieee").right == right
+
+
 def test_a_network_of_a_package_that_is_missing_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(networks.importlib.util, "find_spec", lambda package: None)
     options = network.parse(["--network", "lenet5", "timm/convnext_tiny"])
@@ -395,3 +416,35 @@ def test_the_command_line_starts_again_in_the_environment_that_is_asked_for(monk
     assert environment.cap() == "avx2" and environment.is_warm()
     with pytest.raises(SystemExit):
         environment.restart_if_asked(["--warm", "--both-states"])
+
+
+def test_a_run_that_is_terminated_keeps_what_it_has():
+    def measure(item):
+        if item == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return {"n": item}
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        interrupt_on_term()
+        assert environment.collect([1, 2, 3], measure, str) == [{"n": 1}]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("pass_name", shapes.PASSES)
+def test_a_case_of_the_check_on_a_gpu_is_answered_with_its_row(monkeypatch, pass_name):
+    line = "layer=s/small n=2"
+    case = cases.Case(replace(SMALL, suite="s"), pass_name, "float32", "nchw", "auto")
+    monkeypatch.setattr(gpu_cases, "read", lambda _: case)
+    monkeypatch.setattr(gpu_cases, "SECONDS", 0.01)
+    verdict, _, text = gpu_cases.answer(line).partition(": ")
+    found = json.loads(text)
+    assert verdict == "right" and found["ratio"] > 0 and found["pass"] == pass_name and "error_theirs" in found
+    assert report.text({**gpu_cases.result([found], result([found])["machine"])})
+    chosen = cases.plan(case, cases.operands(case)).algorithm
+    monkeypatch.setattr(gpu_cases, "read", lambda _: replace(case, algorithm=chosen))
+    assert gpu_cases.answer(line) == "declined: the plan chooses it by itself"
+    monkeypatch.setattr(run, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA error: | an\nillegal one")))
+    monkeypatch.setattr(gpu_cases, "read", lambda _: case)
+    assert gpu_cases.answer(line) == "failed: CUDA error: / an illegal one"

@@ -56,3 +56,33 @@ def test_odd_paths_and_a_compiler_of_several_words(built, name):
 def test_the_compilers_words(built, compiler, words):
     found = built("plain", compiler)[1]["compiler_words"]()
     assert found == words if words else len(found) == 1 and shutil.which(found[0])
+
+
+def test_kernel_libraries_that_were_built_elsewhere_are_taken(built, monkeypatch):
+    """Of the same sources alone, where that is asked for, and where all of them are there."""
+    root, functions = built("plain", "")
+    target, started = root / "conv_ext" / "lib", []
+
+    def ninja(command, **_):
+        started.append(command[0])
+        for isa in functions["ISA_FLAGS"]:
+            (root / "build" / "kernels" / f"libconv_ext_{isa}.so").write_text("built")
+
+    monkeypatch.setattr(subprocess, "run", ninja)
+    monkeypatch.setenv("MAX_JOBS", "1")
+
+    def builds(prebuilt):
+        before = len(started)
+        monkeypatch.setenv("CONV_EXT_PREBUILT", prebuilt)
+        functions["Build"].build_kernel_libraries(None, target)
+        return len(started) > before
+
+    assert builds("1") and builds("0") and not builds("1")
+    (target / "libconv_ext_baseline.so").unlink()
+    assert builds("1") and not builds("1")
+    (root / "csrc" / "plan_cuda.h").write_text("// no part of it")
+    assert not builds("1")
+    (root / "csrc" / "cpu" / "simple.h").write_text("extern long answer;")
+    assert builds("1") and not builds("1")
+    with pytest.raises(SystemExit, match="CONV_EXT_PREBUILT must be 0 or 1, got 'yes'"):
+        builds("yes")

@@ -1,6 +1,7 @@
 """convert and revert swap classes and touch nothing else; override routes torch's functions."""
 
 import copy
+import io
 import pickle
 import threading
 
@@ -344,12 +345,82 @@ def test_override_around_and_inside_compiled_code():
     assert len(graphs) == 2 and all("conv_ext.forward" in graph and "torch.conv2d" not in graph for graph in graphs)
 
 
+# ---- what knows torch's layers alone: after revert it has them (README.md, "Limits")
+
+
+def test_a_reverted_model_is_traced_to_torchs_operators_and_onnx_refuses_ours():
+    model, x = conv_ext.convert(make_model()).float().eval(), torch.randn(1, 3, 6, 5)
+    traced = str(torch.jit.trace(model, x).inlined_graph)
+    assert "conv_ext::forward(" in traced and "aten::_convolution(" not in traced
+    with pytest.raises(Exception, match="conv_ext::forward"):
+        torch.onnx.export(conv_ext.convert(nn.Sequential(nn.Conv2d(3, 2, 3))), (x,), io.BytesIO(), dynamo=False)
+    traced = str(torch.jit.trace(conv_ext.revert(model), x).inlined_graph)
+    assert traced.count("aten::_convolution") == 4 and "conv_ext::" not in traced
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantization_after_revert_and_before():
+    quantization = torch.ao.quantization
+    x = torch.randn(1, 3, 6, 6)
+
+    def quantized(model):
+        model = nn.Sequential(quantization.QuantStub(), model, quantization.DeQuantStub()).eval()
+        model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+        model = quantization.prepare(model)
+        model(x)
+        return quantization.convert(model)
+
+    def model():
+        return conv_ext.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval())
+
+    names = [["0", "1", "2"]]
+    with pytest.raises(AssertionError, match="did not find fuser method"):
+        quantization.fuse_modules(model(), names)
+    with pytest.raises(NotImplementedError, match="conv_ext::forward.*QuantizedCPU"):
+        quantized(model())(x)
+    right = quantization.fuse_modules(conv_ext.revert(model()), names)
+    torch.testing.assert_close(quantized(right)(x), right(x), rtol=0, atol=0.2)
+
+
 # ---- what convert says
 
 
 class Own(nn.Conv2d):
     def forward(self, input):
         return 2 * super().forward(input)
+
+
+class OfItsOwnSize(nn.Conv2d):
+    """Inherits forward."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 3, padding=1)
+
+
+class Convolved(nn.ConvTranspose2d):
+    def forward(self, input):
+        return F.conv2d(input, self.weight)
+
+
+class Volume(nn.Conv3d):
+    pass
+
+
+@pytest.mark.parametrize("layer, size, why", [
+    (OfItsOwnSize(2), (2, 5, 5), "OfItsOwnSize is derived from Conv2d, and what is exchanged is Conv2d itself; "
+     "derive it from conv_ext.Conv2d, or call it within conv_ext.override()"),
+    (parametrizations.weight_norm(OfItsOwnSize(2)), (2, 5, 5), "OfItsOwnSize is derived from Conv2d, and what is exch"),
+    (Convolved(2, 2, 3), (2, 5, 5), "Convolved has a forward of its own; what it calls of torch's is ours within"),
+    (Volume(2, 2, 1), (2, 5, 5, 5), "conv_ext has no Conv3d, which Volume is derived from"),
+])  # fmt: skip
+def test_a_subclass_stays_and_the_report_says_what_reaches_it(layer, size, why):
+    said, kind = [], type(layer)
+    conv_ext.convert(layer, report=said.append)
+    assert type(layer) is kind and f": {why}" in said[0]
+    assert owners(layer, torch.randn(1, *size)) == ["torch's"]
+    with Calls() as calls, conv_ext.override():
+        layer(torch.randn(1, *size))
+    assert [name.split()[0] for name in calls.names] == ["torch's" if isinstance(layer, Volume) else "ours"]
 
 
 def test_convert_says_what_it_changed_and_what_it_left(caplog):
@@ -365,7 +436,7 @@ def test_convert_says_what_it_changed_and_what_it_left(caplog):
         "3 convolutions became conv_ext's: 1 Conv1d, 2 Conv2d\n"
         "2 convolutions had been before\n"
         "5 convolutions left:\n"
-        "    stem.0: Own is a class of its own, with a forward of its own\n"
+        "    stem.0: Own has a forward of its own; what it calls of torch's is ours within conv_ext.override()\n"
         "    stem.1: conv_ext has no Conv3d\n"
         "    stem.2: LazyConv2d has no weight before its first call; convert after it\n"
         "    stem.3: Conv2d has an attribute 'activation', which ours would read\n"

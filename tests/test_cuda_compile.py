@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
+from bench import gpu_runner
+
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("75", "80", "90a")
 MOST_SHARED = {"75": 64 << 10, "80": 163 << 10, "90a": 227 << 10}
@@ -80,22 +82,15 @@ def shared_bytes(kernel: str, architecture: str) -> int:
 EVERY = ["first_layer", "forward", "hopper", "input_grad", "weight_grad", "window", "window_grad"]
 
 
-@pytest.mark.skipif(nvcc is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")
-@pytest.mark.parametrize(
-    "names, fewest",
-    # One in seconds; all of them take four minutes of a processor. g++ compiles them all for test_cuda_host.py.
-    [pytest.param(EVERY[:1], 3, id="one"), pytest.param(EVERY, 60, id="all", marks=pytest.mark.exhaustive)],
-)
-def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path, names, fewest):
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    assert [s.stem for s in sources] == EVERY
-    sources = [s for s in sources if s.stem in names]
-    with ThreadPoolExecutor(min(2, len(os.sched_getaffinity(0)))) as pool:
-        reports = list(pool.map(lambda source: compile_kernels(source, tmp_path), sources))
-    text = "\n".join(reports)
+needs_nvcc = pytest.mark.skipif(nvcc is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")
+
+
+def check(text: str, expected: tuple[str, ...], fewest: int) -> None:
+    """What nvcc and ptxas have said of kernels for these architectures: no warning, no spill, room in shared memory."""
+    assert "warning" not in text, text
     assert not re.search(r"C75\d\d", text), "ptxas says that it serialises asynchronous products"
     rows = list(resources(text))
-    assert {row[0] for row in rows} == set(ARCHITECTURES) and len(rows) >= fewest * len(ARCHITECTURES)
+    assert {row[0] for row in rows} == set(expected) and len(rows) >= fewest * len(expected)
     names = dict(zip([row[1] for row in rows], readable([row[1] for row in rows])))
     wrong = []
     for architecture, name, registers, spilled in sorted(rows, key=lambda row: (names[row[1]], row[0])):
@@ -104,6 +99,26 @@ def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path, names, few
         if spilled or shared > MOST_SHARED[architecture]:
             wrong.append(f"sm_{architecture} spills {spilled} bytes, wants {shared} of shared memory: {names[name]}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_source_of_kernels_is_known():
+    assert sorted(source.stem for source in (ROOT / "csrc" / "cuda").glob("*.cu")) == EVERY
+
+
+@needs_nvcc
+def test_the_kernels_of_the_runner_compile_without_warning_or_spill(gpu_program):
+    """Which is built for compute capability 9.0 in any case, and has all of them."""
+    architectures = tuple(gpu_runner.record()["architectures"])
+    reports = [(gpu_program.parent / f"{name}.log").read_text() for name in EVERY]
+    check("\n".join(reports), tuple(dict.fromkeys([*architectures, "90a"])), 1 if len(architectures) > 1 else 60)
+
+
+@needs_nvcc
+@pytest.mark.exhaustive  # four minutes of a processor
+def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path):
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    with ThreadPoolExecutor(min(2, len(os.sched_getaffinity(0)))) as pool:
+        check("\n".join(pool.map(lambda source: compile_kernels(source, tmp_path), sources)), ARCHITECTURES, 60)
 
 
 @pytest.mark.exhaustive  # test_cuda_device.py compiles it, too, and runs it, where torch is the one it is for

@@ -24,7 +24,7 @@ from fibres import (
     run,
 )
 from problems import CORNERS, SMALL, Problem
-from test_cuda_host import TILES
+from test_cuda_host import LENGTHS, LONG, TILES, of_length
 
 pytestmark = needs_compiler
 KINDS = (
@@ -42,11 +42,12 @@ LARGE = (
     Problem("split", 1, 264, 4, 5, 264, 3, 3, padding=(1, 1, 1, 1)),
     Problem("positions", 2, 24, 23, 29, 40, 1, 2),
 )
+SPLIT_IN_POSITIONS = Problem("positions_are_split", 6, 16, 15, 14, 24, 1, 1)
 
 
 def kinds_of(pass_name):
-    """weight_grad is for 16-bit numbers."""
-    return KINDS[:2] if pass_name == "weight_grad" else KINDS
+    """weight_grad is for what is multiplied in 16 bits."""
+    return [kind for kind in KINDS if pass_name != "weight_grad" or kind[1] != "tf32"]
 
 
 def lines_of(pass_name, kind, problems, layouts, **rest):
@@ -91,13 +92,36 @@ def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):
 
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pass_name):
-    """Also with groups, whose neighbours share a step, and of float32 in two parts, where 0 Inf is formed again."""
+    """Also with groups, whose neighbours share a step, and of float32 in parts, where 0 Inf is formed again."""
     problems = (*SMALL, LARGE[2])
     lines = [one for kind in kinds_of(pass_name)
              for one in lines_of(pass_name, kind, problems, ("contiguous", "channels_last"))]
-    if pass_name == "forward":  # whose parts are added up elsewhere
-        lines += lines_of(pass_name, KINDS[3], [LARGE[4]], ("channels_last",))
+    split = {"forward": LARGE[4], "weight_grad": SPLIT_IN_POSITIONS}.get(pass_name)
+    if split:  # the parts of sums are added up elsewhere
+        lines += lines_of(pass_name, KINDS[3], [split], ("channels_last",))
     run(program, lines, "special")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_parts_of_the_largest_numbers_overflow_and_are_formed_again(program, pass_name):
+    problems = (*SMALL, LARGE[2], SPLIT_IN_POSITIONS if pass_name == "weight_grad" else LARGE[4])
+    run(program, lines_of(pass_name, KINDS[3], problems, ("channels_last",)), "huge")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_real_sums_of_every_kind_are_within_their_bound(program, pass_name):
+    """The tensor cores cut off what they add: of float32 in parts, in sums of every length."""
+    lines = lines_of(pass_name, KINDS[3], [of_length(pass_name, length) for length in LENGTHS], ("channels_last",))
+    for kind in kinds_of(pass_name):
+        lines += lines_of(pass_name, kind, (of_length(pass_name, 75), LONG[pass_name]), ("channels_last",))
+    run(program, lines, "accuracy")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_float32_in_parts_loses_no_number_that_float32_keeps(program, pass_name):
+    """Magnitudes from 1e-45 to 1e38 in one sum; positions beyond the last image are another part's."""
+    problems = [of_length(pass_name, 64), LONG[pass_name], replace(of_length(pass_name, 75), stride=(2, 1))]
+    run(program, lines_of(pass_name, KINDS[3], problems, ("channels_last", "contiguous")), "magnitudes")
 
 
 def test_random_problems(program):

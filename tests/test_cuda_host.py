@@ -2,7 +2,8 @@
 
 Operands are small integers, so that every sum is exact and one wrong index or one early read shows. Each problem runs
 with copies that land at once and as late as they may, with warps in both orders, under ASan and UBSan. It cannot show
-speed, registers, races between two barriers, or the tensor cores' own rounding.
+speed, registers, or races between two barriers. The tensor cores' rounding is emulated as others have found it by tests
+of devices; sums of real numbers have to be within float32's bounds with it.
 """
 
 import random
@@ -140,6 +141,51 @@ def test_random_problems(program):
     run(program, lines, OPPOSITE)
 
 
+# Of sums of 48 to 128 products float32 by parts is nearest to its bound.
+LENGTHS = (32, 48, 56, 64, 96, 128)
+
+
+def of_length(pass_name: str, length: int, positions=(2, 4, 16), rows=64) -> Problem:
+    """A problem all of whose sums have so many products."""
+    n, h, w = positions
+    if pass_name == "weight_grad":
+        return Problem(f"sums_of_{length}", length, rows, 1, 1, n * h * w, 1, 1)
+    c, k = (length, rows) if pass_name == "forward" else (rows, length)
+    return Problem(f"sums_of_{length}", n, c, h, w, k, 1, 1)
+
+
+# A long sum of several taps and images, whose products outside the padding number the more.
+LONG = {
+    "forward": Problem("long", 1, 512, 3, 4, 40, 3, 3, padding=(1, 1, 1, 1)),
+    "input_grad": Problem("long", 1, 40, 3, 4, 512, 3, 3, padding=(1, 1, 1, 1)),
+    "weight_grad": Problem("long", 64, 24, 7, 8, 20, 2, 2, padding=(0, 1, 0, 1)),
+}
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_real_sums_of_every_kind_are_within_their_bound(program, pass_name):
+    """Positive numbers, which show a bias, and such of both signs; on the tensor cores as Ampere and Hopper round."""
+    lines = [line(pass_name, kind, "channels_last", z, capability=capability)
+             for kind in KINDS if not kind[0].startswith("complex")
+             for capability in ((80, 90) if kind[2] in ("tensor_cores", "three_tf32") else (80,))
+             for z in (of_length(pass_name, 1), of_length(pass_name, 75), LONG[pass_name])
+             if accurate(pass_name, kind, z)]
+    run(program, lines, "accuracy")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_three_tf32_is_as_accurate_as_float32_in_sums_of_every_length(program, pass_name):
+    run(program, [line(pass_name, KINDS[2], "channels_last", of_length(pass_name, length), capability=capability)
+                  for length in LENGTHS for capability in (80, 90)], "accuracy")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_three_tf32_loses_no_number_that_float32_keeps(program, pass_name):
+    """Magnitudes from 1e-45 to 1e38 in one sum."""
+    problems = [of_length(pass_name, 64), *([SMALL[1]] if accurate(pass_name, KINDS[2], SMALL[1]) else ())]
+    run(program, [line(pass_name, KINDS[2], layout, z) for z in problems for layout in LAYOUTS[:2]], "magnitudes")
+
+
 # ---- the shim itself: an error that is put into the kernels has to be found
 
 PLANTED = {
@@ -160,9 +206,29 @@ PLANTED = {
 }
 
 
+# Those that only the rounding shows.
+PLANTED_IN_PARTS = {
+    "nothing": ("math.cuh", "", ""),
+    "longer_chains": ("math.cuh", "kChain = kBlockK;", "kChain = 4 * kBlockK;"),
+    "a_small_product_is_left_out": ("math.cuh", "    multiply_tf32(sum, a.large, b.small);\n", ""),
+    "parts_of_tf32_are_not_scaled": ("math.cuh", "float_of(bits) * kPartScale", "float_of(bits)"),
+    "they_are_scaled_too_little": ("../parts.h", "kPartScale = 0x1p24f, kSumScale = 0x1p-48f",
+                                   "kPartScale = 0x1p13f, kSumScale = 0x1p-26f"),
+    "a_product_of_bfloat16_is_left_out": ("../parts.h", "{{2, 0}, {0, 2}, {1, 1},", "{{0, 2}, {0, 2}, {1, 1},"),
+    "the_third_part_is_the_second": ("hopper_pack.cuh", "i < part; ++i)", "i < part && i < 1; ++i)"),
+}
+
+
 OFTEN = "no_wait_for_copies no_barrier a_copy_without_its_tail one_row_too_many"
 
 
 @pytest.mark.parametrize("name", planted(PLANTED, OFTEN))
 def test_a_planted_error_is_found(tmp_path, name):
     assert finds(tmp_path, "planted.cpp", PLANTED[name], FLAGS)[0], f"{name} was not found"
+
+
+@pytest.mark.parametrize("name", planted(PLANTED_IN_PARTS, "nothing longer_chains a_product_of_bfloat16_is_left_out"))
+def test_a_planted_loss_of_accuracy_is_found(tmp_path, name):
+    flags = [*(f for f in FLAGS if "sanitize" not in f), "-Wno-psabi", "-Wno-maybe-uninitialized"]
+    failed, words = finds(tmp_path, "planted_accuracy.cpp", PLANTED_IN_PARTS[name], flags)
+    assert failed == (name != "nothing"), words

@@ -177,9 +177,9 @@ def test_wgmma_has_to_be_asked_for_and_says_where_it_cannot(pass_name):
     assert "box" in no(Problem("padding", 1, 8, 9, 9, 8, 1, 1, padding=(0, 0, 130, 0)))
 
 
-def test_wgmma_computes_the_weight_grad_of_16_bit_numbers():
-    for dtype in (torch.bfloat16, torch.float16):
+def test_wgmma_computes_the_weight_grad_of_what_is_multiplied_in_16_bits():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         found = plan("weight_grad", LAYERS[2], dtype, algorithm="wgmma", capability=90, n=64)
         assert found["algorithm"] == "wgmma" and found["tiles"]["splits"] > 1
     with pytest.raises(RuntimeError, match="weight_grad"):
-        plan("weight_grad", LAYERS[0], algorithm="wgmma", capability=90)
+        plan("weight_grad", LAYERS[0], algorithm="wgmma", precision="tf32", capability=90)

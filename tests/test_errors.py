@@ -112,6 +112,28 @@ def test_forms_that_torch_accepts(stride):
     assert conv_ext.conv2d(x, w, stride=stride).shape == wanted.shape
 
 
+SEQUENCES = [
+    ({"w": (4, 3, 41)}, "Calculated padded input size per channel: (20). Kernel size: (41). Kernel size can't be"),
+    ({"w": (4, 2, 3)}, "weight of size [4, 2, 3], expected input[2, 3, 20] to have 2 channels, but got 3"),
+    ({"b": (5,)}, "Given weight of size [4, 3, 3], expected bias to be 1-dimensional with 4 elements, but got bias of"),
+    ({"w": (4, 3, 0)}, "kernel size must be positive, got (0)"),
+    ({"stride": 0}, "stride must be positive, got (0)"),
+    ({"padding": -1}, "(left, right) must not be negative, got (-1, -1)"),
+    ({"dilation": 2**62}, "effective kernel size exceeds 2^63 - 1: kernel size (3), dilation (4611686018427387904)"),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("changed, message", SEQUENCES)
+def test_errors_of_conv1d_speak_of_one_dimension(changed, message, device):
+    sizes = {"w": (4, 3, 3), "b": (4,)} | {name: changed[name] for name in ("w", "b") if name in changed}
+    named = {name: value for name, value in changed.items() if name not in ("w", "b")}
+    for grad in (False, True):
+        w, b = (torch.empty(sizes[name], device=device, requires_grad=grad) for name in ("w", "b"))
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            conv_ext.conv1d(torch.empty(2, 3, 20, device=device), w, b, **named)
+
+
 def test_numpy_integers():
     numpy = pytest.importorskip("numpy")
     x, w = torch.rand(2, 4, 6, 7), torch.rand(6, 2, 3, 2)
@@ -135,6 +157,38 @@ def test_an_operand_changed_in_place_before_backward(changed):
         (x if changed == "input" else w).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("left", [0, 64])
+@pytest.mark.parametrize("name", ["input", "weight", "bias", "grad_output"])
+def test_memory_that_is_freed_underneath(name, left):
+    """As sharded training frees it: the tensor keeps its sizes, its storage has none or too few bytes."""
+    x, w, b, y = torch.randn(2, 4, 8, 8), torch.randn(40, 4, 3, 3), torch.randn(40), torch.randn(2, 40, 6, 6)
+    freed = {"input": x, "weight": w, "bias": b, "grad_output": y}[name]
+    geometry = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
+    calls = {
+        "bias": [lambda: torch.ops.conv_ext.forward(x, w, b, *geometry), lambda: conv_ext.conv2d(x, w, b)],
+        "input": [lambda: torch.ops.conv_ext.weight_grad(y, x, (3, 3), *geometry)],
+        "weight": [lambda: conv_ext.conv_transpose2d(y, w)],
+        "grad_output": [
+            lambda: torch.ops.conv_ext.input_grad(y, w, (8, 8), *geometry),
+            lambda: torch.ops.conv_ext.weight_grad(y, x, (3, 3), *geometry),
+        ],
+    }
+    if name in ("input", "weight"):
+        calls[name] += calls["bias"]
+    freed.untyped_storage().resize_(left)
+    for compute in calls[name]:
+        with pytest.raises(RuntimeError, match=f"bytes of its storage, which has {left}"):
+            compute()
+
+
+def test_memory_that_is_freed_before_backward():
+    x, w = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(4, 4, 3, 3, requires_grad=True)
+    y = conv_ext.conv2d(x, w).sum()
+    w.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="The memory of weight is not allocated"):
+        y.backward()
 
 
 def test_a_second_backward():

@@ -218,3 +218,46 @@ def test_an_ensemble_of_modules():
     parameters, buffers = stack_module_state(models)
     outputs = vmap(lambda p, b, x: functional_call(models[0], (p, b), (x,)), (0, 0, None))(parameters, buffers, x)
     torch.testing.assert_close(outputs, torch.stack([model(x) for model in models]))
+
+
+BAD_UNDER_VMAP = {
+    "a bias of another dtype": (
+        lambda x, w: vmap(lambda b: conv_ext.conv2d(x, w, b))(torch.zeros(5, 4).double()), "bias type",
+    ),
+    "a bias of one number": (lambda x, w: vmap(lambda b: conv_ext.conv2d(x, w, b))(torch.zeros(5, 1)), "1-dimensional"),
+    "a bias with two dimensions": (
+        lambda x, w: vmap(lambda w: conv_ext.conv2d(x, w, torch.zeros(5, 4)))(w.expand(5, -1, -1, -1, -1)),
+        "1-dimensional with 4",
+    ),
+    "no groups": (
+        lambda x, w: vmap(lambda w: conv_ext.conv2d(x, w, groups=0))(w.expand(5, -1, -1, -1, -1)), "got 0",
+    ),
+    "groups of both": (
+        lambda x, w: vmap(lambda x: conv_ext.conv2d(x, x[:, :, :3, :3], groups=-1))(x.expand(5, -1, -1, -1, -1)),
+        "got -1",
+    ),
+    "too many groups": (
+        lambda x, w: vmap(lambda w: conv_ext.conv2d(x, w, groups=2**62))(w.expand(5, -1, -1, -1, -1)),
+        "Given groups=4611686018427387904",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_UNDER_VMAP)
+def test_what_one_example_would_be_refused_for_is_refused_under_vmap(name):
+    call, message = BAD_UNDER_VMAP[name]
+    with pytest.raises(RuntimeError, match=message):
+        call(torch.zeros(2, 3, 5, 5), torch.zeros(4, 3, 3, 3))
+
+
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)])
+def test_vmap_over_nothing(in_dims):
+    x, w = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
+    x, w = (t if dim is None else t.new_empty(0, *t.shape).requires_grad_() for t, dim in zip((x, w), in_dims))
+    y = vmap(conv_ext.conv2d, in_dims)(x, w)
+    assert y.shape == (0, 2, 4, 3, 3)
+    for leaf in (x, w):
+        if leaf.requires_grad:
+            assert torch.autograd.grad(y.sum(), leaf, retain_graph=True)[0].shape == leaf.shape
+    per_example = vmap(grad(lambda x, w: conv_ext.conv2d(x, w).sum(), (0, 1)), in_dims)(x.detach(), w.detach())
+    assert [t.shape for t in per_example] == [(0, 2, 3, 5, 5), (0, 4, 3, 3, 3)]

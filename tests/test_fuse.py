@@ -1,6 +1,7 @@
 """`fuse`: the same scores in fewer passes; what it takes in, what it leaves alone, what it refuses."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from test_models import NARROW, made
 def with_statistics(net):
     """Normalisations that do something: random statistics, gains and biases."""
     for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is not None:
                 nn.init.normal_(module.running_mean, std=0.1)
                 nn.init.uniform_(module.running_var, 0.5, 2.0)
@@ -95,6 +96,43 @@ def test_every_form():
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
     again = assert_fused(copy.deepcopy(fused).double(), x)
     torch.testing.assert_close(torch.compile(again, backend="aot_eager")(x), again(x))
+
+
+class Generator(nn.Module):
+    """Transposed layers as in a DCGAN, of each grouping, and one that gets its size when it is called."""
+
+    def __init__(self):
+        super().__init__()
+        norms = nn.BatchNorm2d(8), nn.BatchNorm2d(12, affine=False), nn.BatchNorm2d(4), nn.BatchNorm2d(2)
+        layers = [
+            nn.ConvTranspose2d(5, 8, 4, 2, 1, bias=False), norms[0], nn.ReLU(),
+            nn.ConvTranspose2d(8, 12, 3, groups=2), norms[1],
+            nn.ConvTranspose2d(12, 4, 3, stride=2, groups=4, output_padding=1, bias=False), norms[2], nn.ReLU(),
+        ]  # fmt: skip
+        self.net, self.last, self.norm = nn.Sequential(*layers), nn.ConvTranspose2d(4, 2, 2, 2), norms[3]
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.last(self.net(x), [45, 52])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transposed_layers_take_in_normalisations_and_no_relu(dtype):
+    net = with_statistics(Generator()).to(dtype)
+    net.net[3].weight.data = net.net[3].weight.data.to(memory_format=torch.channels_last)
+    fused = assert_fused(net, torch.randn(2, 5, 4, 5, dtype=dtype), relus=2)
+    assert fused.net.get_submodule("3").weight.is_contiguous(memory_format=torch.channels_last)
+    single = conv_ext.fuse(nn.ConvTranspose2d(3, 2, 3).eval())
+    assert "ConvTranspose2d" in kinds(single)
+
+
+def test_layers_over_tables_and_synchronised_normalisations():
+    table = [[0, 1], [2], [0, 2], [1]]
+    net = nn.Sequential(
+        conv_ext.MappedConv2d(table, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        conv_ext.Conv2d(4, 3, 3), nn.SyncBatchNorm(3), nn.Tanh(), nn.Conv2d(3, 2, 1, dtype=torch.float64),
+    )  # fmt: skip
+    fused = assert_fused(with_statistics(net).double(), torch.randn(2, 3, 9, 8, dtype=torch.float64))
+    assert fused.get_submodule("0").activation == "relu" and kinds(fused).count("SyncBatchNorm") == 0
 
 
 class Keywords(nn.Module):
@@ -338,3 +376,35 @@ def test_models_in_bfloat16_agree_as_far_as_they_round():
     net, x = net.eval().bfloat16(), x[:1].bfloat16()
     assert torch.equal(conv_ext.fuse(net)(x), net(x))  # nothing to fold: a ReLU in the epilogue has the same bits
     assert isinstance(models.vgg("A", width=1 / 16).features[0], conv_ext.Conv2d)
+
+
+def measured(*layers, shape):
+    """The layers in eval mode, with running statistics of something."""
+    model = nn.Sequential(*layers)
+    for _ in range(3):
+        model(torch.randn(shape) * 3 + 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("patched", [0, 1, 2])
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_forward_of_its_own_stays(patched, bound):
+    """As libraries put theirs into modules, to move what passes through: what it does must not be lost."""
+    model = measured(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), shape=(8, 3, 9, 9))
+    old = model[patched].forward
+    own = lambda *x: -2 * old(x[-1])  # noqa: E731
+    model[patched].forward = types.MethodType(own, model[patched]) if bound else own
+    x = torch.randn(2, 3, 7, 7)
+    torch.testing.assert_close(conv_ext.fuse(model)(x), model(x))
+
+
+def test_one_dimensional_layers_take_batches_once_a_normalisation_is_folded():
+    """BatchNorm1d reads (C, L) as many examples of features, which no convolution computes."""
+    model = measured(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), shape=(8, 2, 4))
+    fused = conv_ext.fuse(model)
+    x = torch.randn(3, 2, 4)
+    torch.testing.assert_close(fused(x), model(x))
+    assert [type(module).__name__ for module in fused.children()] == ["Conv1d"]
+    with pytest.raises(RuntimeError, match=r"takes \(N, C, L\), got input of size: \[2, 4\]"):
+        fused(x[0])
+    torch.testing.assert_close(copy.deepcopy(fused)(x), fused(x))

@@ -14,7 +14,7 @@ import conv_ext.autograd
 import conv_ext.functional
 from drawn import assume, given, st
 from fuzz import layers
-from fuzz.layers_case import Case
+from fuzz.layers_case import WORDS, Case
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -172,10 +172,29 @@ def test_what_hangs_or_crashes_is_named_and_the_run_goes_on(monkeypatch, capsys)
     assert layers.alone(Case()) is None
 
 
-@pytest.mark.parametrize(
-    "line", ["n", "n=1 n=2", "sizes=3", "n=x", "stride=1", "stride=0,1", "h=2 r=3", "padding=much"]
-)
-def test_a_case_that_is_not_one_is_an_error(line, capsys):
+@pytest.mark.parametrize("line, said", [
+    ("n", "a case is key=value with keys"),
+    ("n=1 n=2", "each once; got 'n=2'"),
+    ("sizes=3", "got 'sizes=3'"),
+    ("n=x", "n must be an integer, got 'x'"),
+    ("stride=1", "stride must be two integers with a comma between them, got '1'"),
+    ("stride=0,1", "strides and dilations must be positive: "),
+    ("h=2 r=3", "there is no output: "),
+    ("padding=much", "padding must be two integers with a comma between them, or one of valid, same, full"),
+    ("function=conv9d n=2", "function must be one of conv2d, conv1d, conv_transpose2d, got 'conv9d'"),
+    ("dtype=float8", "dtype must be one of float32, float64,"),
+    ("memory_x=q1", "memory_x must be as layers_memory.py describes it, got 'q1'"),
+])  # fmt: skip
+def test_a_case_that_is_not_one_is_an_error(line, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         layers.main(["--case", line])
-    assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+    error = capsys.readouterr().err.partition("error:")[2]
+    assert stopped.value.code == 2 and said in error
+
+
+def test_every_word_that_is_drawn_is_known():
+    """And the other way round: each that is known is drawn sooner or later, "compile" and wrong arguments aside."""
+    cases = [layers.case_of(11, index) for index in range(3000)]
+    for name, words in WORDS.items():
+        drawn = {getattr(case, name) for case in cases}
+        assert drawn <= set(words) and (name in ("bad", "mode", "needs") or drawn == set(words)), name

@@ -21,6 +21,7 @@ sys.path.insert(0, str(FUZZ))
 import fuzz_build
 import histogram
 import planted
+import planted_plans
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja"
@@ -128,7 +129,54 @@ extern "C" const KernelLibrary* conv_ext_kernel_library() {{ return &library; }}
     assert json.loads((tmp_path / "h.json").read_text())["cases"] == {"baseline": 40}
 
 
-@pytest.mark.parametrize("word", ["n=1 c", "n=0 c=1 groups=2", "data=odd", "inputs=0123"])
-def test_a_case_that_is_not_one_is_an_error(plain, word):
-    child = fuzz(plain, LIBRARIES, "--isa", "baseline", "--case", word)
-    assert child.returncode == 2 and child.stderr.strip(), child.stdout
+@pytest.mark.parametrize("line, said", [
+    ("n=1 c", 'it is written as key=value, got "c"'),
+    ("n=0 c=1 groups=2", "groups must be at least 1 and divide c and k, and k must be at least groups: n=0 c=1"),
+    ("n=1 c=4 h=x", 'h must be an integer, got "x"'),
+    ("n=9223372036854775808", 'n must be an integer, got "9223372036854775808"'),
+    ("kernel=3", "kernel must be 2 integers with 'x' between them, got \"3\""),
+    ("pad=0,0,0", "pad must be 4 integers with ',' between them, got \"0,0,0\""),
+    ("stride=0x1", "kernel, stride and dilation must be at least 1"),
+    ("h=2 kernel=3x1", "dilation * (kernel - 1) + 1 must not exceed the padded h and w"),
+    ("layout=nchv", 'layout must be one of nchw, nhwc, got "nchv"'),
+    ("data=odd", "data must be one of integers, signed, positive, special, wide"),
+    ("inputs=0123", "unknown key: inputs"),
+    ("input=0122", 'a layout begins with the order of the dimensions, as 0231, got "0122"'),
+    ("input=0123/gap:1+2", "gap must be 4 integers with '+' between them"),
+    ("cut=1", "cut must be 2 integers with '-' between them"),
+    ("n=0", "empty tensors never reach a kernel"),
+])  # fmt: skip
+def test_a_case_that_is_not_one_is_an_error(plain, line, said):
+    child = fuzz(plain, LIBRARIES, "--isa", "baseline", "--case", line)
+    assert child.returncode == 2 and f"bad case: {said}" in child.stderr, child.stdout + child.stderr
+
+
+def test_options(plain, tmp_path):
+    """Without --libraries those of the package are run, where the command is given in its folder."""
+
+    def outcome(*words, cwd=ROOT):
+        child = subprocess.run([plain / "runs", *words], capture_output=True, text=True, cwd=cwd)
+        return child.returncode, child.stdout + child.stderr
+
+    if PACKAGE.parent == ROOT:
+        code, said = outcome("--isa", "baseline", "--count", "3")
+        assert code == 0 and "0 failures" in said
+    code, said = outcome(cwd=tmp_path)
+    assert code == 2 and "no kernel library in conv_ext/lib that this processor runs: --libraries says" in said
+    for option, value in (("--count", "x"), ("--seconds", "-1"), ("--processes", "0"), ("--seed", "1e")):
+        code, said = outcome(option, value)
+        assert code == 2 and f'{option} must be a number, and not too small, got "{value}"' in said
+
+
+@pytest.mark.parametrize("script", ["planted.py", "planted_plans.py"])
+def test_the_planted_errors_are_called_by_their_names(script):
+    def outcome(word):
+        child = subprocess.run([sys.executable, FUZZ / script, word], capture_output=True, text=True)
+        return child.returncode, child.stdout + child.stderr
+
+    known = {"planted.py": planted, "planted_plans.py": planted_plans}[script].ALL
+    code, said = outcome("a_name_of_none")
+    assert code == 2 and "there is no error 'a_name_of_none'; there are " in said and known[-1].name in said
+    code, said = outcome("--help")
+    assert code == 0 and all(each.name in said for each in known)
+    assert fuzz_build.chosen(known, [known[1].name]) == [known[1]] and fuzz_build.chosen(known, []) == list(known)

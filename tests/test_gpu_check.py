@@ -1,110 +1,374 @@
-"""bench/gpu_check.sh with a stub for an interpreter: its order, going on after a stop, failures, limits, the table."""
+"""bench/gpu_check.py with stand-in tools that succeed, fail, crash, hang or ignore an interrupt: nothing needs a GPU.
 
+What is tried: the order, limits and budget, going on in another pass, changed kernels, what is kept, the last screen.
+"""
+
+import json
 import os
 import re
+import signal
 import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import gpu_smoke, shapes
+import runner_lines
+from bench import aims, gpu_cases, gpu_check, gpu_runner, shapes
+from conv_ext import _C
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpu_check.sh"
-# Writes down how it was called; fails, or takes its time, where the test asks for it.
-STUB = """#!/bin/sh
-echo "$CONV_EXT_CUDA $TORCH_CUDA_ARCH_LIST: $*" | tr '\\n' ' ' >> "$CALLS"
-echo >> "$CALLS"
-case "$*" in
-  *get_device_capability*) echo 9.0a ;;
-  *xdist*) exit 1 ;;
-  *"$SLOW"*) [ -z "$SLOW" ] || exec sleep 30 ;;
-esac
-case "$*" in *--out*) echo '{}' > "$(echo "$*" | sed 's/.*--out \\([^ ]*\\).*/\\1/')" ;; esac
-case "$*" in *"$FAILS"*) [ -z "$FAILS" ] || exit 7 ;; esac
-exit 0
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "bench" / "gpu_check.sh"
+# Answers lines as the runner and bench.gpu_cases do; MISCHIEF is a JSON object: word in a line -> what happens.
+TOOL = f"""#!{sys.executable} -ES
+import json, os, signal, sys, time
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(" ".join([name, *arguments]) + "\\n")
+mischief = json.loads(os.environ.get("MISCHIEF", "{{}}"))
+
+def misbehave(text):
+    for word, what in mischief.items():
+        if word not in text:
+            continue
+        if what == "hang":
+            time.sleep(60)
+        if what == "stubborn":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            time.sleep(60)
+        if what == "die":
+            print("conv_ext: block 3 hangs: the producer waits for stage 1 to be empty, parity 0", flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if what.startswith("exit"):
+            print(what, "was asked for", flush=True)
+            sys.exit(int(what.split()[1]))
+        if what.startswith("say "):
+            print(what[4:], flush=True)
+        if what == "slow":
+            time.sleep(0.3)
+        if what == "wrong":
+            return "wrong: 3 of 5"
+    return None
+
+def serve(right):
+    for line in sys.stdin:
+        line = line.strip()
+        print((misbehave(line) or right(line)) + " | " + line, flush=True)
+
+if name == "compute-sanitizer":
+    print("========= COMPUTE-SANITIZER", flush=True)
+    at = arguments.index("--tool") + 2
+    os.execv(arguments[at], arguments[at:])
+misbehave(" ".join([name, *arguments]))
+if name == "runner" and not arguments:
+    serve(lambda line: "exact: it, 1.5 ms (1 to 2, 5 samples)" if "time=" in line else "exact: it")
+elif arguments[:2] == ["-m", "bench.gpu_cases"]:
+    def row(line):
+        if "layer=" not in line:
+            return "right: " + json.dumps({{"gpu": "H100"}}) if line == "machine" else "right: copy 3000 GB/s"
+        words = dict(word.split("=") for word in line.split())
+        return "right: " + json.dumps({{
+            "suite": "s", "name": words["layer"], "n": int(words["n"]), "pass": words["pass"], "dtype": words["dtype"],
+            "precision": words["precision"], "layout": words["layout"], "algorithm": words["algorithm"],
+            "kind": "1x1", "ratio": 2.5, "right": True, "error_ours": 1.0, "error_theirs": 2.0, "device": "cuda"}})
+    serve(row)
+elif arguments == ["-c", "import xdist"]:
+    sys.exit(1)
+else:
+    print("done: " + " ".join([name, *arguments])[:60])
 """
+SANITIZERS = ("memcheck", "initcheck", "synccheck", "racecheck")
+FEW = {"right": 40, "wgmma": 6, "compare": 12, "sweep": 6, **dict.fromkeys(SANITIZERS, 4)}
 
 
 @pytest.fixture
-def check(tmp_path):
-    for name in ("python-stub", "compute-sanitizer", "nvidia-smi", "nvcc"):
-        stub = tmp_path / "bin" / name
-        stub.parent.mkdir(exist_ok=True)
-        stub.write_text(STUB)
-        stub.chmod(0o755)
-    out, calls = tmp_path / "out", tmp_path / "calls"
+def tools(tmp_path, monkeypatch):
+    """The stand-ins first on the PATH; returns what was called."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in ("runner", "python", "compute-sanitizer", "ncu", "nvidia-smi", "nvcc"):
+        (folder / name).write_text(TOOL)
+        (folder / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.write_text("")
+    for name, value in {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": str(folder / "python"), "CALLS": str(calls),
+                        "GPU_CHECK_RUNNER": str(folder / "runner")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(gpu_check, "GRACE", 0.3)
+    monkeypatch.setattr(gpu_check, "RESERVE", 0.0)
+    return lambda: calls.read_text().splitlines()
 
-    def run(*steps, fails="", slow="", **environment):
-        calls.write_text("")
-        environment = {
-            **os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python-stub", "OUT": str(out),
-            "CALLS": str(calls), "FAILS": fails, "SLOW": slow, **environment,
-        }  # fmt: skip
-        done = subprocess.run(["bash", SCRIPT, *steps], env=environment, capture_output=True, text=True, timeout=60)
-        assert not done.stderr, done.stderr
-        return done.returncode, re.findall(r"^== (\S+)$", done.stdout, re.MULTILINE), calls.read_text(), done.stdout
+
+@pytest.fixture
+def check(tools, tmp_path, monkeypatch):
+    """Runs a pass; `changes` are fields of steps, by their names."""
+
+    def run(*named, budget=60.0, mischief=None, kernels=None, everything=None, **changes):
+        monkeypatch.setenv("MISCHIEF", json.dumps(mischief or {}))
+        steps = []
+        for step in gpu_check.STEPS:
+            if step.name in FEW:
+                step = replace(step, lines=lambda step=step: step.lines()[: FEW[step.name]])
+            steps.append(replace(step, **{"least": min(step.least, 0.5), "start": 0.8, **changes.get(step.name, {})}))
+        pass_ = gpu_check.Check(budget, steps, tmp_path / "work", tmp_path / "out")
+        pass_.kernels, pass_.everything = kernels or pass_.kernels, everything or pass_.everything
+        before = len(pass_.ends)
+        status = pass_.run(named)
+        return status, {row["step"]: row for row in pass_.ends[before:]}, pass_
 
     return run
 
 
-def steps():
-    return re.search(r'^STEPS="(.*?)"', SCRIPT.read_text(), re.DOTALL | re.MULTILINE)[1].split()
+def answers(pass_, name):
+    return {row["line"]: row["verdict"] for row in pass_.rows(name)}
 
 
-def test_every_step_runs_in_its_order_and_none_twice(check, tmp_path):
-    status, ran, calls, _ = check()
-    assert status == 0 and [*dict.fromkeys(ran)] == [*dict.fromkeys(steps())]
-    assert "1 9.0a: setup.py build_ext --inplace" in calls and "-m bench.gpu_smoke" in calls
-    for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
-        assert f"--tool {tool} --error-exitcode 1" in calls
-    assert re.search(r"-m bench report --aims \S+bench-bfloat16.json \S+", calls)
-    assert (tmp_path / "out.tar.gz").is_file()
-    status, ran, _, _ = check()
-    assert (status, ran) == (0, ["table", "collect", "table"])  # these again, for what came later
+def test_a_pass_does_all_steps_and_the_next_one_nothing_again(check, tools, tmp_path, capsys):
+    status, ends, pass_ = check()
+    assert status == 0, capsys.readouterr().out
+    assert set(ends) == {step.name for step in gpu_check.STEPS} - {"runner"}
+    assert all(row["status"] == "done" for row in ends.values())
+    assert all(len(answers(pass_, name)) == count for name, count in FEW.items())
+    called = "\n".join(tools())
+    for tool in SANITIZERS:
+        assert f"compute-sanitizer --tool {tool} " in called
+    assert "setup.py --quiet build_ext --inplace" in called and "bench network --device cuda" in called
+    screen = capsys.readouterr().out
+    table = screen[screen.rindex("step  "):]
+    assert [line.split()[0] for line in table.splitlines()[1:-2]] == [step.name for step in gpu_check.STEPS]
+    assert "Ratios to cuDNN" in screen and "1x1" in screen and "Ceilings: copy 3000 GB/s" in screen
+    assert "wgmma 1.5 ms" in screen
+    with tarfile.open(tmp_path / "out" / "gpu_check.tar.gz") as archive:
+        assert {"gpu_check/answers.jsonl", "gpu_check/steps.jsonl", "gpu_check/compare.json"} <= set(archive.getnames())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["gpu_check.tar.gz"]
+    before = len(tools())
+    status, ends, _ = check()
+    assert status == 0 and set(ends) <= {"build"} and len(tools()) - before <= 1
 
 
-def test_a_step_that_fails_keeps_the_others_running_and_is_tried_again(check):
-    status, ran, _, printed = check(fails="test_gpu_layer.py")
-    assert status == 1 and set(ran) == set(steps()) and "== test-layer FAILED with 7" in printed
-    status, ran, _, _ = check()
-    assert status == 0 and ran[0] == "test-layer" and "smoke" not in ran
+def test_what_hangs_crashes_or_is_wrong_costs_itself_alone(check, capsys):
+    lines = runner_lines.wgmma()[:6]
+    status, ends, pass_ = check("wgmma", mischief={lines[1]: "hang", lines[3]: "die", lines[4]: "wrong"},
+                                wgmma={"each": 0.4})
+    found = answers(pass_, "wgmma")
+    assert status == 1 and ends["wgmma"]["status"] == "failed" and len(found) == 6
+    assert [found[line].split(":")[0] for line in lines] == ["exact", "hang", "exact", "died", "wrong", "exact"]
+    screen = capsys.readouterr().out  # with what a kernel has said before it trapped
+    assert "block 3 hangs: the producer waits for stage 1" in screen and "3 answers are not right" in screen
 
 
-def test_nothing_runs_without_a_build(check):
-    status, ran, _, printed = check(fails="setup.py")
-    assert (status, ran) == (1, ["build"]) and "build FAILED with 7" in printed
+def test_one_program_goes_on_behind_a_line_that_ends_it(check, tools):
+    lines = runner_lines.everything()[:40]
+    status, _, pass_ = check("right", mischief={lines[7]: "die", lines[20]: "hang"},
+                             right={"each": 0.5, "processes": 2})
+    found = answers(pass_, "right")
+    assert status == 1 and len(found) == 40 and sum(v.startswith("exact") for v in found.values()) == 38
+    assert 3 <= sum(call == "runner" for call in tools()) <= 4
 
 
-def test_no_step_is_started_that_may_end_after_the_budget(check):
-    status, ran, _, printed = check(BUDGET="310")
-    assert (status, ran) == (3, []) and "build may take 570 s, and 310 are left: start again" in printed
-    check("build")
-    status, ran, _, _ = check(BUDGET="310")
-    assert status == 3 and "info" in ran and "smoke" in ran and "test-layer" not in ran
+def test_the_rest_of_a_kind_that_has_hung_three_times_is_skipped(check):
+    kind = ("pass=forward", "dtype=float64", "algorithm=direct")
+    only = {"lines": lambda: [line for line in runner_lines.everything() if set(kind) <= set(line.split())][:8]}
+    status, ends, pass_ = check("right", mischief={"dtype=float64": "hang"},
+                                right={"each": 0.3, "start": 0.3, "processes": 1, **only})
+    assert [verdict.split(":")[0] for verdict in answers(pass_, "right").values()] == ["hang"] * 3 + ["skipped"] * 5
 
 
-def test_a_step_that_takes_too_long_is_ended(check, tmp_path):
-    shorter = SCRIPT.read_text().replace("info | collect | table) echo 60", "info | collect | table) echo 1")
-    copy = tmp_path / "bench" / "gpu_check.sh"
-    copy.parent.mkdir()
-    copy.write_text(shorter)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python-stub",
-                   "OUT": str(tmp_path / "out"), "CALLS": str(tmp_path / "calls"), "FAILS": "",
-                    "SLOW": "conv_ext info"}  # fmt: skip
-    done = subprocess.run(["bash", str(copy), "info"], env=environment, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1 and "info FAILED with 124" in done.stdout
+def test_without_a_device_a_step_ends_at_once(check, tools):
+    status, ends, pass_ = check("right", mischief={"runner": "exit 3"})
+    assert status == 1 and ends["right"]["status"] == "failed" and "exit 3 was asked for" in ends["right"]["text"]
+    assert not answers(pass_, "right") and len(tools()) <= 8
 
 
-def test_single_steps_run_again_and_unknown_ones_are_told(check):
-    assert check("info")[:2] == (0, ["info"]) and check("info")[:2] == (0, ["info"])
-    assert check("nonsense")[0] == 1
+def test_programs_that_die_one_after_the_other_end_their_step(check):
+    status, ends, _ = check("right", mischief={"pass=": "die"}, right={"processes": 1})
+    assert status == 1 and "12 processes died, one after the other" in ends["right"]["text"]
 
 
-def test_every_step_is_bounded():
-    limits = [int(seconds) for seconds in re.findall(r"\) echo (\d+) ;;", SCRIPT.read_text())]
-    assert limits and max(limits) <= 590
+def test_an_error_that_the_sanitizer_tells_of_is_one_of_its_line(check):
+    line = runner_lines.sanitized()[2]
+    status, ends, pass_ = check("memcheck", mischief={line: "say ========= Invalid __global__ read of size 4 bytes"})
+    wrong = [one for one, verdict in answers(pass_, "memcheck").items() if verdict.startswith("wrong: ========= Inv")]
+    assert status == 1 and wrong == [line]
 
 
-def test_the_smoke_test_has_a_layer_of_each_class():
-    assert {layer.kind for layer in gpu_smoke.layers()} >= set(shapes.CLASSES) - {"other"}
-    assert "multiply_add" in gpu_smoke.algorithms()
+def test_a_command_gets_an_interrupt_then_the_end_and_the_others_run(check):
+    status, ends, _ = check("layer", "networks", "scaling", budget=8,
+                            mischief={"test_gpu_layer": "hang", "bench network": "stubborn"},
+                            layer={"limit": 0.4}, networks={"limit": 0.4})
+    assert status == 3
+    assert ends["layer"]["text"].startswith("interrupted after 0 s") and ends["layer"]["status"] == "short"
+    assert ends["networks"]["text"].startswith("killed after 0 s") and ends["scaling"]["status"] == "done"
+
+
+def test_steps_of_a_stage_run_side_by_side_and_a_build_beside_the_stages(check):
+    began = time.monotonic()
+    slow = {name: {"processes": 1, "each": 5.0} for name in SANITIZERS}
+    status, ends, _ = check(*SANITIZERS, mischief={"memory=exact": "slow"}, **slow)
+    took, apart = time.monotonic() - began, sum(ends[name]["seconds"] for name in SANITIZERS)
+    assert status == 0 and apart > 4 * 1.2 and took < 0.75 * apart
+    status, ends, pass_ = check(mischief={"setup.py": "hang"}, budget=12, build={"limit": 3})
+    order = [row["step"] for row in pass_.ends]
+    assert ends["build"]["status"] == "short" and order.index("right") < order.index("build")
+    assert pass_.of_this_pass["compare"] == "not run: build short" and status == 3
+
+
+def test_no_step_starts_that_is_of_no_use_in_what_is_left(check, tools, capsys):
+    status, ends, pass_ = check("compare", budget=20, compare={"least": 25})
+    assert status == 3 and not ends and not tools()
+    assert "compare wants 25 s, and 20 are left: start again" in capsys.readouterr().out
+
+
+def test_what_was_cut_short_goes_on_in_the_next_pass_and_what_is_there_is_kept(check, tools):
+    slow = {"layer=": "slow"}
+    status, ends, first = check("compare", mischief=slow, compare={"limit": 1.7})
+    had = answers(first, "compare")
+    assert status == 3 and ends["compare"]["status"] == "short" and 1 <= len(had) < 12
+    assert list(had) == gpu_cases.lines()[: len(had)]
+    status, ends, second = check()
+    assert status == 0 and len(answers(second, "compare")) == 12
+    assert sum(row["step"] == "compare" for row in second.answers) == 12  # none twice
+
+
+def test_changed_kernels_are_asked_again_after_what_is_missing(check):
+    check("compare", mischief={"layer=": "slow"}, compare={"limit": 1.7}, kernels="old")
+    status, ends, pass_ = check(kernels="new")
+    rows = [row for row in pass_.answers if row["step"] == "compare"]
+    old = [row["line"] for row in rows if row["kernels"] == "old"]
+    assert status == 0 and [row["line"] for row in rows if row["kernels"] == "new"][-len(old):] == old
+    assert all(row["kernels"] == "new" for row in pass_.rows("compare"))
+
+
+def test_a_failure_is_tried_again_when_something_has_changed(check, tools, capsys):
+    check(mischief={"test_gpu_layer": "exit 1"}, everything="a")
+    before = len(tools())
+    status, ends, _ = check(everything="a")
+    assert status == 1 and "layer" not in ends and not any("test_gpu_layer" in call for call in tools()[before:])
+    assert "layer has failed before, and nothing has changed" in capsys.readouterr().out
+    status, ends, _ = check(everything="b")
+    assert status == 0 and ends["layer"]["status"] == "done"
+
+
+def test_bad_answers_are_asked_again_when_something_has_changed_and_all_where_the_step_is_named(check):
+    lines = runner_lines.wgmma()[:6]
+    check(mischief={lines[2]: "wrong", lines[4]: "die"}, everything="a")
+    status, ends, pass_ = check(everything="a")
+    assert status == 1 and "wgmma" not in ends
+    status, ends, pass_ = check(everything="b")
+    assert status == 0 and ends["wgmma"]["text"] == "2 exact" and all(
+        verdict.startswith("exact") for verdict in answers(pass_, "wgmma").values())
+    status, ends, pass_ = check("wgmma", everything="b")
+    assert status == 0 and ends["wgmma"]["text"] == "6 exact"
+
+
+def test_a_damaged_last_line_is_left_out(check, tmp_path):
+    check("wgmma")
+    with (tmp_path / "work" / "answers.jsonl").open("a") as file:
+        file.write('{"step": "wgmma", "li')
+    status, _, pass_ = check("wgmma")
+    assert status == 0 and len(answers(pass_, "wgmma")) == 6
+
+
+# ---- the script
+
+
+def script(*arguments, **environment):
+    return subprocess.Popen(["bash", str(SCRIPT), *arguments], env={**os.environ, **environment}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_the_script_takes_an_earlier_archive_and_ends_cleanly_on_a_signal(tools, tmp_path):
+    places = {"GPU_CHECK_OUT": str(tmp_path / "out"), "GPU_CHECK_WORK": str(tmp_path / "work")}
+    first = script("device", BUDGET="60", **places)
+    assert "device done" in first.communicate(timeout=60)[0] and first.returncode == 0
+    archive = tmp_path / "out" / "gpu_check.tar.gz"
+    again = {**places, "GPU_CHECK_WORK": str(tmp_path / "another"), "GPU_CHECK_FROM": str(archive)}
+    second = script("layer", MISCHIEF=json.dumps({"test_gpu_layer": "hang"}), **again)
+    for line in second.stdout:
+        if line.startswith("-- layer"):
+            break
+    time.sleep(0.5)
+    second.send_signal(signal.SIGTERM)
+    said = second.communicate(timeout=60)[0]
+    assert "interrupted: what has been answered is kept" in said, said
+    assert re.search(r"^device +done", said, re.MULTILINE), said
+    assert archive.is_file() and second.returncode == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, words",
+    [
+        (["nonsense"], {}, "there is no step nonsense; there are runner, build"),
+        ([], {"BUDGET": "long"}, "BUDGET must be a number of seconds, got 'long'"),
+        ([], {"GPU_CHECK_FROM": "/nowhere", "GPU_CHECK_WORK": "/nowhere/work"}, "must be an archive that an earlier"),
+        (["--help"], {}, "training steps, converted and not"),
+    ],
+)
+def test_the_script_tells_what_it_does_not_understand(arguments, environment, words):
+    assert words in script(*arguments, **environment).communicate(timeout=60)[0]
+
+
+# ---- what is asked
+
+
+def test_every_step_is_bounded_and_fits_a_pass():
+    assert all(0 < step.least <= step.limit <= 200 for step in gpu_check.STEPS)
+    stages = {step.stage: max(s.limit for s in gpu_check.STEPS if s.stage == step.stage) for step in gpu_check.STEPS}
+    assert sum(limit for stage, limit in stages.items() if 1 <= stage <= 7) <= 400
+
+
+def test_every_algorithm_dtype_and_pass_is_asked_for():
+    plan = _C.plan("forward", "float32", [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1], [0] * 4, [1, 1], 1,
+                   capability=90)
+    assert {name for name, *_ in plan["candidates"]} == set(runner_lines.ALGORITHMS)
+    several = {(d, p, a, pass_) for d, p in runner_lines.NUMBERS for a in runner_lines.ALGORITHMS
+               for pass_ in runner_lines.PASSES}
+    for lines in (runner_lines.everything() + runner_lines.wgmma(), runner_lines.sanitized()):
+        assert len(set(lines)) == len(lines)
+        asked = {tuple(dict(word.split("=") for word in line.split())[key]
+                       for key in ("dtype", "precision", "algorithm", "pass")) for line in lines}
+        missing = several - asked
+        assert all(a == "wgmma" and d not in ("float32", "bfloat16", "float16") for d, _, a, _ in missing), missing
+    first = runner_lines.everything()[: 8 * len(runner_lines.NUMBERS) * 3]
+    assert len({line.split(" layout")[0] for line in first}) == len(first)  # each is tried before any is tried twice
+
+
+def test_the_comparison_begins_with_what_tells_most():
+    lines = gpu_cases.lines()
+    assert len(set(lines)) == len(lines)
+    autos = [dict(word.split("=", 1) for word in line.split()) for line in lines if "algorithm=auto" in line]
+    assert len({words["layer"] for words in autos}) == 40
+    first = autos[: 12 * 3 * 2]
+    assert {(w["dtype"], w["precision"], w["layout"], w["n"]) for w in first} == {
+        ("bfloat16", "ieee", "channels_last", "128"), ("float32", "ieee", "channels_last", "64")}
+    assert len({(w["layer"], w["pass"], w["dtype"]) for w in first}) == 72
+    kinds = []
+    for words in autos[72:]:
+        shape = shapes.load([words["layer"].split("/")[0]], [words["layer"]], [int(words["n"])])
+        assert len(shape) == 1, words
+        what = "tf32" if words["precision"] == "tf32" else "nchw" if words["layout"] == "nchw" else shape[0].kind
+        kinds += [what] if what not in kinds else []
+    assert kinds[:5] == ["depthwise", "tf32", "first layer", "grouped", "nchw"]
+    for words in autos:
+        row = {**shapes.load([words["layer"].split("/")[0]], [words["layer"]], [int(words["n"])])[0].describe(),
+               "pass": words["pass"], "dtype": words["dtype"], "precision": words["precision"]}
+        assert any(aim.fits(row) for aim in aims.CUDA), row
+
+
+def test_a_case_can_be_read_again():
+    case = gpu_cases.read(gpu_cases.lines()[0])
+    assert case.device == "cuda" and case.shape.n == 128 and case.shape.full_name == "vgg16/conv3_2"
+
+
+def test_the_runner_is_stale_when_its_sources_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_runner, "FOLDER", tmp_path)
+    for name in ("gpu_runner", gpu_runner.LIBRARY):
+        (tmp_path / name).write_text("")
+    known = {"runner": gpu_runner.runner_digest(), "kernels": gpu_runner.kernel_digest(), "architectures": ["90a"]}
+    (tmp_path / "built.json").write_text(json.dumps(known))
+    assert gpu_runner.runner() == tmp_path / "gpu_runner" and gpu_runner.library() == tmp_path / gpu_runner.LIBRARY
+    (tmp_path / "built.json").write_text(json.dumps({**known, "kernels": "", "runner": ""}))
+    assert gpu_runner.runner() is None and gpu_runner.library() is None

@@ -37,8 +37,17 @@ def test_import_and_first_step_load_nothing_heavy():
     child = run_python("-c", SCRIPT)
     assert child.returncode == 0, child.stderr
     imported, after_a_step = child.stdout.splitlines()
-    assert "'conv_ext.settings'" in imported
+    assert "'conv_ext.settings'" in imported and "'conv_ext.models'" not in imported
     assert not [name for name in HEAVY if f"'{name}'" in imported + after_a_step]
+
+
+def test_the_networks_are_an_attribute_of_the_package():
+    """Where nothing else has imported them."""
+    script = "import conv_ext; print('models' in dir(conv_ext), conv_ext.models.vgg16.__name__, conv_ext.no_such_name)"
+    child = run_python("-c", script)
+    assert "AttributeError: module 'conv_ext' has no attribute 'no_such_name'" in child.stderr
+    child = run_python("-c", script.replace(", conv_ext.no_such_name", ""))
+    assert child.stdout.split() == ["True", "vgg16"], child.stderr
 
 
 @pytest.mark.parametrize("name", ["torch._dynamo", "sympy"])

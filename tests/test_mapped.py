@@ -148,6 +148,8 @@ def test_tables():
     ([0, 1], 3, TypeError, "a sequence of sequences"),
     (7, 3, TypeError, "a sequence of sequences"),
     ([[0]], 0, ValueError, "in_channels must be at least 1, got 0"),
+    (torch.tensor([[0, 0], [1, 2]]), None, ValueError, "output map 0 has"),
+    ([[2**63 - 1]], None, ValueError, "input maps must be below 2\\^63 - 1, got 9223372036854775807"),
     ([[0]], "6", TypeError, "in_channels must be an int, got '6'"),
 ])  # fmt: skip
 def test_bad_tables(sources, channels, error, message):
@@ -185,3 +187,19 @@ def test_a_dense_convolution_of_torchs_agrees_in_float32():
     layer = MappedConv2d(C3, 5)
     x = torch.randn(3, 6, 14, 14)
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.dense_weight(), layer.bias), rtol=1e-4, atol=1e-5)
+
+
+def test_a_map_of_a_large_number_takes_no_memory_for_those_below_it():
+    layer = MappedConv2d([[10**12], [3]], 1)
+    assert layer.in_channels == 10**12 + 1 and layer.weight.shape == (2, 1, 1)
+
+
+def test_parameters_that_are_assigned_bring_their_device():
+    source, x = MappedConv2d(C3, 5), torch.randn(1, 6, 14, 14)
+    layer = MappedConv2d(C3, 5, device="meta")
+    layer.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(layer(x), source(x))
+    layer = MappedConv2d(C3, 5, device="meta")
+    layer.weight, layer.bias = source.weight, source.bias
+    with pytest.raises(RuntimeError, match="made on the meta device"):
+        layer(x)

@@ -1,9 +1,11 @@
 """What the caller allows: precision and algorithm, from the setting to the kernel that the profiler shows."""
 
+import copy
 import threading
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import conv_ext
@@ -83,6 +85,26 @@ def test_settings_are_the_threads_own():
     assert seen == [("ieee", "auto")]
 
 
+def test_threads_share_a_setting():
+    """One enters it while another is within it, from another setting; each leaves to what it came from."""
+    shared, entered, left, seen = conv_ext.precision("bf16"), threading.Event(), threading.Event(), []
+
+    def other():
+        with conv_ext.precision("tf32"), shared:
+            entered.set()
+            left.wait(10)
+        seen.append(settings.current_precision())
+
+    thread = threading.Thread(target=other)
+    with shared:
+        thread.start()
+        assert entered.wait(10)
+    seen.append(settings.current_precision())
+    left.set()
+    thread.join()
+    assert seen == ["ieee", "ieee"]
+
+
 def test_one_setting_entered_twice_and_left_by_an_exception():
     setting = conv_ext.precision("tf32")
     with pytest.raises(KeyError), setting, setting:
@@ -92,8 +114,23 @@ def test_one_setting_entered_twice_and_left_by_an_exception():
         conv_ext.precision("fast")
     with pytest.raises(TypeError, match="algorithm must be a str"):
         conv_ext.algorithm(3)
-    with conv_ext.algorithm("fast"), pytest.raises(RuntimeError, match="algorithm must be one of"):
-        conv_ext.conv2d(torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["nope", "", "Direct", "direct "])
+def test_an_algorithm_that_is_none_is_refused_at_once(name):
+    with pytest.raises(ValueError, match="algorithm must be one of auto; cpu: depthwise, .*; cuda: .*; got ") as raised:
+        conv_ext.algorithm(name)
+    assert repr(name) in str(raised.value)
+
+
+def test_every_name_of_either_device_is_taken_and_the_call_says_which_are_its_own():
+    x, w = torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3)
+    names = {name for name, _, _ in conv_ext.explain(x, w).forward.candidates}
+    assert names == set(settings.ALGORITHMS["cpu"]) and {"wgmma", "direct"} <= set(settings.ALGORITHMS["cuda"])
+    for name in ("auto", *names, *settings.ALGORITHMS["cuda"]):
+        assert conv_ext.algorithm(name).value == name
+    with conv_ext.algorithm("wgmma"), pytest.raises(RuntimeError, match="algorithm must be one of"):
+        conv_ext.conv2d(x, w)
 
 
 def test_explain_knows_the_layout():
@@ -107,3 +144,44 @@ def test_explain_knows_the_layout():
 
     assert "rows of the result are long" in reason(plain) and reason(last) is None
     assert conv_ext.explain(x, w.to(memory_format=torch.channels_last)).forward == last.forward
+
+
+# ---- explain(layer, x)
+
+
+LAYERS = {
+    "conv2d": (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9, 8), "H 9  W 8"),
+    "strings": (conv_ext.Conv2d(4, 6, 3, padding="full", activation="relu", bias=False), (4, 9, 8), "H 9  W 8"),
+    "circular": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (2, 4, 9, 8), "H 11  W 10"),
+    "conv1d": (nn.Conv1d(4, 6, 5, dilation=2, padding="same"), (2, 4, 30), "H 1  W 30"),
+    "transposed": (conv_ext.ConvTranspose2d(4, 6, 3, 2, output_padding=1, groups=2), (2, 4, 9, 8), "H 20  W 18"),
+    "more positions": (nn.ConvTranspose2d(4, 6, 3, 2, output_padding=2, dilation=3), (4, 9, 8), "H 25  W 23"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_explain_takes_a_layer_and_says_what_its_call_runs(name):
+    layer, size, volume = LAYERS[name]
+    x, kind = torch.randn(size, requires_grad=True), type(layer)
+    found = conv_ext.explain(layer, x)
+    assert type(layer) is kind
+    ours = conv_ext.convert(copy.deepcopy(layer))
+    with torch.profiler.profile() as profile:
+        ours(x).sum().backward()
+    ran = {event.key for event in profile.key_averages() if event.key.startswith("conv_ext::") and "[" in event.key}
+    plans = found.forward, found.input_grad, found.weight_grad
+    assert ran == {f"conv_ext::{plan.name}[{plan.algorithm}]" for plan in plans}
+    assert f"  {volume}   K " in found.problem and found.problem.endswith(", relu") == (name == "strings")
+
+
+def test_explain_of_a_layer_has_the_functions_plans_and_errors():
+    x, layer = torch.randn(2, 4, 9, 8), LAYERS["conv2d"][0]
+    assert conv_ext.explain(layer, x) == conv_ext.explain(x, layer.weight, layer.bias, 2, 1, 1, 2)
+    sequence = conv_ext.explain(LAYERS["conv1d"][0], torch.empty(2, 4, 30))
+    assert sequence.problem.startswith("N 2  C 4  H 1  W 30   K 6  R 1  S 5   P 1  Q 30 ")
+    with pytest.raises(TypeError, match="explain takes a tensor, or a layer of Conv1d, .* got Linear"):
+        conv_ext.explain(nn.Linear(2, 2), x)
+    with pytest.raises(TypeError, match="takes nothing more"):
+        conv_ext.explain(layer, x, padding=1)
+    with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
+        conv_ext.explain(layer, x[:, :3])

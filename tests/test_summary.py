@@ -258,6 +258,109 @@ def test_the_model_stays_as_it_is():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+class Alias(nn.Module):
+    """A layer under two names, of which one is called; a buffer that two modules share; tensors of other kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.enc, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.layers, self.again = nn.ModuleList([self.enc]), self.norm
+        self.register_buffer("mean", self.norm.running_mean)
+        self.scale, self.lstm, self.cache = torch.ones(6, 1, 1), nn.LSTM(4, 2), {}
+        self.tied = nn.Conv2d(6, 6, 1)
+        self.tied.weight = nn.Parameter(torch.rand(6, 6, 1, 1))
+        self.twin = nn.Conv2d(6, 6, 1)
+        self.twin.weight = self.tied.weight
+
+    def forward(self, x):
+        self.seen = self.twin(self.tied(self.again(self.enc(x)))) * self.scale
+        self.cache[x.shape] = y = self.seen + self.mean[:, None, None]
+        return self.lstm(y.flatten(2)[0, :, :4])[0]
+
+
+def tensors(net):
+    """Every tensor that a module of the network holds, by where it is."""
+    return {
+        (name, slot, key): value
+        for name, module in net.named_modules(remove_duplicate=False)
+        for slot, held in vars(module).items()
+        for key, value in (held.items() if isinstance(held, dict) else [(None, held)])
+        if isinstance(value, torch.Tensor)
+    }
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["twice", "alias", "weight_norm", "parametrized"])
+def test_every_tensor_of_the_model_is_the_same_object_afterwards(name):
+    linear = nn.Linear(6, 6)
+    net = {
+        "twice": lambda: nn.Sequential(linear, nn.ReLU(), linear),
+        "alias": Alias,
+        "weight_norm": lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(3, 6, 3))),
+        "parametrized": lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 6, 3))),
+    }[name]()
+    before, attributes = tensors(net), [set(vars(module)) for module in net.modules()]
+    values = {key: tensor.detach().clone() for key, tensor in before.items()}
+    found = conv_ext.summary(net, (3, 6, 6))
+    after = tensors(net)
+    assert after.keys() == before.keys() and all(after[key] is before[key] for key in before)
+    assert all(torch.equal(before[key], values[key]) for key in before)
+    assert [set(vars(module)) for module in net.modules()] == attributes
+    assert found.parameters == sum(p.numel() for p in net.parameters()) and found.unused_parameters == 0
+    net(torch.rand(2, 3, 6, 6))
+    with pytest.raises(RuntimeError, match="does not run"):
+        conv_ext.summary(net, (2, 6, 5))
+    after = tensors(net)
+    assert all(after[key] is before[key] for key in before if name != "weight_norm")
+
+
+class Scaled(nn.Module):
+    """Parameters of its own beside layers: a scale and a token; a layer whose weight alone is read; one that idles."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.idle = nn.Conv2d(3, 8, 2, 2), nn.Linear(5, 5)
+        self.scale, self.token = nn.Parameter(torch.ones(8, 1, 1)), nn.ParameterList([torch.zeros(1, 1, 8)])
+        self.attention, self.read = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        assert self.idle.weight.dtype == x.dtype and self.idle.weight.shape[0] == 5
+        x = (self.conv(x) * self.scale).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token[0].expand(len(x), -1, -1), x], 1)
+        return self.attention(x, x, x)[0] @ self.read.weight
+
+
+def test_parameters_that_a_module_uses_by_itself_have_a_row():
+    inner = Scaled()
+    found = conv_ext.summary(nn.Sequential(inner, nn.Linear(8, 2)), (3, 8, 8))
+    rows = [(row.op, row.name, row.parameters) for row in found.rows]
+    assert rows == [
+        ("conv(2,8,s2)", "0.conv", 104), ("MultiheadAttention", "0.attention", 288), ("Scaled", "0", 8 + 8 + 64),
+        ("fc(2)", "1", 18),
+    ]  # fmt: skip
+    assert [row.operations for row in found.rows[1:3]] == [row.bytes for row in found.rows[1:3]] == [0, 0]
+    assert found.unused_parameters == 30 and "30 more parameters are not used in eval mode" in str(found)
+    inner.op = "block"  # one row now, with all that is used in it
+    found = conv_ext.summary(nn.Sequential(inner, nn.Linear(8, 2)), (3, 8, 8))
+    assert [(row.op, row.parameters) for row in found.rows] == [("block", 104 + 288 + 80), ("fc(2)", 18)]
+
+
+def test_parametrized_layers_have_one_row_and_wrapped_models_those_of_what_is_inside():
+    weight_norm = nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(weight_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), weight_norm(nn.Linear(64, 2)), nn.PReLU())
+    net[3] = weight_norm(net[3], dim=None)
+    found = conv_ext.summary(net, (3, 6, 6))
+    parameters = [4 + 108 + 4, 2 + 128 + 2, 2]
+    assert [row.parameters for row in found.rows] == parameters and found.unused_parameters == 0
+    assert [row.op for row in found.rows] == ["conv(3,4)", "fc(2)", "ParametrizedPReLU"]
+    for wrapped in (nn.DataParallel(net), torch.compile(net), nn.DataParallel(torch.compile(net))):
+        assert conv_ext.summary(wrapped, (3, 6, 6)) == found
+    inside = nn.Sequential(nn.DataParallel(net))
+    inside[0].device_ids = [0]  # as on a machine with a GPU
+    assert [row.parameters for row in conv_ext.summary(inside, (3, 6, 6)).rows] == parameters
+    assert inside[0].device_ids == [0]
+
+
 def test_printing():
     found = conv_ext.summary(models.mnist_convnet(), (1, 28, 28))
     text = str(found)
@@ -277,6 +380,8 @@ def test_printing():
     (nn.Conv2d(1, 1, 1), (1,), ValueError, "input_size must be .C, H, W. or .C, L., each at least 1"),
     (nn.Conv2d(1, 1, 1), (1, 0, 3), ValueError, "each at least 1, got .1, 0, 3."),
     (nn.Conv2d(1, 1, 3), (1, 2, 2), RuntimeError, "summary: Conv2d does not run with an input of .1, 2, 2.: "),
+    (nn.Sequential(nn.LazyConv2d(1, 1)), (1, 2, 2), RuntimeError, "LazyConv2d '0' has no weight before its first call"),
+    (torch.jit.script(nn.Conv2d(1, 1, 1)), (1, 2, 2), RuntimeError, "Module is compiled by TorchScript"),
 ])  # fmt: skip
 def test_bad_input(model, size, error, message):
     with pytest.raises(error, match=message):
@@ -299,7 +404,7 @@ def test_command(capsys):
     code, out, _ = outcome(capsys, "summary", "googlenet", "--expand")
     assert code == 0 and "stage5.1.branch5.2" in out
     code, _, err = outcome(capsys, "summary", "vgg16", "--input", "3x200x200")
-    assert code == 2 and "takes images of 224 x 224" in err
+    assert code == 2 and re.match(r"conv_ext summary: VGG does not run .*takes images of 224 x 224", err)
     code, _, err = outcome(capsys, "summary", "vgg16", "--classes", "0")
     assert code == 2 and "num_classes must be at least 1, got 0" in err
     for wrong in ("224", "3x224", "3x0x5", "axbxc", "3x-1x5"):

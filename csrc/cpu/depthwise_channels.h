@@ -8,6 +8,7 @@
 
 #include "depthwise_columns.h"
 #include "depthwise_padding.h"
+#include "lanes.h"
 
 namespace conv_ext {
 
@@ -89,8 +90,8 @@ struct DepthwiseChannels {
       for (int64_t c = 0; c < pitch(); ++c)
         biases[c] = b.bias && c < z.c ? read<A>(static_cast<const T*>(b.bias) + c * b.bias_stride) : A(0);
       pack_weights();
-      for (int64_t c = 0; c < z.c; ++c)
-        special |= padding_shows(weights + c / L * L * taps() + c % L, taps(), biases[c]);
+      special = !all_finite(weights, pitch() * taps());
+      for (int64_t c = 0; c < z.c; ++c) special |= is_minus_zero(biases[c]);
     }
   }
 
@@ -105,12 +106,9 @@ struct DepthwiseChannels {
 
   // (C / L, R S, L)
   void pack_weights() {
-    for (int64_t c = 0; c < pitch(); ++c) {
-      A* to = weights + c / L * L * taps() + c % L;
-      for (int64_t r = 0; r < z.r; ++r)
-        for (int64_t s = 0; s < z.s; ++s, to += L)
-          *to = c < z.c ? read<A>(weight.data + c * weight.n + r * weight.row + s * weight.column) : A(0);
-    }
+    for_each_kernel_row<L>(z, weight, [&](int64_t c, int64_t tap, int64_t count, int64_t lanes, const T* row) {
+      positions_to_lanes<A>(weights + (c * taps() + tap * L), row, weight.n, weight.column, lanes, count);
+    });
   }
 
   // Which of `count` positions, so far apart, lie in the source.
@@ -329,20 +327,22 @@ struct DepthwiseChannels {
     dot(last);
   }
 
-  // Adds the splits in order.
-  void finish() const {
-    const int64_t split_sums = pitch() * taps();
+  // Adds the splits in order, and writes the weights' gradient.
+  void finish(const Executor& executor) const {
+    const int64_t split_sums = pitch() * taps(), chunks = ceil_div(z.c, chunk);
     for (int64_t i = 0; i < split_sums; i += L) {
       Vec<A> total = load(sums + i);
       for (int64_t split = 1; split < plan.splits; ++split) total += load(sums + split * split_sums + i);
       store(sums + i, total);
     }
-    for (int64_t c = 0; c < z.c; ++c) {
-      const A* at = sums + c / L * L * taps() + c % L;
-      for (int64_t r = 0; r < z.r; ++r)
-        for (int64_t s = 0; s < z.s; ++s, at += L)
-          write<T>(weight.data + c * weight.n + r * weight.row + s * weight.column, *at);
-    }
+    if (padding_may_show(vertical, horizontal, sums, split_sums))
+      for_each_unit(executor, plan, chunks, [&](int64_t index, void*) {
+        const int64_t c = index * chunk;
+        for (int64_t n = 0; n < z.n; ++n) add_padding(*this, n, c, min_of(chunk, z.c - c), 0, z.p, sums + c * taps());
+      });
+    for_each_kernel_row<L>(z, weight, [&](int64_t c, int64_t tap, int64_t count, int64_t lanes, T* row) {
+      lanes_to_positions_within(sums + (c * taps() + tap * L), row, weight.n, weight.column, lanes, count);
+    });
   }
 
   // ---- units
@@ -367,21 +367,12 @@ struct DepthwiseChannels {
         const int64_t split = index / chunks, c = index % chunks * chunk, channels = channels_of(index);
         A* const sum = sums + (split * pitch() + c) * taps();
         memset(static_cast<void*>(sum), 0, size_t(round_up(channels, L) * taps()) * sizeof(A));
-        const auto for_each_block = [&](auto add) {
-          for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
-            const int64_t first = unit % tiles * plan.tile_h;
-            add(unit / tiles, first, min_of(z.p, first + plan.tile_h));
-          }
-        };
-        for_each_block([&](int64_t n, int64_t first, int64_t last) {
-          add_plane(n, c, channels, first, last, sum, scratch);
-        });
-        if (!padding_may_show(vertical, horizontal, sum, round_up(channels, L) * taps())) return;
-        for_each_block([&](int64_t n, int64_t first, int64_t last) {
-          add_padding(*this, n, c, channels, first, last, sum);
-        });
+        for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
+          const int64_t first = unit % tiles * plan.tile_h;
+          add_plane(unit / tiles, c, channels, first, min_of(z.p, first + plan.tile_h), sum, scratch);
+        }
       });
-      finish();
+      finish(executor);
     } else {
       const int64_t wanted = plan.tasks == 1 ? 1 : ceil_div(kRunUnits, z.n * chunks);
       const int64_t tile_h = round_up(ceil_div(vertical.output, wanted), vertical.output_step());

@@ -28,18 +28,33 @@ inline void for_each_padded(const Across& across, bool row_padded, Visit visit) 
   for (int64_t j = max_of(low, high); j < across.count; ++j) visit(j);
 }
 
+// Whether every one of `count` numbers, whole vectors of them, is finite.
+template <class A>
+inline bool all_finite(const A* from, int64_t count) {
+  Vec<A> zeros{};  // 0 * x, NaN where x is not finite
+  for (int64_t i = 0; i < count; i += kLanes<A>) zeros += load(from + i) * A(0);
+  bool finite = true;
+  for (int l = 0; l < kLanes<A>; ++l) finite = finite && zeros[l] == A(0);
+  return finite;
+}
+
+template <class A>
+inline bool is_minus_zero(A value) {
+  return value == A(0) && __builtin_signbit(value);
+}
+
 // A weight of a channel is not finite, or its bias is -0.
 template <class A>
 inline bool padding_shows(const A* weights, int64_t taps, A bias) {
   A zeros = 0;
   for (int64_t t = 0; t < taps; ++t) zeros += weights[t * kLanes<A>] * A(0);
-  return zeros != A(0) || (bias == A(0) && __builtin_signbit(bias));
+  return zeros != A(0) || is_minus_zero(bias);
 }
 
 // forward and input_grad: sums again what a channel's outputs in rows [first, last) read with padding, in the order of
 // the loops. `D` is DepthwiseChannels.
 template <class D>
-void sum_with_padding(const D& d, int64_t n, int64_t c, int64_t first, int64_t last) {
+__attribute__((noinline, cold)) void sum_with_padding(const D& d, int64_t n, int64_t c, int64_t first, int64_t last) {
   typedef typename D::Sum A;
   typedef typename D::Element T;
   const T* const from = d.source.data + n * d.source.n + c;
@@ -77,18 +92,14 @@ inline bool padding_may_show(const Axis& vertical, const Axis& horizontal, const
   const auto wholly = [](const Axis& a) {  // or on either side of it, where the taps lie further apart than it is long
     return a.offset(a.taps - 1) < 0 || (a.output - 1) * a.step() + a.offset(0) >= a.source || a.dilation > a.source;
   };
-  Vec<A> zeros{};
-  for (int64_t i = 0; i < count; i += kLanes<A>) zeros += load(sums + i) * A(0);
-  bool finite = true;
-  for (int l = 0; l < kLanes<A>; ++l) finite = finite && zeros[l] == A(0);
-  return !finite || wholly(vertical) || wholly(horizontal);
+  return !all_finite(sums, count) || wholly(vertical) || wholly(horizontal);
 }
 
 // weight_grad: a gradient that is not finite makes NaN of every tap through which its output reads padding, in
 // sum: (channels / L, R S, L).
 template <class D>
-void add_padding(const D& d, int64_t n, int64_t c, int64_t channels, int64_t first, int64_t last,
-                 typename D::Sum* sum) {
+__attribute__((noinline, cold)) void add_padding(const D& d, int64_t n, int64_t c, int64_t channels, int64_t first,
+                                                 int64_t last, typename D::Sum* sum) {
   typedef typename D::Sum A;
   typedef typename D::Element T;
   const Across& across = d.across[0];

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "../indexing.h"
+#include "../parts.h"
 #include "simd.h"
 
 // What multiplies pairs: AMX, emulated or not, before AVX512_BF16. Without either the implicit matrix product is empty.
@@ -38,18 +39,6 @@ struct Segment {
   int64_t w;         // pairs in w before it
   int64_t elements;  // where it is odd, the last pair has no second element
 };
-
-// float32 by parts, each the nearest bfloat16 to what those before it leave: two parts have 16 bits, three have 24.
-// What is multiplied, (part of x, part of w), the smallest first; a number of parts p takes the last p (p + 1) / 2 of
-// them. The products that are left out are below 2^-16, or 2^-25, of the whole.
-//
-// Subnormal parts would be taken for zero, and those of a float32 below 2^-110 are that small. So operands are scaled
-// before they are cut, and sums back afterwards; powers of two change no digit. Every float32 is a multiple of 2^-149;
-// scaled, of 2^-125, and so are its parts: none is subnormal. A sum that is flushed to zero was below 2^-174. Numbers
-// from 2^104 on and sums from 2^80 on overflow, and are formed anew as those of Inf are.
-constexpr float kPartScale = 0x1p24f, kSumScale = 0x1p-48f;
-constexpr int kSplitProducts = 6;
-constexpr int kSplitProduct[kSplitProducts][2] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
 
 struct DotRows {
   const bfloat16* x;

@@ -94,7 +94,8 @@ struct GroupedGrad : GroupedTask<A, T> {
     T* const to = weight.data + first_result(unit, v) * weight.n;
     const bool dense = taps_first ? weight.column == units.source && weight.row == z.s * units.source
                                   : weight.column == 1 && weight.row == z.s && weight.channel == taps();
-    if (dense) return lanes_to_positions(sum, to, weight.n, 1, lanes, units.source * taps());
+    // What lies behind are the next vector's sums, which another thread may be adding up.
+    if (dense) return lanes_to_positions_within(sum, to, weight.n, 1, lanes, units.source * taps());
     for (int64_t t = 0; t < taps(); ++t)
       for (int64_t c = 0; c < units.source; ++c) {
         const A* const from = sum + t * sum_tap() + c * sum_channel();
@@ -106,15 +107,13 @@ struct GroupedGrad : GroupedTask<A, T> {
 
 template <class A, class T>
 void run_grouped_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  constexpr int L = kLanes<A>;
   Carver memory{static_cast<char*>(b.workspace)};
   GroupedGrad<A, T> task{};
   task.prepare(z, Pass::WeightGrad, plan, b.input, b.output, b.weight, memory);
   task.taps_first = task.weight.channel == 1 && task.taps() > 1;
   const GroupUnits& units = task.units;
   const int64_t unit_sums = units.vectors * task.vector_sums();
-  // Squares are turned round at the end: the last one may read on.
-  task.sums = memory.take<A>(plan.splits * units.units * unit_sums + L * L);
+  task.sums = memory.take<A>(plan.splits * units.units * unit_sums);
   const int64_t blocks = ceil_div(z.p, plan.tile_h), pieces = z.n * blocks,
                 parts = ceil_div(units.units, plan.task_groups);
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t i, void* scratch) {

@@ -96,4 +96,28 @@ void window_to_lanes(A* buffer, const View<T>& view, int64_t height, int64_t wid
   }
 }
 
+// The same, and nothing of the buffer is read behind its last position.
+template <class A, class T>
+void lanes_to_positions_within(const A* buffer, T* to, int64_t channel_stride, int64_t position_stride,
+                               int64_t channels, int64_t positions) {
+  constexpr int L = kLanes<A>;
+  const int64_t whole = positions / L * L, rest = positions - whole;
+  lanes_to_positions(buffer, to, channel_stride, position_stride, channels, whole);
+  if (rest == 0) return;
+  A last[L * L] = {};
+  memcpy(static_cast<void*>(last), buffer + whole * L, size_t(rest * L) * sizeof(A));
+  lanes_to_positions(last, to + whole * position_stride, channel_stride, position_stride, channels, rest);
+}
+
+// Of depthwise weights: calls visit(c, tap, count, lanes, row) for each vector of L channels and each row of their
+// kernels: `count` taps from `tap` on, `lanes` channels from c on, the first of which has them at `row`.
+template <int L, class T, class Visit>
+void for_each_kernel_row(const ConvProblem& z, const View<T>& weight, Visit visit) {
+  const bool joined = weight.row == z.s * weight.column;
+  const int64_t count = joined ? z.r * z.s : z.s;
+  for (int64_t c = 0; c < z.c; c += L)
+    for (int64_t tap = 0; tap < z.r * z.s; tap += count)
+      visit(c, tap, count, min_of(L, z.c - c), weight.data + c * weight.n + tap / z.s * weight.row);
+}
+
 }  // namespace conv_ext

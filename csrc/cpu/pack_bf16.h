@@ -35,7 +35,7 @@ inline __attribute__((always_inline)) __m512i bits16(const bfloat16* p, int64_t 
 inline __attribute__((always_inline)) __m512i bits16(const float* p, int64_t count) {
   return round_to_bf16(_mm512_maskz_loadu_ps(mask16(count), p));
 }
-// float32 read as one of its parts (dot_bf16.h), scaled.
+// float32 read as one of its parts (parts.h), scaled.
 template <int part>
 struct FloatPart {
   float value;

@@ -14,7 +14,7 @@ int launch_gather(const RealCall& call, const GatherRoles& roles) {
 }
 
 int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], int bias_dimension,
-              const float* partial, const GatherAgain* again) {
+              const float* partial) {
   const int32_t(&order)[4] = bias_dimension == 1 ? kOrderOfOutputs : kOrderOfWeights;
   switch (call.z.dtype) {
     case DType::BFloat16:
@@ -22,9 +22,12 @@ int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4
     case DType::Float16:
       return launch_reduce<float16>(call, to, size, order, bias_dimension, partial, NotAgain{});
     default:
-      if (again != nullptr) return launch_reduce<float>(call, to, size, order, bias_dimension, partial, *again);
       return launch_reduce<float>(call, to, size, order, bias_dimension, partial, NotAgain{});
   }
+}
+int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const float* partial,
+              const GatherAgain& again) {
+  return launch_reduce<float>(call, to, size, kOrderOfOutputs, 1, partial, again);
 }
 
 }  // namespace cuda

@@ -31,13 +31,13 @@ void fill_phases(const ConvProblem& z, Pass pass, GatherPhase* to) {
 
 // Copies an operand if the plan says so (of n images, h x w positions, groups of `channels`); leaves in `map` how it
 // lies.
-template <class Group, class T = typename Group::Element>
+template <class Group, class Element = typename Group::Element>
 int prepare(const RealCall& call, TensorRef t, int64_t channels, int64_t h, int64_t w, const CudaOperand& plan,
             PatchesMap* map) {
   if (const int error = pack_operand<Group>(call, plan, call.z.n, h, w, channels, &t)) return error;
-  const int64_t bytes = int64_t(sizeof(T)), n = call.z.n, all_channels = call.z.groups * plan.channels;
+  const int64_t bytes = int64_t(sizeof(Element)), n = call.z.n, all_channels = call.z.groups * plan.channels;
   *map = {};
-  map->number = number_of<T>();
+  map->number = number_of<Element>();
   map->data = t.data;
   map->stride[0] = t.stride[3] * bytes;
   map->stride[1] = t.stride[2] * bytes;
@@ -99,7 +99,7 @@ int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padd
   return pack_weights_of<Group, 16 / int(sizeof(Element))>(call, roles, padded);
 }
 
-template <class Group, class T = typename Group::Element>
+template <class Group, class T = typename Group::Source>
 int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
   const CudaShape shape = cuda_shape(z, roles.pass);
@@ -126,7 +126,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.result = result_of<T, float>(call, roles.result, roles.result.stride[1]);
   p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
                                                      roles.rows, int64_t(sizeof(T)));
-  if constexpr (Group::kParts == 2) p.again = gather_again(call, roles);
+  if constexpr (Group::kParts > 1) p.again = gather_again(call, roles);
   RowsMap weights;
   if (const int error =
           prepare_weights<Group>(call, roles, p.tap_steps * kChunk<Group>, p.grid.phases, int(n), &weights))
@@ -164,10 +164,11 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
                              : launch(hopper_gather<Group, 64>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 64>::kBytes, call.stream, p);
   if (error || call.plan.splits == 1) return error;
-  return add_parts(call, roles.result, roles.result_size, 1, p.result.partial, Group::kParts == 2 ? &p.again : nullptr);
+  if constexpr (Group::kParts > 1) return add_parts(call, roles.result, roles.result_size, p.result.partial, p.again);
+  return add_parts(call, roles.result, roles.result_size, 1, p.result.partial);
 }
 
-template <class Group, class T = typename Group::Element>
+template <class Group, class T = typename Group::Source>
 int run_correlate(const RealCall& call) {
   const ConvProblem& z = call.z;
   const Buffers& b = call.b;
@@ -199,16 +200,24 @@ int run_correlate(const RealCall& call) {
   p.grad_group = int32_t(call.plan.grad.channels);
   p.input_group = int32_t(call.plan.source.channels);
   if (const int error = prepare<Group>(call, b.output, z.group_k(), z.p, z.q, call.plan.grad, &map)) return error;
-  map.positions = kBox;
-  if (const int error = encode(map, &p.grad)) return error;
+  const auto encode_parts = [&](TensorMap* maps) {
+    map.positions = kBox;
+    map.size[3] = z.n;
+    for (int part = 0; part < Group::kParts; ++part) {
+      if (const int error = encode(map, &maps[part])) return error;
+      map.data = static_cast<const char*>(map.data) + z.n * map.stride[2];
+    }
+    return 0;
+  };
+  if (const int error = encode_parts(p.grad)) return error;
   if (const int error = prepare<Group>(call, b.input, z.group_c(), z.h, z.w, call.plan.source, &map)) return error;
-  map.positions = kBox;
   map.step[0] = p.step_w;
   map.step[1] = p.step_h;
   set_box(h, w, &map);
-  if (const int error = encode(map, &p.input)) return error;
+  if (const int error = encode_parts(p.input)) return error;
   p.to = strides_of(b.weight);
   p.result = result_of<T, float>(call, b.weight, p.to.n);
+  if constexpr (Group::kParts > 1) p.again = correlate_again(call);
   const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
   if (call.plan.splits > 1) {
     p.result.partial = reinterpret_cast<float*>(call.workspace() + call.plan.partial_offset);
@@ -224,24 +233,34 @@ int run_correlate(const RealCall& call) {
                                       HopperShared<Group, 128>::kBytes, call.stream, p)
                              : launch(hopper_correlate<Group, 64>, p.blocks, kHopperThreads,
                                       HopperShared<Group, 64>::kBytes, call.stream, p);
-  return error || call.plan.splits == 1 ? error : add_parts(call, b.weight, size, 0, p.result.partial);
+  if (error || call.plan.splits == 1) return error;
+  if constexpr (Group::kParts > 1) return add_parts(call, b.weight, size, p.result.partial, p.again);
+  return add_parts(call, b.weight, size, 0, p.result.partial);
+}
+
+// Calls function(group) for the kind of number that the problem has.
+template <class Function>
+int with_group(const ConvProblem& z, const Function& function) {
+  switch (z.dtype) {
+    case DType::BFloat16:
+      return function(Type<SixteenBitGroup<bfloat16>>());
+    case DType::Float16:
+      return function(Type<SixteenBitGroup<float16>>());
+    default:
+      return wgmma_parts(z) > 1 ? function(Type<ThreeBF16Group>()) : function(Type<TF32Group>());
+  }
 }
 
 }  // namespace
 
 int launch_wgmma(const RealCall& call, const GatherRoles& roles) {
-  switch (call.z.dtype) {
-    case DType::BFloat16:
-      return run_wgmma<SixteenBitGroup<bfloat16>>(call, roles);
-    case DType::Float16:
-      return run_wgmma<SixteenBitGroup<float16>>(call, roles);
-    default:
-      return wgmma_parts(call.z) == 2 ? run_wgmma<ThreeTF32Group>(call, roles) : run_wgmma<TF32Group>(call, roles);
-  }
+  return with_group(call.z, [&]<class Group>(Type<Group>) { return run_wgmma<Group>(call, roles); });
 }
 int launch_wgmma_weight_grad(const RealCall& call) {
-  return call.z.dtype == DType::BFloat16 ? run_correlate<SixteenBitGroup<bfloat16>>(call)
-                                         : run_correlate<SixteenBitGroup<float16>>(call);
+  return with_group(call.z, [&]<class Group>(Type<Group>) {
+    if constexpr (sizeof(typename Group::Element) == 2) return run_correlate<Group>(call);
+    return 1;  // the plan declines it
+  });
 }
 
 }  // namespace cuda

@@ -106,7 +106,7 @@ struct HopperParameters {
   Result<T, float> result;
   int64_t split_elements;
   Waits* waits;
-  GatherAgain again;  // float32 in two parts: what three products do not say
+  GatherAgain again;  // float32 in parts: what their products do not say
 };
 
 // What a tile is, the same for all roles.
@@ -176,17 +176,13 @@ CONV_EXT_DEVICE void multiply_pieces(float (&chain)[sums], const uint64_t (&patc
                                      const uint64_t (&weights)[Group::kParts], bool begins) {
   using Tag = typename Group::Element;
   begin_products();
+  each_product<Group::kParts>([&](int x, int w, bool first) {
 #pragma unroll
-  for (int i = 0; i < count; ++i) {
-    const uint64_t k = uint64_t(i) * (32 >> 4);
-    if constexpr (Group::kParts == 2) {
-      multiply_group(chain, patches[1] + k, weights[0] + k, i > 0 || !begins, Tag{});
-      multiply_group(chain, patches[0] + k, weights[1] + k, true, Tag{});
-      multiply_group(chain, patches[0] + k, weights[0] + k, true, Tag{});
-    } else {
-      multiply_group(chain, patches[0] + k, weights[0] + k, i > 0 || !begins, Tag{});
+    for (int i = 0; i < count; ++i) {
+      const uint64_t k = uint64_t(i) * (32 >> 4);
+      multiply_group(chain, patches[x] + k, weights[w] + k, !first || i > 0 || !begins, Tag{});
     }
-  }
+  });
   commit_products();
 }
 
@@ -311,33 +307,41 @@ CONV_EXT_DEVICE void write_tile(const HopperParameters<T>& p, const HopperTile<T
   }
 }
 
-// Forms again what three products of parts make of an infinity, in multiply-adds, and writes it over that. A thread
-// looks at its own sums alone.
-template <int n, class T>
-CONV_EXT_DEVICE void write_again(const HopperParameters<T>& p, const HopperTile<T>& tile, const float (&total)[n / 2]) {
-  if (p.result.partial != nullptr) return;  // the parts' sum is looked at
-  uint32_t wrong[n / 64];
+// Calls form(i) for each of a thread's sums that is not finite: in a loop, for the code is long.
+template <int count, class Form>
+CONV_EXT_DEVICE void each_not_finite(const float (&total)[count], const Form& form) {
+  uint32_t wrong[count / 32];
 #pragma unroll
-  for (int i = 0; i < n / 2; ++i) {
+  for (int i = 0; i < count; ++i) {
     if (i % 32 == 0) wrong[i / 32] = 0;
     wrong[i / 32] |= uint32_t(!is_finite(total[i])) << (i % 32);
   }
-  const GatherPhase& phase = *tile.phase;
-  const int lane = thread_index() % 32;
 #pragma unroll
-  for (int word = 0; word < n / 64; ++word)
+  for (int word = 0; word < count / 32; ++word)
     for (uint32_t rest = wrong[word]; rest != 0; rest &= rest - 1) {
       int i = word * 32;
       for (uint32_t bits = rest; (bits & 1) == 0; bits >>= 1) ++i;
-      const int64_t position = tile.first_position + thread_index() / 32 * 16 + lane / 4 + i / 2 % 2 * 8;
-      const int row = tile.first_row + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (position >= tile.positions || row >= p.rows) continue;
-      const Digits d = digits_of(position, phase.count_h, phase.count_w);
-      const int64_t channel = int64_t(tile.place.group) * p.rows + row;
-      const int64_t at[4] = {d.high, channel, phase.first_output_h + int64_t(d.middle) * p.output_step_h,
-                             phase.first_output_w + int64_t(d.low) * p.output_step_w};
-      p.result.write(channel, at[0] * p.to.n + at[2] * p.to.h + at[3] * p.to.w, p.again.sum(at));
+      form(i);
     }
+}
+
+// Forms again what products of parts make of an infinity, in multiply-adds, and writes it over that. A thread looks at
+// its own sums alone.
+template <int n, class T>
+CONV_EXT_DEVICE void write_again(const HopperParameters<T>& p, const HopperTile<T>& tile, const float (&total)[n / 2]) {
+  if (p.result.partial != nullptr) return;  // the parts' sum is looked at
+  const GatherPhase& phase = *tile.phase;
+  const int lane = thread_index() % 32;
+  each_not_finite(total, [&](int i) {
+    const int64_t position = tile.first_position + thread_index() / 32 * 16 + lane / 4 + i / 2 % 2 * 8;
+    const int row = tile.first_row + i / 4 * 8 + lane % 4 * 2 + i % 2;
+    if (position >= tile.positions || row >= p.rows) return;
+    const Digits d = digits_of(position, phase.count_h, phase.count_w);
+    const int64_t channel = int64_t(tile.place.group) * p.rows + row;
+    const int64_t at[4] = {d.high, channel, phase.first_output_h + int64_t(d.middle) * p.output_step_h,
+                           phase.first_output_w + int64_t(d.low) * p.output_step_w};
+    p.result.write(channel, at[0] * p.to.n + at[2] * p.to.h + at[3] * p.to.w, p.again.sum(at));
+  });
 }
 
 // A warpgroup's sums over `steps` steps of the ring; multiply(chain, stage, begins) starts the products of one.
@@ -371,6 +375,10 @@ CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const HopperShared<Group, 
     for (int i = 0; i < n / 2; ++i) total[i] += chain[i];
     step += last;
   }
+  if constexpr (Group::kParts > 1) {
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) total[i] *= kSumScale;
+  }
 }
 
 // A warpgroup: multiplies what is brought, and writes the tiles.
@@ -389,7 +397,7 @@ CONV_EXT_DEVICE void consume(const HopperParameters<T>& p, const HopperShared<Gr
       multiply_step(chain, shared, stage, group, ends_tap ? p.last_products : kProducts, begins);
     });
     write_tile(p, tile, shared, total, group);
-    if constexpr (Group::kParts == 2) write_again<n>(p, tile, total);
+    if constexpr (Group::kParts > 1) write_again<n>(p, tile, total);
   }
 }
 
@@ -419,7 +427,7 @@ CONV_EXT_DEVICE Shared aligned_shared(Waits* waits) {
   return Shared{shared_memory() + (beyond == 0 ? 0 : kSwizzleBytes - beyond), waits};
 }
 
-template <class Group, int n, class T = typename Group::Element>
+template <class Group, int n, class T = typename Group::Source>
 CONV_EXT_KERNEL(kHopperThreads)
 hopper_gather(CONV_EXT_GRID_CONSTANT HopperParameters<T> p) {
   const auto shared = aligned_shared<HopperShared<Group, n>>(p.waits);

@@ -24,16 +24,36 @@ struct TF32Group {
   // To nearest: the tensor cores would cut off.
   CONV_EXT_DEVICE static float part(float value, int) { return float_of(round_tf32(value)); }
 };
-struct ThreeTF32Group {
+// float32 in three parts of bfloat16, of whose products six count (parts.h): float32's accuracy, if sums are handed
+// over every 64 k. A product of TF32 takes as long as two of bfloat16, so that they cost no more than the three that
+// two parts of TF32 would want; they lose less to the tensor cores' cutting off (1.3 roundings of float32 where all is
+// positive, not 8), for a large product has 16 bits, not 22; and operands may lie across the sum.
+struct ThreeBF16Group {
   using Source = float;
-  using Element = float;
-  static constexpr int kParts = 2, kChain = 64;
-  CONV_EXT_DEVICE static float part(float value, int part) {
-    uint32_t large, small;
-    ThreeTF32::split(bits_of(value), large, small);
-    return float_of(part == 0 ? large : small);
+  using Element = bfloat16;
+  static constexpr int kParts = 3, kChain = 64;
+  // Of what is not finite, or scaled no longer is, parts and sums are not finite: such sums are formed again.
+  CONV_EXT_DEVICE static bfloat16 part(float value, int part) {
+    float rest = value * kPartScale;
+    bfloat16 nearest;
+    narrow(rest, &nearest);
+    for (int i = 0; i < part; ++i) {
+      rest -= widen(nearest);
+      narrow(rest, &nearest);
+    }
+    return nearest;
   }
 };
+
+constexpr int kMostParts = 3;
+
+// Calls multiply(part of the left operand, part of the right one, whether it is the first) for each product of parts.
+template <int parts, int product = kSplitProducts - parts * (parts + 1) / 2, class Multiply>
+CONV_EXT_DEVICE void each_product(const Multiply& multiply) {
+  constexpr int left = kSplitProduct[product][0], right = kSplitProduct[product][1];
+  multiply(left, right, product == kSplitProducts - parts * (parts + 1) / 2);
+  if constexpr (product + 1 < kSplitProducts) each_product<parts, product + 1>(multiply);
+}
 
 // Numbers of one step along k, those of one product, and products of a step.
 template <class Group>

@@ -1,4 +1,4 @@
-// weight_grad on sm_90a, of 16-bit numbers: the ring of hopper.cuh with other operands.
+// weight_grad on sm_90a, of 16-bit numbers and of parts of float32: the ring of hopper.cuh with other operands.
 //
 // A tile has 128 channels of the gradient (M of the instruction) by 64 or 128 channels of the input (N) at one tap. The
 // sum goes over positions, 64 in a step; both operands have their channels together, and so run across k.
@@ -13,7 +13,8 @@ constexpr int kBox = 64, kBoxBytes = kBox * kRowBytes;  // channels and position
 
 template <class T>
 struct CorrelateParameters {
-  TensorMap grad, input;
+  // A map for each part: the last step's positions run on beyond the last image, where they have to read zeros.
+  TensorMap grad[kMostParts], input[kMostParts];
   Grid grid;  // tiles_m: of the gradient's channels, tiles_n: of taps and the input's channels; steps of a split
   int32_t tiles, blocks;
   int64_t positions;
@@ -25,6 +26,7 @@ struct CorrelateParameters {
   Result<T, float> result;
   int64_t split_elements;
   Waits* waits;
+  CorrelateAgain again;  // as in HopperParameters
 };
 
 template <class T>
@@ -83,17 +85,20 @@ CONV_EXT_DEVICE void produce_pairs(const CorrelateParameters<T>& p, const Hopper
       const int w = p.lower_w + at.low * p.step_w, h = p.lower_h + at.middle * p.step_h;
       wait_empty(shared, ring.stage, ring.parity ^ 1);
       uint64_t* const full = shared.full(ring.stage);
-      arrive_expecting(full, (grads + inputs) * kBoxBytes);
+      arrive_expecting(full, Group::kParts * (grads + inputs) * kBoxBytes);
 #pragma unroll
-      for (int i = 0; i < kHopperM / kBox; ++i)
-        if (i < grads)
-          copy_patches(shared.patches(ring.stage, 0) + i * kBoxBytes, &p.grad, full, grad_channel + i * kBox, at.low,
-                       at.middle, at.high, 0, 0);
+      for (int part = 0; part < Group::kParts; ++part) {
 #pragma unroll
-      for (int i = 0; i < n / kBox; ++i)
-        if (i < inputs)
-          copy_patches(shared.weights(ring.stage, 0) + i * kBoxBytes, &p.input, full, input_channel + i * kBox, w, h,
-                       at.high, tap_w, tap_h);
+        for (int i = 0; i < kHopperM / kBox; ++i)
+          if (i < grads)
+            copy_patches(shared.patches(ring.stage, part) + i * kBoxBytes, &p.grad[part], full,
+                         grad_channel + i * kBox, at.low, at.middle, at.high, 0, 0);
+#pragma unroll
+        for (int i = 0; i < n / kBox; ++i)
+          if (i < inputs)
+            copy_patches(shared.weights(ring.stage, part) + i * kBoxBytes, &p.input[part], full,
+                         input_channel + i * kBox, w, h, at.high, tap_w, tap_h);
+      }
       ring.advance();
       walker.advance();
     }
@@ -108,14 +113,21 @@ CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const Hopper
     const CorrelateTile<T> tile(p, index, n);
     float total[n / 2];
     sum_steps<Group, n>(total, shared, ring, tile.steps, [&](float (&chain)[n / 2], int stage, bool begins) {
-      const uint64_t grad = operand_across(shared_address(shared.patches(stage, 0) + group * kBoxBytes), kBoxBytes),
-                     input = operand_across(shared_address(shared.weights(stage, 0)), kBoxBytes);
-      begin_products();
+      uint64_t grad[Group::kParts], input[Group::kParts];
 #pragma unroll
-      for (int i = 0; i < kBox / 16; ++i) {
-        const uint64_t k = uint64_t(i) * (16 * kRowBytes >> 4);
-        multiply_group_across(chain, grad + k, input + k, i > 0 || !begins, T{});
+      for (int part = 0; part < Group::kParts; ++part) {
+        grad[part] = operand_across(shared_address(shared.patches(stage, part) + group * kBoxBytes), kBoxBytes);
+        input[part] = operand_across(shared_address(shared.weights(stage, part)), kBoxBytes);
       }
+      begin_products();
+      each_product<Group::kParts>([&](int y, int x, bool first) {
+#pragma unroll
+        for (int i = 0; i < kBox / 16; ++i) {
+          const uint64_t k = uint64_t(i) * (16 * kRowBytes >> 4);
+          multiply_group_across(chain, grad[y] + k, input[x] + k, !first || i > 0 || !begins,
+                                typename Group::Element{});
+        }
+      });
       commit_products();
     });
     Result<T, float> result = p.result;
@@ -132,10 +144,19 @@ CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const Hopper
       const int m = row + i / 2 % 2 * 8, c = channel + i / 4 * 8 + i % 2;
       if (m < p.rows && c < p.channels) result.write(m, at_tap + c * p.to.c, total[i]);
     }
+    if constexpr (Group::kParts > 1) {
+      if (result.partial != nullptr) continue;  // the parts' sum is looked at
+      each_not_finite(total, [&](int i) {
+        const int m = row + i / 2 % 2 * 8, c = channel + i / 4 * 8 + i % 2;
+        if (m >= p.rows || c >= p.channels) return;
+        const int64_t at[4] = {int64_t(tile.place.group) * p.rows + m, c, tile.r, tile.s};
+        result.write(m, at_tap + c * p.to.c, p.again.sum(at));
+      });
+    }
   }
 }
 
-template <class Group, int n, class T = typename Group::Element>
+template <class Group, int n, class T = typename Group::Source>
 CONV_EXT_KERNEL(kHopperThreads)
 hopper_correlate(CONV_EXT_GRID_CONSTANT CorrelateParameters<T> p) {
   const auto shared = aligned_shared<HopperShared<Group, n>>(p.waits);

@@ -150,6 +150,7 @@ struct WarpSums {
     }
   }
   CONV_EXT_DEVICE typename Math::Sum sum(int i, int j, int e) const {
+    if constexpr (Math::kFormsAgain) return total[i][j][e] * kSumScale;
     if constexpr (Math::kChain > 0) return total[i][j][e];
     return chain[i][j][e];
   }

@@ -203,6 +203,18 @@ inline GatherAgain gather_again(const RealCall& call, const GatherRoles& roles) 
           call.b.weight.stride[2],
           call.b.weight.stride[3]};
 }
+inline CorrelateAgain correlate_again(const RealCall& call) {
+  const ConvProblem& z = call.z;
+  return {axis_of(vertical_axis(z, Pass::WeightGrad)),
+          axis_of(horizontal_axis(z, Pass::WeightGrad)),
+          {static_cast<const float*>(call.b.output.data), int32_t(z.p), int32_t(z.q)},
+          {static_cast<const float*>(call.b.input.data), int32_t(z.h), int32_t(z.w)},
+          strides_of(call.b.output),
+          strides_of(call.b.input),
+          int32_t(z.n),
+          int32_t(z.group_k()),
+          int32_t(z.group_c())};
+}
 // Copies the weights to the beginning of the workspace, as rows of the product, each tap with `padded` channels: a
 // multiple of `wide`.
 template <class Kind, int wide, class T = typename Kind::Source, class Element = typename Kind::Element>
@@ -244,7 +256,11 @@ int launch_first_layer(const RealCall& call);
 int launch_wgmma(const RealCall& call, const GatherRoles& roles);
 int launch_wgmma_weight_grad(const RealCall& call);
 int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], int bias_dimension,
-              const float* partial, const GatherAgain* again = nullptr);
+              const float* partial);
+int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const float* partial,
+              const GatherAgain& again);
+int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const float* partial,
+              const CorrelateAgain& again);
 
 }  // namespace cuda
 }  // namespace conv_ext

@@ -9,9 +9,11 @@
 //   row, column        where a lane's sum e stands in the product: kRows x kColumns of them
 //   kChain             so many k are summed before the sum is added to another one (0: no second sum)
 //   kStages            steps in shared memory: one that is multiplied, the others are on their way
-//   kFormsAgain        a sum that is not finite may be finite or another infinity: it is formed again, see again.cuh
+//   kFormsAgain        numbers are split into scaled parts: sums are scaled by kSumScale; one that is not finite may be
+//                      finite or another infinity and is formed again, see again.cuh
 #pragma once
 
+#include "../parts.h"
 #include "device.h"
 
 namespace conv_ext {
@@ -71,8 +73,9 @@ struct Simple {
   CONV_EXT_DEVICE static int column(int lane, int) { return lane % 8; }
 };
 
-// Tensor cores with sums in float32. Their sums lose more than float32's rounding, hence the chains: what is beyond is
-// added in float32.
+// Tensor cores with sums in float32. They align what they add to the largest of it and cut off what lies some 25 bits
+// below, and then what float32 does not hold: each instruction loses up to two or three roundings of float32 of the sum
+// so far, always toward zero. Hence the chains: what is beyond is added in float32.
 template <class T>
 struct TensorCores {
   using Element = T;
@@ -142,10 +145,12 @@ struct TF32 : TensorCores<float> {
   CONV_EXT_DEVICE static void multiply(Sums& sum, const Left& a, const Right& b) { multiply_tf32(sum, a.word, b.word); }
 };
 
-// float32 in two parts of TF32 each, of which three of the four products count: float32's accuracy, if sums are handed
-// over to a float32 register every 64 k (without that they are not: arXiv 2203.03341).
+// float32 in two parts of TF32 each, of which three of the four products count, the small ones first: while the sum is
+// small, little of it is cut off. Sums are handed over to a float32 register after each step, of 16 k, for with longer
+// chains it is not float32's accuracy: sums of positive numbers would be 8 roundings of float32 too small with chains
+// of 64 (14 on Ampere, which is beyond the bound), so they are 1.6 (2.4).
 struct ThreeTF32 : TensorCores<float> {
-  static constexpr int kChain = 64;
+  static constexpr int kChain = kBlockK;
   static constexpr bool kFormsAgain = true;
   struct Left {
     uint32_t large[4], small[4];
@@ -154,12 +159,15 @@ struct ThreeTF32 : TensorCores<float> {
     uint32_t large[2], small[2];
   };
 
-  // large + small = value to 2^-23: large is rounded to nearest, and of the exact rest hardly a bit is cut off. What is
-  // not finite, or would round to infinity, has a small part that is NaN: so has the sum then.
+  // large + small = the scaled value to 2^-23: large is rounded to nearest, and of the exact rest hardly a bit is cut
+  // off. Neither is subnormal (parts.h): TF32 ends at 2^-136, and the tensor cores align a subnormal number's product
+  // as if it were not that small. What is not finite, scaled, or would round to infinity, has a small part that is not:
+  // so has the sum.
   CONV_EXT_DEVICE static void split(uint32_t bits, uint32_t& large, uint32_t& small) {
     constexpr uint32_t kTF32 = 0xffffe000u;
-    large = (bits + 0x1000u) & kTF32;
-    small = bits_of(float_of(bits) - float_of(large)) & kTF32;
+    const float value = float_of(bits) * kPartScale;
+    large = (bits_of(value) + 0x1000u) & kTF32;
+    small = bits_of(value - float_of(large)) & kTF32;
   }
   template <Order order>
   CONV_EXT_DEVICE static void load_left(Left& a, const float* rows, int pitch, int lane) {

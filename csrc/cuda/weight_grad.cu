@@ -38,16 +38,7 @@ int run_correlate(const RealCall& call) {
   p.to = strides_of(b.weight);
   p.result = result_of<T, Sum>(call, b.weight, b.weight.stride[0]);
   const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
-  if constexpr (Math::kFormsAgain)
-    p.again = {p.vertical,
-               p.horizontal,
-               {static_cast<const T*>(b.output.data), p.grad.h, p.grad.w},
-               {static_cast<const T*>(b.input.data), p.input.h, p.input.w},
-               strides_of(b.output),
-               strides_of(b.input),
-               p.images,
-               p.rows,
-               int32_t(z.group_c())};
+  if constexpr (Math::kFormsAgain) p.again = correlate_again(call);
   p.result.vectors = reads_vectors(b.weight, z.k, z.r, z.s, size[1], int64_t(sizeof(T)));
   if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);
 
@@ -132,6 +123,12 @@ int run_math(const RealCall& call) {
 }
 
 }  // namespace
+
+int add_parts(const RealCall& call, const TensorRef& to, const int64_t (&size)[4], const float* partial,
+              const CorrelateAgain& again) {
+  return launch_reduce<float>(call, to, size, kOrderOfWeights, 0, partial, again);
+}
+
 }  // namespace cuda
 
 int launch_weight_grad(const ConvProblem& z, const CudaPlan& plan, const Buffers& buffers, void* stream) {

@@ -10,6 +10,16 @@
 
 namespace conv_ext {
 
+// A storage may be freed or cut while tensors still look at it (resize_ of the storage, as sharded training does).
+inline void check_storage(const char* name, const at::Tensor& t) {
+  if (t.numel() == 0) return;
+  int64_t last = t.storage_offset();
+  for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+  const int64_t needed = (last + 1) * int64_t(t.itemsize()), there = int64_t(t.storage().nbytes());
+  TORCH_CHECK(needed <= there, "The memory of ", name, " is not allocated: size ", t.sizes(), ", stride ", t.strides(),
+              " and offset ", t.storage_offset(), " need ", needed, " bytes of its storage, which has ", there);
+}
+
 inline TensorRef ref(const at::Tensor& t) {
   return {const_cast<void*>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
 }
@@ -28,6 +38,9 @@ inline at::Tensor allocate_result(ConvProblem* problem, Pass pass, const at::Ten
 inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,
                           const at::Tensor& result, const CallArguments& call) {
   Buffers buffers{};
+  check_storage(pass == Pass::Forward ? "input" : "grad_output", a);
+  check_storage(pass == Pass::WeightGrad ? "input" : "weight", b);
+  if (bias) check_storage("bias", *bias);
   const TensorRef out = ref(result), first = ref(a), second = ref(b);
   switch (pass) {
     case Pass::Forward:

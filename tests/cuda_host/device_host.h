@@ -17,6 +17,7 @@
 #define CONV_EXT_CROWDED_KERNEL(threads, blocks) void
 #define CONV_EXT_DEVICE inline
 #define CONV_EXT_HOST_UNCHECKED __attribute__((noinline, no_sanitize("address", "undefined")))
+#define CONV_EXT_HOST_PART __attribute__((always_inline, no_sanitize("address", "undefined")))  // of such a function
 
 namespace conv_ext {
 namespace cuda {
@@ -266,50 +267,166 @@ inline float16 narrow_to_half(float value) {
   return result;
 }
 
-// sum (16 x 8) += left (16 x count) right (8 x count), transposed. The loops that take the time: not instrumented.
-CONV_EXT_HOST_UNCHECKED inline void add_product(double* sum, const double* left, const double* right, int count) {
-  for (int row = 0; row < 16; ++row)
-    for (int column = 0; column < 8; ++column)
-      for (int k = 0; k < count; ++k) sum[row * 8 + column] += left[row * count + k] * right[column * count + k];
+// What the tensor cores of NVIDIA's devices make of one instruction (arXiv 2511.10909, 2512.07004, which found it by
+// tests): the products are exact; they and the sum are aligned to the largest of their exponents, that of a product
+// being the sum of its factors' exponents, and cut off `fraction` bits behind it; what is added up so is cut off to
+// float32. Everything rounds toward zero.
+struct TensorCore {
+  int fraction = 24;   // bits; 25 on Hopper
+  bool halves = true;  // mma.sync takes the first half of k, then the second (Ampere)
+};
+inline TensorCore tensor_core;
+
+CONV_EXT_HOST_PART inline int exponent_of(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, 8);
+  return int(bits >> 52 & 0x7ff) - 1023;
+}
+CONV_EXT_HOST_PART inline double power_of_two(int exponent) {
+  const uint64_t bits = uint64_t(exponent + 1023) << 52;
+  double value;
+  memcpy(&value, &bits, 8);
+  return value;
+}
+CONV_EXT_HOST_PART inline float cut_to_float(double value) {
+  if (!(fabs(value) < 0x1p128)) return float(value);
+  if (fabs(value) < 0x1p-126) return float(trunc(value * 0x1p149) * 0x1p-149);
+  uint64_t bits;
+  memcpy(&bits, &value, 8);
+  bits &= ~((uint64_t(1) << 29) - 1);
+  memcpy(&value, &bits, 8);
+  return float(value);
+}
+
+// One operand of an instruction: number (k, i) at k * rows + i. The exponents are those of the number's own type: of a
+// subnormal one the smallest, and so low for a zero that it never counts.
+struct Factors {
+  static constexpr int kMost = 128 * 16, kNone = 1 << 12;
+  double number[kMost];
+  int16_t exponent[kMost];
+  int largest, smallest;  // of all exponents; and 2^smallest divides all numbers
+  int rows, count;
+
+  CONV_EXT_HOST_UNCHECKED void measure(int of_rows, int of_k, int smallest_exponent) {
+    rows = of_rows;
+    count = of_k;
+    largest = -126;
+    smallest = kNone;
+    for (int i = 0; i < rows * count; ++i) {
+      if (number[i] == 0) {
+        exponent[i] = -126;
+        continue;
+      }
+      uint64_t bits;
+      memcpy(&bits, &number[i], 8);
+      const int own = exponent_of(number[i]);
+      const int last = own - 52 + __builtin_ctzll(bits | uint64_t(1) << 52);
+      exponent[i] = int16_t(own < smallest_exponent ? smallest_exponent : own);
+      if (exponent[i] > largest) largest = exponent[i];
+      if (last < smallest) smallest = last;
+    }
+  }
+};
+
+// The sum of sum and the products of left's numbers (k, row), right's (k, column) for k in [first, end).
+CONV_EXT_HOST_UNCHECKED __attribute__((optimize("O2"))) inline float add_cut(float sum, const Factors& left, int row,
+                                                                             const Factors& right, int column,
+                                                                             int first, int end) {
+  double total = double(sum);
+  for (int k = first; k < end; ++k) total += left.number[k * left.rows + row] * right.number[k * right.rows + column];
+  if (!isfinite(total)) return float(total);
+  int largest = sum == 0 || fabsf(sum) < 0x1p-126f ? -126 : exponent_of(double(sum));
+  for (int k = first; k < end; ++k) {
+    const int exponent = left.exponent[k * left.rows + row] + right.exponent[k * right.rows + column];
+    if (exponent > largest) largest = exponent;
+  }
+  const double last = power_of_two(largest - tensor_core.fraction),
+               per_last = power_of_two(tensor_core.fraction - largest);
+  total = trunc(double(sum) * per_last);
+  for (int k = first; k < end; ++k)
+    total += trunc(left.number[k * left.rows + row] * right.number[k * right.rows + column] * per_last);
+  return cut_to_float(total * last);
+}
+// The loop that takes the time: exact where nothing is cut off.
+CONV_EXT_HOST_UNCHECKED __attribute__((optimize("O3"))) inline void add_exactly(double* sum, const Factors& left,
+                                                                                const Factors& right, int first,
+                                                                                int end) {
+  const int columns = right.rows;
+  for (int row = 0; row < left.rows; ++row)
+    for (int k = first; k < end; ++k)
+      for (int column = 0; column < columns; ++column)
+        sum[row * columns + column] += left.number[k * left.rows + row] * right.number[k * columns + column];
+}
+// An instruction: sum_at(row, column) gives each sum's place; `add`: else they begin at zero. Sums of few bits, as the
+// tests' integers have, are not cut off, and need no look at single products.
+template <class SumAt>
+CONV_EXT_HOST_UNCHECKED void add_products(const Factors& left, const Factors& right, int first, int end, bool add,
+                                          SumAt sum_at) {
+  const int beyond = left.largest + right.largest - tensor_core.fraction, unit = left.smallest + right.smallest;
+  const bool finite = left.largest < 1024 && right.largest < 1024;
+  if (add && finite && unit >= Factors::kNone) return;  // zeros alone, which make NaN of an infinity
+  const bool exact = beyond <= unit && beyond > -1000 && beyond < 1000;
+  double sums[16 * 128];
+  if (exact) {
+    memset(sums, 0, sizeof(double) * size_t(left.rows * right.rows));
+    add_exactly(sums, left, right, first, end);
+  }
+  const double most = exact && unit < 900 ? power_of_two(unit + tensor_core.fraction + 1) : 0,
+               per_unit = exact ? power_of_two(-beyond) : 0;
+  for (int row = 0; row < left.rows; ++row)
+    for (int column = 0; column < right.rows; ++column) {
+      float& one = *sum_at(row, column);
+      const float before = add ? one : 0;
+      const double scaled = double(before) * per_unit;
+      one = exact && fabs(double(before)) < most && scaled == trunc(scaled)
+                ? cut_to_float(double(before) + sums[row * right.rows + column])
+                : add_cut(before, left, row, right, column, first, end);
+    }
 }
 // The products of the tensor cores: lane l holds rows l / 4 and l / 4 + 8 of the left operand, column l / 4 of the
 // right one, of each the numbers that begin at l % 4 words, and again four words on.
 template <int kInWord, class Number>
-void multiply_warp(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Number number) {
+void multiply_warp(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int smallest_exponent,
+                   Number number) {
   struct Lane {
     float* sum;
     const uint32_t *a, *b;
+    int smallest_exponent;
     Number number;
-  } lane{sum, a, b, number};
+  } lane{sum, a, b, smallest_exponent, number};
   together(&lane, [](void** all) {
     constexpr int kCount = 8 * kInWord;
-    double total[16 * 8] = {}, left[16 * kCount], right[8 * kCount];
+    static Factors left, right;
     for (int l = 0; l < 32; ++l) {
       const Lane& from = *static_cast<Lane*>(all[l]);
       for (int part = 0; part < kInWord; ++part) {
         const int k = l % 4 * kInWord + part;
         for (int word = 0; word < 4; ++word)
-          left[(l / 4 + word % 2 * 8) * kCount + k + word / 2 * 4 * kInWord] = double(from.number(from.a[word], part));
+          left.number[(k + word / 2 * 4 * kInWord) * 16 + l / 4 + word % 2 * 8] =
+              double(from.number(from.a[word], part));
         for (int word = 0; word < 2; ++word)
-          right[l / 4 * kCount + k + word * 4 * kInWord] = double(from.number(from.b[word], part));
+          right.number[(k + word * 4 * kInWord) * 8 + l / 4] = double(from.number(from.b[word], part));
       }
     }
-    add_product(total, left, right, kCount);
-    for (int l = 0; l < 32; ++l)
-      for (int e = 0; e < 4; ++e) {
-        float& one = static_cast<Lane*>(all[l])->sum[e];
-        one = float(double(one) + total[(l / 4 + e / 2 * 8) * 8 + l % 4 * 2 + e % 2]);
-      }
+    const int smallest_exponent = static_cast<Lane*>(all[0])->smallest_exponent;
+    left.measure(16, kCount, smallest_exponent);
+    right.measure(8, kCount, smallest_exponent);
+    const int step = tensor_core.halves ? kCount / 2 : kCount;
+    for (int first = 0; first < kCount; first += step)
+      add_products(left, right, first, first + step, true, [&](int row, int column) {
+        return &static_cast<Lane*>(all[row % 8 * 4 + column / 2])->sum[row / 8 * 2 + column % 2];
+      });
   });
 }
 inline void multiply_tf32(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  multiply_warp<1>(sum, a, b, [](uint32_t word, int) { return float_of(word & ~0x1fffu); });
+  multiply_warp<1>(sum, a, b, -126, [](uint32_t word, int) { return float_of(word & ~0x1fffu); });
 }
 inline void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16) {
-  multiply_warp<2>(sum, a, b, [](uint32_t word, int part) { return float_of(word >> (16 * part) << 16); });
+  multiply_warp<2>(sum, a, b, -126, [](uint32_t word, int part) { return float_of(word >> (16 * part) << 16); });
 }
 inline void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float16) {
-  multiply_warp<2>(sum, a, b, [](uint32_t word, int part) { return widen(float16{uint16_t(word >> (16 * part))}); });
+  multiply_warp<2>(sum, a, b, -14,
+                   [](uint32_t word, int part) { return widen(float16{uint16_t(word >> (16 * part))}); });
 }
 inline void multiply_double(double (&sum)[2], double a, double b) {
   struct Lane {

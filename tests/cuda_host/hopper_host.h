@@ -321,27 +321,18 @@ CONV_EXT_HOST_UNCHECKED inline void read_across(uint64_t descriptor, int first, 
       *to++ = number == Number::Float16 ? double(widen(float16{half})) : double(float_of(uint32_t(half) << 16));
     }
 }
-CONV_EXT_HOST_UNCHECKED __attribute__((optimize("O3"))) inline void add_rows(double* sum, const double* left,
-                                                                             const double* right, int count,
-                                                                             int columns) {
-  for (int row = 0; row < 16; ++row)
-    for (int k = 0; k < count; ++k)
-      for (int column = 0; column < columns; ++column)
-        sum[row * columns + column] += left[k * 16 + row] * right[k * columns + column];
-}
 inline void run_product(const GroupProduct& product) {
   const int count = int(32 / number_bytes(product.number));
-  double left[16 * 16], right[128 * 16], sum[16 * 128] = {};
+  static Factors left, right;
   const auto read = product.across ? read_across : read_operand;
-  read(product.a, product.warp % 4 * 16, 16, product.number, left);
-  read(product.b, 0, product.columns, product.number, right);
-  add_rows(sum, left, right, count, product.columns);
-  for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < product.columns / 2; ++i) {
-      float& one = product.sums[lane][i];
-      const double added = sum[(lane / 4 + i / 2 % 2 * 8) * product.columns + i / 4 * 8 + lane % 4 * 2 + i % 2];
-      one = float(product.add ? double(one) + added : added);
-    }
+  read(product.a, product.warp % 4 * 16, 16, product.number, left.number);
+  read(product.b, 0, product.columns, product.number, right.number);
+  const int smallest_exponent = product.number == Number::Float16 ? -14 : -126;
+  left.measure(16, count, smallest_exponent);
+  right.measure(product.columns, count, smallest_exponent);
+  add_products(left, right, 0, count, product.add, [&](int row, int column) {
+    return &product.sums[row % 8 * 4 + column % 8 / 2][column / 8 * 4 + row / 8 * 2 + column % 2];
+  });
 }
 
 struct ProductLane {

@@ -1,35 +1,193 @@
-// Runs the CUDA kernels on fibres against the reference: one problem a line on standard input, integers as operands.
+// Runs the CUDA kernels against the reference, on fibres of the CPU or on a device; kHelp has all of it.
 //
-//   pass dtype precision layout algorithm capability bias relu  N C H W K R S  stride dilation padding (4)  groups
-//
-// Every problem runs in the ways that the first argument names, by default all four in which `machine` can vary: 1 and
-// 3 have late copies, 2 and 3 the warps reversed. "special" instead puts an infinity and a NaN into the operands,
-// "huge" some of the largest numbers of float32 whose sums are finite, "images" asks whether an image alone has the
-// bits that it has in a batch. A line for each problem; exit status 1 where one is wrong.
+// Start reading at check_pass. memory.h is all that differs between the two.
 #include <array>
 #include <cmath>
 #include <iostream>
 #include <limits>
-#include <memory>
+#include <map>
 #include <random>
 #include <sstream>
 #include <string>
 
-#include "../../csrc/cuda/device.h"
 #include "../../csrc/cuda/launch.h"
 #include "../../csrc/reference/reference.h"
+#include "memory.h"
 
 namespace conv_ext {
 namespace {
 
+constexpr const char* kHelp = R"(usage: run                   problems from standard input, one a line
+       run KEY=VALUE ...     one problem
+       run --device          what it runs on
+       run --help
+
+A problem is one line of key=value, and its verdict comes in a line of its own: "exact: ... | the problem". What failed
+runs again by itself where the problem is given as arguments.
+
+  pass=forward|input_grad|weight_grad
+  dtype=float32|float64|bfloat16|float16|complex64|complex128   precision=ieee|tf32|bf16 (ieee)
+  n= c= h= w= k= r= s=             sizes: images, channels, height, width, channels of the result, kernel
+  stride=1,1  dilation=1,1         down, across; one number: both
+  padding=0,0,0,0                  top, bottom, left, right; one number: all, two: top and bottom, left and right
+  groups=1  bias=0|1  relu=0|1     (of forward)
+  layout=contiguous|channels_last|mixed|sliced|transposed|shifted    of the operands in memory; shifted is
+                                   channels_last at no multiple of 16 bytes
+  algorithm=auto|NAME              as in conv_ext.algorithm
+  tile_m= tile_n= splits=          instead of the plan's choice (tiles both or none)
+  capability=                      10 major + minor, for the plan (the device's; 80 on fibres)
+  check=exact                      small integers, whose sums are exact in every order
+        special|huge               the same with an infinity and a NaN; with the largest numbers of float32
+        images                     whether an image alone has the bits that it has in a batch, at any address
+        accuracy|magnitudes        real numbers: sums within the gate of docs/benchmarks.md; of all magnitudes at once
+        sampled                    exact, but only some planes are compared: for large problems
+  every=N                          sampled: one of so many planes (so that their sums have 10^8 products)
+        none                       nothing is compared: for timing alone
+  ways=                            what is varied: of 0123 on fibres (1, 3: late copies, 2, 3: warps reversed)
+  time=MS                          on a device: samples of so many milliseconds together, behind the check
+  memory=guarded|exact             on a device: NaN around every tensor, and nothing may be written there; exact
+                                   memory that nobody has filled is for compute-sanitizer
+
+Exit status: 0 all are right, 1 one is not (or no algorithm computes it), 2 a line says nothing, 3 there is no device,
+4 the device fails; what was left of the lines is to be given to another process.
+)";
+
 constexpr const char* kPassNames[] = {"forward", "input_grad", "weight_grad"};
 constexpr const char* kDTypeNames[] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
+constexpr const char* kPrecisionNames[] = {"ieee", "tf32", "bf16"};
+constexpr const char* kLayoutNames[] = {"contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted"};
+constexpr const char* kCheckNames[] = {"exact",    "special",    "huge",    "images",
+                                       "accuracy", "magnitudes", "sampled", "none"};
+constexpr const char* kMemoryNames[] = {"guarded", "exact"};
+enum class Check { Exact, Special, Huge, Images, Accuracy, Magnitudes, Sampled, None };
 
-template <size_t count>
-int index_of(const char* const (&names)[count], const std::string& name) {
-  for (size_t i = 0; i < count; ++i)
-    if (name == names[i]) return int(i);
-  throw std::invalid_argument("unknown name " + name);
+// The words of a line, each asked for once; what is then left is no key.
+class Words {
+ public:
+  explicit Words(const std::string& line) {
+    std::istringstream words(line);
+    for (std::string word; words >> word;) {
+      const size_t equals = word.find('=');
+      if (equals == std::string::npos) throw std::invalid_argument("a problem is made of key=value, got " + word);
+      if (!values_.emplace(word.substr(0, equals), word.substr(equals + 1)).second)
+        throw std::invalid_argument("a key must stand there once, got " + word.substr(0, equals) + " again");
+    }
+  }
+  std::string text(const std::string& key, const char* usual) {
+    const auto found = values_.find(key);
+    if (found == values_.end()) {
+      if (usual == nullptr) throw std::invalid_argument("a problem must have " + key + "=");
+      return usual;
+    }
+    const std::string value = found->second;
+    values_.erase(found);
+    return value;
+  }
+  template <size_t count>
+  int name(const std::string& key, const char* const (&names)[count], const char* usual) {
+    const std::string value = text(key, usual);
+    std::string all;
+    for (size_t i = 0; i < count; ++i) {
+      if (value == names[i]) return int(i);
+      all += (i ? ", " : "") + std::string(names[i]);
+    }
+    throw std::invalid_argument(key + " must be one of " + all + ", got " + value);
+  }
+  // As many numbers as are wanted, or a divisor of that: then each stands for several.
+  template <size_t count>
+  std::array<int64_t, count> numbers(const std::string& key, const char* usual, int64_t least, int64_t most) {
+    const std::string value = text(key, usual);
+    std::vector<int64_t> found;
+    std::istringstream parts(value);
+    for (std::string part; std::getline(parts, part, ',');) {
+      size_t used = 0;
+      int64_t number = 0;
+      try {
+        number = std::stoll(part, &used);
+      } catch (const std::exception&) {
+        used = 0;
+      }
+      if (used == 0 || used != part.size() || number < least || number > most)
+        throw std::invalid_argument(key + " must be made of whole numbers from " + std::to_string(least) + " to " +
+                                    std::to_string(most) + ", got " + value);
+      found.push_back(number);
+    }
+    if (found.empty() || found.size() > count || count % found.size() != 0)
+      throw std::invalid_argument(key + " must be up to " + std::to_string(count) + " numbers, got " + value);
+    std::array<int64_t, count> all;
+    for (size_t i = 0; i < count; ++i) all[i] = found[i / (count / found.size())];
+    return all;
+  }
+  int64_t number(const std::string& key, const char* usual, int64_t least, int64_t most = int64_t(1) << 30) {
+    return numbers<1>(key, usual, least, most)[0];
+  }
+  void end() const {
+    if (!values_.empty()) throw std::invalid_argument("there is no key " + values_.begin()->first + ": see --help");
+  }
+
+ private:
+  std::map<std::string, std::string> values_;
+};
+
+struct Case {
+  ConvProblem z;
+  Pass pass;
+  std::string layout, algorithm, ways;
+  int64_t capability;
+  bool bias, relu, guarded;
+  Check check;
+  int64_t every;
+  CudaChoices wanted;
+  double milliseconds;
+};
+
+Case read_case(const std::string& line, int64_t capability) {
+  Words words(line);
+  Case c{};
+  ConvProblem& z = c.z;
+  c.pass = Pass(words.name("pass", kPassNames, nullptr));
+  z.dtype = DType(words.name("dtype", kDTypeNames, nullptr));
+  z.precision = Precision(words.name("precision", kPrecisionNames, "ieee"));
+  for (auto [key, size] :
+       {std::pair("n", &z.n), {"c", &z.c}, {"h", &z.h}, {"w", &z.w}, {"k", &z.k}, {"r", &z.r}, {"s", &z.s}})
+    *size = words.number(key, nullptr, 1);
+  const auto stride = words.numbers<2>("stride", "1", 1, 1 << 30),
+             dilation = words.numbers<2>("dilation", "1", 1, 1 << 30);
+  const auto padding = words.numbers<4>("padding", "0", 0, 1 << 30);
+  z.stride_h = stride[0], z.stride_w = stride[1], z.dilation_h = dilation[0], z.dilation_w = dilation[1];
+  z.pad_top = padding[0], z.pad_bottom = padding[1], z.pad_left = padding[2], z.pad_right = padding[3];
+  z.groups = words.number("groups", "1", 1);
+  c.layout = kLayoutNames[words.name("layout", kLayoutNames, "contiguous")];
+  z.channels_last = c.layout == "channels_last" || c.layout == "mixed" || c.layout == "shifted";
+  c.bias = words.number("bias", "0", 0, 1);
+  c.relu = words.number("relu", "0", 0, 1);
+  c.algorithm = words.text("algorithm", "auto");
+  c.wanted = {words.number("tile_m", "0", 0), words.number("tile_n", "0", 0), words.number("splits", "0", 0)};
+  c.capability = words.number("capability", std::to_string(capability).c_str(), 10, 999);
+  c.check = Check(words.name("check", kCheckNames, "exact"));
+  c.ways =
+      words.text("ways", c.check == Check::Special || c.check == Check::Huge ? (kOnDevice ? "0" : "03") : kUsualWays);
+  c.every = words.number("every", "0", 0);
+  c.milliseconds = double(words.number("time", "0", 0, 60000));
+  c.guarded = words.name("memory", kMemoryNames, "guarded") == 0;
+  words.end();
+  if (z.c % z.groups != 0 || z.k % z.groups != 0)
+    throw std::invalid_argument("c and k must be multiples of groups, got c=" + std::to_string(z.c) +
+                                " k=" + std::to_string(z.k) + " groups=" + std::to_string(z.groups));
+  const auto extent = [](const char* side, int64_t size, int64_t before, int64_t behind, int64_t taps,
+                         int64_t dilation_, int64_t step) {
+    const int64_t rest = size + before + behind - dilation_ * (taps - 1) - 1;
+    if (rest < 0)
+      throw std::invalid_argument(
+          std::string("the kernel must not be ") + side + " than the padded input: it reaches over " +
+          std::to_string(dilation_ * (taps - 1) + 1) + " of " + std::to_string(size + before + behind));
+    return rest / step + 1;
+  };
+  z.p = extent("higher", z.h, z.pad_top, z.pad_bottom, z.r, z.dilation_h, z.stride_h);
+  z.q = extent("wider", z.w, z.pad_left, z.pad_right, z.s, z.dilation_w, z.stride_w);
+  if (c.pass != Pass::Forward && (c.bias || c.relu)) throw std::invalid_argument("bias and relu are for forward");
+  if (is_complex(z.dtype) && c.relu) throw std::invalid_argument("relu is for real numbers");
+  return c;
 }
 
 template <class Wide, class T>
@@ -41,14 +199,13 @@ void write(T* to, Wide value) {
   *to = narrow<T>(value);
 }
 
-// A tensor in memory that ends with its last element, so that the sanitizer sees every access beyond it. "shifted" is
-// channels_last that begins at no multiple of 16 bytes.
+// A tensor, on the host and where the kernels see it.
 struct Tensor {
-  int64_t size[4], stride[4], elements;
-  std::unique_ptr<char[]> block;
-  char* memory;
+  int64_t size[4], stride[4], elements, bytes;
+  std::unique_ptr<Memory> block;
+  char* memory;  // on the host
 
-  Tensor(std::array<int64_t, 4> sizes, const std::string& layout, int64_t bytes) {
+  Tensor(std::array<int64_t, 4> sizes, const std::string& layout, int64_t element) : bytes(element) {
     std::array<int, 4> order{0, 1, 2, 3};  // the slowest first
     if (layout == "channels_last" || layout == "shifted") order = {0, 2, 3, 1};
     if (layout == "transposed") order = {3, 2, 1, 0};
@@ -60,12 +217,14 @@ struct Tensor {
     }
     elements = 1;
     for (int d = 0; d < 4; ++d) elements += (size[d] - 1) * stride[d];
-    const int64_t shift = layout == "shifted" ? bytes : 0;
-    block.reset(new char[size_t(shift + elements * bytes)]);
-    memory = block.get() + shift;
-    memset(memory, 0xff, size_t(elements * bytes));
+    place(layout == "shifted" ? bytes : 0);
   }
-  TensorRef ref() const { return {memory, {stride[0], stride[1], stride[2], stride[3]}}; }
+  void place(int64_t shift) {
+    block.reset(new Memory(elements * bytes, shift));
+    memory = block->host();
+  }
+  TensorRef host() const { return {memory, {stride[0], stride[1], stride[2], stride[3]}}; }
+  TensorRef device() const { return {block->device(), {stride[0], stride[1], stride[2], stride[3]}}; }
   template <class Visit>
   void each(Visit visit) const {
     for (int64_t a = 0; a < size[0]; ++a)
@@ -73,24 +232,38 @@ struct Tensor {
         for (int64_t c = 0; c < size[2]; ++c)
           for (int64_t d = 0; d < size[3]; ++d) visit(a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3]);
   }
+  // Whether anything lies between the elements that was not there before.
+  bool written_between() const {
+    std::vector<char> all(memory, memory + elements * bytes);
+    each([&](int64_t at) { memset(all.data() + at * bytes, 0xff, size_t(bytes)); });
+    return std::any_of(all.begin(), all.end(), [](char byte) { return byte != char(0xff); });
+  }
 };
 
-const char* ways = "0123";
-bool special = false, huge = false;
-
-struct Case {
-  ConvProblem z;
-  Pass pass;
-  std::string layout, algorithm;
-  int64_t capability;
-  bool bias, relu;
-};
-
-int launch_pass(Pass pass, const ConvProblem& z, const CudaPlan& plan, const Buffers& b) {
+int launch_pass(Pass pass, const ConvProblem& z, const CudaPlan& plan, const Buffers& b, void* stream = nullptr) {
   const auto launch = pass == Pass::Forward     ? launch_forward
                       : pass == Pass::InputGrad ? launch_input_grad
                                                 : launch_weight_grad;
-  return launch(z, plan, b, nullptr);
+  return launch(z, plan, b, stream);
+}
+
+// Starts a pass in a workspace of its own, and waits for it; why it could not be started.
+std::string run_pass(Pass pass, const ConvProblem& z, const CudaCandidate& candidate, Buffers b) {
+  const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
+  Memory workspace(plan.workspace_bytes, 0);
+  b.workspace = workspace.device();
+  const int error = launch_pass(pass, z, plan, b);
+  if (error) return "failed: launch error " + std::to_string(error);
+  wait_for_device();
+  const std::string damage = workspace.damage();
+  return damage.empty() ? "" : "wrong: something was written " + damage + " (the workspace)";
+}
+
+std::string plan_text(const CudaPlan& plan) {
+  std::ostringstream text;
+  text << " (tile " << plan.tile_m << " x " << plan.tile_n << ", " << plan.splits << " parts of " << plan.steps
+       << " steps, " << plan.blocks << " blocks, " << plan.workspace_bytes << " B of workspace)";
+  return text.str();
 }
 
 // forward, input_grad: whether each image alone gives the bits that it gives in the batch, and whether the batch gives
@@ -101,122 +274,317 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   const bool forward = c.pass == Pass::Forward;
   Tensor &source = forward ? x : y, &result = forward ? y : x;
   std::mt19937 random(54321);
-  for (Tensor* t : {&source, &w})
+  for (Tensor* t : {&source, &w}) {
     t->each([&](int64_t at) {
       for (int64_t part = 0; part < parts_of(c.z.dtype); ++part)
         write<T>(reinterpret_cast<T*>(t->memory + at * bytes) + part, Wide(random()) / Wide(1u << 31) - 1);
     });
+    t->block->upload();
+  }
+  std::string failed;
   const auto run = [&](int64_t first, int64_t images) {
     ConvProblem z = c.z;
     z.n = images;
-    Buffers b{x.ref(), w.ref(), y.ref(), nullptr, 0, nullptr, false};
+    Buffers b{x.device(), w.device(), y.device(), nullptr, 0, nullptr, false};
     b.input.data = static_cast<char*>(b.input.data) + first * x.stride[0] * bytes;
     b.output.data = static_cast<char*>(b.output.data) + first * y.stride[0] * bytes;
-    const CudaPlan plan = make_cuda_plan(z, c.pass, candidate, &b);
-    std::unique_ptr<char[]> workspace(new char[size_t(plan.workspace_bytes)]);
-    b.workspace = workspace.get();
-    return launch_pass(c.pass, z, plan, b);
+    if (failed.empty()) failed = run_pass(c.pass, z, candidate, b);
+  };
+  const auto bits = [&] {
+    result.block->download();
+    return std::vector<char>(result.memory, result.memory + result.elements * bytes);
   };
   run(0, c.z.n);
-  std::unique_ptr<char[]> together(new char[size_t(result.elements * bytes)]);
-  memcpy(together.get(), result.memory, size_t(result.elements * bytes));
-  const auto differs = [&] { return memcmp(together.get(), result.memory, size_t(result.elements * bytes)) != 0; };
-  const auto forget = [&] {
-    result.each([&](int64_t at) { memset(result.memory + at * bytes, 0xff, size_t(bytes)); });
-  };
-  forget();
+  const std::vector<char> together = bits();
+  result.block->forget();
   for (int64_t n = 0; n < c.z.n; ++n) run(n, 1);
-  if (differs()) return std::string("other bits alone than in a batch, by ") + candidate.name;
+  if (!failed.empty()) return failed;
+  if (bits() != together) return std::string("wrong: other bits alone than in a batch, by ") + candidate.name;
   for (Tensor* t : {&x, &w, &y}) {
-    std::unique_ptr<char[]> block(new char[size_t((t->elements + 1) * bytes)]);
-    memcpy(block.get() + bytes, t->memory, size_t(t->elements * bytes));
-    t->block = std::move(block);
-    t->memory = t->block.get() + bytes;
+    const std::vector<char> numbers(t->memory, t->memory + t->elements * bytes);
+    t->place(bytes);
+    memcpy(t->memory, numbers.data(), numbers.size());
+    if (t != &result) t->block->upload();
   }
-  forget();
+  result.block->forget();
   run(0, c.z.n);
-  if (differs()) return std::string("other bits at other addresses, by ") + candidate.name;
+  if (!failed.empty()) return failed;
+  if (bits() != together) return std::string("wrong: other bits at other addresses, by ") + candidate.name;
   return std::string("exact: the same bits by ") + candidate.name;
+}
+
+// The reference's result into `to`, of T or of wider numbers: one of `every` so many planes, the last among them.
+template <class T, class Wide, Pass pass>
+void run_exact(const ConvProblem& z, Buffers b, const Tensor& to, int64_t every = 1) {
+  (pass == Pass::Forward ? b.output : pass == Pass::InputGrad ? b.input : b.weight) = to.host();
+  Plan plan{};
+  plan.tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
+  Executor executor{&every, [](void* every_, int64_t count, int64_t, void (*body)(void*, int64_t, void*), void* a) {
+                      const int64_t step = *static_cast<int64_t*>(every_);
+                      for (int64_t i = count - 1; i >= 0; i -= step) body(a, i, nullptr);
+                    }};
+  run_reference<T, Wide, pass>(z, plan, b, executor);
+}
+
+// Real numbers whose sums are rounded. Of the exact sum, and of A, the sum of its products' magnitudes, a result may be
+// off by 2 sqrt(L) u A for L products summed with roundings of u; by what 16 bits of it cannot hold; and by 2^-10 A
+// where float32 is rounded to TF32.
+//
+// "accuracy" has positive numbers, whose roundings show any bias, then such of both signs. "magnitudes" has float32 of
+// all magnitudes in one sum, so that none of its products is negligible: what is multiplied with 2^e (by channel, in
+// weight_grad by image) is multiplied with about 2^(level - e) on the other side. Then numbers at random.
+template <class T, class Wide, Pass pass>
+std::string check_accuracy(const Case& c, const CudaCandidate& candidate, Tensor& x, Tensor& w, Tensor& y,
+                           Tensor& result) {
+  const ConvProblem& z = c.z;
+  const int64_t parts = parts_of(z.dtype);
+  if (parts != 1) return "declined: only real numbers are asked for here";
+  const bool magnitudes = c.check == Check::Magnitudes;
+  if (magnitudes && z.dtype != DType::Float32) return "declined: magnitudes are for float32";
+  Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
+  const int first_digit = pass == Pass::WeightGrad ? 0 : 1,
+            second_digit = pass == Pass::WeightGrad || pass == Pass::InputGrad ? 0 : 1;
+  const int64_t length = pass == Pass::Forward     ? z.group_c() * z.r * z.s
+                         : pass == Pass::InputGrad ? z.group_k() * z.r * z.s
+                                                   : z.n * z.p * z.q;
+  const Wide u = z.dtype == DType::Float64 ? Wide(0x1p-53) : Wide(0x1p-24),
+             u_out = z.dtype == DType::BFloat16  ? Wide(0x1p-8)
+                     : z.dtype == DType::Float16 ? Wide(0x1p-11)
+                                                 : Wide(0);
+  const bool rounded = z.dtype == DType::Float32 && z.precision != Precision::Ieee;
+  std::mt19937_64 random(2024);
+  const auto uniform = [&](bool sign) {
+    const Wide value = Wide(random() >> 12) * Wide(0x1p-52);
+    return sign && random() % 2 ? -value : value;
+  };
+  Wide worst = 0, bias = 0;  // bias: of the first data
+  int64_t counted = 0, biased = 0;
+  for (int data = 0; data < (magnitudes ? 3 : 2); ++data) {
+    std::vector<int> exponent(size_t(max_of(z.n, max_of(z.c, z.k))));
+    // Up to where parts that are scaled by 2^24 overflow; up to float32's largest numbers.
+    const int highest = data == 0 ? 103 : 127, level = highest - 149;
+    for (int& e : exponent) e = int(random() % uint64_t(highest + 149 + 1)) - 149;
+    const auto fill = [&](Tensor& t, int digit, bool other) {
+      for (int64_t i[4] = {}; i[0] < t.size[0]; ++i[0])
+        for (i[1] = 0; i[1] < t.size[1]; ++i[1])
+          for (i[2] = 0; i[2] < t.size[2]; ++i[2])
+            for (i[3] = 0; i[3] < t.size[3]; ++i[3]) {
+              Wide value = uniform(magnitudes || data == 1);
+              if (magnitudes) {
+                const int64_t channels = pass == Pass::Forward     ? z.group_c()
+                                         : pass == Pass::InputGrad ? z.group_k()
+                                                                   : z.n;
+                const int e = exponent[size_t(i[digit] % channels)];
+                const int at_random = int(random() % (other ? 130 : 277)) - 149;
+                value = std::ldexp((value < 0 ? value - 1 : value + 1) / 2, data == 2 ? at_random
+                                                                            : other   ? level - e
+                                                                                      : e);
+              }
+              int64_t at = 0;
+              for (int d = 0; d < 4; ++d) at += i[d] * t.stride[d];
+              write<T>(reinterpret_cast<T*>(t.memory) + at, value);
+            }
+    };
+    fill(first, first_digit, false);
+    fill(second, second_digit, true);
+    // In numbers as wide as sums: the operands are widened, their magnitudes too.
+    const auto wide = [&](const Tensor& from, bool magnitude, Tensor& to) {
+      std::vector<Wide> all;
+      for (int64_t a = 0; a < from.size[0]; ++a)
+        for (int64_t b = 0; b < from.size[1]; ++b)
+          for (int64_t h = 0; h < from.size[2]; ++h)
+            for (int64_t v = 0; v < from.size[3]; ++v) {
+              const Wide value = read<Wide>(reinterpret_cast<const T*>(from.memory) + a * from.stride[0] +
+                                            b * from.stride[1] + h * from.stride[2] + v * from.stride[3]);
+              all.push_back(magnitude ? std::abs(value) : value);
+            }
+      memcpy(to.memory, all.data(), all.size() * sizeof(Wide));
+    };
+    const auto made = [](const Tensor& like) {
+      return Tensor({like.size[0], like.size[1], like.size[2], like.size[3]}, "contiguous", sizeof(Wide));
+    };
+    Tensor exact = made(result), whole = made(result), wide_first = made(first), wide_second = made(second);
+    for (const bool magnitude : {false, true}) {
+      wide(first, magnitude, wide_first);
+      wide(second, magnitude, wide_second);
+      const TensorRef none{};
+      const Buffers b{pass == Pass::Forward     ? wide_first.host()
+                      : pass == Pass::InputGrad ? none
+                                                : wide_second.host(),
+                      pass == Pass::WeightGrad ? none : wide_second.host(),
+                      pass == Pass::Forward ? none : wide_first.host(),
+                      nullptr,
+                      0,
+                      nullptr,
+                      false};
+      run_exact<Wide, Wide, pass>(z, b, magnitude ? whole : exact);
+    }
+    first.block->upload();
+    second.block->upload();
+    result.block->forget();
+    const Buffers b{x.device(), w.device(), y.device(), nullptr, 0, nullptr, false};
+    if (const std::string failed = run_pass(pass, z, candidate, b); !failed.empty()) return failed;
+    result.block->download();
+    int64_t index = 0;
+    Tensor in_order = made(result);
+    wide(result, false, in_order);
+    for (; index < result.size[0] * result.size[1] * result.size[2] * result.size[3]; ++index) {
+      const auto at = [&](const Tensor& t) { return reinterpret_cast<const Wide*>(t.memory)[index]; };
+      const Wide all = at(whole), error = at(in_order) - at(exact);
+      if (all >= Wide(0x1p127)) continue;  // float32 may overflow on the way
+      const Wide allowed = (2 * std::sqrt(Wide(length)) * u + (rounded ? Wide(0x1p-10) : 0)) * all +
+                           u_out * std::abs(at(exact)) + Wide(0x1p-149) * (u_out > 0 ? Wide(0x1p125) : 1);
+      if (all > 0) {
+        ++counted;
+        if (data == 0) {
+          ++biased;
+          bias += error / (u * all);
+        }
+        if (std::abs(error) / allowed > worst) worst = std::abs(error) / allowed;
+      }
+      if (std::abs(error) <= allowed) continue;
+      std::ostringstream text;
+      text << "wrong: " << double(std::abs(error) / allowed) << " of the allowed error by " << candidate.name
+           << " (data " << data << ", element " << index << ": " << double(at(in_order)) << " for " << double(at(exact))
+           << ")";
+      return text.str();
+    }
+  }
+  std::ostringstream text;
+  text.precision(3);
+  text << "exact: " << double(worst) << " of the allowed error, bias " << double(bias / Wide(max_of(1, biased)))
+       << " u by " << candidate.name << ", " << counted << " sums of " << length;
+  return text.str();
+}
+
+// Real numbers, the first million of which are repeated: nobody looks at them.
+template <class T, class Wide>
+void fill_at_random(Tensor* t, int64_t parts) {
+  std::mt19937 random(1);
+  const int64_t numbers = t->elements * parts, different = min_of(numbers, 1 << 20);
+  T* const to = reinterpret_cast<T*>(t->memory);
+  for (int64_t i = 0; i < different; ++i) write<T>(to + i, Wide(random()) / Wide(1u << 31) - 1);
+  for (int64_t done = different; done < numbers; done += different)
+    memcpy(to + done, to, size_t(min_of(different, numbers - done)) * sizeof(T));
 }
 
 template <class T, class Wide, Pass pass>
 std::string check_pass(const Case& c) {
   const ConvProblem& z = c.z;
   const int64_t parts = parts_of(z.dtype), bytes = element_bytes(z.dtype);
+  const char* reason = nullptr;
+  const CudaCandidate* chosen = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
+  if (chosen == nullptr) return std::string("declined: ") + reason;
+  CudaCandidate candidate = *chosen;
+  candidate.wanted = c.wanted;
+  if ((reason = cuda_choices_decline(z, pass, candidate)) != nullptr)
+    return std::string("declined: ") + candidate.name + ": " + reason;
+
   const std::string other = c.layout == "mixed" ? "contiguous" : c.layout;
+  Memory::guarded = c.guarded;
   Tensor x({z.n, z.c, z.h, z.w}, c.layout == "mixed" ? "channels_last" : c.layout, bytes),
       w({z.k, z.group_c(), z.r, z.s}, other, bytes), y({z.n, z.k, z.p, z.q}, other, bytes),
       bias({1, z.k, 1, 1}, other, bytes);
   Tensor& result = pass == Pass::Forward ? y : pass == Pass::InputGrad ? x : w;
-  Tensor expected({result.size[0], result.size[1], result.size[2], result.size[3]}, "contiguous", bytes);
+  if (c.check == Check::Accuracy || c.check == Check::Magnitudes)
+    return check_accuracy<T, Wide, pass>(c, candidate, x, w, y, result);
+  if (c.check == Check::Images) {
+    if (pass == Pass::WeightGrad) return "declined: weight_grad sums over images";
+    return check_images<T, Wide>(c, candidate, x, w, y);
+  }
   std::mt19937 random(12345);
   for (Tensor* t : {&x, &w, &y, &bias}) {
     if (t == &result) continue;
+    if (c.check == Check::None) {
+      fill_at_random<T, Wide>(t, parts);
+      continue;
+    }
     t->each([&](int64_t at) {
       for (int64_t part = 0; part < parts; ++part)
         write<T>(reinterpret_cast<T*>(t->memory) + at * parts + part, Wide(int(random() % 7) - 3));
     });
   }
-  if (special) {
-    const Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
+  const Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
+  if (c.check == Check::Special) {
     write<T>(reinterpret_cast<T*>(first.memory) + first.elements / 2 * parts, std::numeric_limits<Wide>::infinity());
     write<T>(reinterpret_cast<T*>(second.memory) + second.elements / 3 * parts, std::numeric_limits<Wide>::quiet_NaN());
   }
-  if (huge) {  // products of the largest number with 1 and with a small one
-    const Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
+  if (c.check == Check::Huge) {  // products of the largest number with 1 and with a small one
     int64_t index = 0;
     second.each([&](int64_t at) { write<T>(reinterpret_cast<T*>(second.memory) + at * parts, Wide(index++ % 2)); });
     first.each([&](int64_t at) { write<T>(reinterpret_cast<T*>(first.memory) + at * parts, Wide(0)); });
     write<T>(reinterpret_cast<T*>(first.memory) + (first.elements - 1) * parts,
              Wide(std::numeric_limits<float>::max()));
   }
-  Buffers b{x.ref(), w.ref(), y.ref(), c.bias ? bias.memory : nullptr, bias.stride[1], nullptr, c.relu};
-  Buffers of_reference = b;
-  (pass == Pass::Forward     ? of_reference.output
-   : pass == Pass::InputGrad ? of_reference.input
-                             : of_reference.weight) = expected.ref();
-  Plan plan{};
-  plan.tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
-  const Executor executor{nullptr, [](void*, int64_t count, int64_t, void (*body)(void*, int64_t, void*), void* a) {
-                            for (int64_t i = 0; i < count; ++i) body(a, i, nullptr);
-                          }};
-  run_reference<T, Wide, pass>(z, plan, of_reference, executor);
+  const bool compares = c.check != Check::None, sampled = c.check == Check::Sampled;
+  std::unique_ptr<Tensor> expected;
+  if (compares) {
+    expected.reset(new Tensor({result.size[0], result.size[1], result.size[2], result.size[3]}, "contiguous", bytes));
+    constexpr double kMostOperations = 2e8;  // of the samples
+    const int64_t every = !sampled ? 1 : c.every ? c.every : int64_t(std::ceil(z.flops() / kMostOperations));
+    const Buffers b{x.host(), w.host(), y.host(), c.bias ? bias.memory : nullptr, bias.stride[1], nullptr, c.relu};
+    run_exact<T, Wide, pass>(z, b, *expected, every);
+  }
 
-  const char* reason = nullptr;
-  const CudaCandidate* candidate = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
-  if (candidate == nullptr) return std::string("declined: ") + reason;
-  if (std::string(ways) == "images") return check_images<T, Wide>(c, *candidate, x, w, y);
-  const CudaPlan cuda_plan = make_cuda_plan(z, pass, *candidate, &b);
-  std::unique_ptr<char[]> workspace(new char[size_t(cuda_plan.workspace_bytes)]);
-  b.workspace = workspace.get();
-  for (const char* each = ways; *each != 0; ++each) {
-    const int way = *each - '0';
-    cuda::machine.late = way & 1;
-    cuda::machine.reversed = way & 2;
-    memset(workspace.get(), 0xff, size_t(cuda_plan.workspace_bytes));
-    result.each([&](int64_t at) { memset(result.memory + at * bytes, 0xff, size_t(bytes)); });
-    if (const int error = launch_pass(pass, z, cuda_plan, b)) return "launch error " + std::to_string(error);
-    int64_t wrong = 0, index = 0, first = -1;
-    const T* wanted = reinterpret_cast<const T*>(expected.memory);
+  for (Tensor* t : {&x, &w, &y, &bias})
+    if (t != &result) t->block->upload();
+  Buffers b{x.device(),     w.device(), y.device(), c.bias ? bias.block->device() : nullptr,
+            bias.stride[1], nullptr,    c.relu};
+  const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
+  Memory workspace(plan.workspace_bytes, 0);
+  b.workspace = workspace.device();
+  for (const char way : compares ? c.ways : c.ways.substr(0, 1)) {
+    set_way(way);
+    workspace.forget();
+    result.block->forget();
+    if (const int error = launch_pass(pass, z, plan, b))
+      return "failed: launch error " + std::to_string(error) + " by " + candidate.name + plan_text(plan);
+    wait_for_device();
+    if (!compares) break;
+    result.block->download();
+    for (auto [name, damage] : {std::pair("input", x.block->damage()),
+                                {"weight", w.block->damage()},
+                                {"output", y.block->damage()},
+                                {"workspace", workspace.damage()}})
+      if (!damage.empty())
+        return std::string("wrong: ") + candidate.name + " wrote " + damage + " (" + name + ")" + plan_text(plan);
+    int64_t wrong = 0, index = 0, first_wrong = -1;
+    Wide got_there = 0, wanted_there = 0;
+    const T* wanted = reinterpret_cast<const T*>(expected->memory);
     result.each([&](int64_t at) {
       for (int64_t part = 0; part < parts; ++part, ++index) {
         const Wide got = read<Wide>(reinterpret_cast<const T*>(result.memory) + at * parts + part);
         const Wide right = read<Wide>(wanted + index);
-        if (!(got == right || (std::isnan(got) && std::isnan(right))) && wrong++ == 0) first = index;
+        // Of what is not sampled nothing is known but that it is a number.
+        const bool same =
+            sampled && std::isnan(right) ? !std::isnan(got) : got == right || (std::isnan(got) && std::isnan(right));
+        if (!same && wrong++ == 0) first_wrong = index, got_there = got, wanted_there = right;
       }
     });
     if (wrong) {
       std::ostringstream text;
-      text << wrong << " of " << index << " wrong by " << candidate->name << " (first at " << first << "), copies "
-           << (way & 1 ? "late" : "eager") << ", warps " << (way & 2 ? "reversed" : "forward");
+      text << "wrong: " << wrong << " of " << index << " by " << candidate.name << " (first at " << first_wrong << ": "
+           << double(got_there) << " for " << double(wanted_there) << ")" << way_text(way) << plan_text(plan);
       return text.str();
     }
+    if (c.guarded && result.written_between())
+      return std::string("wrong: ") + candidate.name + " wrote between the elements" + way_text(way) + plan_text(plan);
   }
-  return std::string("exact: ") + candidate->name +
-         (cuda_plan.tile_m > 64    ? " large"
-          : cuda_plan.tile_m == 32 ? " narrow"
-                                   : "") +
-         (cuda_plan.splits > 1 ? " split" : "");
+  std::ostringstream text;
+  text << (compares ? "exact: " : "ran: ") << candidate.name
+       << (plan.tile_m > 64    ? " large"
+           : plan.tile_m == 32 ? " narrow"
+                               : "")
+       << (plan.splits > 1 ? " split" : "");
+  if (c.milliseconds > 0) {
+    const std::vector<double> samples =
+        milliseconds([&](void* stream) { return launch_pass(pass, z, plan, b, stream); }, c.milliseconds);
+    const double median = samples[samples.size() / 2];
+    text << ", " << median << " ms (" << samples.front() << " to " << samples.back() << ", " << samples.size()
+         << " samples), " << z.flops() / median / 1e9 << " TFLOP/s, " << z.bytes() / median / 1e6 << " GB/s"
+         << plan_text(plan);
+  }
+  return text.str();
 }
 
 template <class T, class Wide>
@@ -242,34 +610,55 @@ std::string check(const Case& c) {
   return "no such dtype";
 }
 
+// Whether the verdict is one that a test may wait for.
+bool good(const std::string& verdict) { return verdict.rfind("exact", 0) == 0 || verdict.rfind("ran", 0) == 0; }
+
+int run(int count, char** arguments) {
+  std::string given;
+  for (int i = 1; i < count; ++i) given += (i > 1 ? " " : "") + std::string(arguments[i]);
+  if (given == "--help" || given == "-h") {
+    std::cout << kHelp;
+    return 0;
+  }
+  // What is wrong with the one problem is told where there is no device, too.
+  if (!given.empty() && given != "--device") read_case(given, 80);
+  const int64_t capability = open_device(0);
+  if (given == "--device") {
+    std::cout << device_text() << std::endl;
+    return 0;
+  }
+  bool right = true;
+  std::istringstream one(given);
+  std::istream& lines = given.empty() ? std::cin : one;
+  for (std::string line; std::getline(lines, line);) {
+    const Case c = read_case(line, capability);
+    std::string verdict;
+    try {
+      verdict = check(c);
+    } catch (const DeviceError& error) {
+      std::cout << "failed: " << error.what() << " | " << line << std::endl;
+      return 4;
+    }
+    right = right && good(verdict);
+    std::cout << verdict << " | " << line << std::endl;
+  }
+  return right ? 0 : 1;
+}
+
 }  // namespace
 }  // namespace conv_ext
 
 int main(int count, char** arguments) {
-  using namespace conv_ext;
-  if (count > 1) ways = arguments[1];
-  special = ways == std::string("special");
-  huge = ways == std::string("huge");
-  if (special || huge) ways = "03";
-  bool right = true;
-  for (std::string line; std::getline(std::cin, line);) {
-    std::istringstream words(line);
-    std::string pass, dtype, precision;
-    Case c{};
-    ConvProblem& z = c.z;
-    words >> pass >> dtype >> precision >> c.layout >> c.algorithm >> c.capability >> c.bias >> c.relu;
-    words >> z.n >> z.c >> z.h >> z.w >> z.k >> z.r >> z.s >> z.stride_h >> z.stride_w >> z.dilation_h >> z.dilation_w;
-    words >> z.pad_top >> z.pad_bottom >> z.pad_left >> z.pad_right >> z.groups;
-    if (!words) return 2;
-    z.p = (z.h + z.pad_top + z.pad_bottom - z.dilation_h * (z.r - 1) - 1) / z.stride_h + 1;
-    z.q = (z.w + z.pad_left + z.pad_right - z.dilation_w * (z.s - 1) - 1) / z.stride_w + 1;
-    c.pass = Pass(index_of(kPassNames, pass));
-    z.dtype = DType(index_of(kDTypeNames, dtype));
-    z.precision = precision == "ieee" ? Precision::Ieee : precision == "tf32" ? Precision::TF32 : Precision::BF16;
-    z.channels_last = c.layout == "channels_last" || c.layout == "mixed" || c.layout == "shifted";
-    const std::string verdict = check(c);
-    right = right && verdict.rfind("exact", 0) == 0;
-    std::cout << verdict << " | " << line << std::endl;
+  try {
+    return conv_ext::run(count, arguments);
+  } catch (const std::invalid_argument& error) {
+    std::cerr << arguments[0] << ": " << error.what() << std::endl;
+    return 2;
+  } catch (const conv_ext::NoDevice& error) {
+    std::cerr << arguments[0] << ": there is no CUDA device to run on (" << error.what() << ")" << std::endl;
+    return 3;
+  } catch (const std::exception& error) {
+    std::cerr << arguments[0] << ": " << error.what() << std::endl;
+    return 4;
   }
-  return right ? 0 : 1;
 }

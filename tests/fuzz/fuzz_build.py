@@ -9,6 +9,7 @@ is compiled again only where it has changed. A plain driver loads the libraries 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import fcntl
 import os
@@ -138,6 +139,21 @@ def build(
             path.write_text(text)
         subprocess.run(["ninja", "-C", str(folder), "-j", str(jobs), *targets], check=True, stdout=subprocess.PIPE)
     return folder
+
+
+def chosen(planted: tuple, names: list[str]) -> list:
+    """The planted errors that a command line names, or all of them."""
+    known = {each.name: each for each in planted}
+    parser = argparse.ArgumentParser(
+        description="Plants errors in copies of the sources, one at a time, and runs the fuzzer until it finds each.",
+        epilog=f"The errors: {', '.join(known)}.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these alone (default: all)")
+    names = parser.parse_args(names).names
+    for name in names:
+        if name not in known:
+            parser.error(f"there is no error {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in names] or list(planted)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ own, which it can make smaller.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -27,7 +28,8 @@ BAD = (
     *(
         f"{name}={value}" for name in ("stride", "padding", "dilation") for value in (2**63, f"[{-(2**63)}]")
     ),
-    *(f"{name}={huge}" for name in ("stride", "padding", "dilation", "groups") for huge in HUGE),
+    # Not a padding of 2^31: it is valid, and a result of gigabytes takes its time.
+    *(f"{name}={huge}" for name in ("stride", "padding", "dilation", "groups") for huge in HUGE[name == "padding" :]),
     "padding=-1", "padding=(0,-1)", "padding=-9223372036854775809", "padding=(4611686018427387904,0)",
     "groups=1.0", "groups=None", "groups=True", "groups=(1,)", "groups=7", "groups='1'",
     "output_padding=-1", "output_padding=4", "output_padding=(0,9)", "output_padding=9223372036854775807",
@@ -35,6 +37,23 @@ BAD = (
     *(f"{t}.{what}" for t in ("x", "w", "b") for what in ("int64", "bool", "other", "meta", "sparse", "scalar")),
     *(f"{t}.{what}" for t in ("x", "w") for what in ("empty", "large")),
 )  # fmt: skip
+
+
+WORDS = {  # what each key may say that is no number
+    "function": ("conv2d", "conv1d", "conv_transpose2d"),
+    "way": ("function", "layer", "override", "convert", "mapped", "fuse"),
+    "mode": MODES,
+    "activation": ("none", "relu"),
+    "padding_mode": ("zeros", "reflect", "replicate", "circular"),
+    "precision": ("ieee", "tf32", "bf16"),
+    "dtype": DTYPES,
+    "needs": ("xwb", "xw", "xb", "wb", "x", "w", "b"),
+    "form": ("tuple", "int", "list", "one", "numpy", "tensor", "size"),
+    "numbers": ("integers", "reals", "special"),
+    "bad": ("", *BAD),
+}
+_PART = r"(p[0-3]+|[soueva]\d+|[nc])"
+MEMORY = rf"({_PART}(\+{_PART})*)?"
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,26 @@ class Case:
         return " ".join(words)
 
     @staticmethod
+    def _value(name: str, text: str, default):
+        """What the text of one key says."""
+        pair = isinstance(default, tuple)
+        if pair and not (name == "padding" and text in RULES) or isinstance(default, int):
+            try:
+                numbers = tuple(map(int, text.split(",")))
+            except ValueError:
+                numbers = ()
+            if len(numbers) != (2 if pair else 1):
+                wanted = "two integers with a comma between them" if pair else "an integer"
+                rules = f", or one of {', '.join(RULES)}" if name == "padding" else ""
+                raise ValueError(f"{name} must be {wanted}{rules}, got {text!r}")
+            return numbers if pair else numbers[0]
+        if text not in WORDS.get(name, (text,)):
+            raise ValueError(f"{name} must be one of {', '.join(filter(None, WORDS[name]))}, got {text!r}")
+        if name.startswith("memory_") and not re.fullmatch(MEMORY, text):
+            raise ValueError(f"{name} must be as layers_memory.py describes it, got {text!r}")
+        return text
+
+    @staticmethod
     def parse(line: str) -> Case:
         values: dict = {}
         known = {field.name: field.default for field in fields(Case)}
@@ -91,12 +130,7 @@ class Case:
             name, equals, text = word.partition("=")
             if not equals or name not in known or name in values:
                 raise ValueError(f"a case is key=value with keys {', '.join(known)}, each once; got {word!r}")
-            if isinstance(known[name], tuple) and not (name == "padding" and text in RULES):
-                values[name] = tuple(int(part) for part in text.split(","))
-                if len(values[name]) != 2:
-                    raise ValueError(f"{name} has two numbers, got {text!r}")
-            else:
-                values[name] = type(known[name])(text) if not isinstance(known[name], tuple) else text
+            values[name] = Case._value(name, text, known[name])
         case = Case(**values)
         if why := case.problem():
             raise ValueError(f"{why}: {line}")

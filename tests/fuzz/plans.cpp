@@ -1,10 +1,5 @@
 // The fuzzer of plans: draws problems, plans each in every way, and checks the plans. See docs/fuzzing.md.
-//
-//   plans [--count N] [--seconds S] [--seed X] [--start I] [--processes P] [--failures F]   draw, until one is reached
-//   plans --case "n=1 c=4 ... pass=forward"                                 run one case again
-//   plans --file cases.txt                                                  the cases of a file, one a line
-//   plans --print < cases.txt                                               every plan of the cases, in words
-//   plans --traits                                                          what it takes instruction sets for
+// kUsage says how it is called.
 //
 // Cases are planned by child processes. One that dies, or that has not come back from a problem after 2 seconds of
 // processor time, names its case, and the run goes on with the next. What fails is made smaller while it still fails.
@@ -25,6 +20,15 @@
 
 namespace fuzz {
 namespace {
+
+constexpr const char* kUsage = R"(usage:
+  plans [--count N] [--seconds S] [--seed X] [--start I] [--processes P] [--failures F]
+      draws problems until one of these is reached (default: 10 seconds); the exit status is 1 if any failed
+  plans --case "n=1 c=4 ... pass=forward"   plans one case again
+  plans --file FILE                         the cases of a file, one a line
+  plans --print < FILE                      every plan of the cases, in words
+  plans --traits                            what it takes instruction sets for
+)";
 
 constexpr int64_t kPatience = 2000;             // ms of processor time that a problem may take
 constexpr int64_t kShrinkPatience = 300;        // the same where a case is made smaller
@@ -347,8 +351,9 @@ int main(int count, char** arguments) {
     const std::string name = arguments[i];
     if (name == "--print") return fuzz::print_plans(std::cin);
     if (name == "--traits") return fuzz::print_traits();
+    if (name == "--help" || name == "-h") return std::fputs(fuzz::kUsage, stdout) < 0;
     if (i + 1 == count) {
-      std::fprintf(stderr, "%s wants a value, or is no option: see the head of tests/fuzz/plans.cpp\n", name.c_str());
+      std::fprintf(stderr, "%s wants a value, or is no option\n%s", name.c_str(), fuzz::kUsage);
       return 2;
     }
     const std::string value = arguments[++i];
@@ -374,7 +379,7 @@ int main(int count, char** arguments) {
     char* end = nullptr;
     if (number != nullptr) *number = std::strtoll(value.c_str(), &end, 10);
     if (number == nullptr || end == value.c_str() || *end != 0 || *number < (number == &options.processes)) {
-      std::fprintf(stderr, "unknown option or value: %s %s\n", name.c_str(), value.c_str());
+      std::fprintf(stderr, "unknown option or value: %s %s\n%s", name.c_str(), value.c_str(), fuzz::kUsage);
       return 2;
     }
     bounded = bounded || number == &options.count || number == &options.seconds;

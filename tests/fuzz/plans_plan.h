@@ -228,11 +228,8 @@ inline Case case_of(const std::string& line) {
   Case c{};
   c.pass = Pass::Forward;
   c.problem = parse(line, [&](const std::string& key, const std::string& value) {
-    if (key != "pass") {
-      std::fprintf(stderr, "unknown word in a case: %s\n", key.c_str());
-      std::exit(2);
-    }
-    c.pass = Pass(index_of(value, kPassNames, 3));
+    if (key != "pass") bad_case("unknown key: " + key);
+    c.pass = Pass(index_of(key, value, kPassNames, 3));
   });
   return c;
 }

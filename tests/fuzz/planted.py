@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_build import BUILD, DRIVER_FLAGS, ROOT, build, compiler, kernel_settings
+from fuzz_build import BUILD, DRIVER_FLAGS, ROOT, build, chosen, compiler, kernel_settings
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,7 @@ def find(planted: Planted, seed: int = 1, seconds: float = 120, smaller: bool = 
 
 if __name__ == "__main__":
     missed = 0
-    for one in ALL:
-        if sys.argv[1:] and one.name not in sys.argv[1:]:
-            continue
+    for one in chosen(ALL, sys.argv[1:]):
         said = find(one, smaller=False)
         missed += said is None
         print(f"{one.name}: {'MISSED' if said is None else said.splitlines()[-1].strip()}", flush=True)

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_build import BUILD, PLANS_FLAGS, ROOT, build, compiler
+from fuzz_build import BUILD, PLANS_FLAGS, ROOT, build, chosen, compiler
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,7 @@ def find(planted: Planted, seconds: int = 60) -> str | None:
 
 if __name__ == "__main__":
     missed = 0
-    for one in ALL:
-        if sys.argv[1:] and one.name not in sys.argv[1:]:
-            continue
+    for one in chosen(ALL, sys.argv[1:]):
         said = find(one)
         missed += said is None
         print(f"{one.name}: {'MISSED' if said is None else said.strip()}\n", flush=True)

@@ -55,10 +55,11 @@ class Random {
 
 constexpr const char* kDTypeNames[] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
 constexpr const char* kPrecisionNames[] = {"ieee", "tf32", "bf16"};
+constexpr const char* kLayoutNames[] = {"nchw", "nhwc", "strided"};  // a problem has one of the first two
 constexpr const char* kPassNames[] = {"forward", "input_grad", "weight_grad"};
 
-// The output's extent, as the validator computes it; false where the problem is not valid. Fills in p and q.
-inline bool complete(ConvProblem* z) {
+// Why a problem is not valid, or nullptr; the output's extent, as the validator computes it, is filled in as p and q.
+inline const char* why_not(ConvProblem* z) {
   const auto extent = [](int64_t size, int64_t before, int64_t behind, int64_t kernel, int64_t stride, int64_t dilation,
                          int64_t* output) {
     int64_t padded = 0, reach = 0;
@@ -76,13 +77,21 @@ inline bool complete(ConvProblem* z) {
       if (!conv_ext::checked_mul(product, size, &product)) return false;
     return true;
   };
-  if (z->groups < 1 || z->c % z->groups != 0 || z->k % z->groups != 0 || z->k < z->groups || z->r < 1 || z->s < 1)
-    return false;
-  if (!((z->h > 0 && z->w > 0) || z->n == 0 || z->c == 0)) return false;
-  return extent(z->h, z->pad_top, z->pad_bottom, z->r, z->stride_h, z->dilation_h, &z->p) &&
-         extent(z->w, z->pad_left, z->pad_right, z->s, z->stride_w, z->dilation_w, &z->q) &&
-         fits({z->n, z->c, z->h, z->w}) && fits({z->k, z->c / z->groups, z->r, z->s}) && fits({z->n, z->k, z->p, z->q});
+  for (int64_t size : {z->n, z->c, z->h, z->w, z->pad_top, z->pad_bottom, z->pad_left, z->pad_right})
+    if (size < 0) return "n, c, h, w and pad must not be negative";
+  for (int64_t size : {z->r, z->s, z->stride_h, z->stride_w, z->dilation_h, z->dilation_w})
+    if (size < 1) return "kernel, stride and dilation must be at least 1";
+  if (z->groups < 1 || z->c % z->groups != 0 || z->k % z->groups != 0 || z->k < z->groups)
+    return "groups must be at least 1 and divide c and k, and k must be at least groups";
+  if (!((z->h > 0 && z->w > 0) || z->n == 0 || z->c == 0)) return "h and w must be at least 1";
+  if (!extent(z->h, z->pad_top, z->pad_bottom, z->r, z->stride_h, z->dilation_h, &z->p) ||
+      !extent(z->w, z->pad_left, z->pad_right, z->s, z->stride_w, z->dilation_w, &z->q))
+    return "dilation * (kernel - 1) + 1 must not exceed the padded h and w, nor these 2^63 - 1";
+  if (!fits({z->n, z->c, z->h, z->w}) || !fits({z->k, z->c / z->groups, z->r, z->s}) || !fits({z->n, z->k, z->p, z->q}))
+    return "no tensor may have more than 2^63 - 1 elements";
+  return nullptr;
 }
+inline bool complete(ConvProblem* z) { return why_not(z) == nullptr; }
 
 // "n=2 c=3 h=8 w=9 k=4 kernel=3x3 stride=1x1 dilation=1x1 pad=1,1,1,1 groups=1 dtype=float32 precision=ieee
 // layout=nchw"; pad lists top, bottom, left, right.
@@ -97,11 +106,36 @@ inline std::string text_of(const ConvProblem& z) {
   return out.str();
 }
 
-inline int index_of(const std::string& name, const char* const* names, int count) {
-  for (int i = 0; i < count; ++i)
-    if (name == names[i]) return i;
-  std::fprintf(stderr, "unknown word in a case: %s\n", name.c_str());
+[[noreturn]] inline void bad_case(const std::string& what) {
+  std::fprintf(stderr, "bad case: %s\n", what.c_str());
   std::exit(2);
+}
+
+inline int index_of(const std::string& key, const std::string& name, const char* const* names, int count) {
+  std::string all;
+  for (int i = 0; i < count; ++i) {
+    if (name == names[i]) return i;
+    all += (i ? ", " : "") + std::string(names[i]);
+  }
+  bad_case(key + " must be one of " + all + ", got \"" + name + "\"");
+}
+
+// Reads "3x4" and its like: integers with `between` between them, and nothing else.
+template <class... Integers>
+inline void read_integers(const std::string& key, const std::string& value, char between, Integers*... integers) {
+  std::istringstream text(value);
+  int count = 0;
+  const auto read = [&](auto* integer) {
+    char separator = between;
+    if (count++ > 0) text.get(separator);
+    if (separator != between) text.setstate(std::ios::failbit);
+    text >> std::noskipws >> *integer;
+  };
+  (read(integers), ...);
+  if (!text.fail() && text.peek() == std::char_traits<char>::eof()) return;
+  const std::string wanted =
+      count == 1 ? "an integer" : std::to_string(count) + " integers with '" + between + "' between them";
+  bad_case(key + " must be " + wanted + ", got \"" + value + "\"");
 }
 
 // Reads the words of text_of; others, as `key=value`, go to `other(key, value)`.
@@ -111,38 +145,26 @@ inline ConvProblem parse(const std::string& line, Other other) {
   std::istringstream words(line);
   for (std::string word; words >> word;) {
     const size_t at = word.find('=');
-    if (at == std::string::npos) {
-      std::fprintf(stderr, "a case is written as key=value, got: %s\n", word.c_str());
-      std::exit(2);
-    }
+    if (at == std::string::npos) bad_case("it is written as key=value, got \"" + word + "\"");
     const std::string key = word.substr(0, at), value = word.substr(at + 1);
-    const auto number = [&] { return int64_t(std::strtoll(value.c_str(), nullptr, 10)); };
-    const auto pair = [&](int64_t* first, int64_t* second) {
-      *first = number();
-      *second = std::strtoll(value.c_str() + value.find('x') + 1, nullptr, 10);
-    };
-    if (key == "n") z.n = number();
-    else if (key == "c") z.c = number();
-    else if (key == "h") z.h = number();
-    else if (key == "w") z.w = number();
-    else if (key == "k") z.k = number();
+    const auto number = [&](int64_t* integer) { read_integers(key, value, ' ', integer); };
+    const auto pair = [&](int64_t* first, int64_t* second) { read_integers(key, value, 'x', first, second); };
+    if (key == "n") number(&z.n);
+    else if (key == "c") number(&z.c);
+    else if (key == "h") number(&z.h);
+    else if (key == "w") number(&z.w);
+    else if (key == "k") number(&z.k);
     else if (key == "kernel") pair(&z.r, &z.s);
     else if (key == "stride") pair(&z.stride_h, &z.stride_w);
     else if (key == "dilation") pair(&z.dilation_h, &z.dilation_w);
-    else if (key == "groups") z.groups = number();
-    else if (key == "dtype") z.dtype = DType(index_of(value, kDTypeNames, 6));
-    else if (key == "precision") z.precision = Precision(index_of(value, kPrecisionNames, 3));
-    else if (key == "layout") z.channels_last = value == "nhwc";
-    else if (key == "pad") {
-      std::istringstream numbers(value);
-      char comma;
-      numbers >> z.pad_top >> comma >> z.pad_bottom >> comma >> z.pad_left >> comma >> z.pad_right;
-    } else other(key, value);
+    else if (key == "groups") number(&z.groups);
+    else if (key == "dtype") z.dtype = DType(index_of(key, value, kDTypeNames, 6));
+    else if (key == "precision") z.precision = Precision(index_of(key, value, kPrecisionNames, 3));
+    else if (key == "layout") z.channels_last = index_of(key, value, kLayoutNames, 2) == 1;
+    else if (key == "pad") read_integers(key, value, ',', &z.pad_top, &z.pad_bottom, &z.pad_left, &z.pad_right);
+    else other(key, value);
   }
-  if (!complete(&z)) {
-    std::fprintf(stderr, "not a valid problem: %s\n", line.c_str());
-    std::exit(2);
-  }
+  if (const char* why = why_not(&z)) bad_case(std::string(why) + ": " + line);
   return z;
 }
 

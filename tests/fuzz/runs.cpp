@@ -1,11 +1,5 @@
 // The fuzzer of runs: small problems through the kernel libraries, against a reference that shares no code with them.
-//
-//   runs --libraries DIR [--isa avx2,avx512 | all] [--seconds S] [--count N] [--seed SEED] [--processes P]
-//        [--histogram FILE] [--examples E] [--stop] [--threads] [--cpu-limit S]
-//                                               draws cases; ends with 1 if any failed; --stop: with the first one
-//   runs --libraries DIR --case "n=1 c=4 ..."     runs one case again
-//   runs --libraries DIR --corpus FILE            runs every line of a file, on every library
-//   runs --seed SEED --print INDEX                prints a case
+// kUsage says how it is called.
 //
 // A case is one problem on one library: all three passes, by choice and by every algorithm that does not decline.
 // Workers are processes that share nothing but their progress: one that hangs or crashes names its case, and the run
@@ -31,8 +25,23 @@ extern "C" const char* __tsan_default_options() { return "halt_on_error=1:exitco
 namespace fuzz {
 namespace {
 
+constexpr const char* kUsage = R"(usage:
+  runs [--libraries DIR] [--isa ISA,ISA | all] [--seconds S] [--count N] [--seed SEED] [--processes P]
+       [--histogram FILE] [--examples E] [--stop] [--threads] [--cpu-limit S]
+      draws cases, for 10 seconds where nothing else is said; the exit status is 1 if any failed
+        --libraries  the folder of the kernel libraries (default: conv_ext/lib)
+        --isa        the libraries of DIR to run (default: all that the processor can run, amx-emulated too)
+        --histogram  writes how often each algorithm ran in each pass, dtype and layout
+        --examples   cases printed of each kind of failure (default: 2);  --stop: ends with the first
+        --threads    runs every case on threads, for ThreadSanitizer
+        --cpu-limit  seconds of processor time after which a case hangs (default: 5)
+  runs [--libraries DIR] --case "n=1 c=4 ..."   runs one case again
+  runs [--libraries DIR] --corpus FILE          runs every line of a file, on every library
+  runs --seed SEED --print INDEX                prints a case
+)";
+
 struct Options {
-  std::string libraries = "build/kernels", isa, histogram, line, corpus;
+  std::string libraries = "conv_ext/lib", isa, histogram, line, corpus;
   double seconds = 0;
   uint64_t count = 0, seed = 0, print = ~uint64_t(0);
   int processes = 1, examples = 2;
@@ -40,7 +49,6 @@ struct Options {
   Limits limits;
 };
 
-constexpr const char* kLayoutNames[] = {"nchw", "nhwc", "strided"};
 constexpr int kMostLibraries = 8, kLayouts = 3;
 
 // How often each algorithm ran, and how often it was the one that is chosen.
@@ -97,7 +105,8 @@ std::vector<Library> load_libraries(const Options& options) {
     libraries.push_back({name, reinterpret_cast<const KernelLibrary* (*)()>(symbol)()});
   }
   if (libraries.empty()) {
-    std::fprintf(stderr, "no kernel library in %s\n", options.libraries.c_str());
+    std::fprintf(stderr, "no kernel library in %s that this processor runs: --libraries says where they are\n",
+                 options.libraries.c_str());
     std::exit(2);
   }
   return libraries;
@@ -328,20 +337,29 @@ Options parse_options(int count, char** words) {
       }
       return std::string(words[++i]);
     };
+    const auto number = [&](auto* read, auto least) {
+      const std::string text = value();
+      std::istringstream stream(text);
+      const bool negative = text[0] == '-';  // an unsigned number would be read all the same
+      if (!(stream >> *read) || stream.peek() != std::char_traits<char>::eof() || negative || *read < least) {
+        std::fprintf(stderr, "%s must be a number, and not too small, got \"%s\"\n", word.c_str(), text.c_str());
+        std::exit(2);
+      }
+    };
     if (word == "--libraries")
       options.libraries = value();
     else if (word == "--isa")
       options.isa = value();
     else if (word == "--seconds")
-      options.seconds = std::atof(value().c_str());
+      number(&options.seconds, 0.0);
     else if (word == "--count")
-      options.count = std::strtoull(value().c_str(), nullptr, 10);
+      number(&options.count, uint64_t(0));
     else if (word == "--seed")
-      options.seed = std::strtoull(value().c_str(), nullptr, 10);
+      number(&options.seed, uint64_t(0));
     else if (word == "--processes")
-      options.processes = std::max(1, std::atoi(value().c_str()));
+      number(&options.processes, 1);
     else if (word == "--examples")
-      options.examples = std::atoi(value().c_str());
+      number(&options.examples, 0);
     else if (word == "--histogram")
       options.histogram = value();
     else if (word == "--threads")
@@ -349,16 +367,18 @@ Options parse_options(int count, char** words) {
     else if (word == "--stop")
       options.stop = true;
     else if (word == "--cpu-limit")
-      options.limits.cpu_seconds = std::atof(value().c_str());
+      number(&options.limits.cpu_seconds, 0.0);
     else if (word == "--case")
       options.line = value();
     else if (word == "--corpus")
       options.corpus = value();
     else if (word == "--print")
-      options.print = std::strtoull(value().c_str(), nullptr, 10);
+      number(&options.print, uint64_t(0));
     else {
-      std::fprintf(stderr, "unknown option %s; the first lines of runs.cpp list them\n", word.c_str());
-      std::exit(2);
+      const bool asked = word == "--help" || word == "-h";
+      if (!asked) std::fprintf(stderr, "unknown option %s\n", word.c_str());
+      std::fputs(kUsage, asked ? stdout : stderr);
+      std::exit(asked ? 0 : 2);
     }
   }
   if (options.count == 0 && options.seconds <= 0) options.seconds = 10;
@@ -376,6 +396,7 @@ int run_main(const Options& options) {
     if (!options.line.empty()) return run_again(&children, parse_case(options.line));
     int failed = 0, all = 0;
     std::ifstream file(options.corpus);
+    if (!file) std::fprintf(stderr, "no such file: %s\n", options.corpus.c_str());
     for (std::string line; std::getline(file, line);) {
       if (line.empty() || line[0] == '#') continue;
       Case c = parse_case(line);

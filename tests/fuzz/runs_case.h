@@ -2,6 +2,8 @@
 // further ways it is run.
 #pragma once
 
+#include <algorithm>
+
 #include "problem_text.h"
 
 namespace fuzz {
@@ -65,30 +67,29 @@ struct Layout {
     std::istringstream parts(text);
     std::string part;
     std::getline(parts, part, '/');
-    for (int i = 0; i < 4; ++i) layout.order[i] = part.at(size_t(i)) - '0';
+    std::string digits = part;
+    std::sort(digits.begin(), digits.end());
+    if (digits != "0123") bad_case("a layout begins with the order of the dimensions, as 0231, got \"" + text + "\"");
+    for (int i = 0; i < 4; ++i) layout.order[i] = part[size_t(i)] - '0';
     while (std::getline(parts, part, '/')) {
       const std::string key = part.substr(0, part.find(':')), value = part.substr(part.find(':') + 1);
-      const int number = std::atoi(value.c_str());
+      const auto number = [&](auto* integer) { read_integers(key, value, ' ', integer); };
       if (key == "step")
-        layout.step = number;
+        number(&layout.step);
       else if (key == "expand")
-        layout.expand = number;
+        number(&layout.expand);
       else if (key == "overlap")
-        layout.overlap = number;
+        number(&layout.overlap);
       else if (key == "odd")
-        layout.odd = number;
+        number(&layout.odd);
       else if (key == "begin")
         layout.at_begin = true;
       else if (key == "shift")
-        layout.shift = number;
-      else if (key == "gap") {
-        std::istringstream numbers(value);
-        char plus;
-        numbers >> layout.gap[0] >> plus >> layout.gap[1] >> plus >> layout.gap[2] >> plus >> layout.gap[3];
-      } else {
-        std::fprintf(stderr, "unknown part of a layout: %s\n", part.c_str());
-        std::exit(2);
-      }
+        number(&layout.shift);
+      else if (key == "gap")
+        read_integers(key, value, '+', &layout.gap[0], &layout.gap[1], &layout.gap[2], &layout.gap[3]);
+      else
+        bad_case("unknown part of a layout: " + part);
     }
     return layout;
   }
@@ -138,35 +139,30 @@ inline Case parse_case(const std::string& line) {
     else if (key == "output")
       c.layout[2] = Layout::parse(value);
     else if (key == "data")
-      c.data = Data(index_of(value, kDataNames, kDataKinds));
+      c.data = Data(index_of(key, value, kDataNames, kDataKinds));
     else if (key == "seed")
-      c.seed = std::strtoull(value.c_str(), nullptr, 10);
+      read_integers(key, value, ' ', &c.seed);
     else if (key == "bias")
-      c.bias_stride = std::atoi(value.c_str());
+      read_integers(key, value, ' ', &c.bias_stride);
     else if (key == "relu")
       c.relu = value == "1";
     else if (key == "shuffled")
-      c.shuffled = std::atoi(value.c_str());
+      read_integers(key, value, ' ', &c.shuffled);
     else if (key == "threads")
-      c.threads = std::atoi(value.c_str());
+      read_integers(key, value, ' ', &c.threads);
     else if (key == "cut")
-      std::sscanf(value.c_str(), "%ld-%ld", &c.cut_begin, &c.cut_end);
+      read_integers(key, value, '-', &c.cut_begin, &c.cut_end);
     else if (key == "isa")
       c.isa = value;
     else if (key == "pass")
       c.pass = value;
     else if (key == "algorithm")
       c.algorithm = value;
-    else {
-      std::fprintf(stderr, "unknown key of a case: %s\n", key.c_str());
-      std::exit(2);
-    }
+    else
+      bad_case("unknown key: " + key);
   });
   for (int64_t size : {c.z.n, c.z.c, c.z.h, c.z.w, c.z.k})
-    if (size < 1) {
-      std::fprintf(stderr, "a case has no empty tensors, which never reach a kernel: %s\n", line.c_str());
-      std::exit(2);
-    }
+    if (size < 1) bad_case("empty tensors never reach a kernel: " + line);
   return c;
 }
 

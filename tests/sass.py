@@ -46,6 +46,17 @@ class Loop:
     def has(self, name: str) -> bool:
         return any(i.name == name for i in self.instructions)
 
+    def longest(self, within) -> int:
+        """Instructions of the longest way round through blocks of which within(instructions) is true."""
+        number = {block: i for i, block in enumerate(self.kernel.reachable)}
+        length = {}  # from a block to the head
+        for block in sorted(self.body, key=number.get, reverse=True):  # what follows is known
+            rest = [0 if b == self.head else length[b] for b in self.kernel.following[block]
+                    if b == self.head or number[b] > number[block] and b in length]
+            if rest and within(self.kernel.blocks[block]):
+                length[block] = len(self.kernel.blocks[block]) + max(rest)
+        return length[self.head]
+
     def paths(self, most: int = 4096):
         """Every way from the head round to it again that takes no block twice."""
         stack = [(self.head,)]

@@ -79,16 +79,21 @@ def uses_local_memory(kernel: sass.Kernel) -> str:
     return next((str(i) for i in kernel.instructions if i.name in ("LDL", "STL")), "")
 
 
-def is_warm(path: list[sass.Instruction]) -> bool:
-    """Whether it is a step as it should be: what waits long looks at the clock."""
-    return not any("SR_GLOBALTIMER" in i.operands or i.name == "MEMBAR" for i in path)
+def is_warm(some: list[sass.Instruction]) -> bool:
+    """Whether it belongs to a step as it should be: what waits long looks at the clock."""
+    return not any("SR_GLOBALTIMER" in i.operands or i.name == "MEMBAR" for i in some)
+
+
+def loop_over_steps(kernel: sass.Kernel, name: str) -> sass.Loop:
+    """The smallest that has such an instruction and waits for a barrier."""
+    loops = [loop for loop in kernel.loops if loop.has(name) and loop.has("SYNCS")]
+    assert loops, f"{kernel.name} has no loop with {name}"
+    return loops[0]
 
 
 def steps_of(kernel: sass.Kernel, name: str) -> list[list[sass.Instruction]]:
-    """The ways through the loop over steps: the smallest that has such an instruction and waits for a barrier."""
-    loops = [loop for loop in kernel.loops if loop.has(name) and loop.has("SYNCS")]
-    assert loops, f"{kernel.name} has no loop with {name}"
-    paths = [path for path in loops[0].paths() if is_warm(path)]
+    """The ways through the loop over steps."""
+    paths = [path for path in loop_over_steps(kernel, name).paths() if is_warm(path)]
     assert paths, f"no way through the loop of {kernel.name} is free of long waits"
     return paths
 
@@ -118,35 +123,51 @@ def commits_more_than_once(kernel: sass.Kernel) -> str:
 
 def reads_sums_in_flight(kernel: sass.Kernel) -> str:
     """From a product on, nothing but products may touch their sums until all are waited for."""
-    loop = next(loop for loop in kernel.loops if loop.has("HGMMA") and loop.has("SYNCS"))
-    sums = {int(re.match(r"R(\d+)", i.operands)[1]) for i in loop.instructions if i.name == "HGMMA"}
+    products = [i for i in kernel.instructions if i.name == "HGMMA"]
+    sums = {int(re.match(r"R(\d+)", i.operands)[1]) for i in products}
     numbers = {first + i for first in sums for i in range(columns(kernel) // 2)}
-    stack, seen = list(loop.body), set(loop.body)
-    while stack:
-        block = stack.pop()
-        for i in kernel.blocks[block]:
+
+    def look_at(some: list[sass.Instruction]) -> str | None:
+        """What touches them; None where all have been waited for."""
+        for i in some:
             if i.name == "WARPGROUP" and i.modifiers.startswith(".DEPBAR") and i.operands == "gsb0, 0x0":
-                break
+                return None
             if i.name != "HGMMA" and numbers & {int(n) for n in re.findall(r"\bR(\d+)\b", i.operands)}:
                 return str(i)
-        else:
-            following = [b for b in kernel.following[block] if b not in seen]
+        return ""
+
+    seen: set[int] = set()
+    for some in kernel.blocks.values():
+        first = next((n for n, i in enumerate(some) if i.name == "HGMMA"), None)
+        if first is None:
+            continue
+        stack = [some[first:]]
+        while stack:
+            now = stack.pop()
+            found = look_at(now)
+            if found:
+                return found
+            if found is None:
+                continue
+            last = next(b for b, these in kernel.blocks.items() if these[-1] is now[-1])
+            following = [b for b in kernel.following[last] if b not in seen]
             seen |= set(following)
-            stack += following
+            stack += [kernel.blocks[b] for b in following]
     return ""
 
 
 def producer_is_slow(kernel: sass.Kernel) -> str:
-    path = max(steps_of(kernel, "UTMALDG"), key=len)
-    copies = sum(i.name == "UTMALDG" for i in path)
-    if len(path) > PRODUCER + COPY * copies:
-        return f"{len(path)} instructions of the producer for {copies} copies"
-    return "asks which lane it is before every copy" if any(i.name == "ELECT" for i in path) else ""
+    loop = loop_over_steps(kernel, "UTMALDG")
+    if loop.has("ELECT"):
+        return "asks which lane it is before every copy"
+    longest, copies = loop.longest(is_warm), sum(i.name == "UTMALDG" for i in loop.instructions)
+    return f"{longest} instructions for {copies} copies" if longest > PRODUCER + COPY * copies else ""
 
 
 def consumer_is_slow(kernel: sass.Kernel) -> str:
-    """Of a step with all its products; those with fewer have no other instructions."""
-    paths = [(sum(i.name == "HGMMA" for i in path), len(path)) for path in steps_of(kernel, "HGMMA")]
+    """Of a step with all its products, and but for those that add a chain's sums."""
+    paths = [(sum(i.name == "HGMMA" for i in path), sum(i.name != "FADD" for i in path))
+             for path in steps_of(kernel, "HGMMA")]
     products, longest = max(paths)
     return f"{longest} instructions for {products} products" if longest > CONSUMER + PRODUCT * products else ""
 
@@ -170,7 +191,8 @@ def copying_is_slow(kernel: sass.Kernel) -> str:
         return "divides by 64 bits for every number"
     path = max(loops[0].paths(), key=len)
     numbers = sum(i.name == "LDG" for i in path)
-    return f"{len(path)} instructions for {numbers} numbers" if len(path) > VECTOR + NUMBER * numbers else ""
+    parts = max(1, sum(i.name == "STG" for i in path))
+    return f"{len(path)} instructions for {numbers} numbers" if len(path) > VECTOR + NUMBER * numbers * parts else ""
 
 
 def adding_is_slow(kernel: sass.Kernel) -> str:
@@ -230,9 +252,9 @@ PLANTED = {
                                  "warp_index() == kConsumers / 32 && elect_one()", "thread_index() == kConsumers"),
     "each_copy_divides": (producer_is_slow, HOPPER, "hopper.cuh", "tap.low * kChunk<Group>, w, h",
                           "(tap.low + step / p.step_w % p.step_h) * kChunk<Group>, w, h"),
-    "sums_are_added_every_step": (consumer_is_slow, HOPPER, "hopper.cuh", "      before = ring.stage;",
-                                  "wait_sums(chain);\nfor (int j = 0; j < n / 2; ++j) total[j] += chain[j];\n"
-                                  "before = ring.stage;"),
+    "sums_are_scaled_every_step": (consumer_is_slow, HOPPER, "hopper.cuh", "      before = ring.stage;",
+                                   "wait_sums(chain);\nfor (int j = 0; j < n / 2; ++j) total[j] *= chain[j];\n"
+                                   "before = ring.stage;"),
     "every_copy_divides": (mma_is_slow, IGEMM, "igemm.cuh", "walker.advance(kAcross * kVectorK);",
                            "walker.seek(k + (slot + 1) * kAcross * kVectorK);"),
     "every_vector_divides_by_64_bits": (copying_is_slow, PACK, "pack.cuh", "high = v / fast",

@@ -50,14 +50,14 @@ void run_wgmma(int length) {
     }
   HopperParameters<float> p{};
   GatherPhase& phase = p.phases[0];
-  phase.taps_h = phase.taps_w = phase.tap_step_h = phase.tap_step_w = phase.delta_h = phase.delta_w = 1;
+  phase.taps_h = phase.taps_w = phase.delta_h = phase.delta_w = 1;
   phase.count_h = 1;
   phase.count_w = kPositions;
   PatchesMap patches{Number::BFloat16, x.get(), {kMost, kPositions, 1, 3}, {}, {0, 0}, {0, 0}, {1, 1}, 64, 128};
   patches.stride[0] = kMost * 2;
   patches.stride[1] = patches.stride[2] = kPositions * patches.stride[0];
   encode(patches, &p.source[0]);
-  encode(RowsMap{Number::BFloat16, w.get(), kMost, 3 * kRows, kMost * 2, 64, 64}, &p.weights);
+  encode(RowsMap{Number::BFloat16, w.get(), kMost, 1, 3 * kRows, kMost * 2, kMost * 2, 64, 64}, &p.weights);
   p.grid = {1, 1, 1, 1, 1, 1};
   p.tiles = p.blocks = p.images = p.tap_steps = 1;
   p.rows = kRows;

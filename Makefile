@@ -24,6 +24,8 @@ ARCHS ?= 90a
 
 # Pinned, so that a new release of theirs does not fail a change of ours.
 TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6
+# What reads the kernels' machine code, where there is a compiler for them; tests that need it are skipped without.
+CUDA_TOOLS := nvidia-cuda-cuobjdump==13.* nvidia-cuda-nvdisasm==13.*
 
 ifeq ($(VENV),)
 RUN := $(PYTHON)
@@ -81,6 +83,7 @@ $(VENV)/.dependencies-%: pyproject.toml Makefile
 	$(RUN) -m pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 	$(RUN) -m pip install --quiet setuptools wheel ninja pybind11 numpy hypothesis expecttest \
 	    tqdm matplotlib scikit-learn $(TOOLS)
+	-$(if $(shell command -v nvcc),$(RUN) -m pip install --quiet $(CUDA_TOOLS))
 	touch $@
 
 $(STAMP): $(DEPENDENCIES) $(SOURCES)

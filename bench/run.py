@@ -98,6 +98,10 @@ def main(arguments: list[str]) -> int:
     import conv_ext
     from bench import cases  # after the options: --help and a mistyped layer answer without a built extension
 
+    try:
+        setting = conv_ext.algorithm(options.algorithm)
+    except ValueError as error:
+        raise SystemExit(f"--{error}") from None
     todo = cases.cases(chosen, options.passes, options.dtype, options.layout, options.algorithm, options.precision,
                        options.device)
     result = {"command": "run", "machine": environment.machine()}
@@ -106,7 +110,7 @@ def main(arguments: list[str]) -> int:
         result["machine"] |= {"gpu": gpu.name(), "peaks": {}}
     else:
         result["machine"]["peaks"] = peaks.measure(result["machine"]["isa"])
-    with torch.no_grad(), conv_ext.algorithm(options.algorithm):
+    with torch.no_grad(), setting:
         result["cases"] = environment.collect(
             todo, lambda case: of_device(case, options.seconds), lambda case: case.name
         )

@@ -4,11 +4,13 @@
 costs is counted along paths from its head round to its head, where an inner loop (a thread that waits) counts once.
 """
 
+import os
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[0-9T]+)\s+)?([A-Z0-9_]+)((?:\.[A-Za-z0-9_]+)*)\s*(.*?)\s*;")
@@ -182,15 +184,13 @@ class Kernel:
 
 
 def disassembler() -> str | None:
-    """cuobjdump, of a CUDA toolkit on the PATH or of Triton's wheel."""
+    """cuobjdump, of a CUDA toolkit on the PATH, of NVIDIA's wheel (nvidia-cuda-cuobjdump) or of Triton's."""
     found = shutil.which("cuobjdump")
-    if found is None:
-        from importlib.util import find_spec
-
-        triton = find_spec("triton")
-        for folder in triton.submodule_search_locations if triton else []:
-            tool = Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump"
-            found = str(tool) if tool.exists() else found
+    for package, folder in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
+        spec = find_spec(package) if found is None else None
+        for place in spec.submodule_search_locations if spec else []:
+            tools = sorted(Path(place).glob(f"{folder}/cuobjdump"))
+            found = str(tools[0]) if tools else found
     return found
 
 
@@ -204,5 +204,8 @@ def parse(text: str) -> dict[str, Kernel]:
 
 
 def kernels_of(binary: Path) -> dict[str, Kernel]:
-    done = subprocess.run([disassembler(), "-sass", str(binary)], capture_output=True, text=True, check=True)
+    tool = disassembler()
+    beside = os.pathsep.join([os.environ.get("PATH", ""), str(Path(tool).parent)])  # it calls nvdisasm
+    command = [tool, "-sass", str(binary)]
+    done = subprocess.run(command, env={**os.environ, "PATH": beside}, capture_output=True, text=True, check=True)
     return parse(done.stdout)

@@ -368,7 +368,7 @@ def test_a_run_writes_what_a_report_reads(tmp_path, capsys, monkeypatch):
     (["--dtype", "int8"], "invalid choice: 'int8'"),
     (["--suite", "vgg17"], "there is no suite vgg17"),
     (["--compare", "nowhere.json"], "must be a JSON file that the bench has written: nowhere.json"),
-    (["--algorithm", "magic", "--only", "lenet5/c5"], "must be auto or one of .*, got magic"),
+    (["--algorithm", "magic", "--only", "lenet5/c5"], "--algorithm must be one of auto; cpu: .*; got 'magic'"),
 ])
 def test_bad_options_are_told_with_the_rule_and_the_value(capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(peaks, "measure", lambda isa: {})

@@ -69,7 +69,7 @@ def package(tmp_path_factory):
 
 
 def test_everything_above_the_kernels(package):
-    path = os.pathsep.join([str(package), str(TESTS), str(HOST)])
+    path = os.pathsep.join([str(package), str(TESTS), str(HOST), str(TESTS.parent)])  # the last for bench
     environment = {
         **os.environ, "PYTHONPATH": path, "LD_PRELOAD": str(package / "libtorch_cuda.so"),
         "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib"),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "csrc" / "cuda"
 nvcc = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(nvcc is None or sass.disassembler() is None,
-                                reason="needs nvcc and cuobjdump, of a CUDA toolkit, on the PATH")
+                                reason="needs nvcc, and cuobjdump (of a CUDA toolkit, or of nvidia-cuda-cuobjdump)")
 
 # Instructions of a step at most. A step of 128 x 128 sums takes the tensor cores 512 cycles, of 128 x 64 half of that,
 # and one warp starts an instruction in three to five cycles.

@@ -19,7 +19,7 @@ COMMANDS = {
 
 def interrupt_on_term() -> None:
     """What ends the process from outside ends a run as Ctrl-C does: with what there is so far."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a shell may have had interrupts ignored
 
 
 def main() -> int:

@@ -270,7 +270,8 @@ class Check:
             said = subprocess.run(ask, capture_output=True, text=True, timeout=20).stdout.split()
         except (OSError, subprocess.TimeoutExpired):
             said = []
-        capability = (said or ["9.0"])[0].replace(".", "")
+        numbers = [word for word in said if re.fullmatch(r"\d+\.\d", word)]  # else what a driver says that is not there
+        capability = (numbers or ["9.0"])[0].replace(".", "")
         return f"{capability}a" if int(capability) >= 90 else capability
 
     # ---- what is known

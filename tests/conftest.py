@@ -1,5 +1,7 @@
 """What all tests share: the seed, the number of threads, what is quick, and fixtures."""
 
+import signal
+
 import pytest
 import torch
 
@@ -13,6 +15,11 @@ from passes import instruction_set, repeats
 if settings is not None:
     settings.register_profile("conv_ext", deadline=None, derandomize=True, database=None, max_examples=40)
     settings.load_profile("conv_ext")
+
+
+# A shell starts what it runs in the background with interrupts ignored, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Of `make check`: files that take seconds and between them touch everything; passes.CASES marks the smallest problems.

@@ -88,7 +88,7 @@ def nested(t):
         return torch.nested.as_nested_tensor(list(t), layout=torch.strided)
 
 
-OTHER_DTYPES = "int8 int16 int32 int64 uint8 bool uint16 uint32 uint64 float8_e4m3fn float8_e5m2".split()
+OTHER_DTYPES = "int8 int16 int32 int64 uint8 bool uint16 uint32 uint64 float8_e4m3fn float8_e5m2 complex32".split()
 
 
 def unsupported(name):

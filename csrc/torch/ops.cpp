@@ -37,6 +37,8 @@ std::string name_of(at::ScalarType type) {
       return "complex64";
     case at::kComplexDouble:
       return "complex128";
+    case at::kComplexHalf:
+      return "complex32";
     case at::kByte:
       return "uint8";
     case at::kChar:

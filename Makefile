@@ -1,5 +1,5 @@
 # make, or make demo: LeNet-5 learns real digits.   make demo DEVICE=cuda: on a GPU.   make help: this text.
-# make check: under two minutes, while you work.   make test: before a change lands.   make test-all: before a release.
+# make check: half a minute, while you work.   make test: before a change lands.   make test-all: before a release.
 # make fuzz SECONDS=600: random problems, others each time.   docs/testing.md says what each of them runs.
 # All first make .venv with the pinned torch, and compile what has changed.
 #

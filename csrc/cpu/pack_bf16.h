@@ -111,7 +111,8 @@ inline __attribute__((always_inline)) bfloat16 read_bf16(const T* p) {
 
 template <int part>
 inline bfloat16 read_bf16(const FloatPart<part>* p) {
-  float rest = read<float>(&p->value) * kPartScale;
+  // Not p->value: numbers may lie at any byte address, where no member may be named.
+  float rest = read<float>(reinterpret_cast<const float*>(p)) * kPartScale;
   for (int i = 0; i < part; ++i) rest -= widen<float>(narrow<bfloat16>(rest));
   return narrow<bfloat16>(rest);
 }

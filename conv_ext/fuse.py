@@ -50,9 +50,10 @@ def fuse(model: nn.Module) -> nn.Module:
         are copied for each call that was changed.
 
         Where torch.fx cannot trace the whole (control flow that depends on values or options, as in the models of
-        Hugging Face), a copy of `model` with its own class: each largest part that can be traced is fused, and what
-        was taken out of it is an nn.Identity. There a layer has to be called once, and a ReLU to be a module. A part
-        is taken to be called as a whole: its layers by its own forward alone.
+        Hugging Face), and where `model` itself has hooks or a forward put into the object, a copy of `model` with its
+        own class: each largest part that can be traced is fused, and what was taken out of it is an nn.Identity. There
+        a layer has to be called once, and a ReLU to be a module. A part is taken to be called as a whole: its layers
+        by its own forward alone.
 
     Raises TypeError where `model` is no nn.Module, ValueError where it, or a part of it, is in training mode, and
     RuntimeError where a lazy layer has no parameters yet, or where it can neither be traced nor has a convolution: the
@@ -74,6 +75,8 @@ def fuse(model: nn.Module) -> nn.Module:
     if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
     fused = convert(copy.deepcopy(model))
+    if not _undisturbed(fused):  # a graph has its class's forward alone
+        return _fuse_parts(fused)
     tracer = _Tracer()
     try:
         graph = tracer.trace(fused)
@@ -116,7 +119,8 @@ def _fuse_parts(model: nn.Module) -> nn.Module:
 
     def inside(part: nn.Module, module: nn.Module) -> bool:
         """Whether no other part of the model can call the module."""
-        return all(any(name.startswith(f"{outer}.") for outer in names[part]) for name in names[module])
+        prefixes = tuple(f"{outer}." if outer else "" for outer in names[part])
+        return all(name.startswith(prefixes) for name in names[module])
 
     def visit(outer: nn.Module) -> None:
         for name, part in outer.named_children():
@@ -138,7 +142,7 @@ def _fuse_parts(model: nn.Module) -> nn.Module:
                 for alias in [alias for module in gone for alias in names[module]]:
                     model.set_submodule(alias, nn.Identity().eval())
 
-    visit(model)
+    visit(nn.Sequential(model))
     return model.eval()
 
 
@@ -146,8 +150,11 @@ def _chains(part: nn.Module) -> set[tuple[str, str, str]] | None:
     """(layer, norm or "", ReLU or "") of each layer behind which one of them can go; None where tracing fails.
 
     Code that asks whether an optional argument is None finds a proxy when that is traced, and a caller may give none:
-    what is to be fused has to be there in both cases.
+    what is to be fused has to be there in both cases. A part with a forward put into the object is not traced: torch.fx
+    would trace its class's.
     """
+    if "forward" in vars(part):
+        return None
     found = []
     try:
         arguments = signature(part.forward).parameters.values()

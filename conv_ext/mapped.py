@@ -194,7 +194,9 @@ class MappedConv2d(Unscriptable, nn.Module):
 
     def _plan(self) -> None:
         """Sort the output maps into grouped convolutions, and keep the indices that gather for each."""
-        table, device = self.table, self.weight.device
+        table = self.table
+        # Indices keep their values where the weight has none: `functional_call` brings another weight.
+        device = "cpu" if self.weight.is_meta else self.weight.device
         begins = list(accumulate((len(row) for row in table.sources), initial=0))
         outputs_of = defaultdict(list)  # by the input maps that they share
         for k, row in enumerate(table.sources):
@@ -263,11 +265,8 @@ class MappedConv2d(Unscriptable, nn.Module):
 def _gathered(tensor: Tensor, dim: int, indices: Tensor | None) -> Tensor:
     if indices is None:
         return tensor
-    if indices.is_meta and not tensor.is_meta:  # torch would gather by what is no memory, and give anything
-        raise RuntimeError(
-            f"MappedConv2d was made on the meta device and has parameters on {tensor.device} that were put into it "
-            "one by one: load them with load_state_dict(..., assign=True), or use to_empty"
-        )
+    if indices.device != tensor.device:  # parameters that were put into the layer, or lent to it for a call
+        indices = indices.to(tensor.device)
     return tensor.index_select(dim, indices)
 
 

@@ -398,6 +398,44 @@ def test_a_forward_of_its_own_stays(patched, bound):
     torch.testing.assert_close(conv_ext.fuse(model)(x), model(x))
 
 
+OF_THE_MODEL = {
+    "forward": lambda m: setattr(m, "forward", types.MethodType(lambda self, x: type(self).forward(self, x) * 3, m)),
+    "hook": lambda m: m.register_forward_hook(lambda module, inputs, y: y * 3),
+    "pre-hook": lambda m: m.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 3,)),
+}
+
+
+@pytest.mark.parametrize("put", OF_THE_MODEL.values(), ids=OF_THE_MODEL)
+def test_what_was_put_into_the_model_itself_stays(put):
+    """A graph would have its class's forward alone. Behind a hook there is still something to fuse."""
+    model = measured(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), shape=(8, 3, 9, 9))
+    put(model)
+    fused, x = conv_ext.fuse(model), torch.randn(2, 3, 7, 7)
+    torch.testing.assert_close(fused(x), model(x))
+    kinds = [type(module).__name__ for module in fused]
+    assert kinds == ["Conv2d"] + (["BatchNorm2d", "ReLU"] if "forward" in vars(model) else ["Identity"] * 2)
+
+
+def test_a_part_is_not_judged_by_a_forward_that_it_does_not_have():
+    """Where the whole cannot be traced: the part's own forward leaves the normalisation out."""
+    part = measured(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), shape=(8, 3, 9, 9))
+    part.forward = types.MethodType(lambda self, x: self[0](x), part)
+    model = OnValues(part).eval()
+    x = torch.randn(2, 3, 7, 7)
+    torch.testing.assert_close(conv_ext.fuse(model)(x), model(x))
+
+
+class OnValues(nn.Module):
+    """Not to be traced: what it does depends on values."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x) if x.isfinite().all() else x
+
+
 def test_one_dimensional_layers_take_batches_once_a_normalisation_is_folded():
     """BatchNorm1d reads (C, L) as many examples of features, which no convolution computes."""
     model = measured(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), shape=(8, 2, 4))

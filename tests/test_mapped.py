@@ -201,5 +201,14 @@ def test_parameters_that_are_assigned_bring_their_device():
     assert torch.equal(layer(x), source(x))
     layer = MappedConv2d(C3, 5, device="meta")
     layer.weight, layer.bias = source.weight, source.bias
-    with pytest.raises(RuntimeError, match="made on the meta device"):
+    assert torch.equal(layer(x), source(x))
+
+
+@pytest.mark.parametrize("make", [lambda: MappedConv2d(C3, 5, device="meta"), lambda: MappedConv2d(C3, 5).to("meta")])
+def test_parameters_that_are_lent_to_a_layer_without_memory(make):
+    source, x, layer = MappedConv2d(C3, 5), torch.randn(1, 6, 14, 14), make()
+    lent = dict(source.named_parameters())
+    assert torch.equal(torch.func.functional_call(layer, lent, (x,)), source(x))
+    assert layer(x.to("meta")).is_meta and layer(x.to("meta")).shape == (1, 16, 10, 10)
+    with pytest.raises(RuntimeError, match="same device"):
         layer(x)

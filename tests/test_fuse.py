@@ -392,7 +392,10 @@ def test_a_forward_of_its_own_stays(patched, bound):
     """As libraries put theirs into modules, to move what passes through: what it does must not be lost."""
     model = measured(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), shape=(8, 3, 9, 9))
     old = model[patched].forward
-    own = lambda *x: -2 * old(x[-1])  # noqa: E731
+
+    def own(*x):
+        return -2 * old(x[-1])
+
     model[patched].forward = types.MethodType(own, model[patched]) if bound else own
     x = torch.randn(2, 3, 7, 7)
     torch.testing.assert_close(conv_ext.fuse(model)(x), model(x))

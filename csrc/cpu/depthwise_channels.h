@@ -338,7 +338,7 @@ struct DepthwiseChannels {
     if (padding_may_show(vertical, horizontal, sums, split_sums))
       for_each_unit(executor, plan, chunks, [&](int64_t index, void*) {
         const int64_t c = index * chunk;
-        for (int64_t n = 0; n < z.n; ++n) add_padding(*this, n, c, min_of(chunk, z.c - c), 0, z.p, sums + c * taps());
+        for (int64_t n = 0; n < z.n; ++n) add_padding(*this, n, c, min_of(chunk, z.c - c), sums + c * taps());
       });
     for_each_kernel_row<L>(z, weight, [&](int64_t c, int64_t tap, int64_t count, int64_t lanes, T* row) {
       lanes_to_positions_within(sums + (c * taps() + tap * L), row, weight.n, weight.column, lanes, count);

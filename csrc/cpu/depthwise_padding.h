@@ -98,13 +98,13 @@ inline bool padding_may_show(const Axis& vertical, const Axis& horizontal, const
 // weight_grad: a gradient that is not finite makes NaN of every tap through which its output reads padding, in
 // sum: (channels / L, R S, L).
 template <class D>
-__attribute__((noinline, cold)) void add_padding(const D& d, int64_t n, int64_t c, int64_t channels, int64_t first,
-                                                 int64_t last, typename D::Sum* sum) {
+__attribute__((noinline, cold)) void add_padding(const D& d, int64_t n, int64_t c, int64_t channels,
+                                                 typename D::Sum* sum) {
   typedef typename D::Sum A;
   typedef typename D::Element T;
   const Across& across = d.across[0];
   const PhaseTaps &down = d.down[0], &right = across.taps;
-  for (int64_t i = first; i < last; ++i) {
+  for (int64_t i = 0; i < d.z.p; ++i) {
     const bool row_padded = reads_padding(d.vertical, down, i);
     for (int64_t v = 0; v < channels; v += D::L) {
       const T* const line = d.result.data + n * d.result.n + i * d.result.row + c + v;

@@ -96,7 +96,7 @@ void window_to_lanes(A* buffer, const View<T>& view, int64_t height, int64_t wid
   }
 }
 
-// The same, and nothing of the buffer is read behind its last position.
+// lanes_to_positions that reads nothing of the buffer behind its last position.
 template <class A, class T>
 void lanes_to_positions_within(const A* buffer, T* to, int64_t channel_stride, int64_t position_stride,
                                int64_t channels, int64_t positions) {

@@ -29,27 +29,17 @@ except ImportError as error:
         f"    {sys.executable} -m pip install --no-build-isolation -e ."
     )
 
-KERNEL_SOURCES = [
-    "forward.cpp",
-    "input_grad.cpp",
-    "weight_grad.cpp",
-    "depthwise.cpp",
-    "grouped.cpp",
-    "broadcast.cpp",
-    "implicit_gemm.cpp",
-    "library.cpp",
+CPU, CUDA = ROOT / "csrc" / "cpu", ROOT / "csrc" / "cuda"
+# What a folder holds is found: its plan.cpp belongs to _C, the other sources are kernels.
+PLAN_SOURCES = [
+    path.relative_to(ROOT).as_posix() for folder in (CPU, CUDA) for path in sorted(folder.rglob("plan.cpp"))
 ]
-PASS_SOURCES = KERNEL_SOURCES[:6]
+KERNEL_SOURCES = [
+    path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if path.name != "plan.cpp"
+]
+CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
 EXTENSION_SOURCES = [
-    "csrc/plan.cpp",
-    "csrc/plan_broadcast.cpp",
-    "csrc/plan_cuda.cpp",
-    "csrc/plan_grouped.cpp",
-    "csrc/plan_hopper.cpp",
-    "csrc/plan_implicit_gemm.cpp",
-    "csrc/plan_winograd.cpp",
-    "csrc/plan_panels.cpp",
-    "csrc/plan_window.cpp",
+    *PLAN_SOURCES,
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
     "csrc/torch/fastcall.cpp",
@@ -57,7 +47,7 @@ EXTENSION_SOURCES = [
 ]
 CUDA_LIBRARY = "libconv_ext_cuda.so"
 # Code that runs on compute capability 9.0 alone, and is chosen there alone: compiled whatever else is asked for.
-SM90_SOURCES = {"hopper.cu"}
+SM90_SOURCES = {"wgmma.cu"}
 SM90_OPTION = "-gencode=arch=compute_90a,code=sm_90a"
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
 # -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
@@ -76,7 +66,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
         "amx-emulated": f"{AVX512} -DCONV_EXT_AMX_EMULATED -O1",  # for tests alone
     }
-# These differ from AVX-512 in the implicit matrix product alone, and take the objects of the passes from there.
+# These differ from AVX-512 in the implicit matrix product alone, and take the other objects from there.
+PASS_SOURCES = [name for name in KERNEL_SOURCES if name not in ("implicit_gemm/implicit_gemm.cpp", "library.cpp")]
 SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
 
 
@@ -92,10 +83,7 @@ def source_digest(paths=None) -> str:
 
 def kernel_record() -> dict:
     """Of what the kernel libraries are built, which lies beside them: the plan of CUDA is no part of it."""
-    sources = ROOT / "csrc"
-    of_cuda = {f"plan_{name}.h" for name in ("cuda", "hopper", "window")}
-    headers = [path for path in sources.glob("*.h") if path.name not in of_cuda]
-    paths = [*headers, *sources.glob("cpu/*"), *sources.glob("reference/*")]
+    paths = [*(ROOT / "csrc" / "common").rglob("*"), *CPU.rglob("*")]
     return {"sources": source_digest(paths), "flags": KERNEL_FLAGS, "isas": ISA_FLAGS}
 
 
@@ -120,17 +108,16 @@ def wants_cuda() -> bool:
     choice = os.environ.get("CONV_EXT_CUDA", "auto")
     if choice not in ("auto", "0", "1"):
         sys.exit(f"CONV_EXT_CUDA must be auto, 0 or 1, got {choice!r}")
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     possible = torch.version.cuda is not None and shutil.which("nvcc") is not None
     if choice == "1":
-        if not sources:
+        if not CUDA_SOURCES:
             sys.exit("CONV_EXT_CUDA=1, but this version has no CUDA kernels (csrc/cuda holds none)")
         if not possible:
             sys.exit(
                 "CONV_EXT_CUDA=1 needs a CUDA build of torch and nvcc on the PATH: "
                 f"torch {torch.__version__} is built for CUDA {torch.version.cuda}, nvcc is at {shutil.which('nvcc')}"
             )
-    return choice != "0" and bool(sources) and possible
+    return choice != "0" and bool(CUDA_SOURCES) and possible
 
 
 def cuda_architectures() -> list[str]:
@@ -165,8 +152,7 @@ def build_cuda_library(build: Path, target: Path) -> None:
             install_library(prebuilt, build)
             install_library(prebuilt, target)
             return
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    objects = [f"{source.name}.o" for source in sources]
+    objects = [f"{source.name}.o" for source in CUDA_SOURCES]
     lines = [
         f"nvcc = {shlex.quote(shutil.which('nvcc')).replace('$', '$$')}",
         f"targets = {' '.join(cuda_architectures())}",
@@ -183,7 +169,7 @@ def build_cuda_library(build: Path, target: Path) -> None:
         *(
             f"build {o}: compile {ninja_path(source)}"
             + (f"\n  targets = {SM90_OPTION}" if source.name in SM90_SOURCES else "")
-            for o, source in zip(objects, sources)
+            for o, source in zip(objects, CUDA_SOURCES)
         ),
         f"build {CUDA_LIBRARY}: link {' '.join(objects)}",
     ]
@@ -236,7 +222,7 @@ def ninja_file(build: Path) -> str:
             objects.append(f"{shared or isa}/{source}.o")
             if shared:
                 continue
-            lines += [f"build {objects[-1]}: compile {ninja_path(ROOT / 'csrc' / 'cpu' / source)}", f"  isa = {flags}"]
+            lines += [f"build {objects[-1]}: compile {ninja_path(CPU / source)}", f"  isa = {flags}"]
         lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 

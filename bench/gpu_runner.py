@@ -27,7 +27,7 @@ STATIC = ["-cudart", "static", "-Xcompiler", "-static-libstdc++,-static-libgcc"]
 SHARED = ["-shared", "-cudart", "shared", "-Xlinker", "-z", "-Xlinker", "defs"]
 REPORT = ["-Xptxas", "-v", "-Xcompiler", "-Wall,-Wextra"]  # registers and warnings: tests read them in NAME.log
 USUAL = ("90a",)
-SM90_ALONE = {"hopper.cu"}  # as in setup.py
+SM90_ALONE = {"wgmma.cu"}  # as in setup.py
 
 
 def digest(paths: Iterable[Path], *words: str) -> str:
@@ -38,14 +38,19 @@ def digest(paths: Iterable[Path], *words: str) -> str:
     return found.hexdigest()
 
 
+def files(folder: str, csrc: Path = ROOT / "csrc") -> list[Path]:
+    """Of a folder of csrc and those in it."""
+    return sorted(path for path in (csrc / folder).rglob("*") if path.is_file())
+
+
 def kernel_digest() -> str:
     """Of what libconv_ext_cuda.so is made of."""
-    return digest([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc" / "cuda").iterdir()], *FLAGS, *REPORT, *SHARED)
+    return digest([*files("common"), *files("cuda")], *FLAGS, *REPORT, *SHARED)
 
 
 def runner_digest() -> str:
     """Of what the runner is made of."""
-    more = [*(ROOT / "csrc").glob("*.cpp"), ROOT / "csrc" / "reference" / "reference.h", ROOT / "csrc/cpu/simd.h",
+    more = [*files("cpu/reference"), ROOT / "csrc/cpu/base/simd.h",
             *(ROOT / "tests" / "cuda_host" / name for name in ("run.cpp", "memory.h"))]
     return digest(more, kernel_digest(), *STATIC)
 
@@ -68,12 +73,18 @@ def library() -> Path | None:
     return path if path.is_file() and record().get("kernels") == kernel_digest() else None
 
 
-def units() -> list[Path]:
-    csrc = ROOT / "csrc"
-    plans = [csrc / f"plan_{name}.cpp" for name in ("cuda", "window", "hopper")]
+def units(csrc: Path = ROOT / "csrc") -> list[Path]:
+    """What the runner is compiled of."""
+    sources = files("cuda", csrc)
+    kernels = [path for path in sources if path.suffix == ".cu"]
     # The longest first, so that none of them is left for the end.
-    return [*sorted((csrc / "cuda").glob("*.cu"), key=lambda path: -path.with_suffix(".cuh").exists()), *plans,
-            ROOT / "tests" / "cuda_host" / "run.cpp"]
+    return [*sorted(kernels, key=lambda path: -path.with_suffix(".cuh").exists()),
+            *(path for path in sources if path.name == "plan.cpp"), ROOT / "tests" / "cuda_host" / "run.cpp"]
+
+
+def object_name(unit: Path) -> str:
+    """The kernels' files have names of their own, the plans are told apart by their folders."""
+    return f"{unit.parent.name}-plan" if unit.name == "plan.cpp" else unit.stem
 
 
 def is_fresh(stamp: Path, made: Path, command: list[str]) -> bool:
@@ -86,7 +97,7 @@ def is_fresh(stamp: Path, made: Path, command: list[str]) -> bool:
 
 
 def compile_one(unit: Path, architectures: tuple[str, ...]) -> Path:
-    made = FOLDER / f"{unit.stem}.o"
+    made = FOLDER / f"{object_name(unit)}.o"
     depends, stamp = made.with_suffix(".d"), made.with_suffix(".json")
     chosen = ("90a",) if unit.name in SM90_ALONE else architectures
     targets = [*REPORT, *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in chosen)] if unit.suffix == ".cu" else []
@@ -126,7 +137,7 @@ def build(architectures: tuple[str, ...] = USUAL, jobs: int | None = None) -> Pa
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python bench/gpu_runner.py", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=list(USUAL), metavar="80",
-                        help="compute capabilities to compile for (default: 90a; hopper.cu is for 90a always)")
+                        help="compute capabilities to compile for (default: 90a; wgmma.cu is for 90a always)")
     parser.add_argument("--jobs", type=int, help="compilers at once (default: MAX_JOBS, or one for each processor)")
     options = parser.parse_args(arguments)
     wrong = [name for name in options.arch if not re.fullmatch(r"\d+a?", name)]

@@ -23,7 +23,7 @@ HOST = ROOT / "tests" / "cuda_host"
 # under ASan, and a pointer that has wrapped shows where it is used.
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow",
          "-fno-sanitize-recover=undefined", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "hopper_host.h"}"']
+DEVICE = [f'-DCONV_EXT_CUDA_HOST="{HOST / "device_host.h"}"', f'-DCONV_EXT_CUDA_HOST_SM90="{HOST / "wgmma_host.h"}"']
 LARGE = 4_000_000  # products
 ENVIRONMENT = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # fibres live as long as the program
 OPPOSITE = "03"  # copies at once and warps forward, copies late and warps reversed
@@ -89,12 +89,11 @@ def planted(errors: dict, often: str) -> list:
 
 def build(sources: Path, flags: list[str]) -> Path:
     """The kernels below `sources` on fibres, as a program; it is built once, whoever runs the tests."""
-    plans = [sources / f"plan_{name}.cpp" for name in ("cuda", "window", "hopper")]
-    units = [*sorted((sources / "cuda").glob("*.cu")), *plans, HOST / "run.cpp"]
+    units = gpu_runner.units(sources)
 
     def compile_all(folder: Path) -> None:
         def compile_one(unit: Path) -> str:
-            made = str(folder / f"{unit.stem}.o")
+            made = str(folder / f"{gpu_runner.object_name(unit)}.o")
             subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
             return made
 
@@ -104,7 +103,7 @@ def build(sources: Path, flags: list[str]) -> Path:
             objects = list(pool.map(compile_one, longest_first))
         subprocess.run([compiler, *flags, *objects, "-o", str(folder / "run")], check=True)
 
-    read = [*sources.glob("*.h"), *plans, sources / "cuda", sources / "reference", HOST]
+    read = [*(sources / name for name in ("common", "cuda", "cpu/reference", "cpu/base")), HOST]
     return built_once("cuda_host", read, [*flags, *DEVICE], compile_all) / "run"
 
 
@@ -156,7 +155,7 @@ def finds_and_prints(folder: Path, program: str, error: tuple[str, str, str],
     nothing: then the program must not fail.
     """
     file, right, wrong = error
-    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("torch", "python", "cpu"))
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("torch", "python"))
     kernels = folder / "csrc" / "cuda"
     path = kernels / file
     text = path.read_text()

@@ -1,8 +1,8 @@
 """AMX's tiles: no processor at hand has them, so the same algorithm is tested on tiles emulated in plain C++.
 
-The library "amx-emulated" differs from "amx" in five functions of csrc/cpu/amx.h alone. Indexing, splitting into parts,
-accuracy, special values and memory are those of the real one; the intrinsics themselves are compiled, linked and
-loaded here, and not run.
+The library "amx-emulated" differs from "amx" in five functions of csrc/cpu/implicit_gemm/amx.h alone. Indexing,
+splitting into parts, accuracy, special values and memory are those of the real one; the intrinsics themselves are
+compiled, linked and loaded here, and not run.
 """
 
 import math

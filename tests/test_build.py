@@ -19,15 +19,18 @@ def built(tmp_path, monkeypatch):
 
     def make(name, compiler):
         root = tmp_path / name
-        (root / "csrc" / "cpu").mkdir(parents=True)
+        (root / "csrc" / "cpu" / "direct").mkdir(parents=True)
+        (root / "csrc" / "cuda").mkdir()
+        (root / "csrc" / "cpu" / "simple.h").write_text("extern int answer;\n")
+        for source in ("forward.cpp", "plan.cpp", "direct/direct.cpp", "direct/plan.cpp"):
+            lines = '#include "simple.h"', "#ifndef CONV_EXT_WORD", "#error", "#endif", "int answer = CONV_EXT_WORD;"
+            (root / "csrc" / "cpu" / source).write_text("\n".join(lines) + "\n")
         shutil.copy(SETUP, root)
         monkeypatch.setattr("setuptools.setup", lambda **_: None)
         monkeypatch.setenv("CXX", compiler) if compiler else monkeypatch.delenv("CXX", raising=False)
         functions = runpy.run_path(str(root / "setup.py"))
-        (root / "csrc" / "cpu" / "simple.h").write_text("extern int answer;\n")
-        for source in functions["KERNEL_SOURCES"]:
-            lines = '#include "simple.h"', "#ifndef CONV_EXT_WORD", "#error", "#endif", "int answer = CONV_EXT_WORD;"
-            (root / "csrc" / "cpu" / source).write_text("\n".join(lines) + "\n")
+        assert functions["KERNEL_SOURCES"] == ["direct/direct.cpp", "forward.cpp"]
+        assert functions["PLAN_SOURCES"] == ["csrc/cpu/direct/plan.cpp", "csrc/cpu/plan.cpp"]
         return root, functions
 
     return make
@@ -80,7 +83,7 @@ def test_kernel_libraries_that_were_built_elsewhere_are_taken(built, monkeypatch
     assert builds("1") and builds("0") and not builds("1")
     (target / "libconv_ext_baseline.so").unlink()
     assert builds("1") and not builds("1")
-    (root / "csrc" / "plan_cuda.h").write_text("// no part of it")
+    (root / "csrc" / "cuda/plan.h").write_text("// no part of it")
     assert not builds("1")
     (root / "csrc" / "cpu" / "simple.h").write_text("extern long answer;")
     assert builds("1") and not builds("1")

@@ -17,14 +17,14 @@ from bench import gpu_runner
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("75", "80", "90a")
 MOST_SHARED = {"75": 64 << 10, "80": 163 << 10, "90a": 227 << 10}
-HOPPER_SHARED = (192 << 10) + 1024 + 2 * (32 * 68 * 4 + 64 * 8) + 16 * 8  # HopperShared in hopper.cuh, at most
+WGMMA_SHARED = (192 << 10) + 1024 + 2 * (32 * 68 * 4 + 64 * 8) + 16 * 8  # WgmmaShared in wgmma.cuh, at most
 
 nvcc = shutil.which("nvcc")
 
 
 def architectures(source: Path) -> tuple[str, ...]:
-    """hopper.cu is for sm_90a alone, as in setup.py."""
-    return ("90a",) if source.stem == "hopper" else ARCHITECTURES
+    """wgmma.cu is for sm_90a alone, as in setup.py."""
+    return ("90a",) if source.stem == "wgmma" else ARCHITECTURES
 
 
 def compile_kernels(source: Path, folder: Path) -> str:
@@ -59,13 +59,13 @@ def shared_bytes(kernel: str, architecture: str) -> int:
     if kernel.startswith("direct_weight_grad"):
         return 128 * (8 if "double" in kernel else 4)  # one sum for each thread
     if kernel.startswith("first_layer"):
-        return 96 << 10 if architecture != "75" else 0  # what plan_window.cpp allows at most; empty on sm_75
+        return 96 << 10 if architecture != "75" else 0  # what cuda/window/plan.cpp allows at most; empty on sm_75
     if kernel.startswith("window_reduce"):
         return 256 * (8 if "double" in kernel else 4)
     if kernel.startswith("window"):
-        return 64 << 10  # what plan_window.cpp allows at most
-    if kernel.startswith(("hopper_gather", "hopper_correlate")):
-        return HOPPER_SHARED
+        return 64 << 10  # what cuda/window/plan.cpp allows at most
+    if kernel.startswith(("wgmma_gather", "wgmma_correlate")):
+        return WGMMA_SHARED
     tile = re.search(r"Tile<(\d+), (\d+)", kernel)
     if tile is None or architecture == "75" and re.search(r"TF32|TensorCores|Float64", kernel):  # empty on sm_75
         return 0
@@ -79,7 +79,7 @@ def shared_bytes(kernel: str, architecture: str) -> int:
     return stages * (m + n) * (block_k * size + (32 if size == 8 else 16))
 
 
-EVERY = ["first_layer", "forward", "hopper", "input_grad", "weight_grad", "window", "window_grad"]
+EVERY = ["first_layer", "forward", "input_grad", "weight_grad", "wgmma", "window", "window_grad"]
 
 
 needs_nvcc = pytest.mark.skipif(nvcc is None, reason="needs nvcc, of a CUDA toolkit, on the PATH")
@@ -102,7 +102,7 @@ def check(text: str, expected: tuple[str, ...], fewest: int) -> None:
 
 
 def test_every_source_of_kernels_is_known():
-    assert sorted(source.stem for source in (ROOT / "csrc" / "cuda").glob("*.cu")) == EVERY
+    assert sorted(source.stem for source in (ROOT / "csrc" / "cuda").rglob("*.cu")) == EVERY
 
 
 @needs_nvcc
@@ -116,7 +116,7 @@ def test_the_kernels_of_the_runner_compile_without_warning_or_spill(gpu_program)
 @needs_nvcc
 @pytest.mark.exhaustive  # four minutes of a processor
 def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path):
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
     with ThreadPoolExecutor(min(2, len(os.sched_getaffinity(0)))) as pool:
         check("\n".join(pool.map(lambda source: compile_kernels(source, tmp_path), sources)), ARCHITECTURES, 60)
 

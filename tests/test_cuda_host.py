@@ -214,10 +214,10 @@ PLANTED_IN_PARTS = {
     "longer_chains": ("math.cuh", "kChain = kBlockK;", "kChain = 4 * kBlockK;"),
     "a_small_product_is_left_out": ("math.cuh", "    multiply_tf32(sum, a.large, b.small);\n", ""),
     "parts_of_tf32_are_not_scaled": ("math.cuh", "float_of(bits) * kPartScale", "float_of(bits)"),
-    "they_are_scaled_too_little": ("../parts.h", "kPartScale = 0x1p24f, kSumScale = 0x1p-48f",
+    "they_are_scaled_too_little": ("../common/parts.h", "kPartScale = 0x1p24f, kSumScale = 0x1p-48f",
                                    "kPartScale = 0x1p13f, kSumScale = 0x1p-26f"),
-    "a_product_of_bfloat16_is_left_out": ("../parts.h", "{{2, 0}, {0, 2}, {1, 1},", "{{0, 2}, {0, 2}, {1, 1},"),
-    "the_third_part_is_the_second": ("hopper_pack.cuh", "i < part; ++i)", "i < part && i < 1; ++i)"),
+    "a_product_of_bfloat16_is_left_out": ("../common/parts.h", "{{2, 0}, {0, 2}, {1, 1},", "{{0, 2}, {0, 2}, {1, 1},"),
+    "the_third_part_is_the_second": ("wgmma/pack.cuh", "i < part; ++i)", "i < part && i < 1; ++i)"),
 }
 
 

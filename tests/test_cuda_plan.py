@@ -156,13 +156,13 @@ def test_what_no_kernel_can_count_is_refused_with_a_reason():
 @pytest.mark.parametrize("pass_name", GATHERING)
 def test_wgmma_has_to_be_asked_for_and_says_where_it_cannot(pass_name):
     """It never gives way to another algorithm when it is asked for."""
-    on_hopper = dict(algorithm="wgmma", capability=90)
+    on_wgmma = dict(algorithm="wgmma", capability=90)
     assert "not run on a device" in reasons(plan(pass_name, LAYERS[0], torch.bfloat16, capability=90))["wgmma"]
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        found = plan(pass_name, LAYERS[2], dtype, **on_hopper)
+        found = plan(pass_name, LAYERS[2], dtype, **on_wgmma)
         assert found["algorithm"] == "wgmma"
-        assert plan(pass_name, LAYERS[2], dtype, n=31, **on_hopper)["tiles"] == found["tiles"]
-    assert plan(pass_name, LAYERS[1], torch.bfloat16, **on_hopper)["tiles"]["splits"] > 1
+        assert plan(pass_name, LAYERS[2], dtype, n=31, **on_wgmma)["tiles"] == found["tiles"]
+    assert plan(pass_name, LAYERS[1], torch.bfloat16, **on_wgmma)["tiles"]["splits"] > 1
 
     def no(z, dtype=torch.bfloat16, capability=90):
         with pytest.raises(RuntimeError) as error:

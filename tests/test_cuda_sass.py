@@ -32,7 +32,7 @@ VECTOR, NUMBER = 72, 16  # of 16 bytes that are copied or packed, and of each nu
 
 # Everything that the gates look at: one source, for nvcc starts slowly.
 SOURCE = """
-#include "hopper.cu"
+#include "wgmma/wgmma.cu"
 #include "gather.cuh"
 namespace conv_ext::cuda {
 #define MULTIPLY(Pass, Math) template __global__ void igemm<Pass, Math, LargeTile>(Pass::Parameters);
@@ -60,7 +60,7 @@ def compile_source(source: str, kernels: Path, folder: Path) -> None:
 def kernels() -> dict[str, sass.Kernel]:
     """By their mangled names."""
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    read = [*(ROOT / "csrc").glob("*.h"), CUDA]
+    read = [ROOT / "csrc" / "common", CUDA]
     folder = built_once("sass", read, [SOURCE, version], functools.partial(compile_source, SOURCE, CUDA))
     return sass.kernels_of(folder / "sass.cubin")
 
@@ -204,7 +204,7 @@ def adding_is_slow(kernel: sass.Kernel) -> str:
 
 WARPGROUPS = (uses_local_memory, multiplies_for_nothing, commits_more_than_once, reads_sums_in_flight,
               producer_is_slow, consumer_is_slow)
-GATES = [(gate, ("hopper_gather", "hopper_correlate")) for gate in WARPGROUPS]
+GATES = [(gate, ("wgmma_gather", "wgmma_correlate")) for gate in WARPGROUPS]
 GATES += [(mma_is_slow, ("igemm",)), (copying_is_slow, ("pack_channels_last", "pack_weights")),
           (adding_is_slow, ("reduce",)), (uses_local_memory, ("igemm", "pack_", "reduce"))]
 
@@ -217,7 +217,7 @@ def test_the_kernels_are_as_they_should_be(gate, names):
 
 def test_a_sum_that_is_read_in_flight_is_seen():
     """nvcc itself takes care of most of it; so the error is put into the machine code."""
-    kernel = named(kernels(), "hopper_gather")[0]
+    kernel = named(kernels(), "wgmma_gather")[0]
     last = max(i.address for loop in kernel.innermost("HGMMA") for i in loop.instructions if i.name == "HGMMA")
     at = next(n for n, i in enumerate(kernel.instructions) if i.address == last)
     sums = re.match(r"R(\d+)", kernel.instructions[at].operands)[1]
@@ -229,7 +229,7 @@ def test_a_sum_that_is_read_in_flight_is_seen():
 # ---- errors that are put into the sources have to be found
 
 USING = """
-#include "hopper_weight.cuh"
+#include "wgmma/weight_grad.cuh"
 #include "gather.cuh"
 namespace conv_ext::cuda {
 using Group = SixteenBitGroup<bfloat16>;
@@ -237,22 +237,22 @@ using GatherBF16 = Gather<bfloat16, float, Load::KVector>;
 template __global__ void %s;
 }
 """
-HOPPER = "hopper_gather<Group, 64>(const __grid_constant__ HopperParameters<bfloat16>)"
+WGMMA = "wgmma_gather<Group, 64>(const __grid_constant__ WgmmaParameters<bfloat16>)"
 IGEMM = "igemm<GatherBF16, TensorCores<bfloat16>, LargeTile>(GatherBF16::Parameters)"
 PACK = "pack_weights<Group, 8>(PackParameters<bfloat16, bfloat16>)"
 REDUCE = "reduce<bfloat16, float, NotAgain, 4>(ReduceParameters<bfloat16, float, NotAgain>)"
 PLANTED = {
-    "sums_in_local_memory": (uses_local_memory, HOPPER, "hopper.cuh", "total[i] += chain[i]",
+    "sums_in_local_memory": (uses_local_memory, WGMMA, "wgmma/wgmma.cuh", "total[i] += chain[i]",
                              "total[(i + step) % (n / 2)] += chain[i]"),
-    "groups_end_where_branches_meet": (multiplies_for_nothing, HOPPER, "hopper.cuh", "  commit_products();\n}", "}",
+    "groups_end_where_branches_meet": (multiplies_for_nothing, WGMMA, "wgmma/wgmma.cuh", "  commit_products();\n}", "}",
                                        "begins);\n  }\n}", "begins);\n  }\n  commit_products();\n}"),
-    "every_product_is_a_group": (commits_more_than_once, HOPPER, "hopper.cuh", "(32 >> 4);\n",
+    "every_product_is_a_group": (commits_more_than_once, WGMMA, "wgmma/wgmma.cuh", "(32 >> 4);\n",
                                  "(32 >> 4);\n    commit_products();\n"),
-    "any_lane_asks_for_copies": (producer_is_slow, HOPPER, "hopper.cuh",
+    "any_lane_asks_for_copies": (producer_is_slow, WGMMA, "wgmma/wgmma.cuh",
                                  "warp_index() == kConsumers / 32 && elect_one()", "thread_index() == kConsumers"),
-    "each_copy_divides": (producer_is_slow, HOPPER, "hopper.cuh", "tap.low * kChunk<Group>, w, h",
+    "each_copy_divides": (producer_is_slow, WGMMA, "wgmma/wgmma.cuh", "tap.low * kChunk<Group>, w, h",
                           "(tap.low + step / p.step_w % p.step_h) * kChunk<Group>, w, h"),
-    "sums_are_scaled_every_step": (consumer_is_slow, HOPPER, "hopper.cuh", "      before = ring.stage;",
+    "sums_are_scaled_every_step": (consumer_is_slow, WGMMA, "wgmma/wgmma.cuh", "      before = ring.stage;",
                                    "wait_sums(chain);\nfor (int j = 0; j < n / 2; ++j) total[j] *= chain[j];\n"
                                    "before = ring.stage;"),
     "every_copy_divides": (mma_is_slow, IGEMM, "igemm.cuh", "walker.advance(kAcross * kVectorK);",

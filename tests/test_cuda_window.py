@@ -112,16 +112,17 @@ def test_random_problems(program):
 
 
 PLANTED = {
-    "right": ("window.cuh", "", ""),
-    "no_wait_for_the_box": ("window.cuh", "wait_copies<0>();", ""),
-    "no_barrier_behind_the_box": ("window.cuh", "        wait_copies<0>();\n        barrier();", "wait_copies<0>();"),
-    "chunks_in_one_another's_place": ("window.cuh", "if (c > 0) barrier();", ""),
-    "one_row_too_many": ("box.cuh", "uint32_t(row) < uint32_t(source.h)", "uint32_t(row) <= uint32_t(source.h)"),
-    "one_column_too_many": ("box.cuh", "uint32_t(column) < uint32_t(source.w)",
+    "right": ("window/window.cuh", "", ""),
+    "no_wait_for_the_box": ("window/window.cuh", "wait_copies<0>();", ""),
+    "no_barrier_behind_the_box": ("window/window.cuh", "        wait_copies<0>();\n        barrier();",
+                                  "wait_copies<0>();"),
+    "chunks_in_one_another's_place": ("window/window.cuh", "if (c > 0) barrier();", ""),
+    "one_row_too_many": ("window/box.cuh", "uint32_t(row) < uint32_t(source.h)", "uint32_t(row) <= uint32_t(source.h)"),
+    "one_column_too_many": ("window/box.cuh", "uint32_t(column) < uint32_t(source.w)",
                             "uint32_t(column) <= uint32_t(source.w)"),
-    "a_copy_too_few_is_waited_for": ("window_grad.cuh", "wait_copies<1>();", "wait_copies<2>();"),
-    "no_barrier_behind_a_tile": ("window_grad.cuh", "barrier();  // all threads", "// all threads"),
-    "a_lane_is_lost": ("window_grad.cuh", "l < p.lanes; ++l", "l + 1 < p.lanes; ++l"),
+    "a_copy_too_few_is_waited_for": ("window/window_grad.cuh", "wait_copies<1>();", "wait_copies<2>();"),
+    "no_barrier_behind_a_tile": ("window/window_grad.cuh", "barrier();  // all threads", "// all threads"),
+    "a_lane_is_lost": ("window/window_grad.cuh", "l < p.lanes; ++l", "l + 1 < p.lanes; ++l"),
 }
 
 

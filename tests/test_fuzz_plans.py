@@ -62,7 +62,7 @@ def test_a_planted_error_is_found(name):
 
 
 class Traits(ctypes.Structure):
-    """IsaTraits in csrc/plan.h."""
+    """IsaTraits in csrc/cpu/plan.h."""
 
     NUMBERS = ("vector_bytes", "gather_m", "gather_v", "dot_m", "dot_t", "panel_v", "panel_p", "panel_rows")
     _fields_ = [("name", ctypes.c_char_p), *((name, ctypes.c_int64) for name in NUMBERS), ("bf16_dot", ctypes.c_int32)]

@@ -109,7 +109,7 @@ def test_what_hangs_or_crashes_is_named_and_the_run_goes_on(plain, tmp_path):
     """A library whose kernels never come back for one dtype, and touch what is not there for another."""
     source = tmp_path / "bad.cpp"
     source.write_text(
-        f'''#include "{ROOT / "csrc" / "kernels.h"}"
+        f'''#include "{ROOT / "csrc" / "cpu" / "kernels.h"}"
 using namespace conv_ext;
 static void run(const ConvProblem& z, Pass, const Plan&, const Buffers&, const Executor&) {{
   if (z.dtype == DType::Float64) for (volatile int i = 0;; ++i) {{}}

@@ -64,9 +64,8 @@ def test_only_the_binding_knows_torch(path):
 
 # Nothing that the linker could share between instruction sets: C headers and the compiler's intrinsics alone.
 KERNEL_HEADERS = {"<stdint.h>", "<stddef.h>", "<string.h>", "<math.h>", "<float.h>", "<immintrin.h>"}
-KERNEL_SOURCES = [
-    f for f in SOURCES if f.parent in (CSRC / "cpu", CSRC / "reference") or f.parent == CSRC and f.suffix == ".h"
-]
+PLANS = {"plan.cpp", "plan_common.h"}
+KERNEL_SOURCES = [f for f in (*under("csrc", "common"), *under("csrc", "cpu")) if f.name not in PLANS]
 
 
 @pytest.mark.parametrize("path", KERNEL_SOURCES, ids=name_of)
@@ -77,6 +76,26 @@ def test_kernel_sources_include_no_standard_library_of_cpp(path):
     for inner in (i.strip('"') for i in includes(path) if i.startswith('"')):
         target = (path.parent / inner).resolve()
         assert target in KERNEL_SOURCES, f"{inner} is outside the kernels"
+
+
+# An algorithm is a folder. What it takes of another one, beside what all share:
+SHARES_WITH = {"broadcast": {"direct", "panels"}, "panels": {"direct"}}
+ALGORITHMS = sorted(path.parent.name for path in (CSRC / "cpu").glob("*/plan.cpp"))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_keeps_to_its_folder(name):
+    shared = {CSRC / "common", CSRC / "cpu", *(CSRC / "cpu" / other for other in ("base", "reference"))}
+    folders = shared | {CSRC / "cpu" / other for other in (name, *SHARES_WITH.get(name, ()))}
+    for path in under("csrc", "cpu", name):
+        for inner in (i.strip('"') for i in includes(path) if i.startswith('"')):
+            assert (path.parent / inner).resolve().parent in folders, f"{name_of(path)} includes {inner}"
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.suffix == ".md"], ids=name_of)
+def test_documents_name_files_that_are_there(path):
+    for named in re.findall(r"(?<![\w/])(?:csrc|conv_ext|tests|bench|docs)/[\w/]*[\w]\.\w+", path.read_text()):
+        assert (ROOT / named).exists(), named
 
 
 DEVICE_WORDS = (

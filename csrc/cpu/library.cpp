@@ -1,5 +1,5 @@
 // The one symbol of a kernel library: its instruction set's traits and its entry point.
-#include "dot_bf16.h"
+#include "implicit_gemm/dot_bf16.h"
 #include "pass.h"
 
 namespace conv_ext {

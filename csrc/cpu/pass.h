@@ -1,10 +1,10 @@
 // The one place where a run-time algorithm and dtype become template arguments; each pass file instantiates it once.
 #pragma once
 
-#include "../reference/reference.h"
-#include "direct.h"
-#include "panels.h"
-#include "winograd.h"
+#include "reference/reference.h"
+#include "direct/direct.h"
+#include "panels/panels.h"
+#include "winograd/winograd.h"
 
 namespace conv_ext {
 

@@ -70,7 +70,7 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
     if (error) return error;
   }
   if constexpr (Math::kFormsAgain) p.again = gather_again(call, roles);
-  const int64_t (&size)[4] = roles.result_size;
+  const int64_t(&size)[4] = roles.result_size;
   p.result.along_m = p.result.stride_m == 1 && size[1] > 1;
   p.result.vectors = writes_vectors<T>(roles, p.to, shape.phases() == 1);
   if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);

@@ -99,7 +99,7 @@ int with_math(const ConvProblem& z, CudaAlgorithm algorithm, const Function& fun
   }
   return 1;
 }
-// The same rule as has_tiles in plan_cuda.cpp.
+// The same rule as has_tiles in cuda/plan.cpp.
 template <class Math>
 constexpr bool has_tiles() {
   return sizeof(typename Math::Element) == 4 || (sizeof(typename Math::Element) == 2 && Math::kTensorCores);

@@ -1,8 +1,8 @@
 // The whole API of the CUDA kernels, in plain C types: nothing here or below knows torch.
 #pragma once
 
-#include "../kernels.h"
-#include "../plan_cuda.h"
+#include "../common/buffers.h"
+#include "plan.h"
 
 namespace conv_ext {
 

@@ -13,7 +13,7 @@
 //                      finite or another infinity and is formed again, see again.cuh
 #pragma once
 
-#include "../parts.h"
+#include "../common/parts.h"
 #include "device.h"
 
 namespace conv_ext {

@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "../merge.h"
+#include "../common/merge.h"
 #include "operators.h"
 
 namespace conv_ext {

@@ -6,8 +6,8 @@
 #include <optional>
 #include <string_view>
 
-#include "../kernels.h"
-#include "../plan_cuda.h"
+#include "../cpu/kernels.h"
+#include "../cuda/plan.h"
 
 namespace conv_ext {
 

@@ -5,7 +5,7 @@
 
 #include <sstream>
 
-#include "../indexing.h"
+#include "../common/indexing.h"
 #include "operators.h"
 
 namespace conv_ext {

@@ -8,7 +8,7 @@
 #include <atomic>
 #include <cstdlib>
 
-#include "../indexing.h"
+#include "../common/indexing.h"
 
 namespace conv_ext {
 

@@ -1,9 +1,9 @@
-// How many lanes of a warp meet in a bank of shared memory where sums of hopper.cuh are put down and read again. Prints
+// How many lanes of a warp meet in a bank of shared memory where sums of wgmma.cuh are put down and read again. Prints
 // one line for each kind of access, "NAME WAYS": 1 where none meet.
 #include <algorithm>
 #include <set>
 
-#include "hopper.cuh"
+#include "wgmma/wgmma.cuh"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <memory>
 #include <random>
 
-#include "hopper.cuh"
+#include "wgmma/wgmma.cuh"
 #include "passes.cuh"
 
 namespace {
@@ -48,7 +48,7 @@ void run_wgmma(int length) {
       for (int i = 0; i < kRows; ++i)
         w[size_t((part * kRows + i) * kMost + c)] = Group::part(weights[size_t(i * length + c)], part);
     }
-  HopperParameters<float> p{};
+  WgmmaParameters<float> p{};
   GatherPhase& phase = p.phases[0];
   phase.taps_h = phase.taps_w = phase.delta_h = phase.delta_w = 1;
   phase.count_h = 1;
@@ -67,7 +67,7 @@ void run_wgmma(int length) {
   p.result.data = result.get();
   p.result.stride_m = kPositions;
   tensor_core = {25, false};
-  launch(hopper_gather<Group, 64>, p.blocks, kHopperThreads, HopperShared<Group, 64>::kBytes, nullptr, p);
+  launch(wgmma_gather<Group, 64>, p.blocks, kWgmmaThreads, WgmmaShared<Group, 64>::kBytes, nullptr, p);
 }
 
 bool accurate(int length) {

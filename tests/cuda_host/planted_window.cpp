@@ -5,8 +5,8 @@
 #include <memory>
 
 #include "device.h"
-#include "window.cuh"
-#include "window_grad.cuh"
+#include "window/window.cuh"
+#include "window/window_grad.cuh"
 
 namespace {
 

@@ -11,7 +11,7 @@
 #include <string>
 
 #include "../../csrc/cuda/launch.h"
-#include "../../csrc/reference/reference.h"
+#include "../../csrc/cpu/reference/reference.h"
 #include "memory.h"
 
 namespace conv_ext {

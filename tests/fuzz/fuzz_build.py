@@ -91,8 +91,8 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
         "  description = linking $out",
     ]
     objects = []
-    for source in [driver, *sorted((root / "csrc").glob("plan*.cpp"))]:
-        objects.append(f"driver/{source.name}.o")
+    for source in [driver, *plan_sources(root)]:
+        objects.append(f"driver/{object_name(source, root)}")
         lines += [
             f"build {objects[-1]}: compile {escaped(source)}",
             f"  flags = {DRIVER_FLAGS[kind]}",
@@ -100,8 +100,8 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
     lines += [f"build runs: link {' '.join(objects)}", "  libraries = -ldl -lpthread"]
     if kind in PLANS_FLAGS:
         objects = []
-        for source in [driver.with_name("plans.cpp"), *sorted((root / "csrc").glob("plan*.cpp"))]:
-            objects.append(f"plans_objects/{source.name}.o")
+        for source in [driver.with_name("plans.cpp"), *plan_sources(root)]:
+            objects.append(f"plans_objects/{object_name(source, root)}")
             lines += [f"build {objects[-1]}: compile {escaped(source)}", f"  flags = {PLANS_FLAGS[kind]}"]
         lines += [f"build plans: link {' '.join(objects)}", f"  flags = {PLANS_FLAGS[kind]}"]
     for isa, flags in settings["ISA_FLAGS"].items():
@@ -116,6 +116,16 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
                 ]
         lines += [f"build libconv_ext_{isa}.so: link {' '.join(objects)}", "  flags = -shared"]
     return "\n".join(lines) + "\n"
+
+
+def plan_sources(root: Path = ROOT) -> list[Path]:
+    return sorted((root / "csrc").rglob("plan.cpp"))
+
+
+def object_name(source: Path, root: Path = ROOT) -> str:
+    """Of a plan with its folders, for all of them are called plan.cpp: cpu-winograd-plan.cpp.o."""
+    csrc = root / "csrc"
+    return "-".join(source.relative_to(csrc).parts if source.is_relative_to(csrc) else [source.name]) + ".o"
 
 
 def build(

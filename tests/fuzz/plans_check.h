@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/grouped_sizes.h"
-#include "../../csrc/indexing.h"
-#include "../../csrc/plan.h"
+#include "../../csrc/cpu/grouped/layout.h"
+#include "../../csrc/common/indexing.h"
+#include "../../csrc/cpu/plan.h"
 #include "problem_text.h"
 
 namespace fuzz {

@@ -1,8 +1,8 @@
 // What the fuzzer asks of each plan of CUDA: sizes that fit the problem and the device, all work shared out, memory.
 #pragma once
 
-#include "../../csrc/plan_cuda.h"
-#include "../../csrc/plan_hopper.h"
+#include "../../csrc/cuda/plan.h"
+#include "../../csrc/cuda/wgmma/plan.h"
 #include "plans_check.h"
 
 namespace fuzz {

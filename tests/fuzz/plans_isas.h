@@ -1,7 +1,7 @@
 // What the fuzzer of plans plans for: the traits of every kernel library, and compute capabilities of CUDA devices.
 #pragma once
 
-#include "../../csrc/plan.h"
+#include "../../csrc/cpu/plan.h"
 
 namespace fuzz {
 

@@ -16,7 +16,7 @@ struct TooManySteps {};
 
 }  // namespace fuzz
 
-// Counted in the loops of planning, where the plan is compiled with CONV_EXT_COUNT_PLAN_STEPS (csrc/plan_steps.h). The
+// Counted in the loops of planning, where the plan is compiled with CONV_EXT_COUNT_PLAN_STEPS (plan_steps.h). The
 // most for one choice or one plan: kernels of 4,096 taps are gone through by several algorithms, some times each.
 namespace conv_ext {
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_build import BUILD, DRIVER_FLAGS, ROOT, build, chosen, compiler, kernel_settings
+from fuzz_build import BUILD, DRIVER_FLAGS, ROOT, build, chosen, compiler, kernel_settings, object_name
 
 
 @dataclass(frozen=True)
@@ -26,99 +26,99 @@ class Planted:
 
     @property
     def is_plan(self) -> bool:
-        return self.source.startswith("plan")
+        return self.source.endswith("plan.cpp")
 
 
-BROADCAST, GROUPED, DOT = "broadcast.cpp", "grouped.cpp", "implicit_gemm.cpp"
+BROADCAST, GROUPED, DOT = "broadcast/broadcast.cpp", "grouped/grouped.cpp", "implicit_gemm/implicit_gemm.cpp"
 ALL = (
     Planted(
         "a_tail_off_by_one",
-        "cpu/broadcast.h",
+        "cpu/broadcast/broadcast.h",
         "joined ? rows * t.width : t.width;",
         "joined ? rows * t.width : t.width - (t.width == 5);",
         BROADCAST,
     ),
     Planted(
         "a_missing_phase",
-        "cpu/broadcast.h",
+        "cpu/broadcast/broadcast.h",
         "for (int64_t phase = 0; phase < phases(); ++phase)\n      run_phase",
         "for (int64_t phase = 0; phase < min_of(3, phases()); ++phase)\n      run_phase",
         BROADCAST,
     ),
-    Planted("a_block_that_begins_anew", "cpu/broadcast.h", "a.add = !begin;", "a.add = false;", BROADCAST),
+    Planted("a_block_that_begins_anew", "cpu/broadcast/broadcast.h", "a.add = !begin;", "a.add = false;", BROADCAST),
     Planted(
         "the_last_bias_left_out",
-        "cpu/broadcast.h",
+        "cpu/broadcast/broadcast.h",
         "channel < group_m ? load_one",
         "channel + 1 < group_m ? load_one",
         BROADCAST,
     ),
     Planted(
         "images_beyond_the_batch",
-        "cpu/broadcast.h",
+        "cpu/broadcast/broadcast.h",
         "t.n1 = min_of(z.n, t.n0 + plan.images);",
         "t.n1 = t.n0 + plan.images;",
         BROADCAST,
     ),
     Planted(
         "padding_that_is_not_cleared",
-        "cpu/broadcast.h",
+        "cpu/broadcast/broadcast.h",
         "memset(packed, 0,",
         "if (t.i0 == 0) memset(packed, 0,",
         BROADCAST,
     ),
     Planted(
         "memory_that_threads_share",
-        "cpu/broadcast.h",
+        "cpu/broadcast/broadcast.h",
         "    Tile t;\n    t.j0",
         "    static Tile t;\n    t.j0",
         BROADCAST,
     ),
     Planted(
         "a_weight_that_is_not_finite_unseen",
-        "cpu/broadcast.h",
+        "cpu/broadcast/broadcast.h",
         "finite = finite && zeros[l] == A(0);",
         "finite = finite && (l == 1 || zeros[l] == A(0));",
         BROADCAST,
     ),
     Planted(
         "a_whole_vector_read_at_the_end",
-        "cpu/pack.h",
+        "cpu/base/pack.h",
         "store_first(t + i, read_lanes<A>(f + i, positions - i), positions - i)",
         "store_first(t + i, read_lanes<A>(f + i), positions - i)",
         "forward.cpp",
     ),
     Planted(
         "a_whole_vector_written_at_the_end",
-        "cpu/pack.h",
+        "cpu/base/pack.h",
         "write_some<A, A>(t + V * L, read_some<A>(f + V * L, rest), rest);",
         "store(t + V * L, read_some<A>(f + V * L, rest));",
         "forward.cpp",
     ),
     Planted(
         "a_last_tile_beyond_its_row",
-        "cpu/grouped.h",
+        "cpu/grouped/grouped.h",
         "const int64_t at = min_of(j, width - n);",
         "const int64_t at = j;",
         GROUPED,
     ),
     Planted(
         "relu_of_half_a_sum",
-        "cpu/grouped.h",
+        "cpu/grouped/grouped.h",
         "a.relu = relu && is_same<A, T> && k + 1 == last;",
         "a.relu = relu && is_same<A, T>;",
         GROUPED,
     ),
     Planted(
         "a_wrong_split",
-        "cpu/grouped_grad.h",
+        "cpu/grouped/weight_grad.h",
         "piece < part_begin(pieces, plan.splits, split + 1);",
         "piece < part_begin(pieces, plan.splits, split + 1) - (split > 0);",
         GROUPED,
     ),
     Planted(
         "a_line_that_runs_on",
-        "cpu/implicit_gemm.h",
+        "cpu/implicit_gemm/implicit_gemm.h",
         "const int64_t count = min_of(now - i, width - column);",
         "const int64_t count = min_of(now - i, width - column + (width == 7));",
         DOT,
@@ -126,52 +126,52 @@ ALL = (
     ),
     Planted(
         "a_part_that_is_not_added",
-        "cpu/direct.h",
+        "cpu/direct/direct.h",
         "for (int64_t split = 1; split < plan.splits; ++split) sum += at",
         "for (int64_t split = 1; split + 1 < plan.splits; ++split) sum += at",
         "weight_grad.cpp",
     ),
     Planted(
         "a_workspace_short_by_one",
-        "plan.cpp",
+        "cpu/plan.cpp",
         "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each);",
         "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each) - 64;",
-        "plan.cpp",
+        "cpu/plan.cpp",
     ),
     Planted(
         "scratch_without_the_last_square",
-        "plan_grouped.cpp",
+        "cpu/grouped/plan.cpp",
         "array_bytes(product(plan->tile_h, horizontal.output) + lanes, isa.vector_bytes);",
         "array_bytes(product(plan->tile_h, horizontal.output), isa.vector_bytes);",
-        "plan_grouped.cpp",
+        "cpu/grouped/plan.cpp",
     ),
     Planted(
         "scratch_for_one_slice",
-        "plan_broadcast.cpp",
+        "cpu/broadcast/plan.cpp",
         "blocks > 1 ? slices : 1, width, bytes);",
         "width, bytes);",
-        "plan_broadcast.cpp",
+        "cpu/broadcast/plan.cpp",
     ),
     Planted(
         "tasks_without_the_splits",
-        "plan.cpp",
+        "cpu/plan.cpp",
         "plan->tasks = tasks * plan->splits;",
         "plan->tasks = tasks;",
-        "plan.cpp",
+        "cpu/plan.cpp",
     ),
     Planted(
         "scratch_without_the_window",
-        "plan_winograd.cpp",
+        "cpu/winograd/plan.cpp",
         "plan->scratch_bytes = scratch();",
         "plan->scratch_bytes = scratch() - window_bytes();",
-        "plan_winograd.cpp",
+        "cpu/winograd/plan.cpp",
     ),
     Planted(
         "offsets_that_are_not_counted",
-        "plan_broadcast.cpp",
+        "cpu/broadcast/plan.cpp",
         "array_bytes(b.products, 8) + ",
         "",
-        "plan_broadcast.cpp",
+        "cpu/broadcast/plan.cpp",
     ),
 )
 
@@ -183,23 +183,22 @@ def plant(planted: Planted) -> Path:
     folder = BUILD / "planted" / planted.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cuda", "torch", "python"))
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("torch", "python"))
     file = folder / "csrc" / planted.file
     text = file.read_text()
     if text.count(planted.old) != 1:
         raise ValueError(f"{planted.name}: {planted.old!r} stands {text.count(planted.old)} times in {planted.file}")
     file.write_text(text.replace(planted.old, planted.new))
     library = f"libconv_ext_{planted.isa}.so"
-    changed = folder / f"{planted.source}.o"
+    source = folder / "csrc" / ("" if planted.is_plan else "cpu") / planted.source
+    changed = folder / object_name(source, folder)
     if planted.is_plan:
-        source = folder / "csrc" / planted.source
         run(f"{compiler()} {DRIVER_FLAGS['plain']} -c {joined([source])} -o {joined([changed])}")
         objects = [o if o.name != changed.name else changed for o in sorted((plain / "driver").glob("*.o"))]
         run(f"{compiler()} {joined(objects)} -o {joined([folder / 'runs'])} -ldl -lpthread")
         shutil.copy2(kernels / library, folder / library)
     else:
         flags = f"{settings['KERNEL_FLAGS']} -O1 {settings['ISA_FLAGS'][planted.isa]}"
-        source = folder / "csrc" / "cpu" / planted.source
         run(f"{compiler()} {flags} -c {joined([source])} -o {joined([changed])}")
         objects = []
         for name in settings["KERNEL_SOURCES"]:

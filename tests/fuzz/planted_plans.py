@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_build import BUILD, PLANS_FLAGS, ROOT, build, chosen, compiler
+from fuzz_build import BUILD, PLANS_FLAGS, ROOT, build, chosen, compiler, object_name
 
 
 @dataclass(frozen=True)
@@ -26,75 +26,75 @@ class Planted:
 
 ALL = (
     Planted(
-        "a_tile_of_no_columns", "plan.cpp",
+        "a_tile_of_no_columns", "cpu/plan.cpp",
         "shape.tile_w > 1 && shape.tile_w * images > 64", "shape.tile_w * images > 64",
     ),
     Planted(
-        "a_loop_without_end", "plan_panels.cpp",
+        "a_loop_without_end", "cpu/panels/plan.cpp",
         "i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1", "share && tasks() < kEnoughTasks",
     ),
     Planted(
-        "a_product_that_overflows", "plan_broadcast.cpp",
+        "a_product_that_overflows", "cpu/broadcast/plan.cpp",
         "plan->tasks = product(tiles, b.parts_m);", "plan->tasks = tiles * b.parts_m * kHuge;", "address",
     ),
     Planted(
-        "a_kernel_of_any_length", "plan_grouped.cpp",
+        "a_kernel_of_any_length", "cpu/grouped/plan.cpp",
         "if (z.r > 4096 / z.s) return", "if (false) return",
     ),
     Planted(
-        "tasks_that_leave_out_the_last", "plan.cpp",
+        "tasks_that_leave_out_the_last", "cpu/plan.cpp",
         "plan->tasks = product(tiles, ceil_div(rows_m, plan->task_m));",
         "plan->tasks = product(tiles, rows_m / plan->task_m);",
     ),
     Planted(
-        "more_splits_than_outputs", "plan_winograd.cpp",
+        "more_splits_than_outputs", "cpu/winograd/plan.cpp",
         "min_of(w.blocks, ceil_div(kEnoughTasks, tasks))", "ceil_div(kEnoughTasks, tasks)",
     ),
     Planted(
-        "a_block_of_positions_too_short", "plan_panels.cpp",
+        "a_block_of_positions_too_short", "cpu/panels/plan.cpp",
         "c.block = ceil_div(positions, c.blocks);", "c.block = positions / c.blocks;",
     ),
     Planted(
-        "a_workspace_for_the_whole_batch", "plan_implicit_gemm.cpp",
+        "a_workspace_for_the_whole_batch", "cpu/implicit_gemm/plan.cpp",
         "share && product(tiles, tile_bytes) <= product(blocks, block_bytes);", "share;",
     ),
     Planted(
-        "a_block_of_too_many_channels", "plan_implicit_gemm.cpp",
+        "a_block_of_too_many_channels", "cpu/implicit_gemm/plan.cpp",
         "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
     ),
     Planted(
-        "scratch_of_one_group", "plan.cpp",
+        "scratch_of_one_group", "cpu/plan.cpp",
         "aligned(product(packed_channels, best.channel_pitch, bytes_each) + kOverread)",
         "aligned(product(channels, best.channel_pitch, bytes_each) + kOverread)",
     ),
     Planted(
-        "a_workspace_of_one_group", "plan_winograd.cpp",
+        "a_workspace_of_one_group", "cpu/winograd/plan.cpp",
         "array_bytes(z.groups, w.points, w.weight_slice, bytes)", "array_bytes(w.points, w.weight_slice, bytes)",
     ),
     Planted(
-        "sums_without_a_limit", "plan.cpp",
+        "sums_without_a_limit", "cpu/plan.cpp",
         "plan->splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));",
         "plan->splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
     ),
     Planted(
-        "blocks_of_one_phase", "plan_cuda.cpp",
+        "blocks_of_one_phase", "cuda/plan.cpp",
         "z.groups,\n                        shape.phases(), plan.splits);",
         "z.groups,\n                        plan.splits);",
     ),
     Planted(
-        "a_box_that_is_too_large", "plan_window.cpp",
+        "a_box_that_is_too_large", "cuda/window/plan.cpp",
         "while (!t.fits(kMostShared) ||", "while (!t.fits(2 * kMostShared) ||",
     ),
     Planted(
-        "steps_beyond_32_bits", "plan_cuda.cpp",
+        "steps_beyond_32_bits", "cuda/plan.cpp",
         "if (counts_steps && plan.steps > kMostBlocks)", "if (counts_steps && plan.steps < 0)",
     ),
     Planted(
-        "parts_without_memory", "plan_cuda.cpp",
+        "parts_without_memory", "cuda/plan.cpp",
         "plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);", "plan.partial_offset;",
     ),
     Planted(
-        "an_extent_that_overflows", "plan_cuda.cpp",
+        "an_extent_that_overflows", "cuda/plan.cpp",
         "max_of(product(z.r, z.dilation_h), product(z.s, z.dilation_w));",
         "max_of(z.r * z.dilation_h, z.s * z.dilation_w);",
         "address",
@@ -106,14 +106,14 @@ def plant(planted: Planted) -> Path:
     """Builds the driver with this error, of which one file is compiled."""
     folder = BUILD / "planted_plans" / planted.name
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("cpu", "cuda", "torch", "python"))
+    shutil.copytree(ROOT / "csrc", folder / "csrc", ignore=shutil.ignore_patterns("torch", "python"))
     file = folder / "csrc" / planted.file
     text = file.read_text()
     if text.count(planted.old) != 1:
         raise ValueError(f"{planted.name}: {planted.old!r} stands {text.count(planted.old)} times in {planted.file}")
     file.write_text(text.replace(planted.old, planted.new))
     right = build(planted.kind, driver="plans") / "plans_objects"
-    changed = folder / f"{planted.file}.o"
+    changed = folder / object_name(file, folder)
     compile_and_link = f"{compiler()} {PLANS_FLAGS[planted.kind]}"
     objects = [changed if o.name == changed.name else o for o in sorted(right.glob("*.o"))]
     for words in (["-c", file, "-o", changed], [*objects, "-o", folder / "plans"]):

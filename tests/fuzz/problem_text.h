@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/problem.h"
+#include "../../csrc/common/problem.h"
 
 namespace fuzz {
 

@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "../../csrc/merge.h"
+#include "../../csrc/common/merge.h"
 #include "runs_expected.h"
 #include "runs_tasks.h"
 

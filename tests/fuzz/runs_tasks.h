@@ -5,7 +5,7 @@
 #include <atomic>
 #include <thread>
 
-#include "../../csrc/kernels.h"
+#include "../../csrc/cpu/kernels.h"
 #include "problem_text.h"
 #include "runs_memory.h"
 

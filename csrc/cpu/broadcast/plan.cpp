@@ -1,0 +1,172 @@
+// Plans of the broadcast algorithm: register tiles that leave no lanes idle, tiles of the source that fit the caches.
+#include <initializer_list>
+
+#include "../plan_common.h"
+
+namespace conv_ext {
+namespace {
+
+constexpr int64_t kSourceBytes = 192 << 10;  // of a packed tile
+constexpr int64_t kSumBytes = 24 << 10;      // sums that are held together where one chain ends a result
+constexpr int64_t kTileSums = 384 << 10;     // the same where several chains are added
+constexpr int64_t kWeightBytes = 28 << 10;   // weights of a chain that stay in the first level of cache
+constexpr double kInterleaved = 2.0;         // cycles to pack a number where images lie side by side
+
+constexpr int64_t kFewColumns = 64;  // outputs up to which a row's ends count
+
+// The fewest taps that a phase has, but for those without any. The taps of a phase are stride / gcd apart.
+int64_t fewest_taps(const Axis& axis) {
+  if (!axis.inverse) return axis.taps;
+  return max_of(1, axis.taps / (axis.stride / greatest_common_divisor(axis.stride, axis.dilation)));
+}
+
+// Taps that lead outputs [first, last) of a row to the source.
+int64_t taps_of(const Axis& axis, int64_t first, int64_t last) {
+  int64_t count = 0;
+  for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    CONV_EXT_PLAN_STEP();
+    if (axis.phase_of(tap) != 0) continue;
+    const int64_t low = first * axis.step() + axis.offset(tap), high = (last - 1) * axis.step() + axis.offset(tap);
+    count += high >= 0 && low < axis.source;
+  }
+  return count;
+}
+
+// Cycles or so of one product of a register tile: of its multiply-adds, of its loads, of the weights from the second
+// level of cache; never fewer than a chain waits for itself.
+double tile_cost(int64_t outputs, int64_t vectors, bool weights_far) {
+  double cost = double(outputs * vectors) / 2;
+  cost = cost > double(outputs + vectors) / 2 ? cost : double(outputs + vectors) / 2;
+  const double least = weights_far && 2 * vectors > 4 ? double(2 * vectors) : 4.0;
+  return (cost > least ? cost : least) + 0.5;
+}
+
+// Cycles or so of a row of outputs and one row of taps, for all channels of the result and one image.
+double row_cost(const Axis& horizontal, int64_t longest, int64_t all_vectors, int64_t vectors, int64_t images,
+                bool weights_far) {
+  const int64_t width = horizontal.longest_count(), slices = ceil_div(all_vectors, vectors);
+  const double each = double(all_vectors) / double(slices);
+  double cost = 0;
+  if (images == 1) {
+    const int64_t parts = ceil_div(width, longest);
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t first = width * i / parts, last = width * (i + 1) / parts;
+      cost += double(taps_of(horizontal, first, last)) * tile_cost(last - first, vectors, weights_far);
+    }
+  } else {
+    for (int64_t i = 0; i < width; ++i)
+      cost += double(taps_of(horizontal, i, i + 1)) * tile_cost(images, vectors, weights_far) / double(images);
+  }
+  return cost * double(slices) * each / double(vectors);
+}
+
+}  // namespace
+
+void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+  const bool inverse = pass == Pass::InputGrad;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t bytes = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes, taps = z.r * z.s;
+  const int64_t group_m = max_of(1, inverse ? z.group_c() : z.group_k()),
+                channels = inverse ? z.group_k() : z.group_c();
+  const int64_t phases = product(vertical.phases(), horizontal.phases()), all_vectors = ceil_div(group_m, lanes);
+  const int64_t count_h = max_of(1, vertical.longest_count()), count_w = max_of(1, horizontal.longest_count());
+  BroadcastTasks& b = plan->broadcast;
+  b.products = max_of(min_of(product(channels, taps), 2 * kPanelProducts), taps);
+
+  int64_t rows_of_taps = 0;
+  for (int64_t i = 0; i < min_of(count_h, kFewColumns); ++i) rows_of_taps += taps_of(vertical, i, i + 1);
+  double best = 0;
+  for (int64_t vectors = 1; vectors <= min_of(kBroadcastV, all_vectors); ++vectors) {
+    const int64_t longest = broadcast_positions(isa.vector_bytes, vectors);
+    const bool far = min_of(product(channels, taps), kPanelProducts) * vectors * isa.vector_bytes > kWeightBytes;
+    const int64_t together = z.n / max_of(1, ceil_div(z.n, longest));
+    for (const int64_t images : {int64_t(1), together}) {
+      if (images < 1 || count_w > kFewColumns) continue;
+      double cost = double(rows_of_taps) * row_cost(horizontal, longest, all_vectors, vectors, images, far);
+      if (images > 1) cost += kInterleaved * double(vertical.source) * double(horizontal.source);
+      if (best == 0 || cost <= best) {
+        best = cost;
+        b.vectors = vectors;
+        plan->images = images;
+      }
+    }
+  }
+  if (best == 0) {  // rows so long that their ends do not count
+    b.vectors = min_of(all_vectors, 2);
+    plan->images = 1;
+  }
+  const bool share = z.flops() >= kWorthSharing;
+  const int64_t slices = ceil_div(all_vectors, b.vectors), width = b.vectors * lanes;
+  const int64_t blocks = panel_blocks(channels, taps).count();
+  const int64_t fewest = fewest_taps(vertical) * fewest_taps(horizontal);
+  plan->tile_c = ceil_div(max_of(1, channels), panel_blocks(channels, fewest).channels);
+  const int64_t image_blocks = ceil_div(max_of(1, z.n), plan->images);
+  const int64_t enough = share ? kEnoughTasks / 2 : 1;
+  Shape shape{};
+  int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
+  // Ends with one row and few columns: each step makes the tile smaller by a third or more.
+  for (;;) {
+    CONV_EXT_PLAN_STEP();
+    plan->tile_h = ceil_div(count_h, cut_h);
+    plan->tile_w = ceil_div(count_w, cut_w);
+    shape = shape_of(vertical, horizontal, plan->tile_h, plan->tile_w, plan->images);
+    const int64_t sums = blocks == 1 ? 0 : product(plan->tile_h, plan->tile_w, plan->images, slices, width, bytes);
+    if (product(shape.channel_pitch, plan->tile_c, bytes) <= kSourceBytes && sums <= kTileSums) break;
+    if (plan->tile_h > 1) {
+      cut_h = min_of(count_h, cut_h + max_of(1, cut_h / 2));
+    } else if (plan->tile_w > 64) {
+      cut_w *= 2;
+    } else {
+      break;
+    }
+  }
+  plan->channel_pitch = shape.channel_pitch;
+  b.rows = blocks > 1 ? plan->tile_h
+                      : max_of(1, min_of(plan->tile_h, kSumBytes / product(plan->tile_w, plan->images, width, bytes)));
+  const int64_t tiles =
+      product(image_blocks, z.groups, ceil_div(count_h, plan->tile_h), ceil_div(count_w, plan->tile_w));
+  b.parts_m = share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1;
+  plan->tasks = product(tiles, b.parts_m);
+  plan->scratch_bytes = array_bytes(plan->tile_h, 16) + array_bytes(plan->tile_w, plan->images, 40) +
+                        array_bytes(b.products, 8) + array_bytes(plan->tile_c, plan->channel_pitch, bytes) +
+                        array_bytes(b.rows, plan->tile_w, plan->images, blocks > 1 ? slices : 1, width, bytes);
+  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + 3 * array_bytes(taps, 8) + array_bytes(phases + 1, 8) +
+                          64 + array_bytes(z.groups, round_up(group_m, lanes), bytes) +
+                          array_bytes(z.groups, round_up(group_m, lanes), channels, taps, bytes);
+}
+
+const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+  if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
+  if (z.dtype != DType::Float32 && z.dtype != DType::Float64) return "it is for float32 and float64";
+  if (z.r > kPanelProducts / z.s) return "the kernel has more than 192 taps";
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  if (vertical.phases() > kMaxPhases / horizontal.phases())
+    return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
+  return memory_declines(z, pass, isa, prepare_broadcast,
+                         "the smallest tile exceeds 16 MiB of scratch for each thread");
+}
+
+// Bytes of weights: that stay in the second level of cache; with stride, where the other algorithms are further from
+// the processor's peak; the same where the gradient is scattered into short rows.
+constexpr int64_t kMostWeights = 1 << 20, kMostStrided = 16 << 20, kMostScattered = 4 << 20;
+constexpr int64_t kLongRow = 48;
+
+const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+  const bool inverse = pass == Pass::InputGrad;
+  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
+  const int64_t rows_m = inverse ? z.group_c() : z.group_k();
+  if (z.groups > 1) return "it is for a single group";
+  if (z.r * z.s == 1) return "a kernel of 1 x 1 does not repay packing the source";
+  if (4 * rows_m < 3 * round_up(rows_m, lanes))
+    return "the channels of the result leave more than a quarter of their vectors idle";
+  const bool strided = z.stride_h > 1 || z.stride_w > 1, scattered = inverse && !z.channels_last;
+  const int64_t most = !strided ? kMostWeights : scattered ? kMostScattered : kMostStrided;
+  if (product(z.weight_elements(), accumulator_bytes(z.dtype)) > most)
+    return "the weights are too many to be read for every tile";
+  // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory.
+  if (!z.channels_last && horizontal_axis(z, pass).longest_count() >= kLongRow && rows_m > kFewChannels)
+    return "the rows of the result are long and its channels many";
+  return nullptr;
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,385 @@
+// The direct algorithm: an implicit matrix product over packed tiles, written once for every type, pass and layout.
+//
+//   forward, input_grad                          weight_grad
+//     pack all weights                             for each block of K x C (in parallel):
+//     for each tile of outputs (in parallel):        for each tile of outputs:
+//       pack the source that it reads                   pack the upstream gradient and the input
+//       for each phase, block of channels, lanes:       for each block of K, of taps:
+//         gather_tile, scatter                             dot_tile
+//                                                  add the parts, write
+//
+// Start reading at run_direct, at the end. The operands' roles stand in indexing.h.
+#pragma once
+
+#include "../base/pack.h"
+#include "../base/tile.h"
+
+namespace conv_ext {
+
+struct Tables {
+  Axis vertical, horizontal;
+  AxisTable rows, columns;
+  int64_t* tap_offset;   // (R S) packed offset of each tap, those of one pair of phases together
+  int64_t* tap_weight;   // (R S) r * S + s, in the same order
+  int64_t* phase_begin;  // (phases + 1) first tap of each pair of phases
+};
+
+inline Tables make_tables(const ConvProblem& z, Pass pass, const Plan& plan, Carver& memory) {
+  Tables t;
+  t.vertical = vertical_axis(z, pass);
+  t.horizontal = horizontal_axis(z, pass);
+  t.rows.build(t.vertical, plan.tile_h, memory.take<char>(AxisTable::bytes(z.r)));
+  t.columns.build(t.horizontal, plan.tile_w, memory.take<char>(AxisTable::bytes(z.s)));
+  t.tap_offset = memory.take<int64_t>(z.r * z.s);
+  t.tap_weight = memory.take<int64_t>(z.r * z.s);
+  const int64_t phases_h = t.vertical.phases(), phases_w = t.horizontal.phases();
+  t.phase_begin = memory.take<int64_t>(phases_h * phases_w + 1);
+  int64_t row_positions = 0;
+  for (int64_t i = 0; i < t.rows.regions; ++i) row_positions += t.rows.region[i].length;
+  int64_t next = 0;
+  for (int64_t fh = 0; fh < phases_h; ++fh) {
+    for (int64_t fw = 0; fw < phases_w; ++fw) {
+      t.phase_begin[fh * phases_w + fw] = next;
+      for (int64_t r = 0; r < z.r; ++r) {
+        if (t.vertical.phase_of(r) != fh) continue;
+        const int64_t row = t.rows.begin[t.rows.column[r]] + t.rows.position[r];
+        for (int64_t s = 0; s < z.s; ++s) {
+          if (t.horizontal.phase_of(s) != fw) continue;
+          const int64_t column = t.columns.column[s];
+          t.tap_offset[next] =
+              ((column * row_positions + row) * t.columns.longest + t.columns.position[s]) * plan.images;
+          t.tap_weight[next++] = r * z.s + s;
+        }
+      }
+    }
+  }
+  t.phase_begin[phases_h * phases_w] = next;
+  return t;
+}
+
+// Packs a tile of one group's channels from channel `first` on; both parts of complex numbers become channels.
+template <class T, class A>
+void pack_channels(A* packed, const Plan& plan, int64_t pitch, View<T> view, int64_t parts, int64_t first,
+                   int64_t channels, int64_t n0, int64_t n1, const AxisTable& rows, const AxisTable& columns,
+                   int64_t i0, int64_t j0, int64_t height) {
+  const PackedTile layout{plan.images, pitch, plan.channel_pitch * parts};
+  view.data += first * view.channel;
+  for (int64_t part = 0; part < parts; ++part, ++view.data)
+    pack_tile(packed + part * plan.channel_pitch, layout, view, channels, n0, n1, rows, columns, i0, j0, height);
+}
+
+// forward and input_grad: everything that the tasks share.
+template <class T, class A>
+struct Gather {
+  const ConvProblem& z;
+  const Plan& plan;
+  Tables tables;
+  View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t parts, group_m, group_channels;
+  A* packed_weight;
+  A* bias;  // (groups * group_m * parts)
+  bool relu;
+
+  int64_t taps() const { return z.r * z.s; }
+  int64_t rows_m() const { return group_m * parts; }
+  int64_t channels() const { return group_channels * parts; }
+  // Blocks of one pair of phases: (M / block)[channels][taps][block]; those of row m0 begin at m0 * channels * taps.
+  A* packed_block(int64_t group, int64_t phase, int64_t m0) const {
+    const int64_t begin = tables.phase_begin[phase], count = tables.phase_begin[phase + 1] - begin;
+    return packed_weight + (group * taps() + begin) * rows_m() * channels() + m0 * channels() * count;
+  }
+
+  // One row of M of a complex weight: (out_re, out_im) = (wr xr - wi xi, wi xr + wr xi).
+  A weight_at(int64_t group, int64_t m, int64_t c, int64_t tap, bool input_grad) const {
+    const int64_t mi = m / parts, ci = c / parts, mp = m % parts, cp = c % parts;
+    const int64_t k = input_grad ? group * group_channels + ci : group * group_m + mi;
+    const int64_t cg = input_grad ? mi : ci;
+    const T* w = weight.data + k * weight.n + cg * weight.channel + tap / z.s * weight.row + tap % z.s * weight.column;
+    const A value = read<A>(w + (mp != cp));
+    return mp == 0 && cp == 1 ? -value : value;
+  }
+
+  void pack_weights(const Executor& executor, bool input_grad) const {
+    const int64_t phases = tables.vertical.phases() * tables.horizontal.phases();
+    const int64_t blocks = ceil_div(rows_m(), kGatherM);
+    const int64_t small = int64_t(1) << 15;  // elements worth a task of their own
+    const int64_t each = max_of(1, small / max_of(1, kGatherM * channels() * taps()));
+    const int64_t count = z.groups * blocks;
+    parallel_for(executor, ceil_div(count, each), 0, [&](int64_t task, void*) {
+      for (int64_t item = task * each; item < min_of(count, (task + 1) * each); ++item) {
+        const int64_t group = item / blocks, begin = item % blocks * kGatherM;
+        for (int64_t phase = 0; phase < phases; ++phase) {
+          const int64_t first = tables.phase_begin[phase], last = tables.phase_begin[phase + 1];
+          for (int64_t m0 = begin; m0 < min_of(rows_m(), begin + kGatherM);) {
+            const int rows = block_rows(rows_m() - m0, kGatherM);
+            A* to = packed_block(group, phase, m0);
+            for (int64_t c = 0; c < channels(); ++c)
+              for (int64_t t = first; t < last; ++t)
+                for (int m = 0; m < rows; ++m) *to++ = weight_at(group, m0 + m, c, tables.tap_weight[t], input_grad);
+            m0 += rows;
+          }
+        }
+      }
+    });
+  }
+
+  // Copies the lanes of a register tile, or their ReLU, to their places: lane l of the block is at (row, column, image)
+  // of the phase.
+  template <bool rectified>
+  void scatter(const A* out, int vectors, int rows, int64_t group, int64_t m0, int64_t lane, int64_t lanes,
+               int64_t pitch, int64_t width, int64_t n0, int64_t n1, int64_t h0, int64_t w0) const {
+    const int64_t row_step = tables.vertical.output_step() * result.row;
+    const int64_t column_step = tables.horizontal.output_step() * result.column;
+    T* const base = result.data + n0 * result.n + h0 * result.row + w0 * result.column;
+    const int64_t images = plan.images, stride = vectors * kLanes<A>;
+    int64_t p = lane / (pitch * images), q = lane % (pitch * images);
+    for (int64_t l = 0; l < lanes;) {
+      const int64_t length = min_of(lanes - l, width * images - q);
+      for (int m = 0; m < rows && length > 0; ++m) {
+        const int64_t row = m0 + m;
+        T* to = base + (group * group_m + row / parts) * result.channel + row % parts + p * row_step;
+        const A* from = out + m * stride + l;
+        const auto one = [&](int64_t i) { return rectified ? rectify_one<T>(from[i]) : from[i]; };
+        const auto lanes_at = [&](int64_t i) { return rectified ? rectify<T, A>(load(from + i)) : load(from + i); };
+        if (images > 1) {
+          for (int64_t i = 0; i < length; ++i) {
+            const int64_t image = (q + i) % images;
+            if (n0 + image < n1) write<T>(to + image * result.n + (q + i) / images * column_step, one(i));
+          }
+        } else if (column_step == 1) {
+          constexpr int L = kLanes<A>;
+          int64_t i = 0;
+          for (; i + L <= length; i += L) write_lanes<T, A>(to + q + i, lanes_at(i));
+          if (i < length) write_lanes<T, A>(to + q + i, lanes_at(i), length - i);
+        } else {
+          for (int64_t i = 0; i < length; ++i) write<T>(to + (q + i) * column_step, one(i));
+        }
+      }
+      l += pitch * images - q;  // on to the next row, past what lies between
+      q = 0;
+      ++p;
+    }
+  }
+
+  void run_tile(int64_t index, A* packed) const {
+    const int64_t count_h = tables.vertical.longest_count(), count_w = tables.horizontal.longest_count();
+    const int64_t tiles_h = ceil_div(count_h, plan.tile_h), tiles_w = ceil_div(count_w, plan.tile_w);
+    const int64_t parts_m = ceil_div(rows_m(), plan.task_m);
+    const int64_t part = index % parts_m;
+    index /= parts_m;
+    const int64_t j0 = index % tiles_w * plan.tile_w;
+    index /= tiles_w;
+    const int64_t i0 = index % tiles_h * plan.tile_h;
+    index /= tiles_h;
+    const int64_t blocks = ceil_div(z.groups, plan.task_groups);
+    const int64_t first_group = index % blocks * plan.task_groups;
+    const int64_t last_group = min_of(z.groups, first_group + plan.task_groups);
+    const int64_t n0 = index / blocks * plan.images, n1 = min_of(z.n, n0 + plan.images);
+    const int64_t pitch = tables.columns.longest;
+    pack_channels(packed, plan, pitch, source, parts, first_group * group_channels,
+                  (last_group - first_group) * group_channels, n0, n1, tables.rows, tables.columns, i0, j0,
+                  min_of(plan.tile_h, count_h - i0));
+    const int64_t m_begin = part * plan.task_m, m_end = min_of(rows_m(), m_begin + plan.task_m);
+    // Asked for here: within scatter the question costs 5 % of LeNet's c1; a pass over the register tile, 12 % of a
+    // ReLU.
+    const auto run = relu ? &Gather::template run_phase<true> : &Gather::template run_phase<false>;
+    for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
+      const int64_t height = min_of(plan.tile_h, tables.vertical.count(fh) - i0);
+      for (int64_t fw = 0; fw < tables.horizontal.phases() && height > 0; ++fw) {
+        const int64_t width = min_of(plan.tile_w, tables.horizontal.count(fw) - j0);
+        if (width <= 0) continue;
+        const int64_t h0 = fh + i0 * tables.vertical.output_step(), w0 = fw + j0 * tables.horizontal.output_step();
+        const int64_t phase = fh * tables.horizontal.phases() + fw;
+        for (int64_t group = first_group; group < last_group; ++group)
+          (this->*run)(phase, group, m_begin, m_end, packed + (group - first_group) * channels() * plan.channel_pitch,
+                       height, width, n0, n1, h0, w0);
+      }
+    }
+  }
+
+  template <bool rectified>
+  void run_phase(int64_t phase, int64_t group, int64_t m_begin, int64_t m_end, const A* packed, int64_t height,
+                 int64_t width, int64_t n0, int64_t n1, int64_t h0, int64_t w0) const {
+    constexpr int L = kLanes<A>;
+    const int64_t pitch = tables.columns.longest, images = plan.images;
+    const int64_t first = tables.phase_begin[phase];
+    // Either one run of lanes through all rows, or one for each row.
+    const int64_t run_rows = plan.flat ? height : 1;
+    const int64_t run_lanes = ((run_rows - 1) * pitch + width) * images;
+    alignas(64) A out[kGatherM * kMaxTileVectors * L];
+    GatherArguments<A> a;
+    a.channels = channels();
+    a.channel_pitch = plan.channel_pitch;
+    a.offset = tables.tap_offset + first;
+    a.taps = tables.phase_begin[phase + 1] - first;
+    a.out = out;
+    for (int64_t m0 = m_begin; m0 < m_end;) {
+      const int rows = block_rows(m_end - m0, kGatherM);
+      a.weight = packed_block(group, phase, m0);
+      a.bias = bias + group * rows_m() + m0;
+      for (int64_t p = 0; p < height; p += run_rows) {
+        for (int64_t lane = 0; lane < run_lanes;) {
+          // Evenly wide blocks: one that is left with a single vector would wait for each of its own sums.
+          const int64_t left = ceil_div(run_lanes - lane, L);
+          const int vectors = int(ceil_div(left, ceil_div(left, max_vectors(rows))));
+          const int64_t at = p * pitch * images + lane;
+          a.x = packed + at;
+          select_gather_tile<A>(rows, vectors)(a);
+          const int64_t lanes = min_of(vectors * L, run_lanes - lane);
+          scatter<rectified>(out, vectors, rows, group, m0, at, lanes, pitch, width, n0, n1, h0, w0);
+          lane += vectors * L;
+        }
+      }
+      m0 += rows;
+    }
+  }
+};
+
+template <class T, class A>
+void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
+  const bool input_grad = pass == Pass::InputGrad;
+  const int64_t parts = parts_of(z.dtype);
+  Carver memory{static_cast<char*>(b.workspace)};
+  Gather<T, A> task{z,
+                    plan,
+                    make_tables(z, pass, plan, memory),
+                    view_of<T>(input_grad ? b.output : b.input, parts),
+                    view_of<T>(input_grad ? b.input : b.output, parts),
+                    view_of<T>(b.weight, parts),
+                    parts,
+                    input_grad ? z.group_c() : z.group_k(),
+                    input_grad ? z.group_k() : z.group_c(),
+                    nullptr,
+                    nullptr,
+                    b.relu};
+  const int64_t all_m = z.groups * task.rows_m();
+  task.bias = memory.take<A>(all_m);
+  for (int64_t m = 0; m < all_m; ++m)
+    task.bias[m] =
+        b.bias ? read<A>(static_cast<const T*>(b.bias) + m / parts * b.bias_stride * parts + m % parts) : A(0);
+  task.packed_weight = memory.take<A>(all_m * task.channels() * task.taps());
+  task.pack_weights(executor, input_grad);
+  parallel_for(executor, plan.tasks, plan.scratch_bytes,
+               [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<A*>(scratch)); });
+}
+
+template <class T, class A>
+void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
+  constexpr int L = kLanes<A>;
+  const int64_t parts = parts_of(z.dtype), taps = z.r * z.s;
+  Carver memory{static_cast<char*>(b.workspace)};
+  const Tables tables = make_tables(z, Pass::WeightGrad, plan, memory);
+  const View<T> input = view_of<T>(b.input, parts), grad = view_of<T>(b.output, parts),
+                result = view_of<T>(b.weight, parts);
+  const int64_t group_k = z.group_k(), group_c = z.group_c();
+  // Sums of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S).
+  const int64_t row_sums = group_c * parts * taps, group_sums = group_k * parts * row_sums;
+  A* const sums = memory.take<A>(plan.splits * z.groups * group_sums);
+  const int64_t blocks_k = ceil_div(group_k, plan.tile_k), blocks_c = ceil_div(group_c, plan.tile_c);
+  const int64_t tiles_h = ceil_div(z.p, plan.tile_h), tiles_w = ceil_div(z.q, plan.tile_w);
+  const int64_t units = ceil_div(z.n, plan.images) * tiles_h * tiles_w;
+  const int64_t pitch = tables.columns.longest;
+
+  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    const int64_t c0 = index % blocks_c * plan.tile_c;
+    index /= blocks_c;
+    const int64_t k0 = index % blocks_k * plan.tile_k;
+    index /= blocks_k;
+    const int64_t group_blocks = ceil_div(z.groups, plan.task_groups);
+    const int64_t first_group = index % group_blocks * plan.task_groups, split = index / group_blocks;
+    const int64_t groups = min_of(plan.task_groups, z.groups - first_group);
+    const int64_t ck = min_of(plan.tile_k, group_k - k0), cc = min_of(plan.tile_c, group_c - c0);
+    const int64_t rows_k = ck * parts, tap_rows = cc * parts * taps;
+    Carver local{static_cast<char*>(scratch)};
+    int64_t* const offset = local.take<int64_t>(tap_rows);
+    A* const g = local.take<A>(groups * rows_k * plan.tile_h * plan.grad_pitch);
+    A* const x = local.take<A>(0);
+    for (int64_t c = 0; c < cc * parts; ++c)
+      for (int64_t t = 0; t < taps; ++t) offset[c * taps + t] = c * plan.channel_pitch + tables.tap_offset[t];
+    const auto out_row = [&](int64_t group, int64_t k) {
+      return sums + (split * z.groups + first_group + group) * group_sums + (k0 * parts + k) * row_sums +
+             c0 * parts * taps;
+    };
+    for (int64_t k = 0; k < groups * rows_k; ++k)
+      for (int64_t t = 0; t < tap_rows; ++t) out_row(k / rows_k, k % rows_k)[t] = A(0);
+
+    for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
+      const int64_t j0 = unit % tiles_w * plan.tile_w, i0 = unit / tiles_w % tiles_h * plan.tile_h;
+      const int64_t n0 = unit / tiles_w / tiles_h * plan.images, n1 = min_of(z.n, n0 + plan.images);
+      const int64_t height = min_of(plan.tile_h, z.p - i0), width = min_of(plan.tile_w, z.q - j0);
+      pack_channels(x, plan, pitch, input, parts, first_group * group_c + c0, groups * cc, n0, n1, tables.rows,
+                    tables.columns, i0, j0, height);
+      // The upstream gradient: rows of width * images lanes, filled up with zeros to whole vectors.
+      const int64_t lanes = width * plan.images, grad_channel = plan.tile_h * plan.grad_pitch;
+      for (int64_t k = 0; k < groups * rows_k; ++k)
+        for (int64_t p = 0; p < height; ++p)
+          for (int64_t i = n1 - n0 < plan.images ? 0 : lanes; i < round_up(lanes, L); ++i)
+            g[k * grad_channel + p * plan.grad_pitch + i] = A(0);
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t p = 0; p < height; ++p)
+          for (int64_t n = n0; n < n1; ++n)
+            pack_block(g + part * grad_channel + p * plan.grad_pitch + (n - n0), grad_channel * parts, plan.images,
+                       grad.data + n * grad.n + (first_group * group_k + k0) * grad.channel + (i0 + p) * grad.row +
+                           j0 * grad.column + part,
+                       grad.channel, grad.column, groups * ck, width);
+
+      DotArguments<A> a;
+      a.g_channel = grad_channel;
+      // Where no column lies between two rows, they are one.
+      const bool joined = width == pitch && round_up(lanes, L) == lanes && plan.grad_pitch == lanes;
+      a.rows = joined ? 1 : height;
+      a.lanes = joined ? lanes * height : lanes;
+      a.g_row = plan.grad_pitch;
+      a.x_row = pitch * plan.images;
+      a.out_pitch = row_sums;
+      for (int64_t group = 0; group < groups; ++group) {
+        a.x = x + group * cc * parts * plan.channel_pitch;
+        for (int64_t k = 0; k < rows_k;) {
+          const int block = block_rows(rows_k - k, kDotM);
+          a.g = g + (group * rows_k + k) * grad_channel;
+          for (int64_t t = 0; t < tap_rows;) {
+            const int block_t = block_taps(tap_rows - t);
+            a.offset = offset + t;
+            a.out = out_row(group, k) + t;
+            select_dot_tile<A>(block, block_t)(a);
+            t += block_t;
+          }
+          k += block;
+        }
+      }
+    }
+  });
+
+  // The parts of the reduction in order, then (re, im) = (gr xr - gi xi, gr xi + gi xr).
+  parallel_for(executor, z.k, 0, [&](int64_t k, void*) {
+    const int64_t group = k / group_k, row = k % group_k;
+    const auto total = [&](int64_t gp, int64_t c, int64_t xp, int64_t t) {
+      const A* at = sums + group * group_sums + (row * parts + gp) * row_sums + (c * parts + xp) * taps + t;
+      A sum = at[0];
+      for (int64_t split = 1; split < plan.splits; ++split) sum += at[split * z.groups * group_sums];
+      return sum;
+    };
+    for (int64_t c = 0; c < group_c; ++c)
+      for (int64_t t = 0; t < taps; ++t) {
+        const int64_t tap = tables.tap_weight[t];
+        T* to = result.data + k * result.n + c * result.channel + tap / z.s * result.row + tap % z.s * result.column;
+        if (parts == 1) {
+          write<T>(to, total(0, c, 0, t));
+        } else {
+          write<T>(to, A(total(0, c, 0, t) - total(1, c, 1, t)));
+          write<T>(to + 1, A(total(0, c, 1, t) + total(1, c, 0, t)));
+        }
+      }
+  });
+}
+
+template <class T, class A, Pass pass>
+void run_direct(const ConvProblem& problem, const Plan& plan, const Buffers& buffers, const Executor& executor) {
+  if constexpr (pass == Pass::WeightGrad) {
+    run_weight_grad<T, A>(problem, plan, buffers, executor);
+  } else {
+    run_gather<T, A>(problem, pass, plan, buffers, executor);
+  }
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,316 @@
+// The algorithm for small groups: forward and input_grad; grouped_grad.h has weight_grad. Tensors of type T are
+// computed in A: bfloat16 is widened when a window is copied, and rounded once when a result is written.
+//
+//   pack all weights, lane by lane
+//   for each block of rows of an image, each few units of groups (in parallel):
+//     for each unit:
+//       copy the window of the source that the rows read, kLanes channels of a position together
+//       for each phase, vector of the result, chain of taps, tile of outputs: group_tile
+//       write the rows, where they are not computed in place
+//
+// A unit is as many groups as fit a vector, or one larger group. From the window on the layout is forgotten; channels
+// that are neighbours are copied as they lie, others turned round in squares. Start reading at run_grouped_gather.
+#pragma once
+
+#include "layout.h"
+#include "tile.h"
+#include "../base/lanes.h"
+#include "../base/panel_tile.h"
+
+namespace conv_ext {
+
+template <class A, class T>
+struct GroupedTask {
+  static constexpr int L = kLanes<A>;
+  ConvProblem z;
+  Plan plan;
+  Axis vertical, horizontal;
+  GroupUnits units;
+  WindowAxis down, across;
+  View<T> source, result, weight;  // weight seen as (channels of the result, of the source, R, S)
+  GroupChain* chain;
+  int64_t *offset, *tap, *chain_begin;
+  LaneIndex<A> index[L];
+
+  void prepare(const ConvProblem& problem, Pass pass, const Plan& its_plan, const TensorRef& from, const TensorRef& to,
+               const TensorRef& w, Carver& memory) {
+    z = problem;
+    plan = its_plan;
+    vertical = vertical_axis(z, pass);
+    horizontal = horizontal_axis(z, pass);
+    units = group_units(z, pass, L);
+    down = window_axis(vertical);
+    across = window_axis(horizontal);
+    source = view_of<T>(from, 1);
+    result = view_of<T>(to, 1);
+    weight = view_of<T>(w, 1);
+    make_tables(memory);
+  }
+
+  // Tables of a phase's chains: neighbouring taps are taken together, up to three, of as many rows as a chain allows.
+  void make_tables(Carver& memory) {
+    const int64_t taps = z.r * z.s, phases = vertical.phases() * horizontal.phases();
+    chain = memory.take<GroupChain>(taps);
+    offset = memory.take<int64_t>(taps);
+    tap = memory.take<int64_t>(taps);
+    chain_begin = memory.take<int64_t>(phases + 1);
+    int64_t chains = 0, offsets = 0, next = 0;
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      chain_begin[phase] = chains;
+      const int64_t fh = phase / horizontal.phases(), fw = phase % horizontal.phases();
+      int64_t rows = 0;
+      for (int64_t r = 0; r < z.r; ++r) rows += vertical.phase_of(r) == fh;
+      for (int64_t i = 0; i < z.s;) {
+        // Ascending offsets: the taps of an inverse axis from the last one on.
+        const auto tap_at = [&](int64_t j) { return horizontal.inverse ? z.s - 1 - j : j; };
+        const auto mine = [&](int64_t j) { return horizontal.phase_of(tap_at(j)) == fw; };
+        if (!mine(i)) {
+          ++i;
+          continue;
+        }
+        int64_t column[kGroupTaps], found = 0, end = i;
+        for (int64_t j = i; j < z.s && found < kGroupTaps; ++j) {
+          if (!mine(j)) continue;
+          if (found > 0 && horizontal.offset(tap_at(j)) != horizontal.offset(column[found - 1]) + 1) break;
+          column[found++] = tap_at(j);
+        }
+        const int64_t width = group_taps(found, horizontal.step());
+        while (tap_at(end) != column[width - 1]) ++end;
+        const int64_t parts = ceil_div(rows, max_of(1, kGroupChain / (width * units.source)));
+        int64_t row = 0, part = 0;
+        for (int64_t j = 0; j < z.r; ++j) {
+          const int64_t r = vertical.inverse ? z.r - 1 - j : j;
+          if (vertical.phase_of(r) != fh) continue;
+          if (row == part_begin(rows, parts, part))
+            chain[chains++] = {width, part_begin(rows, parts, part + 1) - row, offsets, next}, ++part;
+          offset[offsets++] =
+              ((vertical.offset(r) - down.low) * window_columns() + horizontal.offset(column[0]) - across.low) * L;
+          for (int64_t s = 0; s < width; ++s) tap[next++] = r * z.s + column[s];
+          ++row;
+        }
+        i = end + 1;
+      }
+    }
+    chain_begin[phases] = chains;
+    for (int64_t c = 0; c < L; ++c)
+      for (int64_t l = 0; l < L; ++l) {
+        const int64_t from = l / units.result * units.source + c;
+        index[c][l] = typename IntegerOf<A>::type(from < L ? from : 0);
+      }
+  }
+
+  int64_t window_columns() const { return across.extent(horizontal, horizontal.output); }
+  int64_t window_rows() const { return down.extent(vertical, plan.tile_h); }
+  int64_t window_block() const { return window_rows() * window_columns() * L; }
+
+  // Groups [first, last) of a unit; lanes of its v-th vector.
+  int64_t unit_groups(int64_t unit) const {
+    return min_of(z.groups, (unit + 1) * units.together) - unit * units.together;
+  }
+  int64_t unit_lanes(int64_t unit, int64_t v) const { return min_of(L, unit_groups(unit) * units.result - v * L); }
+  int64_t first_result(int64_t unit, int64_t v) const { return unit * units.together * units.result + v * L; }
+
+  void copy_window(A* to, const T* from, int64_t first, int64_t rows, int64_t channels) const {
+    const int64_t columns = window_columns(), left = min_of(max_of(-across.low, 0), columns),
+                  right = max_of(min_of(horizontal.source - across.low, columns), left);
+    for (int64_t i = first; i < first + rows; ++i) {
+      const bool outside = i < 0 || i >= vertical.source;
+      const T* at = from + i * source.row + (across.low + left) * source.column;
+      int64_t j = 0;
+      for (; j < (outside ? columns : left); ++j, to += L) store(to, Vec<A>{});
+      for (; j < right; ++j, to += L, at += source.column) {
+        __builtin_prefetch(at + L, 0, 2);
+        store(to, channels == L ? read_lanes<A>(at) : read_lanes<A>(at, channels));
+      }
+      for (; j < columns; ++j, to += L) store(to, Vec<A>{});
+    }
+  }
+
+  // The source of a unit for outputs from row o0 on, (blocks, rows, columns, kLanes).
+  void pack_window(A* window, int64_t n, int64_t unit, int64_t o0, int64_t rows) const {
+    const int64_t channels = unit_groups(unit) * units.source;
+    View<T> view = source;
+    view.data += n * source.n + unit * units.together * units.source * source.channel;
+    if (source.channel == 1) {
+      for (int64_t b = 0; b < units.blocks; ++b, window += window_block(), view.data += L) {
+        const int64_t here = min_of(L, channels - b * L);
+        if (here <= 0) break;
+        copy_window(window, view.data, o0 / vertical.output_step() * vertical.step() + down.low, rows, here);
+      }
+      return;
+    }
+    for (int64_t b = 0; b < units.blocks; ++b, window += window_block(), view.data += L * source.channel) {
+      const int64_t here = min_of(L, channels - b * L);
+      if (here <= 0) break;
+      window_to_lanes<A>(window, view, vertical.source, horizontal.source,
+                         o0 / vertical.output_step() * vertical.step() + down.low, across.low, rows, window_columns(),
+                         here);
+    }
+  }
+};
+
+template <class A, class T>
+struct GroupedGather : GroupedTask<A, T> {
+  using Base = GroupedTask<A, T>;
+  using Base::across, Base::chain, Base::chain_begin, Base::down, Base::first_result, Base::horizontal, Base::index,
+      Base::L, Base::offset, Base::pack_window, Base::plan, Base::result, Base::tap, Base::unit_groups,
+      Base::unit_lanes, Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
+  A *packed_weight, *biases;
+  bool relu;
+
+  int64_t taps() const { return z.r * z.s; }
+  // (taps in the order of the chains, but of each segment (channels, taps), kLanes)
+  int64_t vector_weights() const { return taps() * units.source * L; }
+
+  // The weights of one vector of the result.
+  void pack_weights(int64_t unit, int64_t v) const {
+    A* const to = packed_weight + (unit * units.vectors + v) * vector_weights();
+    const int64_t lanes = unit_lanes(unit, v), groups = units.together > 1 ? unit_groups(unit) : 1;
+    // Lanes that are evenly apart are read together, those of other groups one after the other.
+    const int64_t group_step = (vertical.inverse ? units.source * weight.channel : units.result * weight.n);
+    const bool even = groups == 1 || group_step == units.result * weight.n;
+    const int64_t runs = even ? 1 : groups, run_lanes = even ? lanes : units.result;
+    const int64_t chains = chain_begin[vertical.phases() * horizontal.phases()];
+    if (runs * run_lanes < L && runs > 1) memset(static_cast<void*>(to), 0, size_t(vector_weights()) * sizeof(A));
+    for (int64_t run = 0; run < runs; ++run) {
+      const T* const from = weight.data + (unit * units.together + run) * group_step + v * L * weight.n;
+      const auto place = [&](const auto& visit) {
+        for (const GroupChain* k = chain; k < chain + chains; ++k)
+          for (int64_t segment = 0; segment < k->segments; ++segment)
+            for (int64_t s = 0; s < k->width; ++s) {
+              const int64_t first = k->tap + segment * k->width;
+              visit(tap[first + s], to + (first * units.source + s) * L + run * run_lanes, k->width * L);
+            }
+      };
+      if (even && weight.column == 1 && weight.row == z.s && taps() <= 4 * L) {
+        for (int64_t c = 0; c < units.source; ++c) {
+          A row[4 * L * L];
+          positions_to_lanes<A>(row, from + c * weight.channel, weight.n, 1, lanes, taps());
+          place([&](int64_t t, A* at, int64_t pitch) { store(at + c * pitch, load(row + t * L)); });
+        }
+        continue;
+      }
+      place([&](int64_t t, A* at, int64_t pitch) {
+        const T* const w = from + t / z.s * weight.row + t % z.s * weight.column;
+        for (int64_t c0 = 0; c0 < units.source; c0 += L) {
+          const int64_t count = min_of(L, units.source - c0);
+          A row[L * L];
+          positions_to_lanes<A>(row, w + c0 * weight.channel, weight.n, weight.channel, run_lanes, count);
+          for (int64_t c = 0; c < count; ++c) {
+            A* const lane = at + (c0 + c) * pitch;
+            if (runs == 1) {
+              store(lane, load(row + c * L));
+            } else {
+              write_some<A, A>(lane, load(row + c * L), run_lanes);
+            }
+          }
+        }
+      });
+    }
+  }
+
+  // Output rows [o0, o1) of a unit.
+  void run_unit(int64_t n, int64_t unit, int64_t o0, int64_t o1, A* window, A* out) const {
+    const int64_t i0 = o0 / vertical.output_step();
+    pack_window(window, n, unit, o0, down.extent(vertical, o1 - o0));
+    for (int64_t v = 0; v < units.vectors; ++v) {
+      const int64_t lanes = unit_lanes(unit, v), channel = first_result(unit, v);
+      if (lanes <= 0) break;
+      T* const to = result.data + n * result.n + channel * result.channel + o0 * result.row;
+      const bool in_place = is_same<A, T> && result.channel == 1 && lanes == L;
+      const int64_t row = in_place ? result.row : horizontal.output * L, column = in_place ? result.column : L;
+      for (int64_t fh = 0; fh < vertical.phases(); ++fh) {
+        // Rows fh + i * step with o0 <= row < o1.
+        const int64_t height = min_of(vertical.count(fh), ceil_div(max_of(0, o1 - fh), vertical.output_step())) - i0;
+        for (int64_t fw = 0; fw < horizontal.phases() && height > 0; ++fw)
+          run_phase(fh * horizontal.phases() + fw, height, horizontal.count(fw), window, unit * units.vectors + v,
+                    in_place, (in_place ? reinterpret_cast<A*>(to) : out) + fh * row + fw * column,
+                    vertical.output_step() * row, horizontal.output_step() * column);
+      }
+      if (in_place) continue;
+      if (relu && !is_same<A, T>) rectify_all<T>(out, (o1 - o0) * row);
+      if (result.row == horizontal.output * result.column) {
+        lanes_to_positions(out, to, result.channel, result.column, lanes, (o1 - o0) * horizontal.output);
+      } else {
+        for (int64_t o = o0; o < o1; ++o)
+          lanes_to_positions(out + (o - o0) * row, to + (o - o0) * result.row, result.channel, result.column, lanes,
+                             horizontal.output);
+      }
+    }
+  }
+
+  void run_phase(int64_t phase, int64_t height, int64_t width, const A* window, int64_t vector, bool ahead, A* out,
+                 int64_t out_row, int64_t out_column) const {
+    const int64_t step = horizontal.step(), row = down.step * window_columns() * L;
+    const int64_t n = group_columns(width, step);
+    GroupTileArguments<A> a;
+    a.x_row = row;
+    a.x_block = window_block();
+    a.channels = units.source;
+    a.index = index;
+    a.out_row = out_row;
+    a.out_column = out_column;
+    a.ahead = ahead;
+    const GroupChain empty{1, 0, 0, 0}, *first = chain + chain_begin[phase], *last = chain + chain_begin[phase + 1];
+    if (first == last) first = &empty, last = first + 1;
+    const int64_t tiles = ceil_div(height, kGroupRows);
+    for (int64_t part = 0; part < tiles; ++part) {
+      const int64_t i = part_begin(height, tiles, part), m = part_begin(height, tiles, part + 1) - i;
+      for (int64_t j = 0; j < width; j += n) {
+        // The last tile of a row begins earlier: the outputs that it shares with its neighbour are the same.
+        const int64_t at = min_of(j, width - n);
+        a.x = window + i * row + at * step * L;
+        a.out = out + i * out_row + at * out_column;
+        for (const GroupChain* k = first; k < last; ++k) {
+          a.segments = k->segments;
+          a.offset = offset + k->offset;
+          a.weight = packed_weight + vector * vector_weights() + k->tap * units.source * L;
+          a.bias = k == first ? biases + vector * L : nullptr;
+          a.relu = relu && is_same<A, T> && k + 1 == last;
+          (units.several() ? select_group_tile<A, true>(m, n, k->width, step)
+                           : select_group_tile<A, false>(m, n, k->width, step))(a);
+        }
+      }
+    }
+  }
+};
+
+template <class A, class T>
+void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
+  constexpr int L = kLanes<A>;
+  const bool inverse = pass == Pass::InputGrad;
+  Carver memory{static_cast<char*>(b.workspace)};
+  GroupedGather<A, T> task{};
+  task.prepare(z, pass, plan, inverse ? b.output : b.input, inverse ? b.input : b.output, b.weight, memory);
+  if (inverse)
+    task.weight = {task.weight.data, task.weight.channel, task.weight.n, task.weight.row, task.weight.column};
+  const GroupUnits& units = task.units;
+  const int64_t vectors = units.units * units.vectors;
+  task.relu = b.relu;
+  task.biases = memory.take<A>(vectors * L);
+  task.packed_weight = memory.take<A>(vectors * task.vector_weights());
+  const int64_t small = int64_t(1) << 15;  // elements worth a task of their own
+  const int64_t each = max_of(1, small / task.vector_weights());
+  parallel_for(executor, ceil_div(vectors, each), 0, [&](int64_t index, void*) {
+    for (int64_t i = index * each; i < min_of(vectors, (index + 1) * each); ++i) {
+      const int64_t unit = i / units.vectors, v = i % units.vectors;
+      for (int64_t l = 0; l < L; ++l)
+        task.biases[i * L + l] =
+            b.bias && l < task.unit_lanes(unit, v)
+                ? read<A>(static_cast<const T*>(b.bias) + (task.first_result(unit, v) + l) * b.bias_stride)
+                : A(0);
+      task.pack_weights(unit, v);
+    }
+  });
+  const int64_t parts = ceil_div(units.units, plan.task_groups), blocks = ceil_div(task.vertical.output, plan.tile_h);
+  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    const int64_t part = index % parts, o0 = index / parts % blocks * plan.tile_h, n = index / parts / blocks;
+    Carver local{static_cast<char*>(scratch)};
+    A* const window = local.take<A>(units.blocks * task.window_block());
+    A* const out = local.take<A>(0);
+    for (int64_t unit = part * plan.task_groups; unit < min_of(units.units, (part + 1) * plan.task_groups); ++unit)
+      task.run_unit(n, unit, o0, min_of(task.vertical.output, o0 + plan.tile_h), window, out);
+  });
+}
+
+}  // namespace conv_ext

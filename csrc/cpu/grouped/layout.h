@@ -1,0 +1,68 @@
+// How the algorithm for small groups cuts channels into vectors and maps into windows: shared by the plan and the
+// kernel.
+#pragma once
+
+#include "../../common/indexing.h"
+
+namespace conv_ext {
+
+// The lanes of a vector are channels of the result: of several whole groups where these are small, else of one group.
+struct GroupUnits {
+  int64_t result, source;  // channels of a group
+  int64_t together;        // groups of a unit
+  int64_t units, vectors;  // vectors of the result in a unit
+  int64_t blocks;          // vectors of the source in a unit
+  bool several() const { return together > 1; }
+};
+inline GroupUnits group_units(const ConvProblem& z, Pass pass, int64_t lanes) {
+  GroupUnits u;
+  const bool inverse = pass == Pass::InputGrad;
+  u.result = max_of(1, inverse ? z.group_c() : z.group_k());
+  u.source = max_of(1, inverse ? z.group_k() : z.group_c());
+  u.together = max_of(1, min_of(z.groups, lanes / max_of(u.result, u.source)));
+  u.units = ceil_div(z.groups, u.together);
+  u.vectors = ceil_div(u.together * u.result, lanes);
+  u.blocks = ceil_div(u.together * u.source, lanes);
+  return u;
+}
+
+// The source positions that the outputs of an axis read, all phases together: from `low` on for output 0.
+struct WindowAxis {
+  int64_t low, span, step;
+
+  // Of `outputs` neighbours, the first of which belongs to phase 0.
+  int64_t extent(const Axis& axis, int64_t outputs) const {
+    return (ceil_div(outputs, axis.output_step()) - 1) * step + span;
+  }
+};
+inline WindowAxis window_axis(const Axis& axis) {
+  WindowAxis w{0, 1, axis.step()};
+  bool any = false;
+  int64_t high = 0;
+  for (int64_t tap = 0; tap < axis.taps; ++tap) {
+    CONV_EXT_PLAN_STEP();
+    if (axis.phase_of(tap) >= axis.phases()) continue;
+    const int64_t offset = axis.offset(tap);
+    w.low = any ? min_of(w.low, offset) : offset;
+    high = any ? max_of(high, offset) : offset;
+    any = true;
+  }
+  w.span = high - w.low + 1;
+  return w;
+}
+
+// Some taps of a few rows, whose products are summed in one chain.
+struct GroupChain {
+  int64_t width;     // neighbouring taps of a row
+  int64_t segments;  // rows
+  int64_t offset;    // index of the first segment's offset
+  int64_t tap;       // index of the first segment's first tap; packed weights are in this order
+};
+constexpr int64_t kGroupChain = 256;  // products of a chain, or those of one row
+
+// Bytes of the tables of chains in cpu/grouped/grouped.h.
+inline int64_t grouped_table_bytes(int64_t taps, int64_t phases) {
+  return round_up(taps * int64_t(sizeof(GroupChain)), 64) + 2 * round_up(taps * 8, 64) + round_up((phases + 1) * 8, 64);
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,110 @@
+// Plans of the algorithm for small groups.
+#include "layout.h"
+#include "../plan_common.h"
+
+namespace conv_ext {
+namespace {
+
+constexpr int64_t kWindowBytes = 64 << 10;  // the source of one unit: most of it is read again from the first level
+constexpr int64_t kChainOutputs = 256;      // weight_grad: outputs that are summed in one chain, or those of one row
+constexpr int64_t kMostChannels = 64;       // of a group
+constexpr int64_t kUnitsOfTask = 8;         // each fetches what the next one reads
+constexpr int64_t kTaskSums = 40 << 10;     // weight_grad: bytes of the sums of those
+
+// The packed source of so many rows of outputs. Its extents are looked for among the taps once, not for each number of
+// rows.
+struct Window {
+  const Axis vertical, horizontal;
+  const WindowAxis down, across;
+  const int64_t blocks, lanes, vector_bytes;
+
+  Window(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes)
+      : vertical(vertical_axis(z, pass)),
+        horizontal(horizontal_axis(z, pass)),
+        down(window_axis(vertical)),
+        across(window_axis(horizontal)),
+        blocks(group_units(z, pass, lanes).blocks),
+        lanes(lanes),
+        vector_bytes(isa.vector_bytes) {}
+  int64_t bytes(int64_t rows) const {
+    return product(blocks, down.extent(vertical, rows), across.extent(horizontal, horizontal.output), vector_bytes);
+  }
+  // Of the result that those rows make, or of the upstream gradient, turned round in whole squares.
+  int64_t block_bytes(int64_t rows) const { return product(product(rows, horizontal.output) + lanes, vector_bytes); }
+};
+
+}  // namespace
+
+void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
+  const GroupUnits units = group_units(z, pass, lanes);
+  const Window window(z, pass, isa, lanes);
+  const bool weight_grad = pass == Pass::WeightGrad, share = z.flops() >= kWorthSharing;
+  const int64_t step = vertical.output_step(), output = max_of(1, vertical.output);
+  // All rows, or as many as the window has room for; weight_grad ends its chains with them.
+  const auto rows = [&](int64_t blocks) { return round_up(ceil_div(output, blocks), step); };
+  int64_t blocks = weight_grad ? ceil_div(output, max_of(1, kChainOutputs / max_of(1, z.q))) : 1;
+  blocks = smallest_that_fits(blocks, max_of(blocks, ceil_div(output, step)), [&](int64_t count) {
+    return rows(count) <= step ||
+           (window.bytes(rows(count)) <= kWindowBytes && window.block_bytes(rows(count)) <= kScratchLimit / 2);
+  });
+  plan->tile_h = rows(blocks);
+  plan->tile_w = horizontal.output;
+  blocks = ceil_div(output, plan->tile_h);
+  const int64_t vector_bytes = product(taps, units.source, isa.vector_bytes);
+  const int64_t vectors = product(units.units, units.vectors);
+  const int64_t phases = product(vertical.phases(), horizontal.phases());
+  plan->splits = 1;
+  if (weight_grad) {
+    plan->task_groups =
+        max_of(1, min_of(min_of(units.units, kUnitsOfTask), kTaskSums / product(units.vectors, vector_bytes)));
+    const int64_t parts = ceil_div(units.units, plan->task_groups);
+    if (share && parts < kEnoughTasks) {
+      const int64_t wanted = min_of(product(z.n, blocks), ceil_div(kEnoughTasks, parts));
+      plan->splits = max_of(1, min_of(wanted, kPartialSums / product(vectors, vector_bytes)));
+    }
+    plan->tasks = product(parts, plan->splits);
+    plan->workspace_bytes = array_bytes(product(plan->splits, vectors), vector_bytes);
+  } else {
+    const int64_t tasks = product(z.n, blocks, units.units);
+    plan->task_groups = max_of(1, min_of(min_of(units.units, kUnitsOfTask), tasks / kEnoughTasks));
+    plan->tasks = product(z.n, blocks, ceil_div(units.units, plan->task_groups));
+    plan->workspace_bytes = array_bytes(vectors, isa.vector_bytes) + array_bytes(vectors, vector_bytes);
+  }
+  plan->workspace_bytes += grouped_table_bytes(taps, phases);
+  plan->scratch_bytes = aligned(window.bytes(plan->tile_h)) + aligned(window.block_bytes(plan->tile_h));
+}
+
+const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+  if (z.groups == 1) return "it is for groups";
+  if (z.dtype != DType::Float32 && z.dtype != DType::Float64 && z.dtype != DType::BFloat16)
+    return "it is for float32, float64 and bfloat16";
+  if (max_of(z.group_c(), z.group_k()) > kMostChannels) return "a group has more than 64 channels";
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
+  if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
+    return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
+  if (max_of(horizontal.source, horizontal.output) + (z.s - 1) * z.dilation_w > kScratchLimit)
+    return "a row is longer than 2^24";
+  return memory_declines(z, pass, isa, prepare_grouped,
+                         "the smallest window exceeds 16 MiB of scratch for each thread");
+}
+
+const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
+  const GroupUnits units = group_units(z, pass, lanes);
+  if (units.several() && lanes < 8) return "there is no instruction to spread channels over so short vectors";
+  if (z.dtype == DType::BFloat16 && isa.bf16_dot != Bf16Dot::None && max_of(units.result, units.source) >= lanes)
+    return "a group fills a vector: products of pairs of bfloat16 do twice the work";
+  if (2 * units.together * units.result < units.vectors * lanes)
+    return "the channels of the result fill less than half of the vectors";
+  // Measured with AVX-512 against the direct algorithm, whose vectors then lie as the memory does.
+  if (!z.channels_last && 2 * units.together * units.source < units.blocks * lanes)
+    return "the channels of the source fill less than half of the vectors";
+  if (!z.channels_last && z.r * z.s == 1 && max_of(units.source, units.result) > lanes)
+    return "a single tap does not repay turning the channels round";
+  return nullptr;
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,297 @@
+// The implicit matrix product of bfloat16: forward and input_grad over packed tiles; weight_grad is in its neighbour,
+// implicit_weight_grad.h.
+//
+//   pack all weights: [block of 16 outputs][tap, channel pair][16][2]
+//   for each tile of outputs of a group (in parallel):
+//     pack the source that it reads: [image][row][column][channel]
+//     for each phase, blocks of outputs, line of neighbouring outputs:
+//       dot_tile, write
+//
+// Where the weights are larger than the source, all of the source is packed first, and the tasks are blocks of outputs.
+//
+// A tap of an output is a run of channels in the packed tile, and neighbouring columns are one run: a few segments for
+// every output, at the same distances from its own place. Start reading at run_implicit_gather, at the end.
+#pragma once
+
+#include "operands.h"
+
+namespace conv_ext {
+
+#if defined(CONV_EXT_BF16_DOT)
+
+template <class T>
+struct DotGather {
+  const ConvProblem& z;
+  const Plan& plan;
+  DotTables tables;
+  View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t group_m, group_channels;
+  bool input_grad, relu;
+  float* bias;       // (groups, blocks, 16)
+  bfloat16* packed;  // what all tasks share: the weights, or the tiles of the source
+
+  int64_t blocks() const { return ceil_div(group_m, kDotLanes); }
+  int64_t weight_part() const { return tables.pairs * kPairBlock; }
+  int64_t block_size() const { return plan.parts * weight_part(); }
+  int64_t tile_size() const { return plan.parts * plan.channel_pitch; }
+  void pack_weights(bfloat16* to, int64_t group, int64_t first, int64_t count) const {
+    for_each_part(plan.parts, weight, [&](int part, auto view) {
+      const DotWeights<typename ViewedType<decltype(view)>::type> weights{tables,  view,         z.s,       z.r * z.s,
+                                                                          group_m, block_size(), input_grad};
+      weights.pack(to + part * weight_part(), group, first, count);
+    });
+  }
+
+  // One tile of outputs of a group and the packed source that it reads.
+  struct Tile {
+    int64_t group, n0, n1, i0, j0, height, width, rows, pitch;
+    bool single;  // every output reads one position
+  };
+  int64_t tiles_h() const { return ceil_div(tables.vertical.longest_count(), plan.tile_h); }
+  int64_t tiles_w() const { return ceil_div(tables.horizontal.longest_count(), plan.tile_w); }
+  int64_t tiles_of_group() const { return ceil_div(z.n, plan.images) * tiles_h() * tiles_w(); }
+  Tile tile_at(int64_t group, int64_t index) const {
+    Tile t;
+    t.group = group;
+    t.j0 = index % tiles_w() * plan.tile_w;
+    index /= tiles_w();
+    t.i0 = index % tiles_h() * plan.tile_h;
+    t.n0 = index / tiles_h() * plan.images;
+    t.n1 = min_of(z.n, t.n0 + plan.images);
+    t.height = min_of(plan.tile_h, tables.vertical.longest_count() - t.i0);
+    t.width = min_of(plan.tile_w, tables.horizontal.longest_count() - t.j0);
+    t.single = tables.down.span == 1 && tables.across.span == 1;
+    t.rows = tables.down.extent(t.height);
+    t.pitch = t.single ? t.width : tables.pitch;
+    return t;
+  }
+  void pack_tile(bfloat16* to, const Tile& t) const {
+    for_each_part(plan.parts, source, [&](int part, auto view) {
+      view.data += t.group * group_channels * view.channel;
+      pack_source(to + part * plan.channel_pitch, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
+    });
+  }
+
+  // Sums [row][lane] to a row of outputs: rows are neighbouring columns, lanes output channels.
+  void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to) const {
+    const int64_t column_step = tables.horizontal.output_step() * result.column;
+    if (result.channel == 1) {
+      for (int64_t i = 0; i < rows; ++i, out += pitch, to += column_step) {
+        int64_t l = 0;
+        for (; l + 2 * kDotLanes <= lanes; l += 2 * kDotLanes)
+          write32(to + l, _mm512_loadu_ps(out + l), _mm512_loadu_ps(out + l + kDotLanes));
+        for (; l < lanes; l += kDotLanes) write16(to + l, _mm512_loadu_ps(out + l), lanes - l);
+      }
+      return;
+    }
+    if (rows > kDotLanes) {
+      write_rows(out + kDotLanes * pitch, pitch, rows - kDotLanes, lanes, to + kDotLanes * column_step);
+      rows = kDotLanes;
+    }
+    for (int64_t l0 = 0; l0 < lanes; l0 += kDotLanes) {
+      __m512i square[kDotLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kDotLanes; ++i)
+        square[i] = i < rows ? _mm512_loadu_si512(out + i * pitch + l0) : _mm512_setzero_si512();
+      turn_square(square);
+      alignas(64) __m512i turned[kDotLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kDotLanes; ++i) turned[i] = square[i];
+      const int64_t some = min_of(kDotLanes, lanes - l0);
+      T* t = to + l0 * result.channel;
+      for (int64_t l = 0; l < some; ++l, t += result.channel) {
+        if (column_step == 1) {
+          write16(t, _mm512_castsi512_ps(turned[l]), rows);
+        } else {
+          const float* const f = reinterpret_cast<const float*>(turned + l);
+          for (int64_t i = 0; i < rows; ++i) write<T>(t + i * column_step, f[i]);
+        }
+      }
+    }
+  }
+
+  // Sums of parts are scaled back, and have the bias added, which is not in parts.
+  static void scale_back(float* out, int64_t pitch, int64_t rows, const float* bias) {
+    const __m512 scale = _mm512_set1_ps(kSumScale);
+    for (int64_t i = 0; i < rows; ++i, out += pitch)
+      for (int64_t l = 0; l < pitch; l += kDotLanes)
+        _mm512_storeu_ps(out + l, _mm512_fmadd_ps(_mm512_loadu_ps(out + l), scale, _mm512_loadu_ps(bias + l)));
+  }
+  // Parts of Inf and NaN are NaN, and what overflows may have been finite: such sums are formed anew. Rows are outputs
+  // from column q of `row` on, which counts the rows of all images.
+  void mend(float* out, int64_t pitch, int64_t rows, int64_t lanes, const Tile& t, int64_t fh, int64_t fw, int64_t m,
+            int64_t row, int64_t q, int64_t width, int64_t height) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t l = 0; l < lanes; ++l) {
+        if (out[i * pitch + l] - out[i * pitch + l] == 0) continue;
+        const int64_t line = row + (q + i) / width;
+        out[i * pitch + l] =
+            sum_again(t.group, m + l, t.n0 + line / height, fh, fw, t.i0 + line % height, t.j0 + (q + i) % width);
+      }
+    }
+  }
+  float sum_again(int64_t group, int64_t m, int64_t n, int64_t fh, int64_t fw, int64_t i, int64_t j) const {
+    double sum = bias[group * blocks() * kDotLanes + m];
+    for (int64_t c = 0; c < group_channels; ++c)
+      for (int64_t r = 0; r < z.r; ++r)
+        for (int64_t s = 0; s < z.s; ++s) {
+          if (tables.vertical.phase_of(r) != fh || tables.horizontal.phase_of(s) != fw) continue;
+          const int64_t y = i * tables.vertical.step() + tables.vertical.offset(r);
+          const int64_t x = j * tables.horizontal.step() + tables.horizontal.offset(s);
+          const bool inside = y >= 0 && y < tables.vertical.source && x >= 0 && x < tables.horizontal.source;
+          const int64_t k = input_grad ? group * group_channels + c : group * group_m + m;
+          const double w = read<float>(weight.data + k * weight.n + (input_grad ? m : c) * weight.channel +
+                                       r * weight.row + s * weight.column);
+          sum += w * (inside ? read<float>(source.data + n * source.n + (group * group_channels + c) * source.channel +
+                                           y * source.row + x * source.column)
+                             : 0.0f);
+        }
+    return float(sum);
+  }
+
+  // All phases of a tile for outputs [m_begin, m_end); `weights` holds their blocks.
+  void multiply(const Tile& t, const bfloat16* x, const bfloat16* weights, int64_t m_begin, int64_t m_end,
+                TileScope& scope) const {
+    for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
+      const int64_t height = min_of(t.height, tables.vertical.count(fh) - t.i0);
+      for (int64_t fw = 0; fw < tables.horizontal.phases() && height > 0; ++fw) {
+        const int64_t width = min_of(t.width, tables.horizontal.count(fw) - t.j0);
+        if (width > 0) multiply_phase(t, fh, fw, height, width, x, weights, m_begin, m_end, scope);
+      }
+    }
+  }
+
+  // Lines are rows of outputs; where every output reads one position, all outputs of the tile are one line.
+  void multiply_phase(const Tile& t, int64_t fh, int64_t fw, int64_t height, int64_t width, const bfloat16* x,
+                      const bfloat16* weights, int64_t m_begin, int64_t m_end, TileScope& scope) const {
+    alignas(64) float out[kDotRows * 2 * kDotLanes];
+    alignas(64) static constexpr float kZeros[kDotBlocks * kDotLanes] = {};
+    const int64_t phase = fh * tables.horizontal.phases() + fw, images = t.n1 - t.n0;
+    const int64_t row_step = tables.vertical.output_step() * result.row;
+    const int64_t column_step = tables.horizontal.output_step() * result.column;
+    DotRows a;
+    a.pitch = tables.across.output_step * group_channels;
+    a.segment = tables.segment + tables.segment_begin[phase];
+    a.segments = tables.segment_begin[phase + 1] - tables.segment_begin[phase];
+    a.block = block_size();
+    a.start_pitch = 0;
+    a.out = out;
+    a.parts = int(plan.parts);
+    a.x_part = plan.channel_pitch;
+    a.w_part = weight_part();
+    const bool joined = t.single && width == t.pitch && height == t.rows;
+    const int64_t length = joined ? images * height * width : width;
+    const int rows = dot_tile_rows(length);
+    for (int64_t m = m_begin; m < m_end;) {
+      const int blocks_now = dot_tile_blocks(rows, ceil_div(m_end - m, kDotLanes));
+      const int64_t lanes = min_of(blocks_now * kDotLanes, m_end - m);
+      a.w = weights + (m - m_begin) / kDotLanes * block_size();
+      const float* const biases = bias + t.group * blocks() * kDotLanes + m;
+      a.start = plan.parts > 1 ? kZeros : biases;
+      a.out_pitch = blocks_now * kDotLanes;
+      T* const corner = result.data + t.n0 * result.n + (t.group * group_m + m) * result.channel +
+                        (fh + t.i0 * tables.vertical.output_step()) * result.row +
+                        (fw + t.j0 * tables.horizontal.output_step()) * result.column;
+      for (int64_t n = 0; n < (joined ? 1 : images); ++n) {
+        for (int64_t p = 0; p < (joined ? 1 : height); ++p) {
+          const bfloat16* const line = x + (n * t.rows + p * tables.down.output_step) * t.pitch * group_channels;
+          T* const to = corner + n * result.n + p * row_step;
+          for (int64_t q = 0; q < length; q += rows) {
+            const int now = int(min_of(rows, length - q));
+            a.x = line + q * a.pitch;
+            dot_tile(a, scope, now, blocks_now);
+            if (plan.parts > 1) {
+              scale_back(out, a.out_pitch, now, biases);
+              mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
+            }
+            if (relu) rectify_all<T, float>(out, now * a.out_pitch);
+            if (!joined) {
+              write_rows(out, a.out_pitch, now, lanes, to + q * column_step);
+              continue;
+            }
+            for (int64_t i = 0; i < now;) {
+              const int64_t column = (q + i) % width, row = (q + i) / width;
+              const int64_t count = min_of(now - i, width - column);
+              write_rows(out + i * a.out_pitch, a.out_pitch, count, lanes,
+                         corner + row / height * result.n + row % height * row_step + column * column_step);
+              i += count;
+            }
+          }
+        }
+      }
+      m += blocks_now * kDotLanes;
+    }
+  }
+
+  // Weights are packed once, and each task packs a tile of the source ...
+  void run_tile(int64_t index, bfloat16* scratch) const {
+    const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
+    index /= parts_m;
+    const Tile t = tile_at(index / tiles_of_group(), index % tiles_of_group());
+    pack_tile(scratch, t);
+    TileScope scope;
+    multiply(t, scratch, packed + (t.group * blocks() + m0 / kDotLanes) * block_size(), m0,
+             min_of(group_m, m0 + plan.task_m), scope);
+  }
+  // ... or, where there is more to pack of the weights, the other way round.
+  void run_block(int64_t index, bfloat16* scratch) const {
+    const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
+    const int64_t part = index / parts_m % plan.splits, group = index / parts_m / plan.splits;
+    const int64_t m1 = min_of(group_m, m0 + plan.task_m), tiles = tiles_of_group();
+    pack_weights(scratch, group, m0 / kDotLanes, ceil_div(m1 - m0, kDotLanes));
+    TileScope scope;
+    for (int64_t i = tiles * part / plan.splits; i < tiles * (part + 1) / plan.splits; ++i)
+      multiply(tile_at(group, i), packed + (group * tiles + i) * tile_size(), scratch, m0, m1, scope);
+  }
+};
+
+template <class T>
+void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b,
+                         const Executor& executor) {
+  const bool input_grad = pass == Pass::InputGrad;
+  const int64_t group_channels = input_grad ? z.group_k() : z.group_c();
+  Carver memory{static_cast<char*>(b.workspace)};
+  DotGather<T> task{z,
+                    plan,
+                    DotTables::make(z, pass, plan.tile_w, group_channels, memory),
+                    view_of<T>(input_grad ? b.output : b.input, 1),
+                    view_of<T>(input_grad ? b.input : b.output, 1),
+                    view_of<T>(b.weight, 1),
+                    input_grad ? z.group_c() : z.group_k(),
+                    group_channels,
+                    input_grad,
+                    b.relu,
+                    nullptr,
+                    nullptr};
+  const int64_t blocks = task.blocks(), lanes = z.groups * blocks * kDotLanes;
+  task.bias = memory.take<float>(lanes);
+  for (int64_t l = 0; l < lanes; ++l) {
+    const int64_t group = l / (blocks * kDotLanes), m = l % (blocks * kDotLanes);
+    task.bias[l] = b.bias && m < task.group_m
+                       ? read<float>(static_cast<const T*>(b.bias) + (group * task.group_m + m) * b.bias_stride)
+                       : 0.0f;
+  }
+  if (plan.weights_in_tasks) {
+    const int64_t tiles = task.tiles_of_group();
+    task.packed = memory.take<bfloat16>(z.groups * tiles * task.tile_size());
+    parallel_for(executor, z.groups * tiles, 0, [&](int64_t index, void*) {
+      task.pack_tile(task.packed + index * task.tile_size(), task.tile_at(index / tiles, index % tiles));
+    });
+    parallel_for(executor, plan.tasks, plan.scratch_bytes,
+                 [&](int64_t index, void* scratch) { task.run_block(index, static_cast<bfloat16*>(scratch)); });
+    return;
+  }
+  task.packed = memory.take<bfloat16>(z.groups * blocks * task.block_size());
+  const int64_t parts = ceil_div(blocks, kDotBlocks);
+  parallel_for(executor, z.groups * parts, 0, [&](int64_t index, void*) {
+    const int64_t group = index / parts, first = index % parts * kDotBlocks;
+    task.pack_weights(task.packed + (group * blocks + first) * task.block_size(), group, first,
+                      min_of(kDotBlocks, blocks - first));
+  });
+  parallel_for(executor, plan.tasks, plan.scratch_bytes,
+               [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<bfloat16*>(scratch)); });
+}
+
+#endif
+
+}  // namespace conv_ext

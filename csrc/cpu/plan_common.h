@@ -1,0 +1,80 @@
+// What the plans of several algorithms share: limits, and the memory that tiles and tables take.
+#pragma once
+
+#include "../common/indexing.h"
+#include "plan.h"
+
+namespace conv_ext {
+
+constexpr int64_t kMaxPhases = 4096;
+constexpr int64_t kMostExtent = int64_t(1) << 40;    // of a dimension, the padding included
+constexpr int64_t kMostElements = int64_t(1) << 50;  // of a tensor, the padding included
+constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave room for the weights in an L2 of 1 MiB
+constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
+constexpr int64_t kWorkspaceLimit = int64_t(1) << 42;  // bytes of one call, 4 TiB: more is nobody's memory
+constexpr double kWorthSharing = 2e6;               // operations below which a second thread costs more than it brings
+constexpr int64_t kPartialSums = int64_t(8) << 20;  // weight_grad: bytes that cutting the reduction may cost
+
+inline int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
+// Bytes of an array with so many elements along each of its dimensions, the last number being an element's.
+template <class... Rest>
+inline int64_t array_bytes(int64_t a, int64_t b, Rest... rest) {
+  return aligned(product(a, b, rest...));
+}
+
+// An odd number of cache lines, so that one position of many channels spreads over the sets of the cache.
+inline int64_t spread_pitch(int64_t elements) {
+  const int64_t lines = ceil_div(elements, 16);
+  return (lines | 1) * 16;
+}
+
+struct Shape {  // one tile of outputs and what it reads
+  int64_t tile_h, tile_w, images;
+  int64_t pitch, channel_pitch;
+};
+
+inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile_h, int64_t tile_w, int64_t images) {
+  const PackedExtent down = packed_extent(vertical, tile_h), across = packed_extent(horizontal, tile_w);
+  return {tile_h, tile_w, images, across.longest,
+          spread_pitch(product(across.regions, down.positions, across.longest, images))};
+}
+
+// Bytes of Tables in cpu/direct/direct.h.
+inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axis& horizontal) {
+  constexpr int64_t kEntry = sizeof(Region) + 3 * sizeof(int64_t);
+  return array_bytes(z.r, kEntry) + array_bytes(z.s, kEntry) + 2 * array_bytes(z.r, z.s, 8) +
+         aligned(product(vertical.phases(), horizontal.phases(), 8) + 8);
+}
+
+// Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is
+// not planned.
+using Prepare = void (*)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
+inline const char* memory_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa, Prepare prepare,
+                                   const char* too_large) {
+  if (z.flops() == 0) return nullptr;
+  Plan plan{};
+  prepare(z, pass, isa, &plan);
+  if (plan.scratch_bytes > kScratchLimit) return too_large;
+  if (plan.workspace_bytes > kWorkspaceLimit) return "it would take more than 4 TiB of workspace";
+  return nullptr;
+}
+
+// In files of their own: cpu/winograd/plan.cpp, cpu/implicit_gemm/plan.cpp, cpu/panels/plan.cpp, cpu/grouped/plan.cpp,
+// cpu/broadcast/plan.cpp.
+const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* implicit_gemm_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_implicit_gemm(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_panels(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
+void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+
+}  // namespace conv_ext

@@ -1,0 +1,84 @@
+// The memory of the Winograd algorithm, as cpu/winograd/plan.cpp announces it and cpu/winograd/winograd.h lays it out.
+//
+// A kernel larger than the transform's filter is cut into pieces of that size, taken for further channels: column
+// (lane block, piece, lane) of the reduction. Slices, one for each pair of points, are an odd number of vectors apart,
+// so that one place of all slices spreads over the sets of the cache.
+#pragma once
+
+#include "../../common/indexing.h"
+#include "../plan.h"
+
+namespace conv_ext {
+
+struct WinogradSizes {
+  int64_t lanes, panel;      // channels in a vector; in a panel of the product (two vectors)
+  int64_t points;            // pairs of points: (M + R - 1)^2
+  int64_t pieces;            // of the kernel
+  int64_t columns;           // of the reduction: channels in whole vectors, times pieces
+  int64_t tiles_h, tiles_w;  // tiles of an image
+  int64_t blocks, rows;      // blocks of tiles; tiles in a block at most
+  int64_t window_h, window_w;
+  // Columns whose weights are transformed on the way, where the source goes first; else all of them.
+  int64_t chunk, chunk_blocks, chunks;
+  int64_t panels;
+  int64_t task_columns;              // weight_grad: columns of a task
+  int64_t value_pitch, value_slice;  // transformed source: (chunks, points, rows, columns of a chunk)
+  int64_t sum_pitch, sum_slice;      // products: (points, rows, gemm_m); weight_grad: (points, K, columns)
+  int64_t weight_slice;              // transformed weights: (points, panels, columns of a chunk, panel)
+  int64_t grad_pitch, grad_slice;    // weight_grad, transformed upstream gradient: (points, rows, K)
+  int64_t window_elements;
+};
+
+constexpr int64_t kWinogradChunk = 2304;  // transformed weights of one lane of gemm_m that are made on the way at once
+
+// weight_grad: elements of a vector of weights, tap by tap, from which rows of taps are read in whole squares: the last
+// row's square may reach a vector's length past the last tap.
+inline int64_t winograd_turned_taps(int64_t taps, int64_t lanes) { return (taps + lanes) * lanes; }
+
+inline int64_t winograd_pitch(int64_t elements, int64_t lanes) { return elements + lanes; }
+inline int64_t winograd_slice(int64_t elements, int64_t lanes) { return (ceil_div(elements, lanes) | 1) * lanes; }
+
+inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan& plan, int64_t lanes) {
+  const bool input_grad = pass == Pass::InputGrad, weight_grad = pass == Pass::WeightGrad;
+  const int64_t channels = input_grad ? z.group_k() : z.group_c(), rows_m = input_grad ? z.group_c() : z.group_k();
+  const int64_t height = input_grad ? z.h : z.p, width = input_grad ? z.w : z.q;
+  const int64_t edge = plan.outputs + plan.filter - 1;
+  const int64_t pieces_r = ceil_div(z.r, plan.filter), pieces_s = ceil_div(z.s, plan.filter);
+  WinogradSizes w{};
+  w.lanes = lanes;
+  w.panel = 2 * lanes;
+  w.points = edge * edge;
+  w.pieces = pieces_r * pieces_s;
+  w.columns = round_up(channels, lanes) * w.pieces;
+  w.tiles_h = ceil_div(height, plan.outputs);
+  w.tiles_w = ceil_div(width, plan.outputs);
+  w.blocks = product(ceil_div(z.n, plan.images), ceil_div(w.tiles_h, plan.tile_h), ceil_div(w.tiles_w, plan.tile_w));
+  w.rows = plan.images * plan.tile_h * plan.tile_w;
+  w.window_h = plan.tile_h * plan.outputs + pieces_r * plan.filter - 1;
+  w.window_w = plan.tile_w * plan.outputs + pieces_s * plan.filter - 1;
+  // Squares of positions may reach past the last.
+  w.window_elements = product(product(w.window_h, w.window_w) + lanes, lanes);
+  w.panels = ceil_div(rows_m, w.panel);
+  w.task_columns = weight_grad ? round_up(plan.tile_c, lanes) * w.pieces : w.columns;
+  const bool chunked = !weight_grad && !plan.weights_first;
+  const int64_t lane_blocks = ceil_div(channels, lanes);
+  w.chunk_blocks =
+      chunked ? max_of(1, min_of(lane_blocks, kWinogradChunk / (w.points * w.pieces * lanes))) : lane_blocks;
+  w.chunks = ceil_div(lane_blocks, w.chunk_blocks);
+  w.chunk = w.chunk_blocks * w.pieces * lanes;
+  w.value_pitch = chunked ? w.chunk : winograd_pitch(w.task_columns, lanes);
+  w.value_slice = winograd_slice(product(w.rows, w.value_pitch), lanes);
+  if (weight_grad) {
+    w.grad_pitch = winograd_pitch(round_up(plan.tile_k, lanes), lanes);
+    w.grad_slice = winograd_slice(product(w.rows, w.grad_pitch), lanes);
+    w.sum_pitch = winograd_pitch(w.task_columns, lanes);
+    w.sum_slice = winograd_slice(product(plan.tile_k, w.sum_pitch), lanes);
+  } else {
+    w.sum_pitch = winograd_pitch(plan.weights_first ? round_up(plan.task_m, lanes) : w.panel, lanes);
+    w.sum_slice = winograd_slice(product(w.rows, w.sum_pitch), lanes);
+    w.weight_slice = winograd_slice(product(plan.weights_first ? w.panels : 1, w.chunk, w.panel), lanes);
+  }
+  return w;
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,172 @@
+// Which transform the Winograd algorithm uses, in which blocks, and where it is worth its transforms.
+#include <initializer_list>
+
+#include "../plan_common.h"
+#include "layout.h"
+
+namespace conv_ext {
+namespace {
+
+constexpr int64_t kBlockRows = 56;  // tiles in a block
+// Blocks as wide as the rows allow, for long runs of memory: F(2 x 2) on 224 x 224 with 64 channels is 30 % slower in
+// blocks of 4 x 12 tiles than in rows of 112.
+constexpr int64_t kWidestBlock = 112;
+constexpr int64_t kFewRows = 128;                     // tiles of all images up to which the source goes first
+constexpr int64_t kBlockBytes = int64_t(12) << 20;    // of a block's transformed operands and products
+constexpr int64_t kSharedSource = int64_t(16) << 20;  // of a source that is transformed first
+constexpr int64_t kGradBlock = 64;                    // weight_grad: channels of each operand in a task
+constexpr double kTransformCost = 14;                 // of a vector in a transform, in multiply-adds
+
+// Under "ieee". The transforms round sums of neighbours, whose size a single output's own products may not have; over
+// many channels they are alike.
+constexpr double kShortestReduction = 96;
+
+struct Variant {
+  int64_t outputs, filter;
+};
+
+int64_t lanes_of(const ConvProblem& z, const IsaTraits& isa) { return isa.vector_bytes / accumulator_bytes(z.dtype); }
+
+// Multiply-adds in a channel of the reduction and one of gemm_m, the transforms' share included.
+double cost_of(const ConvProblem& z, Pass pass, Variant v) {
+  const bool input_grad = pass == Pass::InputGrad;
+  const double edge = double(v.outputs + v.filter - 1);
+  const double tiles =
+      double(ceil_div(input_grad ? z.h : z.p, v.outputs)) * double(ceil_div(input_grad ? z.w : z.q, v.outputs));
+  const double pieces = double(ceil_div(z.r, v.filter)) * double(ceil_div(z.s, v.filter));
+  return tiles * edge * edge * pieces *
+         (1 + kTransformCost / double(z.group_c()) + kTransformCost / double(z.group_k()));
+}
+
+// "ieee" keeps to F(2 x 2, 3 x 3), whose error is that of the direct sum; every value meets only outputs that read it.
+Variant choose_variant(const ConvProblem& z, Pass pass) {
+  Variant best{2, 3};
+  if (z.precision == Precision::Ieee) return best;
+  for (const Variant v : {Variant{4, 3}, Variant{4, 5}})
+    if ((v.filter == 3 || max_of(z.r, z.s) > 3) && cost_of(z, pass, v) < cost_of(z, pass, best)) best = v;
+  return best;
+}
+
+void cut_tiles(int64_t tiles_h, int64_t tiles_w, int64_t n, int64_t rows, Plan* plan) {
+  plan->images = 1;
+  if (product(tiles_h, tiles_w) <= rows) {
+    plan->tile_h = tiles_h;
+    plan->tile_w = tiles_w;
+    plan->images = max_of(1, min_of(n, rows / (tiles_h * tiles_w)));
+    return;
+  }
+  // Evenly cut.
+  const int64_t across = ceil_div(tiles_w, min_of(tiles_w, kWidestBlock));
+  plan->tile_w = ceil_div(tiles_w, across);
+  const int64_t down = ceil_div(tiles_h, max_of(1, rows / plan->tile_w));
+  plan->tile_h = ceil_div(tiles_h, down);
+}
+
+}  // namespace
+
+void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+  const bool input_grad = pass == Pass::InputGrad;
+  const int64_t lanes = lanes_of(z, isa), bytes = accumulator_bytes(z.dtype);
+  const Variant variant = choose_variant(z, pass);
+  plan->outputs = variant.outputs;
+  plan->filter = variant.filter;
+  const int64_t tiles_h = ceil_div(input_grad ? z.h : z.p, variant.outputs);
+  const int64_t tiles_w = ceil_div(input_grad ? z.w : z.q, variant.outputs);
+  const int64_t rows_m = input_grad ? z.group_c() : z.group_k();
+  WinogradSizes w{};
+  // weight_grad also turns the taps of a weight round there.
+  const auto window_bytes = [&] {
+    return round_up(max_of(w.window_elements, winograd_turned_taps(z.r * z.s, lanes)) * bytes, 64);
+  };
+  if (pass == Pass::WeightGrad) {
+    plan->tile_k = min_of(z.group_k(), kGradBlock);
+    plan->tile_c = min_of(round_up(z.group_c(), lanes), kGradBlock);
+    const auto scratch = [&] {
+      return product(w.points, w.value_slice + w.grad_slice + w.sum_slice, bytes) + window_bytes() + 4 * 64;
+    };
+    for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
+      cut_tiles(tiles_h, tiles_w, z.n, rows, plan);
+      w = winograd_sizes(z, pass, *plan, lanes);
+      if (scratch() <= kBlockBytes) break;
+    }
+    const int64_t tasks = product(z.groups, ceil_div(z.group_k(), plan->tile_k), ceil_div(z.group_c(), plan->tile_c));
+    const int64_t sum_bytes = product(z.k, z.r * z.s, round_up(z.group_c(), lanes), bytes);
+    plan->splits = 1;
+    if (tasks < kEnoughTasks)
+      plan->splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
+    plan->tasks = product(tasks, plan->splits);
+    plan->scratch_bytes = scratch();
+    plan->workspace_bytes = plan->splits > 1 ? array_bytes(plan->splits, sum_bytes) : 0;
+    return;
+  }
+  plan->weights_first = product(z.n, tiles_h, tiles_w) > kFewRows;
+  plan->task_m = w.panel;
+  for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
+    cut_tiles(tiles_h, tiles_w, z.n, rows, plan);
+    plan->task_m = round_up(rows_m, 2 * lanes);
+    w = winograd_sizes(z, pass, *plan, lanes);
+    if (!plan->weights_first) {
+      if (product(w.blocks, z.groups, w.chunks, w.points, w.value_slice, bytes) <= kSharedSource) break;
+      plan->weights_first = true;
+      w = winograd_sizes(z, pass, *plan, lanes);
+    }
+    if (product(w.points, w.value_slice + w.sum_slice, bytes) + window_bytes() <= kBlockBytes) break;
+  }
+  if (plan->weights_first) {
+    const int64_t tasks = product(z.groups, w.blocks);
+    const int64_t parts = tasks < kEnoughTasks ? min_of(ceil_div(kEnoughTasks, tasks), max_of(1, w.panels / 4)) : 1;
+    plan->task_m = ceil_div(w.panels, parts) * w.panel;
+    w = winograd_sizes(z, pass, *plan, lanes);
+    plan->tasks = product(tasks, ceil_div(w.panels, plan->task_m / w.panel));
+    plan->workspace_bytes = array_bytes(z.groups, w.points, w.weight_slice, bytes);
+    plan->scratch_bytes = product(w.points, w.value_slice + w.sum_slice, bytes) + window_bytes() + 3 * 64;
+  } else {
+    plan->tasks = product(z.groups, w.panels);
+    plan->workspace_bytes = array_bytes(z.groups, w.blocks, w.chunks, w.points, w.value_slice, bytes);
+    plan->scratch_bytes = product(w.points, product(w.chunks, w.weight_slice) + w.sum_slice, bytes) +
+                          max_of(window_bytes(), z.r * z.s * lanes * lanes * bytes) + 3 * 64;
+  }
+}
+
+const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+  if (z.dtype != DType::Float32) return "it is for float32";
+  if (z.stride_h != 1 || z.stride_w != 1) return "its tiles are for stride 1";
+  if (z.dilation_h != 1 || z.dilation_w != 1) return "its tiles are for dilation 1";
+  if (z.r > 64 || z.s > 64) return "the kernel is larger than 64";
+  // A kernel is filled up to the transform's 3 x 3 with taps of zero. The corner of 2 x 2 has a quarter of its tile's
+  // products, whose error it shares: 1.09 of the gate was seen.
+  if (z.precision == Precision::Ieee && (z.r < 3 || z.s < 3))
+    return "a kernel smaller than 3 x 3 saves no products, and the taps that fill it up add rounding errors";
+  const double reduction = pass == Pass::WeightGrad
+                               ? double(z.n) * double(z.p) * double(z.q)
+                               : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);
+  if (z.precision == Precision::Ieee && reduction < kShortestReduction)
+    return "fewer than 96 products are summed: the transforms' rounding errors would show";
+  return memory_declines(z, pass, isa, prepare_winograd,
+                         "one block of tiles exceeds 16 MiB of scratch for each thread");
+}
+
+const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+  const int64_t lanes = lanes_of(z, isa);
+  if (z.r < 3 || z.s < 3) return "a kernel smaller than 3 x 3 saves no products";
+  if (z.group_c() < lanes || z.group_k() < lanes) return "there are fewer channels than a vector holds";
+  if (z.groups > 1 && z.precision == Precision::Ieee && min_of(z.group_c(), z.group_k()) <= lanes)
+    return "the channels of a group fit a vector: other algorithms are near the processor's peak";
+  const bool input_grad = pass == Pass::InputGrad;
+  const double direct = double(input_grad ? z.h : z.p) * double(input_grad ? z.w : z.q) * double(z.r) * double(z.s);
+  // The other algorithms stay further below the processor's peak than these products do; with groups they do not. Over
+  // 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x 14) and lose from 1.17 on (7 x 7), weight_grad gains up
+  // to 1.48 (28 x 28, 16 and 32 channels), and so do the others where the result is one vector of channels.
+  const bool large = product(z.r, z.s) > 9;
+  const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && (input_grad ? z.c : z.k) <= lanes);
+  const double worth = large && narrow ? 1.5 : pass == Pass::WeightGrad ? 1.3 : z.groups == 1 ? 1.16 : 1.0;
+  const double cost = cost_of(z, pass, choose_variant(z, pass));
+  if (cost > worth * direct) return "the transforms would cost more than the products save";
+  // The broadcast algorithm leaves the padding out: the gradient of 5 x 5 kernels without padding (8 x 8 to 12 x 12)
+  // gains 1.4 where the transforms cost 2.4 times those products, 1.3 at 2.1.
+  if (input_grad && z.groups == 1 && cost > 1.7 * double(z.p) * double(z.q) * double(z.r) * double(z.s))
+    return "most of the products that the transforms save are of padding";
+  return nullptr;
+}
+
+}  // namespace conv_ext

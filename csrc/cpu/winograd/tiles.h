@@ -1,0 +1,324 @@
+// The transforms of blocks of tiles, and the two orders of forward and input_grad; the algorithm is told in winograd.h.
+#pragma once
+
+#include "layout.h"
+#include "../base/lanes.h"
+#include "product.h"
+#include "toom_cook.h"
+
+namespace conv_ext {
+
+// A tile's error is that of all its sums, which an output that reads hardly anything but padding cannot hide: fewer
+// products than these are summed directly. Beside 16 of them the largest error was 15 rounding units of the products'
+// size, beside 1 (11 x 11, one channel, padding 10) 1,465, and without any the result has to be the bias alone.
+constexpr int64_t kFewTerms = 24;
+
+// A block of tiles: of images [n0, n0 + images), tile rows from ty on, tile columns from tx on.
+struct TileBlock {
+  int64_t n0, images, ty, tx, height, width;
+  int64_t rows() const { return images * height * width; }
+};
+
+template <class T, class A, int M, int R>
+struct Winograd {
+  typedef ToomCook<M, R> Matrices;
+  static constexpr int E = Matrices::T, L = kLanes<A>;
+  typedef Expand<typename Matrices::B, E, A> SourceTransform;
+  typedef Expand<typename Matrices::G, E, A> WeightTransform;
+  typedef Expand<typename Matrices::A, E, A> GradTransform;
+  typedef Contract<typename Matrices::A, E, A> ResultTransform;
+  typedef Contract<typename Matrices::G, E, A> WeightGradTransform;
+
+  const ConvProblem& z;
+  const Plan& plan;
+  WinogradSizes size;
+  Axis vertical, horizontal;       // of the pass, taken for a gather with stride 1
+  View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t group_m, group_channels;
+  bool rotated;   // input_grad: the kernel turned by 180 degrees
+  const T* bias;  // may be nullptr
+  int64_t bias_stride;
+  bool relu;
+
+  int64_t taps() const { return z.r * z.s; }
+  int64_t pieces_s() const { return ceil_div(z.s, R); }
+  // Source position that output 0 reads through its first tap.
+  int64_t origin_h() const { return rotated ? z.pad_top - (z.r - 1) : -z.pad_top; }
+  int64_t origin_w() const { return rotated ? z.pad_left - (z.s - 1) : -z.pad_left; }
+  // The place in memory of tap t of the unrotated gather.
+  int64_t tap_offset(int64_t t) const {
+    const int64_t tap = rotated ? taps() - 1 - t : t;
+    return tap / z.s * weight.row + tap % z.s * weight.column;
+  }
+
+  TileBlock block_at(int64_t index) const {
+    const int64_t across = ceil_div(size.tiles_w, plan.tile_w), down = ceil_div(size.tiles_h, plan.tile_h);
+    TileBlock b;
+    b.tx = index % across * plan.tile_w;
+    b.ty = index / across % down * plan.tile_h;
+    b.n0 = index / across / down * plan.images;
+    b.width = min_of(plan.tile_w, size.tiles_w - b.tx);
+    b.height = min_of(plan.tile_h, size.tiles_h - b.ty);
+    b.images = min_of(plan.images, z.n - b.n0);
+    return b;
+  }
+
+  // values[points][tile][(lane block, piece, lane)] of the group's channels in lane blocks [first, last).
+  void transform_source(const TileBlock& b, int64_t group, int64_t first, int64_t last, A* values, A* window) const {
+    const int64_t rows = b.height * M + (z.r + R - 1) / R * R - 1, columns = b.width * M + pieces_s() * R - 1;
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t c = block * L, channels = min_of(L, group_channels - c);
+      A* to = values + (block - first) * size.pieces * L;
+      for (int64_t i = 0; i < b.images; ++i) {
+        View<T> image = source;
+        image.data += (b.n0 + i) * source.n + (group * group_channels + c) * source.channel;
+        window_to_lanes(window, image, vertical.source, horizontal.source, b.ty * M + origin_h(), b.tx * M + origin_w(),
+                        rows, columns, channels);
+        for (int64_t tile = 0; tile < b.height * b.width; ++tile, to += size.value_pitch) {
+          const A* at = window + (tile / b.width * M * columns + tile % b.width * M) * L;
+          for (int64_t piece = 0; piece < size.pieces; ++piece) {
+            A* const place = to + piece * L;
+            const int64_t slice = size.value_slice;
+            transform_both_axes<SourceTransform>(
+                at + (piece / pieces_s() * R * columns + piece % pieces_s() * R) * L, columns * L, L,
+                [=](int u, int v, Vec<A> value) { store(place + (u * E + v) * slice, value); });
+          }
+        }
+      }
+    }
+  }
+
+  // local[tap][channel][lane] of kLanes rows of gemm_m from m on, and kLanes channels from c on; what is not there is
+  // zero.
+  void gather_weights(int64_t group, int64_t m, int64_t c, A* local) const {
+    const int64_t lanes = min_of(L, group_m - m), channels = min_of(L, group_channels - c), tap_count = taps();
+    const T* const from = weight.data + (rotated ? (group * group_channels + c) * weight.n + m * weight.channel
+                                                 : (group * group_m + m) * weight.n + c * weight.channel);
+    const int64_t lane_stride = rotated ? weight.channel : weight.n;
+    const int64_t channel_stride = rotated ? weight.n : weight.channel;
+    const bool joined = weight.column == 1 && weight.row == z.s;
+    const auto place = [&](int64_t tap, int64_t channel) {
+      return local + ((rotated ? tap_count - 1 - tap : tap) * L + channel) * L;
+    };
+    Vec<A> square[L];
+    if (joined && channel_stride == tap_count) {
+      // One run of channels and taps for each lane.
+      for (int64_t e = 0; e < channels * tap_count; e += L) {
+        const int64_t count = min_of(L, channels * tap_count - e);
+        load_square<A>(square, from + e, lane_stride, lanes, count);
+        for (int64_t j = 0; j < count; ++j) store(place((e + j) % tap_count, (e + j) / tap_count), square[j]);
+      }
+    } else if (joined) {
+      for (int64_t i = 0; i < channels; ++i)
+        for (int64_t tap = 0; tap < tap_count; tap += L) {
+          const int64_t count = min_of(L, tap_count - tap);
+          load_square<A>(square, from + i * channel_stride + tap, lane_stride, lanes, count);
+          for (int64_t j = 0; j < count; ++j) store(place(tap + j, i), square[j]);
+        }
+    } else {
+      // Lanes or channels may be neighbours (channels_last): then these are copies or squares turned round.
+      A turned[L * L];
+      for (int64_t tap = 0; tap < tap_count; ++tap) {
+        const T* const at = from + tap / z.s * weight.row + tap % z.s * weight.column;
+        positions_to_lanes(turned, at, lane_stride, channel_stride, lanes, channels);
+        for (int64_t i = 0; i < channels; ++i) store(place(tap, i), load(turned + i * L));
+      }
+    }
+    for (int64_t tap = 0; tap < tap_count; ++tap)
+      for (int64_t i = channels; i < L; ++i) store(local + (tap * L + i) * L, Vec<A>{});
+  }
+
+  // weights[points][column - first][panel lane] of one panel, for the columns of lane blocks [first, last).
+  void transform_weights(int64_t group, int64_t panel, int64_t first, int64_t last, A* weights, A* local) const {
+    for (int64_t half = 0; half < 2; ++half) {
+      const int64_t m = panel * size.panel + half * L;
+      if (m >= group_m) break;
+      for (int64_t block = first; block < last; ++block) {
+        gather_weights(group, m, block * L, local);
+        for (int64_t piece = 0; piece < size.pieces; ++piece) {
+          const int64_t r0 = piece / pieces_s() * R, s0 = piece % pieces_s() * R;
+          A* to = weights + ((block - first) * size.pieces + piece) * L * size.panel + half * L;
+          for (int64_t c = 0; c < L; ++c, to += size.panel) {
+            A taps_of[R * R * L];
+            for (int r = 0; r < R; ++r)
+              for (int s = 0; s < R; ++s)
+                store(taps_of + (r * R + s) * L,
+                      r0 + r < z.r && s0 + s < z.s ? load(local + (((r0 + r) * z.s + s0 + s) * L + c) * L) : Vec<A>{});
+            const int64_t slice = size.weight_slice;
+            transform_both_axes<WeightTransform>(
+                taps_of, R * L, L, [=](int u, int v, Vec<A> value) { store(to + (u * E + v) * slice, value); });
+          }
+        }
+      }
+    }
+  }
+
+  // The taps of an axis that lead output `at` to the source: [first, last).
+  struct TapRange {
+    int64_t first, last;
+    int64_t count() const { return last - first; }
+  };
+  static TapRange taps_inside(int64_t origin, int64_t taps, int64_t source) {
+    const int64_t first = min_of(max_of(-origin, 0), taps);
+    return {first, max_of(first, min_of(taps, source - origin))};
+  }
+  TapRange rows_inside(int64_t y) const { return taps_inside(y + origin_h(), z.r, vertical.source); }
+  TapRange columns_inside(int64_t x) const { return taps_inside(x + origin_w(), z.s, horizontal.source); }
+  // The products of an output that are not of padding.
+  int64_t terms_of(int64_t y, int64_t x) const {
+    return rows_inside(y).count() * columns_inside(x).count() * group_channels;
+  }
+  // Whether an output of a block of rows and columns has few: fewest are those at its ends.
+  bool few_terms(int64_t row0, int64_t rows, int64_t column0, int64_t columns) const {
+    if (rows < 1 || columns < 1) return false;
+    const int64_t down = min_of(rows_inside(row0).count(), rows_inside(row0 + rows - 1).count());
+    const int64_t across = min_of(columns_inside(column0).count(), columns_inside(column0 + columns - 1).count());
+    return down * across * group_channels < kFewTerms;
+  }
+
+  // Outputs of kLanes rows of gemm_m from m on, out of sums[points][tile][lane].
+  void transform_result(const TileBlock& b, int64_t group, int64_t m, const A* sums, A* window) const {
+    const int64_t channels = min_of(L, group_m - m), first = group * group_m + m;
+    const int64_t row0 = b.ty * M, column0 = b.tx * M;
+    const int64_t rows = min_of(b.height * M, vertical.output - row0);
+    const int64_t columns = min_of(b.width * M, horizontal.output - column0), pitch = b.width * M;
+    A shift[L] = {};
+    for (int64_t l = 0; l < channels && bias; ++l) shift[l] = read<A>(bias + (first + l) * bias_stride);
+    const Vec<A> added = load(shift);
+    const bool few = few_terms(row0, rows, column0, columns);
+    for (int64_t i = 0; i < b.images; ++i) {
+      Vec<A> finite{};
+      for (int64_t tile = 0; tile < b.height * b.width; ++tile, sums += size.sum_pitch) {
+        A* const to = window + (tile / b.width * M * pitch + tile % b.width * M) * L;
+        transform_both_axes<ResultTransform>(sums, E * size.sum_slice, size.sum_slice, [&](int u, int v, Vec<A> value) {
+          value += added;
+          finite += value * A(0);  // NaN from the first value on that is not finite
+          store(to + (u * pitch + v) * L, value);
+        });
+      }
+      bool repeat = few;
+      for (int l = 0; l < L; ++l) repeat |= finite[l] != finite[l];
+      T* const image = result.data + (b.n0 + i) * result.n + first * result.channel;
+      for (int64_t row = 0; row < rows; ++row) {
+        // What is to be repeated must still be seen: -Inf would be 0.
+        if (relu && !repeat) rectify_all<T>(window + row * pitch * L, columns * L);
+        lanes_to_positions(window + row * pitch * L, image + (row0 + row) * result.row + column0 * result.column,
+                           result.channel, result.column, channels, columns);
+      }
+      if (repeat) repeat_outputs(b.n0 + i, group, m, channels, row0, rows, column0, columns);
+    }
+  }
+
+  void repeat_outputs(int64_t n, int64_t group, int64_t m, int64_t channels, int64_t row0, int64_t rows,
+                      int64_t column0, int64_t columns) const {
+    for (int64_t l = 0; l < channels; ++l)
+      for (int64_t y = row0; y < row0 + rows; ++y)
+        for (int64_t x = column0; x < column0 + columns; ++x) {
+          const int64_t k = group * group_m + m + l;
+          T* const to = result.data + n * result.n + k * result.channel + y * result.row + x * result.column;
+          A value = read<A>(to);
+          const bool finite = value - value == A(0);
+          if (!finite || terms_of(y, x) < kFewTerms)
+            value = A(direct_sum(n, group, m + l, y, x, finite) + (bias ? read<double>(bias + k * bias_stride) : 0.0));
+          write<T>(to, relu ? rectify_one<T>(value) : value);
+        }
+  }
+  // Where a weight may not be finite the padding's zeros count: 0 * Inf is NaN.
+  double direct_sum(int64_t n, int64_t group, int64_t m, int64_t y, int64_t x, bool finite) const {
+    const TapRange down = finite ? rows_inside(y) : TapRange{0, z.r};
+    const TapRange across = finite ? columns_inside(x) : TapRange{0, z.s};
+    double sum = 0;
+    for (int64_t c = 0; c < group_channels; ++c) {
+      const T* const from = source.data + n * source.n + (group * group_channels + c) * source.channel;
+      const int64_t outer = group * (rotated ? group_channels : group_m) + (rotated ? c : m), inner = rotated ? m : c;
+      const T* const weights = weight.data + outer * weight.n + inner * weight.channel;
+      for (int64_t r = down.first; r < down.last; ++r)
+        for (int64_t s = across.first; s < across.last; ++s) {
+          const int64_t h = y + origin_h() + r, w = x + origin_w() + s;
+          const bool inside = h >= 0 && h < vertical.source && w >= 0 && w < horizontal.source;
+          sum += (inside ? read<double>(from + h * source.row + w * source.column) : 0.0) *
+                 read<double>(weights + tap_offset(r * z.s + s));
+        }
+    }
+    return sum;
+  }
+
+  int64_t lane_blocks() const { return ceil_div(group_channels, L); }
+  int64_t panel_vectors(int64_t panel) const { return min_of(2, ceil_div(group_m - panel * size.panel, L)); }
+
+  // The weights first, then every block of tiles by itself.
+  void run_weights_first(const Executor& executor, Carver memory) const {
+    A* const weights = memory.take<A>(z.groups * size.points * size.weight_slice);
+    const auto weights_of = [&](int64_t group, int64_t panel) {
+      return weights + group * size.points * size.weight_slice + panel * size.columns * size.panel;
+    };
+    const int64_t step = max_of(1, 64 / L), chunks = ceil_div(lane_blocks(), step);
+    parallel_for(executor, z.groups * size.panels * chunks, taps() * L * L * int64_t(sizeof(A)),
+                 [&](int64_t index, void* scratch) {
+                   const int64_t first = index % chunks * step, panel = index / chunks % size.panels;
+                   const int64_t group = index / chunks / size.panels;
+                   transform_weights(group, panel, first, min_of(first + step, lane_blocks()),
+                                     weights_of(group, panel) + first * size.pieces * L * size.panel,
+                                     static_cast<A*>(scratch));
+                 });
+    const int64_t task_panels = plan.task_m / size.panel, parts = ceil_div(size.panels, task_panels);
+    parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+      const int64_t first = index % parts * task_panels, group = index / parts % z.groups;
+      const TileBlock block = block_at(index / parts / z.groups);
+      Carver local{static_cast<char*>(scratch)};
+      A* const values = local.take<A>(size.points * size.value_slice);
+      A* const sums = local.take<A>(size.points * size.sum_slice);
+      A* const window = local.take<A>(size.window_elements);
+      transform_source(block, group, 0, lane_blocks(), values, window);
+      const int64_t last = min_of(first + task_panels, size.panels);
+      for (int64_t p = 0; p < size.points; ++p)
+        for (int64_t panel = first; panel < last; ++panel)
+          product<A, false>({values + p * size.value_slice, size.value_pitch, 1,
+                             weights_of(group, panel) + p * size.weight_slice, size.panel, size.columns,
+                             sums + p * size.sum_slice + (panel - first) * size.panel, size.sum_pitch, false},
+                            block.rows(), panel_vectors(panel));
+      for (int64_t m = first * size.panel; m < min_of(last * size.panel, group_m); m += L)
+        transform_result(block, group, m, sums + m - first * size.panel, window);
+    });
+  }
+
+  // The source first, then every panel of the weights by itself.
+  void run_source_first(const Executor& executor, Carver memory) const {
+    const int64_t each = size.points * size.value_slice;  // of a chunk of a block
+    A* const values = memory.take<A>(z.groups * size.blocks * size.chunks * each);
+    parallel_for(executor, z.groups * size.blocks * lane_blocks(), size.window_elements * int64_t(sizeof(A)),
+                 [&](int64_t index, void* scratch) {
+                   const int64_t lane_block = index % lane_blocks(), place = index / lane_blocks();
+                   transform_source(block_at(place % size.blocks), place / size.blocks, lane_block, lane_block + 1,
+                                    values + (place * size.chunks + lane_block / size.chunk_blocks) * each +
+                                        lane_block % size.chunk_blocks * size.pieces * L,
+                                    static_cast<A*>(scratch));
+                 });
+    parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+      const int64_t panel = index % size.panels, group = index / size.panels, vectors = panel_vectors(panel);
+      Carver local{static_cast<char*>(scratch)};
+      A* const weights = local.take<A>(size.chunks * size.points * size.weight_slice);
+      A* const sums = local.take<A>(size.points * size.sum_slice);
+      A* const window = local.take<A>(max_of(size.window_elements, taps() * L * L));
+      for (int64_t b = 0; b < size.blocks; ++b) {
+        const TileBlock block = block_at(b);
+        for (int64_t chunk = 0; chunk < size.chunks; ++chunk) {
+          const int64_t first = chunk * size.chunk_blocks, last = min_of(first + size.chunk_blocks, lane_blocks());
+          A* const of_chunk = weights + chunk * size.points * size.weight_slice;
+          // While they are in the cache, the first block uses them.
+          if (b == 0) transform_weights(group, panel, first, last, of_chunk, window);
+          const A* at = values + ((group * size.blocks + b) * size.chunks + chunk) * each;
+          for (int64_t p = 0; p < size.points; ++p)
+            product<A, false>(
+                {at + p * size.value_slice, size.value_pitch, 1, of_chunk + p * size.weight_slice, size.panel,
+                 (last - first) * size.pieces * L, sums + p * size.sum_slice, size.sum_pitch, chunk > 0},
+                block.rows(), vectors);
+        }
+        for (int64_t v = 0; v < vectors; ++v)
+          transform_result(block, group, panel * size.panel + v * L, sums + v * L, window);
+      }
+    });
+  }
+};
+
+}  // namespace conv_ext

@@ -1,0 +1,154 @@
+// The weight gradient of the Winograd algorithm: the transforms of winograd_tiles.h, with their adjoints for the
+// operands that change their role; the sum runs over tiles.
+#pragma once
+
+#include "tiles.h"
+
+namespace conv_ext {
+
+// grads[points][tile][k] of kLanes rows of K from k on; zero beyond the output's edges.
+template <class W, class T, class A>
+void transform_grad(const W& w, const View<T>& grad, const TileBlock& b, int64_t k, int64_t channels, A* grads,
+                    A* window) {
+  constexpr int L = W::L, E = W::E;
+  constexpr int M = W::GradTransform::kIn;
+  const int64_t columns = b.width * M;
+  for (int64_t i = 0; i < b.images; ++i) {
+    View<T> image = grad;
+    image.data += (b.n0 + i) * grad.n + k * grad.channel;
+    window_to_lanes(window, image, w.z.p, w.z.q, b.ty * M, b.tx * M, b.height * M, columns, channels);
+    for (int64_t tile = 0; tile < b.height * b.width; ++tile, grads += w.size.grad_pitch) {
+      A* const place = grads;
+      const int64_t slice = w.size.grad_slice;
+      transform_both_axes<typename W::GradTransform>(
+          window + (tile / b.width * M * columns + tile % b.width * M) * L, columns * L, L,
+          [=](int u, int v, Vec<A> value) { store(place + (u * E + v) * slice, value); });
+    }
+  }
+}
+
+// The outputs of an axis, the stride being 1, that read the input through a tap: [first, last).
+struct OutputRange {
+  int64_t first, last;
+  int64_t count() const { return last - first; }
+};
+inline OutputRange outputs_inside(int64_t tap, int64_t pad, int64_t outputs, int64_t input) {
+  const int64_t first = min_of(max_of(pad - tap, 0), outputs);
+  return {first, max_of(first, min_of(outputs, input + pad - tap))};
+}
+
+// One weight's gradient, term by term: where the transforms gave something that is not finite (then with the zeros of
+// the padding, for 0 * Inf is NaN), or where few products are not of padding.
+template <class T>
+double direct_weight_grad(const ConvProblem& z, const View<T>& grad, const View<T>& input, int64_t k, int64_t c,
+                          int64_t r, int64_t s, bool finite) {
+  const OutputRange down = finite ? outputs_inside(r, z.pad_top, z.p, z.h) : OutputRange{0, z.p};
+  const OutputRange across = finite ? outputs_inside(s, z.pad_left, z.q, z.w) : OutputRange{0, z.q};
+  double sum = 0;
+  for (int64_t n = 0; n < z.n; ++n)
+    for (int64_t p = down.first; p < down.last; ++p)
+      for (int64_t q = across.first; q < across.last; ++q) {
+        const int64_t h = p + r - z.pad_top, w = q + s - z.pad_left;
+        const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;
+        const T* const x = input.data + n * input.n + c * input.channel + h * input.row + w * input.column;
+        sum += read<double>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column) *
+               (inside ? read<double>(x) : 0.0);
+      }
+  return sum;
+}
+
+template <class T, class A, int M, int R>
+void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& executor, Carver memory) {
+  typedef Winograd<T, A, M, R> W;
+  constexpr int L = W::L, E = W::E;
+  const ConvProblem& z = w.z;
+  const Plan& plan = w.plan;
+  const WinogradSizes& size = w.size;
+  const int64_t group_k = z.group_k(), group_c = z.group_c(), taps = z.r * z.s, pitch = round_up(group_c, L);
+  const View<T>&grad = w.result, &input = w.source, &result = w.weight;
+  // Partial results: (splits, K, R S, C/g in whole vectors). A reduction in one part is written at once.
+  A* const partial = plan.splits > 1 ? memory.take<A>(plan.splits * z.k * taps * pitch) : nullptr;
+  const auto few_terms = [&](int64_t r, int64_t s) {
+    return z.n * outputs_inside(r, z.pad_top, z.p, z.h).count() * outputs_inside(s, z.pad_left, z.q, z.w).count() <
+           kFewTerms;
+  };
+  // Fewest have the taps at the corners.
+  const bool few = few_terms(0, 0) || few_terms(0, z.s - 1) || few_terms(z.r - 1, 0) || few_terms(z.r - 1, z.s - 1);
+  // Writes total[tap][lane], the gradients of kLanes channels of group k / group_k, from c on.
+  const auto write_weights = [&](int64_t k, int64_t c, const A* total) {
+    const bool joined = result.row == z.s * result.column;
+    const int64_t channels = min_of(L, group_c - c);
+    T* const to = result.data + k * result.n + c * result.channel;
+    for (int64_t r = 0; r < (joined ? 1 : z.r); ++r)
+      lanes_to_positions(total + r * z.s * L, to + r * result.row, result.channel, result.column, channels,
+                         joined ? taps : z.s);
+    Vec<A> finite{};
+    for (int64_t t = 0; t < taps; ++t) finite += load(total + t * L) * A(0);
+    for (int64_t l = 0; l < channels; ++l) {
+      if (finite[l] == finite[l] && !few) continue;
+      for (int64_t t = 0; t < taps; ++t) {
+        const A value = total[t * L + l];
+        const bool is_finite = value - value == A(0);
+        if (is_finite && !few_terms(t / z.s, t % z.s)) continue;
+        write<T>(to + l * result.channel + t / z.s * result.row + t % z.s * result.column,
+                 A(direct_weight_grad(z, grad, input, k, k / group_k * group_c + c + l, t / z.s, t % z.s, is_finite)));
+      }
+    }
+  };
+  const int64_t blocks_k = ceil_div(group_k, plan.tile_k), blocks_c = ceil_div(group_c, plan.tile_c);
+
+  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    const int64_t c0 = index % blocks_c * plan.tile_c, k0 = index / blocks_c % blocks_k * plan.tile_k;
+    const int64_t group = index / blocks_c / blocks_k % z.groups, split = index / blocks_c / blocks_k / z.groups;
+    const int64_t count_k = min_of(plan.tile_k, group_k - k0), count_c = min_of(plan.tile_c, group_c - c0);
+    const int64_t vectors_c = ceil_div(count_c, L);
+    Carver local{static_cast<char*>(scratch)};
+    A* const values = local.take<A>(size.points * size.value_slice);
+    A* const grads = local.take<A>(size.points * size.grad_slice);
+    A* const sums = local.take<A>(size.points * size.sum_slice);
+    A* const window = local.take<A>(max_of(size.window_elements, winograd_turned_taps(taps, L)));
+    const int64_t first = size.blocks * split / plan.splits, last = size.blocks * (split + 1) / plan.splits;
+    for (int64_t b = first; b < last; ++b) {
+      const TileBlock block = w.block_at(b);
+      w.transform_source(block, group, c0 / L, c0 / L + vectors_c, values, window);
+      for (int64_t k = 0; k < count_k; k += L)
+        transform_grad(w, grad, block, group * group_k + k0 + k, min_of(L, count_k - k), grads + k, window);
+      for (int64_t p = 0; p < size.points; ++p)
+        product<A, true>({grads + p * size.grad_slice, 1, size.grad_pitch, values + p * size.value_slice,
+                          size.value_pitch, block.rows(), sums + p * size.sum_slice, size.sum_pitch, b > first},
+                         count_k, vectors_c * size.pieces);
+    }
+    for (int64_t k = 0; k < count_k; ++k)
+      for (int64_t v = 0; v < vectors_c; ++v) {
+        const int64_t row = group * group_k + k0 + k, c = c0 + v * L;
+        A* const to = partial ? partial + (split * z.k + row) * taps * pitch + c : window;
+        const int64_t tap_pitch = partial ? pitch : L;
+        for (int64_t piece = 0; piece < size.pieces; ++piece) {
+          const int64_t r0 = piece / w.pieces_s() * R, s0 = piece % w.pieces_s() * R;
+          transform_both_axes<typename W::WeightGradTransform>(
+              sums + k * size.sum_pitch + (v * size.pieces + piece) * L, E * size.sum_slice, size.sum_slice,
+              [&](int i, int j, Vec<A> value) {
+                if (r0 + i < z.r && s0 + j < z.s) store(to + ((r0 + i) * z.s + s0 + j) * tap_pitch, value);
+              });
+        }
+        if (!partial) write_weights(row, c, to);
+      }
+  });
+  if (!partial) return;
+
+  // The parts of the reduction in order.
+  parallel_for(executor, z.k, winograd_turned_taps(taps, L) * int64_t(sizeof(A)), [&](int64_t k, void* scratch) {
+    A* const total = static_cast<A*>(scratch);
+    for (int64_t c = 0; c < group_c; c += L) {
+      for (int64_t t = 0; t < taps; ++t) {
+        const A* at = partial + (k * taps + t) * pitch + c;
+        Vec<A> sum = load(at);
+        for (int64_t split = 1; split < plan.splits; ++split) sum += load(at + split * z.k * taps * pitch);
+        store(total + t * L, sum);
+      }
+      write_weights(k, c, total);
+    }
+  });
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,63 @@
+// The Winograd algorithm: products of transformed tiles, one matrix product for each pair of points (toom_cook.h).
+//
+//   forward, input_grad                                weight_grad
+//     transform all weights                              for each block of K x C (in parallel):
+//     for each block of tiles (in parallel):               for each block of tiles:
+//       transform the source                                  transform the input and the upstream gradient
+//       for each pair of points: product                      for each pair of points: product, added up
+//       transform the products                             transform the sums
+//                                                        add the parts, write
+//
+// Where the tiles are few and the weights many, the roles in the first column are exchanged: the source is transformed
+// first, and each task takes a panel of the weights. The sums are the same, in the same order. Vectors run over
+// channels in every transform. An output that is not finite is computed again without transforms, so that Inf and NaN
+// stand where they do in the direct sum and nowhere else; in a finite result none is left.
+//
+// Start reading at run_winograd, at the end. The memory is laid out in cpu/winograd/layout.h.
+#pragma once
+
+#include "tiles.h"
+#include "weight_grad.h"
+
+namespace conv_ext {
+
+template <class T, class A, int M, int R>
+Winograd<T, A, M, R> make_winograd(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b) {
+  const bool input_grad = pass == Pass::InputGrad;
+  return {z,
+          plan,
+          winograd_sizes(z, pass, plan, kLanes<A>),
+          vertical_axis(z, pass),
+          horizontal_axis(z, pass),
+          view_of<T>(input_grad ? b.output : b.input, 1),
+          view_of<T>(input_grad ? b.input : b.output, 1),
+          view_of<T>(b.weight, 1),
+          input_grad ? z.group_c() : z.group_k(),
+          input_grad ? z.group_k() : z.group_c(),
+          input_grad,
+          static_cast<const T*>(b.bias),
+          b.bias_stride,
+          b.relu};
+}
+
+// The one place where the size of the transform becomes a template argument.
+template <class T, class A, Pass pass>
+void run_winograd(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
+  const auto run = [&](const auto& task) {
+    Carver memory{static_cast<char*>(b.workspace)};
+    if constexpr (pass == Pass::WeightGrad)
+      run_winograd_weight_grad(task, executor, memory);
+    else if (plan.weights_first)
+      task.run_weights_first(executor, memory);
+    else
+      task.run_source_first(executor, memory);
+  };
+  if (plan.filter == 5)
+    run(make_winograd<T, A, 4, 5>(z, pass, plan, b));
+  else if (plan.outputs == 4)
+    run(make_winograd<T, A, 4, 3>(z, pass, plan, b));
+  else
+    run(make_winograd<T, A, 2, 3>(z, pass, plan, b));
+}
+
+}  // namespace conv_ext

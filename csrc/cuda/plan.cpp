@@ -1,0 +1,308 @@
+// The plan room of CUDA: which algorithm computes a problem there, with which tiles and splits.
+//
+// The limits in this file are estimates from the devices' ceilings: none has been measured on a GPU yet.
+#include "plan.h"
+
+#include <string.h>
+
+#include "wgmma/plan.h"
+
+namespace conv_ext {
+namespace {
+
+constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
+constexpr int64_t kMostPhases = 4096;   // of one axis
+constexpr int64_t kFewChannels = 8;     // a group of fewer fills too little of a tile
+constexpr int64_t kEnoughBlocks = 256;  // weight_grad: for some 130 multiprocessors
+constexpr int64_t kBlocksOfImage = 16;  // forward: an image that gives fewer may have its reduction cut
+constexpr int64_t kLongReduction = 2048, kShortestPart = 512;  // numbers
+constexpr int64_t kPartialBytes = int64_t(64) << 20;           // weight_grad: what parts of sums may take
+
+// Whether products may be those of the tensor cores that round to TF32 or shorter.
+bool rounds_to_tensor_cores(const ConvProblem& z) {
+  return z.dtype == DType::BFloat16 || z.dtype == DType::Float16 ||
+         (z.dtype == DType::Float32 && z.precision != Precision::Ieee);
+}
+
+const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algorithm) {
+  if (const char* reason = cuda_extents_decline(z)) return reason;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  if (pass == Pass::InputGrad && max_of(vertical.stride, horizontal.stride) > kMostPhases)
+    return "a stride above 4096 would make that many phases of input_grad";
+  const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
+  const CudaPlan plan = make_cuda_plan(z, pass, candidate);
+  const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.vector));
+  if (shape.gemm_k >= kCudaExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
+  const bool counts_steps = !is_window(algorithm) && algorithm != CudaAlgorithm::Direct;  // the others in 64 bits
+  if (counts_steps && plan.steps > kMostBlocks) return "a part of a sum has 2^31 steps or more";
+  if (product(z.groups, max_of(plan.source.channels, plan.grad.channels)) >= kCudaExtent)
+    return "with every group's channels filled up to whole vectors there are 2^30 channels or more";
+  if (plan.blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
+  return cuda_bytes_decline(z, pass, candidate);
+}
+
+const char* never_yields(const ConvProblem&, Pass, const CudaTraits&) { return nullptr; }
+
+constexpr int64_t kSmallGroup = 16;  // channels on either side
+constexpr int64_t kFirstChannels = 4;
+
+const char* depthwise_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  if (z.groups == 1 || z.group_c() != 1) return "it is for groups of one input channel";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
+  if (const char* reason = window_declines(z, pass)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::Depthwise);
+}
+const char* grouped_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  if (z.groups == 1 || z.group_c() == 1 || max_of(z.group_c(), z.group_k()) > kSmallGroup)
+    return "it is for groups of 2 to 16 channels";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
+  if (const char* reason = window_declines(z, pass)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::Grouped);
+}
+const char* grouped_yields(const ConvProblem& z, Pass, const CudaTraits& traits) {
+  if (max_of(z.group_c(), z.group_k()) > kFewChannels && rounds_to_tensor_cores(z) && traits.capability >= 80)
+    return "groups of more than 8 channels are for the tensor cores";
+  return nullptr;
+}
+const char* first_layer_cores_decline(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  if (z.groups != 1 || z.c > kFirstChannels || pass != Pass::Forward)
+    return "it is for forward of up to 4 input channels in one group";
+  if (traits.capability < 80) return "it is for compute capability 8.0 and later";
+  if (z.dtype == DType::Float32 && z.precision == Precision::Ieee)
+    return "it rounds float32 to TF32, which the precision setting does not allow";
+  if (!rounds_to_tensor_cores(z)) return "it is for float32, bfloat16 and float16";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
+  if (const char* reason = first_layer_cores_decline(z)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::FirstLayerCores);
+}
+const char* share_nothing(const ConvProblem& z) {
+  if (z.stride_h >= z.r && z.stride_w >= z.s) return "outputs that share no input gain nothing from a box of it";
+  return nullptr;
+}
+const char* first_layer_cores_yield(const ConvProblem& z, Pass, const CudaTraits&) { return share_nothing(z); }
+const char* first_layer_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  if (z.groups != 1 || z.c > kFirstChannels) return "it is for up to 4 input channels in one group";
+  if (const char* reason = cuda_extents_decline(z)) return reason;
+  if (const char* reason = window_declines(z, pass)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::FirstLayer);
+}
+const char* first_layer_yields(const ConvProblem& z, Pass, const CudaTraits& traits) {
+  if (rounds_to_tensor_cores(z) && traits.capability >= 80) return "the tensor cores multiply faster";
+  return share_nothing(z);
+}
+
+const char* direct_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  return blocks_decline(z, pass, CudaAlgorithm::Direct);
+}
+const char* direct_yields(const ConvProblem& z, Pass, const CudaTraits&) {
+  if (z.groups == 1) return "it is for small groups: a tile is faster";
+  if (z.group_c() > kFewChannels && z.group_k() > kFewChannels) return "groups of more than 8 channels fill a tile";
+  return nullptr;
+}
+
+const char* tensor_cores_decline(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  if (traits.capability < 80) return "it is for compute capability 8.0 and later";
+  if ((z.dtype == DType::Float32 && z.precision == Precision::Ieee) || z.dtype == DType::Complex64)
+    return "it rounds float32 to TF32, which the precision setting does not allow";
+  return blocks_decline(z, pass, CudaAlgorithm::TensorCores);
+}
+const char* three_tf32_declines(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  if (traits.capability < 80) return "it is for compute capability 8.0 and later";
+  if (z.dtype != DType::Float32) return "it is for float32";
+  if (const char* reason = parts_decline(z, pass)) return reason;
+  return blocks_decline(z, pass, CudaAlgorithm::ThreeTF32);
+}
+const char* three_tf32_yields(const ConvProblem& z, Pass pass, const CudaTraits& traits) {
+  const int64_t c = traits.capability;
+  if (c != 80 && c != 90 && c != 100 && c != 103)
+    return "three products of TF32 are faster than one of float32 only where TF32 is eight times as fast: 8.0, 9.0, "
+           "10.0, 10.3";
+  if (cuda_shape(z, pass).channels == 1) return "a group of one channel is filled up with zeros to four";
+  return nullptr;
+}
+const char* multiply_add_declines(const ConvProblem& z, Pass pass, const CudaTraits&) {
+  return blocks_decline(z, pass, CudaAlgorithm::MultiplyAdd);
+}
+
+// float64's large one would not fit into shared memory; multiply-adds of 16-bit numbers are for old devices alone.
+bool has_tiles(CudaAlgorithm algorithm, int64_t real_bytes) {
+  return real_bytes == 4 || (real_bytes == 2 && algorithm == CudaAlgorithm::TensorCores);
+}
+
+// Whether the operands are read in vectors along channels, however they lie: the tensor cores of up to 32 bits. What
+// reads number by number finds neighbours in NCHW too.
+bool reads_along_channels(CudaAlgorithm algorithm, int64_t real_bytes) {
+  return real_bytes <= 4 && (algorithm == CudaAlgorithm::TensorCores || algorithm == CudaAlgorithm::ThreeTF32);
+}
+
+// The one place where tiles are chosen: 128 x 128 where one image gives some blocks of them and gemm_m fills them
+// nearly as well as 64 x 64; 32 x 128 for few channels of the result.
+void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t real_bytes, const CudaChoices& wanted,
+                 CudaPlan* plan) {
+  const int64_t columns = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n), m = shape.gemm_m;
+  const bool choice = has_tiles(plan->algorithm, real_bytes);
+  const bool large =
+      choice && m > 64 && product(columns, ceil_div(m, 128)) >= 256 && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
+  const bool narrow = choice && m <= 32 && columns > 64;
+  plan->tile_m = wanted.tile_m ? wanted.tile_m : large ? 128 : narrow ? 32 : 64;
+  plan->tile_n = wanted.tile_n ? wanted.tile_n : large || narrow ? 128 : 64;
+}
+
+// Into how many parts a reduction of `steps` is cut.
+int64_t split_count(const ConvProblem& z, Pass pass, const CudaShape& shape, const CudaPlan& plan, int64_t steps,
+                    int64_t result_bytes) {
+  const int64_t block_k = cuda_block_k(z.dtype), shortest = max_of(1, kShortestPart / block_k);
+  const int64_t tiles_m = product(ceil_div(shape.gemm_m, plan.tile_m), z.groups);
+  int64_t splits = 1;
+  if (pass == Pass::WeightGrad) {
+    const int64_t blocks = max_of(1, product(tiles_m, ceil_div(shape.gemm_n, plan.tile_n)));
+    splits = min_of(ceil_div(kEnoughBlocks, blocks), max_of(1, kPartialBytes / max_of(1, result_bytes)));
+  } else if (shape.gemm_k >= kLongReduction) {
+    // Without N: one image's blocks.
+    const int64_t positions = shape.gemm_n / max_of(1, z.n);
+    const int64_t blocks = max_of(1, product(tiles_m, shape.phases(), positions) / plan.tile_n);
+    if (blocks < kBlocksOfImage) splits = min_of(4, kBlocksOfImage / blocks);
+  }
+  return max_of(1, min_of(splits, steps / shortest));
+}
+
+void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
+  plan->splits = 1;
+  const int64_t positions = product(z.n, z.p, z.q);
+  if (pass == Pass::WeightGrad) {
+    const int64_t pairs = product(z.k, z.group_c(), ceil_div(product(z.r, z.s), kCudaDirectTaps));
+    const int64_t lines = max_of(1, z.channels_last ? ceil_div(pairs, 32) : pairs);
+    plan->splits = max_of(1, min_of(min_of(ceil_div(4 * kEnoughBlocks, lines), positions / 1024), 256));
+    plan->steps = ceil_div(positions, plan->splits);
+    // Either mapping of threads may run, as strides decide: the larger count is what has to fit.
+    plan->blocks = product(pairs, plan->splits);
+    const int64_t parts = plan->splits > 1 ? plan->splits : 0;
+    plan->workspace_bytes = product(parts, z.weight_elements(), accumulator_bytes(z.dtype));
+    return;
+  }
+  const int64_t rows = pass == Pass::Forward ? z.group_k() : z.group_c();
+  plan->channels = rows % 4 == 0 ? 4 : rows % 2 == 0 ? 2 : 1;
+  const int64_t results = pass == Pass::Forward ? z.output_elements() : z.input_elements();
+  plan->blocks = ceil_div(results / plan->channels, kCudaDirectThreads);
+}
+
+// Places copies of the operands that cannot be read in vectors in the workspace, from plan->partial_offset on, and
+// parts of sums behind them.
+void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64_t real_bytes, CudaPlan* plan) {
+  const auto plan_copy = [&](bool input, CudaOperand* operand) {
+    const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
+    operand->channels = round_up(channels, plan->vector);
+    const bool readable =
+        operands ? reads_vectors(input ? operands->input : operands->output, z.n, h, w, channels, real_bytes)
+                 : z.channels_last && channels % plan->vector == 0;
+    operand->offset = plan->partial_offset;
+    operand->bytes = readable ? 0 : round_up(product(z.n, h, w, z.groups, operand->channels, real_bytes), 256);
+    plan->partial_offset += operand->bytes;
+  };
+  plan_copy(pass != Pass::InputGrad, &plan->source);
+  if (pass == Pass::WeightGrad) plan_copy(false, &plan->grad);
+}
+
+}  // namespace
+
+CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
+  if (candidate.algorithm == CudaAlgorithm::Wgmma) return make_wgmma_plan(z, pass, operands, candidate.wanted);
+  CudaPlan plan{};
+  plan.algorithm = candidate.algorithm;
+  if (plan.algorithm == CudaAlgorithm::FirstLayerCores) {
+    prepare_first_layer_cores(z, &plan);
+    return plan;
+  }
+  if (is_window(plan.algorithm)) {
+    prepare_window(z, pass, &plan);
+    return plan;
+  }
+  if (plan.algorithm == CudaAlgorithm::Direct) {
+    prepare_direct(z, pass, &plan);
+    return plan;
+  }
+  const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
+  plan.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
+  const CudaShape shape = cuda_shape(z, pass, plan.vector);
+  choose_tile(z, pass, shape, real_bytes, candidate.wanted, &plan);
+  const int64_t steps = max_of(1, ceil_div(shape.gemm_k, block_k));
+  const int64_t results = pass == Pass::WeightGrad ? z.weight_elements()
+                          : pass == Pass::Forward  ? z.output_elements()
+                                                   : z.input_elements();
+  const int64_t result_bytes = product(results, accumulator_bytes(z.dtype));
+  plan.splits = candidate.wanted.splits ? min_of(candidate.wanted.splits, steps)
+                                        : split_count(z, pass, shape, plan, steps, result_bytes);
+  plan.steps = ceil_div(steps, plan.splits);
+  plan.splits = ceil_div(steps, plan.steps);
+  if (pass != Pass::WeightGrad) {
+    plan.pitch = steps * block_k;
+    plan.packed_bytes = round_up(product(shape.phases(), z.groups, shape.gemm_m, plan.pitch, real_bytes), 256);
+  }
+  plan.blocks = product(ceil_div(shape.gemm_m, plan.tile_m), ceil_div(shape.gemm_n, plan.tile_n), z.groups,
+                        shape.phases(), plan.splits);
+  plan.partial_offset = plan.packed_bytes;
+  if (plan.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
+  plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);
+  return plan;
+}
+
+const char* cuda_choices_decline(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
+  const CudaChoices& wanted = candidate.wanted;
+  const CudaAlgorithm algorithm = candidate.algorithm;
+  if (wanted.tile_m < 0 || wanted.tile_n < 0 || wanted.splits < 0) return "a tile or a number of parts is negative";
+  if (!wanted.tile_m && !wanted.tile_n && !wanted.splits) return nullptr;
+  if (is_window(algorithm) || algorithm == CudaAlgorithm::FirstLayerCores || algorithm == CudaAlgorithm::Direct)
+    return "its tiles and parts follow from the shape";
+  if (!wanted.tile_m && !wanted.tile_n) return nullptr;
+  const auto is = [&](int64_t m, int64_t n) { return wanted.tile_m == m && wanted.tile_n == n; };
+  if (algorithm == CudaAlgorithm::Wgmma) return wgmma_tile_declines(pass, wanted);
+  if (is(64, 64)) return nullptr;
+  const bool choice = has_tiles(algorithm, element_bytes(z.dtype) / parts_of(z.dtype));
+  if (choice && (is(128, 128) || is(32, 128))) return nullptr;
+  return choice ? "it has tiles of 64 x 64, 128 x 128 and 32 x 128" : "it has tiles of 64 x 64";
+}
+
+const char* cuda_extents_decline(const ConvProblem& z) {
+  const int64_t extent = max_of(z.h + z.pad_top + z.pad_bottom, z.w + z.pad_left + z.pad_right);
+  const int64_t reach = max_of(product(z.r, z.dilation_h), product(z.s, z.dilation_w));
+  const int64_t largest = max_of(max_of(extent, reach), max_of(z.n, max_of(z.c, z.k)));
+  if (largest >= kCudaExtent || max_of(z.stride_h, z.stride_w) >= kCudaExtent)
+    return "a size, a stride or a padded extent is 2^30 or more";
+  return nullptr;
+}
+
+const char* cuda_bytes_decline(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
+  const Buffers apart{};  // no operand whose channels are neighbours: all that can be copied is
+  constexpr int64_t kMostWorkspace = int64_t(1) << 42;
+  if (make_cuda_plan(z, pass, candidate, &apart).workspace_bytes > kMostWorkspace)
+    return "it would take more than 4 TiB of workspace";
+  return nullptr;
+}
+
+// The choice of algorithm on one page: the first that neither declines nor yields runs.
+const CudaCandidate kCudaCandidates[kCudaCandidateCount] = {
+    {CudaAlgorithm::Depthwise, "depthwise", depthwise_declines, never_yields},
+    {CudaAlgorithm::Grouped, "grouped", grouped_declines, grouped_yields},
+    {CudaAlgorithm::FirstLayerCores, "first_layer_cores", first_layer_cores_decline, first_layer_cores_yield},
+    {CudaAlgorithm::FirstLayer, "first_layer", first_layer_declines, first_layer_yields},
+    {CudaAlgorithm::Direct, "direct", direct_declines, direct_yields},
+    {CudaAlgorithm::Wgmma, "wgmma", wgmma_declines, wgmma_yields},
+    {CudaAlgorithm::TensorCores, "tensor_cores", tensor_cores_decline, never_yields},
+    {CudaAlgorithm::ThreeTF32, "three_tf32", three_tf32_declines, three_tf32_yields},
+    {CudaAlgorithm::MultiplyAdd, "multiply_add", multiply_add_declines, never_yields},
+};
+
+const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,
+                                 const char** reason) {
+  const bool any = strcmp(forced, "auto") == 0;
+  *reason = "no algorithm has this name";
+  for (const CudaCandidate& candidate : kCudaCandidates) {
+    if (!any && strcmp(forced, candidate.name) != 0) continue;
+    *reason = candidate.declines(problem, pass, traits);
+    if (any && *reason == nullptr) *reason = candidate.yields(problem, pass, traits);
+    if (*reason == nullptr) return &candidate;
+  }
+  return nullptr;
+}
+
+}  // namespace conv_ext

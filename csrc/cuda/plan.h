@@ -1,0 +1,153 @@
+// How CUDA computes a problem: the ordered list of its algorithms with their reasons for "no", tiles and splits.
+//
+// Start reading at kCudaCandidates in cuda/plan.cpp. As on the CPU, forward and input_grad choose without N, so that an
+// image gives the same bits in any batch; weight_grad chooses from the whole shape. Nothing depends on how many
+// processors the device has.
+#pragma once
+
+#include "../common/indexing.h"
+#include "../common/buffers.h"
+#include "window/plan.h"
+
+namespace conv_ext {
+
+enum class CudaAlgorithm : int32_t {
+  Depthwise,
+  Grouped,
+  FirstLayerCores,
+  FirstLayer,
+  Direct,
+  Wgmma,
+  TensorCores,
+  ThreeTF32,
+  MultiplyAdd
+};
+
+// What the plan may know of a device.
+struct CudaTraits {
+  int64_t capability;  // 90: compute capability 9.0
+};
+
+// An operand that is read in vectors along channels: in place, or from a copy in the workspace (cuda/pack.cuh).
+struct CudaOperand {
+  int64_t channels;  // of a group, with zeros up to whole vectors
+  int64_t offset;    // of the copy in the workspace
+  int64_t bytes;     // of the copy; 0: it is read in place
+};
+
+struct CudaPlan {
+  CudaAlgorithm algorithm;
+  int64_t tile_m, tile_n;  // sums in a block
+  int64_t splits, steps;   // the reduction is cut into parts of so many steps, which are added in their order
+  int64_t channels;        // direct: channels of the result that a thread computes
+  int64_t vector;        // numbers that are read together along channels: 16 bytes of them, or 1 where it makes no odds
+  int64_t pitch;         // numbers of a row of packed weights
+  int64_t packed_bytes;  // packed weights stand first in the workspace,
+  CudaOperand source;    // then the copies: what forward and input_grad gather from, weight_grad's input,
+  CudaOperand grad;      // weight_grad's upstream gradient,
+  int64_t partial_offset;  // and then parts of sums
+  int64_t blocks;
+  int64_t workspace_bytes;
+  CudaWindow window;  // depthwise, grouped, first_layer
+};
+
+// What somebody wants instead of the plan's own choice, to measure it; 0: nothing. A result may have other bits then.
+struct CudaChoices {
+  int64_t tile_m = 0, tile_n = 0;
+  int64_t splits = 0;  // at most; where the algorithm cuts reductions
+};
+
+struct CudaCandidate {
+  CudaAlgorithm algorithm;
+  const char* name;
+  const char* (*declines)(const ConvProblem&, Pass, const CudaTraits&);  // as in plan.h
+  const char* (*yields)(const ConvProblem&, Pass, const CudaTraits&);
+  CudaChoices wanted = {};
+};
+
+constexpr int kCudaCandidateCount = 9;
+extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];
+
+// As choose() in plan.h.
+const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,
+                                 const char** reason);
+// The operands decide what has to be copied, which only the workspace shows; without them channels_last is believed.
+CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
+                        const Buffers* operands = nullptr);
+// Why the algorithm has no kernel for what candidate.wanted names; nullptr where it has.
+const char* cuda_choices_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
+
+// depthwise, grouped and first_layer, in cuda/window/plan.cpp: the same kernels for three kinds of layers.
+inline bool is_window(CudaAlgorithm algorithm) {
+  return algorithm == CudaAlgorithm::Depthwise || algorithm == CudaAlgorithm::Grouped ||
+         algorithm == CudaAlgorithm::FirstLayer;
+}
+const char* window_declines(const ConvProblem& problem, Pass pass);
+void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
+// first_layer_cores, there as well: forward of first layers on the tensor cores.
+const char* first_layer_cores_decline(const ConvProblem& problem);
+void prepare_first_layer_cores(const ConvProblem& problem, CudaPlan* plan);
+
+// The kernels count rows, columns, images and channels in 32 bits. Every algorithm asks this first: the sizes that it
+// lets through can be added, and multiplied in pairs, without overflow.
+constexpr int64_t kCudaExtent = int64_t(1) << 30;
+const char* cuda_extents_decline(const ConvProblem& problem);
+// Whether what is packed, copied and summed in parts has a number of bytes, however the operands lie.
+const char* cuda_bytes_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
+
+// Sizes that plan and kernels share.
+inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step
+constexpr int64_t kCudaDirectThreads = 128, kCudaDirectTaps = 9;
+
+// The three products that a pass is made of; the phases of a strided input_grad count once, by the largest.
+struct CudaShape {
+  int64_t gemm_m, gemm_n, gemm_k;  // of a group
+  int64_t phases_h, phases_w;
+  int64_t channels;  // of a group of the source, with zeros up to whole vectors
+  int64_t phases() const { return product(phases_h, phases_w); }
+};
+// Of any problem: products stop at kHuge. `vector`: channels of a group are counted with the zeros up to a multiple of
+// it.
+inline CudaShape cuda_shape(const ConvProblem& z, Pass pass, int64_t vector = 1) {
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  CudaShape shape{};
+  shape.phases_h = max_of(1, vertical.phases());
+  shape.phases_w = max_of(1, horizontal.phases());
+  if (pass == Pass::WeightGrad) {
+    shape.channels = round_up(z.group_c(), vector);
+    shape.gemm_m = z.group_k();
+    shape.gemm_n = product(shape.channels, z.r, z.s);
+    shape.gemm_k = product(z.n, z.p, z.q);
+    return shape;
+  }
+  // Taps of a phase come round after stride / gcd(stride, dilation).
+  const auto taps = [](const Axis& a) {
+    return a.inverse ? ceil_div(a.taps, a.stride / greatest_common_divisor(a.stride, a.dilation)) : a.taps;
+  };
+  const bool forward = pass == Pass::Forward;
+  shape.channels = round_up(forward ? z.group_c() : z.group_k(), vector);
+  shape.gemm_m = forward ? z.group_k() : z.group_c();
+  shape.gemm_n = product(z.n, vertical.longest_count(), horizontal.longest_count());
+  shape.gemm_k = product(taps(vertical), taps(horizontal), shape.channels);
+  return shape;
+}
+
+// Where parts stand for float32, one product of TF32's may be off by 2^-21, eight times float32's own rounding, and the
+// tensor cores cut sums off; a sum's error stays within float32's bound, 2 sqrt(L) roundings, from L = 32 products on.
+constexpr int64_t kShortestSumOfParts = 32;
+inline const char* parts_decline(const ConvProblem& z, Pass pass) {
+  return cuda_shape(z, pass).gemm_k < kShortestSumOfParts
+             ? "fewer than 32 products of parts are not as accurate as float32's"
+             : nullptr;
+}
+
+// Whether vectors of 16 bytes along channels can be read in place from an n x c x h x w tensor of groups of `channels`:
+// every address is a multiple of theirs.
+inline bool reads_vectors(const TensorRef& t, int64_t n, int64_t h, int64_t w, int64_t channels, int64_t real_bytes) {
+  const int64_t vector = 16 / real_bytes;
+  const auto steps_by_vectors = [&](int64_t size, int64_t stride) { return size <= 1 || stride % vector == 0; };
+  return t.stride[1] == 1 && channels % vector == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
+         steps_by_vectors(n, t.stride[0]) && steps_by_vectors(h, t.stride[2]) && steps_by_vectors(w, t.stride[3]);
+}
+
+}  // namespace conv_ext

@@ -1,0 +1,70 @@
+// As planted.cpp, for wgmma.cuh: forward on bfloat16, in the four ways. Exit status 1 if a sum is wrong.
+//
+// A kernel of three taps along one row, padded on both sides; one block computes three tiles of nine steps each, more
+// than its ring has stages.
+#include <memory>
+
+#include "wgmma/wgmma.cuh"
+
+int main() {
+  using namespace conv_ext::cuda;
+  using Group = SixteenBitGroup<bfloat16>;
+  using Shared = WgmmaShared<Group, 64>;
+  constexpr int kChannels = 136, kTaps = 3, kSteps = 3, kPitch = kTaps * kSteps * 64, kRows = 40, kColumns = 300;
+  static_assert(kTaps * kSteps > Shared::kStages, "the ring goes round within a tile");
+  const auto number = [](int value) { return bfloat16{uint16_t(bits_of(float(value)) >> 16)}; };
+  std::unique_ptr<bfloat16[]> source(new bfloat16[kColumns * kChannels]), weights(new bfloat16[kRows * kPitch]()),
+      result(new bfloat16[kRows * kColumns]);
+  const auto x = [](int w, int c) { return (w * 7 + c * 3) % 5 - 2; };
+  const auto y = [](int row, int tap, int c) { return (row * 5 + tap + c * 2) % 7 % 3 - 1; };
+  for (int w = 0; w < kColumns; ++w)
+    for (int c = 0; c < kChannels; ++c) source[size_t(w * kChannels + c)] = number(x(w, c));
+  for (int row = 0; row < kRows; ++row)
+    for (int tap = 0; tap < kTaps; ++tap)
+      for (int c = 0; c < kChannels; ++c)
+        weights[size_t(row * kPitch + tap * kSteps * 64 + c)] = number(y(row, tap, c));
+
+  WgmmaParameters<bfloat16> p{};
+  GatherPhase& phase = p.phases[0];
+  phase.taps_h = phase.delta_h = phase.delta_w = phase.count_h = 1;
+  phase.taps_w = kTaps;
+  phase.lower_w = -1;
+  phase.count_w = kColumns;
+  PatchesMap patches{
+      Number::BFloat16, source.get(), {kChannels, kColumns, 1, 1}, {}, {-1, 0}, {-1, 0}, {1, 1}, 64, 128};
+  patches.stride[0] = kChannels * 2;
+  patches.stride[1] = patches.stride[2] = kColumns * patches.stride[0];
+  if (encode(patches, &p.source[0])) return 2;
+  if (encode(RowsMap{Number::BFloat16, weights.get(), kSteps * 64, kTaps, kRows, kSteps * 128, kPitch * 2, 64, 64},
+             &p.weights))
+    return 2;
+  p.grid = {1, 3, 1, 1, 1, kTaps * kSteps};
+  p.tiles = 3;
+  p.blocks = 1;
+  p.images = 1;
+  p.rows = kRows;
+  p.tap_steps = kSteps;
+  p.last_products = 1;
+  p.step_h = p.step_w = p.output_step_h = p.output_step_w = 1;
+  p.to = {0, kColumns, 0, 1};
+  p.result.data = result.get();
+  p.result.stride_m = kColumns;
+  p.waits = waits_for_host();
+
+  for (int way = 0; way < 4; ++way) {
+    machine.late = way & 1;
+    machine.reversed = way & 2;
+    launch(wgmma_gather<Group, 64>, p.blocks, kWgmmaThreads, Shared::kBytes, nullptr, p);
+    for (int row = 0; row < kRows; ++row)
+      for (int column = 0; column < kColumns; ++column) {
+        int sum = 0;
+        for (int tap = 0; tap < kTaps; ++tap)
+          for (int c = 0; c < kChannels && column + tap >= 1 && column + tap <= kColumns; ++c)
+            sum += y(row, tap, c) * x(column + tap - 1, c);
+        bfloat16 expected;
+        narrow(float(sum), &expected);
+        if (result[size_t(row * kColumns + column)].bits != expected.bits) return 1;
+      }
+  }
+  return 0;
+}

@@ -14,8 +14,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import conv_ext  # noqa: E402
-from conv_ext import models, transfer, visualize  # noqa: E402
-from conv_ext.data import load_digits  # noqa: E402
+from conv_ext import models, visualize  # noqa: E402
+from conv_ext.demo import transfer  # noqa: E402
+from conv_ext.demo.data import load_digits  # noqa: E402
 
 PICTURES = HERE / "networks"
 # Those that have a table of their own, and what there is to say about each.

@@ -9,7 +9,7 @@ import struct
 import pytest
 import torch
 
-from conv_ext.data import DataError, Distortion, load_cifar10, load_digits, load_mnist
+from conv_ext.demo.data import DataError, Distortion, load_cifar10, load_digits, load_mnist
 from test_demo import assert_picture, outcome
 
 np = pytest.importorskip("numpy")

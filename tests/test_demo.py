@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import conv_ext
-from conv_ext import demo
 from conv_ext.__main__ import gpus, main, runs_on
-from conv_ext.data import load_digits
+from conv_ext.demo import compare as demo
+from conv_ext.demo.data import load_digits
+from conv_ext.demo.training import History, Recipe, Training, largest_difference, same_bits
 from conv_ext.models import lenet5
-from conv_ext.training import History, Recipe, Training, largest_difference, same_bits
 
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")

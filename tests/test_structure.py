@@ -144,7 +144,10 @@ def test_models_use_only_the_public_interface(path):
             )
 
 
-@pytest.mark.parametrize("path", [f for f in PYTHON if f.parent == ROOT / "conv_ext"], ids=name_of)
+IMPORTED = [f for f in PYTHON if f.parent in (ROOT / "conv_ext", ROOT / "conv_ext" / "demo")]
+
+
+@pytest.mark.parametrize("path", IMPORTED, ids=name_of)
 def test_the_package_imports_nothing_that_only_demo_or_tests_need(path):
     """tqdm, matplotlib, scikit-learn, hypothesis: never at import."""
     for node in ast.parse(path.read_text()).body:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conv_ext import _C, library
-from conv_ext.data import DataError, load_cifar10, load_mnist
+from conv_ext.demo.data import DataError, load_cifar10, load_mnist
 
 np = pytest.importorskip("numpy")
 

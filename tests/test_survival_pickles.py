@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from conv_ext.data import DataError, _read_cifar_pickle
+from conv_ext.demo.data import DataError, _read_cifar_pickle
 
 MANY = 400_000
 NEST = b")" + b"\x85" * MANY  # a tuple in a tuple in a tuple

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from conv_ext import transfer
-from conv_ext.data import load_digits
+from conv_ext.demo import transfer
+from conv_ext.demo.data import load_digits
 from test_demo import outcome
 
 CPU = torch.device("cpu")

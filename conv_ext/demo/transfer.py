@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models import LeNet5, lenet5
 from .data import Images
-from .models import LeNet5, lenet5
 from .training import Recipe, Training, evaluate
 
 BASE_CLASSES, NEW_CLASSES = tuple(range(5)), tuple(range(5, 10))
@@ -127,7 +127,7 @@ def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested
 
 def draw(found: dict) -> bytes:
     """The picture as a PNG file's bytes: accuracy against the number of training images."""
-    from .visualize import new_figure, png
+    from ..visualize import new_figure, png
 
     figure = new_figure(8, 5)
     axes = figure.subplots()

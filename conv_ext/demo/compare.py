@@ -22,8 +22,8 @@ from torch import nn
 
 import conv_ext
 
+from ..models import cifar10_convnet, lenet5, mnist_convnet
 from .data import SIDE, DataError, Images, load_cifar10, load_digits, load_mnist
-from .models import cifar10_convnet, lenet5, mnist_convnet
 from .training import COMPARED_STEPS, Recipe, Training, evaluate, largest_difference, same_bits
 
 EPOCHS = {"digits": 20, "mnist": 5, "cifar10": 12}
@@ -150,7 +150,7 @@ def _run(options: argparse.Namespace) -> int:
     difference = largest_difference(*(histories[name].losses for name in nets), network.compared_steps)
     kept = _report(options, histories, repeated, difference)
 
-    from .demo_picture import draw
+    from .picture import draw
 
     _write(picture, draw(network.title, images, ours, scores, histories, difference, network.compared_steps))
     return 0 if kept else 1

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..visualize import bare, draw_filters, new_figure, png
 from .data import Images
-from .visualize import bare, draw_filters, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-    from .demo import History
+    from .compare import History
 
 TORCH, OURS, RIGHT, WRONG = "#8fb3d9", "#c2410c", "#15803d", "#b91c1c"
 

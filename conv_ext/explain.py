@@ -42,7 +42,7 @@ class PassPlan:
         against it, and an algorithm that is possible in spite of its reason can be forced.
     tiles: outputs and channels per task (on CUDA: of a block). workspace_bytes: shared by all threads; scratch_bytes:
         for each thread.
-    as_1x1: the kernel covers its input and is computed as a 1x1 kernel over C R S channels (where strides allow it).
+    as_1x1: the kernel covers its input, and is computed as a 1x1 kernel over C R S channels.
     flops: multiplications and additions of real numbers. bytes: operands and result, each touched once.
     """
 
@@ -64,7 +64,7 @@ class PassPlan:
             mark = "chosen" if name == self.algorithm else f"no: {reason}" if reason else "possible"
             lines.append(f"    {name:<10} {mark}")
         if self.as_1x1:
-            lines.append("    computed as a 1x1 kernel over C R S channels, where the operands' strides allow it")
+            lines.append("    computed as a 1x1 kernel over C R S channels")
         if self.tiles:
             tiles = ", ".join(f"{k} {v}" for k, v in self.tiles.items())
             lines.append(f"    tiles      {tiles}; {self.tasks} tasks")
@@ -143,7 +143,7 @@ def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, g
         stride, padding, dilation = (1, *stride), (0, 0, *padding), (1, *dilation)
     geometry = stride, padding, dilation, groups
     output = checks.check("forward", input, weight, bias, None, *geometry, _precision(input), activation)
-    return _explained(input, list(input.shape), weight, output, *geometry, activation)
+    return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
 def _of_transposed(layer: nn.ConvTranspose2d, input) -> Explanation:
@@ -167,8 +167,13 @@ def _precision(tensor: torch.Tensor) -> str:
     return current_precision(tensor.device.type) if tensor.dtype == torch.float32 else "ieee"
 
 
-def _explained(operand, input, weight, output, stride, padding, dilation, groups, activation) -> Explanation:
-    """The plans of one convolution. operand: the tensor beside the weight; input, output: sizes."""
+def _explained(
+    operand, input, weight, output, stride, padding, dilation, groups, activation, input_stride=None
+) -> Explanation:
+    """The plans of one convolution. operand: the tensor beside the weight; input, output: sizes.
+
+    input_stride: where the operand is the input, how it lies; else all three tensors are taken for dense ones.
+    """
     dtype, precision = str(operand.dtype).removeprefix("torch."), _precision(operand)
     sizes = input, list(weight.shape), output
     channels_last = any(map(_is_channels_last, (operand, weight)))
@@ -180,7 +185,7 @@ def _explained(operand, input, weight, output, stride, padding, dilation, groups
     for name in PASSES:
         plan = _C.plan(
             name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(), precision,
-            channels_last, capability,
+            channels_last, capability, *((input_stride, list(weight.stride())) if input_stride else ()),
         )  # fmt: skip
         plans[name] = PassPlan(name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan)
     n, c, h, w = input

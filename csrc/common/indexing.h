@@ -25,6 +25,9 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// `total` things are cut into so many parts, evenly: part i begins here.
+inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total * i / parts; }
+
 // Products of sizes, none of them negative, that stop at kHuge instead of overflowing: what is so large is beyond every
 // limit, and several of them can still be added.
 constexpr int64_t kHuge = int64_t(1) << 56;
@@ -171,59 +174,6 @@ inline PackedExtent packed_extent(const Axis& axis, int64_t tile) {
   if (distance > tile) return apart;
   const int64_t chains = min_of(residues, axis.taps), longest = ceil_div(axis.taps, chains);
   return {chains, product(chains, tile) + product(axis.taps - chains, distance), product(longest - 1, distance) + tile};
-}
-
-// How the outputs of an axis read a tile that is packed without regard to the residues: output i finds the source of
-// a tap at packed position i * output_step + (offset(tap) - low) of a tile that begins with output 0.
-struct Reach {
-  int64_t low, span;                 // smallest offset; packed positions from there to the largest, both included
-  int64_t source_step, output_step;  // source positions between packed neighbours; packed ones between outputs
-
-  int64_t extent(int64_t outputs) const { return outputs > 0 ? (outputs - 1) * output_step + span : 0; }
-};
-inline Reach reach_of(const Axis& axis) {
-  int64_t low = 0, high = 0;
-  bool any = false;
-  for (int64_t tap = 0; tap < axis.taps; ++tap) {
-    CONV_EXT_PLAN_STEP();
-    if (axis.phase_of(tap) >= axis.phases()) continue;
-    const int64_t offset = axis.offset(tap);
-    low = any ? min_of(low, offset) : offset;
-    high = any ? max_of(high, offset) : offset;
-    any = true;
-  }
-  // Where all read the same offset, only the positions that a stride leaves over are packed.
-  if (low == high) return {low, 1, axis.step(), 1};
-  return {low, high - low + 1, 1, axis.step()};
-}
-
-// Depthwise: how many taps of an axis one phase has at most; how many source rows are listed for a block of outputs;
-// how many segments a row of outputs is cut into.
-inline int64_t depthwise_phase_taps(const Axis& axis) {
-  return axis.inverse ? ceil_div(axis.taps, axis.stride / greatest_common_divisor(axis.stride, axis.dilation))
-                      : axis.taps;
-}
-inline int64_t depthwise_listed_rows(const Axis& vertical, int64_t block) {
-  const int64_t taps = depthwise_phase_taps(vertical);
-  return vertical.dilation == 1 && vertical.step() <= 2 ? max_of(block, (block - 1) * vertical.step() + taps)
-                                                        : block * taps;
-}
-// Where lanes are channels: rows that the outputs of a call of the loops read, three of 3x3 or one.
-inline int64_t depthwise_lines(const Axis& vertical) {
-  return max_of(depthwise_phase_taps(vertical), 2 * vertical.step() + 3);
-}
-// Channels of small maps that are computed by one call of the loops.
-inline int64_t depthwise_together(const Axis& vertical, const Axis& horizontal) {
-  return min_of(16, max_of(1, 4096 / max_of(1, product(vertical.source, horizontal.source))));
-}
-inline int64_t depthwise_segments(const Axis& horizontal, int64_t phase) {
-  // Outputs that a tap takes beyond the source, the whole ones in the middle, and the last vector's on either side.
-  const int64_t count = horizontal.count(phase),
-                reach = (horizontal.taps - 1) * horizontal.dilation + horizontal.stride;
-  const int64_t before = horizontal.inverse ? reach : horizontal.pad;
-  const int64_t furthest = (count - 1) * horizontal.stride + reach - horizontal.pad;
-  const int64_t behind = horizontal.inverse ? reach : max_of(0, furthest - horizontal.source);
-  return min_of(count, before + behind + 4);
 }
 
 }  // namespace conv_ext

@@ -1,4 +1,6 @@
 // The one symbol of a kernel library: its instruction set's traits and its entry point.
+#include "panels/tile.h"
+#include "base/tile.h"
 #include "implicit_gemm/dot_bf16.h"
 #include "pass.h"
 
@@ -20,8 +22,10 @@ constexpr const char* kName = "baseline";
 #endif
 
 void run(const ConvProblem& problem, Pass pass, const Plan& plan, const Buffers& buffers, const Executor& executor) {
-  constexpr RunPass kPass[kPasses] = {run_forward, run_input_grad, run_weight_grad};
-  kPass[int(pass)](problem, plan, buffers, executor);
+#define CONV_EXT_NAME(Enumerator, folder) select_##folder,
+  constexpr RunPlan (*kSelect[])(Pass, DType) = {CONV_EXT_ALGORITHMS(CONV_EXT_NAME)};
+#undef CONV_EXT_NAME
+  kSelect[int(plan.algorithm)](pass, problem.dtype)(problem, plan, buffers, executor);
 }
 
 #if defined(CONV_EXT_AMX)

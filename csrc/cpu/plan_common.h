@@ -1,8 +1,7 @@
 // What the plans of several algorithms share: limits, and the memory that tiles and tables take.
 #pragma once
 
-#include "../common/indexing.h"
-#include "plan.h"
+#include "candidates.h"
 
 namespace conv_ext {
 
@@ -13,6 +12,8 @@ constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave
 constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
 constexpr int64_t kWorkspaceLimit = int64_t(1) << 42;  // bytes of one call, 4 TiB: more is nobody's memory
 constexpr double kWorthSharing = 2e6;               // operations below which a second thread costs more than it brings
+constexpr int64_t kChannelsTogether = 16;           // small groups are packed together up to so many channels
+constexpr int64_t kGradBlock = 64;                  // weight_grad: channels of each operand per tile
 constexpr int64_t kPartialSums = int64_t(8) << 20;  // weight_grad: bytes that cutting the reduction may cost
 
 inline int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
@@ -46,35 +47,27 @@ inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axi
          aligned(product(vertical.phases(), horizontal.phases(), 8) + 8);
 }
 
+inline void add_facts(Facts* facts, const Facts& more) { facts->insert(facts->end(), more.begin(), more.end()); }
+
 // Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is
 // not planned.
-using Prepare = void (*)(const ConvProblem&, Pass, const IsaTraits&, Plan*);
-inline const char* memory_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa, Prepare prepare,
-                                   const char* too_large) {
-  if (z.flops() == 0) return nullptr;
+using Prepare = void (*)(const PlanInput&, Plan*);
+inline const char* memory_declines(const PlanInput& input, Prepare prepare, const char* too_large) {
+  if (input.problem.flops() == 0) return nullptr;
   Plan plan{};
-  prepare(z, pass, isa, &plan);
+  prepare(input, &plan);
   if (plan.scratch_bytes > kScratchLimit) return too_large;
   if (plan.workspace_bytes > kWorkspaceLimit) return "it would take more than 4 TiB of workspace";
   return nullptr;
 }
 
-// In files of their own: cpu/winograd/plan.cpp, cpu/implicit_gemm/plan.cpp, cpu/panels/plan.cpp, cpu/grouped/plan.cpp,
-// cpu/broadcast/plan.cpp.
-const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
-const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
-const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-const char* implicit_gemm_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-void prepare_implicit_gemm(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
-const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-void prepare_panels(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
-const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa);
-void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan);
+// In the plan.cpp of each folder; candidates.h says what they do.
+#define CONV_EXT_NAME(Enumerator, folder)          \
+  const char* folder##_declines(const PlanInput&); \
+  const char* folder##_yields(const PlanInput&);   \
+  void prepare_##folder(const PlanInput&, Plan*);  \
+  void describe_##folder(const PlanInput&, const Plan&, Facts*);
+CONV_EXT_ALGORITHMS(CONV_EXT_NAME)
+#undef CONV_EXT_NAME
 
 }  // namespace conv_ext

@@ -7,6 +7,7 @@
 #include <unistd.h>
 #endif
 
+#include "../common/merge.h"
 #include "../torch/fastcall.h"
 #include "../torch/operators.h"
 
@@ -58,72 +59,63 @@ Pass pass_named(const std::string& name) {
   throw py::value_error("pass must be forward, input_grad or weight_grad, got " + name);
 }
 
-py::dict describe(Pass pass, const ConvProblem& given, const std::string& algorithm) {
-  const bool covers = given.kernel_covers_input();
-  const ConvProblem problem = covers ? given.as_1x1() : given;
-  const IsaTraits& isa = kernel_library().isa;
-  const Candidate& chosen = choose_or_throw(problem, pass, isa, algorithm);
-  py::list candidates;
-  for (const Candidate& candidate : kCandidates) {
-    const char* reason = candidate.declines(problem, pass, isa);
-    const bool possible = reason == nullptr;
-    if (possible) reason = candidate.yields(problem, pass, isa);
-    candidates.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none(), possible));
+// The three tensors as explain() knows them: how they lie, without memory.
+Buffers buffers_without_memory(const ConvProblem& z, const std::vector<int64_t>& input_stride,
+                               const std::vector<int64_t>& weight_stride) {
+  const Strides dense = dense_strides(z);
+  Buffers buffers{};
+  for (int d = 0; d < 4; ++d) {
+    buffers.input.stride[d] = input_stride.empty() ? dense.input[d] : input_stride[d];
+    buffers.weight.stride[d] = weight_stride.empty() ? dense.weight[d] : weight_stride[d];
+    buffers.output.stride[d] = dense.output[d];
   }
-  py::dict text;
+  return buffers;
+}
+
+// Who could compute the problem, in the plan's order: (name, reason or None, whether it can be forced).
+template <class Candidates, class Declines, class Yields>
+py::list reasons_of(const Candidates& candidates, Declines declines, Yields yields) {
+  py::list list;
+  for (const auto& candidate : candidates) {
+    const char* reason = declines(candidate);
+    const bool possible = reason == nullptr;
+    if (possible) reason = yields(candidate);
+    list.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none(), possible));
+  }
+  return list;
+}
+
+bool is_empty(const ConvProblem& z) {
+  return z.input_elements() == 0 || z.weight_elements() == 0 || z.output_elements() == 0;
+}
+
+py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::string& algorithm) {
+  const bool merged = merge_kernel_into_channels(&problem, &buffers);
+  const IsaTraits& isa = kernel_library().isa;
+  const Strides strides = strides_of(problem, buffers);
+  const PlanInput input{problem, pass, isa, strides};
+  const Candidate& chosen = choose_or_throw(input, algorithm);
+  const bool empty = is_empty(problem);
+  const Plan plan = empty ? Plan{} : make_plan(input, chosen);
+  Facts facts;
+  if (!empty) chosen.describe(input, plan, &facts);
+  py::dict text, tiles;
+  for (const auto& [name, value] : facts) {
+    if (const int64_t* number = std::get_if<int64_t>(&value)) {
+      tiles[name] = *number;
+    } else {
+      tiles[name] = std::get<std::string>(value);
+    }
+  }
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = isa.name;
-  text["candidates"] = candidates;
+  text["candidates"] = reasons_of(
+      kCandidates, [&](const Candidate& c) { return c.declines(input); },
+      [&](const Candidate& c) { return c.yields(input); });
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
-  py::dict tiles;
-  const bool empty = problem.input_elements() == 0 || problem.weight_elements() == 0 || problem.output_elements() == 0;
-  const Plan plan = empty ? Plan{} : make_plan(problem, pass, isa, chosen);
-  const auto blocks_of_weight_grad = [&] {
-    tiles["K/g"] = plan.tile_k;
-    tiles["C/g"] = plan.tile_c;
-    tiles["splits"] = plan.splits;
-  };
-  if (!empty && (chosen.algorithm == Algorithm::Depthwise || chosen.algorithm == Algorithm::Grouped)) {
-    tiles["rows"] = plan.tile_h;
-    tiles["columns"] = plan.tile_w;
-    if (pass == Pass::WeightGrad) tiles["splits"] = plan.splits;
-  }
-  if (!empty && chosen.algorithm == Algorithm::Winograd) {
-    const std::string outputs = std::to_string(plan.outputs), filter = std::to_string(plan.filter);
-    tiles["transform"] = "F(" + outputs + "x" + outputs + ", " + filter + "x" + filter + ")";
-    tiles["rows"] = plan.tile_h * plan.outputs;
-    tiles["columns"] = plan.tile_w * plan.outputs;
-    tiles["images"] = plan.images;
-    if (pass == Pass::WeightGrad) {
-      blocks_of_weight_grad();
-    } else {
-      tiles["first"] = plan.weights_first ? "weights" : "source";
-    }
-  }
-  if (!empty && chosen.algorithm == Algorithm::Broadcast) {
-    tiles["rows"] = plan.tile_h;
-    tiles["columns"] = plan.tile_w;
-    tiles["images"] = plan.images;
-  }
-  if (!empty && chosen.algorithm == Algorithm::Panels && pass == Pass::WeightGrad) {
-    tiles["rows"] = plan.tile_h;
-    tiles["columns"] = plan.tile_w;
-    blocks_of_weight_grad();
-  }
-  if (!empty && (chosen.algorithm == Algorithm::Direct || chosen.algorithm == Algorithm::ImplicitGemm)) {
-    tiles["rows"] = plan.tile_h;
-    tiles["columns"] = plan.tile_w;
-    tiles["images"] = plan.images;
-    if (pass == Pass::WeightGrad) {
-      blocks_of_weight_grad();
-    } else {
-      tiles["channels"] = plan.task_m;
-      if (chosen.algorithm == Algorithm::Direct) tiles["lanes"] = plan.flat ? "across rows" : "within rows";
-    }
-  }
-  text["as_1x1"] = covers;
+  text["as_1x1"] = merged;
   text["tiles"] = tiles;
   text["tasks"] = empty ? 0 : plan.tasks;
   text["workspace_bytes"] = plan.workspace_bytes;
@@ -137,14 +129,7 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   const ConvProblem problem = covers ? given.as_1x1() : given;
   const CudaTraits traits{capability};
   const CudaCandidate& chosen = choose_cuda_or_throw(problem, pass, traits, algorithm);
-  py::list candidates;
-  for (const CudaCandidate& candidate : kCudaCandidates) {
-    const char* reason = candidate.declines(problem, pass, traits);
-    const bool possible = reason == nullptr;
-    if (possible) reason = candidate.yields(problem, pass, traits);
-    candidates.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none(), possible));
-  }
-  const bool empty = problem.input_elements() == 0 || problem.weight_elements() == 0 || problem.output_elements() == 0;
+  const bool empty = is_empty(problem);
   const CudaPlan plan = empty ? CudaPlan{} : make_cuda_plan(problem, pass, chosen);
   py::dict tiles, text;
   const bool boxes = is_window(chosen.algorithm) || chosen.algorithm == CudaAlgorithm::FirstLayerCores;
@@ -155,7 +140,9 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = "sm_" + std::to_string(capability);
-  text["candidates"] = candidates;
+  text["candidates"] = reasons_of(
+      kCudaCandidates, [&](const CudaCandidate& c) { return c.declines(problem, pass, traits); },
+      [&](const CudaCandidate& c) { return c.yields(problem, pass, traits); });
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = covers;
@@ -170,7 +157,8 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
 py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<int64_t> input,
                  std::vector<int64_t> weight, std::vector<int64_t> output, std::vector<int64_t> stride,
                  std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                 const std::string& algorithm, const std::string& precision, bool channels_last, int64_t capability) {
+                 const std::string& algorithm, const std::string& precision, bool channels_last, int64_t capability,
+                 std::vector<int64_t> input_stride, std::vector<int64_t> weight_stride) {
   constexpr const char* kDTypeNames[kDTypes] = {"float32", "float64", "bfloat16", "float16", "complex64", "complex128"};
   int index = 0;
   while (index < kDTypes && dtype != kDTypeNames[index]) ++index;
@@ -178,14 +166,20 @@ py::dict plan_of(const std::string& name, const std::string& dtype, std::vector<
   if (input.size() != 4 || weight.size() != 4 || output.size() != 4 || stride.size() != 2 || padding.size() != 4 ||
       dilation.size() != 2)
     throw py::value_error("plan takes three 4-D sizes, and 2, 4 and 2 ints of stride, padding and dilation");
+  if (input_stride.size() % 4 != 0 || input_stride.size() > 4 || weight_stride.size() != input_stride.size())
+    throw py::value_error("plan takes four strides each of input and weight, or none");
   ConvProblem problem{input[0],   input[1],    input[2],    input[3],     weight[0],
                       weight[2],  weight[3],   output[2],   output[3],    stride[0],
                       stride[1],  dilation[0], dilation[1], padding[0],   padding[1],
                       padding[2], padding[3],  groups,      DType(index), precision_of(DType(index), precision)};
   problem.channels_last = channels_last;
   problem = problem.normalised();
-  return capability > 0 ? describe_cuda(pass_named(name), problem, algorithm, capability)
-                        : describe(pass_named(name), problem, algorithm);
+  if (capability > 0) return describe_cuda(pass_named(name), problem, algorithm, capability);
+  const Buffers buffers = buffers_without_memory(problem, input_stride, weight_stride);
+  const TensorSizes sizes = sizes_of(problem);
+  problem.channels_last =
+      is_channels_last(sizes.input, buffers.input.stride) || is_channels_last(sizes.weight, buffers.weight.stride);
+  return describe(pass_named(name), problem, buffers, algorithm);
 }
 
 }  // namespace
@@ -207,7 +201,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
              py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
              py::arg("algorithm") = "auto", py::arg("precision") = "ieee", py::arg("channels_last") = false,
-             py::arg("capability") = 0,
+             py::arg("capability") = 0, py::arg("input_stride") = std::vector<int64_t>(),
+             py::arg("weight_stride") = std::vector<int64_t>(),
              "How one pass of a validated problem would be computed: on this processor, or with a capability (90: 9.0) "
              "on a CUDA device.");
   add_fast_functions(module.ptr());

@@ -24,15 +24,28 @@ inline TensorRef ref(const at::Tensor& t) {
   return {const_cast<void*>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
 }
 
-// The result in the memory format that F.conv2d would give it, which it sets in the problem as well.
-inline at::Tensor allocate_result(ConvProblem* problem, Pass pass, const at::Tensor& a, const at::Tensor& b) {
-  problem->channels_last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
-                           b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
-  const ConvProblem& z = *problem;
+// The result in the memory format that F.conv2d would give it.
+inline at::Tensor allocate_result(const ConvProblem& z, Pass pass, const at::Tensor& a, const at::Tensor& b) {
+  const bool channels_last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
+                             b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
   const std::array<int64_t, 4> sizes[kPasses] = {
       {z.n, z.k, z.p, z.q}, {z.n, z.c, z.h, z.w}, {z.k, z.group_c(), z.r, z.s}};
-  return at::empty(sizes[int(pass)], a.options().memory_format(z.channels_last ? at::MemoryFormat::ChannelsLast
-                                                                               : at::MemoryFormat::Contiguous));
+  return at::empty(sizes[int(pass)], a.options().memory_format(channels_last ? at::MemoryFormat::ChannelsLast
+                                                                             : at::MemoryFormat::Contiguous));
+}
+
+// Whether one of the operands is channels_last in a way that the strides of dimensions of size 1 cannot change: torch's
+// own answer, which the result's format follows, heeds them.
+inline bool lies_channels_last(const at::Tensor& a, const at::Tensor& b) {
+  const auto lies = [](const at::Tensor& t) {
+    int64_t sizes[4], stride[4];
+    for (int d = 0; d < 4; ++d) {
+      sizes[d] = t.size(d);
+      stride[d] = t.stride(d);
+    }
+    return is_channels_last(sizes, stride);
+  };
+  return lies(a) || lies(b);
 }
 
 inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,

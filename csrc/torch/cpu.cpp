@@ -110,16 +110,19 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
                const CallArguments& call) {
   ConvProblem problem = validate(pass, a, b, bias, call);
   TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
-  Tensor result = allocate_result(&problem, pass, a, b);
+  problem.channels_last = lies_channels_last(a, b);
+  Tensor result = allocate_result(problem, pass, a, b);
   const KernelLibrary& library = kernel_library();
   Buffers buffers = buffers_of(pass, a, b, bias, result, call);
   const ConvProblem unmerged = problem;
   const Buffers unmerged_buffers = buffers;
   const bool merged = merge_kernel_into_channels(&problem, &buffers);
-  const Candidate& candidate = choose_or_throw(problem, pass, library.isa, call.algorithm);
+  const Strides strides = strides_of(problem, buffers);
+  const PlanInput input{problem, pass, library.isa, strides};
+  const Candidate& candidate = choose_or_throw(input, call.algorithm);
   if (result.numel() == 0) return result;
   if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
-  const Plan plan = make_plan(problem, pass, library.isa, candidate);
+  const Plan plan = make_plan(input, candidate);
   RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
   Workspace workspace;
   if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);

@@ -55,7 +55,7 @@ Tensor run_cuda(Pass pass, const Tensor& a, const Tensor& b, const std::optional
   ConvProblem problem = validate(pass, a, b, bias, call);  // all operands are on one device
   TORCH_CHECK(a.is_cuda(), "conv_ext has no kernels for device ", a.device());
   const c10::DeviceGuard on_device(a.device());
-  Tensor result = allocate_result(&problem, pass, a, b);
+  Tensor result = allocate_result(problem, pass, a, b);
   Buffers buffers = buffers_of(pass, a, b, bias, result, call);
   merge_kernel_into_channels(&problem, &buffers);
   const CudaCandidate& candidate = choose_cuda_or_throw(problem, pass, traits_of(a.device().index()), call.algorithm);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string_view>
 
+#include "../cpu/candidates.h"
 #include "../cpu/kernels.h"
 #include "../cuda/plan.h"
 
@@ -36,8 +37,7 @@ at::Tensor run_cuda(Pass pass, const at::Tensor& first, const at::Tensor& second
                     const CallArguments& call);
 
 // The plan's answer, or an error that gives the algorithm's own reason.
-const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,
-                                 std::string_view algorithm);
+const Candidate& choose_or_throw(const PlanInput& input, std::string_view algorithm);
 const CudaCandidate& choose_cuda_or_throw(const ConvProblem& problem, Pass pass, const CudaTraits& traits,
                                           std::string_view algorithm);
 

@@ -289,12 +289,11 @@ template <class Candidates>
 
 }  // namespace
 
-const Candidate& choose_or_throw(const ConvProblem& problem, Pass pass, const IsaTraits& isa,
-                                 std::string_view algorithm) {
+const Candidate& choose_or_throw(const PlanInput& input, std::string_view algorithm) {
   const std::string forced(algorithm);
   const char* reason = nullptr;
-  const Candidate* candidate = choose(problem, pass, isa, forced.c_str(), &reason);
-  if (candidate == nullptr) refuse(kCandidates, pass, forced, reason);
+  const Candidate* candidate = choose(input, forced.c_str(), &reason);
+  if (candidate == nullptr) refuse(kCandidates, input.pass, forced, reason);
   return *candidate;
 }
 

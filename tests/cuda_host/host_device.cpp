@@ -59,8 +59,8 @@ const c10::DispatchKeySet cuda_keys(c10::DispatchKey::CUDA), cpu_keys(c10::Dispa
 Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
              std::optional<Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
   const c10::DeviceGuard on(device.value_or(Device(DeviceType::CUDA)));
-  return Tensor(at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &memory, cuda_keys,
-                                          dtype.value_or(at::kFloat), format));
+  return Tensor(
+      at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &memory, cuda_keys, dtype.value_or(at::kFloat), format));
 }
 
 Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
@@ -181,8 +181,10 @@ int run(Pass pass, const ConvProblem& problem, const CudaPlan& plan, const Buffe
   TORCH_CHECK(plan.workspace_bytes == 0 || reinterpret_cast<uintptr_t>(given.workspace) % 256 == 0, "the workspace");
   if (plan.workspace_bytes > 0) std::memset(given.workspace, 0xff, size_t(plan.workspace_bytes));
   const KernelLibrary& library = kernel_library();
-  const Candidate& candidate = choose_or_throw(problem, pass, library.isa, "auto");
-  const Plan cpu_plan = make_plan(problem, pass, library.isa, candidate);
+  const Strides strides = strides_of(problem, given);
+  const PlanInput input{problem, pass, library.isa, strides};
+  const Candidate& candidate = choose_or_throw(input, "auto");
+  const Plan cpu_plan = make_plan(input, candidate);
   at::Tensor workspace = at::empty({cpu_plan.workspace_bytes + 1}, at::kByte);
   Buffers buffers = given;
   buffers.workspace = workspace.data_ptr();

@@ -30,7 +30,7 @@ REGISTER_CUDA_HOOKS(CUDAHooks);
 
 // As torch's: here a stream that names its device.
 extern "C" __attribute__((visibility("default"))) int32_t aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                            void** stream) {
+                                                                                             void** stream) {
   *stream = reinterpret_cast<void*>(intptr_t(0x1000 + device));
   return 0;
 }

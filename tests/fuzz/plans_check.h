@@ -7,9 +7,15 @@
 #include <utility>
 #include <vector>
 
-#include "../../csrc/cpu/grouped/layout.h"
 #include "../../csrc/common/indexing.h"
-#include "../../csrc/cpu/plan.h"
+#include "../../csrc/cpu/broadcast/layout.h"
+#include "../../csrc/cpu/depthwise/layout.h"
+#include "../../csrc/cpu/direct/layout.h"
+#include "../../csrc/cpu/grouped/layout.h"
+#include "../../csrc/cpu/implicit_gemm/layout.h"
+#include "../../csrc/cpu/panels/layout.h"
+#include "../../csrc/cpu/candidates.h"
+#include "../../csrc/cpu/winograd/layout.h"
 #include "problem_text.h"
 
 namespace fuzz {
@@ -38,42 +44,6 @@ inline Wide divided_up(Wide a, Wide b) { return b == 0 ? -1 : (a + b - 1) / b; }
 inline Wide rounded_up(Wide a, Wide b) { return divided_up(a, b) * b; }
 inline Wide least(Wide a, Wide b) { return a < b ? a : b; }
 inline Wide most(Wide a, Wide b) { return a > b ? a : b; }
-
-using Field = std::pair<const char*, int64_t>;
-inline std::vector<Field> fields(const Plan& p) {
-  return {{"tile_h", p.tile_h},
-          {"tile_w", p.tile_w},
-          {"images", p.images},
-          {"flat", p.flat},
-          {"channel_pitch", p.channel_pitch},
-          {"task_groups", p.task_groups},
-          {"task_m", p.task_m},
-          {"tile_k", p.tile_k},
-          {"tile_c", p.tile_c},
-          {"splits", p.splits},
-          {"grad_pitch", p.grad_pitch},
-          {"outputs", p.outputs},
-          {"filter", p.filter},
-          {"weights_first", p.weights_first},
-          {"batch", p.batch},
-          {"image_pitch", p.image_pitch},
-          {"along_channels.block", p.along_channels.block},
-          {"along_channels.blocks", p.along_channels.blocks},
-          {"along_channels.parts_m", p.along_channels.parts_m},
-          {"along_positions.block", p.along_positions.block},
-          {"along_positions.blocks", p.along_positions.blocks},
-          {"along_positions.parts_m", p.along_positions.parts_m},
-          {"along_input", p.along_input},
-          {"broadcast.vectors", p.broadcast.vectors},
-          {"broadcast.rows", p.broadcast.rows},
-          {"broadcast.products", p.broadcast.products},
-          {"broadcast.parts_m", p.broadcast.parts_m},
-          {"parts", p.parts},
-          {"weights_in_tasks", p.weights_in_tasks},
-          {"tasks", p.tasks},
-          {"workspace_bytes", p.workspace_bytes},
-          {"scratch_bytes", p.scratch_bytes}};
-}
 
 // What a pass of a problem is made of, as far as the checks ask.
 struct Sizes {
@@ -114,25 +84,33 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   const Wide bias = s.groups * rounded_up(s.rows_m, vectors) * s.bytes;
   Wide set = s.groups * rounded_up(s.rows_m, vectors) * rounded_up(s.channels, 2) * s.taps * s.bytes + bias;
   if (algorithm == Algorithm::ImplicitGemm)
-    set = s.groups * rounded_up(s.rows_m, 16) * rounded_up(s.channels, 2) * s.taps * 2 * plan.parts + bias;
+    set = s.groups * rounded_up(s.rows_m, 16) * rounded_up(s.channels, 2) * s.taps * 2 *
+              plan.own<conv_ext::ImplicitGemmPlan>().parts +
+          bias;
   if (algorithm == Algorithm::Depthwise) set = rounded_up(z.c, s.lanes) * (s.taps + 1) * s.bytes;
   if (algorithm == Algorithm::Grouped)  // a vector of the result for each channel of the source, of several groups
     set = divided_up(s.groups, most(1, s.lanes / most(s.rows_m, s.channels))) * rounded_up(s.rows_m, s.lanes) *
           most(s.channels, 1) * (s.taps + 1) * s.bytes;
   if (algorithm == Algorithm::Winograd && !s.weight_grad) {
     // Every piece of the kernel becomes a square of points; or the transformed source, up to 16 MiB of it.
-    const Wide edge = plan.outputs + plan.filter - 1;
-    const Wide pieces = divided_up(z.r, plan.filter) * divided_up(z.s, plan.filter);
+    const auto& own = plan.own<conv_ext::WinogradPlan>();
+    const Wide edge = own.outputs + own.filter - 1;
+    const Wide pieces = divided_up(z.r, own.filter) * divided_up(z.s, own.filter);
     set = s.groups * edge * edge *
           (rounded_up(s.rows_m, vectors) * rounded_up(s.channels, s.lanes) * pieces + s.lanes) * s.bytes;
-    return tables + (plan.weights_first ? set : kMostScratch + 4096);
+    return tables + (own.weights_first ? set : kMostScratch + 4096);
   }
   // The gradient is summed with the channels of either operand in whole blocks.
   const auto in_blocks = [&](Wide channels, Wide block) {
     return divided_up(channels, most(1, block)) * rounded_up(most(1, block), s.lanes);
   };
-  if (s.weight_grad)
-    set = s.groups * in_blocks(s.rows_m, plan.tile_k) * in_blocks(s.channels, plan.tile_c) * s.taps * s.bytes;
+  Wide tile_k = 1, tile_c = 1;
+  const auto blocks_of = [&](const auto& own) { tile_k = own.tile_k, tile_c = own.tile_c; };
+  if (algorithm == Algorithm::Direct) blocks_of(plan.own<conv_ext::DirectPlan>());
+  if (algorithm == Algorithm::Panels) blocks_of(plan.own<conv_ext::PanelsPlan>());
+  if (algorithm == Algorithm::ImplicitGemm) blocks_of(plan.own<conv_ext::ImplicitGemmPlan>());
+  if (algorithm == Algorithm::Winograd) blocks_of(plan.own<conv_ext::WinogradPlan>());
+  if (s.weight_grad) set = s.groups * in_blocks(s.rows_m, tile_k) * in_blocks(s.channels, tile_c) * s.taps * s.bytes;
   if (s.weight_grad && algorithm == Algorithm::Grouped)
     set = divided_up(s.groups, most(1, s.lanes / most(s.rows_m, s.channels))) * rounded_up(s.rows_m, s.lanes) *
           most(s.channels, 1) * s.taps * s.bytes * 2;
@@ -140,211 +118,228 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   return tables + set + (s.weight_grad ? kMostPartial : 0);
 }
 
-inline void check_direct(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& p, Verdict* v) {
-  v->within(p.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
-  v->within(p.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
-  v->within(p.images, 1, least(128, most(1, 2 * s.n - 1)), "images side by side are some of the batch");
-  v->within(p.task_groups, 1, s.groups, "task_groups are some of the groups");
+inline void check_direct(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::DirectPlan>();
+  v->within(own.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
+  v->within(own.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
+  v->within(own.images, 1, least(128, most(1, 2 * s.n - 1)), "images side by side are some of the batch");
+  v->within(own.task_groups, 1, s.groups, "task_groups are some of the groups");
   if (v->rule) return;
-  const Wide tiles = divided_up(s.n, p.images) * divided_up(s.groups, p.task_groups);
+  const Wide tiles = divided_up(s.n, own.images) * divided_up(s.groups, own.task_groups);
   // Of small tiles the positions are counted tap by tap.
   if (s.taps <= 64) {
-    const conv_ext::PackedExtent down = conv_ext::packed_extent(s.vertical, p.tile_h),
-                                 across = conv_ext::packed_extent(s.horizontal, p.tile_w);
-    const Wide packed = Wide(across.regions) * down.positions * across.longest * p.images;
-    v->expect(p.channel_pitch >= packed, "a packed channel fits its pitch");
-    v->expect(p.channel_pitch <= packed + 32, "a packed channel is not much shorter than its pitch");
+    const conv_ext::PackedExtent down = conv_ext::packed_extent(s.vertical, own.tile_h),
+                                 across = conv_ext::packed_extent(s.horizontal, own.tile_w);
+    const Wide packed = Wide(across.regions) * down.positions * across.longest * own.images;
+    v->expect(own.channel_pitch >= packed, "a packed channel fits its pitch");
+    v->expect(own.channel_pitch <= packed + 32, "a packed channel is not much shorter than its pitch");
   }
   if (!s.weight_grad) {
-    v->expect(p.task_m >= 1 && p.task_m % isa.gather_m == 0 && p.task_m < s.rows_m + isa.gather_m,
+    v->expect(own.task_m >= 1 && own.task_m % isa.gather_m == 0 && own.task_m < s.rows_m + isa.gather_m,
               "task_m is some of the channels, in whole register tiles");
-    v->expect(p.scratch_bytes >= s.channels * p.task_groups * p.channel_pitch * s.bytes,
+    v->expect(plan.scratch_bytes >= s.channels * own.task_groups * own.channel_pitch * s.bytes,
               "a packed tile fits the scratch");
-    v->expect(p.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
+    v->expect(plan.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
               "the weights fit the workspace");
-    v->expect(p.tasks == tiles * divided_up(s.count_h, p.tile_h) * divided_up(s.count_w, p.tile_w) *
-                             divided_up(s.rows_m, p.task_m),
+    v->expect(plan.tasks == tiles * divided_up(s.count_h, own.tile_h) * divided_up(s.count_w, own.tile_w) *
+                                divided_up(s.rows_m, own.task_m),
               "tasks are all tiles");
     return;
   }
-  v->within(p.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
-  v->within(p.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
-  v->expect(p.grad_pitch >= Wide(p.tile_w) * p.images, "a row of the gradient fits its pitch");
+  v->within(own.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
+  v->within(own.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
+  v->expect(own.grad_pitch >= Wide(own.tile_w) * own.images, "a row of the gradient fits its pitch");
   if (v->rule) return;
-  const Wide units = divided_up(s.n, p.images) * divided_up(z.p, p.tile_h) * divided_up(z.q, p.tile_w);
+  const Wide units = divided_up(s.n, own.images) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
   const Wide sums = s.groups * s.rows_m * s.channels * s.taps * s.bytes;
-  v->within(p.splits, 1, units, "splits are some of the tiles");
-  v->expect(p.splits == 1 || p.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
-  v->expect(p.workspace_bytes >= p.splits * sums, "the partial sums fit the workspace");
-  v->expect(p.scratch_bytes >= s.parts * s.bytes * p.task_groups *
-                                   (Wide(p.tile_c) * p.channel_pitch + Wide(p.tile_k) * p.tile_h * p.grad_pitch),
-            "the packed tiles fit the scratch");
-  v->expect(p.tasks == divided_up(s.groups, p.task_groups) * divided_up(z.group_k(), p.tile_k) *
-                           divided_up(z.group_c(), p.tile_c) * p.splits,
+  v->within(own.splits, 1, units, "splits are some of the tiles");
+  v->expect(own.splits == 1 || own.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
+  v->expect(plan.workspace_bytes >= own.splits * sums, "the partial sums fit the workspace");
+  v->expect(
+      plan.scratch_bytes >= s.parts * s.bytes * own.task_groups *
+                                (Wide(own.tile_c) * own.channel_pitch + Wide(own.tile_k) * own.tile_h * own.grad_pitch),
+      "the packed tiles fit the scratch");
+  v->expect(plan.tasks == divided_up(s.groups, own.task_groups) * divided_up(z.group_k(), own.tile_k) *
+                              divided_up(z.group_c(), own.tile_c) * own.splits,
             "tasks are all blocks of the result and parts of the sums");
 }
 
-inline void check_depthwise(const Sizes& s, const ConvProblem& z, const Plan& p, Verdict* v) {
-  v->expect(p.tile_h >= 1 && p.tile_h < s.vertical.output + 7 * s.vertical.output_step(), "tile_h is some of the rows");
-  v->expect(p.tile_w == s.horizontal.output, "tile_w is a whole row");
-  v->within(p.task_groups, 1, z.c, "task_groups are some of the channels");
-  v->expect(p.tile_c >= s.lanes && p.tile_c % int64_t(s.lanes) == 0, "tile_c is whole vectors");
-  v->within(p.splits, 1, s.weight_grad ? s.n * z.p : 1, "splits are some of the rows");
+inline void check_depthwise(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::DepthwisePlan>();
+  v->expect(own.tile_h >= 1 && own.tile_h < s.vertical.output + 7 * s.vertical.output_step(),
+            "tile_h is some of the rows");
+  v->expect(own.tile_w == s.horizontal.output, "tile_w is a whole row");
+  v->within(own.task_groups, 1, z.c, "task_groups are some of the channels");
+  v->expect(own.tile_c >= s.lanes && own.tile_c % int64_t(s.lanes) == 0, "tile_c is whole vectors");
+  v->within(own.splits, 1, s.weight_grad ? s.n * z.p : 1, "splits are some of the rows");
   const Wide sums = rounded_up(z.c, s.lanes) * s.taps * s.bytes;
-  v->expect(p.splits == 1 || p.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
-  v->expect(p.workspace_bytes >= p.splits * sums, "weights or sums fit the workspace");
-  v->expect(p.scratch_bytes >= s.horizontal.source * Wide(p.tile_c) * s.bytes, "a row of channels fits the scratch");
+  v->expect(own.splits == 1 || own.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
+  v->expect(plan.workspace_bytes >= own.splits * sums, "weights or sums fit the workspace");
+  v->expect(plan.scratch_bytes >= s.horizontal.source * Wide(own.tile_c) * s.bytes,
+            "a row of channels fits the scratch");
 }
 
-inline void check_winograd(const Sizes& s, const ConvProblem& z, const Plan& p, Verdict* v) {
-  v->expect((p.outputs == 2 && p.filter == 3) || (p.outputs == 4 && (p.filter == 3 || p.filter == 5)),
+inline void check_winograd(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::WinogradPlan>();
+  v->expect((own.outputs == 2 && own.filter == 3) || (own.outputs == 4 && (own.filter == 3 || own.filter == 5)),
             "the transform is one that there is");
   if (v->rule) return;
-  const Wide tiles_h = divided_up(s.inverse ? z.h : z.p, p.outputs),
-             tiles_w = divided_up(s.inverse ? z.w : z.q, p.outputs);
-  v->within(p.tile_h, 1, tiles_h, "tile_h is some of the tiles");
-  v->within(p.tile_w, 1, tiles_w, "tile_w is some of the tiles");
-  v->within(p.images, 1, s.n, "images are some of the batch");
+  const Wide tiles_h = divided_up(s.inverse ? z.h : z.p, own.outputs),
+             tiles_w = divided_up(s.inverse ? z.w : z.q, own.outputs);
+  v->within(own.tile_h, 1, tiles_h, "tile_h is some of the tiles");
+  v->within(own.tile_w, 1, tiles_w, "tile_w is some of the tiles");
+  v->within(own.images, 1, s.n, "images are some of the batch");
   if (v->rule) return;
-  const Wide blocks = divided_up(s.n, p.images) * divided_up(tiles_h, p.tile_h) * divided_up(tiles_w, p.tile_w);
-  const Wide edge = p.outputs + p.filter - 1, points = edge * edge;
+  const Wide blocks = divided_up(s.n, own.images) * divided_up(tiles_h, own.tile_h) * divided_up(tiles_w, own.tile_w);
+  const Wide edge = own.outputs + own.filter - 1, points = edge * edge;
   if (s.weight_grad) {
-    v->within(p.splits, 1, blocks, "splits are some of the blocks");
+    v->within(own.splits, 1, blocks, "splits are some of the blocks");
     const Wide sums = s.groups * s.rows_m * s.taps * rounded_up(s.channels, s.lanes) * s.bytes;
-    v->expect(p.splits == 1 || (p.splits * sums <= kMostPartial && p.workspace_bytes >= p.splits * sums),
+    v->expect(own.splits == 1 || (own.splits * sums <= kMostPartial && plan.workspace_bytes >= own.splits * sums),
               "partial sums take at most 8 MiB, which the workspace has");
-    v->expect(p.tasks == s.groups * divided_up(z.group_k(), p.tile_k) * divided_up(z.group_c(), p.tile_c) * p.splits,
-              "tasks are all blocks of the result and parts of the sums");
+    v->expect(
+        plan.tasks == s.groups * divided_up(z.group_k(), own.tile_k) * divided_up(z.group_c(), own.tile_c) * own.splits,
+        "tasks are all blocks of the result and parts of the sums");
     return;
   }
-  const Wide panel = 2 * s.lanes, pieces = divided_up(z.r, p.filter) * divided_up(z.s, p.filter);
+  const Wide panel = 2 * s.lanes, pieces = divided_up(z.r, own.filter) * divided_up(z.s, own.filter);
   const Wide columns = rounded_up(s.channels, s.lanes) * pieces;
-  const Wide rows = Wide(p.images) * p.tile_h * p.tile_w;
-  if (p.weights_first) {
-    v->expect(p.task_m >= panel && p.task_m % int64_t(panel) == 0, "task_m is whole panels");
-    v->expect(p.workspace_bytes >= s.groups * points * rounded_up(s.rows_m, panel) * columns * s.bytes,
+  const Wide rows = Wide(own.images) * own.tile_h * own.tile_w;
+  if (own.weights_first) {
+    v->expect(own.task_m >= panel && own.task_m % int64_t(panel) == 0, "task_m is whole panels");
+    v->expect(plan.workspace_bytes >= s.groups * points * rounded_up(s.rows_m, panel) * columns * s.bytes,
               "the transformed weights fit the workspace");
-    v->expect(p.scratch_bytes >= points * rows * (columns + p.task_m) * s.bytes, "a block fits the scratch");
-    v->expect(p.tasks == s.groups * blocks * divided_up(rounded_up(s.rows_m, panel), p.task_m), "tasks are all blocks");
+    v->expect(plan.scratch_bytes >= points * rows * (columns + own.task_m) * s.bytes, "a block fits the scratch");
+    v->expect(plan.tasks == s.groups * blocks * divided_up(rounded_up(s.rows_m, panel), own.task_m),
+              "tasks are all blocks");
   } else {
-    v->expect(p.workspace_bytes >= s.groups * points * s.n * tiles_h * tiles_w * columns * s.bytes,
+    v->expect(plan.workspace_bytes >= s.groups * points * s.n * tiles_h * tiles_w * columns * s.bytes,
               "the transformed source fits the workspace");
-    v->expect(p.tasks == s.groups * divided_up(s.rows_m, panel), "tasks are all panels");
+    v->expect(plan.tasks == s.groups * divided_up(s.rows_m, panel), "tasks are all panels");
   }
 }
 
-inline void check_grouped(const Sizes& s, const ConvProblem& z, Pass pass, const IsaTraits& isa, const Plan& p,
+inline void check_grouped(const Sizes& s, const ConvProblem& z, Pass pass, const IsaTraits& isa, const Plan& plan,
                           Verdict* v) {
+  const auto& own = plan.own<conv_ext::GroupedPlan>();
   const Wide step = s.vertical.output_step();
-  v->expect(p.tile_h >= step && p.tile_h % int64_t(step) == 0 && p.tile_h < s.vertical.output + step,
+  v->expect(own.tile_h >= step && own.tile_h % int64_t(step) == 0 && own.tile_h < s.vertical.output + step,
             "tile_h is some of the rows, all phases of each");
-  v->expect(p.tile_w == s.horizontal.output, "tile_w is a whole row");
+  v->expect(own.tile_w == s.horizontal.output, "tile_w is a whole row");
   if (v->rule) return;
   const conv_ext::GroupUnits u = conv_ext::group_units(z, pass, int64_t(s.lanes));
-  const Wide blocks = divided_up(s.vertical.output, p.tile_h);
-  v->within(p.task_groups, 1, least(8, u.units), "task_groups are some of the units");
-  v->within(p.splits, 1, s.weight_grad ? s.n * blocks : 1, "splits are some of the blocks of rows");
+  const Wide blocks = divided_up(s.vertical.output, own.tile_h);
+  v->within(own.task_groups, 1, least(8, u.units), "task_groups are some of the units");
+  v->within(own.splits, 1, s.weight_grad ? s.n * blocks : 1, "splits are some of the blocks of rows");
   if (v->rule) return;
   const Wide vectors = Wide(u.units) * u.vectors * s.taps * u.source * isa.vector_bytes;
-  v->expect(p.workspace_bytes >= p.splits * vectors, "weights or sums fit the workspace");
-  v->expect(p.splits == 1 || p.splits * vectors <= kMostPartial, "partial sums take at most 8 MiB");
-  v->expect(p.tasks == (s.weight_grad ? Wide(p.splits) : s.n * blocks) * divided_up(u.units, p.task_groups),
+  v->expect(plan.workspace_bytes >= own.splits * vectors, "weights or sums fit the workspace");
+  v->expect(own.splits == 1 || own.splits * vectors <= kMostPartial, "partial sums take at most 8 MiB");
+  v->expect(plan.tasks == (s.weight_grad ? Wide(own.splits) : s.n * blocks) * divided_up(u.units, own.task_groups),
             "tasks are all units and blocks of rows");
-  v->expect(p.scratch_bytes >= Wide(p.tile_h) * s.horizontal.output * isa.vector_bytes,
+  v->expect(plan.scratch_bytes >= Wide(own.tile_h) * s.horizontal.output * isa.vector_bytes,
             "a block of the result fits the scratch");
 }
 
-inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan& p, Verdict* v) {
-  v->within(p.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
-  v->within(p.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
-  v->within(p.parts, 1, 3, "an operand is cut into 1 to 3 parts");
-  v->expect(p.images >= 1 && p.images < 2 * s.n, "images are some of the batch");
+inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
+  v->within(own.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
+  v->within(own.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
+  v->within(own.parts, 1, 3, "an operand is cut into 1 to 3 parts");
+  v->expect(own.images >= 1 && own.images < 2 * s.n, "images are some of the batch");
   if (v->rule) return;
   if (s.weight_grad) {
-    v->within(p.tile_k, 1, z.group_k(), "tile_k is some of the channels");
-    v->within(p.tile_c, 1, z.group_c(), "tile_c is some of the channels");
-    v->expect(p.grad_pitch > Wide(p.images) * p.tile_h * p.tile_w, "a row of the gradient fits its pitch");
+    v->within(own.tile_k, 1, z.group_k(), "tile_k is some of the channels");
+    v->within(own.tile_c, 1, z.group_c(), "tile_c is some of the channels");
+    v->expect(own.grad_pitch > Wide(own.images) * own.tile_h * own.tile_w, "a row of the gradient fits its pitch");
     if (v->rule) return;
-    const Wide units = divided_up(s.n, p.images) * divided_up(z.p, p.tile_h) * divided_up(z.q, p.tile_w);
-    const Wide sums = Wide(z.k) * divided_up(z.group_c(), p.tile_c) * rounded_up(p.tile_c * s.taps, 16) * 4;
-    v->within(p.splits, 1, units, "splits are some of the tiles");
-    v->expect(p.splits == 1 || (p.splits * sums <= kMostPartial && p.workspace_bytes >= p.splits * sums),
+    const Wide units = divided_up(s.n, own.images) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
+    const Wide sums = Wide(z.k) * divided_up(z.group_c(), own.tile_c) * rounded_up(own.tile_c * s.taps, 16) * 4;
+    v->within(own.splits, 1, units, "splits are some of the tiles");
+    v->expect(own.splits == 1 || (own.splits * sums <= kMostPartial && plan.workspace_bytes >= own.splits * sums),
               "partial sums take at most 8 MiB, which the workspace has");
-    v->expect(p.scratch_bytes >= Wide(p.parts) * p.tile_k * p.grad_pitch * 2, "the packed gradient fits the scratch");
-    v->expect(p.tasks == s.groups * divided_up(z.group_k(), p.tile_k) * divided_up(z.group_c(), p.tile_c) * p.splits,
-              "tasks are all blocks of the result and parts of the sums");
+    v->expect(plan.scratch_bytes >= Wide(own.parts) * own.tile_k * own.grad_pitch * 2,
+              "the packed gradient fits the scratch");
+    v->expect(
+        plan.tasks == s.groups * divided_up(z.group_k(), own.tile_k) * divided_up(z.group_c(), own.tile_c) * own.splits,
+        "tasks are all blocks of the result and parts of the sums");
     return;
   }
-  v->expect(p.task_m >= 16 && p.task_m % 16 == 0, "task_m is whole vectors");
+  v->expect(own.task_m >= 16 && own.task_m % 16 == 0, "task_m is whole vectors");
   if (v->rule) return;
   const Wide tiles =
-      divided_up(s.n, p.images) * s.groups * divided_up(s.count_h, p.tile_h) * divided_up(s.count_w, p.tile_w);
-  const Wide weights = s.groups * s.rows_m * s.channels * s.taps * 2 * p.parts;
-  if (p.weights_in_tasks) {
-    v->within(p.splits, 1, tiles / s.groups, "splits are some of the tiles of a group");
-    v->expect(p.workspace_bytes >= tiles * p.channel_pitch * 2 * p.parts, "the packed source fits the workspace");
-    v->expect(p.tasks == s.groups * divided_up(s.rows_m, p.task_m) * p.splits, "tasks are all panels and splits");
+      divided_up(s.n, own.images) * s.groups * divided_up(s.count_h, own.tile_h) * divided_up(s.count_w, own.tile_w);
+  const Wide weights = s.groups * s.rows_m * s.channels * s.taps * 2 * own.parts;
+  if (own.weights_in_tasks) {
+    v->within(own.splits, 1, tiles / s.groups, "splits are some of the tiles of a group");
+    v->expect(plan.workspace_bytes >= tiles * own.channel_pitch * 2 * own.parts,
+              "the packed source fits the workspace");
+    v->expect(plan.tasks == s.groups * divided_up(s.rows_m, own.task_m) * own.splits,
+              "tasks are all panels and splits");
   } else {
-    v->expect(p.workspace_bytes >= weights, "the weights fit the workspace");
-    v->expect(p.scratch_bytes >= Wide(p.channel_pitch) * 2 * p.parts, "a packed tile fits the scratch");
-    v->expect(p.tasks == tiles * divided_up(s.rows_m, p.task_m), "tasks are all tiles");
+    v->expect(plan.workspace_bytes >= weights, "the weights fit the workspace");
+    v->expect(plan.scratch_bytes >= Wide(own.channel_pitch) * 2 * own.parts, "a packed tile fits the scratch");
+    v->expect(plan.tasks == tiles * divided_up(s.rows_m, own.task_m), "tasks are all tiles");
   }
 }
 
-inline void check_broadcast(const Sizes& s, const IsaTraits& isa, const Plan& p, Verdict* v) {
+inline void check_broadcast(const Sizes& s, const IsaTraits& isa, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::BroadcastPlan>();
   const Wide all_vectors = divided_up(most(1, s.rows_m), s.lanes);
-  v->within(p.tile_h, 1, most(1, s.count_h), "tile_h is among the outputs of a phase");
-  v->within(p.tile_w, 1, most(1, s.count_w), "tile_w is among the outputs of a phase");
-  v->within(p.broadcast.vectors, 1, least(conv_ext::kBroadcastV, all_vectors), "vectors are those of a register tile");
-  v->within(p.broadcast.rows, 1, p.tile_h, "rows are some of a tile");
-  v->within(p.tile_c, 1, most(1, s.channels), "tile_c is some of the channels");
+  v->within(own.tile_h, 1, most(1, s.count_h), "tile_h is among the outputs of a phase");
+  v->within(own.tile_w, 1, most(1, s.count_w), "tile_w is among the outputs of a phase");
+  v->within(own.vectors, 1, least(conv_ext::kBroadcastV, all_vectors), "vectors are those of a register tile");
+  v->within(own.rows, 1, own.tile_h, "rows are some of a tile");
+  v->within(own.tile_c, 1, most(1, s.channels), "tile_c is some of the channels");
   if (v->rule) return;
-  v->within(p.images, 1, least(most(1, s.n), conv_ext::broadcast_positions(isa.vector_bytes, p.broadcast.vectors)),
+  v->within(own.images, 1, least(most(1, s.n), conv_ext::broadcast_positions(isa.vector_bytes, own.vectors)),
             "images are some of the batch, and of a register tile");
-  const Wide slices = divided_up(all_vectors, p.broadcast.vectors);
-  v->within(p.broadcast.parts_m, 1, slices, "parts_m are some of the panels");
-  v->expect(p.broadcast.products >= least(s.channels * s.taps, conv_ext::kPanelProducts),
-            "products are those of a chain");
+  const Wide slices = divided_up(all_vectors, own.vectors);
+  v->within(own.parts_m, 1, slices, "parts_m are some of the panels");
+  v->expect(own.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");
   if (v->rule) return;
-  v->expect(p.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes, "the weights fit the workspace");
-  v->expect(p.scratch_bytes >= Wide(p.tile_c) * p.channel_pitch * s.bytes, "a packed tile fits the scratch");
-  v->expect(p.tasks == divided_up(s.n, p.images) * s.groups * divided_up(s.count_h, p.tile_h) *
-                           divided_up(s.count_w, p.tile_w) * p.broadcast.parts_m,
+  v->expect(plan.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
+            "the weights fit the workspace");
+  v->expect(plan.scratch_bytes >= Wide(own.tile_c) * own.channel_pitch * s.bytes, "a packed tile fits the scratch");
+  v->expect(plan.tasks == divided_up(s.n, own.images) * s.groups * divided_up(s.count_h, own.tile_h) *
+                              divided_up(s.count_w, own.tile_w) * own.parts_m,
             "tasks are all tiles");
 }
 
-inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& p, Verdict* v) {
+inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::PanelsPlan>();
   if (s.weight_grad) {
-    v->within(p.tile_h, 1, z.p, "tile_h is some of the rows");
-    v->within(p.tile_w, 1, z.q, "tile_w is some of the columns");
-    v->within(p.batch, 1, s.n, "batch is some of the images");
-    v->within(p.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
-    v->within(p.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
+    v->within(own.tile_h, 1, z.p, "tile_h is some of the rows");
+    v->within(own.tile_w, 1, z.q, "tile_w is some of the columns");
+    v->within(own.batch, 1, s.n, "batch is some of the images");
+    v->within(own.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
+    v->within(own.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
     if (v->rule) return;
-    const Wide units = divided_up(s.n, p.batch) * divided_up(z.p, p.tile_h) * divided_up(z.q, p.tile_w);
+    const Wide units = divided_up(s.n, own.batch) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
     const Wide blocks =
-        s.groups * divided_up(most(1, z.group_k()), p.tile_k) * divided_up(most(1, z.group_c()), p.tile_c);
+        s.groups * divided_up(most(1, z.group_k()), own.tile_k) * divided_up(most(1, z.group_c()), own.tile_c);
     const Wide sums = s.groups * s.rows_m * s.channels * s.taps * s.bytes;
-    v->within(p.splits, 1, units, "splits are some of the tiles");
-    v->expect(p.splits == 1 || p.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
-    v->expect(p.workspace_bytes >= p.splits * sums, "the partial sums fit the workspace");
-    v->expect(p.tasks == blocks * p.splits, "tasks are all blocks of the result and parts of the sums");
-    const Wide lanes_of_task = p.along_input ? p.tile_c : p.tile_k;
-    v->expect(p.scratch_bytes >= Wide(p.tile_h) * p.tile_w * p.batch * lanes_of_task * s.bytes,
+    v->within(own.splits, 1, units, "splits are some of the tiles");
+    v->expect(own.splits == 1 || own.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
+    v->expect(plan.workspace_bytes >= own.splits * sums, "the partial sums fit the workspace");
+    v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
+    const Wide lanes_of_task = own.along_input ? own.tile_c : own.tile_k;
+    v->expect(plan.scratch_bytes >= Wide(own.tile_h) * own.tile_w * own.batch * lanes_of_task * s.bytes,
               "the panels fit the scratch");
     return;
   }
   const Wide positions = most(1, s.n * s.count_h * s.count_w), vectors = divided_up(positions, s.lanes);
   const Wide panels = divided_up(divided_up(most(1, s.rows_m), s.lanes), isa.panel_v);
-  v->expect(p.along_channels.block >= 1 && Wide(p.along_channels.block) * p.along_channels.blocks >= positions,
+  v->expect(own.along_channels.block >= 1 && Wide(own.along_channels.block) * own.along_channels.blocks >= positions,
             "blocks along channels are all positions");
-  v->expect(p.along_positions.block >= 1 && Wide(p.along_positions.block) * p.along_positions.blocks >= vectors,
+  v->expect(own.along_positions.block >= 1 && Wide(own.along_positions.block) * own.along_positions.blocks >= vectors,
             "blocks along positions are all positions");
-  v->within(p.along_channels.parts_m, 1, panels, "parts_m are some of the panels");
-  v->within(p.along_positions.parts_m, 1, most(1, divided_up(s.rows_m, isa.panel_rows)),
+  v->within(own.along_channels.parts_m, 1, panels, "parts_m are some of the panels");
+  v->within(own.along_positions.parts_m, 1, most(1, divided_up(s.rows_m, isa.panel_rows)),
             "parts_m are some of the rows");
-  v->expect(p.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes, "the weights fit the workspace");
-  v->expect(p.tasks >= s.groups * s.phases, "each phase of each group has a task");
+  v->expect(plan.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
+            "the weights fit the workspace");
+  v->expect(plan.tasks >= s.groups * s.phases, "each phase of each group has a task");
 }
 
 // nullptr, or the rule that the plan breaks.
@@ -354,9 +349,6 @@ inline const char* check_plan(const ConvProblem& z, Pass pass, const IsaTraits& 
   v.within(p.tasks, 1, INT64_MAX, "there is a task");
   v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
   v.within(p.scratch_bytes, 0, kMostScratch, "the scratch is at most 16 MiB");
-  for (const int64_t value : {p.tile_h, p.tile_w, p.images, p.channel_pitch, p.task_groups, p.task_m, p.tile_k,
-                              p.tile_c, p.splits, p.grad_pitch, p.outputs, p.filter, p.batch, p.image_pitch, p.parts})
-    v.expect(value >= 0, "no size is negative");
   if (v.rule) return v.rule;
   const Sizes s = sizes_of(z, pass, isa);
   switch (algorithm) {

@@ -14,6 +14,7 @@ constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
 constexpr int64_t kMostShared = 96 << 10;              // what every device with tensor cores has
 constexpr int64_t kMostCudaParts = int64_t(64) << 20;  // of weight_grad
 
+using Field = std::pair<const char*, int64_t>;
 inline std::vector<Field> fields(const CudaPlan& p) {
   return {{"tile_m", p.tile_m},
           {"tile_n", p.tile_n},

@@ -77,17 +77,39 @@ inline bool is_empty(const ConvProblem& z) {
   return false;
 }
 
+// A plan in words and numbers, to compare two versions of it.
+using Words = std::vector<std::pair<std::string, std::string>>;
+inline Words words_of(const conv_ext::PlanInput& input, const conv_ext::Candidate& candidate, const Plan& plan) {
+  conv_ext::Facts facts;
+  candidate.describe(input, plan, &facts);
+  Words words;
+  for (const auto& [name, value] : facts)
+    words.emplace_back(name, std::holds_alternative<int64_t>(value) ? std::to_string(std::get<int64_t>(value))
+                                                                    : std::get<std::string>(value));
+  words.emplace_back("tasks", std::to_string(plan.tasks));
+  words.emplace_back("workspace_bytes", std::to_string(plan.workspace_bytes));
+  words.emplace_back("scratch_bytes", std::to_string(plan.scratch_bytes));
+  return words;
+}
+inline Words words_of(const CudaPlan& plan) {
+  Words words;
+  for (const auto& [name, value] : fields(plan)) words.emplace_back(name, std::to_string(value));
+  return words;
+}
+
+// The operands lie as `strides` says.
 template <class See>
-void plan_cpu(const ConvProblem& z, Pass pass, Findings* f, See see) {
+void plan_cpu(const ConvProblem& z, Pass pass, const conv_ext::Strides& strides, Findings* f, See see) {
   using namespace conv_ext;
   const bool empty = is_empty(z);
   for (const IsaTraits& isa : kIsas) {
     f->stage = {isa.name, "auto"};
+    const PlanInput input{z, pass, isa, strides};
     const char* reason = nullptr;
     const auto begin = Clock::now();
-    const Candidate* const chosen = choose(z, pass, isa, "auto", &reason);
+    const Candidate* const chosen = choose(input, "auto", &reason);
     Plan plan{};
-    if (chosen != nullptr && !empty) plan = make_plan(z, pass, isa, *chosen);
+    if (chosen != nullptr && !empty) plan = make_plan(input, *chosen);
     f->time(Clock::now() - begin);
     ++f->plans;
     f->count_steps();
@@ -99,21 +121,21 @@ void plan_cpu(const ConvProblem& z, Pass pass, Findings* f, See see) {
       if (const char* const broken = check_plan(z, pass, isa, chosen->algorithm, plan)) f->report(broken);
     for (const Candidate& candidate : kCandidates) {
       f->stage.algorithm = candidate.name;
-      const Candidate* const forced = choose(z, pass, isa, candidate.name, &reason);
+      const Candidate* const forced = choose(input, candidate.name, &reason);
       f->count_steps();
       if (forced == nullptr) {
         if (reason == nullptr) f->report("an algorithm that declines has a reason");
         if (chosen == &candidate) f->report("what is chosen does not decline");
-        see(isa.name, candidate.name, reason, nullptr, plan);
+        see(isa.name, candidate.name, reason, nullptr, Words{});
         continue;
       }
-      const char* const yields = candidate.yields(z, pass, isa);
+      const char* const yields = candidate.yields(input);
       if (!empty) {
-        const Plan own = make_plan(z, pass, isa, candidate);
+        const Plan own = make_plan(input, candidate);
         ++f->plans;
         f->count_steps();
         if (const char* const broken = check_plan(z, pass, isa, candidate.algorithm, own)) f->report(broken);
-        see(isa.name, candidate.name, nullptr, yields, own);
+        see(isa.name, candidate.name, nullptr, yields, words_of(input, candidate, own));
       }
     }
   }
@@ -174,7 +196,7 @@ void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
     }
     f->count_steps();
     if (!willing[i] || empty) {
-      see("cuda", candidate.name, reason, nullptr, CudaPlan{});
+      see("cuda", candidate.name, reason, nullptr, Words{});
       continue;
     }
     const CudaPlan plan = make_cuda_plan(z, pass, candidate), own = make_cuda_plan(z, pass, candidate, &operands);
@@ -182,7 +204,7 @@ void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
     f->count_steps();
     for (const CudaPlan& each : {plan, own})
       if (const char* const broken = check_cuda_plan(z, pass, each)) f->report(broken);
-    see("cuda", candidate.name, nullptr, yields, plan);
+    see("cuda", candidate.name, nullptr, yields, words_of(plan));
   }
 }
 
@@ -197,7 +219,8 @@ inline void plan_all(const Case& c, Findings* f) {
       f->report("planning takes at most 2^18 steps");
     }
   };
-  counted([&] { plan_cpu(z, c.pass, f, nothing); });
+  counted([&] { plan_cpu(z, c.pass, conv_ext::dense_strides(z), f, nothing); });
+  counted([&] { plan_cpu(z, c.pass, conv_ext::strides_of(z, draw_operands(z)), f, nothing); });
   counted([&] { plan_cuda(z, c.pass, f, nothing); });
 }
 
@@ -205,20 +228,20 @@ inline void plan_all(const Case& c, Findings* f) {
 inline std::string plans_in_words(const Case& c) {
   std::ostringstream text;
   const auto see = [&](const char* device, const char* algorithm, const char* declines, const char* yields,
-                       const auto& plan) {
+                       const Words& words) {
     text << "  " << device << " " << algorithm << ": ";
     if (declines != nullptr) {
       text << "declines, " << declines << "\n";
       return;
     }
     if (yields != nullptr) text << "yields, " << yields << "; ";
-    for (const Field& field : fields(plan))
-      if (field.second != 0) text << field.first << "=" << field.second << " ";
+    for (const auto& [name, value] : words)
+      if (value != "0") text << name << "=" << value << " ";
     text << "\n";
   };
   Findings findings;
   const ConvProblem z = as_called(c.problem);
-  plan_cpu(z, c.pass, &findings, see);
+  plan_cpu(z, c.pass, conv_ext::dense_strides(z), &findings, see);
   plan_cuda(z, c.pass, &findings, see);
   return text.str();
 }

@@ -56,7 +56,7 @@ ALL = (
     Planted(
         "images_beyond_the_batch",
         "cpu/broadcast/broadcast.h",
-        "t.n1 = min_of(z.n, t.n0 + plan.images);",
+        "t.n1 = min_of(z.n, t.n0 + own.images);",
         "t.n1 = t.n0 + plan.images;",
         BROADCAST,
     ),
@@ -86,14 +86,14 @@ ALL = (
         "cpu/base/pack.h",
         "store_first(t + i, read_lanes<A>(f + i, positions - i), positions - i)",
         "store_first(t + i, read_lanes<A>(f + i), positions - i)",
-        "forward.cpp",
+        "direct/direct.cpp",
     ),
     Planted(
         "a_whole_vector_written_at_the_end",
         "cpu/base/pack.h",
         "write_some<A, A>(t + V * L, read_some<A>(f + V * L, rest), rest);",
         "store(t + V * L, read_some<A>(f + V * L, rest));",
-        "forward.cpp",
+        "direct/direct.cpp",
     ),
     Planted(
         "a_last_tile_beyond_its_row",
@@ -112,8 +112,8 @@ ALL = (
     Planted(
         "a_wrong_split",
         "cpu/grouped/weight_grad.h",
-        "piece < part_begin(pieces, plan.splits, split + 1);",
-        "piece < part_begin(pieces, plan.splits, split + 1) - (split > 0);",
+        "piece < part_begin(pieces, own.splits, split + 1);",
+        "piece < part_begin(pieces, own.splits, split + 1) - (split > 0);",
         GROUPED,
     ),
     Planted(
@@ -127,22 +127,22 @@ ALL = (
     Planted(
         "a_part_that_is_not_added",
         "cpu/direct/direct.h",
-        "for (int64_t split = 1; split < plan.splits; ++split) sum += at",
-        "for (int64_t split = 1; split + 1 < plan.splits; ++split) sum += at",
-        "weight_grad.cpp",
+        "for (int64_t split = 1; split < own.splits; ++split) sum += at",
+        "for (int64_t split = 1; split + 1 < own.splits; ++split) sum += at",
+        "direct/direct.cpp",
     ),
     Planted(
         "a_workspace_short_by_one",
-        "cpu/plan.cpp",
+        "cpu/direct/plan.cpp",
         "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each);",
         "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each) - 64;",
-        "cpu/plan.cpp",
+        "cpu/direct/plan.cpp",
     ),
     Planted(
         "scratch_without_the_last_square",
         "cpu/grouped/plan.cpp",
-        "array_bytes(product(plan->tile_h, horizontal.output) + lanes, isa.vector_bytes);",
-        "array_bytes(product(plan->tile_h, horizontal.output), isa.vector_bytes);",
+        "array_bytes(product(own.tile_h, horizontal.output) + lanes, isa.vector_bytes);",
+        "array_bytes(product(own.tile_h, horizontal.output), isa.vector_bytes);",
         "cpu/grouped/plan.cpp",
     ),
     Planted(
@@ -154,10 +154,10 @@ ALL = (
     ),
     Planted(
         "tasks_without_the_splits",
-        "cpu/plan.cpp",
-        "plan->tasks = tasks * plan->splits;",
+        "cpu/direct/plan.cpp",
+        "plan->tasks = tasks * own.splits;",
         "plan->tasks = tasks;",
-        "cpu/plan.cpp",
+        "cpu/direct/plan.cpp",
     ),
     Planted(
         "scratch_without_the_window",
@@ -169,7 +169,7 @@ ALL = (
     Planted(
         "offsets_that_are_not_counted",
         "cpu/broadcast/plan.cpp",
-        "array_bytes(b.products, 8) + ",
+        "array_bytes(own.products, 8) + ",
         "",
         "cpu/broadcast/plan.cpp",
     ),

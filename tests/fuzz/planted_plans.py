@@ -26,7 +26,7 @@ class Planted:
 
 ALL = (
     Planted(
-        "a_tile_of_no_columns", "cpu/plan.cpp",
+        "a_tile_of_no_columns", "cpu/direct/plan.cpp",
         "shape.tile_w > 1 && shape.tile_w * images > 64", "shape.tile_w * images > 64",
     ),
     Planted(
@@ -35,16 +35,16 @@ ALL = (
     ),
     Planted(
         "a_product_that_overflows", "cpu/broadcast/plan.cpp",
-        "plan->tasks = product(tiles, b.parts_m);", "plan->tasks = tiles * b.parts_m * kHuge;", "address",
+        "plan->tasks = product(tiles, own.parts_m);", "plan->tasks = tiles * own.parts_m * kHuge;", "address",
     ),
     Planted(
         "a_kernel_of_any_length", "cpu/grouped/plan.cpp",
         "if (z.r > 4096 / z.s) return", "if (false) return",
     ),
     Planted(
-        "tasks_that_leave_out_the_last", "cpu/plan.cpp",
-        "plan->tasks = product(tiles, ceil_div(rows_m, plan->task_m));",
-        "plan->tasks = product(tiles, rows_m / plan->task_m);",
+        "tasks_that_leave_out_the_last", "cpu/direct/plan.cpp",
+        "plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));",
+        "plan->tasks = product(tiles, rows_m / own.task_m);",
     ),
     Planted(
         "more_splits_than_outputs", "cpu/winograd/plan.cpp",
@@ -63,7 +63,7 @@ ALL = (
         "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
     ),
     Planted(
-        "scratch_of_one_group", "cpu/plan.cpp",
+        "scratch_of_one_group", "cpu/direct/plan.cpp",
         "aligned(product(packed_channels, best.channel_pitch, bytes_each) + kOverread)",
         "aligned(product(channels, best.channel_pitch, bytes_each) + kOverread)",
     ),
@@ -72,9 +72,9 @@ ALL = (
         "array_bytes(z.groups, w.points, w.weight_slice, bytes)", "array_bytes(w.points, w.weight_slice, bytes)",
     ),
     Planted(
-        "sums_without_a_limit", "cpu/plan.cpp",
-        "plan->splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));",
-        "plan->splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
+        "sums_without_a_limit", "cpu/direct/plan.cpp",
+        "own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));",
+        "own.splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
     ),
     Planted(
         "blocks_of_one_phase", "cuda/plan.cpp",

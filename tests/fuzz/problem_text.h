@@ -101,8 +101,7 @@ inline std::string text_of(const ConvProblem& z) {
       << " stride=" << z.stride_h << "x" << z.stride_w << " dilation=" << z.dilation_h << "x" << z.dilation_w
       << " pad=" << z.pad_top << "," << z.pad_bottom << "," << z.pad_left << "," << z.pad_right
       << " groups=" << z.groups << " dtype=" << kDTypeNames[int(z.dtype)]
-      << " precision=" << kPrecisionNames[int(z.precision)]
-      << " layout=" << (z.channels_last ? "nhwc" : "nchw");
+      << " precision=" << kPrecisionNames[int(z.precision)] << " layout=" << (z.channels_last ? "nhwc" : "nchw");
   return out.str();
 }
 
@@ -149,20 +148,34 @@ inline ConvProblem parse(const std::string& line, Other other) {
     const std::string key = word.substr(0, at), value = word.substr(at + 1);
     const auto number = [&](int64_t* integer) { read_integers(key, value, ' ', integer); };
     const auto pair = [&](int64_t* first, int64_t* second) { read_integers(key, value, 'x', first, second); };
-    if (key == "n") number(&z.n);
-    else if (key == "c") number(&z.c);
-    else if (key == "h") number(&z.h);
-    else if (key == "w") number(&z.w);
-    else if (key == "k") number(&z.k);
-    else if (key == "kernel") pair(&z.r, &z.s);
-    else if (key == "stride") pair(&z.stride_h, &z.stride_w);
-    else if (key == "dilation") pair(&z.dilation_h, &z.dilation_w);
-    else if (key == "groups") number(&z.groups);
-    else if (key == "dtype") z.dtype = DType(index_of(key, value, kDTypeNames, 6));
-    else if (key == "precision") z.precision = Precision(index_of(key, value, kPrecisionNames, 3));
-    else if (key == "layout") z.channels_last = index_of(key, value, kLayoutNames, 2) == 1;
-    else if (key == "pad") read_integers(key, value, ',', &z.pad_top, &z.pad_bottom, &z.pad_left, &z.pad_right);
-    else other(key, value);
+    if (key == "n")
+      number(&z.n);
+    else if (key == "c")
+      number(&z.c);
+    else if (key == "h")
+      number(&z.h);
+    else if (key == "w")
+      number(&z.w);
+    else if (key == "k")
+      number(&z.k);
+    else if (key == "kernel")
+      pair(&z.r, &z.s);
+    else if (key == "stride")
+      pair(&z.stride_h, &z.stride_w);
+    else if (key == "dilation")
+      pair(&z.dilation_h, &z.dilation_w);
+    else if (key == "groups")
+      number(&z.groups);
+    else if (key == "dtype")
+      z.dtype = DType(index_of(key, value, kDTypeNames, 6));
+    else if (key == "precision")
+      z.precision = Precision(index_of(key, value, kPrecisionNames, 3));
+    else if (key == "layout")
+      z.channels_last = index_of(key, value, kLayoutNames, 2) == 1;
+    else if (key == "pad")
+      read_integers(key, value, ',', &z.pad_top, &z.pad_bottom, &z.pad_left, &z.pad_right);
+    else
+      other(key, value);
   }
   if (const char* why = why_not(&z)) bad_case(std::string(why) + ": " + line);
   return z;

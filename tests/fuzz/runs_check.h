@@ -167,7 +167,9 @@ class Checker {
     const char* reason = nullptr;
     stage_->algorithm = kChoosing;
     ++stage_->steps;
-    const Candidate* chosen = conv_ext::choose(problem, pass, library.kernels->isa, "auto", &reason);
+    const conv_ext::Strides strides = conv_ext::strides_of(problem, merged);
+    const conv_ext::PlanInput input{problem, pass, library.kernels->isa, strides};
+    const Candidate* chosen = conv_ext::choose(input, "auto", &reason);
     if (chosen == nullptr) return fail("none-chosen", "auto", "every algorithm declines or yields");
     for (int i = 0; i < conv_ext::kCandidateCount; ++i) {
       const Candidate& candidate = conv_ext::kCandidates[i];
@@ -178,7 +180,7 @@ class Checker {
         continue;
       stage_->algorithm = i;
       ++stage_->steps;
-      if (candidate.declines(problem, pass, library.kernels->isa) != nullptr) continue;
+      if (candidate.declines(input) != nullptr) continue;
       count(case_, isa, pass, i, &candidate == chosen);
       const auto bad = [&](const char* kind, const std::string& message) { fail(kind, candidate.name, message); };
       check_algorithm(pass, library, candidate, problem, merged, adds_zeros ? &buffers : nullptr, expected, bad);
@@ -193,7 +195,8 @@ class Checker {
                       : candidate.algorithm == Algorithm::ImplicitGemm ? Gate::Dot
                                                                        : Gate::Plain;
     const auto run = [&](const ConvProblem& z, const Buffers& b, Tasks::Order order, int workers) {
-      const Plan plan = conv_ext::make_plan(z, pass, library.kernels->isa, candidate);
+      const conv_ext::Strides strides = conv_ext::strides_of(z, b);
+      const Plan plan = conv_ext::make_plan({z, pass, library.kernels->isa, strides}, candidate);
       if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace ||
           plan.scratch_bytes < 0 || plan.scratch_bytes > conv_ext::kScratchLimit) {
         bad("plan", "tasks " + std::to_string(plan.tasks) + ", workspace " + std::to_string(plan.workspace_bytes) +
@@ -253,7 +256,8 @@ class Checker {
       Buffers part = buffers;
       for (conv_ext::TensorRef* t : {&part.input, &part.output})
         t->data = static_cast<char*>(t->data) + case_.cut_begin * t->stride[0] * element_bytes();
-      if (candidate.declines(fewer, pass, library.kernels->isa) != nullptr)
+      const conv_ext::Strides strides = conv_ext::strides_of(fewer, part);
+      if (candidate.declines({fewer, pass, library.kernels->isa, strides}) != nullptr)
         return bad("cut", "declines a part of the batch");
       if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
     }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <thread>
 
+#include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/kernels.h"
 #include "problem_text.h"
 #include "runs_memory.h"

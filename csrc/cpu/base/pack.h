@@ -6,22 +6,12 @@
 // with zeros where the padding is read. Regions are explained in indexing.h.
 #pragma once
 
+#include "../../common/carver.h"
 #include "../../common/indexing.h"
 #include "../kernels.h"
 #include "simd.h"
 
 namespace conv_ext {
-
-// Cuts typed arrays off a block of memory; the sizes must agree with what plan.cpp announces.
-struct Carver {
-  char* at;
-  template <class X>
-  X* take(int64_t count) {
-    X* taken = reinterpret_cast<X*>(at);
-    at += round_up(count * int64_t(sizeof(X)), 64);
-    return taken;
-  }
-};
 
 // Where a packed axis takes its positions from. The arrays lie in the workspace.
 struct AxisTable {

@@ -14,6 +14,7 @@
 
 #include "../direct/direct.h"
 #include "../panels/operands.h"
+#include "layout.h"
 
 namespace conv_ext {
 
@@ -95,7 +96,7 @@ template <class A>
 struct Broadcast : PanelsOperands<A> {
   using Base = PanelsOperands<A>;
   using Base::block_at, Base::channels, Base::group_m, Base::horizontal, Base::L, Base::packed_at, Base::padded_m,
-      Base::phase_at, Base::phases, Base::plan, Base::relu, Base::result, Base::slice_at, Base::slices, Base::source,
+      Base::phase_at, Base::phases, Base::relu, Base::result, Base::slice_at, Base::slices, Base::source,
       Base::vertical, Base::weight_at, Base::z;
   using typename Base::Block;
   using typename Base::Phase;
@@ -105,6 +106,7 @@ struct Broadcast : PanelsOperands<A> {
   A* packed_bias;  // (groups, padded_m), or nullptr
   // Whether products of the padding may show, and are added too: a weight is not finite, or a bias is -0.
   int32_t* whole;
+  const BroadcastPlan& own;
 
   struct Range {
     int64_t first, last;
@@ -146,7 +148,7 @@ struct Broadcast : PanelsOperands<A> {
                          taps_of(horizontal, f.column, 1, taps_w, t.j0 + column, t.j0 + column + columns)};
     };
     const int64_t images = t.n1 - t.n0;
-    if (plan.images == 1) {
+    if (own.images == 1) {
       const int64_t parts = ceil_div(t.width, longest);
       for (int64_t i = 0; i < parts; ++i) {
         const int64_t column = part_begin(t.width, parts, i), length = part_begin(t.width, parts, i + 1) - column;
@@ -174,7 +176,7 @@ struct Broadcast : PanelsOperands<A> {
   bool in_place(const Slice& s) const { return result.channel == 1 && s.m == s.width; }
   void run_rows(const Tile& t, const Phase& f, int64_t group, const Slice& s, const Block& b, int64_t taps_w, A* sums,
                 int64_t first, int64_t last, bool begin, bool end) const {
-    const int64_t images = plan.images, pitch = tables.columns.longest, v = s.width / L;
+    const int64_t images = own.images, pitch = tables.columns.longest, v = s.width / L;
     const int64_t channel = group * group_m + s.m0;
     const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kVectorBytes, v));
     const A* const weight = packed_at(group, f, s, b);
@@ -235,14 +237,14 @@ struct Broadcast : PanelsOperands<A> {
   // when its turn comes, and the sums of all panels are kept; else they are written by a few rows at a time.
   void run_phase(Tile& t, const Phase& f, View<A> view, int64_t group, int64_t s0, int64_t s1, A* packed,
                  int64_t packed_height) const {
-    t.height = min_of(plan.tile_h, f.height - t.i0);
-    t.width = min_of(plan.tile_w, f.width - t.j0);
+    t.height = min_of(own.tile_h, f.height - t.i0);
+    t.width = min_of(own.tile_w, f.width - t.j0);
     if (t.height <= 0 || t.width <= 0) return;
     int64_t taps_w = 0;
     for (int64_t tap = 0; tap < z.s; ++tap) taps_w += horizontal.phase_of(tap) == f.w;
     for (int64_t i = 0; i < t.height; ++i)
       t.rows[i] = taps_of(vertical, f.row, taps_w, taps_w > 0 ? f.taps / taps_w : 0, t.i0 + i, t.i0 + i + 1);
-    const int64_t blocks = f.blocks.count(), rows = plan.broadcast.rows;
+    const int64_t blocks = f.blocks.count(), rows = own.rows;
     const int64_t images = t.n1 - t.n0, each = rows * t.width * images;
     for (int64_t index = 0; index < blocks; ++index) {
       const Block b = block_at(f, index);
@@ -252,12 +254,12 @@ struct Broadcast : PanelsOperands<A> {
         t.packed_count = b.c;
         View<A> from = view;
         from.data += b.c0 * view.channel;
-        pack_tile(packed, PackedTile{plan.images, tables.columns.longest, plan.channel_pitch}, from, b.c, t.n0, t.n1,
+        pack_tile(packed, PackedTile{own.images, tables.columns.longest, own.channel_pitch}, from, b.c, t.n0, t.n1,
                   tables.rows, tables.columns, t.i0, t.j0, packed_height, false);
       }
       for (int64_t tap = 0; tap < f.taps; ++tap)
         for (int64_t c = 0; c < b.c; ++c)
-          t.offset[tap * b.c + c] = tables.tap_offset[f.begin + tap] + c * plan.channel_pitch;
+          t.offset[tap * b.c + c] = tables.tap_offset[f.begin + tap] + c * own.channel_pitch;
       for (int64_t i = 0; i < t.height; i += rows)
         for (int64_t index_s = s0; index_s < s1; ++index_s) {
           const Slice s = slice_at(index_s);
@@ -269,32 +271,31 @@ struct Broadcast : PanelsOperands<A> {
 
   void run_task(int64_t index, void* scratch) const {
     const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
-    const int64_t tiles_h = ceil_div(count_h, plan.tile_h), tiles_w = ceil_div(count_w, plan.tile_w);
-    const int64_t part = index % plan.broadcast.parts_m;
-    index /= plan.broadcast.parts_m;
+    const int64_t tiles_h = ceil_div(count_h, own.tile_h), tiles_w = ceil_div(count_w, own.tile_w);
+    const int64_t part = index % own.parts_m;
+    index /= own.parts_m;
     Tile t;
-    t.j0 = index % tiles_w * plan.tile_w;
+    t.j0 = index % tiles_w * own.tile_w;
     index /= tiles_w;
-    t.i0 = index % tiles_h * plan.tile_h;
+    t.i0 = index % tiles_h * own.tile_h;
     index /= tiles_h;
     const int64_t group = index % z.groups;
-    t.n0 = index / z.groups * plan.images;
-    t.n1 = min_of(z.n, t.n0 + plan.images);
+    t.n0 = index / z.groups * own.images;
+    t.n1 = min_of(z.n, t.n0 + own.images);
     t.packed_first = t.packed_count = -1;
-    Carver local{static_cast<char*>(scratch)};
-    t.rows = local.take<Range>(plan.tile_h);
-    t.runs = local.take<Run>(plan.tile_w * plan.images);
-    t.offset = local.take<int64_t>(plan.broadcast.products);
-    A* const packed = local.take<A>(plan.tile_c * plan.channel_pitch);
+    Carver local(scratch);
+    t.rows = local.take<Range>(own.tile_h);
+    t.runs = local.take<Run>(own.tile_w * own.images);
+    t.offset = local.take<int64_t>(own.products);
+    A* const packed = local.take<A>(own.tile_c * own.channel_pitch);
     t.packed = packed;
-    memset(packed, 0, size_t(plan.tile_c * plan.channel_pitch) * sizeof(A));  // the padding
+    memset(packed, 0, size_t(own.tile_c * own.channel_pitch) * sizeof(A));  // the padding
     t.sums = local.take<A>(0);
     View<A> view = source;
     view.data += group * channels * source.channel;
-    const int64_t s0 = part_begin(slices(), plan.broadcast.parts_m, part),
-                  s1 = part_begin(slices(), plan.broadcast.parts_m, part + 1);
+    const int64_t s0 = part_begin(slices(), own.parts_m, part), s1 = part_begin(slices(), own.parts_m, part + 1);
     for (int64_t phase = 0; phase < phases(); ++phase)
-      run_phase(t, phase_at(phase), view, group, s0, s1, packed, min_of(plan.tile_h, count_h - t.i0));
+      run_phase(t, phase_at(phase), view, group, s0, s1, packed, min_of(own.tile_h, count_h - t.i0));
   }
 
   void pack_bias_and_weights(const Executor& executor) const {
@@ -328,11 +329,11 @@ struct Broadcast : PanelsOperands<A> {
 template <class A>
 void run_broadcast(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   const bool inverse = pass == Pass::InputGrad;
-  Carver memory{static_cast<char*>(b.workspace)};
+  const BroadcastPlan& own = plan.own<BroadcastPlan>();
+  Carver memory(b.workspace);
   View<A> weight = view_of<A>(b.weight, 1);
   if (inverse) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
   Broadcast<A> task{{z,
-                     plan,
                      vertical_axis(z, pass),
                      horizontal_axis(z, pass),
                      {},
@@ -347,10 +348,11 @@ void run_broadcast(const ConvProblem& z, Pass pass, const Plan& plan, const Buff
                      static_cast<const A*>(b.bias),
                      b.bias_stride,
                      b.relu,
-                     plan.broadcast.vectors},
-                    make_tables(z, pass, plan, memory),
+                     own.vectors},
+                    make_tables(z, pass, own.tile_h, own.tile_w, own.images, memory),
                     nullptr,
-                    nullptr};
+                    nullptr,
+                    own};
   task.table.build(task.vertical, task.horizontal, 1, memory);
   task.whole = memory.take<int32_t>(1);
   *task.whole = 0;

@@ -1,7 +1,9 @@
 // Plans of the broadcast algorithm: register tiles that leave no lanes idle, tiles of the source that fit the caches.
 #include <initializer_list>
 
+#include "../panels/layout.h"
 #include "../plan_common.h"
+#include "layout.h"
 
 namespace conv_ext {
 namespace {
@@ -62,7 +64,9 @@ double row_cost(const Axis& horizontal, int64_t longest, int64_t all_vectors, in
 
 }  // namespace
 
-void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+void prepare_broadcast(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  BroadcastPlan& own = plan->own<BroadcastPlan>();
   const bool inverse = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes, taps = z.r * z.s;
@@ -70,8 +74,7 @@ void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
                 channels = inverse ? z.group_k() : z.group_c();
   const int64_t phases = product(vertical.phases(), horizontal.phases()), all_vectors = ceil_div(group_m, lanes);
   const int64_t count_h = max_of(1, vertical.longest_count()), count_w = max_of(1, horizontal.longest_count());
-  BroadcastTasks& b = plan->broadcast;
-  b.products = max_of(min_of(product(channels, taps), 2 * kPanelProducts), taps);
+  own.products = max_of(min_of(product(channels, taps), 2 * kPanelProducts), taps);
 
   int64_t rows_of_taps = 0;
   for (int64_t i = 0; i < min_of(count_h, kFewColumns); ++i) rows_of_taps += taps_of(vertical, i, i + 1);
@@ -86,64 +89,63 @@ void prepare_broadcast(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pl
       if (images > 1) cost += kInterleaved * double(vertical.source) * double(horizontal.source);
       if (best == 0 || cost <= best) {
         best = cost;
-        b.vectors = vectors;
-        plan->images = images;
+        own.vectors = vectors;
+        own.images = images;
       }
     }
   }
   if (best == 0) {  // rows so long that their ends do not count
-    b.vectors = min_of(all_vectors, 2);
-    plan->images = 1;
+    own.vectors = min_of(all_vectors, 2);
+    own.images = 1;
   }
   const bool share = z.flops() >= kWorthSharing;
-  const int64_t slices = ceil_div(all_vectors, b.vectors), width = b.vectors * lanes;
+  const int64_t slices = ceil_div(all_vectors, own.vectors), width = own.vectors * lanes;
   const int64_t blocks = panel_blocks(channels, taps).count();
   const int64_t fewest = fewest_taps(vertical) * fewest_taps(horizontal);
-  plan->tile_c = ceil_div(max_of(1, channels), panel_blocks(channels, fewest).channels);
-  const int64_t image_blocks = ceil_div(max_of(1, z.n), plan->images);
+  own.tile_c = ceil_div(max_of(1, channels), panel_blocks(channels, fewest).channels);
+  const int64_t image_blocks = ceil_div(max_of(1, z.n), own.images);
   const int64_t enough = share ? kEnoughTasks / 2 : 1;
   Shape shape{};
   int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
   // Ends with one row and few columns: each step makes the tile smaller by a third or more.
   for (;;) {
     CONV_EXT_PLAN_STEP();
-    plan->tile_h = ceil_div(count_h, cut_h);
-    plan->tile_w = ceil_div(count_w, cut_w);
-    shape = shape_of(vertical, horizontal, plan->tile_h, plan->tile_w, plan->images);
-    const int64_t sums = blocks == 1 ? 0 : product(plan->tile_h, plan->tile_w, plan->images, slices, width, bytes);
-    if (product(shape.channel_pitch, plan->tile_c, bytes) <= kSourceBytes && sums <= kTileSums) break;
-    if (plan->tile_h > 1) {
+    own.tile_h = ceil_div(count_h, cut_h);
+    own.tile_w = ceil_div(count_w, cut_w);
+    shape = shape_of(vertical, horizontal, own.tile_h, own.tile_w, own.images);
+    const int64_t sums = blocks == 1 ? 0 : product(own.tile_h, own.tile_w, own.images, slices, width, bytes);
+    if (product(shape.channel_pitch, own.tile_c, bytes) <= kSourceBytes && sums <= kTileSums) break;
+    if (own.tile_h > 1) {
       cut_h = min_of(count_h, cut_h + max_of(1, cut_h / 2));
-    } else if (plan->tile_w > 64) {
+    } else if (own.tile_w > 64) {
       cut_w *= 2;
     } else {
       break;
     }
   }
-  plan->channel_pitch = shape.channel_pitch;
-  b.rows = blocks > 1 ? plan->tile_h
-                      : max_of(1, min_of(plan->tile_h, kSumBytes / product(plan->tile_w, plan->images, width, bytes)));
-  const int64_t tiles =
-      product(image_blocks, z.groups, ceil_div(count_h, plan->tile_h), ceil_div(count_w, plan->tile_w));
-  b.parts_m = share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1;
-  plan->tasks = product(tiles, b.parts_m);
-  plan->scratch_bytes = array_bytes(plan->tile_h, 16) + array_bytes(plan->tile_w, plan->images, 40) +
-                        array_bytes(b.products, 8) + array_bytes(plan->tile_c, plan->channel_pitch, bytes) +
-                        array_bytes(b.rows, plan->tile_w, plan->images, blocks > 1 ? slices : 1, width, bytes);
+  own.channel_pitch = shape.channel_pitch;
+  own.rows = blocks > 1 ? own.tile_h
+                        : max_of(1, min_of(own.tile_h, kSumBytes / product(own.tile_w, own.images, width, bytes)));
+  const int64_t tiles = product(image_blocks, z.groups, ceil_div(count_h, own.tile_h), ceil_div(count_w, own.tile_w));
+  own.parts_m = share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1;
+  plan->tasks = product(tiles, own.parts_m);
+  plan->scratch_bytes = array_bytes(own.tile_h, 16) + array_bytes(own.tile_w, own.images, 40) +
+                        array_bytes(own.products, 8) + array_bytes(own.tile_c, own.channel_pitch, bytes) +
+                        array_bytes(own.rows, own.tile_w, own.images, blocks > 1 ? slices : 1, width, bytes);
   plan->workspace_bytes = table_bytes(z, vertical, horizontal) + 3 * array_bytes(taps, 8) + array_bytes(phases + 1, 8) +
                           64 + array_bytes(z.groups, round_up(group_m, lanes), bytes) +
                           array_bytes(z.groups, round_up(group_m, lanes), channels, taps, bytes);
 }
 
-const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* broadcast_declines(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
   if (z.dtype != DType::Float32 && z.dtype != DType::Float64) return "it is for float32 and float64";
   if (z.r > kPanelProducts / z.s) return "the kernel has more than 192 taps";
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
-  return memory_declines(z, pass, isa, prepare_broadcast,
-                         "the smallest tile exceeds 16 MiB of scratch for each thread");
+  return memory_declines(input, prepare_broadcast, "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
 // Bytes of weights: that stay in the second level of cache; with stride, where the other algorithms are further from
@@ -151,7 +153,8 @@ const char* broadcast_declines(const ConvProblem& z, Pass pass, const IsaTraits&
 constexpr int64_t kMostWeights = 1 << 20, kMostStrided = 16 << 20, kMostScattered = 4 << 20;
 constexpr int64_t kLongRow = 48;
 
-const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* broadcast_yields(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   const bool inverse = pass == Pass::InputGrad;
   const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
   const int64_t rows_m = inverse ? z.group_c() : z.group_k();
@@ -167,6 +170,11 @@ const char* broadcast_yields(const ConvProblem& z, Pass pass, const IsaTraits& i
   if (!z.channels_last && horizontal_axis(z, pass).longest_count() >= kLongRow && rows_m > kFewChannels)
     return "the rows of the result are long and its channels many";
   return nullptr;
+}
+
+void describe_broadcast(const PlanInput&, const Plan& plan, Facts* facts) {
+  const BroadcastPlan& own = plan.own<BroadcastPlan>();
+  add_facts(facts, {{"rows", own.tile_h}, {"columns", own.tile_w}, {"images", own.images}});
 }
 
 }  // namespace conv_ext

@@ -8,6 +8,7 @@
 
 #include "channels_tile.h"
 #include "padding.h"
+#include "layout.h"
 #include "../base/lanes.h"
 
 namespace conv_ext {
@@ -49,6 +50,7 @@ struct DepthwiseChannels {
 
   const ConvProblem& z;
   const Plan& plan;
+  const DepthwisePlan& own;
   const Axis vertical, horizontal;
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
   const bool relu, far;
@@ -65,6 +67,7 @@ struct DepthwiseChannels {
   DepthwiseChannels(const ConvProblem& problem, const Plan& p, const Buffers& b)
       : z(problem),
         plan(p),
+        own(p.own<DepthwisePlan>()),
         vertical(vertical_axis(problem, pass)),
         horizontal(horizontal_axis(problem, pass)),
         source(view_of<T>(input_grad ? b.output : b.input, 1)),
@@ -72,18 +75,18 @@ struct DepthwiseChannels {
         weight(view_of<T>(b.weight, 1)),
         relu(b.relu),
         far(in_place && problem.bytes() > (horizontal.phases() > 1 ? kFarPhasesBytes : kFarBytes)) {
-    chunk = !in_place ? plan.tile_c : weight_grad ? min_of(pitch(), kDotChannels) : pitch();
+    chunk = !in_place ? own.tile_c : weight_grad ? min_of(pitch(), kDotChannels) : pitch();
     x_column = in_place ? source.column : chunk;
     result_column = in_place ? result.column : chunk;
     row_blocks = in_place && z.r == 3 && z.s == 3 && z.dilation_h == 1 && z.dilation_w == 1 &&
                  z.stride_h == z.stride_w && z.stride_h <= (input_grad ? 1 : 2);
-    Carver memory{static_cast<char*>(b.workspace)};
+    Carver memory(b.workspace);
     down = memory.take<PhaseTaps>(vertical.phases());
     across = memory.take<Across>(horizontal.phases());
     for (int64_t f = 0; f < vertical.phases(); ++f) down[f] = PhaseTaps::of(vertical, f);
     for (int64_t f = 0; f < horizontal.phases(); ++f) across[f] = across_of(f);
     if constexpr (weight_grad) {
-      sums = memory.take<A>(plan.splits * pitch() * taps());
+      sums = memory.take<A>(own.splits * pitch() * taps());
     } else {
       weights = memory.take<A>(pitch() * taps());
       biases = memory.take<A>(pitch());
@@ -332,7 +335,7 @@ struct DepthwiseChannels {
     const int64_t split_sums = pitch() * taps(), chunks = ceil_div(z.c, chunk);
     for (int64_t i = 0; i < split_sums; i += L) {
       Vec<A> total = load(sums + i);
-      for (int64_t split = 1; split < plan.splits; ++split) total += load(sums + split * split_sums + i);
+      for (int64_t split = 1; split < own.splits; ++split) total += load(sums + split * split_sums + i);
       store(sums + i, total);
     }
     if (padding_may_show(vertical, horizontal, sums, split_sums))
@@ -348,7 +351,7 @@ struct DepthwiseChannels {
   // ---- units
 
   Scratch take_scratch(void* memory) const {
-    Carver local{static_cast<char*>(memory)};
+    Carver local(memory);
     Scratch scratch{};
     const int64_t lines = depthwise_lines(vertical);
     scratch.list = local.take<const E*>(lines);
@@ -361,15 +364,16 @@ struct DepthwiseChannels {
     const int64_t chunks = ceil_div(z.c, chunk);
     const auto channels_of = [&](int64_t index) { return min_of(chunk, z.c - index % chunks * chunk); };
     if constexpr (weight_grad) {
-      const int64_t tiles = ceil_div(z.p, plan.tile_h), units = z.n * tiles;
-      for_each_unit(executor, plan, plan.splits * chunks, [&](int64_t index, void* memory) {
+      const int64_t tiles = ceil_div(z.p, own.tile_h), units = z.n * tiles;
+      for_each_unit(executor, plan, own.splits * chunks, [&](int64_t index, void* memory) {
         const Scratch scratch = take_scratch(memory);
         const int64_t split = index / chunks, c = index % chunks * chunk, channels = channels_of(index);
         A* const sum = sums + (split * pitch() + c) * taps();
         memset(static_cast<void*>(sum), 0, size_t(round_up(channels, L) * taps()) * sizeof(A));
-        for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
-          const int64_t first = unit % tiles * plan.tile_h;
-          add_plane(unit / tiles, c, channels, first, min_of(z.p, first + plan.tile_h), sum, scratch);
+        for (int64_t unit = part_begin(units, own.splits, split), end = part_begin(units, own.splits, split + 1);
+             unit < end; ++unit) {
+          const int64_t first = unit % tiles * own.tile_h;
+          add_plane(unit / tiles, c, channels, first, min_of(z.p, first + own.tile_h), sum, scratch);
         }
       });
       finish(executor);

@@ -71,6 +71,7 @@ struct DepthwiseRows {
 
   const ConvProblem& z;
   const Plan& plan;
+  const DepthwisePlan& own;
   const Axis vertical, horizontal;
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
   const bool source_in_place, result_in_place;
@@ -90,6 +91,7 @@ struct DepthwiseRows {
   DepthwiseRows(const ConvProblem& problem, const Plan& p, const Buffers& b)
       : z(problem),
         plan(p),
+        own(p.own<DepthwisePlan>()),
         vertical(vertical_axis(problem, pass)),
         horizontal(horizontal_axis(problem, pass)),
         source(view_of<T>(input_grad ? b.output : b.input, 1)),
@@ -114,7 +116,7 @@ struct DepthwiseRows {
   // ---- tables
 
   void build_tables(const Buffers& b) {
-    Carver memory{static_cast<char*>(b.workspace)};
+    Carver memory(b.workspace);
     rows = memory.take<PhaseTaps>(vertical.phases());
     columns = memory.take<SegmentList>(horizontal.phases() + 1);
     for (int64_t f = 0; f < vertical.phases(); ++f) rows[f] = PhaseTaps::of(vertical, f);
@@ -125,7 +127,7 @@ struct DepthwiseRows {
     zeros = memory.take<A>(zero_row);
     memset(static_cast<void*>(zeros), 0, size_t(zero_row) * sizeof(A));
     if constexpr (weight_grad) {
-      sums = memory.take<A>(plan.splits * z.c * taps());
+      sums = memory.take<A>(own.splits * z.c * taps());
     } else {
       weights = memory.take<A>(same_type ? 0 : z.c * taps());
       biases = memory.take<A>(z.c);

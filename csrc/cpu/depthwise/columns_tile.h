@@ -9,6 +9,7 @@
 #pragma once
 
 #include "../base/pack.h"
+#include "layout.h"
 
 namespace conv_ext {
 

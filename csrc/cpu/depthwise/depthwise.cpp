@@ -5,32 +5,12 @@
 
 namespace conv_ext {
 
-template <class T, class A>
-RunPass depthwise_of(Pass pass) {
-  switch (pass) {
-    case Pass::Forward:
-      return run_depthwise<T, A, Pass::Forward>;
-    case Pass::InputGrad:
-      return run_depthwise<T, A, Pass::InputGrad>;
-    case Pass::WeightGrad:
-      return run_depthwise<T, A, Pass::WeightGrad>;
-  }
-  return nullptr;
-}
-
-RunPass select_depthwise(Pass pass, DType dtype) {
-  switch (dtype) {
-    case DType::Float32:
-      return depthwise_of<float, float>(pass);
-    case DType::Float64:
-      return depthwise_of<double, double>(pass);
-    case DType::BFloat16:
-      return depthwise_of<bfloat16, float>(pass);
-    case DType::Float16:
-      return depthwise_of<float16, float>(pass);
-    default:  // the plan declines complex numbers
-      return nullptr;
-  }
+RunPlan select_depthwise(Pass pass, DType dtype) {
+  if (is_complex(dtype)) return nullptr;
+  return with_types_and_pass(dtype, pass, [](auto types, auto its_pass) -> RunPlan {
+    typedef decltype(types) Types;
+    return run_depthwise<typename Types::T, typename Types::A, decltype(its_pass)::value>;
+  });
 }
 
 }  // namespace conv_ext

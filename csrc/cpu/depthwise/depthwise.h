@@ -22,6 +22,7 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
   using Base::L;
   using Base::list_rows;
   using Base::list_step;
+  using Base::own;
   using Base::pack_row;
   using Base::pairs;
   using Base::plan;
@@ -214,9 +215,9 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
   }
 
   // Where there are channels enough for every thread, maps are not cut: what is prefetched is what comes next.
-  bool whole_maps() const { return ceil_div(z.c, plan.task_groups) >= 16; }
-  int64_t splits() const { return whole_maps() ? 1 : plan.splits; }
-  int64_t rows_of_unit() const { return whole_maps() ? z.p : plan.tile_h; }
+  bool whole_maps() const { return ceil_div(z.c, own.task_groups) >= 16; }
+  int64_t splits() const { return whole_maps() ? 1 : own.splits; }
+  int64_t rows_of_unit() const { return whole_maps() ? z.p : own.tile_h; }
 
   // The sum of the lanes of every tap: (channels, R S).
   void sum_lanes(const A* lanes, int64_t channels, A* to) const {
@@ -273,16 +274,16 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
   }
 
   void run(const Executor& executor) {
-    const int64_t chunk = plan.task_groups, chunks = ceil_div(z.c, chunk);
+    const int64_t chunk = own.task_groups, chunks = ceil_div(z.c, chunk);
     if constexpr (weight_grad) {
       const int64_t tiles = ceil_div(z.p, rows_of_unit()), units = z.n * tiles;
       for_each_unit(executor, plan, splits() * chunks, [&](int64_t index, void* memory) {
         const int64_t split = index / chunks, c0 = index % chunks * chunk, c1 = min_of(z.c, c0 + chunk);
-        Carver local{static_cast<char*>(memory)};
+        Carver local(memory);
         const Scratch scratch = take_scratch(local);
         A* const sum = local.take<A>(chunk * taps() * L);
         memset(static_cast<void*>(sum), 0, size_t((c1 - c0) * taps() * L) * sizeof(A));
-        for (int64_t unit = units * split / splits(); unit < units * (split + 1) / splits(); ++unit) {
+        for (int64_t unit = part_begin(units, splits(), split); unit < part_begin(units, splits(), split + 1); ++unit) {
           const int64_t n = unit / tiles, first = unit % tiles * rows_of_unit(),
                         last = min_of(z.p, first + rows_of_unit());
           for (int64_t c = c0; c < c1; c += together)
@@ -293,9 +294,9 @@ struct DepthwiseTask : DepthwiseRows<T, A, pass> {
       });
       if (splits() > 1) finish(0, z.c);
     } else {
-      const int64_t tile_h = plan.tile_h, tiles = ceil_div(vertical.output, tile_h), units = z.n * tiles * chunks;
+      const int64_t tile_h = own.tile_h, tiles = ceil_div(vertical.output, tile_h), units = z.n * tiles * chunks;
       for_each_unit(executor, plan, units, [&](int64_t unit, void* memory) {
-        Carver local{static_cast<char*>(memory)};
+        Carver local(memory);
         const Scratch scratch = take_scratch(local);
         const int64_t c0 = unit % chunks * chunk, c1 = min_of(z.c, c0 + chunk);
         const int64_t n = unit / chunks / tiles, first = unit / chunks % tiles * tile_h;

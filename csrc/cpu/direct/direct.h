@@ -13,6 +13,7 @@
 
 #include "../base/pack.h"
 #include "../base/tile.h"
+#include "layout.h"
 
 namespace conv_ext {
 
@@ -24,12 +25,14 @@ struct Tables {
   int64_t* phase_begin;  // (phases + 1) first tap of each pair of phases
 };
 
-inline Tables make_tables(const ConvProblem& z, Pass pass, const Plan& plan, Carver& memory) {
+// Of tiles of so many outputs of a phase, of so many images side by side.
+inline Tables make_tables(const ConvProblem& z, Pass pass, int64_t tile_h, int64_t tile_w, int64_t images,
+                          Carver& memory) {
   Tables t;
   t.vertical = vertical_axis(z, pass);
   t.horizontal = horizontal_axis(z, pass);
-  t.rows.build(t.vertical, plan.tile_h, memory.take<char>(AxisTable::bytes(z.r)));
-  t.columns.build(t.horizontal, plan.tile_w, memory.take<char>(AxisTable::bytes(z.s)));
+  t.rows.build(t.vertical, tile_h, memory.take<char>(AxisTable::bytes(z.r)));
+  t.columns.build(t.horizontal, tile_w, memory.take<char>(AxisTable::bytes(z.s)));
   t.tap_offset = memory.take<int64_t>(z.r * z.s);
   t.tap_weight = memory.take<int64_t>(z.r * z.s);
   const int64_t phases_h = t.vertical.phases(), phases_w = t.horizontal.phases();
@@ -46,8 +49,7 @@ inline Tables make_tables(const ConvProblem& z, Pass pass, const Plan& plan, Car
         for (int64_t s = 0; s < z.s; ++s) {
           if (t.horizontal.phase_of(s) != fw) continue;
           const int64_t column = t.columns.column[s];
-          t.tap_offset[next] =
-              ((column * row_positions + row) * t.columns.longest + t.columns.position[s]) * plan.images;
+          t.tap_offset[next] = ((column * row_positions + row) * t.columns.longest + t.columns.position[s]) * images;
           t.tap_weight[next++] = r * z.s + s;
         }
       }
@@ -59,13 +61,13 @@ inline Tables make_tables(const ConvProblem& z, Pass pass, const Plan& plan, Car
 
 // Packs a tile of one group's channels from channel `first` on; both parts of complex numbers become channels.
 template <class T, class A>
-void pack_channels(A* packed, const Plan& plan, int64_t pitch, View<T> view, int64_t parts, int64_t first,
+void pack_channels(A* packed, const DirectPlan& own, int64_t pitch, View<T> view, int64_t parts, int64_t first,
                    int64_t channels, int64_t n0, int64_t n1, const AxisTable& rows, const AxisTable& columns,
                    int64_t i0, int64_t j0, int64_t height) {
-  const PackedTile layout{plan.images, pitch, plan.channel_pitch * parts};
+  const PackedTile layout{own.images, pitch, own.channel_pitch * parts};
   view.data += first * view.channel;
   for (int64_t part = 0; part < parts; ++part, ++view.data)
-    pack_tile(packed + part * plan.channel_pitch, layout, view, channels, n0, n1, rows, columns, i0, j0, height);
+    pack_tile(packed + part * own.channel_pitch, layout, view, channels, n0, n1, rows, columns, i0, j0, height);
 }
 
 // forward and input_grad: everything that the tasks share.
@@ -79,6 +81,7 @@ struct Gather {
   A* packed_weight;
   A* bias;  // (groups * group_m * parts)
   bool relu;
+  const DirectPlan& own = plan.own<DirectPlan>();
 
   int64_t taps() const { return z.r * z.s; }
   int64_t rows_m() const { return group_m * parts; }
@@ -131,7 +134,7 @@ struct Gather {
     const int64_t row_step = tables.vertical.output_step() * result.row;
     const int64_t column_step = tables.horizontal.output_step() * result.column;
     T* const base = result.data + n0 * result.n + h0 * result.row + w0 * result.column;
-    const int64_t images = plan.images, stride = vectors * kLanes<A>;
+    const int64_t images = own.images, stride = vectors * kLanes<A>;
     int64_t p = lane / (pitch * images), q = lane % (pitch * images);
     for (int64_t l = 0; l < lanes;) {
       const int64_t length = min_of(lanes - l, width * images - q);
@@ -163,35 +166,35 @@ struct Gather {
 
   void run_tile(int64_t index, A* packed) const {
     const int64_t count_h = tables.vertical.longest_count(), count_w = tables.horizontal.longest_count();
-    const int64_t tiles_h = ceil_div(count_h, plan.tile_h), tiles_w = ceil_div(count_w, plan.tile_w);
-    const int64_t parts_m = ceil_div(rows_m(), plan.task_m);
+    const int64_t tiles_h = ceil_div(count_h, own.tile_h), tiles_w = ceil_div(count_w, own.tile_w);
+    const int64_t parts_m = ceil_div(rows_m(), own.task_m);
     const int64_t part = index % parts_m;
     index /= parts_m;
-    const int64_t j0 = index % tiles_w * plan.tile_w;
+    const int64_t j0 = index % tiles_w * own.tile_w;
     index /= tiles_w;
-    const int64_t i0 = index % tiles_h * plan.tile_h;
+    const int64_t i0 = index % tiles_h * own.tile_h;
     index /= tiles_h;
-    const int64_t blocks = ceil_div(z.groups, plan.task_groups);
-    const int64_t first_group = index % blocks * plan.task_groups;
-    const int64_t last_group = min_of(z.groups, first_group + plan.task_groups);
-    const int64_t n0 = index / blocks * plan.images, n1 = min_of(z.n, n0 + plan.images);
+    const int64_t blocks = ceil_div(z.groups, own.task_groups);
+    const int64_t first_group = index % blocks * own.task_groups;
+    const int64_t last_group = min_of(z.groups, first_group + own.task_groups);
+    const int64_t n0 = index / blocks * own.images, n1 = min_of(z.n, n0 + own.images);
     const int64_t pitch = tables.columns.longest;
-    pack_channels(packed, plan, pitch, source, parts, first_group * group_channels,
+    pack_channels(packed, own, pitch, source, parts, first_group * group_channels,
                   (last_group - first_group) * group_channels, n0, n1, tables.rows, tables.columns, i0, j0,
-                  min_of(plan.tile_h, count_h - i0));
-    const int64_t m_begin = part * plan.task_m, m_end = min_of(rows_m(), m_begin + plan.task_m);
+                  min_of(own.tile_h, count_h - i0));
+    const int64_t m_begin = part * own.task_m, m_end = min_of(rows_m(), m_begin + own.task_m);
     // Asked for here: within scatter the question costs 5 % of LeNet's c1; a pass over the register tile, 12 % of a
     // ReLU.
     const auto run = relu ? &Gather::template run_phase<true> : &Gather::template run_phase<false>;
     for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
-      const int64_t height = min_of(plan.tile_h, tables.vertical.count(fh) - i0);
+      const int64_t height = min_of(own.tile_h, tables.vertical.count(fh) - i0);
       for (int64_t fw = 0; fw < tables.horizontal.phases() && height > 0; ++fw) {
-        const int64_t width = min_of(plan.tile_w, tables.horizontal.count(fw) - j0);
+        const int64_t width = min_of(own.tile_w, tables.horizontal.count(fw) - j0);
         if (width <= 0) continue;
         const int64_t h0 = fh + i0 * tables.vertical.output_step(), w0 = fw + j0 * tables.horizontal.output_step();
         const int64_t phase = fh * tables.horizontal.phases() + fw;
         for (int64_t group = first_group; group < last_group; ++group)
-          (this->*run)(phase, group, m_begin, m_end, packed + (group - first_group) * channels() * plan.channel_pitch,
+          (this->*run)(phase, group, m_begin, m_end, packed + (group - first_group) * channels() * own.channel_pitch,
                        height, width, n0, n1, h0, w0);
       }
     }
@@ -201,15 +204,15 @@ struct Gather {
   void run_phase(int64_t phase, int64_t group, int64_t m_begin, int64_t m_end, const A* packed, int64_t height,
                  int64_t width, int64_t n0, int64_t n1, int64_t h0, int64_t w0) const {
     constexpr int L = kLanes<A>;
-    const int64_t pitch = tables.columns.longest, images = plan.images;
+    const int64_t pitch = tables.columns.longest, images = own.images;
     const int64_t first = tables.phase_begin[phase];
     // Either one run of lanes through all rows, or one for each row.
-    const int64_t run_rows = plan.flat ? height : 1;
+    const int64_t run_rows = own.flat ? height : 1;
     const int64_t run_lanes = ((run_rows - 1) * pitch + width) * images;
     alignas(64) A out[kGatherM * kMaxTileVectors * L];
     GatherArguments<A> a;
     a.channels = channels();
-    a.channel_pitch = plan.channel_pitch;
+    a.channel_pitch = own.channel_pitch;
     a.offset = tables.tap_offset + first;
     a.taps = tables.phase_begin[phase + 1] - first;
     a.out = out;
@@ -239,10 +242,11 @@ template <class T, class A>
 void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   const bool input_grad = pass == Pass::InputGrad;
   const int64_t parts = parts_of(z.dtype);
-  Carver memory{static_cast<char*>(b.workspace)};
+  const DirectPlan& own = plan.own<DirectPlan>();
+  Carver memory(b.workspace);
   Gather<T, A> task{z,
                     plan,
-                    make_tables(z, pass, plan, memory),
+                    make_tables(z, pass, own.tile_h, own.tile_w, own.images, memory),
                     view_of<T>(input_grad ? b.output : b.input, parts),
                     view_of<T>(input_grad ? b.input : b.output, parts),
                     view_of<T>(b.weight, parts),
@@ -267,35 +271,36 @@ template <class T, class A>
 void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   constexpr int L = kLanes<A>;
   const int64_t parts = parts_of(z.dtype), taps = z.r * z.s;
-  Carver memory{static_cast<char*>(b.workspace)};
-  const Tables tables = make_tables(z, Pass::WeightGrad, plan, memory);
+  const DirectPlan& own = plan.own<DirectPlan>();
+  Carver memory(b.workspace);
+  const Tables tables = make_tables(z, Pass::WeightGrad, own.tile_h, own.tile_w, own.images, memory);
   const View<T> input = view_of<T>(b.input, parts), grad = view_of<T>(b.output, parts),
                 result = view_of<T>(b.weight, parts);
   const int64_t group_k = z.group_k(), group_c = z.group_c();
   // Sums of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S).
   const int64_t row_sums = group_c * parts * taps, group_sums = group_k * parts * row_sums;
-  A* const sums = memory.take<A>(plan.splits * z.groups * group_sums);
-  const int64_t blocks_k = ceil_div(group_k, plan.tile_k), blocks_c = ceil_div(group_c, plan.tile_c);
-  const int64_t tiles_h = ceil_div(z.p, plan.tile_h), tiles_w = ceil_div(z.q, plan.tile_w);
-  const int64_t units = ceil_div(z.n, plan.images) * tiles_h * tiles_w;
+  A* const sums = memory.take<A>(own.splits * z.groups * group_sums);
+  const int64_t blocks_k = ceil_div(group_k, own.tile_k), blocks_c = ceil_div(group_c, own.tile_c);
+  const int64_t tiles_h = ceil_div(z.p, own.tile_h), tiles_w = ceil_div(z.q, own.tile_w);
+  const int64_t units = ceil_div(z.n, own.images) * tiles_h * tiles_w;
   const int64_t pitch = tables.columns.longest;
 
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-    const int64_t c0 = index % blocks_c * plan.tile_c;
+    const int64_t c0 = index % blocks_c * own.tile_c;
     index /= blocks_c;
-    const int64_t k0 = index % blocks_k * plan.tile_k;
+    const int64_t k0 = index % blocks_k * own.tile_k;
     index /= blocks_k;
-    const int64_t group_blocks = ceil_div(z.groups, plan.task_groups);
-    const int64_t first_group = index % group_blocks * plan.task_groups, split = index / group_blocks;
-    const int64_t groups = min_of(plan.task_groups, z.groups - first_group);
-    const int64_t ck = min_of(plan.tile_k, group_k - k0), cc = min_of(plan.tile_c, group_c - c0);
+    const int64_t group_blocks = ceil_div(z.groups, own.task_groups);
+    const int64_t first_group = index % group_blocks * own.task_groups, split = index / group_blocks;
+    const int64_t groups = min_of(own.task_groups, z.groups - first_group);
+    const int64_t ck = min_of(own.tile_k, group_k - k0), cc = min_of(own.tile_c, group_c - c0);
     const int64_t rows_k = ck * parts, tap_rows = cc * parts * taps;
-    Carver local{static_cast<char*>(scratch)};
+    Carver local(scratch);
     int64_t* const offset = local.take<int64_t>(tap_rows);
-    A* const g = local.take<A>(groups * rows_k * plan.tile_h * plan.grad_pitch);
+    A* const g = local.take<A>(groups * rows_k * own.tile_h * own.grad_pitch);
     A* const x = local.take<A>(0);
     for (int64_t c = 0; c < cc * parts; ++c)
-      for (int64_t t = 0; t < taps; ++t) offset[c * taps + t] = c * plan.channel_pitch + tables.tap_offset[t];
+      for (int64_t t = 0; t < taps; ++t) offset[c * taps + t] = c * own.channel_pitch + tables.tap_offset[t];
     const auto out_row = [&](int64_t group, int64_t k) {
       return sums + (split * z.groups + first_group + group) * group_sums + (k0 * parts + k) * row_sums +
              c0 * parts * taps;
@@ -303,22 +308,22 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
     for (int64_t k = 0; k < groups * rows_k; ++k)
       for (int64_t t = 0; t < tap_rows; ++t) out_row(k / rows_k, k % rows_k)[t] = A(0);
 
-    for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
-      const int64_t j0 = unit % tiles_w * plan.tile_w, i0 = unit / tiles_w % tiles_h * plan.tile_h;
-      const int64_t n0 = unit / tiles_w / tiles_h * plan.images, n1 = min_of(z.n, n0 + plan.images);
-      const int64_t height = min_of(plan.tile_h, z.p - i0), width = min_of(plan.tile_w, z.q - j0);
-      pack_channels(x, plan, pitch, input, parts, first_group * group_c + c0, groups * cc, n0, n1, tables.rows,
+    for (int64_t unit = part_begin(units, own.splits, split); unit < part_begin(units, own.splits, split + 1); ++unit) {
+      const int64_t j0 = unit % tiles_w * own.tile_w, i0 = unit / tiles_w % tiles_h * own.tile_h;
+      const int64_t n0 = unit / tiles_w / tiles_h * own.images, n1 = min_of(z.n, n0 + own.images);
+      const int64_t height = min_of(own.tile_h, z.p - i0), width = min_of(own.tile_w, z.q - j0);
+      pack_channels(x, own, pitch, input, parts, first_group * group_c + c0, groups * cc, n0, n1, tables.rows,
                     tables.columns, i0, j0, height);
       // The upstream gradient: rows of width * images lanes, filled up with zeros to whole vectors.
-      const int64_t lanes = width * plan.images, grad_channel = plan.tile_h * plan.grad_pitch;
+      const int64_t lanes = width * own.images, grad_channel = own.tile_h * own.grad_pitch;
       for (int64_t k = 0; k < groups * rows_k; ++k)
         for (int64_t p = 0; p < height; ++p)
-          for (int64_t i = n1 - n0 < plan.images ? 0 : lanes; i < round_up(lanes, L); ++i)
-            g[k * grad_channel + p * plan.grad_pitch + i] = A(0);
+          for (int64_t i = n1 - n0 < own.images ? 0 : lanes; i < round_up(lanes, L); ++i)
+            g[k * grad_channel + p * own.grad_pitch + i] = A(0);
       for (int64_t part = 0; part < parts; ++part)
         for (int64_t p = 0; p < height; ++p)
           for (int64_t n = n0; n < n1; ++n)
-            pack_block(g + part * grad_channel + p * plan.grad_pitch + (n - n0), grad_channel * parts, plan.images,
+            pack_block(g + part * grad_channel + p * own.grad_pitch + (n - n0), grad_channel * parts, own.images,
                        grad.data + n * grad.n + (first_group * group_k + k0) * grad.channel + (i0 + p) * grad.row +
                            j0 * grad.column + part,
                        grad.channel, grad.column, groups * ck, width);
@@ -326,14 +331,14 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
       DotArguments<A> a;
       a.g_channel = grad_channel;
       // Where no column lies between two rows, they are one.
-      const bool joined = width == pitch && round_up(lanes, L) == lanes && plan.grad_pitch == lanes;
+      const bool joined = width == pitch && round_up(lanes, L) == lanes && own.grad_pitch == lanes;
       a.rows = joined ? 1 : height;
       a.lanes = joined ? lanes * height : lanes;
-      a.g_row = plan.grad_pitch;
-      a.x_row = pitch * plan.images;
+      a.g_row = own.grad_pitch;
+      a.x_row = pitch * own.images;
       a.out_pitch = row_sums;
       for (int64_t group = 0; group < groups; ++group) {
-        a.x = x + group * cc * parts * plan.channel_pitch;
+        a.x = x + group * cc * parts * own.channel_pitch;
         for (int64_t k = 0; k < rows_k;) {
           const int block = block_rows(rows_k - k, kDotM);
           a.g = g + (group * rows_k + k) * grad_channel;
@@ -356,7 +361,7 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
     const auto total = [&](int64_t gp, int64_t c, int64_t xp, int64_t t) {
       const A* at = sums + group * group_sums + (row * parts + gp) * row_sums + (c * parts + xp) * taps + t;
       A sum = at[0];
-      for (int64_t split = 1; split < plan.splits; ++split) sum += at[split * z.groups * group_sums];
+      for (int64_t split = 1; split < own.splits; ++split) sum += at[split * z.groups * group_sums];
       return sum;
     };
     for (int64_t c = 0; c < group_c; ++c)

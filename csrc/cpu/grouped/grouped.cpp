@@ -4,30 +4,14 @@
 
 namespace conv_ext {
 
-template <class A, class T = A>
-RunPass grouped_of(Pass pass) {
-  switch (pass) {
-    case Pass::Forward:
-      return run_grouped<A, T, Pass::Forward>;
-    case Pass::InputGrad:
-      return run_grouped<A, T, Pass::InputGrad>;
-    case Pass::WeightGrad:
-      return run_grouped<A, T, Pass::WeightGrad>;
-  }
-  return nullptr;
-}
-
-RunPass select_grouped(Pass pass, DType dtype) {
-  switch (dtype) {
-    case DType::Float32:
-      return grouped_of<float>(pass);
-    case DType::Float64:
-      return grouped_of<double>(pass);
-    case DType::BFloat16:
-      return grouped_of<float, bfloat16>(pass);
-    default:  // the plan declines the other types
-      return nullptr;
-  }
+RunPlan select_grouped(Pass pass, DType dtype) {
+  return with_types_and_pass(dtype, pass, [](auto types, auto its_pass) -> RunPlan {
+    typedef decltype(types) Types;
+    typedef typename Types::T T;
+    // The plan declines float16.
+    if constexpr (!is_same<T, float16>) return run_grouped<typename Types::A, T, decltype(its_pass)::value>;
+    return nullptr;
+  });
 }
 
 }  // namespace conv_ext

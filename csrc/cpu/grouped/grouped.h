@@ -15,7 +15,6 @@
 #include "layout.h"
 #include "tile.h"
 #include "../base/lanes.h"
-#include "../base/panel_tile.h"
 
 namespace conv_ext {
 
@@ -23,7 +22,7 @@ template <class A, class T>
 struct GroupedTask {
   static constexpr int L = kLanes<A>;
   ConvProblem z;
-  Plan plan;
+  GroupedPlan own;
   Axis vertical, horizontal;
   GroupUnits units;
   WindowAxis down, across;
@@ -32,10 +31,10 @@ struct GroupedTask {
   int64_t *offset, *tap, *chain_begin;
   LaneIndex<A> index[L];
 
-  void prepare(const ConvProblem& problem, Pass pass, const Plan& its_plan, const TensorRef& from, const TensorRef& to,
+  void prepare(const ConvProblem& problem, Pass pass, const Plan& plan, const TensorRef& from, const TensorRef& to,
                const TensorRef& w, Carver& memory) {
     z = problem;
-    plan = its_plan;
+    own = plan.own<GroupedPlan>();
     vertical = vertical_axis(z, pass);
     horizontal = horizontal_axis(z, pass);
     units = group_units(z, pass, L);
@@ -100,7 +99,7 @@ struct GroupedTask {
   }
 
   int64_t window_columns() const { return across.extent(horizontal, horizontal.output); }
-  int64_t window_rows() const { return down.extent(vertical, plan.tile_h); }
+  int64_t window_rows() const { return down.extent(vertical, own.tile_h); }
   int64_t window_block() const { return window_rows() * window_columns() * L; }
 
   // Groups [first, last) of a unit; lanes of its v-th vector.
@@ -153,8 +152,8 @@ template <class A, class T>
 struct GroupedGather : GroupedTask<A, T> {
   using Base = GroupedTask<A, T>;
   using Base::across, Base::chain, Base::chain_begin, Base::down, Base::first_result, Base::horizontal, Base::index,
-      Base::L, Base::offset, Base::pack_window, Base::plan, Base::result, Base::tap, Base::unit_groups,
-      Base::unit_lanes, Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
+      Base::L, Base::offset, Base::pack_window, Base::own, Base::result, Base::tap, Base::unit_groups, Base::unit_lanes,
+      Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
   A *packed_weight, *biases;
   bool relu;
 
@@ -279,7 +278,8 @@ template <class A, class T>
 void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   constexpr int L = kLanes<A>;
   const bool inverse = pass == Pass::InputGrad;
-  Carver memory{static_cast<char*>(b.workspace)};
+  Carver memory(b.workspace);
+  const GroupedPlan& own = plan.own<GroupedPlan>();
   GroupedGather<A, T> task{};
   task.prepare(z, pass, plan, inverse ? b.output : b.input, inverse ? b.input : b.output, b.weight, memory);
   if (inverse)
@@ -302,14 +302,14 @@ void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const
       task.pack_weights(unit, v);
     }
   });
-  const int64_t parts = ceil_div(units.units, plan.task_groups), blocks = ceil_div(task.vertical.output, plan.tile_h);
+  const int64_t parts = ceil_div(units.units, own.task_groups), blocks = ceil_div(task.vertical.output, own.tile_h);
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-    const int64_t part = index % parts, o0 = index / parts % blocks * plan.tile_h, n = index / parts / blocks;
-    Carver local{static_cast<char*>(scratch)};
+    const int64_t part = index % parts, o0 = index / parts % blocks * own.tile_h, n = index / parts / blocks;
+    Carver local(scratch);
     A* const window = local.take<A>(units.blocks * task.window_block());
     A* const out = local.take<A>(0);
-    for (int64_t unit = part * plan.task_groups; unit < min_of(units.units, (part + 1) * plan.task_groups); ++unit)
-      task.run_unit(n, unit, o0, min_of(task.vertical.output, o0 + plan.tile_h), window, out);
+    for (int64_t unit = part * own.task_groups; unit < min_of(units.units, (part + 1) * own.task_groups); ++unit)
+      task.run_unit(n, unit, o0, min_of(task.vertical.output, o0 + own.tile_h), window, out);
   });
 }
 

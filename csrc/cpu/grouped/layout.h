@@ -6,6 +6,12 @@
 
 namespace conv_ext {
 
+struct GroupedPlan {
+  int64_t tile_h, tile_w;  // outputs of a window
+  int64_t task_groups;     // units of a task
+  int64_t splits;          // weight_grad: into how many parts, added in order, the reduction is cut
+};
+
 // The lanes of a vector are channels of the result: of several whole groups where these are small, else of one group.
 struct GroupUnits {
   int64_t result, source;  // channels of a group

@@ -35,7 +35,9 @@ struct Window {
 
 }  // namespace
 
-void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+void prepare_grouped(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  GroupedPlan& own = plan->own<GroupedPlan>();
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
   const GroupUnits units = group_units(z, pass, lanes);
@@ -49,34 +51,35 @@ void prepare_grouped(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan
     return rows(count) <= step ||
            (window.bytes(rows(count)) <= kWindowBytes && window.block_bytes(rows(count)) <= kScratchLimit / 2);
   });
-  plan->tile_h = rows(blocks);
-  plan->tile_w = horizontal.output;
-  blocks = ceil_div(output, plan->tile_h);
+  own.tile_h = rows(blocks);
+  own.tile_w = horizontal.output;
+  blocks = ceil_div(output, own.tile_h);
   const int64_t vector_bytes = product(taps, units.source, isa.vector_bytes);
   const int64_t vectors = product(units.units, units.vectors);
   const int64_t phases = product(vertical.phases(), horizontal.phases());
-  plan->splits = 1;
+  own.splits = 1;
   if (weight_grad) {
-    plan->task_groups =
+    own.task_groups =
         max_of(1, min_of(min_of(units.units, kUnitsOfTask), kTaskSums / product(units.vectors, vector_bytes)));
-    const int64_t parts = ceil_div(units.units, plan->task_groups);
+    const int64_t parts = ceil_div(units.units, own.task_groups);
     if (share && parts < kEnoughTasks) {
       const int64_t wanted = min_of(product(z.n, blocks), ceil_div(kEnoughTasks, parts));
-      plan->splits = max_of(1, min_of(wanted, kPartialSums / product(vectors, vector_bytes)));
+      own.splits = max_of(1, min_of(wanted, kPartialSums / product(vectors, vector_bytes)));
     }
-    plan->tasks = product(parts, plan->splits);
-    plan->workspace_bytes = array_bytes(product(plan->splits, vectors), vector_bytes);
+    plan->tasks = product(parts, own.splits);
+    plan->workspace_bytes = array_bytes(product(own.splits, vectors), vector_bytes);
   } else {
     const int64_t tasks = product(z.n, blocks, units.units);
-    plan->task_groups = max_of(1, min_of(min_of(units.units, kUnitsOfTask), tasks / kEnoughTasks));
-    plan->tasks = product(z.n, blocks, ceil_div(units.units, plan->task_groups));
+    own.task_groups = max_of(1, min_of(min_of(units.units, kUnitsOfTask), tasks / kEnoughTasks));
+    plan->tasks = product(z.n, blocks, ceil_div(units.units, own.task_groups));
     plan->workspace_bytes = array_bytes(vectors, isa.vector_bytes) + array_bytes(vectors, vector_bytes);
   }
   plan->workspace_bytes += grouped_table_bytes(taps, phases);
-  plan->scratch_bytes = aligned(window.bytes(plan->tile_h)) + aligned(window.block_bytes(plan->tile_h));
+  plan->scratch_bytes = aligned(window.bytes(own.tile_h)) + aligned(window.block_bytes(own.tile_h));
 }
 
-const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* grouped_declines(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   if (z.groups == 1) return "it is for groups";
   if (z.dtype != DType::Float32 && z.dtype != DType::Float64 && z.dtype != DType::BFloat16)
     return "it is for float32, float64 and bfloat16";
@@ -87,11 +90,11 @@ const char* grouped_declines(const ConvProblem& z, Pass pass, const IsaTraits& i
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (max_of(horizontal.source, horizontal.output) + (z.s - 1) * z.dilation_w > kScratchLimit)
     return "a row is longer than 2^24";
-  return memory_declines(z, pass, isa, prepare_grouped,
-                         "the smallest window exceeds 16 MiB of scratch for each thread");
+  return memory_declines(input, prepare_grouped, "the smallest window exceeds 16 MiB of scratch for each thread");
 }
 
-const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* grouped_yields(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
   const GroupUnits units = group_units(z, pass, lanes);
   if (units.several() && lanes < 8) return "there is no instruction to spread channels over so short vectors";
@@ -105,6 +108,12 @@ const char* grouped_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa
   if (!z.channels_last && z.r * z.s == 1 && max_of(units.source, units.result) > lanes)
     return "a single tap does not repay turning the channels round";
   return nullptr;
+}
+
+void describe_grouped(const PlanInput& input, const Plan& plan, Facts* facts) {
+  const GroupedPlan& own = plan.own<GroupedPlan>();
+  add_facts(facts, {{"rows", own.tile_h}, {"columns", own.tile_w}});
+  if (input.pass == Pass::WeightGrad) add_facts(facts, {{"splits", own.splits}});
 }
 
 }  // namespace conv_ext

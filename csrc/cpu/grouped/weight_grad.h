@@ -16,8 +16,8 @@ template <class A, class T>
 struct GroupedGrad : GroupedTask<A, T> {
   using Base = GroupedTask<A, T>;
   using Base::across, Base::chain, Base::chain_begin, Base::down, Base::first_result, Base::horizontal, Base::index,
-      Base::L, Base::offset, Base::pack_window, Base::plan, Base::result, Base::tap, Base::unit_groups,
-      Base::unit_lanes, Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
+      Base::L, Base::offset, Base::pack_window, Base::own, Base::result, Base::tap, Base::unit_groups, Base::unit_lanes,
+      Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
   A* sums;          // (splits, units, vectors), each (C, taps, kLanes), or (taps, C, kLanes)
   bool taps_first;  // the latter: in the order in which the result lies
 
@@ -85,7 +85,7 @@ struct GroupedGrad : GroupedTask<A, T> {
   // Adds the parts of the reduction to the first one, in order, and writes the weights of a vector.
   void write_vector(int64_t vector) const {
     A* const sum = sums + vector * vector_sums();
-    for (int64_t split = 1; split < plan.splits; ++split) {
+    for (int64_t split = 1; split < own.splits; ++split) {
       const A* const part = sum + split * units.units * units.vectors * vector_sums();
       for (int64_t i = 0; i < vector_sums(); i += L) store(sum + i, load(sum + i) + load(part + i));
     }
@@ -107,28 +107,29 @@ struct GroupedGrad : GroupedTask<A, T> {
 
 template <class A, class T>
 void run_grouped_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  Carver memory{static_cast<char*>(b.workspace)};
+  const GroupedPlan& own = plan.own<GroupedPlan>();
+  Carver memory(b.workspace);
   GroupedGrad<A, T> task{};
   task.prepare(z, Pass::WeightGrad, plan, b.input, b.output, b.weight, memory);
   task.taps_first = task.weight.channel == 1 && task.taps() > 1;
   const GroupUnits& units = task.units;
   const int64_t unit_sums = units.vectors * task.vector_sums();
-  task.sums = memory.take<A>(plan.splits * units.units * unit_sums);
-  const int64_t blocks = ceil_div(z.p, plan.tile_h), pieces = z.n * blocks,
-                parts = ceil_div(units.units, plan.task_groups);
+  task.sums = memory.take<A>(own.splits * units.units * unit_sums);
+  const int64_t blocks = ceil_div(z.p, own.tile_h), pieces = z.n * blocks,
+                parts = ceil_div(units.units, own.task_groups);
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t i, void* scratch) {
-    const int64_t first = i % parts * plan.task_groups, last = min_of(units.units, first + plan.task_groups),
+    const int64_t first = i % parts * own.task_groups, last = min_of(units.units, first + own.task_groups),
                   split = i / parts;
-    Carver local{static_cast<char*>(scratch)};
+    Carver local(scratch);
     A* const window = local.take<A>(units.blocks * task.window_block());
     A* const grads = local.take<A>(0);
     A* const sum = task.sums + split * units.units * unit_sums;
     memset(static_cast<void*>(sum + first * unit_sums), 0, size_t((last - first) * unit_sums) * sizeof(A));
-    for (int64_t piece = part_begin(pieces, plan.splits, split); piece < part_begin(pieces, plan.splits, split + 1);
+    for (int64_t piece = part_begin(pieces, own.splits, split); piece < part_begin(pieces, own.splits, split + 1);
          ++piece) {
-      const int64_t p0 = piece % blocks * plan.tile_h;
+      const int64_t p0 = piece % blocks * own.tile_h;
       for (int64_t unit = first; unit < last; ++unit)
-        task.add_rows(piece / blocks, unit, p0, min_of(z.p, p0 + plan.tile_h), sum + unit * unit_sums, window, grads);
+        task.add_rows(piece / blocks, unit, p0, min_of(z.p, p0 + own.tile_h), sum + unit * unit_sums, window, grads);
     }
   });
   parallel_for(executor, units.units * units.vectors, 0, [&](int64_t i, void*) { task.write_vector(i); });

@@ -4,21 +4,14 @@
 
 namespace conv_ext {
 
-template <class T>
-RunPass implicit_gemm_of(Pass pass) {
-  switch (pass) {
-    case Pass::Forward:
-      return run_implicit_gemm<T, Pass::Forward>;
-    case Pass::InputGrad:
-      return run_implicit_gemm<T, Pass::InputGrad>;
-    case Pass::WeightGrad:
-      return run_implicit_gemm<T, Pass::WeightGrad>;
-  }
-  return nullptr;
-}
-
-RunPass select_implicit_gemm(Pass pass, bool of_bfloat16) {
-  return of_bfloat16 ? implicit_gemm_of<bfloat16>(pass) : implicit_gemm_of<float>(pass);
+// Of bfloat16, and of float32 that may be rounded to it or is cut into parts; the plan declines the other types.
+RunPlan select_implicit_gemm(Pass pass, DType dtype) {
+  return with_types_and_pass(dtype, pass, [](auto types, auto its_pass) -> RunPlan {
+    typedef decltype(types) Types;
+    typedef typename Types::T T;
+    if constexpr (is_same<T, bfloat16> || is_same<T, float>) return run_implicit_gemm<T, decltype(its_pass)::value>;
+    return nullptr;
+  });
 }
 
 }  // namespace conv_ext

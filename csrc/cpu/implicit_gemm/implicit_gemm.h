@@ -22,7 +22,7 @@ namespace conv_ext {
 template <class T>
 struct DotGather {
   const ConvProblem& z;
-  const Plan& plan;
+  const ImplicitGemmPlan& own;
   DotTables tables;
   View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
   int64_t group_m, group_channels;
@@ -32,10 +32,10 @@ struct DotGather {
 
   int64_t blocks() const { return ceil_div(group_m, kDotLanes); }
   int64_t weight_part() const { return tables.pairs * kPairBlock; }
-  int64_t block_size() const { return plan.parts * weight_part(); }
-  int64_t tile_size() const { return plan.parts * plan.channel_pitch; }
+  int64_t block_size() const { return own.parts * weight_part(); }
+  int64_t tile_size() const { return own.parts * own.channel_pitch; }
   void pack_weights(bfloat16* to, int64_t group, int64_t first, int64_t count) const {
-    for_each_part(plan.parts, weight, [&](int part, auto view) {
+    for_each_part(own.parts, weight, [&](int part, auto view) {
       const DotWeights<typename ViewedType<decltype(view)>::type> weights{tables,  view,         z.s,       z.r * z.s,
                                                                           group_m, block_size(), input_grad};
       weights.pack(to + part * weight_part(), group, first, count);
@@ -47,28 +47,28 @@ struct DotGather {
     int64_t group, n0, n1, i0, j0, height, width, rows, pitch;
     bool single;  // every output reads one position
   };
-  int64_t tiles_h() const { return ceil_div(tables.vertical.longest_count(), plan.tile_h); }
-  int64_t tiles_w() const { return ceil_div(tables.horizontal.longest_count(), plan.tile_w); }
-  int64_t tiles_of_group() const { return ceil_div(z.n, plan.images) * tiles_h() * tiles_w(); }
+  int64_t tiles_h() const { return ceil_div(tables.vertical.longest_count(), own.tile_h); }
+  int64_t tiles_w() const { return ceil_div(tables.horizontal.longest_count(), own.tile_w); }
+  int64_t tiles_of_group() const { return ceil_div(z.n, own.images) * tiles_h() * tiles_w(); }
   Tile tile_at(int64_t group, int64_t index) const {
     Tile t;
     t.group = group;
-    t.j0 = index % tiles_w() * plan.tile_w;
+    t.j0 = index % tiles_w() * own.tile_w;
     index /= tiles_w();
-    t.i0 = index % tiles_h() * plan.tile_h;
-    t.n0 = index / tiles_h() * plan.images;
-    t.n1 = min_of(z.n, t.n0 + plan.images);
-    t.height = min_of(plan.tile_h, tables.vertical.longest_count() - t.i0);
-    t.width = min_of(plan.tile_w, tables.horizontal.longest_count() - t.j0);
+    t.i0 = index % tiles_h() * own.tile_h;
+    t.n0 = index / tiles_h() * own.images;
+    t.n1 = min_of(z.n, t.n0 + own.images);
+    t.height = min_of(own.tile_h, tables.vertical.longest_count() - t.i0);
+    t.width = min_of(own.tile_w, tables.horizontal.longest_count() - t.j0);
     t.single = tables.down.span == 1 && tables.across.span == 1;
     t.rows = tables.down.extent(t.height);
     t.pitch = t.single ? t.width : tables.pitch;
     return t;
   }
   void pack_tile(bfloat16* to, const Tile& t) const {
-    for_each_part(plan.parts, source, [&](int part, auto view) {
+    for_each_part(own.parts, source, [&](int part, auto view) {
       view.data += t.group * group_channels * view.channel;
-      pack_source(to + part * plan.channel_pitch, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
+      pack_source(to + part * own.channel_pitch, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
     });
   }
 
@@ -176,8 +176,8 @@ struct DotGather {
     a.block = block_size();
     a.start_pitch = 0;
     a.out = out;
-    a.parts = int(plan.parts);
-    a.x_part = plan.channel_pitch;
+    a.parts = int(own.parts);
+    a.x_part = own.channel_pitch;
     a.w_part = weight_part();
     const bool joined = t.single && width == t.pitch && height == t.rows;
     const int64_t length = joined ? images * height * width : width;
@@ -187,7 +187,7 @@ struct DotGather {
       const int64_t lanes = min_of(blocks_now * kDotLanes, m_end - m);
       a.w = weights + (m - m_begin) / kDotLanes * block_size();
       const float* const biases = bias + t.group * blocks() * kDotLanes + m;
-      a.start = plan.parts > 1 ? kZeros : biases;
+      a.start = own.parts > 1 ? kZeros : biases;
       a.out_pitch = blocks_now * kDotLanes;
       T* const corner = result.data + t.n0 * result.n + (t.group * group_m + m) * result.channel +
                         (fh + t.i0 * tables.vertical.output_step()) * result.row +
@@ -200,7 +200,7 @@ struct DotGather {
             const int now = int(min_of(rows, length - q));
             a.x = line + q * a.pitch;
             dot_tile(a, scope, now, blocks_now);
-            if (plan.parts > 1) {
+            if (own.parts > 1) {
               scale_back(out, a.out_pitch, now, biases);
               mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
             }
@@ -225,22 +225,22 @@ struct DotGather {
 
   // Weights are packed once, and each task packs a tile of the source ...
   void run_tile(int64_t index, bfloat16* scratch) const {
-    const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
+    const int64_t parts_m = ceil_div(group_m, own.task_m), m0 = index % parts_m * own.task_m;
     index /= parts_m;
     const Tile t = tile_at(index / tiles_of_group(), index % tiles_of_group());
     pack_tile(scratch, t);
     TileScope scope;
     multiply(t, scratch, packed + (t.group * blocks() + m0 / kDotLanes) * block_size(), m0,
-             min_of(group_m, m0 + plan.task_m), scope);
+             min_of(group_m, m0 + own.task_m), scope);
   }
   // ... or, where there is more to pack of the weights, the other way round.
   void run_block(int64_t index, bfloat16* scratch) const {
-    const int64_t parts_m = ceil_div(group_m, plan.task_m), m0 = index % parts_m * plan.task_m;
-    const int64_t part = index / parts_m % plan.splits, group = index / parts_m / plan.splits;
-    const int64_t m1 = min_of(group_m, m0 + plan.task_m), tiles = tiles_of_group();
+    const int64_t parts_m = ceil_div(group_m, own.task_m), m0 = index % parts_m * own.task_m;
+    const int64_t part = index / parts_m % own.splits, group = index / parts_m / own.splits;
+    const int64_t m1 = min_of(group_m, m0 + own.task_m), tiles = tiles_of_group();
     pack_weights(scratch, group, m0 / kDotLanes, ceil_div(m1 - m0, kDotLanes));
     TileScope scope;
-    for (int64_t i = tiles * part / plan.splits; i < tiles * (part + 1) / plan.splits; ++i)
+    for (int64_t i = tiles * part / own.splits; i < tiles * (part + 1) / own.splits; ++i)
       multiply(tile_at(group, i), packed + (group * tiles + i) * tile_size(), scratch, m0, m1, scope);
   }
 };
@@ -250,10 +250,11 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                          const Executor& executor) {
   const bool input_grad = pass == Pass::InputGrad;
   const int64_t group_channels = input_grad ? z.group_k() : z.group_c();
-  Carver memory{static_cast<char*>(b.workspace)};
+  const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
+  Carver memory(b.workspace);
   DotGather<T> task{z,
-                    plan,
-                    DotTables::make(z, pass, plan.tile_w, group_channels, memory),
+                    own,
+                    DotTables::make(z, pass, own.tile_w, group_channels, memory),
                     view_of<T>(input_grad ? b.output : b.input, 1),
                     view_of<T>(input_grad ? b.input : b.output, 1),
                     view_of<T>(b.weight, 1),
@@ -271,7 +272,7 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                        ? read<float>(static_cast<const T*>(b.bias) + (group * task.group_m + m) * b.bias_stride)
                        : 0.0f;
   }
-  if (plan.weights_in_tasks) {
+  if (own.weights_in_tasks) {
     const int64_t tiles = task.tiles_of_group();
     task.packed = memory.take<bfloat16>(z.groups * tiles * task.tile_size());
     parallel_for(executor, z.groups * tiles, 0, [&](int64_t index, void*) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "amx.h"
+#include "layout.h"
 #include "pack_bf16.h"
 
 namespace conv_ext {

@@ -1,5 +1,6 @@
 // The plan of the implicit matrix product of bfloat16: its tiles, its memory, and what it declines.
 #include "../plan_common.h"
+#include "layout.h"
 
 namespace conv_ext {
 namespace {
@@ -33,8 +34,10 @@ int64_t dot_table_bytes(const ConvProblem& z, const Axis& vertical, const Axis& 
          aligned(product(vertical.phases(), horizontal.phases(), 8) + 8);
 }
 
-void prepare_dot_gather(const ConvProblem& z, Pass pass, Plan* plan) {
-  const int64_t part_bytes = plan->parts * 2;  // of an element of both operands
+void prepare_dot_gather(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  const int64_t part_bytes = own.parts * 2;  // of an element of both operands
   const bool input_grad = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const Reach down = reach_of(vertical), across = reach_of(horizontal);
@@ -49,102 +52,105 @@ void prepare_dot_gather(const ConvProblem& z, Pass pass, Plan* plan) {
     CONV_EXT_PLAN_STEP();
     (tile_h() > 1 ? cut_h : cut_w) *= 2;
   }
-  plan->tile_h = tile_h();
-  plan->tile_w = tile_w();
-  plan->images = 1;
+  own.tile_h = tile_h();
+  own.tile_w = tile_w();
+  own.images = 1;
   const bool share = z.flops() >= kWorthSharing;
   if (cut_h == 1 && cut_w == 1) {
-    while (product(2 * plan->images, count_h, count_w) <= kLineRows &&
-           product(2 * plan->images, bytes()) <= kTileBudget && plan->images < z.n &&
-           !(share && 8 * plan->images > z.n)) {
+    while (product(2 * own.images, count_h, count_w) <= kLineRows && product(2 * own.images, bytes()) <= kTileBudget &&
+           own.images < z.n && !(share && 8 * own.images > z.n)) {
       CONV_EXT_PLAN_STEP();
-      plan->images *= 2;
+      own.images *= 2;
     }
   }
   const int64_t tiles =
-      product(ceil_div(z.n, plan->images), z.groups, ceil_div(count_h, plan->tile_h), ceil_div(count_w, plan->tile_w));
+      product(ceil_div(z.n, own.images), z.groups, ceil_div(count_h, own.tile_h), ceil_div(count_w, own.tile_w));
   // Every tap may be a segment of its own, with half a pair.
   const int64_t pairs = product(z.r, z.s, ceil_div(channels, 2));
   const int64_t block_bytes = product(pairs, kDotLanes * 2 * part_bytes);
   const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
-  const int64_t tile_bytes = plan->parts * aligned(product(plan->images, bytes()) / plan->parts);
-  plan->channel_pitch = tile_bytes / part_bytes;
+  const int64_t tile_bytes = own.parts * aligned(product(own.images, bytes()) / own.parts);
+  own.channel_pitch = tile_bytes / part_bytes;
   plan->workspace_bytes = dot_table_bytes(z, vertical, horizontal) + array_bytes(blocks, kDotLanes * 4);
-  plan->weights_in_tasks = share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
-  if (plan->weights_in_tasks) {
-    plan->task_m = 4 * kDotLanes;
-    const int64_t parts_m = product(z.groups, ceil_div(rows_m, plan->task_m));
-    plan->splits = min_of(tiles / z.groups, ceil_div(kEnoughTasks, parts_m));
-    plan->tasks = product(parts_m, plan->splits);
-    plan->scratch_bytes = product(plan->task_m / kDotLanes, block_bytes);
+  own.weights_in_tasks = share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
+  if (own.weights_in_tasks) {
+    own.task_m = 4 * kDotLanes;
+    const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));
+    own.splits = min_of(tiles / z.groups, ceil_div(kEnoughTasks, parts_m));
+    plan->tasks = product(parts_m, own.splits);
+    plan->scratch_bytes = product(own.task_m / kDotLanes, block_bytes);
     plan->workspace_bytes += product(tiles, tile_bytes);
     return;
   }
   int64_t parts_m = 1;
   if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, 2 * kDotLanes));
-  plan->task_m = round_up(ceil_div(rows_m, parts_m), 2 * kDotLanes);
-  plan->tasks = product(tiles, ceil_div(rows_m, plan->task_m));
+  own.task_m = round_up(ceil_div(rows_m, parts_m), 2 * kDotLanes);
+  plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));
   plan->scratch_bytes = tile_bytes;
   plan->workspace_bytes += array_bytes(blocks, block_bytes);
 }
 
-void prepare_dot_weight_grad(const ConvProblem& z, Plan* plan) {
+void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const Reach down = reach_of(vertical), across = reach_of(horizontal);
   const int64_t taps = z.r * z.s;
-  plan->tile_k = ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));
-  plan->tile_c = z.group_c();
-  if (product(plan->tile_c, taps) > kDotBlockLanes && plan->tile_c > kDotLanes) {
+  own.tile_k = ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));
+  own.tile_c = z.group_c();
+  if (product(own.tile_c, taps) > kDotBlockLanes && own.tile_c > kDotLanes) {
     const int64_t most = max_of(kDotLanes, kDotBlockLanes / taps / kDotLanes * kDotLanes);
-    plan->tile_c = round_up(ceil_div(z.group_c(), ceil_div(z.group_c(), most)), kDotLanes);
+    own.tile_c = round_up(ceil_div(z.group_c(), ceil_div(z.group_c(), most)), kDotLanes);
   }
   const auto task_count = [&] {
-    return product(z.groups, ceil_div(z.group_k(), plan->tile_k), ceil_div(z.group_c(), plan->tile_c));
+    return product(z.groups, ceil_div(z.group_k(), own.tile_k), ceil_div(z.group_c(), own.tile_c));
   };
   // Where that makes enough tasks, fewer rows for each rather than parts of the reduction, which cost a pass over the
   // sums.
   if (z.flops() >= kWorthSharing && task_count() < kEnoughTasks &&
-      product(task_count(), plan->tile_k) >= kEnoughTasks * kLeastBlockRows)
-    while (task_count() < kEnoughTasks && plan->tile_k > 1) {
+      product(task_count(), own.tile_k) >= kEnoughTasks * kLeastBlockRows)
+    while (task_count() < kEnoughTasks && own.tile_k > 1) {
       CONV_EXT_PLAN_STEP();
-      plan->tile_k = ceil_div(plan->tile_k, 2);
+      own.tile_k = ceil_div(own.tile_k, 2);
     }
-  const int64_t block_lanes = round_up(product(plan->tile_c, taps), kDotLanes);
+  const int64_t block_lanes = round_up(product(own.tile_c, taps), kDotLanes);
   const int64_t outputs = max_of(2 * kDotLanes, min_of(kDotChain, kDotPanel / (2 * block_lanes)));
-  plan->tile_w = ceil_div(z.q, ceil_div(z.q, outputs));
-  plan->tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, outputs / plan->tile_w)));
-  plan->images = plan->tile_h < z.p || plan->tile_w < z.q ? 1 : max_of(1, min_of(z.n, outputs / product(z.p, z.q)));
-  const int64_t tile_outputs = plan->images * plan->tile_h * plan->tile_w;
-  plan->grad_pitch = (ceil_div(tile_outputs + 1, 32) | 1) * 32;
+  own.tile_w = ceil_div(z.q, ceil_div(z.q, outputs));
+  own.tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, outputs / own.tile_w)));
+  own.images = own.tile_h < z.p || own.tile_w < z.q ? 1 : max_of(1, min_of(z.n, outputs / product(z.p, z.q)));
+  const int64_t tile_outputs = own.images * own.tile_h * own.tile_w;
+  own.grad_pitch = (ceil_div(tile_outputs + 1, 32) | 1) * 32;
   const int64_t tasks = task_count();
-  const int64_t units = product(ceil_div(z.n, plan->images), ceil_div(z.p, plan->tile_h), ceil_div(z.q, plan->tile_w));
-  const int64_t sum_bytes = product(z.k, ceil_div(z.group_c(), plan->tile_c), block_lanes, 4);
-  plan->splits = 1;
+  const int64_t units = product(ceil_div(z.n, own.images), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
+  const int64_t sum_bytes = product(z.k, ceil_div(z.group_c(), own.tile_c), block_lanes, 4);
+  own.splits = 1;
   if (z.flops() >= kWorthSharing && tasks < kEnoughTasks)
-    plan->splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
-  plan->tasks = product(tasks, plan->splits);
-  plan->scratch_bytes =
-      dot_table_bytes(z, vertical, horizontal) + array_bytes(tile_outputs, 8) +
-      array_bytes(2 * round_up(product(plan->tile_c, taps), 32), 2) +
-      array_bytes(plan->parts, plan->tile_k, plan->grad_pitch, 2) +
-      array_bytes(plan->parts, block_lanes, round_up(tile_outputs, 2), 2) +
-      array_bytes(plan->images, down.extent(plan->tile_h), across.extent(plan->tile_w), plan->tile_c, 2) +
-      (plan->splits > 1 ? 0 : array_bytes(plan->tile_k, block_lanes, 4));
-  plan->workspace_bytes = plan->splits > 1 ? product(plan->splits, sum_bytes) : 0;
+    own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
+  plan->tasks = product(tasks, own.splits);
+  plan->scratch_bytes = dot_table_bytes(z, vertical, horizontal) + array_bytes(tile_outputs, 8) +
+                        array_bytes(2 * round_up(product(own.tile_c, taps), 32), 2) +
+                        array_bytes(own.parts, own.tile_k, own.grad_pitch, 2) +
+                        array_bytes(own.parts, block_lanes, round_up(tile_outputs, 2), 2) +
+                        array_bytes(own.images, down.extent(own.tile_h), across.extent(own.tile_w), own.tile_c, 2) +
+                        (own.splits > 1 ? 0 : array_bytes(own.tile_k, block_lanes, 4));
+  plan->workspace_bytes = own.splits > 1 ? product(own.splits, sum_bytes) : 0;
 }
 
 }  // namespace
 
-void prepare_implicit_gemm(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
-  plan->parts = dot_parts(z, isa);
+void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  own.parts = dot_parts(z, isa);
   if (pass == Pass::WeightGrad) {
-    prepare_dot_weight_grad(z, plan);
+    prepare_dot_weight_grad(input, plan);
   } else {
-    prepare_dot_gather(z, pass, plan);
+    prepare_dot_gather(input, plan);
   }
 }
 
-const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* implicit_gemm_declines(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   if (z.dtype != DType::BFloat16 && z.dtype != DType::Float32) return "it is for bfloat16 and float32";
   if (isa.bf16_dot == Bf16Dot::None) return "the instruction set has no products of bfloat16";
   const int64_t parts = dot_parts(z, isa);
@@ -160,17 +166,28 @@ const char* implicit_gemm_declines(const ConvProblem& z, Pass pass, const IsaTra
     return "fewer than 4 output channels of a group leave most lanes of a vector idle";
   if (pass == Pass::InputGrad && z.stride_h > 64 / z.stride_w)
     return "stride_h * stride_w is above 64: each of that many phases of input_grad would take few of a line's outputs";
-  return memory_declines(z, pass, isa, prepare_implicit_gemm,
+  return memory_declines(input, prepare_implicit_gemm,
                          "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 
-const char* implicit_gemm_yields(const ConvProblem& z, Pass, const IsaTraits& isa) {
+const char* implicit_gemm_yields(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   const int64_t parts = dot_parts(z, isa);
   // Measured on the same layers: of three parts the AVX-512 algorithms were faster in 347, on average twice as fast.
   if (parts == 3) return "six products of parts on the tiles take longer than float32 products of the other algorithms";
   if (parts == 2 && min_of(z.group_c(), z.group_k()) < kTileChannels)
     return "three products of parts on the tiles repay packing from 128 channels on";
   return nullptr;
+}
+
+void describe_implicit_gemm(const PlanInput& input, const Plan& plan, Facts* facts) {
+  const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
+  add_facts(facts, {{"rows", own.tile_h}, {"columns", own.tile_w}, {"images", own.images}});
+  if (input.pass == Pass::WeightGrad) {
+    add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
+  } else {
+    add_facts(facts, {{"channels", own.task_m}});
+  }
 }
 
 }  // namespace conv_ext

@@ -20,13 +20,13 @@ namespace conv_ext {
 template <class T>
 struct DotWeightGrad {
   const ConvProblem& z;
-  const Plan& plan;
+  const ImplicitGemmPlan& own;
   View<T> input, grad, result;
 
   int64_t taps() const { return z.r * z.s; }
-  int64_t block_lanes() const { return round_up(plan.tile_c * taps(), kDotLanes); }
-  int64_t blocks_c() const { return ceil_div(z.group_c(), plan.tile_c); }
-  int64_t blocks_k() const { return ceil_div(z.group_k(), plan.tile_k); }
+  int64_t block_lanes() const { return round_up(own.tile_c * taps(), kDotLanes); }
+  int64_t blocks_c() const { return ceil_div(z.group_c(), own.tile_c); }
+  int64_t blocks_k() const { return ceil_div(z.group_k(), own.tile_k); }
   int64_t lanes_total() const { return blocks_c() * block_lanes(); }
 
   // Sums that are not finite, anew: parts of Inf and NaN are NaN.
@@ -54,7 +54,7 @@ struct DotWeightGrad {
 
   // Sums of one k, lanes ordered (tap, channel), to the weights of channels [c0, c0 + count).
   void write_row(int64_t k, int64_t c0, int64_t count, float* lanes) const {
-    if (plan.parts > 1) {
+    if (own.parts > 1) {
       const __m512 scale = _mm512_set1_ps(kSumScale);
       for (int64_t l = 0; l < block_lanes(); l += kDotLanes)
         _mm512_storeu_ps(lanes + l, _mm512_mul_ps(_mm512_loadu_ps(lanes + l), scale));
@@ -142,16 +142,16 @@ struct DotWeightGrad {
     // The upstream gradient, with a zero behind an odd number of outputs.
     const bool joined = grad.row == width * grad.column || height == 1;
     const int64_t lines = joined ? 1 : height, length = joined ? height * width : width;
-    const int64_t g_part = plan.tile_k * plan.grad_pitch;
-    for_each_part(plan.parts, grad, [&](int part, auto view) {
+    const int64_t g_part = own.tile_k * own.grad_pitch;
+    for_each_part(own.parts, grad, [&](int part, auto view) {
       for (int64_t n = n0; n < n1; ++n)
         for (int64_t p = 0; p < lines; ++p)
-          pack_bf16(m.g + part * g_part + ((n - n0) * lines + p) * length, plan.grad_pitch, 1,
+          pack_bf16(m.g + part * g_part + ((n - n0) * lines + p) * length, own.grad_pitch, 1,
                     view.data + n * view.n + (group * z.group_k() + k0) * view.channel + (i0 + p) * view.row +
                         j0 * view.column,
                     view.channel, view.column, rows, length);
       if (outputs % 2 != 0)
-        for (int64_t k = 0; k < rows; ++k) m.g[part * g_part + k * plan.grad_pitch + outputs] = bfloat16{0};
+        for (int64_t k = 0; k < rows; ++k) m.g[part * g_part + k * own.grad_pitch + outputs] = bfloat16{0};
     });
 
     int64_t next = 0;
@@ -163,7 +163,7 @@ struct DotWeightGrad {
               tables.channels;
     const int64_t lanes = tables.channels * taps(), block_pitch = pairs * kPairBlock;
     const int64_t w_part = block_lanes() / kDotLanes * block_pitch;
-    for_each_part(plan.parts, input, [&](int part, auto view) {
+    for_each_part(own.parts, input, [&](int part, auto view) {
       view.data += (group * z.group_c() + c0) * view.channel;
       pack_source(m.x, tables, view, n0, n1, i0, j0, packed_rows, tables.pitch);
       for (int64_t i = 0; i < pairs; ++i)
@@ -173,12 +173,12 @@ struct DotWeightGrad {
 
     const Segment all{0, 0, 2 * pairs};
     DotRows a;
-    a.pitch = plan.grad_pitch;
+    a.pitch = own.grad_pitch;
     a.segment = &all;
     a.segments = 1;
     a.block = block_pitch;
     a.start_pitch = a.out_pitch = block_lanes();
-    a.parts = int(plan.parts);
+    a.parts = int(own.parts);
     a.x_part = g_part;
     a.w_part = w_part;
     const int64_t blocks = ceil_div(lanes, kDotLanes);
@@ -187,7 +187,7 @@ struct DotWeightGrad {
       const int blocks_now = dot_tile_blocks(tile_rows, blocks - b);
       a.w = m.w + b * block_pitch;
       for (int64_t k = 0; k < rows; k += tile_rows) {
-        a.x = m.g + k * plan.grad_pitch;
+        a.x = m.g + k * own.grad_pitch;
         a.start = a.out = sums + k * block_lanes() + b * kDotLanes;
         dot_tile(a, m.scope, int(min_of(tile_rows, rows - k)), blocks_now);
       }
@@ -199,36 +199,36 @@ struct DotWeightGrad {
     const int64_t cb = index % blocks_c(), kb = index / blocks_c() % blocks_k();
     index /= blocks_c() * blocks_k();
     const int64_t group = index % z.groups, split = index / z.groups;
-    const int64_t k0 = kb * plan.tile_k, rows = min_of(plan.tile_k, z.group_k() - k0);
-    const int64_t c0 = cb * plan.tile_c, channels = min_of(plan.tile_c, z.group_c() - c0);
-    Carver memory{static_cast<char*>(scratch)};
+    const int64_t k0 = kb * own.tile_k, rows = min_of(own.tile_k, z.group_k() - k0);
+    const int64_t c0 = cb * own.tile_c, channels = min_of(own.tile_c, z.group_c() - c0);
+    Carver memory(scratch);
     TileScope scope;
-    Scratch m{DotTables::make(z, Pass::WeightGrad, plan.tile_w, channels, memory),
+    Scratch m{DotTables::make(z, Pass::WeightGrad, own.tile_w, channels, memory),
               nullptr,
               nullptr,
               nullptr,
               nullptr,
               nullptr,
               scope};
-    const int64_t outputs = plan.images * plan.tile_h * plan.tile_w, lanes = plan.tile_c * taps();
+    const int64_t outputs = own.images * own.tile_h * own.tile_w, lanes = own.tile_c * taps();
     m.at = memory.take<int64_t>(outputs);
     m.flat = memory.take<bfloat16>(2 * round_up(lanes, 32));
-    m.g = memory.take<bfloat16>(plan.parts * plan.tile_k * plan.grad_pitch);
-    m.w = memory.take<bfloat16>(plan.parts * block_lanes() * round_up(outputs, 2));
-    m.x = memory.take<bfloat16>(plan.images * m.tables.down.extent(plan.tile_h) * m.tables.pitch * plan.tile_c);
+    m.g = memory.take<bfloat16>(own.parts * own.tile_k * own.grad_pitch);
+    m.w = memory.take<bfloat16>(own.parts * block_lanes() * round_up(outputs, 2));
+    m.x = memory.take<bfloat16>(own.images * m.tables.down.extent(own.tile_h) * m.tables.pitch * own.tile_c);
     float* sums = memory.take<float>(0);
     // The parts of a reduction that is cut are added up later; a whole one stays here.
-    if (plan.splits > 1) sums = partial + ((split * blocks_c() + cb) * z.k + group * z.group_k() + k0) * block_lanes();
+    if (own.splits > 1) sums = partial + ((split * blocks_c() + cb) * z.k + group * z.group_k() + k0) * block_lanes();
     memset(sums, 0, size_t(rows * block_lanes()) * sizeof(float));
-    const int64_t tiles_h = ceil_div(z.p, plan.tile_h), tiles_w = ceil_div(z.q, plan.tile_w);
-    const int64_t units = ceil_div(z.n, plan.images) * tiles_h * tiles_w;
-    for (int64_t unit = units * split / plan.splits; unit < units * (split + 1) / plan.splits; ++unit) {
-      const int64_t j0 = unit % tiles_w * plan.tile_w, i0 = unit / tiles_w % tiles_h * plan.tile_h;
-      const int64_t n0 = unit / tiles_w / tiles_h * plan.images;
-      add_tile(m, sums, group, k0, rows, c0, n0, min_of(z.n, n0 + plan.images), i0, j0, min_of(plan.tile_h, z.p - i0),
-               min_of(plan.tile_w, z.q - j0));
+    const int64_t tiles_h = ceil_div(z.p, own.tile_h), tiles_w = ceil_div(z.q, own.tile_w);
+    const int64_t units = ceil_div(z.n, own.images) * tiles_h * tiles_w;
+    for (int64_t unit = part_begin(units, own.splits, split); unit < part_begin(units, own.splits, split + 1); ++unit) {
+      const int64_t j0 = unit % tiles_w * own.tile_w, i0 = unit / tiles_w % tiles_h * own.tile_h;
+      const int64_t n0 = unit / tiles_w / tiles_h * own.images;
+      add_tile(m, sums, group, k0, rows, c0, n0, min_of(z.n, n0 + own.images), i0, j0, min_of(own.tile_h, z.p - i0),
+               min_of(own.tile_w, z.q - j0));
     }
-    if (plan.splits > 1) return;
+    if (own.splits > 1) return;
     for (int64_t k = 0; k < rows; ++k) write_row(group * z.group_k() + k0 + k, c0, channels, sums + k * block_lanes());
   }
 
@@ -236,22 +236,23 @@ struct DotWeightGrad {
   void add_parts(int64_t index, float* partial) const {
     const int64_t k = index % z.k, cb = index / z.k, lanes = block_lanes();
     float* const sums = partial + index * lanes;
-    for (int64_t split = 1; split < plan.splits; ++split)
+    for (int64_t split = 1; split < own.splits; ++split)
       for (int64_t l = 0; l < lanes; l += kDotLanes)
         _mm512_storeu_ps(sums + l, _mm512_add_ps(_mm512_loadu_ps(sums + l),
                                                  _mm512_loadu_ps(sums + split * z.k * lanes_total() + l)));
-    const int64_t c0 = cb * plan.tile_c;
-    write_row(k, c0, min_of(plan.tile_c, z.group_c() - c0), sums);
+    const int64_t c0 = cb * own.tile_c;
+    write_row(k, c0, min_of(own.tile_c, z.group_c() - c0), sums);
   }
 };
 
 template <class T>
 void run_implicit_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  const DotWeightGrad<T> task{z, plan, view_of<T>(b.input, 1), view_of<T>(b.output, 1), view_of<T>(b.weight, 1)};
+  const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
+  const DotWeightGrad<T> task{z, own, view_of<T>(b.input, 1), view_of<T>(b.output, 1), view_of<T>(b.weight, 1)};
   float* const partial = static_cast<float*>(b.workspace);
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_task(index, scratch, partial); });
-  if (plan.splits > 1)
+  if (own.splits > 1)
     parallel_for(executor, z.k * task.blocks_c(), 0, [&](int64_t index, void*) { task.add_parts(index, partial); });
 }
 

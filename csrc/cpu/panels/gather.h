@@ -21,11 +21,13 @@ template <class A>
 struct PanelsGather : PanelsOperands<A> {
   using Base = PanelsOperands<A>;
   using Base::along_channels, Base::bias, Base::bias_stride, Base::block_at, Base::channels, Base::group_m,
-      Base::horizontal, Base::joined, Base::L, Base::packed_at, Base::phase_at, Base::phases, Base::plan, Base::relu,
-      Base::result, Base::slice_at, Base::slices, Base::source, Base::vertical, Base::weight, Base::weight_at, Base::z;
+      Base::horizontal, Base::joined, Base::L, Base::packed_at, Base::phase_at, Base::phases, Base::relu, Base::result,
+      Base::slice_at, Base::slices, Base::source, Base::vertical, Base::weight, Base::weight_at, Base::z;
   using typename Base::Block;
   using typename Base::Phase;
   using typename Base::Slice;
+
+  const PanelsPlan& own;
 
   A* result_at(int64_t channel, const Phase& f, int64_t n, int64_t i, int64_t j) const {
     return result.data + n * result.n + channel * result.channel + (f.h + i * vertical.output_step()) * result.row +
@@ -75,7 +77,7 @@ struct PanelsGather : PanelsOperands<A> {
     // and those in the padding lead to zeros.
     const bool padded = reads_padding(f);
     const int64_t sources = padded ? f.taps : 1;
-    Carver local{static_cast<char*>(scratch)};
+    Carver local(scratch);
     int64_t* const offset = local.take<int64_t>(f.taps);
     const A** const rows = local.take<const A*>(positions * sources);
     A* const sums = local.take<A>(positions * widest * L);
@@ -188,7 +190,7 @@ struct PanelsGather : PanelsOperands<A> {
                   void* scratch) const {
     const int64_t m_begin = slice_at(s0).m0, m_end = s1 < slices() ? slice_at(s1).m0 : group_m, m = m_end - m_begin;
     const int64_t panels = ceil_div(last - first, kPanelP);
-    Carver local{static_cast<char*>(scratch)};
+    Carver local(scratch);
     int64_t* const offset = local.take<int64_t>(f.taps);
     const A** const rows = local.take<const A*>(m);
     A* const panel = local.take<A>(f.blocks.longest(channels, f.taps) * kPanelP * L);
@@ -295,7 +297,7 @@ struct PanelsGather : PanelsOperands<A> {
   }
 
   void run_task(int64_t index, void* scratch) const {
-    const PanelTasks& p = along_channels ? plan.along_channels : plan.along_positions;
+    const PanelTasks& p = along_channels ? own.along_channels : own.along_positions;
     const int64_t part = index % p.parts_m;
     index /= p.parts_m;
     const int64_t block = index % p.blocks;
@@ -331,14 +333,13 @@ template <class A>
 void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, const Buffers& b,
                        const Executor& executor) {
   const bool inverse = pass == Pass::InputGrad;
-  Carver memory{static_cast<char*>(b.workspace)};
+  Carver memory(b.workspace);
   View<A> weight = view_of<A>(b.weight, 1);
   if (inverse) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
   const View<A> source = view_of<A>(inverse ? b.output : b.input, 1),
                 result = view_of<A>(inverse ? b.input : b.output, 1);
   const ConvProblem z = one_row(given, source, result);
   PanelsGather<A> task{{z,
-                        plan,
                         vertical_axis(z, pass),
                         horizontal_axis(z, pass),
                         {},
@@ -352,7 +353,8 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
                         nullptr,
                         static_cast<const A*>(b.bias),
                         b.bias_stride,
-                        b.relu}};
+                        b.relu},
+                       plan.own<PanelsPlan>()};
   const int64_t taps = z.r * z.s, phases = task.phases();
   // Few channels do not repay packing positions.
   const bool few = task.group_m <= kFewChannels && source.channel > 0 && task.zero_elements() <= kMostZeros;
@@ -365,7 +367,7 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
   task.table.build(task.vertical, task.horizontal, task.joined, memory);
   task.packed_weight = memory.take<A>(z.groups * task.padded_m() * task.channels * (taps / task.joined));
   if (task.along_channels) task.pack_weights(executor);
-  const PanelTasks& p = task.along_channels ? plan.along_channels : plan.along_positions;
+  const PanelTasks& p = task.along_channels ? task.own.along_channels : task.own.along_positions;
   parallel_for(executor, z.groups * phases * p.blocks * p.parts_m, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_task(index, scratch); });
 }

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "../base/pack.h"
-#include "../base/panel_tile.h"
+#include "tile.h"
+#include "layout.h"
 
 namespace conv_ext {
 
@@ -53,7 +54,6 @@ inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t widt
 template <class A>
 struct PanelsOperands {
   const ConvProblem& z;
-  const Plan& plan;
   Axis vertical, horizontal;
   TapTable table;
   View<A> source, result, weight;  // weight seen as (gemm_m, channels, R, S)

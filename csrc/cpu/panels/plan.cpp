@@ -1,5 +1,6 @@
 // Plans of the panel algorithm: which blocks of its three operands meet in the caches.
 #include "../plan_common.h"
+#include "layout.h"
 
 namespace conv_ext {
 namespace {
@@ -8,33 +9,34 @@ constexpr int64_t kGradPanels = 128 << 10;           // weight_grad: bytes of th
 constexpr int64_t kInputBytes = 192 << 10;           // weight_grad: bytes of the packed input of one tile
 constexpr int64_t kRowsOfTask = 256, kFewRows = 32;  // weight_grad: rows of a task that repay packing its panels
 
-void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan) {
+void prepare_weight_grad(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  PanelsPlan& own = plan->own<PanelsPlan>();
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
-  plan->tile_w = ceil_div(z.q, ceil_div(z.q, kPanelPositions));
-  plan->tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, kPanelPositions / plan->tile_w)));
-  plan->images = 1;
-  const int64_t positions = plan->tile_h * plan->tile_w;
-  plan->batch = positions == product(z.p, z.q) ? max_of(1, min_of(z.n, kPanelPositions / positions)) : 1;
-  const PackedExtent down = packed_extent(vertical, plan->tile_h), across = packed_extent(horizontal, plan->tile_w);
-  plan->image_pitch = product(across.regions, down.positions, across.longest);
-  plan->channel_pitch = spread_pitch(product(plan->image_pitch, plan->batch));
+  own.tile_w = ceil_div(z.q, ceil_div(z.q, kPanelPositions));
+  own.tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, kPanelPositions / own.tile_w)));
+  const int64_t positions = own.tile_h * own.tile_w;
+  own.batch = positions == product(z.p, z.q) ? max_of(1, min_of(z.n, kPanelPositions / positions)) : 1;
+  const PackedExtent down = packed_extent(vertical, own.tile_h), across = packed_extent(horizontal, own.tile_w);
+  own.image_pitch = product(across.regions, down.positions, across.longest);
+  own.channel_pitch = spread_pitch(product(own.image_pitch, own.batch));
 
   // The operand with more channels is read in place, where one can be and the other one's columns are neighbours.
   const bool in_place = reads_in_place(z);
-  plan->along_input = in_place && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
-  const int64_t all_lanes = max_of(1, plan->along_input ? z.group_c() : z.group_k());
-  const int64_t all_rows = max_of(1, plan->along_input ? z.group_k() : z.group_c());
-  const int64_t lane_bytes = positions * plan->batch * isa.vector_bytes;  // of one vector of lanes
+  own.along_input = in_place && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
+  const int64_t all_lanes = max_of(1, own.along_input ? z.group_c() : z.group_k());
+  const int64_t all_rows = max_of(1, own.along_input ? z.group_k() : z.group_c());
+  const int64_t lane_bytes = positions * own.batch * isa.vector_bytes;  // of one vector of lanes
   const int64_t vectors = ceil_div(all_lanes, lanes), most = max_of(isa.panel_v, kGradPanels / lane_bytes);
   const int64_t tile_lanes = min_of(all_lanes, ceil_div(vectors, ceil_div(vectors, most)) * lanes);
-  int64_t cut = max_of(1, ceil_div(product(all_rows, plan->channel_pitch, bytes_each), kInputBytes));
+  int64_t cut = max_of(1, ceil_div(product(all_rows, own.channel_pitch, bytes_each), kInputBytes));
   const auto tile_rows = [&] { return ceil_div(all_rows, cut); };
   const auto tasks = [&] {
     return product(z.groups, ceil_div(all_lanes, tile_lanes), ceil_div(all_rows, tile_rows()));
   };
   const bool share = z.flops() >= kWorthSharing;
-  const int64_t units = product(ceil_div(z.n, plan->batch), ceil_div(z.p, plan->tile_h), ceil_div(z.q, plan->tile_w));
+  const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   // More tasks: narrower blocks first, then parts of the reduction; where it has none, still narrower blocks.
   const auto narrow = [&] {
     return tile_rows() * taps < (product(tasks(), units) < kEnoughTasks ? kFewRows : kRowsOfTask) * 2;
@@ -44,19 +46,19 @@ void prepare_weight_grad(const ConvProblem& z, const IsaTraits& isa, Plan* plan)
     CONV_EXT_PLAN_STEP();
     ++cut;
   }
-  plan->tile_k = plan->along_input ? tile_rows() : tile_lanes;
-  plan->tile_c = plan->along_input ? tile_lanes : tile_rows();
+  own.tile_k = own.along_input ? tile_rows() : tile_lanes;
+  own.tile_c = own.along_input ? tile_lanes : tile_rows();
 
   const int64_t sum_bytes = product(round_up(tile_lanes, lanes), tile_rows(), taps, tasks(), bytes_each);
-  plan->splits = 1;
+  own.splits = 1;
   if (share && tasks() < kEnoughTasks)
-    plan->splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks())), kPartialSums / sum_bytes));
-  plan->tasks = product(tasks(), plan->splits);
-  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + array_bytes(plan->splits, sum_bytes);
-  plan->scratch_bytes = array_bytes(tile_rows(), taps, 8) + array_bytes(plan->batch, plan->tile_h, 8) +
+    own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks())), kPartialSums / sum_bytes));
+  plan->tasks = product(tasks(), own.splits);
+  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + array_bytes(own.splits, sum_bytes);
+  plan->scratch_bytes = array_bytes(tile_rows(), taps, 8) + array_bytes(own.batch, own.tile_h, 8) +
                         2 * aligned((kLinesAhead + kMostProducts) * 4) +
                         array_bytes(round_up(tile_lanes, lanes) / lanes, lane_bytes) +
-                        (in_place ? 0 : array_bytes(tile_rows(), plan->channel_pitch, bytes_each));
+                        (in_place ? 0 : array_bytes(tile_rows(), own.channel_pitch, bytes_each));
 }
 
 constexpr int64_t kSourceElements =
@@ -67,7 +69,9 @@ constexpr int64_t kPointerTable = 8192;  // entries
 // level of cache), and rows that repay packing a panel.
 constexpr int64_t kPanelsTogether = 4, kRowsOfWeights = 512, kRowsPerPart = 128;
 
-void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+void prepare_gather(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  PanelsPlan& own = plan->own<PanelsPlan>();
   const bool inverse = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
@@ -77,7 +81,7 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
   const int64_t positions = max_of(1, product(z.n, vertical.longest_count(), horizontal.longest_count()));
   const int64_t enough = z.flops() >= kWorthSharing ? ceil_div(kEnoughTasks / 2, product(z.groups, phases)) : 1;
 
-  PanelTasks& c = plan->along_channels;
+  PanelTasks& c = own.along_channels;
   const int64_t panels = ceil_div(ceil_div(group_m, lanes), isa.panel_v);
   c.block = min_of(kMostPositions, kPointerTable / taps);
   c.block =
@@ -87,7 +91,7 @@ void prepare_gather(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan*
   if (c.blocks * c.parts_m < enough) c.blocks = min_of(ceil_div(positions, 8), ceil_div(enough, c.parts_m));
   c.block = ceil_div(positions, c.blocks);
 
-  PanelTasks& p = plan->along_positions;
+  PanelTasks& p = own.along_positions;
   const int64_t slices = ceil_div(group_m, isa.panel_rows), vectors = ceil_div(positions, lanes);
   const int64_t panels_p = ceil_div(vectors, isa.panel_p);
   int64_t together = panel_blocks(channels, taps).count() > 1 ? kPanelsTogether : 4 * kPanelsTogether;
@@ -125,16 +129,18 @@ constexpr int64_t kShortRow = 8, kLongRow = 48, kFewTaps = 192;
 
 }  // namespace
 
-const char* panels_decline(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* panels_declines(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   if (element_bytes(z.dtype) != accumulator_bytes(z.dtype)) return "it is for float32 and float64";
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
-  return memory_declines(z, pass, isa, prepare_panels, "the smallest tile exceeds 16 MiB of scratch for each thread");
+  return memory_declines(input, prepare_panels, "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
-const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* panels_yields(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   const Axis horizontal = horizontal_axis(z, pass);
   if (2 * (pass == Pass::InputGrad ? z.group_c() : z.group_k()) * accumulator_bytes(z.dtype) < isa.vector_bytes)
     return "the channels of a group's result fill less than half a vector";
@@ -153,12 +159,22 @@ const char* panels_yield(const ConvProblem& z, Pass pass, const IsaTraits& isa) 
   return nullptr;
 }
 
-void prepare_panels(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
-  if (pass == Pass::WeightGrad) {
-    prepare_weight_grad(z, isa, plan);
+void prepare_panels(const PlanInput& input, Plan* plan) {
+  if (input.pass == Pass::WeightGrad) {
+    prepare_weight_grad(input, plan);
   } else {
-    prepare_gather(z, pass, isa, plan);
+    prepare_gather(input, plan);
   }
+}
+
+void describe_panels(const PlanInput& input, const Plan& plan, Facts* facts) {
+  const PanelsPlan& own = plan.own<PanelsPlan>();
+  if (input.pass == Pass::WeightGrad)
+    add_facts(facts, {{"rows", own.tile_h},
+                      {"columns", own.tile_w},
+                      {"K/g", own.tile_k},
+                      {"C/g", own.tile_c},
+                      {"splits", own.splits}});
 }
 
 }  // namespace conv_ext

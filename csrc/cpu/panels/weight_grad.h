@@ -11,14 +11,15 @@
 #pragma once
 
 #include "../direct/direct.h"
-#include "../base/panel_tile.h"
+#include "tile.h"
+#include "layout.h"
 
 namespace conv_ext {
 
 template <class A>
 struct PanelsGrad {
   const ConvProblem& z;
-  const Plan& plan;
+  const PanelsPlan& own;
   Tables tables;
   // The operand whose channels are lanes, and the one whose channels (and taps) are rows.
   View<A> lanes, rows;
@@ -31,10 +32,10 @@ struct PanelsGrad {
   static constexpr int L = kLanes<A>;
 
   int64_t taps() const { return z.r * z.s; }
-  int64_t all_lanes() const { return plan.along_input ? z.group_c() : z.group_k(); }
-  int64_t all_rows() const { return plan.along_input ? z.group_k() : z.group_c(); }
-  int64_t tile_lanes() const { return plan.along_input ? plan.tile_c : plan.tile_k; }
-  int64_t tile_rows() const { return plan.along_input ? plan.tile_k : plan.tile_c; }
+  int64_t all_lanes() const { return own.along_input ? z.group_c() : z.group_k(); }
+  int64_t all_rows() const { return own.along_input ? z.group_k() : z.group_c(); }
+  int64_t tile_lanes() const { return own.along_input ? own.tile_c : own.tile_k; }
+  int64_t tile_rows() const { return own.along_input ? own.tile_k : own.tile_c; }
   int64_t blocks_of_lanes() const { return ceil_div(all_lanes(), tile_lanes()); }
   int64_t blocks_of_rows() const { return ceil_div(all_rows(), tile_rows()); }
   int64_t block_sums() const { return round_up(tile_lanes(), L) * tile_rows() * taps(); }
@@ -66,17 +67,17 @@ struct PanelsGrad {
     // Elements between its first position and that of the whole operand.
     int64_t place_in(const View<A>& view) const { return n0 * view.n + i0 * view.row + j0 * view.column; }
   };
-  int64_t tiles_h() const { return ceil_div(z.p, plan.tile_h); }
-  int64_t tiles_w() const { return ceil_div(z.q, plan.tile_w); }
-  int64_t tiles() const { return ceil_div(z.n, plan.batch) * tiles_h() * tiles_w(); }
+  int64_t tiles_h() const { return ceil_div(z.p, own.tile_h); }
+  int64_t tiles_w() const { return ceil_div(z.q, own.tile_w); }
+  int64_t tiles() const { return ceil_div(z.n, own.batch) * tiles_h() * tiles_w(); }
   Tile tile_at(int64_t index) const {
     Tile t;
-    t.j0 = index % tiles_w() * plan.tile_w;
-    t.i0 = index / tiles_w() % tiles_h() * plan.tile_h;
-    t.n0 = index / tiles_w() / tiles_h() * plan.batch;
-    t.images = min_of(plan.batch, z.n - t.n0);
-    t.height = min_of(plan.tile_h, z.p - t.i0);
-    t.width = min_of(plan.tile_w, z.q - t.j0);
+    t.j0 = index % tiles_w() * own.tile_w;
+    t.i0 = index / tiles_w() % tiles_h() * own.tile_h;
+    t.n0 = index / tiles_w() / tiles_h() * own.batch;
+    t.images = min_of(own.batch, z.n - t.n0);
+    t.height = min_of(own.tile_h, z.p - t.i0);
+    t.width = min_of(own.tile_w, z.q - t.j0);
     return t;
   }
 
@@ -125,20 +126,20 @@ struct PanelsGrad {
     const int64_t split = index / all_blocks;
     const Block b = block_at(index % all_blocks);
     const int64_t count = b.channels * taps();
-    Carver local{static_cast<char*>(scratch)};
+    Carver local(scratch);
     const A** const row = local.take<const A*>(count);
-    int64_t* const offset = local.take<int64_t>(plan.batch * plan.tile_h);
+    int64_t* const offset = local.take<int64_t>(own.batch * own.tile_h);
     LinesAhead lines[2];
     for (LinesAhead& l : lines) l = {local.take<int32_t>(kLinesAhead + kMostProducts), 0};
-    A* const packed_lanes = local.take<A>(round_up(b.lanes, L) * plan.batch * plan.tile_h * plan.tile_w);
-    A* const packed_rows = local.take<A>(in_place ? 0 : b.channels * plan.channel_pitch);
+    A* const packed_lanes = local.take<A>(round_up(b.lanes, L) * own.batch * own.tile_h * own.tile_w);
+    A* const packed_rows = local.take<A>(in_place ? 0 : b.channels * own.channel_pitch);
     const A* const base = in_place ? rows.data + b.row0 * rows.channel : packed_rows;
-    const int64_t row_pitch = in_place ? rows.channel : plan.channel_pitch;
+    const int64_t row_pitch = in_place ? rows.channel : own.channel_pitch;
     for (int64_t c = 0; c < b.channels; ++c)
       for (int64_t t = 0; t < taps(); ++t)
         row[row_of(b, c, tables.tap_weight[t])] = base + c * row_pitch + tables.tap_offset[t];
 
-    const int64_t first = tiles() * split / plan.splits, last = tiles() * (split + 1) / plan.splits;
+    const int64_t first = tiles() * split / own.splits, last = tiles() * (split + 1) / own.splits;
     if (last - first > 1 && z.bytes() > kWorthPrefetching) {
       list_lines(&lines[0], lanes, b.lanes, tile_at(first));
       if (in_place) list_lines(&lines[1], rows, b.channels, tile_at(first));
@@ -149,7 +150,7 @@ struct PanelsGrad {
       for (int64_t n = 0; n < t.images && !in_place; ++n) {
         View<A> view = rows;
         view.data += b.row0 * view.channel;
-        pack_tile(packed_rows + n * plan.image_pitch, PackedTile{1, tables.columns.longest, plan.channel_pitch}, view,
+        pack_tile(packed_rows + n * own.image_pitch, PackedTile{1, tables.columns.longest, own.channel_pitch}, view,
                   b.channels, t.n0 + n, t.n0 + n + 1, tables.rows, tables.columns, t.i0, t.j0, t.height);
       }
       PanelArguments<A> a;
@@ -159,7 +160,7 @@ struct PanelsGrad {
       a.add = index_of_tile > first;
       a.panel = packed_lanes;
       // One run of scalars where nothing lies between two rows, and nothing between two images.
-      const int64_t image = in_place ? rows.n : plan.image_pitch, line = in_place ? rows.row : tables.columns.longest;
+      const int64_t image = in_place ? rows.n : own.image_pitch, line = in_place ? rows.row : tables.columns.longest;
       a.step = in_place ? rows.column : 1;
       const bool rows_joined = t.height == 1 || line == t.width * a.step;
       const bool images_joined = rows_joined && (t.images == 1 || image == t.height * t.width * a.step);
@@ -205,12 +206,12 @@ struct PanelsGrad {
       const int64_t v0 = part_begin(b.vectors, b.panels, p), v1 = part_begin(b.vectors, b.panels, p + 1);
       const int64_t width = (v1 - v0) * L, used = min_of(b.lanes, v1 * L) - v0 * L;
       A* const from = sums + index * block_sums() + v0 * L * count;
-      for (int64_t split = 1; split < plan.splits; ++split)
+      for (int64_t split = 1; split < own.splits; ++split)
         for (int64_t i = 0; i < count * width; i += L)
           store(from + i, load(from + i) + load(from + split * stride + i));
       // The result's lanes are K and its rows C, or the other way round.
-      const int64_t first_lane = b.lane0 - (plan.along_input ? b.lane0 / all_lanes() * all_lanes() : 0);
-      const int64_t first_row = b.row0 - (plan.along_input ? 0 : b.row0 / all_rows() * all_rows());
+      const int64_t first_lane = b.lane0 - (own.along_input ? b.lane0 / all_lanes() * all_lanes() : 0);
+      const int64_t first_row = b.row0 - (own.along_input ? 0 : b.row0 / all_rows() * all_rows());
       A* const to = result.data + (first_lane + v0 * L) * result.n + first_row * result.channel;
       const int64_t column = result.column, joined_row = z.s * column;
       if (result.n == 1 && taps() == 1) {
@@ -230,8 +231,9 @@ struct PanelsGrad {
 
 template <class A>
 void run_panels_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  Carver memory{static_cast<char*>(b.workspace)};
-  const Tables tables = make_tables(z, Pass::WeightGrad, plan, memory);
+  const PanelsPlan& own = plan.own<PanelsPlan>();
+  Carver memory(b.workspace);
+  const Tables tables = make_tables(z, Pass::WeightGrad, own.tile_h, own.tile_w, 1, memory);
   View<A> input = view_of<A>(b.input, 1), weight = view_of<A>(b.weight, 1);
   const View<A> grad = view_of<A>(b.output, 1);
   const bool in_place = reads_in_place(z);
@@ -239,14 +241,13 @@ void run_panels_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
     input.row *= z.stride_h;
     input.column *= z.stride_w;
   }
-  if (plan.along_input) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
-  PanelsGrad<A> task{
-      z,        plan,   tables,  plan.along_input ? input : grad,         plan.along_input ? grad : input,
-      in_place, weight, nullptr, b.weight.stride[1] == 1 && z.r * z.s > 1};
+  if (own.along_input) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
+  PanelsGrad<A> task{z,        own,    tables,  own.along_input ? input : grad,          own.along_input ? grad : input,
+                     in_place, weight, nullptr, b.weight.stride[1] == 1 && z.r * z.s > 1};
   task.sums = memory.take<A>(plan.tasks * task.block_sums());
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_block(index, scratch); });
-  parallel_for(executor, plan.tasks / plan.splits, 0, [&](int64_t index, void*) { task.write_block(index); });
+  parallel_for(executor, plan.tasks / own.splits, 0, [&](int64_t index, void*) { task.write_block(index); });
 }
 
 }  // namespace conv_ext

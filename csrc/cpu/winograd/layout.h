@@ -6,9 +6,18 @@
 #pragma once
 
 #include "../../common/indexing.h"
-#include "../plan.h"
 
 namespace conv_ext {
+
+struct WinogradPlan {
+  int64_t outputs, filter;         // F(outputs x outputs, filter x filter)
+  int64_t tile_h, tile_w, images;  // of a block, in tiles
+  // All weights are transformed first and then every block of tiles by itself, or the other way round.
+  bool weights_first;
+  int64_t task_m;  // forward, input_grad: outputs of the gemm_m dimension per task
+  // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
+  int64_t tile_k, tile_c, splits;
+};
 
 struct WinogradSizes {
   int64_t lanes, panel;      // channels in a vector; in a panel of the product (two vectors)
@@ -38,29 +47,29 @@ inline int64_t winograd_turned_taps(int64_t taps, int64_t lanes) { return (taps 
 inline int64_t winograd_pitch(int64_t elements, int64_t lanes) { return elements + lanes; }
 inline int64_t winograd_slice(int64_t elements, int64_t lanes) { return (ceil_div(elements, lanes) | 1) * lanes; }
 
-inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan& plan, int64_t lanes) {
+inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const WinogradPlan& own, int64_t lanes) {
   const bool input_grad = pass == Pass::InputGrad, weight_grad = pass == Pass::WeightGrad;
   const int64_t channels = input_grad ? z.group_k() : z.group_c(), rows_m = input_grad ? z.group_c() : z.group_k();
   const int64_t height = input_grad ? z.h : z.p, width = input_grad ? z.w : z.q;
-  const int64_t edge = plan.outputs + plan.filter - 1;
-  const int64_t pieces_r = ceil_div(z.r, plan.filter), pieces_s = ceil_div(z.s, plan.filter);
+  const int64_t edge = own.outputs + own.filter - 1;
+  const int64_t pieces_r = ceil_div(z.r, own.filter), pieces_s = ceil_div(z.s, own.filter);
   WinogradSizes w{};
   w.lanes = lanes;
   w.panel = 2 * lanes;
   w.points = edge * edge;
   w.pieces = pieces_r * pieces_s;
   w.columns = round_up(channels, lanes) * w.pieces;
-  w.tiles_h = ceil_div(height, plan.outputs);
-  w.tiles_w = ceil_div(width, plan.outputs);
-  w.blocks = product(ceil_div(z.n, plan.images), ceil_div(w.tiles_h, plan.tile_h), ceil_div(w.tiles_w, plan.tile_w));
-  w.rows = plan.images * plan.tile_h * plan.tile_w;
-  w.window_h = plan.tile_h * plan.outputs + pieces_r * plan.filter - 1;
-  w.window_w = plan.tile_w * plan.outputs + pieces_s * plan.filter - 1;
+  w.tiles_h = ceil_div(height, own.outputs);
+  w.tiles_w = ceil_div(width, own.outputs);
+  w.blocks = product(ceil_div(z.n, own.images), ceil_div(w.tiles_h, own.tile_h), ceil_div(w.tiles_w, own.tile_w));
+  w.rows = own.images * own.tile_h * own.tile_w;
+  w.window_h = own.tile_h * own.outputs + pieces_r * own.filter - 1;
+  w.window_w = own.tile_w * own.outputs + pieces_s * own.filter - 1;
   // Squares of positions may reach past the last.
   w.window_elements = product(product(w.window_h, w.window_w) + lanes, lanes);
   w.panels = ceil_div(rows_m, w.panel);
-  w.task_columns = weight_grad ? round_up(plan.tile_c, lanes) * w.pieces : w.columns;
-  const bool chunked = !weight_grad && !plan.weights_first;
+  w.task_columns = weight_grad ? round_up(own.tile_c, lanes) * w.pieces : w.columns;
+  const bool chunked = !weight_grad && !own.weights_first;
   const int64_t lane_blocks = ceil_div(channels, lanes);
   w.chunk_blocks =
       chunked ? max_of(1, min_of(lane_blocks, kWinogradChunk / (w.points * w.pieces * lanes))) : lane_blocks;
@@ -69,14 +78,14 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Plan&
   w.value_pitch = chunked ? w.chunk : winograd_pitch(w.task_columns, lanes);
   w.value_slice = winograd_slice(product(w.rows, w.value_pitch), lanes);
   if (weight_grad) {
-    w.grad_pitch = winograd_pitch(round_up(plan.tile_k, lanes), lanes);
+    w.grad_pitch = winograd_pitch(round_up(own.tile_k, lanes), lanes);
     w.grad_slice = winograd_slice(product(w.rows, w.grad_pitch), lanes);
     w.sum_pitch = winograd_pitch(w.task_columns, lanes);
-    w.sum_slice = winograd_slice(product(plan.tile_k, w.sum_pitch), lanes);
+    w.sum_slice = winograd_slice(product(own.tile_k, w.sum_pitch), lanes);
   } else {
-    w.sum_pitch = winograd_pitch(plan.weights_first ? round_up(plan.task_m, lanes) : w.panel, lanes);
+    w.sum_pitch = winograd_pitch(own.weights_first ? round_up(own.task_m, lanes) : w.panel, lanes);
     w.sum_slice = winograd_slice(product(w.rows, w.sum_pitch), lanes);
-    w.weight_slice = winograd_slice(product(plan.weights_first ? w.panels : 1, w.chunk, w.panel), lanes);
+    w.weight_slice = winograd_slice(product(own.weights_first ? w.panels : 1, w.chunk, w.panel), lanes);
   }
   return w;
 }

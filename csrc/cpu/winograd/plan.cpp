@@ -14,7 +14,6 @@ constexpr int64_t kWidestBlock = 112;
 constexpr int64_t kFewRows = 128;                     // tiles of all images up to which the source goes first
 constexpr int64_t kBlockBytes = int64_t(12) << 20;    // of a block's transformed operands and products
 constexpr int64_t kSharedSource = int64_t(16) << 20;  // of a source that is transformed first
-constexpr int64_t kGradBlock = 64;                    // weight_grad: channels of each operand in a task
 constexpr double kTransformCost = 14;                 // of a vector in a transform, in multiply-adds
 
 // Under "ieee". The transforms round sums of neighbours, whose size a single output's own products may not have; over
@@ -47,29 +46,31 @@ Variant choose_variant(const ConvProblem& z, Pass pass) {
   return best;
 }
 
-void cut_tiles(int64_t tiles_h, int64_t tiles_w, int64_t n, int64_t rows, Plan* plan) {
-  plan->images = 1;
+void cut_tiles(int64_t tiles_h, int64_t tiles_w, int64_t n, int64_t rows, WinogradPlan* own) {
+  own->images = 1;
   if (product(tiles_h, tiles_w) <= rows) {
-    plan->tile_h = tiles_h;
-    plan->tile_w = tiles_w;
-    plan->images = max_of(1, min_of(n, rows / (tiles_h * tiles_w)));
+    own->tile_h = tiles_h;
+    own->tile_w = tiles_w;
+    own->images = max_of(1, min_of(n, rows / (tiles_h * tiles_w)));
     return;
   }
   // Evenly cut.
   const int64_t across = ceil_div(tiles_w, min_of(tiles_w, kWidestBlock));
-  plan->tile_w = ceil_div(tiles_w, across);
-  const int64_t down = ceil_div(tiles_h, max_of(1, rows / plan->tile_w));
-  plan->tile_h = ceil_div(tiles_h, down);
+  own->tile_w = ceil_div(tiles_w, across);
+  const int64_t down = ceil_div(tiles_h, max_of(1, rows / own->tile_w));
+  own->tile_h = ceil_div(tiles_h, down);
 }
 
 }  // namespace
 
-void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Plan* plan) {
+void prepare_winograd(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  WinogradPlan& own = plan->own<WinogradPlan>();
   const bool input_grad = pass == Pass::InputGrad;
   const int64_t lanes = lanes_of(z, isa), bytes = accumulator_bytes(z.dtype);
   const Variant variant = choose_variant(z, pass);
-  plan->outputs = variant.outputs;
-  plan->filter = variant.filter;
+  own.outputs = variant.outputs;
+  own.filter = variant.filter;
   const int64_t tiles_h = ceil_div(input_grad ? z.h : z.p, variant.outputs);
   const int64_t tiles_w = ceil_div(input_grad ? z.w : z.q, variant.outputs);
   const int64_t rows_m = input_grad ? z.group_c() : z.group_k();
@@ -79,45 +80,45 @@ void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pla
     return round_up(max_of(w.window_elements, winograd_turned_taps(z.r * z.s, lanes)) * bytes, 64);
   };
   if (pass == Pass::WeightGrad) {
-    plan->tile_k = min_of(z.group_k(), kGradBlock);
-    plan->tile_c = min_of(round_up(z.group_c(), lanes), kGradBlock);
+    own.tile_k = min_of(z.group_k(), kGradBlock);
+    own.tile_c = min_of(round_up(z.group_c(), lanes), kGradBlock);
     const auto scratch = [&] {
       return product(w.points, w.value_slice + w.grad_slice + w.sum_slice, bytes) + window_bytes() + 4 * 64;
     };
     for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
-      cut_tiles(tiles_h, tiles_w, z.n, rows, plan);
-      w = winograd_sizes(z, pass, *plan, lanes);
+      cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
+      w = winograd_sizes(z, pass, own, lanes);
       if (scratch() <= kBlockBytes) break;
     }
-    const int64_t tasks = product(z.groups, ceil_div(z.group_k(), plan->tile_k), ceil_div(z.group_c(), plan->tile_c));
+    const int64_t tasks = product(z.groups, ceil_div(z.group_k(), own.tile_k), ceil_div(z.group_c(), own.tile_c));
     const int64_t sum_bytes = product(z.k, z.r * z.s, round_up(z.group_c(), lanes), bytes);
-    plan->splits = 1;
+    own.splits = 1;
     if (tasks < kEnoughTasks)
-      plan->splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
-    plan->tasks = product(tasks, plan->splits);
+      own.splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
+    plan->tasks = product(tasks, own.splits);
     plan->scratch_bytes = scratch();
-    plan->workspace_bytes = plan->splits > 1 ? array_bytes(plan->splits, sum_bytes) : 0;
+    plan->workspace_bytes = own.splits > 1 ? array_bytes(own.splits, sum_bytes) : 0;
     return;
   }
-  plan->weights_first = product(z.n, tiles_h, tiles_w) > kFewRows;
-  plan->task_m = w.panel;
+  own.weights_first = product(z.n, tiles_h, tiles_w) > kFewRows;
+  own.task_m = w.panel;
   for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
-    cut_tiles(tiles_h, tiles_w, z.n, rows, plan);
-    plan->task_m = round_up(rows_m, 2 * lanes);
-    w = winograd_sizes(z, pass, *plan, lanes);
-    if (!plan->weights_first) {
+    cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
+    own.task_m = round_up(rows_m, 2 * lanes);
+    w = winograd_sizes(z, pass, own, lanes);
+    if (!own.weights_first) {
       if (product(w.blocks, z.groups, w.chunks, w.points, w.value_slice, bytes) <= kSharedSource) break;
-      plan->weights_first = true;
-      w = winograd_sizes(z, pass, *plan, lanes);
+      own.weights_first = true;
+      w = winograd_sizes(z, pass, own, lanes);
     }
     if (product(w.points, w.value_slice + w.sum_slice, bytes) + window_bytes() <= kBlockBytes) break;
   }
-  if (plan->weights_first) {
+  if (own.weights_first) {
     const int64_t tasks = product(z.groups, w.blocks);
     const int64_t parts = tasks < kEnoughTasks ? min_of(ceil_div(kEnoughTasks, tasks), max_of(1, w.panels / 4)) : 1;
-    plan->task_m = ceil_div(w.panels, parts) * w.panel;
-    w = winograd_sizes(z, pass, *plan, lanes);
-    plan->tasks = product(tasks, ceil_div(w.panels, plan->task_m / w.panel));
+    own.task_m = ceil_div(w.panels, parts) * w.panel;
+    w = winograd_sizes(z, pass, own, lanes);
+    plan->tasks = product(tasks, ceil_div(w.panels, own.task_m / w.panel));
     plan->workspace_bytes = array_bytes(z.groups, w.points, w.weight_slice, bytes);
     plan->scratch_bytes = product(w.points, w.value_slice + w.sum_slice, bytes) + window_bytes() + 3 * 64;
   } else {
@@ -128,7 +129,8 @@ void prepare_winograd(const ConvProblem& z, Pass pass, const IsaTraits& isa, Pla
   }
 }
 
-const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* winograd_declines(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   if (z.dtype != DType::Float32) return "it is for float32";
   if (z.stride_h != 1 || z.stride_w != 1) return "its tiles are for stride 1";
   if (z.dilation_h != 1 || z.dilation_w != 1) return "its tiles are for dilation 1";
@@ -142,11 +144,11 @@ const char* winograd_declines(const ConvProblem& z, Pass pass, const IsaTraits& 
                                : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);
   if (z.precision == Precision::Ieee && reduction < kShortestReduction)
     return "fewer than 96 products are summed: the transforms' rounding errors would show";
-  return memory_declines(z, pass, isa, prepare_winograd,
-                         "one block of tiles exceeds 16 MiB of scratch for each thread");
+  return memory_declines(input, prepare_winograd, "one block of tiles exceeds 16 MiB of scratch for each thread");
 }
 
-const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+const char* winograd_yields(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
   const int64_t lanes = lanes_of(z, isa);
   if (z.r < 3 || z.s < 3) return "a kernel smaller than 3 x 3 saves no products";
   if (z.group_c() < lanes || z.group_k() < lanes) return "there are fewer channels than a vector holds";
@@ -167,6 +169,20 @@ const char* winograd_yields(const ConvProblem& z, Pass pass, const IsaTraits& is
   if (input_grad && z.groups == 1 && cost > 1.7 * double(z.p) * double(z.q) * double(z.r) * double(z.s))
     return "most of the products that the transforms save are of padding";
   return nullptr;
+}
+
+void describe_winograd(const PlanInput& input, const Plan& plan, Facts* facts) {
+  const WinogradPlan& own = plan.own<WinogradPlan>();
+  const std::string outputs = std::to_string(own.outputs), filter = std::to_string(own.filter);
+  add_facts(facts, {{"transform", "F(" + outputs + "x" + outputs + ", " + filter + "x" + filter + ")"},
+                    {"rows", own.tile_h * own.outputs},
+                    {"columns", own.tile_w * own.outputs},
+                    {"images", own.images}});
+  if (input.pass == Pass::WeightGrad) {
+    add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
+  } else {
+    add_facts(facts, {{"first", own.weights_first ? "weights" : "source"}});
+  }
 }
 
 }  // namespace conv_ext

@@ -39,6 +39,7 @@ struct Winograd {
   const T* bias;  // may be nullptr
   int64_t bias_stride;
   bool relu;
+  const WinogradPlan& own = plan.own<WinogradPlan>();
 
   int64_t taps() const { return z.r * z.s; }
   int64_t pieces_s() const { return ceil_div(z.s, R); }
@@ -52,14 +53,14 @@ struct Winograd {
   }
 
   TileBlock block_at(int64_t index) const {
-    const int64_t across = ceil_div(size.tiles_w, plan.tile_w), down = ceil_div(size.tiles_h, plan.tile_h);
+    const int64_t across = ceil_div(size.tiles_w, own.tile_w), down = ceil_div(size.tiles_h, own.tile_h);
     TileBlock b;
-    b.tx = index % across * plan.tile_w;
-    b.ty = index / across % down * plan.tile_h;
-    b.n0 = index / across / down * plan.images;
-    b.width = min_of(plan.tile_w, size.tiles_w - b.tx);
-    b.height = min_of(plan.tile_h, size.tiles_h - b.ty);
-    b.images = min_of(plan.images, z.n - b.n0);
+    b.tx = index % across * own.tile_w;
+    b.ty = index / across % down * own.tile_h;
+    b.n0 = index / across / down * own.images;
+    b.width = min_of(own.tile_w, size.tiles_w - b.tx);
+    b.height = min_of(own.tile_h, size.tiles_h - b.ty);
+    b.images = min_of(own.images, z.n - b.n0);
     return b;
   }
 
@@ -261,11 +262,11 @@ struct Winograd {
                                      weights_of(group, panel) + first * size.pieces * L * size.panel,
                                      static_cast<A*>(scratch));
                  });
-    const int64_t task_panels = plan.task_m / size.panel, parts = ceil_div(size.panels, task_panels);
+    const int64_t task_panels = own.task_m / size.panel, parts = ceil_div(size.panels, task_panels);
     parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
       const int64_t first = index % parts * task_panels, group = index / parts % z.groups;
       const TileBlock block = block_at(index / parts / z.groups);
-      Carver local{static_cast<char*>(scratch)};
+      Carver local(scratch);
       A* const values = local.take<A>(size.points * size.value_slice);
       A* const sums = local.take<A>(size.points * size.sum_slice);
       A* const window = local.take<A>(size.window_elements);
@@ -296,7 +297,7 @@ struct Winograd {
                  });
     parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
       const int64_t panel = index % size.panels, group = index / size.panels, vectors = panel_vectors(panel);
-      Carver local{static_cast<char*>(scratch)};
+      Carver local(scratch);
       A* const weights = local.take<A>(size.chunks * size.points * size.weight_slice);
       A* const sums = local.take<A>(size.points * size.sum_slice);
       A* const window = local.take<A>(max_of(size.window_elements, taps() * L * L));

@@ -63,11 +63,12 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
   constexpr int L = W::L, E = W::E;
   const ConvProblem& z = w.z;
   const Plan& plan = w.plan;
+  const WinogradPlan& own = w.own;
   const WinogradSizes& size = w.size;
   const int64_t group_k = z.group_k(), group_c = z.group_c(), taps = z.r * z.s, pitch = round_up(group_c, L);
   const View<T>&grad = w.result, &input = w.source, &result = w.weight;
   // Partial results: (splits, K, R S, C/g in whole vectors). A reduction in one part is written at once.
-  A* const partial = plan.splits > 1 ? memory.take<A>(plan.splits * z.k * taps * pitch) : nullptr;
+  A* const partial = own.splits > 1 ? memory.take<A>(own.splits * z.k * taps * pitch) : nullptr;
   const auto few_terms = [&](int64_t r, int64_t s) {
     return z.n * outputs_inside(r, z.pad_top, z.p, z.h).count() * outputs_inside(s, z.pad_left, z.q, z.w).count() <
            kFewTerms;
@@ -95,19 +96,20 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
       }
     }
   };
-  const int64_t blocks_k = ceil_div(group_k, plan.tile_k), blocks_c = ceil_div(group_c, plan.tile_c);
+  const int64_t blocks_k = ceil_div(group_k, own.tile_k), blocks_c = ceil_div(group_c, own.tile_c);
 
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-    const int64_t c0 = index % blocks_c * plan.tile_c, k0 = index / blocks_c % blocks_k * plan.tile_k;
+    const int64_t c0 = index % blocks_c * own.tile_c, k0 = index / blocks_c % blocks_k * own.tile_k;
     const int64_t group = index / blocks_c / blocks_k % z.groups, split = index / blocks_c / blocks_k / z.groups;
-    const int64_t count_k = min_of(plan.tile_k, group_k - k0), count_c = min_of(plan.tile_c, group_c - c0);
+    const int64_t count_k = min_of(own.tile_k, group_k - k0), count_c = min_of(own.tile_c, group_c - c0);
     const int64_t vectors_c = ceil_div(count_c, L);
-    Carver local{static_cast<char*>(scratch)};
+    Carver local(scratch);
     A* const values = local.take<A>(size.points * size.value_slice);
     A* const grads = local.take<A>(size.points * size.grad_slice);
     A* const sums = local.take<A>(size.points * size.sum_slice);
     A* const window = local.take<A>(max_of(size.window_elements, winograd_turned_taps(taps, L)));
-    const int64_t first = size.blocks * split / plan.splits, last = size.blocks * (split + 1) / plan.splits;
+    const int64_t first = part_begin(size.blocks, own.splits, split),
+                  last = part_begin(size.blocks, own.splits, split + 1);
     for (int64_t b = first; b < last; ++b) {
       const TileBlock block = w.block_at(b);
       w.transform_source(block, group, c0 / L, c0 / L + vectors_c, values, window);
@@ -143,7 +145,7 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
       for (int64_t t = 0; t < taps; ++t) {
         const A* at = partial + (k * taps + t) * pitch + c;
         Vec<A> sum = load(at);
-        for (int64_t split = 1; split < plan.splits; ++split) sum += load(at + split * z.k * taps * pitch);
+        for (int64_t split = 1; split < own.splits; ++split) sum += load(at + split * z.k * taps * pitch);
         store(total + t * L, sum);
       }
       write_weights(k, c, total);

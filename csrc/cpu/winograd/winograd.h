@@ -26,7 +26,7 @@ Winograd<T, A, M, R> make_winograd(const ConvProblem& z, Pass pass, const Plan& 
   const bool input_grad = pass == Pass::InputGrad;
   return {z,
           plan,
-          winograd_sizes(z, pass, plan, kLanes<A>),
+          winograd_sizes(z, pass, plan.own<WinogradPlan>(), kLanes<A>),
           vertical_axis(z, pass),
           horizontal_axis(z, pass),
           view_of<T>(input_grad ? b.output : b.input, 1),
@@ -43,18 +43,19 @@ Winograd<T, A, M, R> make_winograd(const ConvProblem& z, Pass pass, const Plan& 
 // The one place where the size of the transform becomes a template argument.
 template <class T, class A, Pass pass>
 void run_winograd(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
+  const WinogradPlan& own = plan.own<WinogradPlan>();
   const auto run = [&](const auto& task) {
-    Carver memory{static_cast<char*>(b.workspace)};
+    Carver memory(b.workspace);
     if constexpr (pass == Pass::WeightGrad)
       run_winograd_weight_grad(task, executor, memory);
-    else if (plan.weights_first)
+    else if (own.weights_first)
       task.run_weights_first(executor, memory);
     else
       task.run_source_first(executor, memory);
   };
-  if (plan.filter == 5)
+  if (own.filter == 5)
     run(make_winograd<T, A, 4, 5>(z, pass, plan, b));
-  else if (plan.outputs == 4)
+  else if (own.outputs == 4)
     run(make_winograd<T, A, 4, 3>(z, pass, plan, b));
   else
     run(make_winograd<T, A, 2, 3>(z, pass, plan, b));

@@ -7,8 +7,8 @@
 // level of cache and serves many rows. One chain of multiply-adds per output, in the order of the panel.
 #pragma once
 
-#include "../plan.h"
-#include "simd.h"
+#include "layout.h"
+#include "../base/simd.h"
 
 namespace conv_ext {
 
@@ -132,8 +132,5 @@ inline PanelTile<A> select_panel_tile(int m, int v) {
   }
   return panel_tile_of_rows<A, V>(m);
 }
-
-// `total` rows or vectors are cut into as few parts as fit `largest`, evenly: part i begins here.
-inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total * i / parts; }
 
 }  // namespace conv_ext

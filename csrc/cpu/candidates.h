@@ -1,0 +1,62 @@
+// The choice of an algorithm, with reasons. Start reading at kCandidates in plan.cpp.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "../common/buffers.h"
+#include "plan.h"
+
+namespace conv_ext {
+
+// All that a plan may depend on. The strides are settled (common/buffers.h).
+struct PlanInput {
+  const ConvProblem& problem;
+  Pass pass;
+  const IsaTraits& isa;
+  const Strides& strides;
+};
+
+// What explain() shows of a plan: names and numbers, or words.
+using Facts = std::vector<std::pair<const char*, std::variant<int64_t, std::string>>>;
+
+// Why a problem is so large that no plan with tiles is made for it; nullptr where it is not.
+const char* beyond_tiles(const ConvProblem& problem);
+
+struct Candidate {
+  Algorithm algorithm;
+  const char* name;
+  // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
+  const char* declines(const PlanInput& input) const {
+    const char* const reason = algorithm == Algorithm::Reference ? nullptr : beyond_tiles(input.problem);
+    return reason != nullptr ? reason : cannot(input);
+  }
+  const char* (*cannot)(const PlanInput&);
+  // Why it is passed over although it could compute the problem; nullptr where it is wanted. A forced algorithm is not
+  // asked.
+  const char* (*yields)(const PlanInput&);
+  void (*prepare)(const PlanInput&, Plan*);
+  void (*describe)(const PlanInput&, const Plan&, Facts*);
+};
+
+constexpr int kCandidateCount = int(Algorithm::Reference) + 1;
+extern const Candidate kCandidates[kCandidateCount];
+
+constexpr int64_t kScratchLimit = int64_t(16) << 20;  // bytes a thread may use for its packed tile
+
+// The first candidate that does not decline. `forced` names one instead ("auto": none): nullptr is then returned, with
+// the reason in *reason, where it declines or the name is unknown.
+const Candidate* choose(const PlanInput& input, const char* forced, const char** reason);
+
+// An empty problem is not planned: nothing runs.
+inline Plan make_plan(const PlanInput& input, const Candidate& candidate) {
+  Plan plan{};
+  plan.algorithm = candidate.algorithm;
+  plan.tasks = 1;
+  candidate.prepare(input, &plan);
+  return plan;
+}
+
+}  // namespace conv_ext

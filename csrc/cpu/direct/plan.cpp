@@ -1,0 +1,198 @@
+// Plans of the direct algorithm: tiles of outputs whose packed source fits the caches, for any problem.
+#include <initializer_list>
+
+#include "../plan_common.h"
+#include "layout.h"
+
+namespace conv_ext {
+namespace {
+
+constexpr int64_t kMaxImages = 128;       // images side by side
+constexpr double kInterleaveCost = 1.15;  // packing images side by side is slower than copying rows
+constexpr double kNarrowTile = 0.5;       // forward: vectors that a run of lanes loses, its last tile being narrow
+constexpr int64_t kGradLanes = 1024;  // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
+constexpr int64_t kOverread = 512;    // bytes that a register tile may read past its last lane
+
+// The largest tile whose packed channels fit the budget: all columns and as many rows as possible, halving.
+Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int64_t channels, int64_t bytes_each,
+               int64_t widest) {
+  const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
+  int64_t cut_h = 1, cut_w = max_of(1, ceil_div(count_w, widest));
+  // Ends with one row, and few columns or one: halving takes a step for each binary digit of either.
+  for (;;) {
+    CONV_EXT_PLAN_STEP();
+    const Shape shape = shape_of(vertical, horizontal, ceil_div(count_h, cut_h), ceil_div(count_w, cut_w), images);
+    if (product(shape.channel_pitch, channels, bytes_each) <= kTileBudget) return shape;
+    if (shape.tile_h > 1) {
+      cut_h *= 2;
+    } else if (shape.tile_w > 1 && shape.tile_w * images > 64) {
+      cut_w *= 2;
+    } else {
+      return shape;
+    }
+  }
+}
+
+// Depthwise and other small groups: several to a task, so that neighbouring channels are read together.
+int64_t groups_together(const ConvProblem& z) {
+  const int64_t channels = max_of(1, max_of(z.group_c(), z.group_k()) * parts_of(z.dtype));
+  return max_of(1, min_of(z.groups, kChannelsTogether / channels));
+}
+
+// Vectors per output when every run of lanes costs `run_cost` vectors beside its own.
+double lane_vectors(const Shape& shape, int64_t lanes, bool flat, double run_cost) {
+  const int64_t runs = flat ? 1 : shape.tile_h;
+  const int64_t run_lanes =
+      flat ? product(product(shape.tile_h - 1, shape.pitch) + shape.tile_w, shape.images) : shape.tile_w * shape.images;
+  return double(runs) * (double(ceil_div(run_lanes, lanes)) + run_cost) /
+         (double(shape.tile_h) * double(shape.tile_w) * double(shape.images));
+}
+
+void prepare_gather(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  DirectPlan& own = plan->own<DirectPlan>();
+  const bool input_grad = pass == Pass::InputGrad;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
+                lanes = isa.vector_bytes / bytes_each;
+  const int64_t channels = (input_grad ? z.group_k() : z.group_c()) * parts;
+  const int64_t rows_m = (input_grad ? z.group_c() : z.group_k()) * parts;
+  const bool share = z.flops() >= kWorthSharing;
+  own.task_groups = groups_together(z);
+  const int64_t packed_channels = own.task_groups * channels;
+
+  Shape best{};
+  double best_cost = 0;
+  for (int64_t images = 1; images <= kMaxImages; images *= 2) {
+    // Images side by side fill vectors that one small image cannot; keep enough blocks of images for several threads.
+    if (images > 1 && (images >= 2 * z.n || (share && images * 4 > z.n))) break;
+    const Shape shape = fit_tile(vertical, horizontal, images, packed_channels, bytes_each, INT64_MAX / 2);
+    if (images > 1 && product(packed_channels, shape.channel_pitch, bytes_each) + kOverread > kScratchLimit) break;
+    for (const bool flat : {true, false}) {
+      const double cost = lane_vectors(shape, lanes, flat, kNarrowTile) * (images > 1 ? kInterleaveCost : 1.0);
+      if ((images == 1 && flat) || cost < best_cost) {
+        best = shape;
+        best_cost = cost;
+        own.flat = flat;
+      }
+    }
+    if (best_cost * double(lanes) < 1.1) break;  // the vectors are full already
+  }
+  own.tile_h = best.tile_h;
+  own.tile_w = best.tile_w;
+  own.images = best.images;
+  own.channel_pitch = best.channel_pitch;
+
+  const int64_t tiles =
+      product(ceil_div(z.n, best.images), ceil_div(z.groups, own.task_groups),
+              ceil_div(vertical.longest_count(), best.tile_h), ceil_div(horizontal.longest_count(), best.tile_w));
+  int64_t parts_m = 1;
+  if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, isa.gather_m));
+  own.task_m = round_up(ceil_div(rows_m, parts_m), isa.gather_m);
+  plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));
+  plan->scratch_bytes = aligned(product(packed_channels, best.channel_pitch, bytes_each) + kOverread);
+  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + array_bytes(z.groups, rows_m, bytes_each) +
+                          array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each);
+}
+
+void prepare_weight_grad(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  DirectPlan& own = plan->own<DirectPlan>();
+  const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
+  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
+                lanes = isa.vector_bytes / bytes_each;
+  int64_t block_k = min_of(z.group_k(), kGradBlock), block_c = min_of(z.group_c(), kGradBlock);
+  own.task_groups = groups_together(z);
+
+  Shape best{};
+  double best_cost = 0;
+  for (int64_t images = 1; images <= kMaxImages && images < 2 * z.n; images *= 2) {
+    Shape shape = fit_tile(vertical, horizontal, images, parts, bytes_each, max_of(1, kGradLanes / images));
+    const int64_t rows = max_of(1, kGradLanes / round_up(shape.tile_w * images, lanes));
+    const int64_t cut = max_of(ceil_div(z.p, shape.tile_h), ceil_div(z.p, rows));
+    shape = shape_of(vertical, horizontal, ceil_div(z.p, cut), shape.tile_w, images);
+    // A tile of few lanes pays for the sums across its vectors again and again: some 8 vectors' worth each time.
+    const double outputs = double(shape.tile_h) * double(shape.tile_w) * double(images);
+    const double vectors = lane_vectors(shape, lanes, false, 0) + 8.0 / outputs;
+    const double cost = vectors * (images > 1 ? kInterleaveCost : 1.0);
+    if (images == 1 || cost < best_cost) {
+      best = shape;
+      best_cost = cost;
+    }
+  }
+  own.grad_pitch = round_up(best.tile_w * best.images, lanes);
+  const auto bytes_of = [&] {
+    const int64_t rows_k = own.task_groups * block_k * parts, rows_c = own.task_groups * block_c * parts;
+    return array_bytes(block_c, parts, z.r, z.s, 8) + array_bytes(rows_k, best.tile_h, own.grad_pitch, bytes_each) +
+           product(rows_c, best.channel_pitch, bytes_each) + kOverread;
+  };
+  // Every step halves a number. A block of several groups takes each of them whole.
+  while (bytes_of() > kTileBudget && own.task_groups > 1) {
+    CONV_EXT_PLAN_STEP();
+    own.task_groups = ceil_div(own.task_groups, 2);
+  }
+  while (bytes_of() > kTileBudget && (block_k > isa.dot_m || block_c > 1)) {
+    CONV_EXT_PLAN_STEP();
+    const bool input_larger = product(block_c, best.channel_pitch) > product(block_k, best.tile_h, own.grad_pitch);
+    if (block_c > 1 && (input_larger || block_k <= isa.dot_m)) {
+      block_c = ceil_div(block_c, 2);
+    } else {
+      block_k = round_up(ceil_div(block_k, 2), isa.dot_m);
+    }
+  }
+  own.tile_h = best.tile_h;
+  own.tile_w = best.tile_w;
+  own.images = best.images;
+  own.channel_pitch = best.channel_pitch;
+  own.tile_k = block_k;
+  own.tile_c = block_c;
+
+  const int64_t tasks =
+      product(ceil_div(z.groups, own.task_groups), ceil_div(z.group_k(), block_k), ceil_div(z.group_c(), block_c));
+  const int64_t units = product(ceil_div(z.n, best.images), ceil_div(z.p, best.tile_h), ceil_div(z.q, best.tile_w));
+  const int64_t sum_bytes = product(z.weight_elements(), parts * parts * bytes_each);
+  own.splits = 1;
+  if (z.flops() >= kWorthSharing && tasks < kEnoughTasks)
+    own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
+  plan->tasks = tasks * own.splits;
+  plan->scratch_bytes = aligned(bytes_of());
+  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + array_bytes(own.splits, sum_bytes);
+}
+
+}  // namespace
+
+void prepare_direct(const PlanInput& input, Plan* plan) {
+  if (input.pass == Pass::WeightGrad) {
+    prepare_weight_grad(input, plan);
+  } else {
+    prepare_gather(input, plan);
+  }
+}
+
+const char* direct_declines(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
+    return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
+  if (z.r > (1 << 20) / z.s) return "the kernel has more than 2^20 taps";
+  // Cheap bounds first; only what comes near a limit is planned to know.
+  const int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts_of(z.dtype);
+  const double bound = double(groups_together(z) * channels) * double(z.r) * double(z.s + 1) * double(kMaxImages) *
+                       double(accumulator_bytes(z.dtype));
+  if (bound <= double(kTileBudget) && z.weight_elements() <= kWorkspaceLimit / 64) return nullptr;
+  return memory_declines(input, prepare_direct, "the smallest packed tile exceeds 16 MiB of scratch for each thread");
+}
+
+const char* direct_yields(const PlanInput&) { return nullptr; }
+
+void describe_direct(const PlanInput& input, const Plan& plan, Facts* facts) {
+  const DirectPlan& own = plan.own<DirectPlan>();
+  add_facts(facts, {{"rows", own.tile_h}, {"columns", own.tile_w}, {"images", own.images}});
+  if (input.pass == Pass::WeightGrad) {
+    add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
+  } else {
+    add_facts(facts, {{"channels", own.task_m}, {"lanes", own.flat ? "across rows" : "within rows"}});
+  }
+}
+
+}  // namespace conv_ext

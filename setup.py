@@ -29,7 +29,8 @@ except ImportError as error:
         f"    {sys.executable} -m pip install --no-build-isolation -e ."
     )
 
-CPU, CUDA = ROOT / "csrc" / "cpu", ROOT / "csrc" / "cuda"
+CPU = ROOT / "csrc" / "cpu"
+CUDA = ROOT / "csrc" / "cuda"
 # What a folder holds is found: its plan.cpp belongs to _C, the other sources are kernels.
 PLAN_SOURCES = [
     path.relative_to(ROOT).as_posix() for folder in (CPU, CUDA) for path in sorted(folder.rglob("plan.cpp"))

@@ -48,7 +48,7 @@ PLANS_FLAGS = {
 
 def kernel_settings(setup: Path = ROOT / "setup.py") -> dict:
     """What setup.py says of the kernel libraries, without running it: that would import torch."""
-    names = {"KERNEL_SOURCES", "PASS_SOURCES", "KERNEL_FLAGS", "AVX2", "AVX512", "ISA_FLAGS", "SHARES_PASSES"}
+    names = {"CPU", "KERNEL_SOURCES", "PASS_SOURCES", "KERNEL_FLAGS", "AVX2", "AVX512", "ISA_FLAGS", "SHARES_PASSES"}
     wanted = []
     for node in ast.parse(setup.read_text()).body:
         inner = node.body if isinstance(node, ast.If) else [node]
@@ -61,7 +61,7 @@ def kernel_settings(setup: Path = ROOT / "setup.py") -> dict:
         }
         if isinstance(node, (ast.Assign, ast.AugAssign, ast.If)) and targets & names:
             wanted.append(node)
-    scope: dict = {"platform": platform}
+    scope: dict = {"platform": platform, "ROOT": setup.parent}
     exec(compile(ast.Module(wanted, []), str(setup), "exec"), scope)
     return {name: scope[name] for name in names}
 
@@ -126,6 +126,12 @@ def object_name(source: Path, root: Path = ROOT) -> str:
     """Of a plan with its folders, for all of them are called plan.cpp: cpu-winograd-plan.cpp.o."""
     csrc = root / "csrc"
     return "-".join(source.relative_to(csrc).parts if source.is_relative_to(csrc) else [source.name]) + ".o"
+
+
+def objects_with(changed: Path, folder: Path, driver: str) -> list[Path]:
+    """The objects of a driver and the plans in `folder`, but for the one that is changed and lies elsewhere."""
+    names = [object_name(source) for source in (ROOT / "tests" / "fuzz" / f"{driver}.cpp", *plan_sources())]
+    return [changed if name == changed.name else folder / name for name in names]
 
 
 def build(

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_build import BUILD, DRIVER_FLAGS, ROOT, build, chosen, compiler, kernel_settings, object_name
+from fuzz_build import BUILD, DRIVER_FLAGS, ROOT, build, chosen, compiler, kernel_settings, object_name, objects_with
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def plant(planted: Planted) -> Path:
     changed = folder / object_name(source, folder)
     if planted.is_plan:
         run(f"{compiler()} {DRIVER_FLAGS['plain']} -c {joined([source])} -o {joined([changed])}")
-        objects = [o if o.name != changed.name else changed for o in sorted((plain / "driver").glob("*.o"))]
+        objects = objects_with(changed, plain / "driver", "runs")
         run(f"{compiler()} {joined(objects)} -o {joined([folder / 'runs'])} -ldl -lpthread")
         shutil.copy2(kernels / library, folder / library)
     else:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz_build import BUILD, PLANS_FLAGS, ROOT, build, chosen, compiler, object_name
+from fuzz_build import BUILD, PLANS_FLAGS, ROOT, build, chosen, compiler, object_name, objects_with
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def plant(planted: Planted) -> Path:
     right = build(planted.kind, driver="plans") / "plans_objects"
     changed = folder / object_name(file, folder)
     compile_and_link = f"{compiler()} {PLANS_FLAGS[planted.kind]}"
-    objects = [changed if o.name == changed.name else o for o in sorted(right.glob("*.o"))]
+    objects = objects_with(changed, right, "plans")
     for words in (["-c", file, "-o", changed], [*objects, "-o", folder / "plans"]):
         subprocess.run([*shlex.split(compile_and_link), *map(str, words)], check=True)
     return folder / "plans"

@@ -134,15 +134,15 @@ ALL = (
     Planted(
         "a_workspace_short_by_one",
         "cpu/direct/plan.cpp",
-        "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each);",
-        "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each) - 64;",
+        "plan->workspace_bytes = bytes_of(",
+        "plan->workspace_bytes = -64 + bytes_of(",
         "cpu/direct/plan.cpp",
     ),
     Planted(
         "scratch_without_the_last_square",
-        "cpu/grouped/plan.cpp",
-        "array_bytes(product(own.tile_h, horizontal.output) + lanes, isa.vector_bytes);",
-        "array_bytes(product(own.tile_h, horizontal.output), isa.vector_bytes);",
+        "cpu/grouped/layout.h",
+        "memory.take<A>(product(own.tile_h, horizontal.output) + lanes, lanes);",
+        "memory.take<A>(own.tile_h, horizontal.output, lanes);",
         "cpu/grouped/plan.cpp",
     ),
     Planted(
@@ -162,8 +162,8 @@ ALL = (
     Planted(
         "scratch_without_the_window",
         "cpu/winograd/plan.cpp",
-        "plan->scratch_bytes = scratch();",
-        "plan->scratch_bytes = scratch() - window_bytes();",
+        "    plan->scratch_bytes = scratch_bytes();\n    plan",
+        "    plan->scratch_bytes = scratch_bytes() - 4 * w.window_elements;\n    plan",
         "cpu/winograd/plan.cpp",
     ),
     Planted(

@@ -27,7 +27,7 @@ class Planted:
 ALL = (
     Planted(
         "a_tile_of_no_columns", "cpu/direct/plan.cpp",
-        "shape.tile_w > 1 && shape.tile_w * images > 64", "shape.tile_w * images > 64",
+        "shape.tile_w <= 1 || shape.tile_w * images <= 64", "shape.tile_w * images <= 64",
     ),
     Planted(
         "a_loop_without_end", "cpu/panels/plan.cpp",
@@ -64,12 +64,12 @@ ALL = (
     ),
     Planted(
         "scratch_of_one_group", "cpu/direct/plan.cpp",
-        "aligned(product(packed_channels, best.channel_pitch, bytes_each) + kOverread)",
-        "aligned(product(channels, best.channel_pitch, bytes_each) + kOverread)",
+        "int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {\n",
+        "int64_t scratch_bytes(const PlanInput& input, DirectPlan own) {\n  own.task_groups = 1;\n",
     ),
     Planted(
         "a_workspace_of_one_group", "cpu/winograd/plan.cpp",
-        "array_bytes(z.groups, w.points, w.weight_slice, bytes)", "array_bytes(w.points, w.weight_slice, bytes)",
+        "\n  plan->workspace_bytes = workspace_bytes();", "\n  plan->workspace_bytes = workspace_bytes() / z.groups;",
     ),
     Planted(
         "sums_without_a_limit", "cpu/direct/plan.cpp",

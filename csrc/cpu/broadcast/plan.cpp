@@ -132,8 +132,8 @@ void prepare_broadcast(const PlanInput& input, Plan* plan) {
   plan->scratch_bytes = array_bytes(own.tile_h, 16) + array_bytes(own.tile_w, own.images, 40) +
                         array_bytes(own.products, 8) + array_bytes(own.tile_c, own.channel_pitch, bytes) +
                         array_bytes(own.rows, own.tile_w, own.images, blocks > 1 ? slices : 1, width, bytes);
-  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + 3 * array_bytes(taps, 8) + array_bytes(phases + 1, 8) +
-                          64 + array_bytes(z.groups, round_up(group_m, lanes), bytes) +
+  plan->workspace_bytes = table_bytes(z, pass) + 3 * array_bytes(taps, 8) + array_bytes(phases + 1, 8) + 64 +
+                          array_bytes(z.groups, round_up(group_m, lanes), bytes) +
                           array_bytes(z.groups, round_up(group_m, lanes), channels, taps, bytes);
 }
 

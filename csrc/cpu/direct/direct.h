@@ -17,48 +17,6 @@
 
 namespace conv_ext {
 
-struct Tables {
-  Axis vertical, horizontal;
-  AxisTable rows, columns;
-  int64_t* tap_offset;   // (R S) packed offset of each tap, those of one pair of phases together
-  int64_t* tap_weight;   // (R S) r * S + s, in the same order
-  int64_t* phase_begin;  // (phases + 1) first tap of each pair of phases
-};
-
-// Of tiles of so many outputs of a phase, of so many images side by side.
-inline Tables make_tables(const ConvProblem& z, Pass pass, int64_t tile_h, int64_t tile_w, int64_t images,
-                          Carver& memory) {
-  Tables t;
-  t.vertical = vertical_axis(z, pass);
-  t.horizontal = horizontal_axis(z, pass);
-  t.rows.build(t.vertical, tile_h, memory.take<char>(AxisTable::bytes(z.r)));
-  t.columns.build(t.horizontal, tile_w, memory.take<char>(AxisTable::bytes(z.s)));
-  t.tap_offset = memory.take<int64_t>(z.r * z.s);
-  t.tap_weight = memory.take<int64_t>(z.r * z.s);
-  const int64_t phases_h = t.vertical.phases(), phases_w = t.horizontal.phases();
-  t.phase_begin = memory.take<int64_t>(phases_h * phases_w + 1);
-  int64_t row_positions = 0;
-  for (int64_t i = 0; i < t.rows.regions; ++i) row_positions += t.rows.region[i].length;
-  int64_t next = 0;
-  for (int64_t fh = 0; fh < phases_h; ++fh) {
-    for (int64_t fw = 0; fw < phases_w; ++fw) {
-      t.phase_begin[fh * phases_w + fw] = next;
-      for (int64_t r = 0; r < z.r; ++r) {
-        if (t.vertical.phase_of(r) != fh) continue;
-        const int64_t row = t.rows.begin[t.rows.column[r]] + t.rows.position[r];
-        for (int64_t s = 0; s < z.s; ++s) {
-          if (t.horizontal.phase_of(s) != fw) continue;
-          const int64_t column = t.columns.column[s];
-          t.tap_offset[next] = ((column * row_positions + row) * t.columns.longest + t.columns.position[s]) * images;
-          t.tap_weight[next++] = r * z.s + s;
-        }
-      }
-    }
-  }
-  t.phase_begin[phases_h * phases_w] = next;
-  return t;
-}
-
 // Packs a tile of one group's channels from channel `first` on; both parts of complex numbers become channels.
 template <class T, class A>
 void pack_channels(A* packed, const DirectPlan& own, int64_t pitch, View<T> view, int64_t parts, int64_t first,
@@ -244,27 +202,29 @@ void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers
   const int64_t parts = parts_of(z.dtype);
   const DirectPlan& own = plan.own<DirectPlan>();
   Carver memory(b.workspace);
+  DirectWorkspace<A> w = direct_workspace<A>(z, pass, own, memory);
+  w.tables.build(own.tile_h, own.tile_w, own.images);
   Gather<T, A> task{z,
                     plan,
-                    make_tables(z, pass, own.tile_h, own.tile_w, own.images, memory),
+                    w.tables,
                     view_of<T>(input_grad ? b.output : b.input, parts),
                     view_of<T>(input_grad ? b.input : b.output, parts),
                     view_of<T>(b.weight, parts),
                     parts,
                     input_grad ? z.group_c() : z.group_k(),
                     input_grad ? z.group_k() : z.group_c(),
-                    nullptr,
-                    nullptr,
+                    w.packed_weight,
+                    w.bias,
                     b.relu};
   const int64_t all_m = z.groups * task.rows_m();
-  task.bias = memory.take<A>(all_m);
   for (int64_t m = 0; m < all_m; ++m)
     task.bias[m] =
         b.bias ? read<A>(static_cast<const T*>(b.bias) + m / parts * b.bias_stride * parts + m % parts) : A(0);
-  task.packed_weight = memory.take<A>(all_m * task.channels() * task.taps());
   task.pack_weights(executor, input_grad);
-  parallel_for(executor, plan.tasks, plan.scratch_bytes,
-               [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<A*>(scratch)); });
+  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    Carver local(scratch);
+    task.run_tile(index, direct_scratch<A>(z, pass, own, local).source);
+  });
 }
 
 template <class T, class A>
@@ -273,13 +233,15 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
   const int64_t parts = parts_of(z.dtype), taps = z.r * z.s;
   const DirectPlan& own = plan.own<DirectPlan>();
   Carver memory(b.workspace);
-  const Tables tables = make_tables(z, Pass::WeightGrad, own.tile_h, own.tile_w, own.images, memory);
+  DirectWorkspace<A> w = direct_workspace<A>(z, Pass::WeightGrad, own, memory);
+  w.tables.build(own.tile_h, own.tile_w, own.images);
+  const Tables& tables = w.tables;
   const View<T> input = view_of<T>(b.input, parts), grad = view_of<T>(b.output, parts),
                 result = view_of<T>(b.weight, parts);
   const int64_t group_k = z.group_k(), group_c = z.group_c();
   // Sums of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S).
   const int64_t row_sums = group_c * parts * taps, group_sums = group_k * parts * row_sums;
-  A* const sums = memory.take<A>(own.splits * z.groups * group_sums);
+  A* const sums = w.sums;
   const int64_t blocks_k = ceil_div(group_k, own.tile_k), blocks_c = ceil_div(group_c, own.tile_c);
   const int64_t tiles_h = ceil_div(z.p, own.tile_h), tiles_w = ceil_div(z.q, own.tile_w);
   const int64_t units = ceil_div(z.n, own.images) * tiles_h * tiles_w;
@@ -296,9 +258,7 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
     const int64_t ck = min_of(own.tile_k, group_k - k0), cc = min_of(own.tile_c, group_c - c0);
     const int64_t rows_k = ck * parts, tap_rows = cc * parts * taps;
     Carver local(scratch);
-    int64_t* const offset = local.take<int64_t>(tap_rows);
-    A* const g = local.take<A>(groups * rows_k * own.tile_h * own.grad_pitch);
-    A* const x = local.take<A>(0);
+    const auto [offset, g, x] = direct_scratch<A>(z, Pass::WeightGrad, own, local);
     for (int64_t c = 0; c < cc * parts; ++c)
       for (int64_t t = 0; t < taps; ++t) offset[c * taps + t] = c * own.channel_pitch + tables.tap_offset[t];
     const auto out_row = [&](int64_t group, int64_t k) {

@@ -54,7 +54,7 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   if (share && tasks() < kEnoughTasks)
     own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks())), kPartialSums / sum_bytes));
   plan->tasks = product(tasks(), own.splits);
-  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + array_bytes(own.splits, sum_bytes);
+  plan->workspace_bytes = table_bytes(z, pass) + array_bytes(own.splits, sum_bytes);
   plan->scratch_bytes = array_bytes(tile_rows(), taps, 8) + array_bytes(own.batch, own.tile_h, 8) +
                         2 * aligned((kLinesAhead + kMostProducts) * 4) +
                         array_bytes(round_up(tile_lanes, lanes) / lanes, lane_bytes) +

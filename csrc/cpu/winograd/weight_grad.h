@@ -58,7 +58,7 @@ double direct_weight_grad(const ConvProblem& z, const View<T>& grad, const View<
 }
 
 template <class T, class A, int M, int R>
-void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& executor, Carver memory) {
+void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& executor, A* partial) {
   typedef Winograd<T, A, M, R> W;
   constexpr int L = W::L, E = W::E;
   const ConvProblem& z = w.z;
@@ -67,8 +67,7 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
   const WinogradSizes& size = w.size;
   const int64_t group_k = z.group_k(), group_c = z.group_c(), taps = z.r * z.s, pitch = round_up(group_c, L);
   const View<T>&grad = w.result, &input = w.source, &result = w.weight;
-  // Partial results: (splits, K, R S, C/g in whole vectors). A reduction in one part is written at once.
-  A* const partial = own.splits > 1 ? memory.take<A>(own.splits * z.k * taps * pitch) : nullptr;
+  // A reduction in one part has no partial results, and is written at once.
   const auto few_terms = [&](int64_t r, int64_t s) {
     return z.n * outputs_inside(r, z.pad_top, z.p, z.h).count() * outputs_inside(s, z.pad_left, z.q, z.w).count() <
            kFewTerms;
@@ -104,10 +103,8 @@ void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& exe
     const int64_t count_k = min_of(own.tile_k, group_k - k0), count_c = min_of(own.tile_c, group_c - c0);
     const int64_t vectors_c = ceil_div(count_c, L);
     Carver local(scratch);
-    A* const values = local.take<A>(size.points * size.value_slice);
-    A* const grads = local.take<A>(size.points * size.grad_slice);
-    A* const sums = local.take<A>(size.points * size.sum_slice);
-    A* const window = local.take<A>(max_of(size.window_elements, winograd_turned_taps(taps, L)));
+    const WinogradScratch<A> s = winograd_scratch<A>(z, Pass::WeightGrad, own, size, local);
+    A *const values = s.values, *const grads = s.grads, *const sums = s.sums, *const window = s.window;
     const int64_t first = part_begin(size.blocks, own.splits, split),
                   last = part_begin(size.blocks, own.splits, split + 1);
     for (int64_t b = first; b < last; ++b) {

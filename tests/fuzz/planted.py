@@ -23,6 +23,7 @@ class Planted:
     new: str
     source: str  # what is compiled: a kernel source, or the file itself where it is a plan
     isa: str = "avx2"
+    witness: bool = False  # the library says what it did (csrc/common/witness.h)
 
     @property
     def is_plan(self) -> bool:
@@ -167,6 +168,30 @@ ALL = (
         "cpu/winograd/plan.cpp",
     ),
     Planted(
+        "tasks_of_its_own",
+        "cpu/direct/direct.h",
+        "  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n    Carver local",
+        "  parallel_for(executor, 2 * plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n"
+        "    index /= 2;\n    Carver local",
+        "direct/direct.cpp",
+    ),
+    Planted(
+        "a_variant_of_its_own",
+        "cpu/winograd/winograd.h",
+        "else if (own.weights_first)",
+        "else if (own.weights_first || z.n > 1)",
+        "winograd/winograd.cpp",
+        witness=True,
+    ),
+    Planted(
+        "memory_of_its_own",
+        "cpu/winograd/winograd.h",
+        "    if constexpr (pass == Pass::WeightGrad)\n",
+        "    carver.take<A>(1);\n    if constexpr (pass == Pass::WeightGrad)\n",
+        "winograd/winograd.cpp",
+        witness=True,
+    ),
+    Planted(
         "offsets_that_are_not_counted",
         "cpu/broadcast/plan.cpp",
         "array_bytes(own.products, 8) + ",
@@ -199,11 +224,17 @@ def plant(planted: Planted) -> Path:
         shutil.copy2(kernels / library, folder / library)
     else:
         flags = f"{settings['KERNEL_FLAGS']} -O1 {settings['ISA_FLAGS'][planted.isa]}"
+        flags += " -DCONV_EXT_WITNESS" * planted.witness
         run(f"{compiler()} {flags} -c {joined([source])} -o {joined([changed])}")
+        recompiled = {planted.source: changed}
+        if planted.witness:
+            recompiled["library.cpp"] = folder / "library.cpp.o"
+            library_source = folder / "csrc" / "cpu" / "library.cpp"
+            run(f"{compiler()} {flags} -c {joined([library_source])} -o {joined([recompiled['library.cpp']])}")
         objects = []
         for name in settings["KERNEL_SOURCES"]:
             shared = settings["SHARES_PASSES"].get(planted.isa) if name in settings["PASS_SOURCES"] else None
-            objects.append(changed if name == planted.source else kernels / (shared or planted.isa) / f"{name}.o")
+            objects.append(recompiled.get(name, kernels / (shared or planted.isa) / f"{name}.o"))
         run(f"{compiler()} -shared {joined(objects)} -o {joined([folder / library])}")
         shutil.copy2(plain / "runs", folder / "runs")
     return folder

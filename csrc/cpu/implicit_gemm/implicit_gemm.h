@@ -274,6 +274,7 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                        : 0.0f;
   }
   if (own.weights_in_tasks) {
+    CONV_EXT_RUNS("source");
     const int64_t tiles = task.tiles_of_group();
     parallel_for(executor, z.groups * tiles, 0, [&](int64_t index, void*) {
       task.pack_tile(task.packed + index * task.tile_size(), task.tile_at(index / tiles, index % tiles));
@@ -284,6 +285,7 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
     });
     return;
   }
+  CONV_EXT_RUNS("weights");
   const int64_t parts = ceil_div(blocks, kDotBlocks);
   parallel_for(executor, z.groups * parts, 0, [&](int64_t index, void*) {
     const int64_t group = index / parts, first = index % parts * kDotBlocks;

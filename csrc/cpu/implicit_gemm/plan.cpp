@@ -172,7 +172,7 @@ void describe_implicit_gemm(const PlanInput& input, const Plan& plan, Facts* fac
   if (input.pass == Pass::WeightGrad) {
     add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
   } else {
-    add_facts(facts, {{"channels", own.task_m}});
+    add_facts(facts, {{"channels", own.task_m}, {"first", own.weights_in_tasks ? "source" : "weights"}});
   }
 }
 

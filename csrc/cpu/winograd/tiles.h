@@ -250,6 +250,7 @@ struct Winograd {
 
   // The weights first, then every block of tiles by itself.
   void run_weights_first(const Executor& executor, const WinogradWorkspace<A>& memory) const {
+    CONV_EXT_RUNS("weights");
     A* const weights = memory.weights;
     const auto weights_of = [&](int64_t group, int64_t panel) {
       return weights + group * size.points * size.weight_slice + panel * size.columns * size.panel;
@@ -286,6 +287,7 @@ struct Winograd {
   // The source first, then every panel of the weights by itself.
   void run_source_first(const Executor& executor, const WinogradWorkspace<A>& memory) const {
     const int64_t each = size.points * size.value_slice;  // of a chunk of a block
+    CONV_EXT_RUNS("source");
     A* const values = memory.values;
     parallel_for(executor, z.groups * size.blocks * lane_blocks(), size.window_elements * int64_t(sizeof(A)),
                  [&](int64_t index, void* scratch) {

@@ -177,9 +177,9 @@ ALL = (
     ),
     Planted(
         "a_variant_of_its_own",
-        "cpu/winograd/winograd.h",
-        "else if (own.weights_first)",
-        "else if (own.weights_first || z.n > 1)",
+        "cpu/winograd/tiles.h",
+        'CONV_EXT_RUNS("weights")',
+        'CONV_EXT_RUNS("source")',
         "winograd/winograd.cpp",
         witness=True,
     ),

@@ -13,7 +13,7 @@ def leaves():
 
 
 def test_a_single_level_function_lacks_what_functorch_and_signatures_need_alone():
-    """torch 2.13 decides by the class whose `apply` is called, 2.14 by whether it is torch.autograd.Function's child."""
+    """torch 2.13 decides by the class whose `apply` is called, 2.14 by whether torch.autograd.Function is a base."""
     base = torch.autograd.function._SingleLevelFunction
     assert torch.autograd.Function.__bases__ == (base,)
     own = {name for name in vars(torch.autograd.Function) if not name.startswith("__")} - {"_backward_cls"}

@@ -90,8 +90,8 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
         if rule == "full":
             zeros += [reach, reach]
             continue
-        total = reach if rule == "same" else 0
-        if rule == "same_strided" and s > 0:
+        total = reach if rule == "same" else 0  # a kernel of one element needs none, by any rule
+        if rule == "same_strided" and s > 0 and not (isinstance(reach, int) and reach == 0):
             # The last of ceil(size / s) windows begins (size - 1) % s before the last element and ends `reach` later.
             # Of a symbolic size it is known, in this form, that the result is from 0 to `reach`.
             total = reach - (size[i] - 1) % s

@@ -23,6 +23,7 @@ from itertools import product
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from . import folding, ops
 from .library import _C
@@ -274,15 +275,16 @@ def _add(a, b):
     return b if a is None else a + b
 
 
-def _apply(function):
-    """`function.apply` at C level: it records one level, and costs a quarter (it binds no signature)."""
-    return super(torch.autograd.Function, function).apply
+def _single_level(function, **methods):
+    """`apply` of the same Function for the one level of autograd that the call is at; `methods` replace its own.
 
-
-def _with_forward(function, forward, **methods):
-    """The same Function with another forward; a backward node shows as ConvExtForwardBackward and the like."""
-    methods = {name: staticmethod(method) for name, method in dict(methods, forward=forward).items()}
-    return type(f"ConvExt{function.__name__}", (function,), methods)
+    Function.apply costs four times as much: it binds a signature (a function in C has none) and sees to all levels of
+    functorch. It is torch.autograd.Function that asks for both; this is the base of what functorch makes for a level.
+    A backward node shows as ConvExtForwardBackward and the like.
+    """
+    names = ("forward", "setup_context", "backward", "jvp", "_compiled_autograd_key")
+    found = {name: staticmethod(methods.get(name, getattr(function, name))) for name in names}
+    return type(f"ConvExt{function.__name__}", (_SingleLevelFunction,), found).apply
 
 
 def _plain_setup_context(ctx, inputs, output):
@@ -295,13 +297,13 @@ def _plain_setup_context(ctx, inputs, output):
 
 
 # The plain road: the forward is the kernel itself.
-plain_forward = _apply(_with_forward(Forward, _C.forward, setup_context=_plain_setup_context))
-plain_input_grad = _apply(_with_forward(InputGrad, _C.input_grad))
-add_bias = _apply(_with_forward(AddBias, AddBias.forward))
+plain_forward = _single_level(Forward, forward=_C.forward, setup_context=_plain_setup_context)
+plain_input_grad = _single_level(InputGrad, forward=_C.input_grad)
+add_bias = _single_level(AddBias)
 
 
 def _at_level(function, grad: bool, forward_grad: bool):
-    """The Function for one functorch level of several.
+    """The Function's `apply` for one functorch level of several.
 
     Autograd turns both its modes off while a Function's forward runs. Below one functorch level that would silence
     the others, whose turn it is in there: give them the modes that the call was made with.
@@ -311,13 +313,13 @@ def _at_level(function, grad: bool, forward_grad: bool):
         with torch.set_grad_enabled(grad), forward_ad._set_fwd_grad_enabled(forward_grad):
             return function.forward(*args)
 
-    return _with_forward(function, forward)
+    return _single_level(function, forward=forward)
 
 
 def _autograd_kernel(function, operator):
     """The operator's Autograd key: the Function, for the one level of autograd that the dispatcher is at."""
-    plain_apply = _apply(_with_forward(function, function.forward))
-    level_apply = {modes: _apply(_at_level(function, *modes)) for modes in product((True, False), repeat=2)}
+    plain_apply = _single_level(function)
+    level_apply = {modes: _at_level(function, *modes) for modes in product((True, False), repeat=2)}
     arguments = operator._schema.arguments
     options = tuple(argument.default_value for argument in arguments if argument.has_default_value())
 

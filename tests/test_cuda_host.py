@@ -175,6 +175,26 @@ def test_real_sums_of_every_kind_are_within_their_bound(program, pass_name):
     run(program, lines, "accuracy")
 
 
+@pytest.mark.parametrize("length", [1024, pytest.param(2304, marks=pytest.mark.exhaustive)])
+def test_parts_that_are_one_chain_are_within_their_bound(program, length):
+    """A long sum of few outputs on mma.sync, in two parts; bfloat16's may have up to 1152 products."""
+    for kind in (("bfloat16", "ieee", "tensor_cores"), ("float32", "tf32", "tensor_cores")):
+        run(program, [line("forward", kind, "channels_last", of_length("forward", length), splits=2)], "accuracy")
+
+
+@pytest.mark.parametrize("pass_name", PASSES[:2])
+def test_bits_do_not_follow_from_the_blocks(program, pass_name):
+    """Sums in parts, of one block or of one each, in every tile."""
+    z = Problem("in_parts", 2, 1040, 3, 4, 72, 1, 1)
+    z = z if pass_name == "forward" else replace(z, c=z.k, k=z.c)
+    expected = {("bfloat16", "ieee", "tensor_cores"): 6, ("float32", "tf32", "tensor_cores"): 6,
+                ("float16", "ieee", "tensor_cores"): 3, ("float32", "ieee", "three_tf32"): 3,
+                ("float32", "ieee", "multiply_add"): 3}
+    for kind, ways in expected.items():
+        (verdict,) = run(program, [line(pass_name, kind, "channels_last", z)], "images")
+        assert verdict.endswith(f"in blocks of {ways} kinds"), verdict
+
+
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_three_tf32_is_as_accurate_as_float32_in_sums_of_every_length(program, pass_name):
     run(program, [line(pass_name, KINDS[2], "channels_last", of_length(pass_name, length), capability=capability)

@@ -7,20 +7,6 @@
 namespace conv_ext {
 namespace cuda {
 
-// Weights that lie as [gemm_m][taps][channels] already are read in place: channels_last, and 1x1 kernels.
-template <class T>
-bool weights_are_packed(const RealCall& call, const GatherRoles& roles) {
-  const ConvProblem& z = call.z;
-  const TensorRef& w = call.b.weight;
-  const int64_t taps = z.r * z.s, vector = 16 / int64_t(sizeof(T));
-  if (roles.channels % call.plan.vector != 0) return false;  // padded with zeros
-  return (roles.pass == Pass::Forward || taps == 1) && cuda_shape(z, roles.pass).phases() == 1 && roles.stride_c == 1 &&
-         (z.s == 1 || w.stride[3] == roles.channels) && (z.r == 1 || w.stride[2] == roles.channels * z.s) &&
-         roles.channels * taps % vector == 0 && roles.stride_m % vector == 0 &&
-         (z.groups == 1 || roles.stride_group == roles.rows * roles.stride_m) &&
-         reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
-}
-
 // Whether neighbours of the result can be written in whole vectors of 16 bytes: channels, or positions of an image.
 template <class T>
 bool writes_vectors(const GatherRoles& roles, const Strides& to, bool one_phase) {
@@ -47,7 +33,8 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
             int32_t(z.groups),
             int32_t(shape.phases()),
             int32_t(call.plan.splits),
-            int32_t(call.plan.steps)};
+            int32_t(call.plan.steps),
+            int32_t(call.plan.chain_steps)};
   p.vertical = axis_of(vertical_axis(z, roles.pass));
   p.horizontal = axis_of(horizontal_axis(z, roles.pass));
   p.phases_w = int32_t(shape.phases_w);
@@ -59,7 +46,7 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
   p.to = strides_of(roles.result);
   p.pitch = call.plan.pitch;
   p.result = result_of<T, Sum>(call, roles.result, roles.result.stride[1]);
-  if (weights_are_packed<T>(call, roles)) {
+  if (call.plan.packed_bytes == 0) {
     p.weights = static_cast<const T*>(call.b.weight.data);
     p.pitch = roles.stride_m;
   } else {

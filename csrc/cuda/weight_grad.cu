@@ -23,7 +23,8 @@ int run_correlate(const RealCall& call) {
             int32_t(z.groups),
             1,
             int32_t(call.plan.splits),
-            int32_t(call.plan.steps)};
+            int32_t(call.plan.steps),
+            int32_t(call.plan.chain_steps)};
   p.vertical = axis_of(vertical_axis(z, conv_ext::Pass::WeightGrad));
   p.horizontal = axis_of(horizontal_axis(z, conv_ext::Pass::WeightGrad));
   p.images = int32_t(z.n);

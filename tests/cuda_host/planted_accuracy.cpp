@@ -59,7 +59,7 @@ void run_wgmma(int length) {
   encode(patches, &p.source[0]);
   encode(RowsMap{Number::BFloat16, w.get(), kMost, 1, 3 * kRows, kMost * 2, kMost * 2, 64, 64}, &p.weights);
   p.grid = {1, 1, 1, 1, 1, 1};
-  p.tiles = p.blocks = p.images = p.tap_steps = 1;
+  p.tiles = p.blocks = p.images = p.tap_steps = p.part_steps = p.chain_steps = 1;
   p.rows = kRows;
   p.last_products = (length + 15) / 16;
   p.step_h = p.step_w = p.output_step_h = p.output_step_w = 1;

@@ -1,6 +1,8 @@
 // What the fuzzer asks of each plan of CUDA: sizes that fit the problem and the device, all work shared out, memory.
 #pragma once
 
+#include <numeric>
+
 #include "../../csrc/cuda/plan.h"
 #include "../../csrc/cuda/wgmma/plan.h"
 #include "plans_check.h"
@@ -17,8 +19,11 @@ constexpr int64_t kMostCudaParts = int64_t(64) << 20;  // of weight_grad
 inline std::vector<Field> fields(const CudaPlan& p) {
   return {{"tile_m", p.tile_m},
           {"tile_n", p.tile_n},
+          {"parts", p.parts},
           {"splits", p.splits},
           {"steps", p.steps},
+          {"part_steps", p.part_steps},
+          {"chain_steps", p.chain_steps},
           {"channels", p.channels},
           {"vector", p.vector},
           {"pitch", p.pitch},
@@ -73,6 +78,27 @@ inline void check_window(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
   }
 }
 
+// wgmma: what a sum is made of covers it, and its tile has registers for that.
+inline void check_sum_order(const ConvProblem& z, bool forward, const CudaPlan& p, Verdict* v) {
+  const bool short_numbers = conv_ext::element_bytes(z.dtype) == 2;
+  const auto taps = [&](int64_t all, int64_t stride, int64_t dilation) {
+    return forward ? Wide(all) : divided_up(all, stride / std::gcd(stride, dilation));  // of a phase
+  };
+  const Wide chunk = conv_ext::wgmma_chunk(z), channels = forward ? z.group_c() : z.group_k(),
+             products = channels * taps(z.r, z.stride_h, z.dilation_h) * taps(z.s, z.stride_w, z.dilation_w);
+  v->expect(p.part_steps >= 1 && p.chain_steps >= 1 && p.chain_steps <= most(p.part_steps, 128 / int64_t(chunk)),
+            "parts are made of chains");
+  v->expect(Wide(p.parts) * p.part_steps * chunk >= p.pitch, "parts are all of a sum");
+  v->expect(Wide(p.parts - 1) * p.part_steps * chunk < p.pitch, "no part is empty");
+  v->expect(Wide(p.splits) * p.steps * chunk >= p.pitch, "blocks form all of a sum");
+  v->expect(p.splits == 1 || p.steps == p.part_steps, "a block that shares a sum forms a part");
+  v->expect(p.splits > 1 || p.parts == 1 || p.tile_m <= (short_numbers ? 128 : 64), "a block has room for parts");
+  v->expect(p.tile_m <= 128 || (short_numbers && p.chain_steps >= p.part_steps), "the widest tile has no chains");
+  const Wide limit = z.dtype == conv_ext::DType::BFloat16 ? 2048 : z.dtype == conv_ext::DType::Float16 ? 256 : 128;
+  const Wide longest = least(Wide(p.chain_steps) * chunk, products);
+  v->expect(longest <= most(Wide(128), limit), "a chain is as accurate as it should be");
+}
+
 // The blocks that share out all of the result and of the sums.
 inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Verdict* v) {
   const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
@@ -109,6 +135,7 @@ inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
     case CudaAlgorithm::Wgmma:
       v->expect(p.tile_m > 0 && p.tile_n > 0, "a tile has sums");
       if (v->rule) return;
+      if (!weight_grad) check_sum_order(z, forward, p, v);
       blocks = weight_grad ? divided_up(rows, p.tile_m) * divided_up(z.group_c(), p.tile_n) * taps * z.groups * p.splits
                            : divided_up(rows, p.tile_m) * z.groups * phases * divided_up(positions, 128) * p.splits;
       break;
@@ -137,7 +164,10 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
        {p.tile_m, p.tile_n, p.steps, p.channels, p.vector, p.pitch, p.packed_bytes, p.source.channels, p.source.offset,
         p.source.bytes, p.grad.channels, p.grad.offset, p.grad.bytes, p.partial_offset})
     v.expect(value >= 0, "no size is negative");
-  v.expect(p.splits >= 1, "a sum has a part");
+  v.expect(p.parts >= 1 && (p.splits == 1 || p.splits == p.parts), "a sum has parts, of one block or of a block each");
+  v.expect(p.splits == p.parts || p.algorithm == CudaAlgorithm::Wgmma ||
+               (p.algorithm == CudaAlgorithm::TensorCores && p.chain_steps == p.part_steps),
+           "a block has room for parts");
   if (v.rule) return v.rule;
   if (conv_ext::is_window(p.algorithm) || p.algorithm == CudaAlgorithm::FirstLayerCores) check_window(z, pass, p, &v);
   if (v.rule) return v.rule;
@@ -154,7 +184,7 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
     v.expect(p.workspace_bytes >= p.partial_offset + p.splits * result_bytes, "parts of sums fit the workspace");
   if (weight_grad && p.splits > 1 && p.algorithm != CudaAlgorithm::Direct)
     v.expect(p.splits * result_bytes <= kMostCudaParts, "parts of weight_grad take at most 64 MiB");
-  if (!weight_grad) v.within(p.splits, 1, 4, "a sum of forward or input_grad has at most 4 parts");
+  if (!weight_grad) v.within(p.parts, 1, 8, "a sum of forward or input_grad has at most 8 parts");
   if (forward && p.packed_bytes > 0) v.expect(p.packed_bytes >= weights * real, "the packed weights fit");
   v.expect(p.source.offset >= p.packed_bytes || p.source.bytes == 0, "copies stand behind the packed weights");
   const Wide source = forward || weight_grad ? input : output;

@@ -349,7 +349,7 @@ igemm(typename Pass::Parameters parameters) {
         }
       }
     }
-    if constexpr (Math::kChain > Math::kBlockK) sums.close_chains();
+    sums.close_chains();
     store_sums<Pass, Stages>(sums, work, parameters, reinterpret_cast<typename Math::Sum*>(stages), warp_m, warp_n);
   }
 }

@@ -31,11 +31,11 @@ const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algori
     return "a stride above 4096 would make that many phases of input_grad";
   const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
   const CudaPlan plan = make_cuda_plan(z, pass, candidate);
-  const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.vector));
+  const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.product.vector));
   if (shape.gemm_k >= kCudaExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
   const bool counts_steps = !is_window(algorithm) && algorithm != CudaAlgorithm::Direct;  // the others in 64 bits
   if (counts_steps && plan.steps > kMostBlocks) return "a part of a sum has 2^31 steps or more";
-  if (product(z.groups, max_of(plan.source.channels, plan.grad.channels)) >= kCudaExtent)
+  if (product(z.groups, max_of(plan.product.source.channels, plan.product.grad.channels)) >= kCudaExtent)
     return "with every group's channels filled up to whole vectors there are 2^30 channels or more";
   if (plan.blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
   return cuda_bytes_decline(z, pass, candidate);
@@ -157,7 +157,8 @@ int64_t part_count(const ConvProblem& z, const CudaShape& shape, CudaAlgorithm a
 }
 int64_t part_count_of_weights(const ConvProblem& z, const CudaShape& shape, const CudaPlan& plan,
                               int64_t result_bytes) {
-  const int64_t blocks = product(ceil_div(shape.gemm_m, plan.tile_m), ceil_div(shape.gemm_n, plan.tile_n), z.groups);
+  const int64_t blocks =
+      product(ceil_div(shape.gemm_m, plan.product.tile_m), ceil_div(shape.gemm_n, plan.product.tile_n), z.groups);
   const int64_t most = max_of(1, kPartialBytes / max_of(1, result_bytes));
   return min_of(min_of(ceil_div(kEnoughBlocks, max_of(1, blocks)), most), shape.gemm_k / kCudaShortestPart);
 }
@@ -170,7 +171,7 @@ int64_t longest_chain(const ConvProblem& z, CudaAlgorithm algorithm) {
 }
 
 bool forms_all_parts(const ConvProblem& z, const CudaPlan& plan) {
-  return plan.parts == 1 || plan.part_steps * cuda_block_k(z.dtype) <= longest_chain(z, plan.algorithm);
+  return plan.parts == 1 || plan.product.part_steps * cuda_block_k(z.dtype) <= longest_chain(z, plan.algorithm);
 }
 
 // The one place where tiles are chosen: 128 x 128 where there are enough of them and gemm_m fills them nearly as well
@@ -183,8 +184,8 @@ void choose_tile(Pass pass, const CudaShape& shape, int64_t groups, int64_t part
       pass == Pass::WeightGrad ? product(shape.gemm_n, ceil_div(m, 128)) >= 256 : larges >= kEnoughLarge;
   const bool large = choice && m > 64 && enough && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
   const bool narrow = choice && m <= 32 && shape.gemm_n > 64;
-  plan->tile_m = wanted.tile_m ? wanted.tile_m : large ? 128 : narrow ? 32 : 64;
-  plan->tile_n = wanted.tile_n ? wanted.tile_n : large || narrow ? 128 : 64;
+  plan->product.tile_m = wanted.tile_m ? wanted.tile_m : large ? 128 : narrow ? 32 : 64;
+  plan->product.tile_n = wanted.tile_n ? wanted.tile_n : large || narrow ? 128 : 64;
 }
 
 void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
@@ -203,9 +204,9 @@ void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
     return;
   }
   const int64_t rows = pass == Pass::Forward ? z.group_k() : z.group_c();
-  plan->channels = rows % 4 == 0 ? 4 : rows % 2 == 0 ? 2 : 1;
+  plan->direct_channels = rows % 4 == 0 ? 4 : rows % 2 == 0 ? 2 : 1;
   const int64_t results = pass == Pass::Forward ? z.output_elements() : z.input_elements();
-  plan->blocks = ceil_div(results / plan->channels, kCudaDirectThreads);
+  plan->blocks = ceil_div(results / plan->direct_channels, kCudaDirectThreads);
 }
 
 // Weights that lie as [group][gemm_m][taps][channels] already are read in place: channels_last, and 1x1 kernels.
@@ -226,16 +227,16 @@ bool weights_are_packed(const ConvProblem& z, Pass pass, const CudaShape& shape,
 void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64_t real_bytes, CudaPlan* plan) {
   const auto plan_copy = [&](bool input, CudaOperand* operand) {
     const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
-    operand->channels = round_up(channels, plan->vector);
+    operand->channels = round_up(channels, plan->product.vector);
     const bool readable =
         operands ? reads_vectors(input ? operands->input : operands->output, z.n, h, w, channels, real_bytes)
-                 : z.channels_last && channels % plan->vector == 0;
+                 : z.channels_last && channels % plan->product.vector == 0;
     operand->offset = plan->partial_offset;
     operand->bytes = readable ? 0 : round_up(product(z.n, h, w, z.groups, operand->channels, real_bytes), 256);
     plan->partial_offset += operand->bytes;
   };
-  plan_copy(pass != Pass::InputGrad, &plan->source);
-  if (pass == Pass::WeightGrad) plan_copy(false, &plan->grad);
+  plan_copy(pass != Pass::InputGrad, &plan->product.source);
+  if (pass == Pass::WeightGrad) plan_copy(false, &plan->product.grad);
 }
 
 }  // namespace
@@ -257,8 +258,8 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
     return plan;
   }
   const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
-  plan.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
-  const CudaShape shape = cuda_shape(z, pass, plan.vector);
+  plan.product.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
+  const CudaShape shape = cuda_shape(z, pass, plan.product.vector);
   const int64_t steps = max_of(1, ceil_div(shape.gemm_k, block_k));
   const int64_t results = pass == Pass::WeightGrad ? z.weight_elements()
                           : pass == Pass::Forward  ? z.output_elements()
@@ -267,8 +268,8 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
   const bool choice = has_tiles(plan.algorithm, real_bytes);
   const CudaChoices& wanted = candidate.wanted;
   const auto cut = [&](int64_t parts) {
-    plan.part_steps = ceil_div(steps, min_of(max_of(1, parts), steps));
-    plan.parts = ceil_div(steps, plan.part_steps);
+    plan.product.part_steps = ceil_div(steps, min_of(max_of(1, parts), steps));
+    plan.parts = ceil_div(steps, plan.product.part_steps);
   };
   // weight_grad's parts follow from its tiles, tiles of the others from their parts.
   bool one_block = wanted.splits == 1;
@@ -289,19 +290,21 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
     cut(part_count_of_weights(z, shape, plan, result_bytes));
     plan.splits = plan.parts;
   }
-  plan.steps = plan.splits > 1 ? plan.part_steps : steps;
+  plan.steps = plan.splits > 1 ? plan.product.part_steps : steps;
   if (plan.algorithm == CudaAlgorithm::TensorCores && real_bytes < 8)
-    plan.chain_steps =
-        pass != Pass::WeightGrad && plan.parts > 1 && forms_all_parts(z, plan) ? plan.part_steps : kChain / block_k;
+    plan.product.chain_steps = pass != Pass::WeightGrad && plan.parts > 1 && forms_all_parts(z, plan)
+                                   ? plan.product.part_steps
+                                   : kChain / block_k;
   if (pass != Pass::WeightGrad) {
-    plan.pitch = steps * block_k;
-    if (!weights_are_packed(z, pass, shape, plan.vector, operands ? operands->weight : usual_weights(z)))
-      plan.packed_bytes = round_up(product(shape.phases(), z.groups, shape.gemm_m, plan.pitch, real_bytes), 256);
+    plan.product.pitch = steps * block_k;
+    if (!weights_are_packed(z, pass, shape, plan.product.vector, operands ? operands->weight : usual_weights(z)))
+      plan.product.packed_bytes =
+          round_up(product(shape.phases(), z.groups, shape.gemm_m, plan.product.pitch, real_bytes), 256);
   }
-  plan.blocks = product(ceil_div(shape.gemm_m, plan.tile_m), ceil_div(shape.gemm_n, plan.tile_n), z.groups,
-                        shape.phases(), plan.splits);
-  plan.partial_offset = plan.packed_bytes;
-  if (plan.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
+  plan.blocks = product(ceil_div(shape.gemm_m, plan.product.tile_m), ceil_div(shape.gemm_n, plan.product.tile_n),
+                        z.groups, shape.phases(), plan.splits);
+  plan.partial_offset = plan.product.packed_bytes;
+  if (plan.product.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
   plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);
   return plan;
 }
@@ -312,13 +315,14 @@ std::vector<CudaFact> describe_cuda_plan(Pass pass, const CudaPlan& plan) {
   if (boxes) {
     describe_window(plan, &facts);
   } else if (plan.algorithm != CudaAlgorithm::Direct) {
-    facts.push_back({"sums", 0, std::to_string(plan.tile_m) + "x" + std::to_string(plan.tile_n)});
-    if (plan.chain_steps > 0) facts.push_back({"chain", plan.chain_steps});
-    const bool copies = plan.vector > 1 || plan.algorithm == CudaAlgorithm::Wgmma;
-    if (copies) facts.push_back({"source", 0, plan.source.bytes > 0 ? "copied" : "in place"});
+    facts.push_back({"sums", 0, std::to_string(plan.product.tile_m) + "x" + std::to_string(plan.product.tile_n)});
+    if (plan.product.chain_steps > 0) facts.push_back({"chain", plan.product.chain_steps});
+    const bool copies = plan.product.vector > 1 || plan.algorithm == CudaAlgorithm::Wgmma;
+    if (copies) facts.push_back({"source", 0, plan.product.source.bytes > 0 ? "copied" : "in place"});
     if (copies && pass == Pass::WeightGrad)
-      facts.push_back({"gradient", 0, plan.grad.bytes > 0 ? "copied" : "in place"});
-    if (pass != Pass::WeightGrad) facts.push_back({"weights", 0, plan.packed_bytes > 0 ? "packed" : "in place"});
+      facts.push_back({"gradient", 0, plan.product.grad.bytes > 0 ? "copied" : "in place"});
+    if (pass != Pass::WeightGrad)
+      facts.push_back({"weights", 0, plan.product.packed_bytes > 0 ? "packed" : "in place"});
   }
   facts.push_back({"parts", plan.parts});
   facts.push_back({"splits", plan.splits});

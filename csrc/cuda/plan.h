@@ -38,23 +38,29 @@ struct CudaOperand {
   int64_t bytes;     // of the copy; 0: it is read in place
 };
 
-struct CudaPlan {
-  CudaAlgorithm algorithm;
+// tensor_cores, three_tf32, multiply_add and wgmma: products of matrices.
+struct CudaProduct {
   int64_t tile_m, tile_n;           // sums in a block
-  int64_t parts;                    // a sum is cut into so many, which are added in their order,
-  int64_t splits, steps;            // by so many blocks, each of so many steps: by one for each part, or by one for all
-  int64_t part_steps, chain_steps;  // of a part, which is made of chains; 0 where there are none
-  int64_t channels;                 // direct: channels of the result that a thread computes
+  int64_t part_steps, chain_steps;  // of a part of a sum, which is made of chains; 0 where there are none
   int64_t vector;  // numbers that are read together along channels: 16 bytes of them, or 1 where it makes no odds
   int64_t pitch;   // numbers of a row of packed weights
-  int64_t
-      packed_bytes;  // packed weights stand first in the workspace; 0: they are read in place (no weights: weight_grad)
-  CudaOperand source;      // then the copies: what forward and input_grad gather from, weight_grad's input,
-  CudaOperand grad;        // weight_grad's upstream gradient,
-  int64_t partial_offset;  // and then parts of sums
+  // The workspace: packed weights (0: they are read in place; weight_grad has none), then the copies of operands: what
+  // forward and input_grad gather from, weight_grad's input, and its upstream gradient.
+  int64_t packed_bytes;
+  CudaOperand source, grad;
+};
+
+// What will run: all that a launcher does not find in the problem and in the operands' addresses and strides.
+struct CudaPlan {
+  CudaAlgorithm algorithm;
   int64_t blocks;
+  int64_t parts;          // a sum is cut into so many, which are added in their order,
+  int64_t splits, steps;  // by so many blocks, each of so many steps: by one for each part, or by one for all
   int64_t workspace_bytes;
-  CudaWindow window;  // depthwise, grouped, first_layer
+  int64_t partial_offset;  // of the parts of sums, behind all else in the workspace
+  CudaProduct product;
+  CudaWindow window;        // depthwise, grouped, first_layer
+  int64_t direct_channels;  // direct: channels of the result that a thread computes
 };
 
 // What somebody wants instead of the plan's own choice, to measure it; 0: nothing. A result may have other bits then.

@@ -268,8 +268,8 @@ std::string run_pass(Pass pass, const ConvProblem& z, const CudaCandidate& candi
 
 std::string plan_text(const CudaPlan& plan) {
   std::ostringstream text;
-  text << " (tile " << plan.tile_m << " x " << plan.tile_n << ", " << plan.parts << " parts, " << plan.splits
-       << " splits of " << plan.steps << " steps, " << plan.blocks << " blocks, " << plan.workspace_bytes
+  text << " (tile " << plan.product.tile_m << " x " << plan.product.tile_n << ", " << plan.parts << " parts, "
+       << plan.splits << " splits of " << plan.steps << " steps, " << plan.blocks << " blocks, " << plan.workspace_bytes
        << " B of workspace)";
   return text.str();
 }
@@ -316,7 +316,7 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
       other.wanted = {tile_m, tile_n, splits, usual.parts};
       if (cuda_choices_decline(c.z, c.pass, other) != nullptr) continue;
       const CudaPlan plan = make_cuda_plan(c.z, c.pass, other);
-      if (plan.parts != usual.parts || plan.chain_steps != usual.chain_steps) continue;
+      if (plan.parts != usual.parts || plan.product.chain_steps != usual.product.chain_steps) continue;
       result.block->forget();
       if (std::string why =
               run_pass(c.pass, c.z, other, {x.device(), w.device(), y.device(), nullptr, 0, nullptr, false});
@@ -579,10 +579,10 @@ std::string check_pass(const Case& c) {
   }
   std::ostringstream text;
   text << (compares ? "exact: " : "ran: ") << candidate.name
-       << (plan.tile_m > 128   ? " wide"
-           : plan.tile_m > 64  ? " large"
-           : plan.tile_m == 32 ? " narrow"
-                               : "")
+       << (plan.product.tile_m > 128   ? " wide"
+           : plan.product.tile_m > 64  ? " large"
+           : plan.product.tile_m == 32 ? " narrow"
+                                       : "")
        << (plan.splits > 1 ? " split" : "");
   if (c.milliseconds > 0) {
     const std::vector<double> samples =

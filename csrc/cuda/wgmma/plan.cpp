@@ -58,7 +58,8 @@ const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& tr
   if (product(wgmma_parts(z), z.n) >= kCudaExtent) return "the parts of all images are 2^30 images or more";
   const CudaPlan plan = make_wgmma_plan(z, pass);
   if (plan.steps >= kCudaExtent) return "a sum has too many products";
-  if (plan.pitch >= kCudaExtent || product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m) >= kCudaExtent)
+  if (plan.product.pitch >= kCudaExtent ||
+      product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m) >= kCudaExtent)
     return "the packed weights have 2^30 rows or columns, or more";
   if (plan.blocks >= kCudaExtent) return "it would take 2^30 tiles or more";
   return cuda_bytes_decline(z, pass, {CudaAlgorithm::Wgmma, "", nullptr, nullptr});
@@ -104,19 +105,19 @@ bool reads_weights(const ConvProblem& z, Pass pass, const TensorRef& w) {
 // ---- weight_grad
 
 void plan_weight_grad(const ConvProblem& z, const Buffers* operands, const CudaChoices& wanted, CudaPlan* plan) {
-  plan->tile_m = kWgmmaPositions;
-  plan->tile_n = wanted.tile_n ? wanted.tile_n : z.group_c() > 64 ? 128 : 64;
+  plan->product.tile_m = kWgmmaPositions;
+  plan->product.tile_n = wanted.tile_n ? wanted.tile_n : z.group_c() > 64 ? 128 : 64;
   const int64_t steps = max_of(1, ceil_div(product(z.n, z.p, z.q), kWgmmaBox));
-  const int64_t tiles =
-      product(ceil_div(z.group_k(), plan->tile_m), ceil_div(z.group_c(), plan->tile_n), z.r, z.s, z.groups);
+  const int64_t tiles = product(ceil_div(z.group_k(), plan->product.tile_m),
+                                ceil_div(z.group_c(), plan->product.tile_n), z.r, z.s, z.groups);
   const int64_t result_bytes = product(z.weight_elements(), accumulator_bytes(z.dtype));
   plan->splits = min_of(ceil_div(kEnoughTiles, max_of(1, tiles)), max_of(1, kPartialBytes / max_of(1, result_bytes)));
   plan->splits = wanted.splits ? min_of(wanted.splits, steps)
                                : max_of(1, min_of(plan->splits, steps * kWgmmaBox / kCudaShortestPart));
   plan->steps = ceil_div(steps, plan->splits);
   plan->splits = plan->parts = ceil_div(steps, plan->steps);
-  plan_operand(z, false, operands, &plan->grad, plan);
-  plan_operand(z, true, operands, &plan->source, plan);
+  plan_operand(z, false, operands, &plan->product.grad, plan);
+  plan_operand(z, true, operands, &plan->product.source, plan);
   plan->blocks = product(tiles, plan->splits);
   plan->workspace_bytes = plan->partial_offset + (plan->splits > 1 ? product(plan->splits, result_bytes) : 0);
 }
@@ -209,9 +210,9 @@ void choose_blocks(const ConvProblem& z, Pass pass, const CudaShape& shape, cons
       if (splits == 1 && (wanted.splits > 1 || !forms_all_parts(z, order, tile)) && order.parts > 1) continue;
       if (splits > 1 && wanted.splits == 1) continue;
       const double cycles = estimated_cycles(z, pass, shape, order, tile, splits);
-      if (plan->tile_m > 0 && cycles >= best) continue;
+      if (plan->product.tile_m > 0 && cycles >= best) continue;
       best = cycles;
-      plan->tile_m = tile;
+      plan->product.tile_m = tile;
       plan->splits = splits;
     }
   }
@@ -255,18 +256,18 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
   const CudaShape shape = cuda_shape(z, pass);
   const SumOrder order = sum_order(z, pass, shape, wanted);
   choose_blocks(z, pass, shape, order, wanted, &plan);
-  plan.tile_n = kWgmmaPositions;
+  plan.product.tile_n = kWgmmaPositions;
   plan.steps = plan.splits > 1 ? order.part_steps : order.steps;
   plan.parts = order.parts;
-  plan.part_steps = order.part_steps;
-  plan.chain_steps = order.chain_steps;
-  plan.pitch = order.steps * wgmma_chunk(z);
+  plan.product.part_steps = order.part_steps;
+  plan.product.chain_steps = order.chain_steps;
+  plan.product.pitch = order.steps * wgmma_chunk(z);
   const int64_t rows = product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m);
   if (!reads_weights(z, pass, operands ? operands->weight : usual_weights(z)))
-    plan.packed_bytes = round_up(product(rows, plan.pitch, wgmma_bytes(z)), 256);
-  plan.partial_offset = plan.packed_bytes;
-  plan_operand(z, pass == Pass::Forward, operands, &plan.source, &plan);
-  plan.blocks = product(ceil_div(shape.gemm_m, plan.tile_m), ceil_div(shape.gemm_n, kWgmmaPositions), z.groups,
+    plan.product.packed_bytes = round_up(product(rows, plan.product.pitch, wgmma_bytes(z)), 256);
+  plan.partial_offset = plan.product.packed_bytes;
+  plan_operand(z, pass == Pass::Forward, operands, &plan.product.source, &plan);
+  plan.blocks = product(ceil_div(shape.gemm_m, plan.product.tile_m), ceil_div(shape.gemm_n, kWgmmaPositions), z.groups,
                         shape.phases(), plan.splits);
   const int64_t results = pass == Pass::Forward ? z.output_elements() : z.input_elements();
   plan.workspace_bytes =

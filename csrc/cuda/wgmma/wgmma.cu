@@ -73,7 +73,7 @@ int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padd
   map->rows = Group::kParts * phases * call.z.groups * roles.rows;
   map->box_columns = kChunk<Group>;
   map->box_rows = tile;
-  if (call.plan.packed_bytes == 0) {
+  if (call.plan.product.packed_bytes == 0) {
     const int64_t(&stride)[4] = call.b.weight.stride;
     map->data = call.b.weight.data;
     map->columns = roles.channels;
@@ -84,8 +84,8 @@ int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padd
   }
   map->data = call.b.workspace;
   map->columns = padded;
-  map->taps = max_of(1, call.plan.pitch / padded);
-  map->stride = call.plan.pitch * bytes;
+  map->taps = max_of(1, call.plan.product.pitch / padded);
+  map->stride = call.plan.product.pitch * bytes;
   map->tap_stride = padded * bytes;
   return pack_weights_of<Group, 16 / int(sizeof(Element))>(call, roles, padded);
 }
@@ -95,7 +95,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
   const CudaShape shape = cuda_shape(z, roles.pass);
   const conv_ext::Axis vertical = vertical_axis(z, roles.pass), horizontal = horizontal_axis(z, roles.pass);
-  const int64_t n = call.plan.tile_m;
+  const int64_t n = call.plan.product.tile_m;
   WgmmaParameters<T> p{};
   fill_phases(z, roles.pass, p.phases);
   p.grid = {int32_t(ceil_div(shape.gemm_m, n)),
@@ -109,8 +109,8 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.rows = int32_t(roles.rows);
   p.tap_steps = int32_t(ceil_div(roles.channels, kChunk<Group>));
   p.last_products = int32_t(ceil_div(roles.channels - (p.tap_steps - 1) * kChunk<Group>, kProduct<Group>));
-  p.part_steps = int32_t(call.plan.part_steps);
-  p.chain_steps = int32_t(call.plan.chain_steps);
+  p.part_steps = int32_t(call.plan.product.part_steps);
+  p.chain_steps = int32_t(call.plan.product.chain_steps);
   p.step_h = int32_t(vertical.step());
   p.step_w = int32_t(horizontal.step());
   p.output_step_h = int32_t(vertical.output_step());
@@ -125,7 +125,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
           prepare_weights<Group>(call, roles, p.tap_steps * kChunk<Group>, p.grid.phases, int(n), &weights))
     return error;
   PatchesMap map;
-  const CudaOperand& source = call.plan.source;
+  const CudaOperand& source = call.plan.product.source;
   p.group_channels = int32_t(source.channels);
   if (const int error =
           prepare<Group>(call, roles.source, roles.channels, roles.source_h, roles.source_w, source, &map))
@@ -172,7 +172,7 @@ int run_correlate(const RealCall& call) {
   const Buffers& b = call.b;
   const conv_ext::Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const BoxAxis h = box_axis(vertical, 0), w = box_axis(horizontal, 0);
-  const int64_t n = call.plan.tile_n;
+  const int64_t n = call.plan.product.tile_n;
   CorrelateParameters<T> p{};
   p.rows = int32_t(z.group_k());
   p.channels = int32_t(z.group_c());
@@ -195,9 +195,10 @@ int run_correlate(const RealCall& call) {
   p.dilation_h = int32_t(z.dilation_h);
   p.dilation_w = int32_t(z.dilation_w);
   PatchesMap map;
-  p.grad_group = int32_t(call.plan.grad.channels);
-  p.input_group = int32_t(call.plan.source.channels);
-  if (const int error = prepare<Group>(call, b.output, z.group_k(), z.p, z.q, call.plan.grad, &map)) return error;
+  p.grad_group = int32_t(call.plan.product.grad.channels);
+  p.input_group = int32_t(call.plan.product.source.channels);
+  if (const int error = prepare<Group>(call, b.output, z.group_k(), z.p, z.q, call.plan.product.grad, &map))
+    return error;
   const auto encode_parts = [&](TensorMap* maps) {
     map.positions = kBox;
     map.size[3] = z.n;
@@ -208,7 +209,8 @@ int run_correlate(const RealCall& call) {
     return 0;
   };
   if (const int error = encode_parts(p.grad)) return error;
-  if (const int error = prepare<Group>(call, b.input, z.group_c(), z.h, z.w, call.plan.source, &map)) return error;
+  if (const int error = prepare<Group>(call, b.input, z.group_c(), z.h, z.w, call.plan.product.source, &map))
+    return error;
   map.step[0] = p.step_w;
   map.step[1] = p.step_h;
   set_box(h, w, &map);

@@ -179,13 +179,6 @@ def test_real_sums_of_every_kind_are_within_their_bound(program, pass_name):
     run(program, lines, "accuracy")
 
 
-@pytest.mark.parametrize("length", [1024, pytest.param(2304, marks=pytest.mark.exhaustive)])
-def test_parts_that_are_one_chain_are_within_their_bound(program, length):
-    """A long sum of few outputs on mma.sync, in two parts; bfloat16's may have up to 1152 products."""
-    for kind in (("bfloat16", "ieee", "tensor_cores"), ("float32", "tf32", "tensor_cores")):
-        run(program, [line("forward", kind, "channels_last", of_length("forward", length), splits=2)], "accuracy")
-
-
 @pytest.mark.parametrize("pass_name", PASSES[:2])
 def test_bits_do_not_follow_from_the_blocks(program, pass_name):
     """Sums in parts, of one block or of one each, in every tile."""
@@ -236,6 +229,8 @@ PLANTED = {
 PLANTED_IN_PARTS = {
     "nothing": ("math.cuh", "", ""),
     "longer_chains": ("math.cuh", "kChain = kBlockK;", "kChain = 4 * kBlockK;"),
+    "longer_chains_of_bfloat16": ("plan.h", "kCudaLongestChain = 768", "kCudaLongestChain = 1536"),
+    "chains_of_bfloat16_go_on": ("igemm.cuh", "--until == 0", "--until == -1"),
     "a_small_product_is_left_out": ("math.cuh", "    multiply_tf32(sum, a.large, b.small);\n", ""),
     "parts_of_tf32_are_not_scaled": ("math.cuh", "float_of(bits) * kPartScale", "float_of(bits)"),
     "they_are_scaled_too_little": ("../common/parts.h", "kPartScale = 0x1p24f, kSumScale = 0x1p-48f",

@@ -153,13 +153,6 @@ def test_real_sums_of_every_kind_are_within_their_bound(program, pass_name):
     run(program, lines, "accuracy")
 
 
-@pytest.mark.parametrize("kind, length", [pytest.param(KINDS[0], 2048, marks=pytest.mark.exhaustive), (KINDS[1], 256)])
-def test_the_longest_sums_of_one_chain_are_within_their_bound(program, kind, length):
-    lines = lines_of("forward", kind, [of_length("forward", length)], ("channels_last",), tile_m=256, tile_n=128,
-                     splits=1)
-    run(program, lines, "accuracy")
-
-
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_float32_in_parts_loses_no_number_that_float32_keeps(program, pass_name):
     """Magnitudes from 1e-45 to 1e38 in one sum; positions beyond the last image are another part's."""

@@ -167,7 +167,7 @@ int64_t part_count_of_weights(const ConvProblem& z, const CudaShape& shape, cons
 // then a block that forms all parts of a sum needs no more registers. 0: chains have to be shorter.
 int64_t longest_chain(const ConvProblem& z, CudaAlgorithm algorithm) {
   if (algorithm != CudaAlgorithm::TensorCores) return 0;
-  return z.dtype == DType::BFloat16 ? 1152 : z.dtype == DType::Float32 ? kCudaExtent : 0;
+  return z.dtype == DType::BFloat16 ? kCudaLongestChain : z.dtype == DType::Float32 ? kCudaExtent : 0;
 }
 
 bool forms_all_parts(const ConvProblem& z, const CudaPlan& plan) {
@@ -277,6 +277,8 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
     cut(wanted.parts ? wanted.parts : wanted.splits);
   } else {
     cut(part_count(z, shape, plan.algorithm, true));
+    if (plan.parts > 1 && !forms_all_parts(z, plan))
+      cut(min_of(kCudaMostParts, ceil_div(shape.gemm_k, kCudaLongestChain)));  // shorter ones may be chains
     if (!forms_all_parts(z, plan)) {
       cut(part_count(z, shape, plan.algorithm, false));
     } else {  // blocks share sums where they would not fill half of the device otherwise

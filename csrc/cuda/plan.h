@@ -120,6 +120,9 @@ const char* cuda_bytes_decline(const ConvProblem& problem, Pass pass, const Cuda
 constexpr int64_t kCudaMultiprocessors = 132;  // of the devices that the plan has in mind
 constexpr int64_t kCudaMostParts = 8;          // of a sum of forward or input_grad
 constexpr int64_t kCudaShortestPart = 512;     // numbers
+// So many products of bfloat16 may be one chain on mma.sync, as a part of a sum of two parts at least: positive numbers
+// lose half of float32's bound on Ampere (1024 would lose 0.8 of it), a quarter on Hopper.
+constexpr int64_t kCudaLongestChain = 768;
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step
 constexpr int64_t kCudaDirectThreads = 128, kCudaDirectTaps = 9;
 

@@ -230,7 +230,6 @@ PLANTED_IN_PARTS = {
     "nothing": ("math.cuh", "", ""),
     "longer_chains": ("math.cuh", "kChain = kBlockK;", "kChain = 4 * kBlockK;"),
     "longer_chains_of_bfloat16": ("plan.h", "kCudaLongestChain = 768", "kCudaLongestChain = 1536"),
-    "chains_of_bfloat16_go_on": ("igemm.cuh", "--until == 0", "--until == -1"),
     "a_small_product_is_left_out": ("math.cuh", "    multiply_tf32(sum, a.large, b.small);\n", ""),
     "parts_of_tf32_are_not_scaled": ("math.cuh", "float_of(bits) * kPartScale", "float_of(bits)"),
     "they_are_scaled_too_little": ("../common/parts.h", "kPartScale = 0x1p24f, kSumScale = 0x1p-48f",

@@ -132,11 +132,8 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   const bool empty = is_empty(problem);
   const CudaPlan plan = empty ? CudaPlan{} : make_cuda_plan(problem, pass, chosen);
   py::dict tiles, text;
-  const bool boxes = is_window(chosen.algorithm) || chosen.algorithm == CudaAlgorithm::FirstLayerCores;
-  if (!empty && chosen.algorithm != CudaAlgorithm::Direct && !boxes)
-    tiles["sums"] = std::to_string(plan.tile_m) + "x" + std::to_string(plan.tile_n);
-  if (!empty && boxes) tiles["outputs"] = std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w);
-  if (!empty) tiles["splits"] = plan.splits;
+  for (const CudaFact& fact : empty ? std::vector<CudaFact>() : describe_cuda_plan(pass, plan))
+    tiles[fact.name] = fact.word.empty() ? py::object(py::int_(fact.number)) : py::object(py::str(fact.word));
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = "sm_" + std::to_string(capability);

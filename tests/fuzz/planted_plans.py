@@ -93,6 +93,14 @@ ALL = (
         "parts_without_memory", "cuda/plan.cpp",
         "plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);", "plan.partial_offset;",
     ),
+    Planted("parts_by_the_batch", "cuda/wgmma/plan.cpp", "image.n = 1;", "image.n = z.n;"),
+    Planted(
+        "a_block_of_parts_without_registers", "cuda/plan.cpp", "if (!forms_all_parts(z, plan)) {", "if (z.n < 0) {",
+    ),
+    Planted(
+        "a_wide_tile_of_long_sums", "cuda/wgmma/plan.cpp",
+        "tile > kWgmmaMostChained && order.chain_steps < order.part_steps)", "false)",
+    ),
     Planted(
         "an_extent_that_overflows", "cuda/plan.cpp",
         "max_of(product(z.r, z.dilation_h), product(z.s, z.dilation_w));",

@@ -64,7 +64,7 @@ def test_only_the_binding_knows_torch(path):
 
 # Nothing that the linker could share between instruction sets: C headers and the compiler's intrinsics alone.
 KERNEL_HEADERS = {"<stdint.h>", "<stddef.h>", "<string.h>", "<math.h>", "<float.h>", "<immintrin.h>"}
-PLANS = {"plan.cpp", "plan_common.h", "candidates.h"}
+PLANS = {"plan.cpp", "plan_common.h", "candidates.h", "facts.h"}
 KERNEL_SOURCES = [f for f in (*under("csrc", "common"), *under("csrc", "cpu")) if f.name not in PLANS]
 
 

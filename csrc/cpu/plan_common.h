@@ -60,8 +60,6 @@ inline int64_t table_bytes(const ConvProblem& z, Pass pass) {
   return counting.bytes();
 }
 
-inline void add_facts(Facts* facts, const Facts& more) { facts->insert(facts->end(), more.begin(), more.end()); }
-
 // Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is
 // not planned.
 using Prepare = void (*)(const PlanInput&, Plan*);

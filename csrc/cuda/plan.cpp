@@ -311,20 +311,19 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
   return plan;
 }
 
-std::vector<CudaFact> describe_cuda_plan(Pass pass, const CudaPlan& plan) {
-  std::vector<CudaFact> facts;
+Facts describe_cuda_plan(Pass pass, const CudaPlan& plan) {
+  Facts facts;
   const bool boxes = is_window(plan.algorithm) || plan.algorithm == CudaAlgorithm::FirstLayerCores;
   if (boxes) {
     describe_window(plan, &facts);
   } else if (plan.algorithm != CudaAlgorithm::Direct) {
-    facts.push_back({"sums", 0, std::to_string(plan.product.tile_m) + "x" + std::to_string(plan.product.tile_n)});
+    facts.push_back({"sums", std::to_string(plan.product.tile_m) + "x" + std::to_string(plan.product.tile_n)});
     if (plan.product.chain_steps > 0) facts.push_back({"chain", plan.product.chain_steps});
     const bool copies = plan.product.vector > 1 || plan.algorithm == CudaAlgorithm::Wgmma;
-    if (copies) facts.push_back({"source", 0, plan.product.source.bytes > 0 ? "copied" : "in place"});
+    if (copies) facts.push_back({"source", plan.product.source.bytes > 0 ? "copied" : "in place"});
     if (copies && pass == Pass::WeightGrad)
-      facts.push_back({"gradient", 0, plan.product.grad.bytes > 0 ? "copied" : "in place"});
-    if (pass != Pass::WeightGrad)
-      facts.push_back({"weights", 0, plan.product.packed_bytes > 0 ? "packed" : "in place"});
+      facts.push_back({"gradient", plan.product.grad.bytes > 0 ? "copied" : "in place"});
+    if (pass != Pass::WeightGrad) facts.push_back({"weights", plan.product.packed_bytes > 0 ? "packed" : "in place"});
   }
   facts.push_back({"parts", plan.parts});
   facts.push_back({"splits", plan.splits});

@@ -5,11 +5,9 @@
 // processors the device has.
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "../common/indexing.h"
 #include "../common/buffers.h"
+#include "../common/facts.h"
 #include "window/plan.h"
 
 namespace conv_ext {
@@ -87,13 +85,7 @@ const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const Cu
 // The operands decide what has to be copied or packed; without them channels_last is believed, of the weights too.
 CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
                         const Buffers* operands = nullptr);
-// What explain() says of a plan: numbers, or words.
-struct CudaFact {
-  const char* name;
-  int64_t number;
-  std::string word = {};
-};
-std::vector<CudaFact> describe_cuda_plan(Pass pass, const CudaPlan& plan);
+Facts describe_cuda_plan(Pass pass, const CudaPlan& plan);
 // Why the algorithm has no kernel for what candidate.wanted names; nullptr where it has.
 const char* cuda_choices_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
 
@@ -103,7 +95,7 @@ inline bool is_window(CudaAlgorithm algorithm) {
          algorithm == CudaAlgorithm::FirstLayer;
 }
 const char* window_declines(const ConvProblem& problem, Pass pass);
-void describe_window(const CudaPlan& plan, std::vector<CudaFact>* facts);
+void describe_window(const CudaPlan& plan, Facts* facts);
 void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
 // first_layer_cores, there as well: forward of first layers on the tensor cores.
 const char* first_layer_cores_decline(const ConvProblem& problem);

@@ -89,6 +89,12 @@ bool is_empty(const ConvProblem& z) {
   return z.input_elements() == 0 || z.weight_elements() == 0 || z.output_elements() == 0;
 }
 
+py::dict dict_of(const Facts& facts) {
+  py::dict dict;
+  for (const auto& [name, value] : facts) dict[name] = py::cast(value);
+  return dict;
+}
+
 py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::string& algorithm) {
   const bool merged = merge_kernel_into_channels(&problem, &buffers);
   const IsaTraits& isa = kernel_library().isa;
@@ -99,14 +105,7 @@ py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::st
   const Plan plan = empty ? Plan{} : make_plan(input, chosen);
   Facts facts;
   if (!empty) chosen.describe(input, plan, &facts);
-  py::dict text, tiles;
-  for (const auto& [name, value] : facts) {
-    if (const int64_t* number = std::get_if<int64_t>(&value)) {
-      tiles[name] = *number;
-    } else {
-      tiles[name] = std::get<std::string>(value);
-    }
-  }
+  py::dict text;
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = isa.name;
@@ -116,7 +115,7 @@ py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::st
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = merged;
-  text["tiles"] = tiles;
+  text["tiles"] = dict_of(facts);
   text["tasks"] = empty ? 0 : plan.tasks;
   text["workspace_bytes"] = plan.workspace_bytes;
   text["scratch_bytes"] = plan.scratch_bytes;
@@ -131,9 +130,7 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   const CudaCandidate& chosen = choose_cuda_or_throw(problem, pass, traits, algorithm);
   const bool empty = is_empty(problem);
   const CudaPlan plan = empty ? CudaPlan{} : make_cuda_plan(problem, pass, chosen);
-  py::dict tiles, text;
-  for (const CudaFact& fact : empty ? std::vector<CudaFact>() : describe_cuda_plan(pass, plan))
-    tiles[fact.name] = fact.word.empty() ? py::object(py::int_(fact.number)) : py::object(py::str(fact.word));
+  py::dict text;
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = "sm_" + std::to_string(capability);
@@ -143,7 +140,7 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = covers;
-  text["tiles"] = tiles;
+  text["tiles"] = dict_of(empty ? Facts() : describe_cuda_plan(pass, plan));
   text["tasks"] = plan.blocks;
   text["workspace_bytes"] = plan.workspace_bytes;
   text["scratch_bytes"] = 0;

@@ -320,8 +320,8 @@ const char* window_declines(const ConvProblem& z, Pass pass) {
   return cut(z, pass).w.threads == 0 ? room : nullptr;
 }
 
-void describe_window(const CudaPlan& plan, std::vector<CudaFact>* facts) {
-  facts->push_back({"outputs", 0, std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w)});
+void describe_window(const CudaPlan& plan, Facts* facts) {
+  facts->push_back({"outputs", std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w)});
 }
 
 void prepare_window(const ConvProblem& z, Pass pass, CudaPlan* plan) {

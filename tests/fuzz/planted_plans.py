@@ -77,6 +77,16 @@ ALL = (
         "own.splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
     ),
     Planted(
+        "rows_of_a_last_tile_left_out", "cpu/depthwise/plan.cpp",
+        "own.row_tiles = ceil_div(g.vertical.output, own.tile_h);",
+        "own.row_tiles = max_of(1, g.vertical.output / own.tile_h);",
+    ),
+    Planted(
+        "channels_that_no_vector_holds", "cpu/depthwise/plan.cpp",
+        "own->tile_c = own->source_in_place ? g.padded_c() : packed_channels(g);",
+        "own->tile_c = own->source_in_place ? g.z.c : packed_channels(g);",
+    ),
+    Planted(
         "blocks_of_one_phase", "cuda/plan.cpp",
         "z.groups,\n                        shape.phases(), plan.splits);",
         "z.groups,\n                        plan.splits);",

@@ -41,23 +41,23 @@ ALL = (
     Planted(
         "a_missing_phase",
         "cpu/broadcast/broadcast.h",
-        "for (int64_t phase = 0; phase < phases(); ++phase)\n      run_phase",
-        "for (int64_t phase = 0; phase < min_of(3, phases()); ++phase)\n      run_phase",
+        "for (int64_t phase = 0; phase < op.phases(); ++phase)\n      run_phase",
+        "for (int64_t phase = 0; phase < min_of(3, op.phases()); ++phase)\n      run_phase",
         BROADCAST,
     ),
     Planted("a_block_that_begins_anew", "cpu/broadcast/broadcast.h", "a.add = !begin;", "a.add = false;", BROADCAST),
     Planted(
         "the_last_bias_left_out",
         "cpu/broadcast/broadcast.h",
-        "channel < group_m ? load_one",
-        "channel + 1 < group_m ? load_one",
+        "channel < group_m ? op.bias_at",
+        "channel + 1 < group_m ? op.bias_at",
         BROADCAST,
     ),
     Planted(
         "images_beyond_the_batch",
         "cpu/broadcast/broadcast.h",
-        "t.n1 = min_of(z.n, t.n0 + own.images);",
-        "t.n1 = t.n0 + plan.images;",
+        "t.n1 = min_of(op.z.n, t.n0 + own.images);",
+        "t.n1 = t.n0 + own.images;",
         BROADCAST,
     ),
     Planted(
@@ -148,8 +148,8 @@ ALL = (
     Planted(
         "scratch_for_one_slice",
         "cpu/broadcast/plan.cpp",
-        "blocks > 1 ? slices : 1, width, bytes);",
-        "width, bytes);",
+        "several_chains ? slices : 1, width);",
+        "width);",
         "cpu/broadcast/plan.cpp",
     ),
     Planted(
@@ -168,9 +168,9 @@ ALL = (
     ),
     Planted(
         "offsets_that_are_not_counted",
-        "cpu/broadcast/plan.cpp",
-        "array_bytes(own.products, 8) + ",
-        "",
+        "cpu/broadcast/layout.h",
+        "s.offset = memory.take<int64_t>(own.products);",
+        "s.offset = memory.take<int64_t>(0);",
         "cpu/broadcast/plan.cpp",
     ),
 )

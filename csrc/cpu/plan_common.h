@@ -41,23 +41,17 @@ inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile
           spread_pitch(product(across.regions, down.positions, across.longest, images))};
 }
 
-// What a layout takes: lay_out(number, carver) with a number of the type that sums are formed in.
+// lay_out(number, workspace, scratch) lays out both blocks, with a number of the type that sums are formed in.
 template <class LayOut>
-inline int64_t bytes_of(DType dtype, LayOut lay_out) {
-  Carver counting;
+inline void count_memory(DType dtype, Plan* plan, LayOut lay_out) {
+  Carver workspace, scratch;
   if (accumulator_bytes(dtype) == 8) {
-    lay_out(double(), counting);
+    lay_out(double(), workspace, scratch);
   } else {
-    lay_out(float(), counting);
+    lay_out(float(), workspace, scratch);
   }
-  return counting.bytes();
-}
-
-// Bytes of Tables in base/taps.h.
-inline int64_t table_bytes(const ConvProblem& z, Pass pass) {
-  Carver counting;
-  Tables().lay_out(z, pass, counting);
-  return counting.bytes();
+  plan->workspace_bytes = workspace.bytes();
+  plan->scratch_bytes = scratch.bytes();
 }
 
 // Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is

@@ -107,7 +107,7 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   Wide tile_k = 1, tile_c = 1;
   const auto blocks_of = [&](const auto& own) { tile_k = own.tile_k, tile_c = own.tile_c; };
   if (algorithm == Algorithm::Direct) blocks_of(plan.own<conv_ext::DirectPlan>());
-  if (algorithm == Algorithm::Panels) blocks_of(plan.own<conv_ext::PanelsPlan>());
+  if (algorithm == Algorithm::Panels) blocks_of(plan.own<conv_ext::PanelsPlan>().grad);
   if (algorithm == Algorithm::ImplicitGemm) blocks_of(plan.own<conv_ext::ImplicitGemmPlan>());
   if (algorithm == Algorithm::Winograd) blocks_of(plan.own<conv_ext::WinogradPlan>());
   if (s.weight_grad) set = s.groups * in_blocks(s.rows_m, tile_k) * in_blocks(s.channels, tile_c) * s.taps * s.bytes;
@@ -320,63 +320,116 @@ inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan
   }
 }
 
-inline void check_broadcast(const Sizes& s, const IsaTraits& isa, const Plan& plan, Verdict* v) {
+// How weights become panels, whose vectors run along channels or along positions.
+inline void check_weight_panels(const Sizes& s, const ConvProblem& z, const conv_ext::WeightPanels& w, int64_t widest,
+                                Verdict* v) {
+  const Wide unit = w.along_channels ? s.lanes : Wide(1), units = divided_up(most(1, s.rows_m), unit);
+  v->expect(w.joined_taps == 1 || (w.joined_taps == z.s && !s.inverse && s.groups == 1),
+            "joined taps are those of a row");
+  v->expect(w.channels == s.channels * w.joined_taps, "joined taps are read as channels");
+  v->expect(w.padded_m == units * unit, "channels fill up the last vector");
+  v->expect(w.panels == divided_up(units, widest), "panels are all channels, as few as can be");
+  if (v->rule) return;
+  v->expect(w.panel_channels == divided_up(units, w.panels) * unit, "the widest panel is one of evenly wide ones");
+  const Wide all = s.groups * w.panels;
+  v->expect(w.panels_per_task >= 1 && w.packing_tasks == (w.along_channels ? divided_up(all, w.panels_per_task) : 0),
+            "all panels of vectors of channels are packed");
+}
+
+inline void check_broadcast(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& plan, Verdict* v) {
   const auto& own = plan.own<conv_ext::BroadcastPlan>();
-  const Wide all_vectors = divided_up(most(1, s.rows_m), s.lanes);
   v->within(own.tile_h, 1, most(1, s.count_h), "tile_h is among the outputs of a phase");
   v->within(own.tile_w, 1, most(1, s.count_w), "tile_w is among the outputs of a phase");
-  v->within(own.vectors, 1, least(conv_ext::kBroadcastV, all_vectors), "vectors are those of a register tile");
   v->within(own.rows, 1, own.tile_h, "rows are some of a tile");
   v->within(own.tile_c, 1, most(1, s.channels), "tile_c is some of the channels");
+  v->within(own.weights.panels, 1, divided_up(most(1, s.rows_m), s.lanes), "panels are some of the vectors");
   if (v->rule) return;
-  v->within(own.images, 1, least(most(1, s.n), conv_ext::broadcast_positions(isa.vector_bytes, own.vectors)),
+  const Wide vectors = own.weights.panel_channels / s.lanes;
+  v->within(int64_t(vectors), 1, conv_ext::kBroadcastV, "vectors are those of a register tile");
+  v->expect(own.weights.along_channels && own.weights.joined_taps == 1, "vectors run along channels, tap by tap");
+  if (v->rule) return;
+  check_weight_panels(s, z, own.weights, int64_t(vectors), v);
+  v->within(own.images, 1, least(most(1, s.n), conv_ext::broadcast_positions(isa.vector_bytes, int64_t(vectors))),
             "images are some of the batch, and of a register tile");
-  const Wide slices = divided_up(all_vectors, own.vectors);
-  v->within(own.parts_m, 1, slices, "parts_m are some of the panels");
+  v->within(own.parts_m, 1, own.weights.panels, "parts_m are some of the panels");
   v->expect(own.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");
+  const Wide panels = s.channels * s.taps > conv_ext::kPanelProducts ? own.weights.panels : 1;
+  v->expect(own.sums == Wide(own.rows) * own.tile_w * own.images * panels * own.weights.panel_channels,
+            "sums are those of some rows, of all panels where several chains are added");
   if (v->rule) return;
-  v->expect(plan.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
-            "the weights fit the workspace");
-  v->expect(plan.scratch_bytes >= Wide(own.tile_c) * own.channel_pitch * s.bytes, "a packed tile fits the scratch");
+  v->expect(plan.workspace_bytes >= s.groups * own.weights.padded_m * (s.channels * s.taps + 1) * s.bytes,
+            "weights and bias fit the workspace");
+  v->expect(plan.scratch_bytes >= (Wide(own.tile_c) * own.channel_pitch + own.sums) * s.bytes + own.products * Wide(8) +
+                                      Wide(own.tile_w) * own.images * 40 + Wide(own.tile_h) * 16,
+            "a packed tile, its sums, offsets and runs fit the scratch");
   v->expect(plan.tasks == divided_up(s.n, own.images) * s.groups * divided_up(s.count_h, own.tile_h) *
                               divided_up(s.count_w, own.tile_w) * own.parts_m,
             "tasks are all tiles");
 }
 
+inline void check_panels_grad(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::PanelsPlan>().grad;
+  v->within(own.tile_h, 1, z.p, "tile_h is some of the rows");
+  v->within(own.tile_w, 1, z.q, "tile_w is some of the columns");
+  v->within(own.batch, 1, s.n, "batch is some of the images");
+  v->within(own.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
+  v->within(own.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
+  const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
+  v->expect(own.in_place == (s.taps == 1 && !padded), "one tap without padding is read in place");
+  v->expect(own.in_place || !own.along_input, "vectors run along C where it is not packed otherwise");
+  if (v->rule) return;
+  const Wide units = divided_up(s.n, own.batch) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
+  const Wide blocks =
+      s.groups * divided_up(most(1, z.group_k()), own.tile_k) * divided_up(most(1, z.group_c()), own.tile_c);
+  const int64_t lanes_of_task = own.along_input ? own.tile_c : own.tile_k;
+  v->expect(own.lanes == rounded_up(lanes_of_task, s.lanes), "lanes of a block are whole vectors");
+  v->expect(own.channels == (own.along_input ? own.tile_k : own.tile_c), "channels of a block are the other operand's");
+  const Wide block = Wide(own.lanes) * own.channels * s.taps * s.bytes;
+  v->within(own.splits, 1, units, "splits are some of the tiles");
+  v->expect(own.splits == 1 || own.splits * blocks * block <= kMostPartial, "partial sums take at most 8 MiB");
+  v->expect(plan.workspace_bytes >= own.splits * blocks * block, "the partial sums fit the workspace");
+  v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
+  const Wide panels = Wide(own.tile_h) * own.tile_w * own.batch * own.lanes;
+  const Wide rows = own.in_place ? 0 : Wide(own.channels) * own.channel_pitch;
+  v->expect(plan.scratch_bytes >= (panels + rows) * s.bytes + own.channels * s.taps * 8,
+            "the panels and rows fit the scratch");
+}
+
 inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& plan, Verdict* v) {
-  const auto& own = plan.own<conv_ext::PanelsPlan>();
-  if (s.weight_grad) {
-    v->within(own.tile_h, 1, z.p, "tile_h is some of the rows");
-    v->within(own.tile_w, 1, z.q, "tile_w is some of the columns");
-    v->within(own.batch, 1, s.n, "batch is some of the images");
-    v->within(own.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
-    v->within(own.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
-    if (v->rule) return;
-    const Wide units = divided_up(s.n, own.batch) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
-    const Wide blocks =
-        s.groups * divided_up(most(1, z.group_k()), own.tile_k) * divided_up(most(1, z.group_c()), own.tile_c);
-    const Wide sums = s.groups * s.rows_m * s.channels * s.taps * s.bytes;
-    v->within(own.splits, 1, units, "splits are some of the tiles");
-    v->expect(own.splits == 1 || own.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
-    v->expect(plan.workspace_bytes >= own.splits * sums, "the partial sums fit the workspace");
-    v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
-    const Wide lanes_of_task = own.along_input ? own.tile_c : own.tile_k;
-    v->expect(plan.scratch_bytes >= Wide(own.tile_h) * own.tile_w * own.batch * lanes_of_task * s.bytes,
-              "the panels fit the scratch");
+  if (s.weight_grad) return check_panels_grad(s, z, plan, v);
+  const auto& own = plan.own<conv_ext::PanelsPlan>().gather;
+  const conv_ext::WeightPanels& w = own.weights;
+  check_weight_panels(s, z, w, w.along_channels ? isa.panel_v : isa.panel_rows, v);
+  const Wide positions = most(1, s.n * s.count_h * s.count_w);
+  const Wide units = w.along_channels ? positions : divided_up(positions, s.lanes);  // that are shared out
+  v->expect(own.block >= 1 && own.blocks >= 1 && Wide(own.block) * own.blocks >= units, "blocks are all positions");
+  v->expect(Wide(own.block) * (own.blocks - 1) < units || own.blocks <= divided_up(units, own.block),
+            "each block has positions");
+  v->within(own.parts_m, 1, w.panels, "parts_m are some of the panels");
+  v->expect(plan.tasks == s.groups * s.phases * own.blocks * own.parts_m,
+            "tasks are all groups, phases, blocks of positions and parts of the panels");
+  if (v->rule) return;
+  v->expect(!own.one_row || (s.taps == 1 && z.h == z.p && z.w == z.q),
+            "one row is what is computed position by position");
+  const Wide weights = s.groups * w.padded_m * s.channels * s.taps * s.bytes;
+  if (w.along_channels) {
+    const Wide taps = s.taps / w.joined_taps, windows = w.joined_taps > 1 ? own.block * taps * w.channels : 0;
+    v->expect(plan.workspace_bytes >= weights, "the weights fit the workspace");
+    v->expect(own.sums == Wide(own.block) * w.panel_channels, "sums are those of a block and a panel");
+    v->expect(own.zeros >= most(1, w.joined_taps > 1 ? Wide(w.channels) : s.channels > 1),
+              "the zeros are a position's");
+    v->expect(
+        plan.scratch_bytes >= own.block * taps * 8 + (own.sums + windows + own.zeros + w.panel_channels) * s.bytes,
+        "sources, sums, windows and zeros fit the scratch");
     return;
   }
-  const Wide positions = most(1, s.n * s.count_h * s.count_w), vectors = divided_up(positions, s.lanes);
-  const Wide panels = divided_up(divided_up(most(1, s.rows_m), s.lanes), isa.panel_v);
-  v->expect(own.along_channels.block >= 1 && Wide(own.along_channels.block) * own.along_channels.blocks >= positions,
-            "blocks along channels are all positions");
-  v->expect(own.along_positions.block >= 1 && Wide(own.along_positions.block) * own.along_positions.blocks >= vectors,
-            "blocks along positions are all positions");
-  v->within(own.along_channels.parts_m, 1, panels, "parts_m are some of the panels");
-  v->within(own.along_positions.parts_m, 1, most(1, divided_up(s.rows_m, isa.panel_rows)),
-            "parts_m are some of the rows");
-  v->expect(plan.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
-            "the weights fit the workspace");
-  v->expect(plan.tasks >= s.groups * s.phases, "each phase of each group has a task");
+  v->expect(own.task_rows >= divided_up(w.panels, own.parts_m) * w.panel_channels, "the rows of a task are counted");
+  v->expect(own.panel_lanes == isa.panel_p * s.lanes, "a panel of positions is whole vectors");
+  v->expect(own.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");
+  v->expect(own.sums == Wide(own.task_rows) * own.block * s.lanes, "sums are those of a block and its rows");
+  v->expect(plan.scratch_bytes >= (own.sums + Wide(own.products) * own.panel_lanes) * s.bytes + own.task_rows * Wide(8),
+            "a panel and the sums fit the scratch");
+  v->expect(plan.workspace_bytes < 32 * s.taps + 8 * s.phases + 1024, "weights that are read in place are not packed");
 }
 
 // nullptr, or the rule that the plan breaks.
@@ -402,7 +455,7 @@ inline const char* check_plan(const ConvProblem& z, Pass pass, const IsaTraits& 
       check_implicit_gemm(s, z, p, &v);
       break;
     case Algorithm::Broadcast:
-      check_broadcast(s, isa, p, &v);
+      check_broadcast(s, z, isa, p, &v);
       break;
     case Algorithm::Panels:
       check_panels(s, z, isa, p, &v);

@@ -42,23 +42,23 @@ ALL = (
     Planted(
         "a_missing_phase",
         "cpu/broadcast/broadcast.h",
-        "for (int64_t phase = 0; phase < phases(); ++phase)\n      run_phase",
-        "for (int64_t phase = 0; phase < min_of(3, phases()); ++phase)\n      run_phase",
+        "for (int64_t phase = 0; phase < op.phases(); ++phase)\n      run_phase",
+        "for (int64_t phase = 0; phase < min_of(3, op.phases()); ++phase)\n      run_phase",
         BROADCAST,
     ),
     Planted("a_block_that_begins_anew", "cpu/broadcast/broadcast.h", "a.add = !begin;", "a.add = false;", BROADCAST),
     Planted(
         "the_last_bias_left_out",
         "cpu/broadcast/broadcast.h",
-        "channel < group_m ? load_one",
-        "channel + 1 < group_m ? load_one",
+        "channel < group_m ? op.bias_at",
+        "channel + 1 < group_m ? op.bias_at",
         BROADCAST,
     ),
     Planted(
         "images_beyond_the_batch",
         "cpu/broadcast/broadcast.h",
-        "t.n1 = min_of(z.n, t.n0 + own.images);",
-        "t.n1 = t.n0 + plan.images;",
+        "t.n1 = min_of(op.z.n, t.n0 + own.images);",
+        "t.n1 = t.n0 + own.images;",
         BROADCAST,
     ),
     Planted(
@@ -135,8 +135,9 @@ ALL = (
     Planted(
         "a_workspace_short_by_one",
         "cpu/direct/plan.cpp",
-        "plan->workspace_bytes = bytes_of(",
-        "plan->workspace_bytes = -64 + bytes_of(",
+        "\n    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);\n  });",
+        "\n    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);\n  });\n"
+        "  plan->workspace_bytes -= 64;",
         "cpu/direct/plan.cpp",
     ),
     Planted(
@@ -149,8 +150,8 @@ ALL = (
     Planted(
         "scratch_for_one_slice",
         "cpu/broadcast/plan.cpp",
-        "blocks > 1 ? slices : 1, width, bytes);",
-        "width, bytes);",
+        "several_chains ? slices : 1, width);",
+        "width);",
         "cpu/broadcast/plan.cpp",
     ),
     Planted(
@@ -163,8 +164,8 @@ ALL = (
     Planted(
         "scratch_without_the_window",
         "cpu/winograd/plan.cpp",
-        "    plan->scratch_bytes = scratch_bytes();\n    plan",
-        "    plan->scratch_bytes = scratch_bytes() - 4 * w.window_elements;\n    plan",
+        "    lay_out();\n    return;",
+        "    lay_out();\n    plan->scratch_bytes -= 4 * w.window_elements;\n    return;",
         "cpu/winograd/plan.cpp",
     ),
     Planted(
@@ -193,9 +194,9 @@ ALL = (
     ),
     Planted(
         "offsets_that_are_not_counted",
-        "cpu/broadcast/plan.cpp",
-        "array_bytes(own.products, 8) + ",
-        "",
+        "cpu/broadcast/layout.h",
+        "s.offset = memory.take<int64_t>(own.products);",
+        "s.offset = memory.take<int64_t>(0);",
         "cpu/broadcast/plan.cpp",
     ),
 )

@@ -69,7 +69,7 @@ ALL = (
     ),
     Planted(
         "a_workspace_of_one_group", "cpu/winograd/plan.cpp",
-        "\n  plan->workspace_bytes = workspace_bytes();", "\n  plan->workspace_bytes = workspace_bytes() / z.groups;",
+        "\n  lay_out();\n}", "\n  lay_out();\n  plan->workspace_bytes /= z.groups;\n}",
     ),
     Planted(
         "sums_without_a_limit", "cpu/direct/plan.cpp",
@@ -88,8 +88,7 @@ ALL = (
     ),
     Planted(
         "blocks_of_one_phase", "cuda/plan.cpp",
-        "z.groups,\n                        shape.phases(), plan.splits);",
-        "z.groups,\n                        plan.splits);",
+        "z.groups, shape.phases(), plan.splits);", "z.groups, plan.splits);",
     ),
     Planted(
         "a_box_that_is_too_large", "cuda/window/plan.cpp",

@@ -86,12 +86,4 @@ struct Tables {
   }
 };
 
-inline Tables make_tables(const ConvProblem& z, Pass pass, int64_t tile_h, int64_t tile_w, int64_t images,
-                          Carver& memory) {
-  Tables tables;
-  tables.lay_out(z, pass, memory);
-  tables.build(tile_h, tile_w, images);
-  return tables;
-}
-
 }  // namespace conv_ext

@@ -1,7 +1,7 @@
 // Plans of the broadcast algorithm: register tiles that leave no lanes idle, tiles of the source that fit the caches.
 #include <initializer_list>
 
-#include "../panels/layout.h"
+#include "../panels/plan_weights.h"
 #include "../plan_common.h"
 #include "layout.h"
 
@@ -9,7 +9,7 @@ namespace conv_ext {
 namespace {
 
 constexpr int64_t kSourceBytes = 192 << 10;  // of a packed tile
-constexpr int64_t kSumBytes = 24 << 10;      // sums that are held together where one chain ends a result
+constexpr int64_t kSumBytes = 24 << 10;      // sums before any is written, where one chain ends a result
 constexpr int64_t kTileSums = 384 << 10;     // the same where several chains are added
 constexpr int64_t kWeightBytes = 28 << 10;   // weights of a chain that stay in the first level of cache
 constexpr double kInterleaved = 2.0;         // cycles to pack a number where images lie side by side
@@ -34,18 +34,18 @@ int64_t taps_of(const Axis& axis, int64_t first, int64_t last) {
   return count;
 }
 
-// Cycles or so of one product of a register tile: of its multiply-adds, of its loads, of the weights from the second
-// level of cache; never fewer than a chain waits for itself.
-double tile_cost(int64_t outputs, int64_t vectors, bool weights_far) {
+// Cycles or so of one product of a register tile: of its multiply-adds, of its loads, of the weights where they come
+// from the second level of cache; never fewer than a chain waits for itself.
+double tile_cost(int64_t outputs, int64_t vectors, bool from_second_level) {
   double cost = double(outputs * vectors) / 2;
   cost = cost > double(outputs + vectors) / 2 ? cost : double(outputs + vectors) / 2;
-  const double least = weights_far && 2 * vectors > 4 ? double(2 * vectors) : 4.0;
+  const double least = from_second_level && 2 * vectors > 4 ? double(2 * vectors) : 4.0;
   return (cost > least ? cost : least) + 0.5;
 }
 
 // Cycles or so of a row of outputs and one row of taps, for all channels of the result and one image.
 double row_cost(const Axis& horizontal, int64_t longest, int64_t all_vectors, int64_t vectors, int64_t images,
-                bool weights_far) {
+                bool from_second_level) {
   const int64_t width = horizontal.longest_count(), slices = ceil_div(all_vectors, vectors);
   const double each = double(all_vectors) / double(slices);
   double cost = 0;
@@ -53,13 +53,80 @@ double row_cost(const Axis& horizontal, int64_t longest, int64_t all_vectors, in
     const int64_t parts = ceil_div(width, longest);
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t first = width * i / parts, last = width * (i + 1) / parts;
-      cost += double(taps_of(horizontal, first, last)) * tile_cost(last - first, vectors, weights_far);
+      cost += double(taps_of(horizontal, first, last)) * tile_cost(last - first, vectors, from_second_level);
     }
   } else {
     for (int64_t i = 0; i < width; ++i)
-      cost += double(taps_of(horizontal, i, i + 1)) * tile_cost(images, vectors, weights_far) / double(images);
+      cost += double(taps_of(horizontal, i, i + 1)) * tile_cost(images, vectors, from_second_level) / double(images);
   }
   return cost * double(slices) * each / double(vectors);
+}
+
+// Which register tile: vectors of channels beside neighbouring columns, or beside images side by side. The one that is
+// estimated to be the fastest is taken; where rows are so long that their ends do not count, two vectors and columns.
+struct RegisterTile {
+  int64_t vectors, images;
+};
+RegisterTile fastest_tile(const PlanInput& input, int64_t group_m, int64_t channels) {
+  const auto& [z, pass, isa, strides] = input;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype), taps = z.r * z.s;
+  const int64_t all_vectors = ceil_div(group_m, lanes);
+  const RegisterTile usual{min_of(all_vectors, 2), 1};
+  if (horizontal.longest_count() > kFewColumns) return usual;
+  int64_t rows_of_taps = 0;
+  for (int64_t i = 0; i < min_of(max_of(1, vertical.longest_count()), kFewColumns); ++i)
+    rows_of_taps += taps_of(vertical, i, i + 1);
+  RegisterTile fastest = usual;
+  double best = 0;
+  for (int64_t vectors = 1; vectors <= min_of(kBroadcastV, all_vectors); ++vectors) {
+    const int64_t longest = broadcast_positions(isa.vector_bytes, vectors);
+    const bool from_second_level =
+        min_of(product(channels, taps), kPanelProducts) * vectors * isa.vector_bytes > kWeightBytes;
+    const int64_t side_by_side = z.n / max_of(1, ceil_div(z.n, longest));
+    for (const int64_t images : {int64_t(1), side_by_side}) {
+      if (images < 1) continue;
+      double cost =
+          double(rows_of_taps) * row_cost(horizontal, longest, all_vectors, vectors, images, from_second_level);
+      if (images > 1) cost += kInterleaved * double(vertical.source) * double(horizontal.source);
+      if (best == 0 || cost <= best) {
+        best = cost;
+        fastest = {vectors, images};
+      }
+    }
+  }
+  return best > 0 ? fastest : usual;
+}
+
+// Rows are cut into parts half as many again until one row is left, then columns into twice as many: this makes enough
+// steps for the longest of both.
+constexpr int kMostCuts = 128;
+
+// Tiles of outputs: enough of them, and so small that the source of one and the sums that are held together fit.
+void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, BroadcastPlan* own) {
+  const auto& [z, pass, isa, strides] = input;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t bytes = accumulator_bytes(z.dtype), image_blocks = ceil_div(max_of(1, z.n), own->images);
+  const int64_t count_h = max_of(1, vertical.longest_count()), count_w = max_of(1, horizontal.longest_count());
+  const int64_t position_bytes = product(own->images, own->weights.panels, own->weights.panel_channels, bytes);
+  int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
+  const auto fits = [&] {
+    own->tile_h = ceil_div(count_h, cut_h);
+    own->tile_w = ceil_div(count_w, cut_w);
+    own->channel_pitch = shape_of(vertical, horizontal, own->tile_h, own->tile_w, own->images).channel_pitch;
+    return product(own->channel_pitch, own->tile_c, bytes) <= kSourceBytes &&
+           (!keeps_sums || product(own->tile_h, own->tile_w, position_bytes) <= kTileSums);
+  };
+  for (int step = 0; step < kMostCuts && !fits(); ++step) {
+    CONV_EXT_PLAN_STEP();
+    if (own->tile_h > 1) {
+      cut_h = min_of(count_h, cut_h + max_of(1, cut_h / 2));
+    } else if (own->tile_w > kFewColumns) {
+      cut_w *= 2;
+    } else {
+      return;
+    }
+  }
 }
 
 }  // namespace
@@ -67,74 +134,36 @@ double row_cost(const Axis& horizontal, int64_t longest, int64_t all_vectors, in
 void prepare_broadcast(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, isa, strides] = input;
   BroadcastPlan& own = plan->own<BroadcastPlan>();
+  own = {};
   const bool inverse = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes, taps = z.r * z.s;
   const int64_t group_m = max_of(1, inverse ? z.group_c() : z.group_k()),
                 channels = inverse ? z.group_k() : z.group_c();
-  const int64_t phases = product(vertical.phases(), horizontal.phases()), all_vectors = ceil_div(group_m, lanes);
-  const int64_t count_h = max_of(1, vertical.longest_count()), count_w = max_of(1, horizontal.longest_count());
-  own.products = max_of(min_of(product(channels, taps), 2 * kPanelProducts), taps);
-
-  int64_t rows_of_taps = 0;
-  for (int64_t i = 0; i < min_of(count_h, kFewColumns); ++i) rows_of_taps += taps_of(vertical, i, i + 1);
-  double best = 0;
-  for (int64_t vectors = 1; vectors <= min_of(kBroadcastV, all_vectors); ++vectors) {
-    const int64_t longest = broadcast_positions(isa.vector_bytes, vectors);
-    const bool far = min_of(product(channels, taps), kPanelProducts) * vectors * isa.vector_bytes > kWeightBytes;
-    const int64_t together = z.n / max_of(1, ceil_div(z.n, longest));
-    for (const int64_t images : {int64_t(1), together}) {
-      if (images < 1 || count_w > kFewColumns) continue;
-      double cost = double(rows_of_taps) * row_cost(horizontal, longest, all_vectors, vectors, images, far);
-      if (images > 1) cost += kInterleaved * double(vertical.source) * double(horizontal.source);
-      if (best == 0 || cost <= best) {
-        best = cost;
-        own.vectors = vectors;
-        own.images = images;
-      }
-    }
-  }
-  if (best == 0) {  // rows so long that their ends do not count
-    own.vectors = min_of(all_vectors, 2);
-    own.images = 1;
-  }
-  const bool share = z.flops() >= kWorthSharing;
-  const int64_t slices = ceil_div(all_vectors, own.vectors), width = own.vectors * lanes;
-  const int64_t blocks = panel_blocks(channels, taps).count();
+  own.products = max_of(min_of(product(channels, taps), kMostProducts), taps);
+  const RegisterTile tile = fastest_tile(input, group_m, channels);
+  own.weights = weight_panels(z, pass, strides, lanes, true, 1, tile.vectors);
+  own.images = tile.images;
+  own.in_place = result_channels_are_neighbours(z, pass, strides);
+  const int64_t slices = own.weights.panels, width = own.weights.panel_channels;
+  const bool several_chains = panel_blocks(channels, taps).count() > 1;
   const int64_t fewest = fewest_taps(vertical) * fewest_taps(horizontal);
   own.tile_c = ceil_div(max_of(1, channels), panel_blocks(channels, fewest).channels);
-  const int64_t image_blocks = ceil_div(max_of(1, z.n), own.images);
+  const bool share = z.flops() >= kWorthSharing;
   const int64_t enough = share ? kEnoughTasks / 2 : 1;
-  Shape shape{};
-  int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
-  // Ends with one row and few columns: each step makes the tile smaller by a third or more.
-  for (;;) {
-    CONV_EXT_PLAN_STEP();
-    own.tile_h = ceil_div(count_h, cut_h);
-    own.tile_w = ceil_div(count_w, cut_w);
-    shape = shape_of(vertical, horizontal, own.tile_h, own.tile_w, own.images);
-    const int64_t sums = blocks == 1 ? 0 : product(own.tile_h, own.tile_w, own.images, slices, width, bytes);
-    if (product(shape.channel_pitch, own.tile_c, bytes) <= kSourceBytes && sums <= kTileSums) break;
-    if (own.tile_h > 1) {
-      cut_h = min_of(count_h, cut_h + max_of(1, cut_h / 2));
-    } else if (own.tile_w > 64) {
-      cut_w *= 2;
-    } else {
-      break;
-    }
-  }
-  own.channel_pitch = shape.channel_pitch;
-  own.rows = blocks > 1 ? own.tile_h
-                        : max_of(1, min_of(own.tile_h, kSumBytes / product(own.tile_w, own.images, width, bytes)));
-  const int64_t tiles = product(image_blocks, z.groups, ceil_div(count_h, own.tile_h), ceil_div(count_w, own.tile_w));
+  cut_tiles(input, enough, several_chains, &own);
+  own.rows = several_chains ? own.tile_h
+                            : max_of(1, min_of(own.tile_h, kSumBytes / product(own.tile_w, own.images, width, bytes)));
+  own.sums = product(own.rows, own.tile_w, own.images, several_chains ? slices : 1, width);
+  const int64_t tiles =
+      product(ceil_div(max_of(1, z.n), own.images), z.groups, ceil_div(max_of(1, vertical.longest_count()), own.tile_h),
+              ceil_div(max_of(1, horizontal.longest_count()), own.tile_w));
   own.parts_m = share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1;
   plan->tasks = product(tiles, own.parts_m);
-  plan->scratch_bytes = array_bytes(own.tile_h, 16) + array_bytes(own.tile_w, own.images, 40) +
-                        array_bytes(own.products, 8) + array_bytes(own.tile_c, own.channel_pitch, bytes) +
-                        array_bytes(own.rows, own.tile_w, own.images, blocks > 1 ? slices : 1, width, bytes);
-  plan->workspace_bytes = table_bytes(z, pass) + 3 * array_bytes(taps, 8) + array_bytes(phases + 1, 8) + 64 +
-                          array_bytes(z.groups, round_up(group_m, lanes), bytes) +
-                          array_bytes(z.groups, round_up(group_m, lanes), channels, taps, bytes);
+  count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
+    broadcast_workspace<decltype(number)>(z, pass, own, workspace);
+    broadcast_scratch<decltype(number)>(own, scratch);
+  });
 }
 
 const char* broadcast_declines(const PlanInput& input) {
@@ -174,7 +203,12 @@ const char* broadcast_yields(const PlanInput& input) {
 
 void describe_broadcast(const PlanInput&, const Plan& plan, Facts* facts) {
   const BroadcastPlan& own = plan.own<BroadcastPlan>();
-  add_facts(facts, {{"rows", own.tile_h}, {"columns", own.tile_w}, {"images", own.images}});
+  add_facts(facts, {{"lanes", "channels"},
+                    {"channels", own.weights.panel_channels},
+                    {"rows", own.tile_h},
+                    {"columns", own.tile_w},
+                    {"images", own.images},
+                    {"parts of channels", own.parts_m}});
 }
 
 }  // namespace conv_ext

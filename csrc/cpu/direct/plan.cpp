@@ -49,17 +49,16 @@ double lane_vectors(const Shape& shape, int64_t lanes, bool flat, double run_cos
          (double(shape.tile_h) * double(shape.tile_w) * double(shape.images));
 }
 
-int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {
-  return bytes_of(input.problem.dtype, [&](auto number, Carver& memory) {
-    direct_scratch<decltype(number)>(input.problem, input.pass, own, memory);
+void lay_out(const PlanInput& input, const DirectPlan& own, Plan* plan) {
+  count_memory(input.problem.dtype, plan, [&](auto number, Carver& workspace, Carver& scratch) {
+    direct_workspace<decltype(number)>(input.problem, input.pass, own, workspace);
+    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);
   });
 }
-void lay_out(const PlanInput& input, Plan* plan) {
-  const DirectPlan& own = plan->own<DirectPlan>();
-  plan->scratch_bytes = scratch_bytes(input, own);
-  plan->workspace_bytes = bytes_of(input.problem.dtype, [&](auto number, Carver& memory) {
-    direct_workspace<decltype(number)>(input.problem, input.pass, own, memory);
-  });
+int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {
+  Plan counted{};
+  lay_out(input, own, &counted);
+  return counted.scratch_bytes;
 }
 
 void prepare_gather(const PlanInput& input, Plan* plan) {
@@ -104,7 +103,7 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, isa.gather_m));
   own.task_m = round_up(ceil_div(rows_m, parts_m), isa.gather_m);
   plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));
-  lay_out(input, plan);
+  lay_out(input, own, plan);
 }
 
 void prepare_weight_grad(const PlanInput& input, Plan* plan) {
@@ -163,7 +162,7 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   if (z.flops() >= kWorthSharing && tasks < kEnoughTasks)
     own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
   plan->tasks = tasks * own.splits;
-  lay_out(input, plan);
+  lay_out(input, own, plan);
 }
 
 }  // namespace

@@ -71,11 +71,9 @@ void prepare_grouped(const PlanInput& input, Plan* plan) {
     own.task_groups = max_of(1, min_of(min_of(units.units, kUnitsOfTask), tasks / kEnoughTasks));
     plan->tasks = product(z.n, blocks, ceil_div(units.units, own.task_groups));
   }
-  plan->workspace_bytes = bytes_of(z.dtype, [&, &z = z, &pass = pass](auto number, Carver& memory) {
-    grouped_workspace<decltype(number)>(z, pass, own, lanes, memory);
-  });
-  plan->scratch_bytes = bytes_of(z.dtype, [&, &z = z, &pass = pass](auto number, Carver& memory) {
-    grouped_scratch<decltype(number)>(z, pass, own, lanes, memory);
+  count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
+    grouped_workspace<decltype(number)>(z, pass, own, lanes, workspace);
+    grouped_scratch<decltype(number)>(z, pass, own, lanes, scratch);
   });
 }
 

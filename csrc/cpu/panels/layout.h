@@ -1,15 +1,17 @@
-// What the plan of the panel algorithm says, and how channels and taps are cut into blocks.
+// What the plan of the panel algorithm says, and where its tables, weights, panels and sums lie.
 #pragma once
 
-#include "../../common/indexing.h"
+#include "../base/taps.h"
 
 namespace conv_ext {
 
-// Panels, forward and input_grad: the products of one chain are those of a block of channels and taps.
-constexpr int64_t kPanelProducts = 192;
-constexpr int64_t kMostJoined = 512;      // products of an output whose taps are joined
-constexpr int64_t kFewChannels = 32;      // vectors run along them whatever the layout
-constexpr int64_t kMostZeros = 16 << 10;  // elements, of which padding is read then
+// ---- forward and input_grad
+
+constexpr int64_t kFewChannels = 32;  // of a group's result: vectors run along them whatever the layout
+
+// The products of an output are summed in chains, one for each block of channels and taps.
+constexpr int64_t kPanelProducts = 192;                // of a chain, where a channel has no more taps than that
+constexpr int64_t kMostProducts = 2 * kPanelProducts;  // of the longest chain
 struct PanelBlocks {
   int64_t channels, taps;  // into how many parts each of them is cut
   int64_t count() const { return product(channels, taps); }
@@ -22,32 +24,197 @@ inline PanelBlocks panel_blocks(int64_t channels, int64_t taps) {
   const int64_t cut_taps = max_of(1, ceil_div(taps, kPanelProducts));
   return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps), kPanelProducts)), cut_taps};
 }
-// Neighbouring taps of few channels are read as one run of channels, where the memory is channels_last.
-inline bool joins_taps(const ConvProblem& z) {
-  return z.s > 1 && z.dilation_w == 1 && z.c <= 32 && product(z.c, z.r, z.s) <= kMostJoined;
+
+// The taps of one phase after the other.
+struct TapTable {
+  int64_t *row, *column;  // (R S) source position of the tap for output 0 of its phase
+  int64_t* weight;        // (R S) r * S + s
+  int64_t* begin;         // (phases + 1) a phase's first tap
+};
+inline TapTable tap_table(const ConvProblem& z, Pass pass, Carver& memory) {
+  const int64_t taps = product(z.r, z.s);
+  TapTable t;
+  t.row = memory.take<int64_t>(taps);
+  t.column = memory.take<int64_t>(taps);
+  t.weight = memory.take<int64_t>(taps);
+  t.begin = memory.take<int64_t>(product(vertical_axis(z, pass).phases(), horizontal_axis(z, pass).phases()) + 1);
+  return t;
 }
-// weight_grad by panels: a kernel without taps or padding reads the input where it lies.
-inline bool reads_in_place(const ConvProblem& z) {
-  return z.r * z.s == 1 && !z.pad_top && !z.pad_bottom && !z.pad_left && !z.pad_right;
+
+// How the weights of a group are cut into panels, and how their packing is shared out (plan_weights.h).
+struct WeightPanels {
+  // What the lanes of a vector are: neighbouring channels of the result, whose weights are packed as panels of vectors,
+  // or neighbouring positions, whose source becomes panels while the weights are read where they lie.
+  bool along_channels;
+  bool taps_are_neighbours;  // in memory, with other channels further away: they are turned round by whole vectors
+  int64_t joined_taps;       // taps of a row that are read as channels, being their neighbours in memory; else 1
+  int64_t channels;          // of a group's source, each of them as often as taps are joined
+  int64_t panels;            // of a group: vectors of channels; where lanes are positions, a few rows each
+  int64_t panel_channels;    // channels of the widest panel, with those that fill up its last vector
+  int64_t padded_m;          // channels of a group's result, with those that fill up the last vector
+  int64_t panels_per_task, packing_tasks;  // of the loop that packs
+};
+template <class A>
+inline A* packed_weights(const ConvProblem& z, const WeightPanels& w, Carver& memory) {
+  return memory.take<A>(w.along_channels ? z.groups : 0, w.padded_m, w.channels, product(z.r, z.s) / w.joined_taps);
 }
-// weight_grad by panels: outputs of a tile (a panel of four vectors so long is three quarters of L1), and lines of
-// memory that are prefetched for the next tile, where the operands exceed so many bytes.
-constexpr int64_t kPanelPositions = 144, kLinesAhead = 4096, kMostProducts = 2 * kPanelProducts;
-constexpr double kWorthPrefetching = 1 << 20;
-struct PanelTasks {
-  int64_t block;    // positions (or vectors of positions) of a task, at most
-  int64_t blocks;   // tasks that share out the positions of a phase
-  int64_t parts_m;  // tasks that share out the panels of weights
+
+// Lines of memory that are prefetched for what comes next, at most.
+constexpr int64_t kLinesAhead = 4096;
+
+struct PanelsGatherPlan {
+  WeightPanels weights;
+  bool one_row;         // the rows of an image follow one another, and are taken for one row
+  bool prefetches;      // along positions: what comes next is prefetched
+  int64_t block;        // positions (or vectors of positions) of a task, at most
+  int64_t blocks;       // tasks that share out the positions of a phase
+  int64_t parts_m;      // tasks that share out the panels of weights
+  int64_t task_rows;    // along positions: rows of weights of a task, at most
+  int64_t panel_lanes;  // along positions: positions of the widest panel
+  int64_t products;     // along positions: of the longest block of any phase
+  int64_t sums;         // of a task, in its scratch
+  int64_t zeros;        // along channels: elements over which the channels of a position spread
 };
 
+template <class A>
+struct PanelsGatherWorkspace {
+  TapTable taps;
+  A* weights;  // (groups, phases, panels, blocks), each (taps, channels, width of the panel)
+};
+template <class A>
+inline PanelsGatherWorkspace<A> panels_gather_workspace(const ConvProblem& z, Pass pass, const PanelsGatherPlan& own,
+                                                        Carver& memory) {
+  PanelsGatherWorkspace<A> w;
+  w.taps = tap_table(z, pass, memory);
+  w.weights = packed_weights<A>(z, own.weights, memory);
+  return w;
+}
+
+// Of a task whose vectors run along channels.
+template <class A>
+struct AlongChannelsScratch {
+  int64_t* offset;      // (taps) of a block, from a position's source to the tap's
+  const A** source;     // tile by tile (taps, positions), or (positions) where the phase reads no padding
+  A* sums;              // (positions, panel_channels)
+  A* bias;              // (panel_channels)
+  int32_t* next_lines;  // bytes from the results of a register tile to those of the next one, line by line
+  A* zeros;             // read in place of the padding
+  A* windows;           // joined taps some of which lie in the padding: (positions, taps, channels)
+};
+template <class A>
+inline AlongChannelsScratch<A> along_channels_scratch(const ConvProblem& z, const PanelsGatherPlan& own,
+                                                      Carver& memory) {
+  const WeightPanels& w = own.weights;
+  const int64_t taps = product(z.r, z.s) / w.joined_taps;
+  AlongChannelsScratch<A> s;
+  s.offset = memory.take<int64_t>(taps);
+  s.source = memory.take<const A*>(own.block, taps);
+  s.sums = memory.take<A>(own.sums);
+  s.bias = memory.take<A>(w.panel_channels);
+  s.next_lines = memory.take<int32_t>(kMostProducts);
+  s.zeros = memory.take<A>(own.zeros);
+  s.windows = memory.take<A>(w.joined_taps > 1 ? own.block : 0, taps, w.channels);
+  return s;
+}
+
+// Lines of memory, as bytes after some place, that are prefetched one by one while a tile is computed. Behind them lie
+// as many zeros as a tile has products.
+struct LinesAhead {
+  int32_t* offset;  // (kLinesAhead + kMostProducts)
+  int64_t count;
+
+  // Every line of a run, as far as there is room.
+  void add_run(int64_t first, int64_t bytes) {
+    if (first + bytes > INT32_MAX) return;
+    for (int64_t at = 0; at < bytes && count < kLinesAhead; at += 64) offset[count++] = int32_t(first + at);
+    if (count < kLinesAhead) offset[count++] = int32_t(first + bytes - 1);
+  }
+  void finish() {
+    for (int64_t i = 0; i < kMostProducts; ++i) offset[count + i] = 0;
+  }
+};
+inline LinesAhead no_lines_ahead(Carver& memory) { return {memory.take<int32_t>(kLinesAhead + kMostProducts), 0}; }
+
+// Of a task whose vectors run along positions.
+template <class A>
+struct AlongPositionsScratch {
+  int64_t* offset;           // (taps) of a block, in the weights
+  const A** rows;            // (task_rows) of weights
+  A* panel;                  // (products, panel_lanes)
+  A* sums;                   // (task_rows, positions)
+  LinesAhead reads, writes;  // of a panel: what is read, and where the results belong
+};
+template <class A>
+inline AlongPositionsScratch<A> along_positions_scratch(const ConvProblem& z, const PanelsGatherPlan& own,
+                                                        Carver& memory) {
+  AlongPositionsScratch<A> s;
+  s.offset = memory.take<int64_t>(z.r, z.s);
+  s.rows = memory.take<const A*>(own.task_rows);
+  s.panel = memory.take<A>(own.products, own.panel_lanes);
+  s.sums = memory.take<A>(own.sums);
+  s.reads = no_lines_ahead(memory);
+  s.writes = no_lines_ahead(memory);
+  return s;
+}
+
+// ---- weight_grad
+
+struct PanelsGradPlan {
+  // Outputs of a tile; images of a tile, one after the other.
+  int64_t tile_h, tile_w, batch;
+  int64_t image_pitch, channel_pitch;  // elements of an image in a packed channel, and of the channel
+  int64_t tile_k, tile_c;              // block of (K/g, C/g) per task
+  int64_t splits;                      // into how many parts, added in order, the reduction is cut
+  bool along_input;                    // vectors run along C instead of K
+  bool in_place;                       // the operand whose channels are not lanes is read where it lies
+  bool taps_first;   // the rows of a block are (taps, channels), as channels_last weights are; else (channels, taps)
+  bool prefetches;   // what the next tile reads is prefetched
+  int64_t lanes;     // of a block: channels in vectors, with what fills up the last one
+  int64_t channels;  // of a block: those of the other operand
+};
+
+// Sums of one block in one part of the reduction.
+inline int64_t panels_grad_block(const ConvProblem& z, const PanelsGradPlan& own) {
+  return product(own.lanes, own.channels, z.r, z.s);
+}
+template <class A>
+struct PanelsGradWorkspace {
+  Tables tables;  // where a tile holds what each tap reads
+  A* sums;        // (splits, blocks), each (panels, rows, width of the panel)
+};
+template <class A>
+inline PanelsGradWorkspace<A> panels_grad_workspace(const ConvProblem& z, const PanelsGradPlan& own, int64_t tasks,
+                                                    Carver& memory) {
+  PanelsGradWorkspace<A> w;
+  w.tables.lay_out(z, Pass::WeightGrad, memory);
+  w.sums = memory.take<A>(tasks, panels_grad_block(z, own));
+  return w;
+}
+
+template <class A>
+struct PanelsGradScratch {
+  const A** row;        // (channels, taps) of a block, or (taps, channels)
+  int64_t* offset;      // (rows of a tile)
+  LinesAhead ahead[2];  // of the operand that is packed as lanes, and of the other one
+  A* lanes;             // panel by panel (positions, width of the panel)
+  A* rows;              // (channels, channel_pitch)
+};
+template <class A>
+inline PanelsGradScratch<A> panels_grad_scratch(const ConvProblem& z, const PanelsGradPlan& own, Carver& memory) {
+  PanelsGradScratch<A> s;
+  s.row = memory.take<const A*>(own.channels, z.r, z.s);
+  s.offset = memory.take<int64_t>(own.batch, own.tile_h);
+  for (LinesAhead& lines : s.ahead) lines = no_lines_ahead(memory);
+  s.lanes = memory.take<A>(own.lanes, own.batch, own.tile_h, own.tile_w);
+  s.rows = memory.take<A>(own.in_place ? 0 : own.channels, own.channel_pitch);
+  return s;
+}
+
 struct PanelsPlan {
-  // weight_grad: outputs of a tile; images of a tile, one after the other, and elements of one of them in a packed
-  // channel; elements of a packed channel.
-  int64_t tile_h, tile_w, batch, image_pitch, channel_pitch;
-  // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
-  int64_t tile_k, tile_c, splits;
-  bool along_input;  // weight_grad: vectors run along C instead of K
-  PanelTasks along_channels, along_positions;
+  union {
+    PanelsGatherPlan gather;  // forward, input_grad
+    PanelsGradPlan grad;      // weight_grad
+  };
 };
 
 }  // namespace conv_ext

@@ -7,37 +7,6 @@
 
 namespace conv_ext {
 
-// The taps of one phase after the other.
-struct TapTable {
-  int64_t* row;  // (R S) source position of the tap for output 0 of its phase
-  int64_t* column;
-  int64_t* weight;  // (R S) r * S + s
-  int64_t* begin;   // (phases + 1)
-
-  // Every `joined` taps of a row are one.
-  void build(const Axis& vertical, const Axis& horizontal, int64_t joined, Carver& memory) {
-    const int64_t taps = vertical.taps * horizontal.taps, phases = vertical.phases() * horizontal.phases();
-    row = memory.take<int64_t>(taps);
-    column = memory.take<int64_t>(taps);
-    weight = memory.take<int64_t>(taps);
-    begin = memory.take<int64_t>(phases + 1);
-    int64_t next = 0;
-    for (int64_t f = 0; f < phases; ++f) {
-      begin[f] = next;
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t r = tap / horizontal.taps, s = tap % horizontal.taps;
-        if (vertical.phase_of(r) != f / horizontal.phases() || horizontal.phase_of(s) != f % horizontal.phases())
-          continue;
-        if (s % joined != 0) continue;
-        row[next] = vertical.offset(r);
-        column[next] = horizontal.offset(s);
-        weight[next++] = tap;
-      }
-    }
-    begin[phases] = next;
-  }
-};
-
 // Where positions [first, last) of a phase lie, row by row of the output: visit(first position, n, i, j, count).
 template <class Visit>
 inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t width, Visit visit) {
@@ -54,37 +23,51 @@ inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t widt
 template <class A>
 struct PanelsOperands {
   const ConvProblem& z;
+  const WeightPanels& plan;
   Axis vertical, horizontal;
   TapTable table;
-  View<A> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
-  int64_t group_m, channels;
-  bool along_channels;  // vectors run along the result's channels
-  int64_t joined;       // taps of a row that are read as channels, being their neighbours; else 1
   A* packed_weight;
+  View<A> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
   const A* bias;
   int64_t bias_stride;
   bool relu;
-  int64_t widest = kPanelV;  // vectors of a panel of weights
 
   static constexpr int L = kLanes<A>;
 
-  // A panel: vectors [v0, v0 + v) of a group's channels, or rows [v0, v0 + v) where the vectors run along positions.
+  PanelsOperands(const ConvProblem& problem, Pass pass, const WeightPanels& panels, const TapTable& taps, A* packed,
+                 const Buffers& b)
+      : z(problem),
+        plan(panels),
+        vertical(vertical_axis(problem, pass)),
+        horizontal(horizontal_axis(problem, pass)),
+        table(taps),
+        packed_weight(packed),
+        source(view_of<A>(pass == Pass::InputGrad ? b.output : b.input, 1)),
+        result(view_of<A>(pass == Pass::InputGrad ? b.input : b.output, 1)),
+        weight(view_of<A>(b.weight, 1)),
+        bias(static_cast<const A*>(b.bias)),
+        bias_stride(b.bias_stride),
+        relu(b.relu) {
+    if (pass == Pass::InputGrad) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
+    // Joined taps are as far apart as the plan says, whatever the strides of a single column or channel.
+    if (plan.joined_taps > 1) source.channel = weight.channel = 1, source.column = problem.c;
+    fill_table();
+  }
+
+  int64_t taps() const { return z.r * z.s; }
+  int64_t phases() const { return vertical.phases() * horizontal.phases(); }
+  int64_t channels() const { return plan.channels; }
+  int64_t group_m() const { return vertical.inverse ? z.group_c() : z.group_k(); }
+
+  // A panel: some vectors of a group's channels, or rows of them where the vectors run along positions.
   struct Slice {
     int64_t m0, m, width;  // first channel, how many, and with those that fill up the last vector
   };
-  int64_t slices() const {
-    return along_channels ? ceil_div(ceil_div(group_m, L), widest) : ceil_div(group_m, panel_rows(1));
-  }
   Slice slice_at(int64_t i) const {
-    if (along_channels) {
-      const int64_t vectors = ceil_div(group_m, L), v0 = part_begin(vectors, slices(), i),
-                    v1 = part_begin(vectors, slices(), i + 1);
-      return {v0 * L, min_of(group_m, v1 * L) - v0 * L, (v1 - v0) * L};
-    }
-    const int64_t m0 = part_begin(group_m, slices(), i), m = part_begin(group_m, slices(), i + 1) - m0;
-    return {m0, m, m};
+    const int64_t unit = plan.along_channels ? L : 1, units = plan.padded_m / unit;
+    const int64_t first = part_begin(units, plan.panels, i) * unit, last = part_begin(units, plan.panels, i + 1) * unit;
+    return {first, min_of(group_m(), last) - first, last - first};
   }
-  int64_t padded_m() const { return along_channels ? round_up(group_m, L) : group_m; }
 
   struct Phase {
     int64_t h, w, height, width, positions;
@@ -104,7 +87,7 @@ struct PanelsOperands {
     f.row = table.row + f.begin;
     f.column = table.column + f.begin;
     f.weight = table.weight + f.begin;
-    f.blocks = panel_blocks(channels, f.taps);
+    f.blocks = panel_blocks(channels(), f.taps);
     return f;
   }
   // One block of channels and taps is summed in one chain.
@@ -116,8 +99,8 @@ struct PanelsOperands {
     const PanelBlocks& p = f.blocks;
     const int64_t ic = index / p.taps, it = index % p.taps;
     Block b;
-    b.c0 = part_begin(channels, p.channels, ic);
-    b.c = part_begin(channels, p.channels, ic + 1) - b.c0;
+    b.c0 = part_begin(channels(), p.channels, ic);
+    b.c = part_begin(channels(), p.channels, ic + 1) - b.c0;
     b.t0 = part_begin(f.taps, p.taps, it);
     b.t = part_begin(f.taps, p.taps, it + 1) - b.t0;
     b.before = b.c0 * f.taps + b.t0 * b.c;
@@ -125,27 +108,40 @@ struct PanelsOperands {
   }
   // (taps, channels, width) of a block.
   A* packed_at(int64_t group, const Phase& f, const Slice& s, const Block& b) const {
-    return packed_weight + (group * z.r * z.s + f.begin) * padded_m() * channels + s.m0 * f.taps * channels +
+    return packed_weight + (group * taps() + f.begin) * plan.padded_m * channels() + s.m0 * f.taps * channels() +
            b.before * s.width;
   }
   const A* weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
     // (K, C/g): of a group's block, gemm_m is K for forward and C for input_grad.
-    const bool inverse = vertical.inverse;
-    const int64_t first = group * (inverse ? channels * weight.channel : group_m * weight.n);
+    const int64_t first = group * (vertical.inverse ? channels() * weight.channel : group_m() * weight.n);
     return weight.data + first + m * weight.n + c * weight.channel + tap / z.s * weight.row + tap % z.s * weight.column;
+  }
+  A bias_at(int64_t channel) const { return load_one(bias + channel * bias_stride); }
+  A* result_at(int64_t channel, const Phase& f, int64_t n, int64_t i, int64_t j) const {
+    return result.data + n * result.n + channel * result.channel + (f.h + i * vertical.output_step()) * result.row +
+           (f.w + j * horizontal.output_step()) * result.column;
+  }
+  // Elements between neighbouring results of a phase.
+  int64_t column_step() const { return horizontal.output_step() * result.column; }
+  // Finished sums, `channel_step` and `position_step` apart, to `count` neighbouring results of `m` channels. Memory is
+  // written along what is neighbours there.
+  void write_sums(A* to, const A* from, int64_t channel_step, int64_t position_step, int64_t m, int64_t count) const {
+    if (result.channel == 1)
+      pack_block(to, column_step(), 1, from, position_step, channel_step, count, m);
+    else
+      pack_block(to, result.channel, column_step(), from, channel_step, position_step, m, count);
   }
 
   void pack_slice(int64_t group, const Phase& f, const Slice& s) const {
-    // Whole vectors of taps are turned round, of which a phase with few of them would throw most away.
-    const bool joined_taps = weight.n != 1 && weight.channel != 1 && weight.column == 1 && weight.row == z.s;
-    const bool turned = joined_taps && 4 * f.taps >= z.r * z.s;
+    // Of a phase with few of the taps, whole vectors of all taps would mostly be thrown away.
+    const bool turned = plan.taps_are_neighbours && 4 * f.taps >= taps();
     for (int64_t i = 0; i < f.blocks.count(); ++i) {
       const Block b = block_at(f, i);
       A* const to = packed_at(group, f, s, b);
       if (s.m < s.width)
         for (int64_t j = 0; j < b.t * b.c; ++j)
           for (int64_t m = s.m; m < s.width; ++m) to[j * s.width + m] = A(0);
-      if (turned) pack_joined(to, group, f, s, b);
+      if (turned) pack_neighbouring_taps(to, group, f, s, b);
     }
     // Tap by tap through all channels, so that memory is read in long runs.
     for (int64_t t = 0; t < f.taps && !turned; ++t)
@@ -157,10 +153,9 @@ struct PanelsOperands {
       }
   }
   // The taps of a channel, or of all channels, are neighbours in memory: they are turned round by whole vectors.
-  void pack_joined(A* to, int64_t group, const Phase& f, const Slice& s, const Block& b) const {
-    const int64_t taps = z.r * z.s;
-    const bool joined = weight.channel == taps;
-    const int64_t runs = joined ? 1 : b.c, length = joined ? b.c * taps : taps;
+  void pack_neighbouring_taps(A* to, int64_t group, const Phase& f, const Slice& s, const Block& b) const {
+    const bool joined = weight.channel == taps();
+    const int64_t runs = joined ? 1 : b.c, length = joined ? b.c * taps() : taps();
     for (int64_t run = 0; run < runs; ++run) {
       const A* const from = weight_at(group, s.m0, b.c0 + run, 0);
       for (int64_t m = 0; m < s.m; m += L) {
@@ -178,7 +173,7 @@ struct PanelsOperands {
           for (int64_t l = 0; l < count; ++l) {
             const int64_t t = place_of(f, tap) - b.t0;
             if (t >= 0 && t < b.t) write_some<A, A>(to + (t * b.c + c) * s.width + m, load(row + l * L), rows);
-            if (++tap == taps) tap = 0, ++c;
+            if (++tap == taps()) tap = 0, ++c;
           }
         }
       }
@@ -186,23 +181,47 @@ struct PanelsOperands {
   }
   // A tap's place in its phase; -1 if it belongs to another one.
   int64_t place_of(const Phase& f, int64_t tap) const {
-    if (f.taps == z.r * z.s) return tap;
+    if (f.taps == taps()) return tap;
     for (int64_t t = 0; t < f.taps; ++t)
       if (f.weight[t] == tap) return t;
     return -1;
   }
 
-  int64_t phases() const { return vertical.phases() * horizontal.phases(); }
-
-  void pack_weights(const Executor& executor) const {
-    const int64_t small = int64_t(1) << 15;  // elements worth a task of their own
-    const int64_t each = max_of(1, small / max_of(1, slice_at(0).width * channels * z.r * z.s));
-    const int64_t count = z.groups * slices();
-    parallel_for(executor, ceil_div(count, each), 0, [&](int64_t task, void*) {
-      for (int64_t i = task * each; i < min_of(count, (task + 1) * each); ++i)
-        for (int64_t f = 0; f < phases(); ++f) pack_slice(i / slices(), phase_at(f), slice_at(i % slices()));
+  // Packs all weights: pack(group, phase, panel).
+  template <class Pack>
+  void pack_weights(const Executor& executor, Pack pack) const {
+    const int64_t count = z.groups * plan.panels;
+    parallel_for(executor, plan.packing_tasks, 0, [&](int64_t task, void*) {
+      for (int64_t i = task * plan.panels_per_task; i < min_of(count, (task + 1) * plan.panels_per_task); ++i)
+        for (int64_t f = 0; f < phases(); ++f) pack(i / plan.panels, phase_at(f), slice_at(i % plan.panels));
     });
   }
+
+ private:
+  // Every joined_taps taps of a row are one.
+  void fill_table() {
+    int64_t next = 0;
+    for (int64_t f = 0; f < phases(); ++f) {
+      table.begin[f] = next;
+      for (int64_t tap = 0; tap < taps(); ++tap) {
+        const int64_t r = tap / z.s, s = tap % z.s;
+        if (vertical.phase_of(r) != f / horizontal.phases() || horizontal.phase_of(s) != f % horizontal.phases())
+          continue;
+        if (s % plan.joined_taps != 0) continue;
+        table.row[next] = vertical.offset(r);
+        table.column[next] = horizontal.offset(s);
+        table.weight[next++] = tap;
+      }
+    }
+    table.begin[phases()] = next;
+  }
+};
+
+// A task: positions [first, last) of a phase (of them or of vectors of them), panels [s0, s1) of a group's weights.
+template <class A>
+struct PanelsTask {
+  typename PanelsOperands<A>::Phase f;
+  int64_t group, first, last, s0, s1;
 };
 
 }  // namespace conv_ext

@@ -1,6 +1,7 @@
 // Plans of the panel algorithm: which blocks of its three operands meet in the caches.
 #include "../plan_common.h"
 #include "layout.h"
+#include "plan_weights.h"
 
 namespace conv_ext {
 namespace {
@@ -8,10 +9,19 @@ namespace {
 constexpr int64_t kGradPanels = 128 << 10;           // weight_grad: bytes of the panels of one tile
 constexpr int64_t kInputBytes = 192 << 10;           // weight_grad: bytes of the packed input of one tile
 constexpr int64_t kRowsOfTask = 256, kFewRows = 32;  // weight_grad: rows of a task that repay packing its panels
+// weight_grad: outputs of a tile. A panel of four vectors so long is three quarters of the first level of cache.
+constexpr int64_t kPanelPositions = 144;
+constexpr double kWorthPrefetching = 1 << 20;  // bytes of all three operands
+
+// A kernel of one tap that reads no padding: what it reads for each output lies where it will be multiplied.
+bool is_pointwise(const ConvProblem& z) {
+  return z.r * z.s == 1 && !z.pad_top && !z.pad_bottom && !z.pad_left && !z.pad_right;
+}
 
 void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, isa, strides] = input;
-  PanelsPlan& own = plan->own<PanelsPlan>();
+  PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
+  own = {};
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
   own.tile_w = ceil_div(z.q, ceil_div(z.q, kPanelPositions));
@@ -23,8 +33,10 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   own.channel_pitch = spread_pitch(product(own.image_pitch, own.batch));
 
   // The operand with more channels is read in place, where one can be and the other one's columns are neighbours.
-  const bool in_place = reads_in_place(z);
-  own.along_input = in_place && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
+  own.in_place = is_pointwise(z);
+  own.along_input = own.in_place && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
+  own.taps_first = strides.weight[1] == 1 && taps > 1;
+  own.prefetches = z.bytes() > kWorthPrefetching;
   const int64_t all_lanes = max_of(1, own.along_input ? z.group_c() : z.group_k());
   const int64_t all_rows = max_of(1, own.along_input ? z.group_k() : z.group_c());
   const int64_t lane_bytes = positions * own.batch * isa.vector_bytes;  // of one vector of lanes
@@ -48,17 +60,19 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   }
   own.tile_k = own.along_input ? tile_rows() : tile_lanes;
   own.tile_c = own.along_input ? tile_lanes : tile_rows();
+  own.lanes = round_up(tile_lanes, lanes);
+  own.channels = tile_rows();
 
-  const int64_t sum_bytes = product(round_up(tile_lanes, lanes), tile_rows(), taps, tasks(), bytes_each);
   own.splits = 1;
-  if (share && tasks() < kEnoughTasks)
+  if (share && tasks() < kEnoughTasks) {
+    const int64_t sum_bytes = product(panels_grad_block(z, own), tasks(), bytes_each);
     own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks())), kPartialSums / sum_bytes));
+  }
   plan->tasks = product(tasks(), own.splits);
-  plan->workspace_bytes = table_bytes(z, pass) + array_bytes(own.splits, sum_bytes);
-  plan->scratch_bytes = array_bytes(tile_rows(), taps, 8) + array_bytes(own.batch, own.tile_h, 8) +
-                        2 * aligned((kLinesAhead + kMostProducts) * 4) +
-                        array_bytes(round_up(tile_lanes, lanes) / lanes, lane_bytes) +
-                        (in_place ? 0 : array_bytes(tile_rows(), own.channel_pitch, bytes_each));
+  count_memory(z.dtype, plan, [&, &z = z](auto number, Carver& workspace, Carver& scratch) {
+    panels_grad_workspace<decltype(number)>(z, own, plan->tasks, workspace);
+    panels_grad_scratch<decltype(number)>(z, own, scratch);
+  });
 }
 
 constexpr int64_t kSourceElements =
@@ -67,62 +81,123 @@ constexpr int64_t kMostPositions = 240, kFewPositions = 48;
 constexpr int64_t kPointerTable = 8192;  // entries
 // Vectors along positions: panels that share a block of weights, rows of such a block (288 KiB of float32 in the second
 // level of cache), and rows that repay packing a panel.
-constexpr int64_t kPanelsTogether = 4, kRowsOfWeights = 512, kRowsPerPart = 128;
+constexpr int64_t kPanelsOfBlock = 4, kRowsOfWeights = 512, kRowsPerPart = 128;
+// Taps are joined of so few channels, and so few products of an output.
+constexpr int64_t kMostJoinedChannels = 32, kMostJoined = 512;
+// Elements over which the channels of a position may spread where vectors run along a few channels of the result: as
+// many zeros are read instead of the padding.
+constexpr int64_t kMostZeros = 16 << 10;
 
-void prepare_gather(const PlanInput& input, Plan* plan) {
+// The rows of source and result follow one another: where a kernel of one tap reads every position, they are one row.
+bool has_one_row(const PlanInput& input) {
   const auto& [z, pass, isa, strides] = input;
-  PanelsPlan& own = plan->own<PanelsPlan>();
-  const bool inverse = pass == Pass::InputGrad;
-  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
-  const int64_t group_m = max_of(1, inverse ? z.group_c() : z.group_k()),
-                channels = inverse ? z.group_k() : z.group_c();
-  const int64_t phases = product(vertical.phases(), horizontal.phases());
-  const int64_t positions = max_of(1, product(z.n, vertical.longest_count(), horizontal.longest_count()));
-  const int64_t enough = z.flops() >= kWorthSharing ? ceil_div(kEnoughTasks / 2, product(z.groups, phases)) : 1;
+  const auto joined = [&](const int64_t* stride) { return z.w == 1 || stride[2] == product(z.w, stride[3]); };
+  return is_pointwise(z) && z.stride_h == 1 && z.stride_w == 1 && joined(strides.input) && joined(strides.output);
+}
 
-  PanelTasks& c = own.along_channels;
-  const int64_t panels = ceil_div(ceil_div(group_m, lanes), isa.panel_v);
-  c.block = min_of(kMostPositions, kPointerTable / taps);
+// Elements over which the channels of a position of the source spread.
+int64_t channel_span(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
+  const int64_t channels = pass == Pass::InputGrad ? z.group_k() : z.group_c();
+  return product(max_of(0, channels - 1), max_of(0, source_strides(pass, strides)[1])) + 1;
+}
+
+bool runs_along_channels(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
+  const bool inverse = pass == Pass::InputGrad;
+  if (source_channels_are_neighbours(z, pass, strides) && result_channels_are_neighbours(z, pass, strides)) return true;
+  // Few channels do not repay packing positions.
+  const bool share_memory = (inverse ? z.k : z.c) > 1 && source_strides(pass, strides)[1] <= 0;
+  return (inverse ? z.group_c() : z.group_k()) <= kFewChannels && !share_memory && channel_span(input) <= kMostZeros;
+}
+
+// Neighbouring taps of few channels are read as one run of channels, where the memory is channels_last. The order of
+// the sums follows from that, so that the strides of single columns and channels have no say.
+bool joins_taps(const PlanInput& input) {
+  const auto& [z, pass, isa, strides] = input;
+  const bool wanted =
+      z.s > 1 && z.dilation_w == 1 && z.c <= kMostJoinedChannels && product(z.c, z.r, z.s) <= kMostJoined;
+  return wanted && pass == Pass::Forward && z.groups == 1 && source_channels_are_neighbours(z, pass, strides) &&
+         result_channels_are_neighbours(z, pass, strides) && (z.w == 1 || strides.input[3] == z.c) &&
+         are_neighbours(z.c, strides.weight[1]) && strides.weight[3] == z.c;
+}
+
+// Vectors along channels: positions and panels of weights of a task.
+void share_out_channels(const PlanInput& input, int64_t positions, int64_t enough, PanelsGatherPlan* own) {
+  const auto& [z, pass, isa, strides] = input;
+  PanelsGatherPlan& c = *own;
+  const int64_t channels = c.weights.channels / c.weights.joined_taps;
+  c.block = min_of(kMostPositions, kPointerTable / (z.r * z.s));
   c.block =
       max_of(kFewPositions, min_of(c.block, kSourceElements / max_of(1, channels)) / kFewPositions * kFewPositions);
   c.blocks = max_of(1, ceil_div(positions, c.block));
-  c.parts_m = min_of(panels, ceil_div(enough, c.blocks));
+  c.parts_m = min_of(c.weights.panels, ceil_div(enough, c.blocks));
   if (c.blocks * c.parts_m < enough) c.blocks = min_of(ceil_div(positions, 8), ceil_div(enough, c.parts_m));
   c.block = ceil_div(positions, c.blocks);
+  c.sums = product(c.block, c.weights.panel_channels);
+  c.zeros = c.weights.joined_taps > 1 ? c.weights.channels : channel_span(input);
+}
 
-  PanelTasks& p = own.along_positions;
-  const int64_t slices = ceil_div(group_m, isa.panel_rows), vectors = ceil_div(positions, lanes);
-  const int64_t panels_p = ceil_div(vectors, isa.panel_p);
-  int64_t together = panel_blocks(channels, taps).count() > 1 ? kPanelsTogether : 4 * kPanelsTogether;
-  p.parts_m = ceil_div(group_m, kRowsOfWeights);
-  // None of these loops has more steps than there are tasks to be had, at most 8, or panels to be shared.
-  const auto few = [&] { return product(ceil_div(panels_p, together), p.parts_m) < enough; };
-  const auto share_panels = [&] {
-    CONV_EXT_PLAN_STEP();
-    ++p.parts_m;
+// Vectors along positions: panels of positions and rows of weights of a task.
+void share_out_positions(const PlanInput& input, int64_t positions, int64_t enough, PanelsGatherPlan* own) {
+  const auto& [z, pass, isa, strides] = input;
+  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype), taps = z.r * z.s;
+  const int64_t channels = own->weights.channels, slices = own->weights.panels, group_m = own->weights.padded_m;
+  const int64_t vectors = ceil_div(positions, lanes), panels = ceil_div(vectors, isa.panel_p);
+  const int64_t most_panels = panel_blocks(channels, taps).count() > 1 ? kPanelsOfBlock : 4 * kPanelsOfBlock;
+  const auto enough_tasks = [&](int64_t task_panels, int64_t parts) {
+    return product(ceil_div(panels, task_panels), parts) >= enough;
   };
-  while (few() && ceil_div(slices, p.parts_m + 1) * isa.panel_rows >= kRowsPerPart) share_panels();
-  while (few() && together > 1) --together;
-  while (few() && p.parts_m < slices) share_panels();
-  p.block = together * isa.panel_p;
-  p.blocks = ceil_div(vectors, p.block);
-  plan->tasks = product(z.groups, phases, max_of(product(c.blocks, c.parts_m), product(p.blocks, p.parts_m)));
+  // More tasks: fewer rows, as long as they repay packing the panels; then fewer panels; then fewer rows still.
+  int64_t task_panels = most_panels, parts_m = ceil_div(group_m, kRowsOfWeights);
+  const auto cut_rows = [&](int64_t most_parts) {
+    parts_m = smallest_that_fits(parts_m, max_of(parts_m, most_parts),
+                                 [&](int64_t parts) { return enough_tasks(task_panels, parts); });
+  };
+  cut_rows((slices - 1) / (kRowsPerPart / isa.panel_rows - 1));
+  task_panels -=
+      smallest_that_fits(0, most_panels - 1, [&](int64_t fewer) { return enough_tasks(most_panels - fewer, parts_m); });
+  cut_rows(slices);
+  own->block = task_panels * isa.panel_p;
+  own->blocks = ceil_div(vectors, own->block);
+  own->parts_m = parts_m;
+  own->task_rows = ceil_div(slices, parts_m) * isa.panel_rows;
+  own->panel_lanes = isa.panel_p * lanes;
+  // Phases with fewer taps than others may have longer blocks.
+  own->products =
+      max_of(panel_blocks(channels, taps).longest(channels, taps), min_of(product(channels, taps), kMostProducts));
+  own->sums = product(own->task_rows, own->block, lanes);
+}
 
-  const int64_t rows = ceil_div(slices, p.parts_m) * isa.panel_rows;
-  int64_t longest = 0;  // block of products
-  longest = panel_blocks(channels, taps).longest(channels, taps);
-  longest = max_of(longest, min_of(product(channels, taps), kMostProducts));
-  const int64_t channel_bytes = array_bytes(max_of(channels, kMostZeros), bytes_each) + array_bytes(taps, 8) +
-                                array_bytes(c.block, taps, 8) + array_bytes(c.block, isa.panel_v, isa.vector_bytes) +
-                                aligned(isa.panel_v * isa.vector_bytes) + aligned(kMostProducts * 4) +
-                                (!inverse && joins_taps(z) ? array_bytes(c.block, taps, channels, bytes_each) : 0);
-  const int64_t position_bytes =
-      array_bytes(taps, 8) + array_bytes(rows, 8) + array_bytes(longest, isa.panel_p, isa.vector_bytes) +
-      2 * aligned((kLinesAhead + kMostProducts) * 4) + array_bytes(rows, p.block, isa.vector_bytes);
-  plan->scratch_bytes = max_of(channel_bytes, position_bytes);
-  plan->workspace_bytes = 3 * array_bytes(taps, 8) + array_bytes(phases + 1, 8) +
-                          array_bytes(z.groups, round_up(group_m, lanes), channels, taps, bytes_each);
+void prepare_gather(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, isa, strides] = input;
+  PanelsGatherPlan& own = plan->own<PanelsPlan>().gather;
+  own = {};
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t phases = product(vertical.phases(), horizontal.phases());
+  const int64_t positions = max_of(1, product(z.n, vertical.longest_count(), horizontal.longest_count()));
+  const int64_t enough = z.flops() >= kWorthSharing ? ceil_div(kEnoughTasks / 2, product(z.groups, phases)) : 1;
+  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
+  const bool along_channels = runs_along_channels(input);
+  own.weights = weight_panels(z, pass, strides, lanes, along_channels, joins_taps(input) ? z.s : 1,
+                              along_channels ? isa.panel_v : isa.panel_rows);
+  own.one_row = has_one_row(input);
+  own.prefetches = z.bytes() > kWorthPrefetching;
+  if (along_channels) {
+    share_out_channels(input, positions, enough, &own);
+  } else {
+    share_out_positions(input, positions, enough, &own);
+  }
+  plan->tasks = product(z.groups, phases, own.blocks, own.parts_m);
+  count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
+    typedef decltype(number) A;
+    panels_gather_workspace<A>(z, pass, own, workspace);
+    if (own.weights.along_channels) {
+      along_channels_scratch<A>(z, own, scratch);
+    } else {
+      along_positions_scratch<A>(z, own, scratch);
+    }
+  });
 }
 
 constexpr int64_t kShortRow = 8, kLongRow = 48, kFewTaps = 192;
@@ -169,12 +244,24 @@ void prepare_panels(const PlanInput& input, Plan* plan) {
 
 void describe_panels(const PlanInput& input, const Plan& plan, Facts* facts) {
   const PanelsPlan& own = plan.own<PanelsPlan>();
-  if (input.pass == Pass::WeightGrad)
-    add_facts(facts, {{"rows", own.tile_h},
-                      {"columns", own.tile_w},
-                      {"K/g", own.tile_k},
-                      {"C/g", own.tile_c},
-                      {"splits", own.splits}});
+  if (input.pass == Pass::WeightGrad) {
+    add_facts(facts, {{"lanes", own.grad.along_input ? "input channels" : "output channels"},
+                      {"other operand", own.grad.in_place ? "in place" : "packed"},
+                      {"images", own.grad.batch},
+                      {"rows", own.grad.tile_h},
+                      {"columns", own.grad.tile_w},
+                      {"K/g", own.grad.tile_k},
+                      {"C/g", own.grad.tile_c},
+                      {"splits", own.grad.splits}});
+    return;
+  }
+  const WeightPanels& weights = own.gather.weights;
+  const int64_t lanes = input.isa.vector_bytes / accumulator_bytes(input.problem.dtype);
+  add_facts(facts, {{"lanes", weights.along_channels ? "channels" : "positions"},
+                    {"positions", own.gather.block * (weights.along_channels ? 1 : lanes)},
+                    {"blocks of positions", own.gather.blocks},
+                    {"parts of channels", own.gather.parts_m}});
+  if (weights.joined_taps > 1) add_facts(facts, {{"joined taps", weights.joined_taps}});
 }
 
 }  // namespace conv_ext

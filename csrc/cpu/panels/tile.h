@@ -48,25 +48,17 @@ struct PanelArguments {
     ahead = reinterpret_cast<const char*>(place);
     ahead_offset = offsets;
   }
+  // The next of some lines, one for each product; false where none is left.
+  bool look_ahead(const A* place, LinesAhead* lines, int64_t products) {
+    if (lines->count <= 0) return false;
+    look_ahead(place, lines->offset);
+    lines->offset += products;
+    lines->count -= products;
+    return true;
+  }
   void nothing_ahead() {
     static constexpr int32_t kHere[kMostProducts] = {};
     look_ahead(panel, kHere);
-  }
-};
-
-// Lines of memory, as bytes after some place, to look ahead at. Behind them lie as many zeros as a tile has products.
-struct LinesAhead {
-  int32_t* offset;
-  int64_t count;
-
-  // Every line of a run, as far as there is room.
-  void add_run(int64_t first, int64_t bytes) {
-    if (first + bytes > INT32_MAX) return;
-    for (int64_t at = 0; at < bytes && count < kLinesAhead; at += 64) offset[count++] = int32_t(first + at);
-    if (count < kLinesAhead) offset[count++] = int32_t(first + bytes - 1);
-  }
-  void finish() {
-    for (int64_t i = 0; i < kMostProducts; ++i) offset[count + i] = 0;
   }
 };
 
@@ -115,7 +107,7 @@ void panel_tile(const PanelArguments<A>& a) {
     }
 }
 
-// The one place where the extent of a panel tile becomes a template argument.
+// The extent of a panel tile becomes a template argument.
 template <class A>
 using PanelTile = void (*)(const PanelArguments<A>&);
 template <class A, int V, int M = panel_rows(V)>

@@ -75,15 +75,12 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
   const int64_t tiles_w = ceil_div(input_grad ? z.w : z.q, variant.outputs);
   const int64_t rows_m = input_grad ? z.group_c() : z.group_k();
   WinogradSizes w{};
-  const auto scratch_bytes = [&, &z = z, &pass = pass] {
-    Carver counting;
-    winograd_scratch<float>(z, pass, own, w, counting);
-    return counting.bytes();
-  };
-  const auto workspace_bytes = [&, &z = z, &pass = pass] {
-    Carver counting;
-    winograd_workspace<float>(z, pass, own, w, counting);
-    return counting.bytes();
+  const auto lay_out = [&, &z = z, &pass = pass] {
+    Carver workspace, scratch;
+    winograd_workspace<float>(z, pass, own, w, workspace);
+    winograd_scratch<float>(z, pass, own, w, scratch);
+    plan->workspace_bytes = workspace.bytes();
+    plan->scratch_bytes = scratch.bytes();
   };
   if (pass == Pass::WeightGrad) {
     own.tile_k = min_of(z.group_k(), kGradBlock);
@@ -91,7 +88,8 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
       cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
       w = winograd_sizes(z, pass, own, lanes);
-      if (scratch_bytes() <= kBlockBytes) break;
+      lay_out();
+      if (plan->scratch_bytes <= kBlockBytes) break;
     }
     const int64_t tasks = product(z.groups, ceil_div(z.group_k(), own.tile_k), ceil_div(z.group_c(), own.tile_c));
     const int64_t sum_bytes = product(z.k, z.r * z.s, round_up(z.group_c(), lanes), bytes);
@@ -99,8 +97,7 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     if (tasks < kEnoughTasks)
       own.splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
     plan->tasks = product(tasks, own.splits);
-    plan->scratch_bytes = scratch_bytes();
-    plan->workspace_bytes = workspace_bytes();
+    lay_out();
     return;
   }
   own.weights_first = product(z.n, tiles_h, tiles_w) > kFewRows;
@@ -110,11 +107,13 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     own.task_m = round_up(rows_m, 2 * lanes);
     w = winograd_sizes(z, pass, own, lanes);
     if (!own.weights_first) {
-      if (workspace_bytes() <= kSharedSource) break;
+      lay_out();
+      if (plan->workspace_bytes <= kSharedSource) break;
       own.weights_first = true;
       w = winograd_sizes(z, pass, own, lanes);
     }
-    if (scratch_bytes() <= kBlockBytes) break;
+    lay_out();
+    if (plan->scratch_bytes <= kBlockBytes) break;
   }
   if (own.weights_first) {
     const int64_t tasks = product(z.groups, w.blocks);
@@ -125,8 +124,7 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
   } else {
     plan->tasks = product(z.groups, w.panels);
   }
-  plan->scratch_bytes = scratch_bytes();
-  plan->workspace_bytes = workspace_bytes();
+  lay_out();
 }
 
 const char* winograd_declines(const PlanInput& input) {

@@ -1,0 +1,175 @@
+// A task of forward or input_grad by panels whose vectors run along the result's channels: the source is read where it
+// lies, and the weights are panels. Start reading at run.
+#pragma once
+
+#include "operands.h"
+
+namespace conv_ext {
+
+template <class A>
+struct PanelsAlongChannels {
+  typedef typename PanelsOperands<A>::Phase Phase;
+  typedef typename PanelsOperands<A>::Block Block;
+  typedef typename PanelsOperands<A>::Slice Slice;
+  static constexpr int L = kLanes<A>;
+
+  const PanelsOperands<A>& op;
+  const PanelsTask<A>& task;
+  AlongChannelsScratch<A> local;
+  const Phase& f;
+  int64_t positions, tiles;
+  // Where no padding is read the taps are offsets that all positions share; else each position has its own sources, and
+  // those in the padding lead to zeros. A property of the phase, that changes nothing but the addresses.
+  bool reads_padding;
+  // Elements between the results of neighbouring positions, throughout all images, where these lie evenly and
+  // neighbouring channels do too: whole vectors of channels are then summed where they belong. Else 0. A property of
+  // the phase as well: sums have room in the scratch either way.
+  int64_t result_step;
+
+  PanelsAlongChannels(const PanelsOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask<A>& its_task,
+                      void* scratch)
+      : op(operands), task(its_task), f(its_task.f), positions(its_task.last - its_task.first) {
+    Carver memory(scratch);
+    local = along_channels_scratch<A>(op.z, own, memory);
+    tiles = ceil_div(positions, panel_rows(int(own.weights.panel_channels / L)));
+    reads_padding = phase_reads_padding();
+    result_step = even_result_step();
+    for (int64_t c = 0; reads_padding && c < own.zeros; ++c) local.zeros[c] = A(0);
+  }
+
+  void run() const {
+    A* windows = local.windows;
+    for (int64_t tile = 0; tile < tiles; ++tile) windows = find_sources(tile_at(tile), windows);
+    for (int64_t index = task.s0; index < task.s1; ++index) run_panel(op.slice_at(index));
+  }
+
+ private:
+  struct Tile {
+    int64_t first, count;  // positions of a register tile, from the first one of the task on
+  };
+  Tile tile_at(int64_t i) const {
+    const int64_t first = part_begin(positions, tiles, i);
+    return {first, part_begin(positions, tiles, i + 1) - first};
+  }
+  int64_t joined() const { return op.plan.joined_taps; }
+  // Sources that are listed for each position.
+  int64_t sources() const { return reads_padding ? f.taps : 1; }
+
+  bool phase_reads_padding() const {
+    bool padded = false;
+    for (int64_t t = 0; t < f.taps; ++t)
+      padded = padded || f.row[t] < 0 || f.row[t] + (f.height - 1) * op.vertical.step() >= op.vertical.source ||
+               f.column[t] < 0 || f.column[t] + (f.width - 1) * op.horizontal.step() + joined() > op.horizontal.source;
+    return padded;
+  }
+  int64_t even_result_step() const {
+    const int64_t step = op.column_step(), row = op.vertical.output_step() * op.result.row;
+    const bool even =
+        (f.height == 1 || row == f.width * step) && (op.z.n == 1 || op.result.n == f.height * f.width * step);
+    return even && op.result.channel == 1 ? step : 0;
+  }
+
+  // The joined taps of one row where some of them lie in the padding. Returns the end of the copy.
+  A* copy_window(A* to, const A* from, int64_t w) const {
+    const int64_t each = op.channels() / joined();
+    for (int64_t s = 0; s < joined(); ++s, ++w, from += each)
+      for (int64_t c = 0; c < each; ++c) *to++ = w >= 0 && w < op.horizontal.source ? load_one(from + c) : A(0);
+    return to;
+  }
+  // Lists what the positions of a tile read. Windows are copied to the given place; returns their end.
+  A* find_sources(const Tile& tile, A* windows) const {
+    const int64_t step = op.horizontal.step(), first = task.first + tile.first;
+    const A* const base = op.source.data + task.group * op.channels() * op.source.channel;
+    const A** const to = local.source + tile.first * sources();
+    visit_runs(first, first + tile.count, f.height, f.width,
+               [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
+                 const A** const run = to + (at - first);
+                 const A* const image = base + n * op.source.n;
+                 for (int64_t t = 0; t < sources(); ++t) {
+                   const int64_t h = i * op.vertical.step() + (reads_padding ? f.row[t] : 0);
+                   const int64_t columns = h >= 0 && h < op.vertical.source ? op.horizontal.source : 0;
+                   int64_t w = j * step + (reads_padding ? f.column[t] : 0);
+                   const A* from = image + h * op.source.row + w * op.source.column;
+                   for (int64_t l = 0; l < count; ++l, w += step, from += step * op.source.column) {
+                     if (joined() > 1 && columns > 0 && (w < 0 || w + joined() > columns)) {
+                       run[t * tile.count + l] = windows;
+                       windows = copy_window(windows, from, w);
+                     } else {
+                       run[t * tile.count + l] = !reads_padding || uint64_t(w) < uint64_t(columns) ? from : local.zeros;
+                     }
+                   }
+                 }
+               });
+    return windows;
+  }
+
+  // One panel of weights for all positions of the task.
+  void run_panel(const Slice& s) const {
+    const int64_t channel = task.group * op.group_m() + s.m0;
+    const bool in_place = result_step > 0 && s.m == s.width;
+    A* const out = in_place ? op.result_at(channel, f, task.first / f.width / f.height, task.first / f.width % f.height,
+                                           task.first % f.width)
+                            : local.sums;
+    const int64_t out_row = in_place ? result_step : s.width;
+    for (int64_t l = 0; l < s.width && op.bias != nullptr; ++l)
+      local.bias[l] = l < s.m ? op.bias_at(channel + l) : A(0);
+    list_next_lines(s, out_row);
+    for (int64_t i = 0; i < f.blocks.count(); ++i) run_block(s, i, out, out_row, in_place);
+    if (op.relu)
+      for (int64_t k = 0; k < (in_place ? positions : 1); ++k)
+        rectify_all<A>(out + k * out_row, in_place ? s.width : positions * s.width);
+    if (in_place) return;
+    visit_runs(task.first, task.last, f.height, f.width,
+               [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
+                 op.write_sums(op.result_at(channel, f, n, i, j), local.sums + (at - task.first) * s.width, 1, s.width,
+                               s.m, count);
+               });
+  }
+  void list_next_lines(const Slice& s, int64_t out_row) const {
+    const int v = int(s.width / L);
+    for (int64_t l = 0; l < kMostProducts; ++l) {
+      const int64_t element = (panel_rows(v) + l / v) * out_row + l % v * L;
+      local.next_lines[l] = l < panel_rows(v) * v ? int32_t(element * int64_t(sizeof(A))) : 0;
+    }
+  }
+  void run_block(const Slice& s, int64_t index, A* out, int64_t out_row, bool in_place) const {
+    const Block b = op.block_at(f, index);
+    for (int64_t t = 0; t < b.t; ++t)
+      local.offset[t] = b.c0 * op.source.channel +
+                        (reads_padding ? 0 : f.row[b.t0 + t] * op.source.row + f.column[b.t0 + t] * op.source.column);
+    PanelArguments<A> a;
+    a.offset = local.offset;
+    a.segments = b.t;
+    a.count = b.c;
+    a.step = op.source.channel;
+    a.panel = op.packed_at(task.group, f, s, b);
+    a.start = index == 0 && op.bias != nullptr ? local.bias : nullptr;
+    a.start_row = 0;
+    a.add = index > 0;
+    a.out_row = out_row;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Tile tile = tile_at(i);
+      if (i + 2 < tiles) prefetch_sources(tile, b);
+      a.rows = local.source + tile.first * sources() + (reads_padding ? b.t0 * tile.count : 0);
+      a.rows_step = reads_padding ? tile.count : 0;
+      a.out = out + tile.first * out_row;
+      if (in_place && index == 0 && i + 1 < tiles) {
+        a.look_ahead(a.out, local.next_lines);
+      } else {
+        a.nothing_ahead();
+      }
+      select_panel_tile<A>(int(tile.count), int(s.width / L))(a);
+    }
+  }
+  // What the next tile reads, on its way: its strides defeat the processor's own prefetching.
+  void prefetch_sources(const Tile& tile, const Block& b) const {
+    if (op.source.channel != 1) return;
+    const int64_t m = tile.count;
+    const A** const next = local.source + (tile.first + m) * sources() + (reads_padding ? b.t0 * m : 0);
+    for (int64_t l = 0; l < (reads_padding ? b.t * m : m); ++l)
+      for (int64_t c = 0; c < b.c; c += 64 / int64_t(sizeof(A)))
+        __builtin_prefetch(next[l] + (reads_padding ? 0 : local.offset[0]) + b.c0 + c);
+  }
+};
+
+}  // namespace conv_ext

@@ -68,6 +68,6 @@ def test_the_stub_of_the_compiled_part_says_what_is_there():
     members = {node.targets[0].id: node.value.value for node in named["Road"].body if isinstance(node, ast.Assign)}
     assert members == {road.name: road.value for road in conv_ext._C.Road}
     for name, node in named.items():
-        signature = re.match(rf"{name}\((.*)\)", getattr(conv_ext._C, name).__doc__ or "", re.DOTALL)
+        signature = re.match(rf"{name}\((.*)\) ->", (getattr(conv_ext._C, name).__doc__ or "").partition("\n")[0])
         if signature is not None and isinstance(node, ast.FunctionDef):  # as pybind11 writes it
             assert re.findall(r"(\w+): ", signature[1]) == [argument.arg for argument in node.args.args], name

@@ -1,6 +1,6 @@
 // The fast road of the Python layer: asks whether a call is plain, and runs an operator below the dispatcher.
 // Written against CPython's own calling convention: through the dispatcher a tiny call costs seven times as much
-// (docs/architecture.md has the figures).
+// (docs/decisions/0001-torch-library-not-the-stable-abi.md has the figures).
 #include "fastcall.h"
 
 #include <ATen/ATen.h>

@@ -114,9 +114,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation):
         with _below_autograd():
-            return ops.forward(
-                input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation
-            )
+            return ops.forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

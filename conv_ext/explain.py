@@ -92,9 +92,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(
-    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none"
-) -> Explanation:
+def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none") -> Explanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
@@ -152,9 +150,7 @@ def _of_transposed(layer: nn.ConvTranspose2d, input) -> Explanation:
     batched = functional.check_operands("explain", 4, input, weight, layer.bias)
     if not batched:
         input = input.unsqueeze(0)
-    geometry = functional.normalize(
-        "explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups
-    )
+    geometry = functional.normalize("explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups)
     stride, padding, dilation, groups = geometry
     size = transposed_size(input, weight, layer.bias, stride, padding, layer.output_padding, groups, dilation)
     # As in functional.py: an output padding of a stride or more is more positions of the convolution.

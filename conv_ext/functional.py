@@ -243,9 +243,7 @@ def conv_transpose2d(
         )
     if isinstance(padding, str):
         raise TypeError("conv_transpose2d(): argument 'padding' must be tuple of ints, not str")
-    stride, padding, dilation, groups = normalize(
-        "conv_transpose2d", input, weight, stride, padding, dilation, groups
-    )
+    stride, padding, dilation, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
     extra = ints(output_padding, 2, "conv_transpose2d", "output_padding")
     if road is GENERAL and is_tracing():
         return _recorded_conv_transpose2d(input, weight, bias, stride, padding[::2], extra, groups, dilation)

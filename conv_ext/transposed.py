@@ -52,8 +52,10 @@ def _check_alike(input, weight, bias) -> None:
     for name, tensor in others:
         _require(
             input.device == tensor.device,
-            lambda: "Expected all tensors to be on the same device, but got "
-            f"input on {input.device} and {name} on {tensor.device}",
+            lambda: (
+                "Expected all tensors to be on the same device, but got "
+                f"input on {input.device} and {name} on {tensor.device}"
+            ),
         )
     for name, tensor in others:
         _require(
@@ -66,20 +68,21 @@ def _check_arguments(stride, padding, dilation, groups) -> None:
     """The least values of the ints that say which convolution it is."""
     _require(groups >= 1, lambda: f"non-positive groups is not supported: groups must be at least 1, got {groups}")
     for s in stride:
-        _require(
-            s >= 1, lambda: f"non-positive stride is not supported: stride must be positive, got {_text(stride)}"
-        )
+        _require(s >= 1, lambda: f"non-positive stride is not supported: stride must be positive, got {_text(stride)}")
     for p in padding:
         _require(
             p >= 0,
-            lambda: "negative padding is not supported: (top, bottom, left, right) must not be negative, "
-            f"got {_text(padding)}",
+            lambda: (
+                "negative padding is not supported: (top, bottom, left, right) must not be negative, "
+                f"got {_text(padding)}"
+            ),
         )
     for d in dilation:
         _require(
             d >= 1,
-            lambda: "non-positive dilation is not supported: dilation should be greater than zero, "
-            f"got {_text(dilation)}",
+            lambda: (
+                f"non-positive dilation is not supported: dilation should be greater than zero, got {_text(dilation)}"
+            ),
         )
 
 
@@ -102,22 +105,28 @@ def transposed_size(input, weight, bias, stride, padding, output_padding, groups
     for o, s, d in zip(output_padding, stride, dilation):
         _require(
             o < s or o < d,
-            lambda: "output padding must be smaller than either stride or dilation, but got output_padding "
-            f"{output_padding}, stride {stride}, dilation {dilation}",
+            lambda: (
+                "output padding must be smaller than either stride or dilation, but got output_padding "
+                f"{output_padding}, stride {stride}, dilation {dilation}"
+            ),
         )
     size, weight_size = list(input.shape), list(weight.shape)
     _require(
         size[1] == weight_size[0],
-        lambda: f"Given transposed=1, weight of size {weight_size}, expected input{size} to have {weight_size[0]} "
-        f"channels, but got {size[1]} channels instead",
+        lambda: (
+            f"Given transposed=1, weight of size {weight_size}, expected input{size} to have {weight_size[0]} "
+            f"channels, but got {size[1]} channels instead"
+        ),
     )
     if bias is not None:
         channels = weight_size[1] * groups
         bias_size = list(bias.shape)
         _require(
             len(bias_size) == 1 and bias_size[0] == channels,
-            lambda: f"Given transposed=1, weight of size {weight_size}, expected bias to be 1-dimensional with "
-            f"{channels} elements, but got bias of size {bias_size} instead",
+            lambda: (
+                f"Given transposed=1, weight of size {weight_size}, expected bias to be 1-dimensional with "
+                f"{channels} elements, but got bias of size {bias_size} instead"
+            ),
         )
     if known(size[2] == 0) or known(size[3] == 0):
         _require(
@@ -135,13 +144,17 @@ def transposed_size(input, weight, bias, stride, padding, output_padding, groups
     ]
     _require(
         _fits(*out),
-        lambda: f"output size exceeds 2^63 - 1: input of size {size}, stride {_text(stride)}, "
-        f"dilation {_text(dilation)}, output_padding {_text(output_padding)}",
+        lambda: (
+            f"output size exceeds 2^63 - 1: input of size {size}, stride {_text(stride)}, "
+            f"dilation {_text(dilation)}, output_padding {_text(output_padding)}"
+        ),
     )
     for extent in out:
         _require(
             extent >= 0,
-            lambda: f"Given input size per channel: ({positions[0]} x {positions[1]}). Calculated output size per "
-            f"channel: ({out[0]} x {out[1]}). Output size is too small",
+            lambda: (
+                f"Given input size per channel: ({positions[0]} x {positions[1]}). Calculated output size per "
+                f"channel: ({out[0]} x {out[1]}). Output size is too small"
+            ),
         )
     return out

@@ -85,7 +85,6 @@ def _opens_function(head: str) -> str | None:
     return named[0].replace("@@", "()") if named else "lambda"
 
 
-
 _MEMBER = re.compile(r"\)\s*(noexcept\s*)?:(?!:)[^;]*[\w>]\s*\Z")  # S(int a) : a_ {a}, b_ {a}: the braces of a member
 _OF_MEMBER = -1
 

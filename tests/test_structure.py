@@ -221,7 +221,7 @@ PLANTED = {
     "call operator": ("struct S {\n  int operator()(int a) {\n" + BODY + "}\n};\n", "operator()"),
     "attributes": ('__attribute__((noinline)) extern "C" void h(int (*f)(int)) {\n' + BODY + "}\n", "h"),
     "kernel": ("MACRO(a, b)\n__global__ void __launch_bounds__(128) k(P p) {\n" + BODY + "}\n", "k"),
-    "braces in text": ("void t() {\n  f(\"}}\", '}', R\"(}\")\", 1'000); // }\n  /* } */\n" + BODY + "}\n", "t"),
+    "braces in text": ('void t() {\n  f("}}", \'}\', R"(}")", 1\'000); // }\n  /* } */\n' + BODY + "}\n", "t"),
     "lambda": ("const auto l = [](int a) {\n" + BODY + "};\n", None),
     "within a namespace": ("namespace n {\nconst int k[] = {f(1), 2};\n\nvoid w() {\n" + BODY + "}\n}\n", "w"),
     "a call within": ("void c() {\n  f([&](int a) {\n  if (a) {\n  }\n  });\n" + BODY + "}\n", "c"),

@@ -35,9 +35,7 @@ CUDA = ROOT / "csrc" / "cuda"
 PLAN_SOURCES = [
     path.relative_to(ROOT).as_posix() for folder in (CPU, CUDA) for path in sorted(folder.rglob("plan.cpp"))
 ]
-KERNEL_SOURCES = [
-    path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if path.name != "plan.cpp"
-]
+KERNEL_SOURCES = [path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if path.name != "plan.cpp"]
 CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
 EXTENSION_SOURCES = [
     *PLAN_SOURCES,
@@ -53,8 +51,7 @@ SM90_OPTION = "-gencode=arch=compute_90a,code=sm_90a"
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
 # -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
 KERNEL_FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno "
-    "-Wall -Wextra -Wno-maybe-uninitialized"
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
 )
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
@@ -288,9 +285,7 @@ class Build(BuildExtension):
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
             "cuda": wants_cuda(),
-            "cuda_architectures": [
-                option.rsplit("code=", 1)[1] for option in cuda_architectures() if wants_cuda()
-            ],
+            "cuda_architectures": [option.rsplit("code=", 1)[1] for option in cuda_architectures() if wants_cuda()],
             "sources": source_digest(),
             "isas": chosen_isas(),
         }

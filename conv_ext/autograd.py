@@ -17,7 +17,7 @@ every transform. The plain one (`_C.road` has seen nothing but plain tensors) ca
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
 
 import torch
@@ -28,6 +28,7 @@ from torch.autograd.function import _SingleLevelFunction
 from . import folding, ops
 from .library import _C
 
+_PLAIN = _C.Road.PLAIN
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 _threshold_backward = torch.ops.aten.threshold_backward.default
@@ -49,7 +50,7 @@ def _kernels(grad, first, second):
     """
     if torch.compiler.is_compiling() or grad.is_complex():  # a complex operand is conjugated lazily: not plain
         return _Differentiable
-    return _C if _C.road(grad, grad if first is None else first, second) == 2 else _Differentiable
+    return _C if _C.road(grad, grad if first is None else first, second) is _PLAIN else _Differentiable
 
 
 def _weight_grad(kernels, grad, input, ctx):
@@ -114,9 +115,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation):
         with _below_autograd():
-            return ops.forward(
-                input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation
-            )
+            return ops.forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -326,7 +325,7 @@ def _autograd_kernel(function, operator):
     def kernel(*args):
         if torch._C._are_functorch_transforms_active():
             apply = level_apply[torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()]
-            permission = enable_single_level_autograd_function()
+            permission: AbstractContextManager = enable_single_level_autograd_function()
         elif forward_ad._current_level >= 0 or torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             apply, permission = plain_apply, nullcontext()
         else:  # nothing to record

@@ -19,8 +19,9 @@ LAYERS = (
 )
 
 
-def plan(pass_name, z, dtype=torch.float32, algorithm="auto", precision="ieee", capability=80, n=None,
-         channels_last=False):
+def plan(
+    pass_name, z, dtype=torch.float32, algorithm="auto", precision="ieee", capability=80, n=None, channels_last=False
+):
     n = z.n if n is None else n
     sizes = [[n, *z.input_shape[1:]], list(z.weight_shape), [n, *z.output_shape[1:]]]
     geometry = (z.stride, z.padding, z.dilation, z.groups)

@@ -1,6 +1,8 @@
 // conv_ext._C: build information, instruction sets and plans for Python, and the fast functions.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -57,6 +59,16 @@ Pass pass_named(const std::string& name) {
   for (const Pass pass : {Pass::Forward, Pass::InputGrad, Pass::WeightGrad})
     if (name == pass_name(pass)) return pass;
   throw py::value_error("pass must be forward, input_grad or weight_grad, got " + name);
+}
+
+using SymInts = std::vector<c10::SymInt>;
+
+SymInts result_size_of(const std::string& name, const at::Tensor& first, const at::Tensor& second,
+                       const std::optional<at::Tensor>& bias, const SymInts& size, const SymInts& stride,
+                       const SymInts& padding, const SymInts& dilation, const c10::SymInt& groups,
+                       const std::string& precision, const std::string& activation) {
+  return result_size(pass_named(name), first, second, bias,
+                     {size, stride, padding, dilation, groups, precision, "auto", activation});
 }
 
 // The three tensors as explain() knows them: how they lie, without memory.
@@ -192,6 +204,12 @@ PYBIND11_MODULE(_C, module) {
              "For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this "
              "number cannot be had (negative: all can). Returns what was left of the last number: negative once it was "
              "reached.");
+  module.def(
+      "result_size", torch::wrap_pybind_function(result_size_of), py::arg("pass_name"), py::arg("first"),
+      py::arg("second"), py::arg("bias"), py::arg("size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("groups"), py::arg("precision"), py::arg("activation") = "none",
+      "Checks a call of an operator, whose sizes may be symbolic, and gives the size of its result. size: (H, W) "
+      "for input_grad, (R, S) for weight_grad, () for forward.");
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
              py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
              py::arg("algorithm") = "auto", py::arg("precision") = "ieee", py::arg("channels_last") = false,

@@ -1,6 +1,6 @@
 """Errors that the fuzzer of plans has to find: each is planted in a copy of one plan source.
 
-    python tests/fuzz/planted_plans.py [NAME ...]
+python tests/fuzz/planted_plans.py [NAME ...]
 """
 
 from __future__ import annotations

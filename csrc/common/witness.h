@@ -28,7 +28,8 @@ inline void witness_carved(const void* block, int64_t bytes) {
 }
 
 }  // namespace conv_ext
-#define CONV_EXT_RUNS(words) __atomic_store_n(&conv_ext::witness.variant, static_cast<const char*>(words), __ATOMIC_RELAXED)
+#define CONV_EXT_RUNS(words) \
+  __atomic_store_n(&conv_ext::witness.variant, static_cast<const char*>(words), __ATOMIC_RELAXED)
 #define CONV_EXT_CARVED(block, bytes) conv_ext::witness_carved(block, bytes)
 #else
 #define CONV_EXT_RUNS(words) ((void)0)

@@ -171,9 +171,9 @@ ALL = (
     Planted(
         "tasks_of_its_own",
         "cpu/direct/direct.h",
-        "  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n    Carver local",
+        "  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n    Carver local(scratch);\n    task.run_tile",
         "  parallel_for(executor, 2 * plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n"
-        "    index /= 2;\n    Carver local",
+        "    index /= 2;\n    Carver local(scratch);\n    task.run_tile",
         "direct/direct.cpp",
     ),
     Planted(

@@ -99,6 +99,28 @@ def test_documents_name_files_that_are_there(path):
         assert (ROOT / named).exists(), named
 
 
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def test_the_architectures_table_is_the_list_of_algorithms():
+    listed = re.findall(r"^  NAME\(\w+, (\w+)\)", (CSRC / "cpu" / "algorithms.h").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \|", ARCHITECTURE.read_text().split("## The algorithms of the CPU")[1], re.MULTILINE
+    )
+    assert rows[: len(listed)] == listed == [name for name in listed if name in ALGORITHMS]
+    assert sorted(listed) == ALGORITHMS
+
+
+def test_the_architectures_tree_has_the_files_and_no_other():
+    """Each file that the tree names is in csrc or conv_ext, and each folder of csrc is in the tree."""
+    tree = ARCHITECTURE.read_text().split("```")[1]
+    there = {path.name for path in (*under("csrc"), *under("conv_ext"))}
+    named = set(re.findall(r"\b\w+\.(?:h|cpp|cu|cuh|pyi?)\b", tree))
+    assert named - there - {"make_networks.py"} == set()
+    folders = {path.parent for path in under("csrc")} - {CSRC}
+    assert {path.name for path in folders if f"{path.name}/" not in tree} == set()
+
+
 DEVICE_WORDS = (
     r"\basm\b|\b(threadIdx|blockIdx|blockDim|gridDim)\b"
     r"|__(syncthreads|syncwarp|shfl|ballot|activemask|cvta|ldg|nanosleep|threadfence)"

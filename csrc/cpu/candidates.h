@@ -1,4 +1,4 @@
-// The choice of an algorithm, with reasons. Start reading at kCandidates in plan.cpp.
+// The choice of an algorithm, with reasons. The list is in algorithms.h; start reading at `choose` in plan.cpp.
 #pragma once
 
 #include "../common/buffers.h"

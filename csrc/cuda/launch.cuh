@@ -77,7 +77,7 @@ int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&siz
                 call.stream, p);
 }
 
-// Calls function(math): the one place where a dtype and an algorithm become template arguments.
+// Calls function(math): here a dtype and an algorithm become template arguments.
 template <class T>
 struct Type {};
 template <class Function>

@@ -174,7 +174,7 @@ bool forms_all_parts(const ConvProblem& z, const CudaPlan& plan) {
   return plan.parts == 1 || plan.product.part_steps * cuda_block_k(z.dtype) <= longest_chain(z, plan.algorithm);
 }
 
-// The one place where tiles are chosen: 128 x 128 where there are enough of them and gemm_m fills them nearly as well
+// Tiles: 128 x 128 where there are enough of them and gemm_m fills them nearly as well
 // as 64 x 64; 32 x 128 for few channels of the result. No bit depends on it, so N may count.
 void choose_tile(Pass pass, const CudaShape& shape, int64_t groups, int64_t parts, bool choice,
                  const CudaChoices& wanted, CudaPlan* plan) {

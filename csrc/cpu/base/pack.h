@@ -1,4 +1,4 @@
-// Packing: the only file that knows how tensors lie in memory, and in which type.
+// Packing: tensors of any layout and type, read and written.
 //
 // A tile of the source becomes rows of the accumulator's type, channel by channel, so that the operands of
 // neighbouring outputs are neighbours for every tap:

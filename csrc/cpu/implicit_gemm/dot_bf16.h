@@ -108,7 +108,7 @@ void dot_rows(const DotRows& a) {
 
 constexpr int max_dot_rows(int v) { return v == 4 ? 6 : kDotRows; }
 
-// The one place where the extent of a register tile becomes a template argument.
+// Here the extent of a register tile becomes a template argument.
 template <int M, int V>
 inline void run_dot_rows(const DotRows& a, int m) {
   if constexpr (M > 1) {

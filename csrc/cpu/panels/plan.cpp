@@ -6,9 +6,10 @@
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kGradPanels = 128 << 10;           // weight_grad: bytes of the panels of one tile
-constexpr int64_t kInputBytes = 192 << 10;           // weight_grad: bytes of the packed input of one tile
-constexpr int64_t kRowsOfTask = 256, kFewRows = 32;  // weight_grad: rows of a task that repay packing its panels
+constexpr int64_t kGradPanels = 128 << 10;  // weight_grad: bytes of the panels of one tile
+constexpr int64_t kInputBytes = 192 << 10;  // weight_grad: bytes of the packed input of one tile
+constexpr int64_t kRowsOfTask = 256,
+                  kLeastRowsOfTask = 32;  // weight_grad: rows of a task that repay packing its panels
 // weight_grad: outputs of a tile. A panel of four vectors so long is three quarters of the first level of cache.
 constexpr int64_t kPanelPositions = 144;
 constexpr double kWorthPrefetching = 1 << 20;  // bytes of all three operands
@@ -51,7 +52,7 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   // More tasks: narrower blocks first, then parts of the reduction; where it has none, still narrower blocks.
   const auto narrow = [&] {
-    return tile_rows() * taps < (product(tasks(), units) < kEnoughTasks ? kFewRows : kRowsOfTask) * 2;
+    return tile_rows() * taps < (product(tasks(), units) < kEnoughTasks ? kLeastRowsOfTask : kRowsOfTask) * 2;
   };
   // A single row cannot be cut, and twice as many parts as tasks that are wanted make enough of them.
   for (int i = 0; i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1 && !narrow(); ++i) {

@@ -11,7 +11,7 @@ constexpr int64_t kBlockRows = 56;  // tiles in a block
 // Blocks as wide as the rows allow, for long runs of memory: F(2 x 2) on 224 x 224 with 64 channels is 30 % slower in
 // blocks of 4 x 12 tiles than in rows of 112.
 constexpr int64_t kWidestBlock = 112;
-constexpr int64_t kFewRows = 128;                     // tiles of all images up to which the source goes first
+constexpr int64_t kSourceFirstTiles = 128;            // tiles of all images up to which the source goes first
 constexpr int64_t kBlockBytes = int64_t(12) << 20;    // of a block's transformed operands and products
 constexpr int64_t kSharedSource = int64_t(16) << 20;  // of a source that is transformed first
 constexpr double kTransformCost = 14;                 // of a vector in a transform, in multiply-adds
@@ -100,7 +100,7 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     lay_out();
     return;
   }
-  own.weights_first = product(z.n, tiles_h, tiles_w) > kFewRows;
+  own.weights_first = product(z.n, tiles_h, tiles_w) > kSourceFirstTiles;
   own.task_m = w.panel;
   for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
     cut_tiles(tiles_h, tiles_w, z.n, rows, &own);

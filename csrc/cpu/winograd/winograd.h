@@ -40,7 +40,7 @@ Winograd<T, A, M, R> make_winograd(const ConvProblem& z, Pass pass, const Plan& 
           b.relu};
 }
 
-// The one place where the size of the transform becomes a template argument.
+// Here the size of the transform becomes a template argument.
 template <class T, class A, Pass pass>
 void run_winograd(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const WinogradPlan& own = plan.own<WinogradPlan>();

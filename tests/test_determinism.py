@@ -168,6 +168,29 @@ def test_depthwise_does_not_ask_dimensions_of_size_1(pass_name, sizes):
                 assert same_bits(got, usual), (dtype, stride, idle)
 
 
+SINGLE = (
+    Problem("single_channel", 2, 1, 9, 10, 40, 3, 5, padding=(1, 1, 2, 2)),
+    Problem("single_column", 3, 8, 11, 1, 33, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("single_row_of_pixels", 2, 20, 1, 13, 48, 1, 1),
+    Problem("single_column_of_pixels", 1, 20, 13, 1, 16, 1, 1),
+    Problem("single_result", 2, 24, 6, 7, 1, 3, 3),
+    Problem("all_single", 1, 1, 1, 1, 1, 3, 3, padding=(1, 1, 1, 1)),
+)
+
+
+@pytest.mark.parametrize("pass_name", ["forward", "input_grad"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("z", SINGLE, ids=str)
+def test_any_stride_of_a_dimension_of_size_1(pass_name, layout, z):
+    """It says nothing of memory, and so nothing of the order of a sum."""
+    a, b = (laid_out(t, layout) for t in operands(pass_name, z, torch.float32, "signed"))
+    for algorithm in applicable(pass_name, z, torch.float32):
+        usual = call(pass_name, a, b, z, algorithm=algorithm)
+        for first, second in ((1, 7), (0, 0), (z.c, z.k), (999, 1)):
+            got = call(pass_name, with_idle_strides(a, first), with_idle_strides(b, second), z, algorithm=algorithm)
+            assert same_bits(got, usual), (algorithm, first, second)
+
+
 @each_isa
 @every_pass
 @every_threaded

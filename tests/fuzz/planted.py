@@ -193,6 +193,20 @@ ALL = (
         witness=True,
     ),
     Planted(
+        "zeros_shorter_than_a_position",
+        "cpu/panels/plan.cpp",
+        "c.zeros = c.weights.joined_taps > 1 ? c.weights.channels : channel_span(input);",
+        "c.zeros = 1;",
+        "cpu/panels/plan.cpp",
+    ),
+    Planted(
+        "taps_joined_across_a_gap",
+        "cpu/panels/plan.cpp",
+        "(z.w == 1 || strides.input[3] == z.c)",
+        "(z.w == 1 || strides.input[3] >= z.c)",
+        "cpu/panels/plan.cpp",
+    ),
+    Planted(
         "offsets_that_are_not_counted",
         "cpu/broadcast/layout.h",
         "s.offset = memory.take<int64_t>(own.products);",

@@ -55,6 +55,11 @@ ALL = (
         "c.block = ceil_div(positions, c.blocks);", "c.block = positions / c.blocks;",
     ),
     Planted(
+        "rows_of_weights_without_room", "cpu/panels/plan.cpp",
+        "own->task_rows = ceil_div(slices, parts_m) * isa.panel_rows;",
+        "own->task_rows = slices / parts_m * isa.panel_rows;",
+    ),
+    Planted(
         "a_workspace_for_the_whole_batch", "cpu/implicit_gemm/plan.cpp",
         "share && product(tiles, tile_bytes) <= product(blocks, block_bytes);", "share;",
     ),

@@ -167,7 +167,7 @@ struct Broadcast {
   void run_rows(const Tile& t, const Phase& f, const Chain& chain, int64_t first, int64_t last) const {
     const Slice& s = chain.s;
     const int64_t pitch = tables.columns.longest, v = s.width / L, taps_w = chain.taps_w;
-    const int64_t channel = t.group * op.group_m() + s.m0;
+    const int64_t channel = t.group * op.group_m + s.m0;
     const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kVectorBytes, v));
     const A* const weight = op.packed_at(t.group, f, s, chain.b);
     const bool begin = chain.begin, end = chain.end, in_place = is_in_place(s);
@@ -285,7 +285,7 @@ struct Broadcast {
   }
 
   void pack_bias() const {
-    const int64_t group_m = op.group_m(), padded_m = op.plan.padded_m;
+    const int64_t group_m = op.group_m, padded_m = op.plan.padded_m;
     for (int64_t m = 0; m < op.z.groups * padded_m; ++m) {
       const int64_t group = m / padded_m, channel = m % padded_m;
       const A value = channel < group_m ? op.bias_at(group * group_m + channel) : A(0);

@@ -105,7 +105,7 @@ struct PanelsAlongChannels {
 
   // One panel of weights for all positions of the task.
   void run_panel(const Slice& s) const {
-    const int64_t channel = task.group * op.group_m() + s.m0;
+    const int64_t channel = task.group * op.group_m + s.m0;
     const bool in_place = result_step > 0 && s.m == s.width;
     A* const out = in_place ? op.result_at(channel, f, task.first / f.width / f.height, task.first / f.width % f.height,
                                            task.first % f.width)

@@ -96,7 +96,7 @@ struct PanelsAlongPositions {
     if (begin && op.bias != nullptr)
       for (int64_t k = 0; k < m; ++k)
         for (int64_t l = 0; l < width; l += L)
-          store(sums + k * width + l, splat(op.bias_at(task.group * op.group_m() + m_begin + k)));
+          store(sums + k * width + l, splat(op.bias_at(task.group * op.group_m + m_begin + k)));
     PanelArguments<A> a;
     a.rows_step = 0;
     a.offset = local.offset;
@@ -127,13 +127,13 @@ struct PanelsAlongPositions {
     if (end) write_panel(sums, panel);
   }
   A* result_at(int64_t at) const {
-    return op.result_at(task.group * op.group_m() + m_begin, f, at / f.width / f.height, at / f.width % f.height,
+    return op.result_at(task.group * op.group_m + m_begin, f, at / f.width / f.height, at / f.width % f.height,
                         at % f.width);
   }
   void write_panel(const A* sums, const Panel& panel) const {
     visit_runs(panel.first, panel.end, f.height, f.width,
                [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
-                 op.write_sums(op.result_at(task.group * op.group_m() + m_begin, f, n, i, j), sums + (at - panel.first),
+                 op.write_sums(op.result_at(task.group * op.group_m + m_begin, f, n, i, j), sums + (at - panel.first),
                                panel.width(), 1, m, count);
                });
   }

@@ -28,6 +28,7 @@ struct PanelsOperands {
   TapTable table;
   A* packed_weight;
   View<A> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t group_m;                 // channels of a group's result
   const A* bias;
   int64_t bias_stride;
   bool relu;
@@ -45,6 +46,7 @@ struct PanelsOperands {
         source(view_of<A>(pass == Pass::InputGrad ? b.output : b.input, 1)),
         result(view_of<A>(pass == Pass::InputGrad ? b.input : b.output, 1)),
         weight(view_of<A>(b.weight, 1)),
+        group_m(pass == Pass::InputGrad ? problem.group_c() : problem.group_k()),
         bias(static_cast<const A*>(b.bias)),
         bias_stride(b.bias_stride),
         relu(b.relu) {
@@ -57,16 +59,15 @@ struct PanelsOperands {
   int64_t taps() const { return z.r * z.s; }
   int64_t phases() const { return vertical.phases() * horizontal.phases(); }
   int64_t channels() const { return plan.channels; }
-  int64_t group_m() const { return vertical.inverse ? z.group_c() : z.group_k(); }
 
   // A panel: some vectors of a group's channels, or rows of them where the vectors run along positions.
   struct Slice {
     int64_t m0, m, width;  // first channel, how many, and with those that fill up the last vector
   };
   Slice slice_at(int64_t i) const {
-    const int64_t unit = plan.along_channels ? L : 1, units = plan.padded_m / unit;
+    const int64_t unit = plan.along_channels ? L : 1, units = plan.along_channels ? plan.padded_m / L : plan.padded_m;
     const int64_t first = part_begin(units, plan.panels, i) * unit, last = part_begin(units, plan.panels, i + 1) * unit;
-    return {first, min_of(group_m(), last) - first, last - first};
+    return {first, min_of(group_m, last) - first, last - first};
   }
 
   struct Phase {
@@ -113,7 +114,7 @@ struct PanelsOperands {
   }
   const A* weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
     // (K, C/g): of a group's block, gemm_m is K for forward and C for input_grad.
-    const int64_t first = group * (vertical.inverse ? channels() * weight.channel : group_m() * weight.n);
+    const int64_t first = group * (vertical.inverse ? channels() * weight.channel : group_m * weight.n);
     return weight.data + first + m * weight.n + c * weight.channel + tap / z.s * weight.row + tap % z.s * weight.column;
   }
   A bias_at(int64_t channel) const { return load_one(bias + channel * bias_stride); }

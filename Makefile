@@ -40,7 +40,9 @@ STAMP := $(VENV)/.built-$(subst =,-,$(TORCH))
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml build/.isas
+# What was built for: another choice of instruction sets is built anew.
+$(shell mkdir -p build; echo '$(CONV_EXT_ISAS)' | cmp -s - build/.isas || echo '$(CONV_EXT_ISAS)' > build/.isas)
 
 # One process for each processor, where pytest-xdist is there; who is done takes tests from the others.
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \

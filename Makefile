@@ -6,7 +6,8 @@
 #   make demo VENV=            build in place against the torch of the active Python; nothing is downloaded
 #   make test TORCH=torch==2.11.0 TORCH_INDEX=https://...   another build of torch, from a pip index of your choice
 #   make demo ARGS="--epochs 5"  make test ARGS="-k adjoint"  make test WORKERS=0   (in one process)
-#   make build, make lint, make clean
+#   make build CONV_EXT_ISAS=native   kernels for this processor's best instruction set alone: a minute instead of four
+#   make build, make clean, make lint; make format does what ruff and clang-format would have
 #   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc
 
 TORCH ?= torch==2.13.0
@@ -23,7 +24,7 @@ CASE ?=
 ARCHS ?= 90a
 
 # Pinned, so that a new release of theirs does not fail a change of ours.
-TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6
+TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 clang-format==18.1.8
 # What reads the kernels' machine code, where there is a compiler for them; tests that need it are skipped without.
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.* nvidia-cuda-nvdisasm==13.*
 
@@ -45,7 +46,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
     echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
 
-.PHONY: demo help check test test-all fuzz lint build gpu-runner clean
+.PHONY: demo help check test test-all fuzz lint format build gpu-runner clean
 
 demo: build
 	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
@@ -66,12 +67,22 @@ fuzz: build
 	$(RUN) tests/fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \
 	    $(if $(CASE),--case "$(CASE)") $(ARGS)
 
+# $(call look,TOOL,COMMAND,ARGUMENTS,FILES) runs a tool; one that is not there, or of another version, is left out.
+CPP := find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
+WANTED = $(patsubst $(1)==%,%,$(filter $(1)==%,$(TOOLS)))
+look = if $(2) --version 2> /dev/null | grep -qF '$(WANTED)'; then \
+    echo '$(2) $(3)'; $(2) $(3) $(if $(4),$$($(4))); \
+    else echo '$(1) $(WANTED) is not there: skipped (pip install $(1)==$(WANTED))'; fi
+
 lint: build
-	@if $(RUN) -m ruff --version > /dev/null 2>&1; then \
-	    echo "$(RUN) -m ruff check ."; $(RUN) -m ruff check .; \
-	else \
-	    echo "ruff is not there: the code is not looked through (pip install $(filter ruff%,$(TOOLS)))"; \
-	fi
+	@$(call look,ruff,$(RUN) -m ruff,check .)
+	@$(call look,ruff,$(RUN) -m ruff,format --check --quiet .)
+	@$(call look,mypy,$(RUN) -m mypy,)
+	@$(call look,clang-format,clang-format,--dry-run --Werror,$(CPP))
+
+format: $(DEPENDENCIES)
+	@$(call look,ruff,$(RUN) -m ruff,format .)
+	@$(call look,clang-format,clang-format,-i,$(CPP))
 
 build: $(STAMP)
 

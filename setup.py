@@ -35,9 +35,7 @@ CUDA = ROOT / "csrc" / "cuda"
 PLAN_SOURCES = [
     path.relative_to(ROOT).as_posix() for folder in (CPU, CUDA) for path in sorted(folder.rglob("plan.cpp"))
 ]
-KERNEL_SOURCES = [
-    path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if path.name != "plan.cpp"
-]
+KERNEL_SOURCES = [path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if path.name != "plan.cpp"]
 CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
 EXTENSION_SOURCES = [
     *PLAN_SOURCES,
@@ -53,11 +51,11 @@ SM90_OPTION = "-gencode=arch=compute_90a,code=sm_90a"
 # -ffp-contract=fast: a multiply and an add in the register tiles become one fused instruction where there is one.
 # -Wno-maybe-uninitialized: GCC 12 warns of its own intrinsics (_mm512_undefined_ps).
 KERNEL_FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno "
-    "-Wall -Wextra -Wno-maybe-uninitialized"
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
 )
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
+# Every kernel library that there is, from the least instruction set to the most.
 ISA_FLAGS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS |= {
@@ -70,6 +68,14 @@ if platform.machine() in ("x86_64", "AMD64"):
 # These differ from AVX-512 in the implicit matrix product alone, and take the other objects from there.
 PASS_SOURCES = [name for name in KERNEL_SOURCES if name not in ("implicit_gemm/implicit_gemm.cpp", "library.cpp")]
 SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
+EMULATED = "amx-emulated"  # built by the tests that want it
+# Flags of /proc/cpuinfo that a processor has to have, beside those of the sets before.
+CPU_FLAGS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "avx512_bf16": {"avx512_bf16"},
+    "amx": {"amx_tile", "amx_bf16"},
+}
 
 
 def source_digest(paths=None) -> str:
@@ -86,6 +92,26 @@ def kernel_record() -> dict:
     """Of what the kernel libraries are built, which lies beside them: the plan of CUDA is no part of it."""
     paths = [*(ROOT / "csrc" / "common").rglob("*"), *CPU.rglob("*")]
     return {"sources": source_digest(paths), "flags": KERNEL_FLAGS, "isas": ISA_FLAGS}
+
+
+def chosen_isas() -> list[str]:
+    """CONV_EXT_ISAS=all|native|NAME,NAME: the kernel libraries to build; native: the best that this processor runs."""
+    choice, every = os.environ.get("CONV_EXT_ISAS", "all"), [isa for isa in ISA_FLAGS if isa != EMULATED]
+    if choice == "all":
+        return every
+    if choice == "native":
+        known = Path("/proc/cpuinfo")
+        found = re.search(r"^flags\s*:(.*)$", known.read_text(), re.MULTILINE) if known.exists() else None
+        flags, best = set(found[1].split()) if found else set(), "baseline"
+        for isa in every[1:]:
+            if not CPU_FLAGS[isa] <= flags:
+                break
+            best = isa
+        return [best]
+    names = [name.strip() for name in choice.split(",")]
+    if not set(names) <= set(ISA_FLAGS):
+        sys.exit(f"CONV_EXT_ISAS must be all, native or names of {', '.join(ISA_FLAGS)}, got {choice!r}")
+    return [isa for isa in ISA_FLAGS if isa in names]
 
 
 def takes_prebuilt() -> bool:
@@ -203,7 +229,7 @@ def compiler_words() -> list[str]:
 
 
 def ninja_file(build: Path) -> str:
-    """The build of the kernel libraries: every source once per instruction set."""
+    """The build of the kernel libraries: every source once per instruction set, by name what was not chosen."""
     lines = [
         f"cxx = {shlex.join(compiler_words()).replace('$', '$$')}",
         f"flags = {KERNEL_FLAGS}",
@@ -225,6 +251,7 @@ def ninja_file(build: Path) -> str:
                 continue
             lines += [f"build {objects[-1]}: compile {ninja_path(CPU / source)}", f"  isa = {flags}"]
         lines.append(f"build libconv_ext_{isa}.so: link {' '.join(objects)}")
+    lines.append("default " + " ".join(f"libconv_ext_{isa}.so" for isa in chosen_isas()))
     return "\n".join(lines) + "\n"
 
 
@@ -258,16 +285,16 @@ class Build(BuildExtension):
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
             "cuda": wants_cuda(),
-            "cuda_architectures": [
-                option.rsplit("code=", 1)[1] for option in cuda_architectures() if wants_cuda()
-            ],
+            "cuda_architectures": [option.rsplit("code=", 1)[1] for option in cuda_architectures() if wants_cuda()],
             "sources": source_digest(),
-            "isas": list(ISA_FLAGS),
+            "isas": chosen_isas(),
         }
         (package / "_build.json").write_text(json.dumps(record, indent=2) + "\n")
 
     def build_kernel_libraries(self, target: Path):
-        record, libraries = target / "sources.json", [f"libconv_ext_{isa}.so" for isa in ISA_FLAGS]
+        record, libraries = target / "sources.json", [f"libconv_ext_{isa}.so" for isa in chosen_isas()]
+        for library in {path.name for path in target.glob("libconv_ext_*.so")} - {*libraries, CUDA_LIBRARY}:
+            (target / library).unlink()  # of another choice, and perhaps of other sources
         there = record.is_file() and all((target / name).is_file() for name in libraries)
         if takes_prebuilt() and there and json.loads(record.read_text()) == kernel_record():
             return

@@ -13,6 +13,7 @@ COMMANDS = {
     "mapped": ("bench.mapped", "MappedConv2d against a masked dense convolution"),
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),
+    "keep": ("bench.keep", "results as small tables, which the repository keeps"),
     "report": ("bench.report", "tables, figures and the README's table from results already measured"),
 }
 
@@ -35,7 +36,7 @@ def main() -> int:
         raise SystemExit(f"a command must be one of {', '.join(COMMANDS)}, got {arguments[0]}")
     command = arguments.pop(0) if arguments[:1] and arguments[0] in COMMANDS else "run"
     try:
-        if command != "report" and not {"-h", "--help"} & set(arguments):
+        if command not in ("report", "keep") and not {"-h", "--help"} & set(arguments):
             status = restart_if_asked(arguments)
             if status is not None:
                 return status

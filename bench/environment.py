@@ -207,6 +207,10 @@ def load(path: Path) -> dict:
         raise SystemExit(f"a result must be a JSON file that the bench has written: {path}: {error.strerror}") from None
     except ValueError as error:
         raise SystemExit(f"a result must be a JSON file that the bench has written: {path}: {error}") from None
+    if isinstance(result, dict) and {"same", "columns", "rows"} <= set(result):
+        from bench.keep import cases_of
+
+        result["cases"] = cases_of(result)
     if not isinstance(result, dict) or not {"command", "machine", "cases"} <= set(result):
         raise SystemExit(f"a result must be a JSON file that the bench has written: {path} has no command, machine "
                          f"and cases")

@@ -581,6 +581,7 @@ def best_of_sweep(rows: list[dict]) -> str:
         way = words["algorithm"]
         way += f" {words['tile_m']}x{words['tile_n']}" if "tile_m" in words else ""
         way += f" splits {words['splits']}" if "splits" in words else ""
+        way += f" parts {words['parts']}" if "parts" in words else ""
         size = f"{words['c']}x{words['h']} {words['k']} {words['r']}x{words['s']}/{words['stride'].split(',')[0]}"
         name = f"{words['pass']} {words['dtype']} {words['precision']} {words['layout']} n={words['n']} {size}"
         name += f" groups={words['groups']}" if words["groups"] != "1" else ""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from bench import compare
+from bench.environment import RESULTS, load
 from bench.shapes import CLASSES
 from bench.tables import geometric_mean, number, table
 
@@ -52,6 +53,8 @@ def networks_table(results: list[dict]) -> str:
             name = f"{setting(row)}, {LAYOUT[row['layout']]}{state(result['machine'])}"
             columns[name][f"{row['network']}, {row['what']}"] = row["ratio"]
             names[f"{row['network']}, {row['what']}"] = f"{row['network']}, {row['what']}, batch {row['n']}"
+    # Training steps first, whichever file came first.
+    names = dict(sorted(names.items(), key=lambda name: not name[0].partition(", ")[2].startswith("training")))
     lines = [[names[key], *(number(c[key]) if key in c else "" for c in columns.values())] for key in names]
     return table(["network", *columns], lines)
 
@@ -70,6 +73,11 @@ def section(results: list[dict]) -> str:
     parts += [layers_table(runs)] if runs else []
     parts += [networks_table(networks)] if networks else []
     return "\n\n".join(parts)
+
+
+def kept() -> list[Path]:
+    """The results that the README's tables are made of: all tables of layers and networks in bench/results."""
+    return [path for path in sorted(RESULTS.glob("*.table.json")) if load(path)["command"] in ("run", "network")]
 
 
 def replaced(text: str, new: str) -> str:

@@ -191,7 +191,8 @@ def print_aims_of_all(results: list[dict]) -> None:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench report", allow_abbrev=False, description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, help="result files (default: the newest of bench/results)")
+    parser.add_argument("files", nargs="*", type=Path,
+                        help="result files (default: the newest of bench/results; with --readme its tables)")
     parser.add_argument("--rows", action="store_true", help="print every case, however many there are")
     parser.add_argument("--aims", action="store_true", help="print only the aims, over all files of layers together")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", default=environment.RESULTS,
@@ -200,7 +201,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--readme", action="store_true", help="put the table of these files into README.md")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="what changed since that result")
     options = parser.parse_args(arguments)
-    files = options.files
+    files = options.files or (readme.kept() if options.readme else [])
     if not files:
         files = sorted(environment.RESULTS.glob("*.json"), key=lambda path: path.stat().st_mtime)[-1:]
     if not files:

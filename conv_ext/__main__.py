@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def gpus(built: dict) -> dict:
     found = {}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         major, minor = torch.cuda.get_device_capability(index)
-        entries = {"name": torch.cuda.get_device_name(index), "compute capability": f"{major}.{minor}"}
+        entries: dict[str, Any] = {"name": torch.cuda.get_device_name(index), "compute capability": f"{major}.{minor}"}
         if not built["cuda"]:
             entries["kernels"] = "none: conv_ext was built without CUDA"
         elif not runs_on(built["cuda_architectures"], major, minor):

@@ -8,8 +8,9 @@ import re
 import torch
 from torch import SymInt, Tensor
 
-from .checks import INT64_MAX, LAYOUT
-
+INT64_MAX = 2**63 - 1
+ACTIVATIONS = ("none", "relu")  # the default first
+Geometry = tuple[tuple, tuple, tuple, int]  # stride, padding before and after each dimension, dilation, groups
 PADDINGS = ("valid", "same", "full", "same_strided")  # torch knows the first two
 
 
@@ -90,8 +91,8 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
         if rule == "full":
             zeros += [reach, reach]
             continue
-        total = reach if rule == "same" else 0
-        if rule == "same_strided" and s > 0:
+        total = reach if rule == "same" else 0  # a kernel of one element needs none, by any rule
+        if rule == "same_strided" and s > 0 and not (isinstance(reach, int) and reach == 0):
             # The last of ceil(size / s) windows begins (size - 1) % s before the last element and ends `reach` later.
             # Of a symbolic size it is known, in this form, that the result is from 0 to `reach`.
             total = reach - (size[i] - 1) % s
@@ -103,7 +104,7 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
 
 def normalize(
     function: str, input: Tensor, weight: Tensor, stride, padding, dilation, groups, length: int = 2
-) -> tuple:
+) -> Geometry:
     """(stride, padding before and after each dimension, dilation, groups) from any form that torch accepts.
 
     function: the name that errors carry. input, weight: their last `length` sizes are the image's and the kernel's
@@ -147,6 +148,12 @@ def of_one_row(error: RuntimeError) -> RuntimeError:
     return error if text == str(error) else RuntimeError(text)
 
 
+def check_activation(activation: str) -> None:
+    """ValueError unless the name is one of ACTIVATIONS."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
+
+
 def check_operands(function: str, rank: int, input, weight, bias) -> bool:
     """What must hold before an operand may be looked at: types, layouts, ranks. Returns whether there is a batch."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
@@ -156,7 +163,7 @@ def check_operands(function: str, rank: int, input, weight, bias) -> bool:
         elif name != "bias" or value is not None:
             raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}")
     if weight.dim() != rank:
-        layout = LAYOUT["weight"] if rank == 4 else "(K, C/groups, S)"
+        layout = "(K, C/groups, R, S)" if rank == 4 else "(K, C/groups, S)"
         raise RuntimeError(f"Expected {rank}D weight {layout}, but got weight of size: {list(weight.shape)}")
     if input.dim() not in (rank - 1, rank):
         raise RuntimeError(

@@ -17,16 +17,18 @@ every transform. The plain one (`_C.road` has seen nothing but plain tensors) ca
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
 
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from . import folding, ops
 from .library import _C
 
+_PLAIN = _C.Road.PLAIN
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 _threshold_backward = torch.ops.aten.threshold_backward.default
@@ -48,7 +50,7 @@ def _kernels(grad, first, second):
     """
     if torch.compiler.is_compiling() or grad.is_complex():  # a complex operand is conjugated lazily: not plain
         return _Differentiable
-    return _C if _C.road(grad, grad if first is None else first, second) == 2 else _Differentiable
+    return _C if _C.road(grad, grad if first is None else first, second) is _PLAIN else _Differentiable
 
 
 def _weight_grad(kernels, grad, input, ctx):
@@ -113,9 +115,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation):
         with _below_autograd():
-            return ops.forward(
-                input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation
-            )
+            return ops.forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -274,15 +274,16 @@ def _add(a, b):
     return b if a is None else a + b
 
 
-def _apply(function):
-    """`function.apply` at C level: it records one level, and costs a quarter (it binds no signature)."""
-    return super(torch.autograd.Function, function).apply
+def _single_level(function, **methods):
+    """`apply` of the same Function for the one level of autograd that the call is at; `methods` replace its own.
 
-
-def _with_forward(function, forward, **methods):
-    """The same Function with another forward; a backward node shows as ConvExtForwardBackward and the like."""
-    methods = {name: staticmethod(method) for name, method in dict(methods, forward=forward).items()}
-    return type(f"ConvExt{function.__name__}", (function,), methods)
+    Function.apply costs four times as much: it binds a signature (a function in C has none) and sees to all levels of
+    functorch. It is torch.autograd.Function that asks for both; this is the base of what functorch makes for a level.
+    A backward node shows as ConvExtForwardBackward and the like.
+    """
+    names = ("forward", "setup_context", "backward", "jvp", "_compiled_autograd_key")
+    found = {name: staticmethod(methods.get(name, getattr(function, name))) for name in names}
+    return type(f"ConvExt{function.__name__}", (_SingleLevelFunction,), found).apply
 
 
 def _plain_setup_context(ctx, inputs, output):
@@ -295,13 +296,13 @@ def _plain_setup_context(ctx, inputs, output):
 
 
 # The plain road: the forward is the kernel itself.
-plain_forward = _apply(_with_forward(Forward, _C.forward, setup_context=_plain_setup_context))
-plain_input_grad = _apply(_with_forward(InputGrad, _C.input_grad))
-add_bias = _apply(_with_forward(AddBias, AddBias.forward))
+plain_forward = _single_level(Forward, forward=_C.forward, setup_context=_plain_setup_context)
+plain_input_grad = _single_level(InputGrad, forward=_C.input_grad)
+add_bias = _single_level(AddBias)
 
 
 def _at_level(function, grad: bool, forward_grad: bool):
-    """The Function for one functorch level of several.
+    """The Function's `apply` for one functorch level of several.
 
     Autograd turns both its modes off while a Function's forward runs. Below one functorch level that would silence
     the others, whose turn it is in there: give them the modes that the call was made with.
@@ -311,20 +312,20 @@ def _at_level(function, grad: bool, forward_grad: bool):
         with torch.set_grad_enabled(grad), forward_ad._set_fwd_grad_enabled(forward_grad):
             return function.forward(*args)
 
-    return _with_forward(function, forward)
+    return _single_level(function, forward=forward)
 
 
 def _autograd_kernel(function, operator):
     """The operator's Autograd key: the Function, for the one level of autograd that the dispatcher is at."""
-    plain_apply = _apply(_with_forward(function, function.forward))
-    level_apply = {modes: _apply(_at_level(function, *modes)) for modes in product((True, False), repeat=2)}
+    plain_apply = _single_level(function)
+    level_apply = {modes: _at_level(function, *modes) for modes in product((True, False), repeat=2)}
     arguments = operator._schema.arguments
     options = tuple(argument.default_value for argument in arguments if argument.has_default_value())
 
     def kernel(*args):
         if torch._C._are_functorch_transforms_active():
             apply = level_apply[torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()]
-            permission = enable_single_level_autograd_function()
+            permission: AbstractContextManager = enable_single_level_autograd_function()
         elif forward_ad._current_level >= 0 or torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             apply, permission = plain_apply, nullcontext()
         else:  # nothing to record

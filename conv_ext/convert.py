@@ -80,7 +80,8 @@ def _convolutions(model: nn.Module) -> dict[str, tuple[nn.Module, type]]:
 
 def _report(before: dict[str, tuple[nn.Module, type]]) -> str:
     """What became of the convolutions: how many are ours now, how many were, and why the others are not."""
-    became, were, left = Counter(), 0, []
+    became: Counter[str] = Counter()
+    were, left = 0, []
     for name, (module, own) in before.items():
         now = _own_class(module)
         if now is not own:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from . import _C, checks, functional
+from . import _C, functional
+from .arguments import Geometry
 from .modules import _padded
+from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
-
-PASSES = ("forward", "input_grad", "weight_grad")
+from .transposed import transposed_size
 
 
 def _bytes(count: float) -> str:
@@ -86,14 +87,12 @@ class Explanation:
     weight_grad: PassPlan = field(repr=False)
 
     def __str__(self) -> str:
-        return "\n".join([self.problem, *(str(getattr(self, name)) for name in PASSES)])
+        return "\n".join([self.problem, *(str(getattr(self, each.name)) for each in PASSES)])
 
     __repr__ = __str__
 
 
-def explain(
-    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none"
-) -> Explanation:
+def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none") -> Explanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
@@ -141,8 +140,8 @@ def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, g
     if rank == 3:
         input, weight = input.contiguous().unsqueeze(2), weight.unsqueeze(2)
         stride, padding, dilation = (1, *stride), (0, 0, *padding), (1, *dilation)
-    geometry = stride, padding, dilation, groups
-    output = checks.check("forward", input, weight, bias, None, *geometry, _precision(input), activation)
+    geometry: Geometry = stride, padding, dilation, groups
+    output = result_size("forward", input, weight, bias, (), *geometry, _precision(input), activation)
     return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
@@ -151,15 +150,13 @@ def _of_transposed(layer: nn.ConvTranspose2d, input) -> Explanation:
     batched = functional.check_operands("explain", 4, input, weight, layer.bias)
     if not batched:
         input = input.unsqueeze(0)
-    geometry = functional.normalize(
-        "explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups
-    )
+    geometry = functional.normalize("explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups)
     stride, padding, dilation, groups = geometry
-    size = checks.check_transposed(input, weight, layer.bias, stride, padding, layer.output_padding, groups, dilation)
+    size = transposed_size(input, weight, layer.bias, stride, padding, layer.output_padding, groups, dilation)
     # As in functional.py: an output padding of a stride or more is more positions of the convolution.
     extra = [o // s for o, s in zip(layer.output_padding, stride)]
     grad = input if extra == [0, 0] else functional.F.pad(input, (0, extra[1], 0, extra[0]))
-    image = checks.check("input_grad", grad, weight, None, size, *geometry, _precision(input))
+    image = result_size("input_grad", grad, weight, None, size, *geometry, _precision(input))
     return _explained(input, image, weight, list(grad.shape), *geometry, "none")
 
 
@@ -177,17 +174,18 @@ def _explained(
     dtype, precision = str(operand.dtype).removeprefix("torch."), _precision(operand)
     sizes = input, list(weight.shape), output
     channels_last = any(map(_is_channels_last, (operand, weight)))
+    strides = {"input_stride": input_stride, "weight_stride": list(weight.stride())} if input_stride else {}
     capability = 0
     if operand.is_cuda:
         major, minor = torch.cuda.get_device_capability(operand.device)
         capability = 10 * major + minor
     plans = {}
-    for name in PASSES:
+    for each in PASSES:
         plan = _C.plan(
-            name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(), precision,
-            channels_last, capability, *((input_stride, list(weight.stride())) if input_stride else ()),
+            each.name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(),
+            precision, channels_last, capability, **strides,
         )  # fmt: skip
-        plans[name] = PassPlan(name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan)
+        plans[each.name] = PassPlan(name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan)
     n, c, h, w = input
     k, _, r, s = sizes[1]
     problem = (

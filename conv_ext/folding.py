@@ -12,15 +12,20 @@ one example is refused first: a folded problem may be a right one where its exam
 
 from __future__ import annotations
 
-from . import checks
+from .arguments import Geometry
+from .passes import result_size
 
 
-def _checked(operator, info, in_dims, a, b, bias, size, geometry, precision="ieee", _="auto", activation="none"):
+def _checked(
+    operator, info, in_dims, a, b, bias, size, geometry: Geometry, precision="ieee", _="auto", activation="none"
+):
     """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none."""
     operands = [(t, dim) for t, dim in zip((a, b, bias), in_dims) if t is not None]
     shapes = ([n for i, n in enumerate(t.shape) if i != dim] for t, dim in operands)
     examples = [t.new_empty(()).expand(shape) for (t, _), shape in zip(operands, shapes)]
-    size = checks.check(operator, *examples[:2], *(examples[2:] or [None]), size, *geometry, precision, activation)
+    first, second, *rest = examples
+    third = rest[0] if rest else None
+    size = result_size(operator, first, second, third, size, *geometry, precision, activation)
     if info.batch_size > 0:
         return None
     # Of nothing, but of the operands: gradients of them are zeros.
@@ -32,7 +37,7 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
     batch = info.batch_size
     input_dim, weight_dim, bias_dim = in_dims[:3]
     geometry = (stride, padding, dilation)
-    empty = _checked("forward", info, in_dims[:3], input, weight, bias, None, (*geometry, groups), *options)
+    empty = _checked("forward", info, in_dims[:3], input, weight, bias, (), (*geometry, groups), *options)
     if empty is not None:
         return empty, 0
 

@@ -1,7 +1,8 @@
 """The public functions: arguments in every form that torch takes are turned into one call of an operator.
 
 A call takes one of three roads (start at `conv2d`): straight to the kernel where the tensors are plain and no gradient
-is needed; the autograd Function at C level where one is; else the operator, which is right under every transform.
+is needed (PLAIN); the autograd Function at C level where one is (PLAIN_GRADIENT); else the operator, which is right
+under every transform (GENERAL).
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import autograd, ops
-from .arguments import check_operands, ints, normalize, of_one_row
-from .checks import check_transposed, known
+from .arguments import Geometry, check_operands, ints, normalize, of_one_row
 from .library import _C
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
+from .transposed import known, transposed_size
 
 __all__ = ["conv1d", "conv2d", "conv_transpose2d"]
+
+GENERAL, PLAIN_GRADIENT, PLAIN = _C.Road
+OVERRIDDEN = None  # in place of a road: an operand's __torch_function__, or a mode's, answers the call
 
 _road = _C.road
 _is_compiling = torch.compiler.is_compiling
@@ -28,21 +32,37 @@ _is_compiling = torch.compiler.is_compiling
 IntOrPair = int | Sequence[int]
 
 
-def _forward(road: int, input, weight, bias, geometry, activation) -> Tensor:
+def _enter(function: str, rank: int, input, weight, bias) -> tuple[_C.Road | None, bool]:
+    """What each public function begins with: the road of its call, and whether there is a batch.
+
+    Raises what no operand may be that a road could take (check_operands).
+    """
+    if _is_compiling():
+        return GENERAL, check_operands(function, rank, input, weight, bias)
+    road = _road(input, weight, bias)
+    if road is GENERAL:
+        if has_torch_function((input, weight, bias)):
+            return OVERRIDDEN, False
+    elif input.dim() == rank == weight.dim():  # plain operands are known to be tensors: only a rank may be wrong
+        return road, True
+    return road, check_operands(function, rank, input, weight, bias)
+
+
+def _forward(road: _C.Road, input, weight, bias, geometry: Geometry, activation) -> Tensor:
     """The convolution of 4-D operands by the road that `_C.road` has named."""
     if not isinstance(activation, str):
         raise TypeError(f"argument 'activation' must be str, not {type(activation).__name__}")
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
-    if road == 2:
+    if road is PLAIN:
         return _C.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
-    if road == 1:
+    if road is PLAIN_GRADIENT:
         return autograd.plain_forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
     return ops.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
 
 
-def _transposed(road: int, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
+def _transposed(road: _C.Road, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
     """conv_transpose2d of 4-D operands, padding on four sides: `input_grad`, then the bias."""
-    size = check_transposed(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    size = transposed_size(input, weight, bias, stride, padding, output_padding, groups, dilation)
     if known(size[0] == 0) or known(size[1] == 0):  # no convolution has such an input: cut it out of one that has more
         whole = _transposed(road, input, weight, bias, stride, (0,) * 4, output_padding, groups, dilation)
         return whole[:, :, : size[0], : size[1]]
@@ -54,10 +74,10 @@ def _transposed(road: int, input, weight, bias, stride, padding, output_padding,
 
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
     arguments = (input, weight, size, stride, padding, dilation, groups, precision, current_algorithm())
-    if road == 2:
+    if road is PLAIN:
         y = _C.input_grad(*arguments)
         return y if bias is None else y.add_(bias[:, None, None])
-    if road == 1:
+    if road is PLAIN_GRADIENT:
         y = autograd.plain_input_grad(*arguments)
         return y if bias is None else autograd.add_bias(y, bias)
     y = ops.input_grad(*arguments)
@@ -115,18 +135,12 @@ def conv2d(
         NotImplementedError: the dtype is none of the six.
         RuntimeError: everything else that is wrong; the message states the rule, then the values.
     """
-    if _is_compiling():
-        road = 0
-    else:
-        road = _road(input, weight, bias)
-        if road == 0 and has_torch_function((input, weight, bias)):
-            return handle_torch_function(
-                conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups,
-                activation=activation,
-            )  # fmt: skip
-    # On the plain roads the operands are known to be tensors: only a rank may be wrong.
-    batched = road and input.dim() == 4 == weight.dim() or check_operands("conv2d", 4, input, weight, bias)
-    if not road and isinstance(padding, str) and is_tracing():
+    road, batched = _enter("conv2d", 4, input, weight, bias)
+    if road is OVERRIDDEN:
+        return handle_torch_function(
+            conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
+        )
+    if road is GENERAL and isinstance(padding, str) and is_tracing():
         pairs = ints(stride, 2, "conv2d", "stride"), padding, ints(dilation, 2, "conv2d", "dilation")
         return _recorded_conv2d(input, weight, bias, *pairs, groups, activation)
     geometry = normalize("conv2d", input, weight, stride, padding, dilation, groups)
@@ -165,17 +179,12 @@ def conv1d(
 
     Dtypes and errors are those of `conv2d`; in compiled code sizes in an error have the height 1 beside them.
     """
-    if _is_compiling():
-        road = 0
-    else:
-        road = _road(input, weight, bias)
-        if road == 0 and has_torch_function((input, weight, bias)):
-            return handle_torch_function(
-                conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups,
-                activation=activation,
-            )  # fmt: skip
-    batched = check_operands("conv1d", 3, input, weight, bias)
-    if not road and isinstance(padding, str) and is_tracing():
+    road, batched = _enter("conv1d", 3, input, weight, bias)
+    if road is OVERRIDDEN:
+        return handle_torch_function(
+            conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
+        )
+    if road is GENERAL and isinstance(padding, str) and is_tracing():
         numbers = ints(stride, 1, "conv1d", "stride"), padding, ints(dilation, 1, "conv1d", "dilation")
         return _recorded_conv1d(input, weight, bias, *numbers, groups, activation)
     (s,), (left, right), (d,), groups = normalize("conv1d", input, weight, stride, padding, dilation, groups, 1)
@@ -226,27 +235,22 @@ def conv_transpose2d(
 
     Dtypes and errors are those of `conv2d`.
     """
-    if _is_compiling():
-        road = 0
-    else:
-        road = _road(input, weight, bias)
-        if road == 0 and has_torch_function((input, weight, bias)):
-            tensors = (input, weight, bias)
-            return handle_torch_function(
-                conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation
-            )
-    batched = check_operands("conv_transpose2d", 4, input, weight, bias)
+    road, batched = _enter("conv_transpose2d", 4, input, weight, bias)
+    if road is OVERRIDDEN:
+        tensors = (input, weight, bias)
+        return handle_torch_function(
+            conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation
+        )
     if isinstance(padding, str):
         raise TypeError("conv_transpose2d(): argument 'padding' must be tuple of ints, not str")
-    geometry = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
-    stride, padding, dilation, groups = geometry
-    output_padding = ints(output_padding, 2, "conv_transpose2d", "output_padding")
-    if not road and is_tracing():
-        return _recorded_conv_transpose2d(input, weight, bias, stride, padding[::2], output_padding, groups, dilation)
-    if not road:
+    stride, padding, dilation, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
+    extra = ints(output_padding, 2, "conv_transpose2d", "output_padding")
+    if road is GENERAL and is_tracing():
+        return _recorded_conv_transpose2d(input, weight, bias, stride, padding[::2], extra, groups, dilation)
+    if road is GENERAL:
         input, weight, bias = ops.autocast(input, weight, bias)
     x = input if batched else input.unsqueeze(0)
-    y = _transposed(road, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    y = _transposed(road, x, weight, bias, stride, padding, extra, groups, dilation)
     return y if batched else y.squeeze(0)
 
 

@@ -11,8 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from .arguments import PADDINGS, ints
-from .checks import INT64_MAX, check_activation
+from .arguments import INT64_MAX, PADDINGS, check_activation, ints
 from .functional import IntOrPair, conv2d
 from .modules import Unscriptable
 
@@ -164,7 +163,7 @@ class MappedConv2d(Unscriptable, nn.Module):
         super().__init__()
         if not isinstance(connection_table, ConnectionTable):
             connection_table = ConnectionTable(connection_table)
-        check_activation(activation, ValueError)
+        check_activation(activation)
         self.table, self.activation = connection_table, activation
         self.in_channels, self.out_channels = connection_table.in_channels, connection_table.out_channels
         self.kernel_size = _pair("kernel_size", kernel_size, 1)

@@ -12,8 +12,7 @@ from inspect import Parameter, Signature, signature
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import PADDINGS, check_operands, padding_of
-from .checks import check_activation
+from .arguments import PADDINGS, check_activation, check_operands, padding_of
 from .functional import conv1d, conv2d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
@@ -42,7 +41,7 @@ class _Extended(Unscriptable):
     activation = "none"
 
     def __init__(self, *args, activation: str = "none", **kwargs):
-        check_activation(activation, ValueError)
+        check_activation(activation)
         padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
         if isinstance(padding, str) and padding not in PADDINGS:
             raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
@@ -66,7 +65,7 @@ class _Extended(Unscriptable):
 # torch.nn.utils.skip_init looks for `device`, and people for everything; nn.Conv1d's is the same.
 _ACTIVATION = Parameter("activation", Parameter.KEYWORD_ONLY, default="none", annotation="str")
 _parameters = (*signature(nn.Conv2d.__init__).parameters.values(), _ACTIVATION)
-_Extended.__init__.__signature__ = Signature(_parameters)
+_Extended.__init__.__signature__ = Signature(_parameters)  # type: ignore[attr-defined]
 
 
 class Conv1d(_Extended, nn.Conv1d):

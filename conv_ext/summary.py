@@ -196,7 +196,7 @@ def _get(values) -> Field | None:
 def _put(values, field: Field | None) -> None:
     for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor) and field is not None:
-            leaf._conv_ext_field = field
+            leaf._conv_ext_field = field  # type: ignore[attr-defined]
 
 
 class _Between(TorchFunctionMode):
@@ -232,7 +232,7 @@ class _Observer:
         dtype = next(floating, torch.get_default_dtype())
         x = torch.empty(1, *input_size, dtype=dtype, device="meta")
         size = (1, *input_size[1:])[-2:]
-        x._conv_ext_field = Field((1, 1), (1, 1), size)
+        x._conv_ext_field = Field((1, 1), (1, 1), size)  # type: ignore[attr-defined]
         handles = []
         try:
             with on_meta(model), torch.no_grad(), _Between(self.used):

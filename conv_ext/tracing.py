@@ -24,12 +24,13 @@ _SETTINGS = "str precision, str algorithm"
 def _as_when_recorded(names: tuple[str, str]):
     """The settings of the recorded call; and no tracing, which would record what this operator does once more."""
     state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    set_state = torch._C._set_tracing_state  # type: ignore[attr-defined]  # torch's stub lacks it
+    set_state(None)
     try:
         with precision(names[0]), algorithm(names[1]):
             yield
     finally:
-        torch._C._set_tracing_state(state)
+        set_state(state)
 
 
 def recorded(name: str, function, schema: str):

@@ -145,6 +145,7 @@ THREADED = (
     Problem("threaded_depthwise", 7, 53, 33, 37, 53, 3, 3, (1, 2), (1, 1, 1, 1), groups=53),
     Problem("threaded_long_reduction", 7, 3, 67, 51, 4, 3, 2, padding=(1, 1, 1, 0)),
     Problem("threaded_few_pixels", 5, 70, 4, 5, 90, 3, 3, padding=(1, 1, 1, 1)),
+    Problem("threaded_few_maps", 4, 7, 66, 68, 7, 3, 3, padding=(1, 1, 1, 1), groups=7),
 )
 
 ALL = SMALL + CORNERS + EMPTY + NETWORK

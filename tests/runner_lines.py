@@ -54,13 +54,15 @@ TILES = (
     Problem("first_layer", 2, 3, 61, 58, 64, 7, 7, (2, 2), (3, 3, 3, 3)),
 )
 # For wgmma, one idea each; the first is a single step of a single tile.
+PERSISTENT = Problem("persistent", 8, 64, 56, 56, 256, 1, 1)
+IN_PARTS = (Problem("parts_forward", 2, 2080, 5, 6, 264, 1, 1), Problem("parts_input_grad", 2, 264, 5, 6, 2080, 1, 1))
 WGMMA = (
     Problem("one_step", 1, 64, 8, 16, 64, 1, 1),
     Problem("two_steps", 1, 128, 8, 16, 64, 1, 1),
     Problem("taps", 1, 64, 8, 16, 128, 3, 3, padding=(1, 1, 1, 1)),
     Problem("tail_of_a_step", 1, 200, 6, 7, 72, 1, 3, (1, 2), (0, 0, 1, 1)),
     Problem("several_tiles", 3, 72, 11, 13, 136, 3, 2, padding=(1, 1, 0, 1)),
-    Problem("persistent", 8, 64, 56, 56, 256, 1, 1),
+    PERSISTENT,
     Problem("phases", 2, 24, 13, 12, 40, 4, 3, (2, 3), (1, 1, 1, 1)),
     Problem("groups_in_place", 2, 160, 5, 6, 96, 2, 2, dilation=(2, 1), groups=2),
     Problem("split", 1, 264, 4, 5, 264, 3, 3, padding=(1, 1, 1, 1)),
@@ -102,6 +104,10 @@ def wgmma() -> list[str]:
         lines += [line(pass_name, kind, layout, WGMMA[4]) for layout in ("contiguous", "shifted")]
         lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in (WGMMA[2], WGMMA[8])]
         lines.append(line(pass_name, kind, "contiguous", SMALL[0], check="special"))
+        if pass_name != "weight_grad":  # in blocks of every kind
+            lines += [line(pass_name, kind, "channels_last", z, check="images") for z in IN_PARTS]
+        if pass_name == "forward" and kind[0] in ("bfloat16", "float16"):
+            lines.append(line(pass_name, kind, "channels_last", PERSISTENT, tile_m=256, tile_n=128))
     return lines
 
 
@@ -168,10 +174,11 @@ def sweep(milliseconds: int = 20) -> list[str]:
         for pass_name in PASSES:
             for m, n in ((64, 64), (128, 128), (32, 128)):
                 lines.append(timed(pass_name, (*half, "tensor_cores"), name, 128, tile_m=m, tile_n=n))
-            for m, n in ((64, 128), (128, 128), (128, 64)):
+            for m, n in ((64, 128), (128, 128), (128, 64), (256, 128)):
                 lines.append(timed(pass_name, (*half, "wgmma"), name, 128, tile_m=m, tile_n=n))
             for images in (1, 8, 128):
                 lines += [timed(pass_name, (*half, "wgmma"), name, images, splits=s) for s in (1, 2, 4, 8)]
+                lines.append(timed(pass_name, (*half, "wgmma"), name, images, splits=1, parts=8))
     for name in SIZES:
         lines += [timed(p, (*tf32, a), name, 64) for p in PASSES for a in ("wgmma", "tensor_cores")]
         lines += [timed(p, (*half, "wgmma"), name, 128, "contiguous") for p in PASSES]

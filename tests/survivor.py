@@ -126,7 +126,6 @@ def forks():
     print("forked", flush=True)
 
 
-
 def virtual_size():
     import resource
 

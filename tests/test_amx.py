@@ -10,16 +10,14 @@ import math
 import pytest
 import torch
 
+import emulated as emulated_library
 from children import TESTS, run_python
-from conv_ext.library import EMULATED, PACKAGE, available_isas
+from conv_ext.library import EMULATED, available_isas
 from passes import PASSES, applicable, call, candidates, expected, instruction_set, laid_out, operands, same_bits
 from problems import ALL, THREADED, Problem
 from tolerance import assert_exact, assert_same_with_non_finite, assert_within_bound, reference
 
-pytestmark = pytest.mark.skipif(
-    "avx512" not in available_isas() or not (PACKAGE / "lib" / f"libconv_ext_{EMULATED}.so").is_file(),
-    reason="the emulation is for processors with AVX-512",
-)
+pytestmark = pytest.mark.skipif(not emulated_library.possible(available_isas()), reason=emulated_library.REASON)
 every_pass = pytest.mark.parametrize("pass_name", PASSES)
 NAMES = (
     "everything no_block_divides pointwise_strided grouped_uneven many_input_channels many_output_channels "
@@ -30,6 +28,11 @@ assert len(PROBLEMS) == len(NAMES)
 # Three dtypes and precisions: one, two and three parts of an operand.
 KINDS = ((torch.bfloat16, "ieee"), (torch.float32, "bf16"), (torch.float32, "tf32"), (torch.float32, "ieee"))
 LONG = Problem("long", 1, 200, 4, 5, 48, 3, 3, padding=(1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    emulated_library.build()
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """What the bench makes of its rows: means, aims, comparisons, reports, the README's table, figures."""
 
 import itertools
+import json
 
 import pytest
 
-from bench import aims, compare, figures, peaks, readme, report, shapes
+from bench import aims, compare, environment, figures, keep, peaks, readme, report, shapes
 from test_bench import SMALL, result, row
 
 
@@ -127,6 +128,35 @@ def test_the_readme_has_the_markers_and_its_table_is_exchanged():
     assert lines[0] == ["class (cases)", "float32, NCHW", "float32 tf32, NCHW, cold, avx2 both"]
     first, pointwise = ["first layer", "8.00 (1)", ""], ["1x1", "2.00 (1)", "3.00 (1)"]
     assert lines[2:] == [first, pointwise, ["all", "4.00 (2)", "3.00 (1)"]]
+
+
+def test_what_is_kept_of_a_result_says_the_same(tmp_path):
+    declined = {name: value for name, value in row("1x1", 1.0).items() if name != "ratio"} | {"declined": "too odd"}
+    rows = [row("1x1", 2.0 / 3, theirs_ms=1.5), row("strided", 0.5, disturbed=True, others=1.25), declined,
+            {**row("1x1", 1.0), "right": False}]
+    for each in rows:  # what is left out follows from these
+        each |= {f"{side}_gflops": each["flops"] / each[f"{side}_ms"] / 1e6 for side in ("ours", "theirs")}
+    of_run = result(rows)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(of_run))
+    assert keep.main([str(path), "--folder", str(tmp_path)]) == 0
+    kept = environment.load(tmp_path / "a.table.json")
+    raw = environment.load(path)
+    assert report.text(kept) == report.text(raw) and readme.section([kept]) == readme.section([raw])
+    assert compare.text(kept, raw).replace("1.00", "") == compare.text(raw, raw).replace("1.00", "")
+    assert keep.main([str(tmp_path / "a.table.json"), "--folder", str(tmp_path)]) == 0  # once more changes nothing
+    assert environment.load(tmp_path / "a.table.json") == kept
+    kept["cases"][0]["ratio"] = 2.0
+    assert report.text(kept) != report.text(raw)
+
+
+def test_the_readme_says_what_the_kept_results_say():
+    text = readme.README.read_text(encoding="utf-8")
+    results = [environment.load(path) for path in readme.kept()]
+    assert {result["command"] for result in results} == {"run", "network"}
+    assert readme.replaced(text, readme.section(results)) == text
+    results[0]["cases"][0]["ratio"] *= 100
+    assert readme.replaced(text, readme.section(results)) != text
 
 
 def test_figures_are_drawn(tmp_path):

@@ -53,6 +53,39 @@ def test_odd_paths_and_a_compiler_of_several_words(built, name):
     assert "compiling" in run.stdout, run.stdout
 
 
+def test_the_instruction_sets_that_are_built(built, monkeypatch):
+    _, functions = built("plain", "")
+    everyone = [isa for isa in functions["ISA_FLAGS"] if isa != "amx-emulated"]
+    assert functions["chosen_isas"]() == everyone
+    choices = {"all": everyone, "avx2,baseline": ["baseline", "avx2"], "amx-emulated": ["amx-emulated"]}
+    for choice, isas in choices.items():
+        monkeypatch.setenv("CONV_EXT_ISAS", choice)
+        assert functions["chosen_isas"]() == isas
+        assert functions["ninja_file"](Path("build")).endswith(
+            "default " + " ".join(f"libconv_ext_{isa}.so" for isa in isas) + "\n"
+        )
+    monkeypatch.setenv("CONV_EXT_ISAS", "native")
+    native = functions["chosen_isas"]()
+    assert len(native) == 1 and native[0] in everyone
+    for wrong in ("avx2,sse9", "", "All"):
+        monkeypatch.setenv("CONV_EXT_ISAS", wrong)
+        with pytest.raises(SystemExit, match=f"CONV_EXT_ISAS must be all, native or names of baseline.*got '{wrong}'"):
+            functions["chosen_isas"]()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")
+@pytest.mark.parametrize("flags, best", [
+    ("sse2", "baseline"), ("avx2 fma", "baseline"), ("avx2 fma f16c avx512_bf16", "avx2"),
+    ("avx2 fma f16c avx512f avx512bw avx512vl avx512dq", "avx512"),
+    ("avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_bf16 amx_tile amx_bf16", "amx"),
+])  # fmt: skip
+def test_the_best_instruction_set_of_a_processor(built, monkeypatch, flags, best):
+    _, functions = built("plain", "")
+    monkeypatch.setenv("CONV_EXT_ISAS", "native")
+    monkeypatch.setattr(Path, "read_text", lambda self, *_, **__: f"processor: 0\nflags\t\t: fpu {flags}\nbugs: none\n")
+    assert functions["chosen_isas"]() == [best]
+
+
 @pytest.mark.parametrize("compiler, words", [
     ("g++", ["g++"]), ("env g++ -m64", ["env", "g++", "-m64"]), ("no-such-compiler -m64", ["c++"]), ("", None)
 ])  # fmt: skip
@@ -68,7 +101,7 @@ def test_kernel_libraries_that_were_built_elsewhere_are_taken(built, monkeypatch
 
     def ninja(command, **_):
         started.append(command[0])
-        for isa in functions["ISA_FLAGS"]:
+        for isa in functions["chosen_isas"]():
             (root / "build" / "kernels" / f"libconv_ext_{isa}.so").write_text("built")
 
     monkeypatch.setattr(subprocess, "run", ninja)

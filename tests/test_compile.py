@@ -101,9 +101,7 @@ def test_the_same_tensor_twice_and_frozen_operands(frozen):
     t = randn(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     other = randn(3, 3, 4, 5, dtype=torch.float64)
     twice = torch.compile(lambda t: conv_ext.conv2d(t, t, None, padding=(1, 2)), backend="aot_eager", fullgraph=True)
-    once = torch.compile(
-        lambda a, b: conv_ext.conv2d(a, b, None, padding=(1, 2)), backend="aot_eager", fullgraph=True
-    )
+    once = torch.compile(lambda a, b: conv_ext.conv2d(a, b, None, padding=(1, 2)), backend="aot_eager", fullgraph=True)
     both = torch.autograd.grad(twice(t).sin().sum(), t)
     torch.testing.assert_close(both, torch.autograd.grad(F.conv2d(t, t, padding=(1, 2)).sin().sum(), t))
     args = (other, t) if frozen == 0 else (t, other)
@@ -119,8 +117,8 @@ TRANSFORMS = {
     "grad": lambda f: grad(scalar(f), (0, 1, 2)),
     "jvp": lambda f: lambda *args: jvp(f, args, tuple(t + 1 for t in args)),
     "hessian": lambda f: hessian(scalar(f), 1),
-    "gradients per sample": lambda f: lambda x, w, b: vmap(grad(scalar(f), (0, 1, 2)), (0, None, None))(
-        x[:, None], w, b
+    "gradients per sample": lambda f: (
+        lambda x, w, b: vmap(grad(scalar(f), (0, 1, 2)), (0, None, None))(x[:, None], w, b)
     ),
 }
 
@@ -236,9 +234,7 @@ def test_jit_trace():
     x = randn(OTHER_X, requires_grad=True)
     y = traced(x)
     assert torch.equal(y, layer(x))
-    torch.testing.assert_close(
-        torch.autograd.grad(y.sin().sum(), x), torch.autograd.grad(layer(x).sin().sum(), x)
-    )
+    torch.testing.assert_close(torch.autograd.grad(y.sin().sum(), x), torch.autograd.grad(layer(x).sin().sum(), x))
 
 
 RULES = [("same", 1), ("full", 2), ("same_strided", 2), ("same_strided", 3)]
@@ -393,6 +389,7 @@ def test_meta_tensors_with_gradients():
 
 def test_unbacked_sizes():
     """A size that only the run can tell: no data-dependent error, the rules become assertions of the graph."""
+
     def f(x, w, keep):
         return conv_ext.conv2d(x[keep], w, None, padding=(1, 0))
 

@@ -1,5 +1,7 @@
 """CUDA's plan, which needs no GPU: what is chosen and why, never by N in forward and input_grad."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,11 +19,13 @@ LAYERS = (
 )
 
 
-def plan(pass_name, z, dtype=torch.float32, algorithm="auto", precision="ieee", capability=80, n=None):
+def plan(
+    pass_name, z, dtype=torch.float32, algorithm="auto", precision="ieee", capability=80, n=None, channels_last=False
+):
     n = z.n if n is None else n
     sizes = [[n, *z.input_shape[1:]], list(z.weight_shape), [n, *z.output_shape[1:]]]
     geometry = (z.stride, z.padding, z.dilation, z.groups)
-    return _C.plan(pass_name, dtype_name(dtype), *sizes, *geometry, algorithm, precision, False, capability)
+    return _C.plan(pass_name, dtype_name(dtype), *sizes, *geometry, algorithm, precision, channels_last, capability)
 
 
 def reasons(found):
@@ -31,18 +35,37 @@ def reasons(found):
 @pytest.mark.parametrize("pass_name", GATHERING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=dtype_name)
 def test_forward_and_input_grad_choose_without_n(pass_name, dtype):
-    """Or an image would not have the same bits in every batch."""
+    """What decides bits, or an image would not have the same ones in every batch. Blocks may change with N."""
     for z in LAYERS + SMALL + CORNERS + NETWORK + THREADED:
         found = [plan(pass_name, z, dtype, n=n) for n in (1, 2, 31, 256, 4096)]
         for other in found[1:]:
-            for key in ("algorithm", "tiles", "candidates"):
-                assert other[key] == found[0][key], z
+            assert bits(other) == bits(found[0]), z
+
+
+def bits(found):
+    """What a sum's bits follow from."""
+    tiles = {key: value for key, value in found["tiles"].items() if key not in ("sums", "splits")}
+    return found["algorithm"], tiles, found["candidates"]
 
 
 def test_a_long_sum_of_few_outputs_is_split():
     assert plan("forward", LAYERS[1])["tiles"]["splits"] > 1
     assert plan("forward", LAYERS[2])["tiles"]["splits"] == 1
     assert plan("weight_grad", LAYERS[2], n=64)["tiles"]["splits"] > 1
+
+
+def test_parts_cost_little_and_tiles_follow_the_batch():
+    """float16 multiplies so fast that more than two parts of 4608 products would cost too much."""
+    layer = LAYERS[1]
+    found = {n: plan("forward", layer, n=n)["tiles"] for n in (1, 8, 64)}
+    assert [t["sums"] for t in found.values()] == ["64x64", "128x128", "128x128"]
+    assert {t["parts"] for t in found.values()} == {8}
+    assert plan("forward", layer, torch.float16)["tiles"]["parts"] == 2
+    assert plan("forward", LAYERS[0], torch.float16)["tiles"]["parts"] == 1
+    for n, splits in ((1, 8), (8, 8), (64, 1)):  # a block forms all parts of bfloat16, each a chain of 576 products
+        found = plan("forward", layer, torch.bfloat16, n=n)["tiles"]
+        assert (found["parts"], found["chain"], found["splits"]) == (8, 18, splits)
+    assert plan("forward", LAYERS[0])["tiles"]["parts"] == 4
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -126,11 +149,27 @@ def test_three_products_of_tf32_where_that_pays(pass_name):
 def test_copies_of_operands_are_in_the_workspace():
     """An odd number of channels is filled up to whole vectors; what lies in vectors already is read in place."""
     odd, even = Problem("odd", 2, 31, 20, 20, 128, 1, 1), Problem("even", 2, 32, 20, 20, 128, 1, 1)
-    for z in (odd, even):
-        found = plan("forward", z, torch.bfloat16)
-        packed_weights = 128 * 32 * 2
-        assert found["workspace_bytes"] == packed_weights + 2 * 20 * 20 * 32 * 2
-    assert plan("forward", even, torch.float64)["workspace_bytes"] == 128 * 32 * 8
+    packed_weights, copy = 128 * 32 * 2, 2 * 20 * 20 * 32 * 2
+    assert plan("forward", odd, torch.bfloat16)["workspace_bytes"] == packed_weights + copy
+    assert plan("forward", even, torch.bfloat16)["workspace_bytes"] == copy
+    assert plan("input_grad", even, torch.bfloat16)["workspace_bytes"] == packed_weights + 4 * copy
+    assert plan("forward", even, torch.float64)["workspace_bytes"] == 0
+
+
+@pytest.mark.parametrize("algorithm", ["tensor_cores", "wgmma"])
+def test_what_is_read_in_place_is_told(algorithm):
+    def told(pass_name, z, dtype, channels_last, **more):
+        tiles = plan(pass_name, z, dtype, algorithm, capability=90, channels_last=channels_last, **more)["tiles"]
+        return tiles["weights"], tiles["source"]
+
+    z = Problem("even", 2, 64, 20, 20, 128, 3, 3)
+    assert told("forward", z, torch.bfloat16, True) == ("in place", "in place")
+    assert told("forward", z, torch.bfloat16, False) == ("packed", "copied")
+    assert told("input_grad", z, torch.float16, True) == ("packed", "in place")
+    assert told("forward", replace(z, c=60), torch.bfloat16, True) == ("packed", "copied")
+    if algorithm == "wgmma":
+        assert told("forward", z, torch.float32, True, precision="tf32") == ("packed", "copied")
+    assert "weights" not in plan("weight_grad", z, torch.bfloat16, algorithm, capability=90)["tiles"]
 
 
 def test_every_no_has_a_reason_and_something_always_runs():
@@ -161,7 +200,7 @@ def test_wgmma_has_to_be_asked_for_and_says_where_it_cannot(pass_name):
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         found = plan(pass_name, LAYERS[2], dtype, **on_wgmma)
         assert found["algorithm"] == "wgmma"
-        assert plan(pass_name, LAYERS[2], dtype, n=31, **on_wgmma)["tiles"] == found["tiles"]
+        assert bits(plan(pass_name, LAYERS[2], dtype, n=31, **on_wgmma)) == bits(found)
     assert plan(pass_name, LAYERS[1], torch.bfloat16, **on_wgmma)["tiles"]["splits"] > 1
 
     def no(z, dtype=torch.bfloat16, capability=90):
@@ -175,6 +214,34 @@ def test_wgmma_has_to_be_asked_for_and_says_where_it_cannot(pass_name):
     assert ("8 positions" if pass_name == "forward" else "16 phases") in steps
     assert "box" in no(Problem("reach", 1, 8, 200, 9, 8, 140, 1))
     assert "box" in no(Problem("padding", 1, 8, 9, 9, 8, 1, 1, padding=(0, 0, 130, 0)))
+
+
+@pytest.mark.parametrize("pass_name", GATHERING)
+def test_blocks_of_wgmma_form_all_parts_of_a_sum_where_a_batch_is_large(pass_name):
+    """16-bit sums of 4608 products have eight parts: of eight blocks for one image, of one block for 64."""
+    found = {n: plan(pass_name, LAYERS[1], torch.bfloat16, "wgmma", capability=90, n=n) for n in (1, 8, 64)}
+    assert [f["tiles"]["splits"] for f in found.values()] == [8, 8, 1]
+    assert all(f["tiles"]["parts"] == 8 and f["tiles"]["chain"] == 2 for f in found.values())
+    assert found[1]["tasks"] >= 64 and found[8]["tasks"] >= 128
+    tf32 = plan(pass_name, LAYERS[1], algorithm="wgmma", precision="tf32", capability=90, n=64)
+    assert tf32["tiles"]["parts"] == tf32["tiles"]["splits"] == 2
+
+
+def test_the_widest_tiles_are_for_sums_that_need_no_chains():
+    wide = Problem("wide", 1, 128, 28, 28, 512, 3, 3, padding=(1, 1, 1, 1))  # 1152 products
+    on_wgmma = dict(algorithm="wgmma", capability=90)
+    found = {n: plan("forward", wide, torch.bfloat16, n=n, **on_wgmma)["tiles"] for n in (1, 64)}
+    assert found[64]["sums"] == "256x128" and found[1]["sums"] == "64x128"
+    assert found[1]["chain"] == found[64]["chain"] == 18  # all steps: the tile does not change a bit
+    assert plan("forward", wide, torch.float16, n=64, **on_wgmma)["tiles"]["chain"] == 2
+    assert plan("forward", wide, torch.float16, n=64, **on_wgmma)["tiles"]["sums"] == "128x128"
+    short = Problem("short", 1, 256, 28, 28, 512, 1, 1)
+    assert plan("forward", short, torch.float16, n=64, **on_wgmma)["tiles"]["sums"] == "256x128"
+    longer = Problem("longer", 1, 256, 56, 56, 512, 3, 3, padding=(1, 1, 1, 1))  # 2304
+    narrower = Problem("narrower", 1, 128, 56, 56, 384, 3, 3, padding=(1, 1, 1, 1))
+    for z in (longer, narrower):
+        assert plan("forward", z, torch.bfloat16, n=64, **on_wgmma)["tiles"]["sums"] == "128x128"
+    assert plan("forward", wide, n=64, **on_wgmma)["tiles"]["sums"] == "128x128"
 
 
 def test_wgmma_computes_the_weight_grad_of_what_is_multiplied_in_16_bits():

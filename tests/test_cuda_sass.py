@@ -100,7 +100,7 @@ def steps_of(kernel: sass.Kernel, name: str) -> list[list[sass.Instruction]]:
 
 def columns(kernel: sass.Kernel) -> int:
     """Of a product: the N of the kernel's template."""
-    return int(re.search(r"ELi(64|128)E", kernel.name)[1])
+    return int(re.search(r"ELi(64|128|256)E", kernel.name)[1])
 
 
 def multiplies_for_nothing(kernel: sass.Kernel) -> str:
@@ -243,7 +243,7 @@ PACK = "pack_weights<Group, 8>(PackParameters<bfloat16, bfloat16>)"
 REDUCE = "reduce<bfloat16, float, NotAgain, 4>(ReduceParameters<bfloat16, float, NotAgain>)"
 PLANTED = {
     "sums_in_local_memory": (uses_local_memory, WGMMA, "wgmma/wgmma.cuh", "total[i] += chain[i]",
-                             "total[(i + step) % (n / 2)] += chain[i]"),
+                             "total[(i + steps) % (n / 2)] += chain[i]"),
     "groups_end_where_branches_meet": (multiplies_for_nothing, WGMMA, "wgmma/wgmma.cuh", "  commit_products();\n}", "}",
                                        "begins);\n  }\n}", "begins);\n  }\n  commit_products();\n}"),
     "every_product_is_a_group": (commits_more_than_once, WGMMA, "wgmma/wgmma.cuh", "(32 >> 4);\n",
@@ -252,8 +252,8 @@ PLANTED = {
                                  "warp_index() == kConsumers / 32 && elect_one()", "thread_index() == kConsumers"),
     "each_copy_divides": (producer_is_slow, WGMMA, "wgmma/wgmma.cuh", "tap.low * kChunk<Group>, w, h",
                           "(tap.low + step / p.step_w % p.step_h) * kChunk<Group>, w, h"),
-    "sums_are_scaled_every_step": (consumer_is_slow, WGMMA, "wgmma/wgmma.cuh", "      before = ring.stage;",
-                                   "wait_sums(chain);\nfor (int j = 0; j < n / 2; ++j) total[j] *= chain[j];\n"
+    "sums_are_scaled_every_step": (consumer_is_slow, WGMMA, "wgmma/wgmma.cuh", "    before = ring.stage;",
+                                   "wait_sums(sum);\nfor (int j = 0; j < n / 2; ++j) sum[j] *= 3;\n"
                                    "before = ring.stage;"),
     "every_copy_divides": (mma_is_slow, IGEMM, "igemm.cuh", "walker.advance(kAcross * kVectorK);",
                            "walker.seek(k + (slot + 1) * kAcross * kVectorK);"),

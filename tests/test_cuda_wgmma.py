@@ -5,6 +5,7 @@ documents of PTX and the driver; errors that are put into the kernels have to be
 """
 
 import random
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,11 @@ LARGE = (
     Problem("split", 1, 264, 4, 5, 264, 3, 3, padding=(1, 1, 1, 1)),
     Problem("positions", 2, 24, 23, 29, 40, 1, 2),
 )
+# A phase of input_grad has fewer taps, and so fewer parts, than another; sums of one chain in tiles of every width.
+CUT = {"forward": Problem("cut", 2, 520, 3, 4, 24, 3, 3, padding=(1, 1, 1, 1)),
+       "input_grad": Problem("cut", 2, 24, 5, 6, 2080, 3, 1, (2, 1), (1, 1, 0, 0))}
+ONE_CHAIN = {"forward": Problem("one_chain", 2, 72, 5, 6, 232, 1, 3),
+             "input_grad": Problem("one_chain", 2, 232, 5, 6, 72, 1, 3)}
 SPLIT_IN_POSITIONS = Problem("positions_are_split", 6, 16, 15, 14, 24, 1, 1)
 
 
@@ -68,8 +74,34 @@ def test_every_kind_of_number_in_every_layout(program, pass_name):
 def test_several_tiles_steps_and_splits(program, pass_name):
     verdicts = run(program, lines_of(pass_name, KINDS[0], LARGE, ("channels_last",)))
     lines = [one for kind in kinds_of(pass_name)[1:] for one in lines_of(pass_name, kind, LARGE, ("channels_last",))]
-    run(program, lines + lines_of(pass_name, KINDS[0], (*TILES[-2:], *LARGE[:3]), ("contiguous",)), OPPOSITE)
+    lines += lines_of(pass_name, KINDS[0], (*TILES[-2:], *LARGE[:3]), ("contiguous",), tile_m=128, tile_n=128)
+    verdicts += run(program, lines, OPPOSITE)
     assert any("split" in v for v in verdicts) and any("large" in v for v in verdicts), verdicts
+
+
+WIDE = (replace(LARGE[0], c=24, k=300), replace(LARGE[1], k=520), LARGE[2], LARGE[3], LARGE[5])
+
+
+@pytest.mark.parametrize("pass_name", PASSES[:2])
+def test_the_widest_tile(program, pass_name):
+    """Sums of its threads are one chain; its parts are other blocks'."""
+    problems = [z if pass_name == "forward" else replace(z, c=z.k, k=z.c) for z in WIDE]
+    asked = dict(tile_m=256, tile_n=128)
+    lines = lines_of(pass_name, KINDS[0], problems, ("channels_last",), **asked)
+    lines += lines_of(pass_name, KINDS[1], problems[4:], ("channels_last", "contiguous"), **asked)
+    lines += lines_of(pass_name, KINDS[0], problems[1:3], ("contiguous",), splits=3, **asked)
+    verdicts = run(program, lines, OPPOSITE)
+    assert all("wide" in v for v in verdicts) and any("split" in v for v in verdicts), verdicts
+
+
+def test_the_widest_tile_says_for_which_sums_it_is(program):
+    asked = dict(tile_m=256, tile_n=128)
+    for kind, c, most in ((KINDS[0], 2056, 2048), (KINDS[1], 264, 256)):
+        z = Problem("too_long", 1, c, 3, 4, 40, 1, 1)
+        (refused,) = lines_of("forward", kind, [z], ("channels_last",), splits=1, **asked)
+        words = subprocess.run([str(program), *refused.split()], capture_output=True, text=True).stdout
+        assert words.startswith(f"declined: wgmma: a tile of 256 x 128 is for sums of up to {most} products")
+        run(program, lines_of("forward", kind, [z], ("channels_last",), splits=2, **asked), OPPOSITE)
 
 
 @in_halves
@@ -87,7 +119,11 @@ def test_the_corners(program, pass_name, half):
 def test_an_image_alone_has_the_bits_that_it_has_in_a_batch(program, pass_name):
     many = [replace(z, n=2) for z in (SMALL[0], SMALL[2], LARGE[1])]
     lines = [one for kind in KINDS for one in lines_of(pass_name, kind, many, ("contiguous", "channels_last"))]
-    run(program, lines + lines_of(pass_name, KINDS[2], [replace(LARGE[4], n=2)], ("contiguous",)), "images")
+    lines += lines_of(pass_name, KINDS[2], [replace(LARGE[4], n=2)], ("contiguous",))
+    run(program, lines, "images")
+    lines = [one for kind in KINDS for one in lines_of(pass_name, kind, [CUT[pass_name]], ("channels_last",))]
+    verdicts = run(program, lines + lines_of(pass_name, KINDS[0], [ONE_CHAIN[pass_name]], ("channels_last",)), "images")
+    assert sorted(v.split(" in ")[-1] for v in verdicts) == [f"blocks of {n} kinds" for n in (3, 3, 3, 4, 4)], verdicts
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -149,8 +185,8 @@ PLANTED = {
     "the_parity_stays": ("wgmma/wgmma.cuh", "      parity ^= 1;\n", ""),
     "stages_are_filled_that_are_not_empty": ("wgmma/wgmma.cuh", "wait_empty(shared, ring.stage, ring.parity ^ 1);",
                                              ""),
-    "products_are_not_waited_for": ("wgmma/wgmma.cuh", "    wait_sums(chain);\n", ""),
-    "a_stage_is_given_back_too_early": ("wgmma/wgmma.cuh", "        wait_products<1>();\n", ""),
+    "products_are_not_waited_for": ("wgmma/wgmma.cuh", "  wait_sums(sum);\n", ""),
+    "a_stage_is_given_back_too_early": ("wgmma/wgmma.cuh", "      wait_products<1>();\n", ""),
     "too_few_bytes_are_announced": ("wgmma/wgmma.cuh", "arrive_expecting(full, Shared::kStage);",
                                     "arrive_expecting(full, Shared::kStage - 16);"),
     "a_warp_of_each_group_gives_back": ("wgmma/wgmma.cuh", "thread_index() % 32 == 0) arrive",
@@ -161,6 +197,11 @@ PLANTED = {
     "groups_of_rows_overlap": ("wgmma/device_sm90.h", "16, 8 * kRowBytes)", "16, 4 * kRowBytes)"),
     "the_same_k_again": ("wgmma/wgmma.cuh", "uint64_t(i) * (32 >> 4)", "uint64_t(i / 2) * (32 >> 4)"),
     "chains_are_lost": ("wgmma/wgmma.cuh", "total[i] += chain[i]", "total[i] = chain[i]"),
+    "chains_go_on": ("wgmma/wgmma.cuh", "multiply(sum, ring.stage, i == 0);", "multiply(sum, ring.stage, false);"),
+    "parts_are_lost": ("wgmma/wgmma.cuh", "total[i] += part[i]", "total[i] = part[i]"),
+    "a_part_has_too_many_steps": ("wgmma/wgmma.cuh", "rest < p.part_steps ? rest : p.part_steps", "p.part_steps"),
+    "a_wide_tile_leaves_out_a_step": ("wgmma/wgmma.cuh", "sum_chain(total, shared, ring, tile.steps,",
+                                      "sum_chain(total, shared, ring, tile.steps - 1,"),
     "a_slab_is_read_too_early": ("wgmma/wgmma.cuh", "    barrier_of(1 + group, kGroupThreads);\n    constexpr",
                                    "    constexpr"),
     "a_slab_is_overwritten": ("wgmma/wgmma.cuh", "    barrier_of(1 + group, kGroupThreads);\n  }", "  }"),
@@ -169,8 +210,8 @@ PLANTED = {
 
 # What hangs says where; block, warps, stage and parity are those of planted_wgmma.cpp.
 HANGS = {
-    "a_stage_is_never_given_back": (("wgmma/wgmma.cuh", "    wait_sums(chain);\n    release(before);",
-                                     "    wait_sums(chain);"),
+    "a_stage_is_never_given_back": (("wgmma/wgmma.cuh", "  wait_sums(sum);\n  release(before);",
+                                     "  wait_sums(sum);"),
                                     "block 0, warp 8 waits for stage 1 to be empty, parity 0"),
     "bytes_that_nobody_brings": (("wgmma/wgmma.cuh", "arrive_expecting(full, Shared::kStage);",
                                   "arrive_expecting(full, Shared::kStage + 16);"),

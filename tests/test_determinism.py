@@ -146,6 +146,28 @@ def test_any_alignment(pass_name, dtype):
                 assert same_bits(got, aligned), (z, algorithm, first, second)
 
 
+def with_idle_strides(t, stride):
+    """The same values in memory of their own, where each dimension of size 1 has this stride."""
+    strides = [stride if size == 1 else step for size, step in zip(t.shape, t.stride())]
+    return t.clone().as_strided(t.shape, strides)
+
+
+@each_isa
+@every_pass
+@pytest.mark.parametrize("sizes", [(1, 1, 7, 9), (3, 1, 8, 5), (2, 20, 9, 1), (2, 20, 1, 9), (1, 3, 1, 1)], ids=str)
+def test_depthwise_does_not_ask_dimensions_of_size_1(pass_name, sizes):
+    """Whose strides may be anything: neither what the lanes are nor what is read in place depends on them."""
+    n, c, h, w = sizes
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for stride in (1, 2):
+            z = Problem("idle", n, c, h, w, c, 3, 3, (stride, stride), (1, 1, 1, 1), groups=c)
+            a, b = operands(pass_name, z, dtype, "signed")
+            usual = call(pass_name, a, b, z, algorithm="depthwise")
+            for idle in (1, 2, 1000):
+                got = call(pass_name, with_idle_strides(a, idle), with_idle_strides(b, idle), z, algorithm="depthwise")
+                assert same_bits(got, usual), (dtype, stride, idle)
+
+
 SINGLE = (
     Problem("single_channel", 2, 1, 9, 10, 40, 3, 5, padding=(1, 1, 2, 2)),
     Problem("single_column", 3, 8, 11, 1, 33, 3, 3, padding=(1, 1, 1, 1)),
@@ -161,16 +183,11 @@ SINGLE = (
 @pytest.mark.parametrize("z", SINGLE, ids=str)
 def test_any_stride_of_a_dimension_of_size_1(pass_name, layout, z):
     """It says nothing of memory, and so nothing of the order of a sum."""
-
-    def with_stride(t, stride):
-        strides = [s if size > 1 else stride for size, s in zip(t.shape, t.stride())]
-        return t.as_strided(t.shape, strides, t.storage_offset())
-
     a, b = (laid_out(t, layout) for t in operands(pass_name, z, torch.float32, "signed"))
     for algorithm in applicable(pass_name, z, torch.float32):
         usual = call(pass_name, a, b, z, algorithm=algorithm)
         for first, second in ((1, 7), (0, 0), (z.c, z.k), (999, 1)):
-            got = call(pass_name, with_stride(a, first), with_stride(b, second), z, algorithm=algorithm)
+            got = call(pass_name, with_idle_strides(a, first), with_idle_strides(b, second), z, algorithm=algorithm)
             assert same_bits(got, usual), (algorithm, first, second)
 
 

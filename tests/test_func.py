@@ -92,9 +92,7 @@ TRANSFORMS = {
     "grad of grad of grad": lambda f: grad(scalar(grad(scalar(grad(scalar(f), 1)), 0)), ALL)(*tensors(X, W, B)),
     "jvp of grad": lambda f: jvp(grad(scalar(f), ALL), tuple(tensors(X, W, B)), tuple(tensors(X, W, B))),
     "gradients per sample": lambda f: vmap(grad(scalar(f), ALL), (0, None, None))(*tensors(many(X, 0), W, B)),
-    "gradients of an ensemble": lambda f: vmap(grad(scalar(f), ALL), (None, 0, 1))(
-        *tensors(X, many(W, 0), many(B, 1))
-    ),
+    "gradients of an ensemble": lambda f: vmap(grad(scalar(f), ALL), (None, 0, 1))(*tensors(X, many(W, 0), many(B, 1))),
     "grad of vmap": lambda f: grad(lambda *args: vmap(f, (1, 2, None))(*args).sin().sum(), ALL)(
         *tensors(many(X, 1), many(W, 2), B)
     ),

@@ -366,8 +366,8 @@ def test_refused():
 def test_gradients_pass_through_a_fused_model():
     net = with_statistics(made("resnet 18")[0]).double()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
-    mine, = torch.autograd.grad(conv_ext.fuse(net)(x).sum(), x)
-    theirs, = torch.autograd.grad(net(x).sum(), x)
+    (mine,) = torch.autograd.grad(conv_ext.fuse(net)(x).sum(), x)
+    (theirs,) = torch.autograd.grad(net(x).sum(), x)
     torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-10 * theirs.abs().max().item())
 
 

@@ -23,6 +23,8 @@ import histogram
 import planted
 import planted_plans
 
+import emulated
+
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja"
 )
@@ -38,13 +40,15 @@ def fuzz(folder, libraries, *options):
 
 @pytest.fixture(scope="module")
 def plain():
+    if EMULATED in isas_here():
+        emulated.build()
     return fuzz_build.build("plain")
 
 
 def isas_here():
     """Those that this processor runs, and the emulation of AMX, which is tried on AVX-512."""
     isas = [isa for isa in available_isas() if isa != "amx"]
-    return isas + [EMULATED] * ("avx512" in isas and (LIBRARIES / f"libconv_ext_{EMULATED}.so").is_file())
+    return isas + [EMULATED] * emulated.possible(isas)
 
 
 def test_no_case_fails(plain, tmp_path):

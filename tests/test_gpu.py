@@ -54,8 +54,19 @@ def on_gpu(t, layout="contiguous"):
 def candidates(pass_name, z, dtype, precision):
     major, minor = torch.cuda.get_device_capability()
     sizes = (z.input_shape, z.weight_shape, z.output_shape)
-    found = _C.plan(pass_name, dtype_name(dtype), *sizes, z.stride, z.padding, z.dilation, z.groups, "auto", precision,
-                    False, 10 * major + minor)
+    found = _C.plan(
+        pass_name,
+        dtype_name(dtype),
+        *sizes,
+        z.stride,
+        z.padding,
+        z.dilation,
+        z.groups,
+        "auto",
+        precision,
+        False,
+        10 * major + minor,
+    )
     return [name for name, _, possible in found["candidates"] if possible and name != "wgmma"]  # test_gpu_wgmma.py
 
 

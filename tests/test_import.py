@@ -1,10 +1,14 @@
-"""What `import conv_ext` costs on top of torch: nothing heavy."""
+"""What `import conv_ext` costs on top of torch: nothing heavy; and what it finds."""
 
+import ast
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import conv_ext
 from children import run_python
 
 # What an import of torch alone leaves out, and what is slow to load.
@@ -55,3 +59,15 @@ def test_the_list_above_names_modules_that_compiling_loads(name):
     """Were one of them renamed, the test above could not fail any more."""
     torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
     assert name in sys.modules
+
+
+def test_the_stub_of_the_compiled_part_says_what_is_there():
+    stub = ast.parse(Path(conv_ext.__file__).with_name("_C.pyi").read_text())
+    named = {node.name: node for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assert set(named) == {name for name in vars(conv_ext._C) if not name.startswith("__")}
+    members = {node.targets[0].id: node.value.value for node in named["Road"].body if isinstance(node, ast.Assign)}
+    assert members == {road.name: road.value for road in conv_ext._C.Road}
+    for name, node in named.items():
+        signature = re.match(rf"{name}\((.*)\) ->", (getattr(conv_ext._C, name).__doc__ or "").partition("\n")[0])
+        if signature is not None and isinstance(node, ast.FunctionDef):  # as pybind11 writes it
+            assert re.findall(r"(\w+): ", signature[1]) == [argument.arg for argument in node.args.args], name

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import conv_ext
+from conv_ext.arguments import padding_of
 
 RULES = ("full", "same_strided")
 GEOMETRIES = [  # kernel, stride, dilation
@@ -55,6 +56,11 @@ def test_functions(rule, kernel, stride, dilation):
         F.conv1d(F.pad(x[:, :, 0], zeros(rule, x.shape[3:], kernel[1:], stride[1:], dilation[1:])), w[:, :, 0], None,
                  stride[1], 0, dilation[1]),
     )  # fmt: skip
+
+
+def test_a_kernel_of_one_element_needs_none_whatever_the_size():
+    """The size is not looked at: what followed from a symbolic one would have to be proved to be 0."""
+    assert padding_of("same_strided", (None, None), (1, 1), (3, 2), (1, 4)) == (0,) * 4
 
 
 def test_full_is_the_mathematicians_convolution_of_polynomials():

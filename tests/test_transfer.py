@@ -82,4 +82,3 @@ def test_command(tmp_path, capsys, monkeypatch):
         assert code == 2 and message in err and out == ""
     code, _, err = outcome(capsys, "demo", "transport")
     assert code == 2 and "invalid choice: 'transport'" in err
-

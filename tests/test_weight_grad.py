@@ -32,13 +32,15 @@ def test_long_sums(kind, dtype):
 
 @pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("algorithm", ["direct", "depthwise"])
-def test_some_sums_are_cut_into_parts(algorithm):
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_some_sums_are_cut_into_parts(algorithm, channels_last):
     """Or the tests above would not see a part that is lost."""
     most = 0
     for z in THREADED:
         if algorithm in applicable("weight_grad", z, torch.float32):
             sizes = (z.input_shape, z.weight_shape, z.output_shape)
-            plan = _C.plan("weight_grad", "float32", *sizes, z.stride, z.padding, z.dilation, z.groups, algorithm)
+            geometry = (z.stride, z.padding, z.dilation, z.groups)
+            plan = _C.plan("weight_grad", "float32", *sizes, *geometry, algorithm, "ieee", channels_last)
             most = max(most, plan["tiles"]["splits"])
     assert most > 1
 

@@ -147,7 +147,7 @@ def _run(options: argparse.Namespace) -> int:
         scores = evaluate(ours, images, device)
     histories = {name: training.history for name, training in trainings.items()}
     repeated = {name: same_bits(histories[name], repeats[name].history) for name in nets}
-    difference = largest_difference(*(histories[name].losses for name in nets), network.compared_steps)
+    difference = largest_difference(*(histories[name].losses for name in nets), steps=network.compared_steps)
     kept = _report(options, histories, repeated, difference)
 
     from .picture import draw

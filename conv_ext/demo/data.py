@@ -87,7 +87,7 @@ class Images:
 
     def _like(self, classes: tuple[str, ...], *tensors: Tensor) -> Images:
         """Other images, standardised as these are: a network for these reads them alike."""
-        images = Images(self.title, classes, *tensors, self.distortion)
+        images = Images(self.title, classes, *tensors, distortion=self.distortion)
         images.mean, images.std = self.mean, self.std
         return images
 
@@ -163,7 +163,8 @@ def load_mnist(root: Path, side: int = SIDE) -> Images:
             raise DataError(f"{path}: expected a label for each of {len(images)} images, found {len(labels)} labels")
         _check_labels(path, labels)
         parts += [F.pad(images, (frame,) * 4)[:, None], labels.long()]
-    return Images("MNIST", tuple("0123456789"), *parts, Distortion(rotation=0.1, scale=0.1, shear=0.1, shift=2))
+    distortion = Distortion(rotation=0.1, scale=0.1, shear=0.1, shift=2)
+    return Images("MNIST", tuple("0123456789"), *parts, distortion=distortion)
 
 
 def load_cifar10(root: Path) -> Images:

@@ -13,7 +13,7 @@ from .data import Images
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
-    from .compare import History
+    from .training import History
 
 TORCH, OURS, RIGHT, WRONG = "#8fb3d9", "#c2410c", "#15803d", "#b91c1c"
 
@@ -27,7 +27,7 @@ def draw(
     difference: the largest one of the first `steps` losses, relative.
     """
     figure = new_figure(12, 8.4)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)  # type: ignore[call-arg]
     accuracies = [f"{name} {100 * history.accuracies[-1]:.2f} %" for name, history in histories.items()]
     figure.suptitle(
         f"{title} on {images.title}: test accuracy " + ", ".join(accuracies), fontsize=15, fontweight="bold"

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, images: Images, device: torch.device) -> di
     print(f"  test accuracy {100 * accuracy:.2f} %\n", flush=True)
 
     sizes = sorted({min(count or len(new.train_labels), len(new.train_labels)) for count in COUNTS})
-    accuracies = {way: {size: [] for size in sizes} for way in WAYS}
+    accuracies: dict[str, dict[int, list[float]]] = {way: {size: [] for size in sizes} for way in WAYS}
     times = dict.fromkeys(WAYS, 0.0)
     jobs = [(size, repeat, way) for size in sizes for repeat in range(REPEATS) for way in WAYS]
     for size, repeat, way in tqdm(jobs, desc="digits 5 to 9", unit="run", dynamic_ncols=True):

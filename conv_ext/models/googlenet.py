@@ -110,7 +110,7 @@ class GoogLeNet(nn.Module):
             Conv2d(a, a, 1), nn.ReLU(), Conv2d(a, b, 3, padding=1), nn.ReLU(), *norm(), nn.MaxPool2d(3, 2, padding=1),
         )  # fmt: skip
         c, modules = b, {}
-        auxiliaries = []
+        auxiliaries: list[nn.Module] = []
         for name, (k1, k3, k5, pool) in MODULES.items():
             k1, k3, k5, pool = (
                 narrowed(k, width) if isinstance(k, int) else tuple(narrowed(each, width) for each in k)
@@ -129,7 +129,8 @@ class GoogLeNet(nn.Module):
         self.inception4e = modules["4e"]
         self.pool4 = nn.MaxPool2d(3, 2, padding=1)
         self.stage5 = nn.Sequential(*(modules[name] for name in names[7:]))
-        self.auxiliary1, self.auxiliary2 = auxiliaries or (None, None)
+        self.auxiliary1: nn.Module | None = auxiliaries[0] if auxiliaries else None
+        self.auxiliary2: nn.Module | None = auxiliaries[1] if auxiliaries else None
         self.pool5 = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.4)
         self.fc = nn.Linear(c, num_classes)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "indexing.h"
+#include "witness.h"
 
 namespace conv_ext {
 
@@ -17,6 +18,7 @@ class Carver {
   X* take(int64_t count, Rest... rest) {
     char* const at = memory_ != nullptr ? memory_ + bytes_ : nullptr;
     bytes_ = min_of(kHuge, bytes_ + round_up(product(count, int64_t(sizeof(X)), int64_t(rest)...), kLine));
+    CONV_EXT_CARVED(memory_, bytes_);
     return reinterpret_cast<X*>(at);
   }
   int64_t bytes() const { return bytes_; }

@@ -56,6 +56,16 @@ inline int64_t smallest_that_fits(int64_t low, int64_t high, Fits fits) {
   return low;
 }
 
+// Makes a plan smaller until it fits: shrink() halves something, or says that nothing is left to halve. No number of 64
+// bits is halved more often than this bound allows for four of them.
+template <class Fits, class Shrink>
+inline void shrink_until(Fits fits, Shrink shrink) {
+  for (int step = 0; step < 4 * 64 && !fits(); ++step) {
+    CONV_EXT_PLAN_STEP();
+    if (!shrink()) return;
+  }
+}
+
 struct Axis {
   bool inverse;                   // input_grad
   int64_t taps;                   // R or S

@@ -1,12 +1,8 @@
-// The choice of an algorithm, with reasons. Start reading at kCandidates in plan.cpp.
+// The choice of an algorithm, with reasons. The list is in algorithms.h; start reading at `choose` in plan.cpp.
 #pragma once
 
-#include <string>
-#include <utility>
-#include <variant>
-#include <vector>
-
 #include "../common/buffers.h"
+#include "../common/facts.h"
 #include "plan.h"
 
 namespace conv_ext {
@@ -18,9 +14,6 @@ struct PlanInput {
   const IsaTraits& isa;
   const Strides& strides;
 };
-
-// What explain() shows of a plan: names and numbers, or words.
-using Facts = std::vector<std::pair<const char*, std::variant<int64_t, std::string>>>;
 
 // Why a problem is so large that no plan with tiles is made for it; nullptr where it is not.
 const char* beyond_tiles(const ConvProblem& problem);

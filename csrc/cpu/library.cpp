@@ -5,6 +5,11 @@
 #include "pass.h"
 
 namespace conv_ext {
+
+#if defined(CONV_EXT_WITNESS)
+Witness witness{};
+#endif
+
 namespace {
 
 #if defined(CONV_EXT_AMX_EMULATED)
@@ -25,6 +30,9 @@ void run(const ConvProblem& problem, Pass pass, const Plan& plan, const Buffers&
 #define CONV_EXT_NAME(Enumerator, folder) select_##folder,
   constexpr RunPlan (*kSelect[])(Pass, DType) = {CONV_EXT_ALGORITHMS(CONV_EXT_NAME)};
 #undef CONV_EXT_NAME
+#if defined(CONV_EXT_WITNESS)
+  witness = {buffers.workspace, 0, 0, nullptr};
+#endif
   kSelect[int(plan.algorithm)](pass, problem.dtype)(problem, plan, buffers, executor);
 }
 
@@ -45,3 +53,9 @@ constexpr KernelLibrary kLibrary = {
 extern "C" __attribute__((visibility("default"))) const conv_ext::KernelLibrary* conv_ext_kernel_library() {
   return &conv_ext::kLibrary;
 }
+
+#if defined(CONV_EXT_WITNESS)
+extern "C" __attribute__((visibility("default"))) const conv_ext::Witness* conv_ext_witness() {
+  return &conv_ext::witness;
+}
+#endif

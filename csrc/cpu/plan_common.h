@@ -1,6 +1,7 @@
 // What the plans of several algorithms share: limits, and the memory that tiles and tables take.
 #pragma once
 
+#include "base/taps.h"
 #include "candidates.h"
 
 namespace conv_ext {
@@ -40,14 +41,18 @@ inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile
           spread_pitch(product(across.regions, down.positions, across.longest, images))};
 }
 
-// Bytes of Tables in cpu/direct/direct.h.
-inline int64_t table_bytes(const ConvProblem& z, const Axis& vertical, const Axis& horizontal) {
-  constexpr int64_t kEntry = sizeof(Region) + 3 * sizeof(int64_t);
-  return array_bytes(z.r, kEntry) + array_bytes(z.s, kEntry) + 2 * array_bytes(z.r, z.s, 8) +
-         aligned(product(vertical.phases(), horizontal.phases(), 8) + 8);
+// lay_out(number, workspace, scratch) lays out both blocks, with a number of the type that sums are formed in.
+template <class LayOut>
+inline void count_memory(DType dtype, Plan* plan, LayOut lay_out) {
+  Carver workspace, scratch;
+  if (accumulator_bytes(dtype) == 8) {
+    lay_out(double(), workspace, scratch);
+  } else {
+    lay_out(float(), workspace, scratch);
+  }
+  plan->workspace_bytes = workspace.bytes();
+  plan->scratch_bytes = scratch.bytes();
 }
-
-inline void add_facts(Facts* facts, const Facts& more) { facts->insert(facts->end(), more.begin(), more.end()); }
 
 // Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is
 // not planned.

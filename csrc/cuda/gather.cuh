@@ -7,20 +7,6 @@
 namespace conv_ext {
 namespace cuda {
 
-// Weights that lie as [gemm_m][taps][channels] already are read in place: channels_last, and 1x1 kernels.
-template <class T>
-bool weights_are_packed(const RealCall& call, const GatherRoles& roles) {
-  const ConvProblem& z = call.z;
-  const TensorRef& w = call.b.weight;
-  const int64_t taps = z.r * z.s, vector = 16 / int64_t(sizeof(T));
-  if (roles.channels % call.plan.vector != 0) return false;  // padded with zeros
-  return (roles.pass == Pass::Forward || taps == 1) && cuda_shape(z, roles.pass).phases() == 1 && roles.stride_c == 1 &&
-         (z.s == 1 || w.stride[3] == roles.channels) && (z.r == 1 || w.stride[2] == roles.channels * z.s) &&
-         roles.channels * taps % vector == 0 && roles.stride_m % vector == 0 &&
-         (z.groups == 1 || roles.stride_group == roles.rows * roles.stride_m) &&
-         reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
-}
-
 // Whether neighbours of the result can be written in whole vectors of 16 bytes: channels, or positions of an image.
 template <class T>
 bool writes_vectors(const GatherRoles& roles, const Strides& to, bool one_phase) {
@@ -35,19 +21,20 @@ bool writes_vectors(const GatherRoles& roles, const Strides& to, bool one_phase)
 template <class Pass, class Math, class T = typename Math::Element, class Sum = typename Math::Sum>
 int run_gather(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
-  const CudaShape shape = cuda_shape(z, roles.pass, call.plan.vector);
+  const CudaShape shape = cuda_shape(z, roles.pass, call.plan.product.vector);
   TensorRef source = roles.source;
   if constexpr (Math::kReadsVectors)
-    if (const int error = pack_operand<WholeNumbers<T>>(call, call.plan.source, z.n, roles.source_h, roles.source_w,
-                                                        roles.channels, &source))
+    if (const int error = pack_operand<WholeNumbers<T>>(call, call.plan.product.source, z.n, roles.source_h,
+                                                        roles.source_w, roles.channels, &source))
       return error;
   typename Pass::Parameters p{};
-  p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.tile_m)),
-            int32_t(ceil_div(shape.gemm_n, call.plan.tile_n)),
+  p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.product.tile_m)),
+            int32_t(ceil_div(shape.gemm_n, call.plan.product.tile_n)),
             int32_t(z.groups),
             int32_t(shape.phases()),
             int32_t(call.plan.splits),
-            int32_t(call.plan.steps)};
+            int32_t(call.plan.steps),
+            int32_t(call.plan.product.chain_steps)};
   p.vertical = axis_of(vertical_axis(z, roles.pass));
   p.horizontal = axis_of(horizontal_axis(z, roles.pass));
   p.phases_w = int32_t(shape.phases_w);
@@ -57,9 +44,9 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
   p.source = {static_cast<const T*>(source.data), int32_t(roles.source_h), int32_t(roles.source_w)};
   p.from = strides_of(source);
   p.to = strides_of(roles.result);
-  p.pitch = call.plan.pitch;
+  p.pitch = call.plan.product.pitch;
   p.result = result_of<T, Sum>(call, roles.result, roles.result.stride[1]);
-  if (weights_are_packed<T>(call, roles)) {
+  if (call.plan.product.packed_bytes == 0) {
     p.weights = static_cast<const T*>(call.b.weight.data);
     p.pitch = roles.stride_m;
   } else {
@@ -117,9 +104,9 @@ int run_direct_gather(const RealCall& call, const GatherRoles& roles) {
   p.weight_h = call.b.weight.stride[2];
   p.weight_w = call.b.weight.stride[3];
   p.result = result_of<T, Sum>(call, roles.result, to.c);
-  const auto kernel = call.plan.channels == 4   ? direct_gather<T, Sum, 4>
-                      : call.plan.channels == 2 ? direct_gather<T, Sum, 2>
-                                                : direct_gather<T, Sum, 1>;
+  const auto kernel = call.plan.direct_channels == 4   ? direct_gather<T, Sum, 4>
+                      : call.plan.direct_channels == 2 ? direct_gather<T, Sum, 2>
+                                                       : direct_gather<T, Sum, 1>;
   return launch(kernel, call.plan.blocks, kDirectThreads, 0, call.stream, p);
 }
 

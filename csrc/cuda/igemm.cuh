@@ -322,6 +322,7 @@ igemm(typename Pass::Parameters parameters) {
       }
       commit_copies();
     }
+    [[maybe_unused]] int until = work.chain;
     for (int step = 0; step < work.steps; ++step) {
       wait_copies<Math::kStages - 2>();
       barrier();  // the step is complete, and all have done with the one before, whose place is filled anew
@@ -339,8 +340,14 @@ igemm(typename Pass::Parameters parameters) {
         left.put(next);
         right.put(next + Stages::kLeft);
       }
-      if constexpr (Math::kChain > 0)
-        if ((step + 1) % (Math::kChain / Math::kBlockK) == 0) sums.close_chains();
+      if constexpr (Math::kChain == Math::kBlockK) {
+        sums.close_chains();
+      } else if constexpr (Math::kChain > 0) {
+        if (--until == 0) {
+          sums.close_chains();
+          until = work.chain;
+        }
+      }
     }
     sums.close_chains();
     store_sums<Pass, Stages>(sums, work, parameters, reinterpret_cast<typename Math::Sum*>(stages), warp_m, warp_n);

@@ -77,7 +77,7 @@ int launch_reduce(const RealCall& call, const TensorRef& to, const int64_t (&siz
                 call.stream, p);
 }
 
-// Calls function(math): the one place where a dtype and an algorithm become template arguments.
+// Calls function(math): here a dtype and an algorithm become template arguments.
 template <class T>
 struct Type {};
 template <class Function>
@@ -113,8 +113,8 @@ int launch_igemm(const RealCall& call, const typename Pass::Parameters& p) {
                   SharedStages<Math, Tile, kOrderOf<Pass::kLoadLeft>>::kBytes, call.stream, p);
   };
   if constexpr (has_tiles<Math>()) {
-    if (call.plan.tile_m == LargeTile::kM) return with_tile(Type<LargeTile>());
-    if (call.plan.tile_m == NarrowTile::kM) return with_tile(Type<NarrowTile>());
+    if (call.plan.product.tile_m == LargeTile::kM) return with_tile(Type<LargeTile>());
+    if (call.plan.product.tile_m == NarrowTile::kM) return with_tile(Type<NarrowTile>());
   }
   return with_tile(Type<SmallTile>());
 }
@@ -237,7 +237,7 @@ int pack_weights_of(const RealCall& call, const GatherRoles& roles, int64_t padd
   p.stride_group = roles.stride_group;
   p.weights = static_cast<const T*>(weight.data);
   p.packed = static_cast<Element*>(call.b.workspace);
-  p.pitch = call.plan.pitch;
+  p.pitch = call.plan.product.pitch;
   const int64_t tap = call.z.s > 1 ? p.stride_w : p.stride_h;
   p.order = p.rows > 1 && p.stride_m < p.stride_c         ? PackOrder::Rows
             : call.z.r * call.z.s > 1 && tap < p.stride_c ? PackOrder::Taps

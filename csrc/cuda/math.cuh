@@ -7,7 +7,8 @@
 //   kM, kN, kK         the size of one product of a warp
 //   Left, Right, Sums  a lane's part of its operands and of the sums
 //   row, column        where a lane's sum e stands in the product: kRows x kColumns of them
-//   kChain             so many k are summed before the sum is added to another one (0: no second sum)
+//   kChain             so many k are summed before the sum is added to another one (0: no second sum), where the plan
+//                      does not want longer chains
 //   kStages            steps in shared memory: one that is multiplied, the others are on their way
 //   kFormsAgain        numbers are split into scaled parts: sums are scaled by kSumScale; one that is not finite may be
 //                      finite or another infinity and is formed again, see again.cuh

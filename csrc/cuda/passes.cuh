@@ -19,13 +19,14 @@ struct BlockWork {
   Result<T, Sum> result;
   int64_t first_row;  // of the group, in the result
   int64_t count_m, first_m, first_n, first_k;
-  int32_t steps;
+  int32_t steps, chain;
 };
 
 // How blocks are numbered: tiles of gemm_m run fastest, for they read the same part of the source.
 struct Grid {
   int32_t tiles_m, tiles_n, groups, phases, splits;
-  int32_t steps;  // of a split
+  int32_t steps;      // of a split
+  int32_t chain = 0;  // steps that the tensor cores sum up themselves; 0: all
 
   int64_t blocks() const { return int64_t(tiles_m) * tiles_n * groups * phases * splits; }
 };
@@ -108,6 +109,7 @@ struct Gather {
     work.first_m = int64_t(place.m) * tile_m;
     work.first_n = int64_t(place.n) * tile_n;
     work.first_k = int64_t(place.split) * p.grid.steps * block_k;
+    work.chain = p.grid.chain;
     work.steps = steps_of(p.grid, place.split, gemm_k, block_k);
     return work;
   }
@@ -171,6 +173,7 @@ struct Correlate {
     work.first_m = int64_t(place.m) * tile_m;
     work.first_n = int64_t(place.n) * tile_n;
     work.first_k = int64_t(place.split) * p.grid.steps * block_k;
+    work.chain = p.grid.chain;
     work.steps = steps_of(p.grid, place.split, work.right_k.count(), block_k);
     return work;
   }

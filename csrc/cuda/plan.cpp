@@ -11,12 +11,12 @@ namespace conv_ext {
 namespace {
 
 constexpr int64_t kMostBlocks = (int64_t(1) << 31) - 1;
-constexpr int64_t kMostPhases = 4096;   // of one axis
-constexpr int64_t kFewChannels = 8;     // a group of fewer fills too little of a tile
-constexpr int64_t kEnoughBlocks = 256;  // weight_grad: for some 130 multiprocessors
-constexpr int64_t kBlocksOfImage = 16;  // forward: an image that gives fewer may have its reduction cut
-constexpr int64_t kLongReduction = 2048, kShortestPart = 512;  // numbers
-constexpr int64_t kPartialBytes = int64_t(64) << 20;           // weight_grad: what parts of sums may take
+constexpr int64_t kMostPhases = 4096;                           // of one axis
+constexpr int64_t kFewChannels = 8;                             // a group of fewer fills too little of a tile
+constexpr int64_t kEnoughBlocks = 256;                          // weight_grad: for some 130 multiprocessors
+constexpr int64_t kPartialBytes = int64_t(64) << 20;            // weight_grad: what parts of sums may take
+constexpr int64_t kChain = 128;                                 // numbers: that of the tensor cores' Math
+constexpr int64_t kEnoughLarge = kCudaMultiprocessors * 3 / 4;  // blocks of 128 x 128
 
 // Whether products may be those of the tensor cores that round to TF32 or shorter.
 bool rounds_to_tensor_cores(const ConvProblem& z) {
@@ -31,11 +31,11 @@ const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algori
     return "a stride above 4096 would make that many phases of input_grad";
   const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
   const CudaPlan plan = make_cuda_plan(z, pass, candidate);
-  const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.vector));
+  const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.product.vector));
   if (shape.gemm_k >= kCudaExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
   const bool counts_steps = !is_window(algorithm) && algorithm != CudaAlgorithm::Direct;  // the others in 64 bits
   if (counts_steps && plan.steps > kMostBlocks) return "a part of a sum has 2^31 steps or more";
-  if (product(z.groups, max_of(plan.source.channels, plan.grad.channels)) >= kCudaExtent)
+  if (product(z.groups, max_of(plan.product.source.channels, plan.product.grad.channels)) >= kCudaExtent)
     return "with every group's channels filled up to whole vectors there are 2^30 channels or more";
   if (plan.blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
   return cuda_bytes_decline(z, pass, candidate);
@@ -135,44 +135,67 @@ bool reads_along_channels(CudaAlgorithm algorithm, int64_t real_bytes) {
   return real_bytes <= 4 && (algorithm == CudaAlgorithm::TensorCores || algorithm == CudaAlgorithm::ThreeTF32);
 }
 
-// The one place where tiles are chosen: 128 x 128 where one image gives some blocks of them and gemm_m fills them
-// nearly as well as 64 x 64; 32 x 128 for few channels of the result.
-void choose_tile(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t real_bytes, const CudaChoices& wanted,
-                 CudaPlan* plan) {
-  const int64_t columns = pass == Pass::WeightGrad ? shape.gemm_n : shape.gemm_n / max_of(1, z.n), m = shape.gemm_m;
-  const bool choice = has_tiles(plan->algorithm, real_bytes);
-  const bool large =
-      choice && m > 64 && product(columns, ceil_div(m, 128)) >= 256 && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
-  const bool narrow = choice && m <= 32 && columns > 64;
-  plan->tile_m = wanted.tile_m ? wanted.tile_m : large ? 128 : narrow ? 32 : 64;
-  plan->tile_n = wanted.tile_n ? wanted.tile_n : large || narrow ? 128 : 64;
+// How many products the device multiplies while it writes and reads again one part of a sum: 8 bytes (16 of float64) at
+// 3 TB/s against what the kernels are expected to reach.
+int64_t cost_of_part(const ConvProblem& z, CudaAlgorithm algorithm) {
+  const bool wide = accumulator_bytes(z.dtype) / parts_of(z.dtype) == 8;
+  if (algorithm == CudaAlgorithm::ThreeTF32) return 110;               // 80 TFLOP/s
+  if (algorithm != CudaAlgorithm::TensorCores) return wide ? 80 : 70;  // 30, 50
+  return wide ? 130 : element_bytes(z.dtype) == 2 ? 480 : 300;         // 50, 360, 220
 }
 
-// Into how many parts a reduction of `steps` is cut.
-int64_t split_count(const ConvProblem& z, Pass pass, const CudaShape& shape, const CudaPlan& plan, int64_t steps,
-                    int64_t result_bytes) {
-  const int64_t block_k = cuda_block_k(z.dtype), shortest = max_of(1, kShortestPart / block_k);
-  const int64_t tiles_m = product(ceil_div(shape.gemm_m, plan.tile_m), z.groups);
-  int64_t splits = 1;
-  if (pass == Pass::WeightGrad) {
-    const int64_t blocks = max_of(1, product(tiles_m, ceil_div(shape.gemm_n, plan.tile_n)));
-    splits = min_of(ceil_div(kEnoughBlocks, blocks), max_of(1, kPartialBytes / max_of(1, result_bytes)));
-  } else if (shape.gemm_k >= kLongReduction) {
-    // Without N: one image's blocks.
-    const int64_t positions = shape.gemm_n / max_of(1, z.n);
-    const int64_t blocks = max_of(1, product(tiles_m, shape.phases(), positions) / plan.tile_n);
-    if (blocks < kBlocksOfImage) splits = min_of(4, kBlocksOfImage / blocks);
-  }
-  return max_of(1, min_of(splits, steps / shortest));
+// Into how many parts a sum of forward or input_grad is cut: from the shape without N, for its bits follow from it. As
+// many as the smallest tiles of one image need to fill a device. Where a block cannot form all parts of a sum, N images
+// pay N times for adding them: then so few that it costs at most a quarter of the main loop.
+int64_t part_count(const ConvProblem& z, const CudaShape& shape, CudaAlgorithm algorithm, bool free) {
+  const int64_t positions = shape.gemm_n / max_of(1, z.n);
+  const int64_t blocks =
+      max_of(1, product(ceil_div(shape.gemm_m, 64), ceil_div(positions, 64), z.groups, shape.phases()));
+  const int64_t most = min_of(kCudaMostParts, kCudaMultiprocessors / blocks);
+  const int64_t shortest = free ? kCudaShortestPart : max_of(kCudaShortestPart, 4 * cost_of_part(z, algorithm));
+  return max_of(1, min_of(most, shape.gemm_k / shortest));
+}
+int64_t part_count_of_weights(const ConvProblem& z, const CudaShape& shape, const CudaPlan& plan,
+                              int64_t result_bytes) {
+  const int64_t blocks =
+      product(ceil_div(shape.gemm_m, plan.product.tile_m), ceil_div(shape.gemm_n, plan.product.tile_n), z.groups);
+  const int64_t most = max_of(1, kPartialBytes / max_of(1, result_bytes));
+  return min_of(min_of(ceil_div(kEnoughBlocks, max_of(1, blocks)), most), shape.gemm_k / kCudaShortestPart);
+}
+
+// How many products one chain may have in the bounds of accuracy, where a part is one chain and there are two at least:
+// then a block that forms all parts of a sum needs no more registers. 0: chains have to be shorter.
+int64_t longest_chain(const ConvProblem& z, CudaAlgorithm algorithm) {
+  if (algorithm != CudaAlgorithm::TensorCores) return 0;
+  return z.dtype == DType::BFloat16 ? kCudaLongestChain : z.dtype == DType::Float32 ? kCudaExtent : 0;
+}
+
+bool forms_all_parts(const ConvProblem& z, const CudaPlan& plan) {
+  return plan.parts == 1 || plan.product.part_steps * cuda_block_k(z.dtype) <= longest_chain(z, plan.algorithm);
+}
+
+// Tiles: 128 x 128 where there are enough of them and gemm_m fills them nearly as well
+// as 64 x 64; 32 x 128 for few channels of the result. No bit depends on it, so N may count.
+void choose_tile(Pass pass, const CudaShape& shape, int64_t groups, int64_t parts, bool choice,
+                 const CudaChoices& wanted, CudaPlan* plan) {
+  const int64_t m = shape.gemm_m;
+  const int64_t larges = product(ceil_div(shape.gemm_n, 128), ceil_div(m, 128), groups, shape.phases(), parts);
+  const bool enough =
+      pass == Pass::WeightGrad ? product(shape.gemm_n, ceil_div(m, 128)) >= 256 : larges >= kEnoughLarge;
+  const bool large = choice && m > 64 && enough && 4 * round_up(m, 128) <= 5 * round_up(m, 64);
+  const bool narrow = choice && m <= 32 && shape.gemm_n > 64;
+  plan->product.tile_m = wanted.tile_m ? wanted.tile_m : large ? 128 : narrow ? 32 : 64;
+  plan->product.tile_n = wanted.tile_n ? wanted.tile_n : large || narrow ? 128 : 64;
 }
 
 void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
-  plan->splits = 1;
+  plan->splits = plan->parts = 1;
   const int64_t positions = product(z.n, z.p, z.q);
   if (pass == Pass::WeightGrad) {
     const int64_t pairs = product(z.k, z.group_c(), ceil_div(product(z.r, z.s), kCudaDirectTaps));
     const int64_t lines = max_of(1, z.channels_last ? ceil_div(pairs, 32) : pairs);
     plan->splits = max_of(1, min_of(min_of(ceil_div(4 * kEnoughBlocks, lines), positions / 1024), 256));
+    plan->parts = plan->splits;
     plan->steps = ceil_div(positions, plan->splits);
     // Either mapping of threads may run, as strides decide: the larger count is what has to fit.
     plan->blocks = product(pairs, plan->splits);
@@ -181,9 +204,22 @@ void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
     return;
   }
   const int64_t rows = pass == Pass::Forward ? z.group_k() : z.group_c();
-  plan->channels = rows % 4 == 0 ? 4 : rows % 2 == 0 ? 2 : 1;
+  plan->direct_channels = rows % 4 == 0 ? 4 : rows % 2 == 0 ? 2 : 1;
   const int64_t results = pass == Pass::Forward ? z.output_elements() : z.input_elements();
-  plan->blocks = ceil_div(results / plan->channels, kCudaDirectThreads);
+  plan->blocks = ceil_div(results / plan->direct_channels, kCudaDirectThreads);
+}
+
+// Weights that lie as [group][gemm_m][taps][channels] already are read in place: channels_last, and 1x1 kernels.
+bool weights_are_packed(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t vector, const TensorRef& w) {
+  const bool forward = pass == Pass::Forward;
+  const int64_t rows = forward ? z.group_k() : z.group_c(), channels = forward ? z.group_c() : z.group_k();
+  const int64_t stride_m = w.stride[forward ? 0 : 1], stride_c = w.stride[forward ? 1 : 0];
+  const int64_t taps = z.r * z.s, in_16_bytes = 16 / element_bytes(z.dtype);
+  if (is_complex(z.dtype) || channels % vector != 0) return false;  // parts are apart; padded with zeros
+  return (forward || taps == 1) && shape.phases() == 1 && stride_c == 1 && (z.s == 1 || w.stride[3] == channels) &&
+         (z.r == 1 || w.stride[2] == channels * z.s) && channels * taps % in_16_bytes == 0 &&
+         stride_m % in_16_bytes == 0 && (z.groups == 1 || z.group_k() * w.stride[0] == rows * stride_m) &&
+         reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
 }
 
 // Places copies of the operands that cannot be read in vectors in the workspace, from plan->partial_offset on, and
@@ -191,16 +227,16 @@ void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
 void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64_t real_bytes, CudaPlan* plan) {
   const auto plan_copy = [&](bool input, CudaOperand* operand) {
     const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
-    operand->channels = round_up(channels, plan->vector);
+    operand->channels = round_up(channels, plan->product.vector);
     const bool readable =
         operands ? reads_vectors(input ? operands->input : operands->output, z.n, h, w, channels, real_bytes)
-                 : z.channels_last && channels % plan->vector == 0;
+                 : z.channels_last && channels % plan->product.vector == 0;
     operand->offset = plan->partial_offset;
     operand->bytes = readable ? 0 : round_up(product(z.n, h, w, z.groups, operand->channels, real_bytes), 256);
     plan->partial_offset += operand->bytes;
   };
-  plan_copy(pass != Pass::InputGrad, &plan->source);
-  if (pass == Pass::WeightGrad) plan_copy(false, &plan->grad);
+  plan_copy(pass != Pass::InputGrad, &plan->product.source);
+  if (pass == Pass::WeightGrad) plan_copy(false, &plan->product.grad);
 }
 
 }  // namespace
@@ -222,40 +258,94 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
     return plan;
   }
   const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
-  plan.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
-  const CudaShape shape = cuda_shape(z, pass, plan.vector);
-  choose_tile(z, pass, shape, real_bytes, candidate.wanted, &plan);
+  plan.product.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
+  const CudaShape shape = cuda_shape(z, pass, plan.product.vector);
   const int64_t steps = max_of(1, ceil_div(shape.gemm_k, block_k));
   const int64_t results = pass == Pass::WeightGrad ? z.weight_elements()
                           : pass == Pass::Forward  ? z.output_elements()
                                                    : z.input_elements();
   const int64_t result_bytes = product(results, accumulator_bytes(z.dtype));
-  plan.splits = candidate.wanted.splits ? min_of(candidate.wanted.splits, steps)
-                                        : split_count(z, pass, shape, plan, steps, result_bytes);
-  plan.steps = ceil_div(steps, plan.splits);
-  plan.splits = ceil_div(steps, plan.steps);
-  if (pass != Pass::WeightGrad) {
-    plan.pitch = steps * block_k;
-    plan.packed_bytes = round_up(product(shape.phases(), z.groups, shape.gemm_m, plan.pitch, real_bytes), 256);
+  const bool choice = has_tiles(plan.algorithm, real_bytes);
+  const CudaChoices& wanted = candidate.wanted;
+  const auto cut = [&](int64_t parts) {
+    plan.product.part_steps = ceil_div(steps, min_of(max_of(1, parts), steps));
+    plan.parts = ceil_div(steps, plan.product.part_steps);
+  };
+  // weight_grad's parts follow from its tiles, tiles of the others from their parts.
+  bool one_block = wanted.splits == 1;
+  if (wanted.splits || wanted.parts || pass == Pass::WeightGrad) {
+    cut(wanted.parts ? wanted.parts : wanted.splits);
+  } else {
+    cut(part_count(z, shape, plan.algorithm, true));
+    if (plan.parts > 1 && !forms_all_parts(z, plan))
+      cut(min_of(kCudaMostParts, ceil_div(shape.gemm_k, kCudaLongestChain)));  // shorter ones may be chains
+    if (!forms_all_parts(z, plan)) {
+      cut(part_count(z, shape, plan.algorithm, false));
+    } else {  // blocks share sums where they would not fill half of the device otherwise
+      const int64_t blocks = product(ceil_div(shape.gemm_m, 64), ceil_div(shape.gemm_n, 64), z.groups, shape.phases());
+      one_block = 2 * blocks > kCudaMultiprocessors;
+    }
   }
-  plan.blocks = product(ceil_div(shape.gemm_m, plan.tile_m), ceil_div(shape.gemm_n, plan.tile_n), z.groups,
-                        shape.phases(), plan.splits);
-  plan.partial_offset = plan.packed_bytes;
-  if (plan.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
+  plan.splits = one_block ? 1 : plan.parts;
+  choose_tile(pass, shape, z.groups, plan.splits, choice, wanted, &plan);
+  if (pass == Pass::WeightGrad && !wanted.splits) {
+    cut(part_count_of_weights(z, shape, plan, result_bytes));
+    plan.splits = plan.parts;
+  }
+  plan.steps = plan.splits > 1 ? plan.product.part_steps : steps;
+  if (plan.algorithm == CudaAlgorithm::TensorCores && real_bytes < 8)
+    plan.product.chain_steps = pass != Pass::WeightGrad && plan.parts > 1 && forms_all_parts(z, plan)
+                                   ? plan.product.part_steps
+                                   : kChain / block_k;
+  if (pass != Pass::WeightGrad) {
+    plan.product.pitch = steps * block_k;
+    if (!weights_are_packed(z, pass, shape, plan.product.vector, operands ? operands->weight : usual_weights(z)))
+      plan.product.packed_bytes =
+          round_up(product(shape.phases(), z.groups, shape.gemm_m, plan.product.pitch, real_bytes), 256);
+  }
+  plan.blocks = product(ceil_div(shape.gemm_m, plan.product.tile_m), ceil_div(shape.gemm_n, plan.product.tile_n),
+                        z.groups, shape.phases(), plan.splits);
+  plan.partial_offset = plan.product.packed_bytes;
+  if (plan.product.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
   plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);
   return plan;
+}
+
+Facts describe_cuda_plan(Pass pass, const CudaPlan& plan) {
+  Facts facts;
+  const bool boxes = is_window(plan.algorithm) || plan.algorithm == CudaAlgorithm::FirstLayerCores;
+  if (boxes) {
+    describe_window(plan, &facts);
+  } else if (plan.algorithm != CudaAlgorithm::Direct) {
+    facts.push_back({"sums", std::to_string(plan.product.tile_m) + "x" + std::to_string(plan.product.tile_n)});
+    if (plan.product.chain_steps > 0) facts.push_back({"chain", plan.product.chain_steps});
+    const bool copies = plan.product.vector > 1 || plan.algorithm == CudaAlgorithm::Wgmma;
+    if (copies) facts.push_back({"source", plan.product.source.bytes > 0 ? "copied" : "in place"});
+    if (copies && pass == Pass::WeightGrad)
+      facts.push_back({"gradient", plan.product.grad.bytes > 0 ? "copied" : "in place"});
+    if (pass != Pass::WeightGrad) facts.push_back({"weights", plan.product.packed_bytes > 0 ? "packed" : "in place"});
+  }
+  facts.push_back({"parts", plan.parts});
+  facts.push_back({"splits", plan.splits});
+  return facts;
 }
 
 const char* cuda_choices_decline(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
   const CudaChoices& wanted = candidate.wanted;
   const CudaAlgorithm algorithm = candidate.algorithm;
-  if (wanted.tile_m < 0 || wanted.tile_n < 0 || wanted.splits < 0) return "a tile or a number of parts is negative";
-  if (!wanted.tile_m && !wanted.tile_n && !wanted.splits) return nullptr;
+  if (wanted.tile_m < 0 || wanted.tile_n < 0 || wanted.splits < 0 || wanted.parts < 0)
+    return "a tile or a number of parts is negative";
+  if (!wanted.tile_m && !wanted.tile_n && !wanted.splits && !wanted.parts) return nullptr;
   if (is_window(algorithm) || algorithm == CudaAlgorithm::FirstLayerCores || algorithm == CudaAlgorithm::Direct)
     return "its tiles and parts follow from the shape";
+  if (algorithm == CudaAlgorithm::Wgmma) return wgmma_choices_decline(z, pass, wanted);
+  if (wanted.parts && wanted.splits != wanted.parts && wanted.splits != 1)
+    return "a sum's parts are formed by splits = 1 block, or by as many as there are parts";
+  if (wanted.parts > wanted.splits &&
+      (pass == Pass::WeightGrad || !forms_all_parts(z, make_cuda_plan(z, pass, candidate))))
+    return "its blocks cannot form several parts of a sum";
   if (!wanted.tile_m && !wanted.tile_n) return nullptr;
   const auto is = [&](int64_t m, int64_t n) { return wanted.tile_m == m && wanted.tile_n == n; };
-  if (algorithm == CudaAlgorithm::Wgmma) return wgmma_tile_declines(pass, wanted);
   if (is(64, 64)) return nullptr;
   const bool choice = has_tiles(algorithm, element_bytes(z.dtype) / parts_of(z.dtype));
   if (choice && (is(128, 128) || is(32, 128))) return nullptr;

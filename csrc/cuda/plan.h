@@ -7,6 +7,7 @@
 
 #include "../common/indexing.h"
 #include "../common/buffers.h"
+#include "../common/facts.h"
 #include "window/plan.h"
 
 namespace conv_ext {
@@ -35,26 +36,36 @@ struct CudaOperand {
   int64_t bytes;     // of the copy; 0: it is read in place
 };
 
+// tensor_cores, three_tf32, multiply_add and wgmma: products of matrices.
+struct CudaProduct {
+  int64_t tile_m, tile_n;           // sums in a block
+  int64_t part_steps, chain_steps;  // of a part of a sum, which is made of chains; 0 where there are none
+  int64_t vector;  // numbers that are read together along channels: 16 bytes of them, or 1 where it makes no odds
+  int64_t pitch;   // numbers of a row of packed weights
+  // The workspace: packed weights (0: they are read in place; weight_grad has none), then the copies of operands: what
+  // forward and input_grad gather from, weight_grad's input, and its upstream gradient.
+  int64_t packed_bytes;
+  CudaOperand source, grad;
+};
+
+// What will run: all that a launcher does not find in the problem and in the operands' addresses and strides.
 struct CudaPlan {
   CudaAlgorithm algorithm;
-  int64_t tile_m, tile_n;  // sums in a block
-  int64_t splits, steps;   // the reduction is cut into parts of so many steps, which are added in their order
-  int64_t channels;        // direct: channels of the result that a thread computes
-  int64_t vector;        // numbers that are read together along channels: 16 bytes of them, or 1 where it makes no odds
-  int64_t pitch;         // numbers of a row of packed weights
-  int64_t packed_bytes;  // packed weights stand first in the workspace,
-  CudaOperand source;    // then the copies: what forward and input_grad gather from, weight_grad's input,
-  CudaOperand grad;      // weight_grad's upstream gradient,
-  int64_t partial_offset;  // and then parts of sums
   int64_t blocks;
+  int64_t parts;          // a sum is cut into so many, which are added in their order,
+  int64_t splits, steps;  // by so many blocks, each of so many steps: by one for each part, or by one for all
   int64_t workspace_bytes;
-  CudaWindow window;  // depthwise, grouped, first_layer
+  int64_t partial_offset;  // of the parts of sums, behind all else in the workspace
+  CudaProduct product;
+  CudaWindow window;        // depthwise, grouped, first_layer
+  int64_t direct_channels;  // direct: channels of the result that a thread computes
 };
 
 // What somebody wants instead of the plan's own choice, to measure it; 0: nothing. A result may have other bits then.
 struct CudaChoices {
   int64_t tile_m = 0, tile_n = 0;
   int64_t splits = 0;  // at most; where the algorithm cuts reductions
+  int64_t parts = 0;   // at most; of a sum that one block forms (splits = 1), or as many as there are parts
 };
 
 struct CudaCandidate {
@@ -71,9 +82,10 @@ extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];
 // As choose() in plan.h.
 const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,
                                  const char** reason);
-// The operands decide what has to be copied, which only the workspace shows; without them channels_last is believed.
+// The operands decide what has to be copied or packed; without them channels_last is believed, of the weights too.
 CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
                         const Buffers* operands = nullptr);
+Facts describe_cuda_plan(Pass pass, const CudaPlan& plan);
 // Why the algorithm has no kernel for what candidate.wanted names; nullptr where it has.
 const char* cuda_choices_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
 
@@ -83,6 +95,7 @@ inline bool is_window(CudaAlgorithm algorithm) {
          algorithm == CudaAlgorithm::FirstLayer;
 }
 const char* window_declines(const ConvProblem& problem, Pass pass);
+void describe_window(const CudaPlan& plan, Facts* facts);
 void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
 // first_layer_cores, there as well: forward of first layers on the tensor cores.
 const char* first_layer_cores_decline(const ConvProblem& problem);
@@ -96,6 +109,12 @@ const char* cuda_extents_decline(const ConvProblem& problem);
 const char* cuda_bytes_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
 
 // Sizes that plan and kernels share.
+constexpr int64_t kCudaMultiprocessors = 132;  // of the devices that the plan has in mind
+constexpr int64_t kCudaMostParts = 8;          // of a sum of forward or input_grad
+constexpr int64_t kCudaShortestPart = 512;     // numbers
+// So many products of bfloat16 may be one chain on mma.sync, as a part of a sum of two parts at least: positive numbers
+// lose half of float32's bound on Ampere (1024 would lose 0.8 of it), a quarter on Hopper.
+constexpr int64_t kCudaLongestChain = 768;
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step
 constexpr int64_t kCudaDirectThreads = 128, kCudaDirectTaps = 9;
 
@@ -148,6 +167,13 @@ inline bool reads_vectors(const TensorRef& t, int64_t n, int64_t h, int64_t w, i
   const auto steps_by_vectors = [&](int64_t size, int64_t stride) { return size <= 1 || stride % vector == 0; };
   return t.stride[1] == 1 && channels % vector == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
          steps_by_vectors(n, t.stride[0]) && steps_by_vectors(h, t.stride[2]) && steps_by_vectors(w, t.stride[3]);
+}
+
+// The weights as they are believed to lie where nobody has shown them.
+inline TensorRef usual_weights(const ConvProblem& z) {
+  const int64_t c = z.group_c(), taps = product(z.r, z.s);
+  if (z.channels_last) return {nullptr, {product(taps, c), 1, product(z.s, c), c}};
+  return {nullptr, {product(c, taps), taps, z.s, 1}};
 }
 
 }  // namespace conv_ext

@@ -9,28 +9,31 @@ template <class Pass, class Math, class T = typename Math::Element, class Sum = 
 int run_correlate(const RealCall& call) {
   const ConvProblem& z = call.z;
   const Buffers& b = call.b;
-  const CudaShape shape = cuda_shape(z, conv_ext::Pass::WeightGrad, call.plan.vector);
+  const CudaShape shape = cuda_shape(z, conv_ext::Pass::WeightGrad, call.plan.product.vector);
   TensorRef input = b.input, grad = b.output;
   if constexpr (Math::kReadsVectors) {
-    if (const int error = pack_operand<WholeNumbers<T>>(call, call.plan.source, z.n, z.h, z.w, z.group_c(), &input))
+    if (const int error =
+            pack_operand<WholeNumbers<T>>(call, call.plan.product.source, z.n, z.h, z.w, z.group_c(), &input))
       return error;
-    if (const int error = pack_operand<WholeNumbers<T>>(call, call.plan.grad, z.n, z.p, z.q, z.group_k(), &grad))
+    if (const int error =
+            pack_operand<WholeNumbers<T>>(call, call.plan.product.grad, z.n, z.p, z.q, z.group_k(), &grad))
       return error;
   }
   typename Pass::Parameters p{};
-  p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.tile_m)),
-            int32_t(ceil_div(shape.gemm_n, call.plan.tile_n)),
+  p.grid = {int32_t(ceil_div(shape.gemm_m, call.plan.product.tile_m)),
+            int32_t(ceil_div(shape.gemm_n, call.plan.product.tile_n)),
             int32_t(z.groups),
             1,
             int32_t(call.plan.splits),
-            int32_t(call.plan.steps)};
+            int32_t(call.plan.steps),
+            int32_t(call.plan.product.chain_steps)};
   p.vertical = axis_of(vertical_axis(z, conv_ext::Pass::WeightGrad));
   p.horizontal = axis_of(horizontal_axis(z, conv_ext::Pass::WeightGrad));
   p.images = int32_t(z.n);
   p.rows = int32_t(z.group_k());
   p.channels = int32_t(shape.channels);
   p.beyond = int32_t(shape.channels - z.group_c());
-  p.grad_channels = int32_t(round_up(z.group_k(), call.plan.vector));
+  p.grad_channels = int32_t(round_up(z.group_k(), call.plan.product.vector));
   p.grad = {static_cast<const T*>(grad.data), int32_t(z.p), int32_t(z.q)};
   p.input = {static_cast<const T*>(input.data), int32_t(z.h), int32_t(z.w)};
   p.from_grad = strides_of(grad);

@@ -1,6 +1,8 @@
 // conv_ext._C: build information, instruction sets and plans for Python, and the fast functions.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -59,6 +61,16 @@ Pass pass_named(const std::string& name) {
   throw py::value_error("pass must be forward, input_grad or weight_grad, got " + name);
 }
 
+using SymInts = std::vector<c10::SymInt>;
+
+SymInts result_size_of(const std::string& name, const at::Tensor& first, const at::Tensor& second,
+                       const std::optional<at::Tensor>& bias, const SymInts& size, const SymInts& stride,
+                       const SymInts& padding, const SymInts& dilation, const c10::SymInt& groups,
+                       const std::string& precision, const std::string& activation) {
+  return result_size(pass_named(name), first, second, bias,
+                     {size, stride, padding, dilation, groups, precision, "auto", activation});
+}
+
 // The three tensors as explain() knows them: how they lie, without memory.
 Buffers buffers_without_memory(const ConvProblem& z, const std::vector<int64_t>& input_stride,
                                const std::vector<int64_t>& weight_stride) {
@@ -89,6 +101,12 @@ bool is_empty(const ConvProblem& z) {
   return z.input_elements() == 0 || z.weight_elements() == 0 || z.output_elements() == 0;
 }
 
+py::dict dict_of(const Facts& facts) {
+  py::dict dict;
+  for (const auto& [name, value] : facts) dict[name] = py::cast(value);
+  return dict;
+}
+
 py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::string& algorithm) {
   const bool merged = merge_kernel_into_channels(&problem, &buffers);
   const IsaTraits& isa = kernel_library().isa;
@@ -99,14 +117,7 @@ py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::st
   const Plan plan = empty ? Plan{} : make_plan(input, chosen);
   Facts facts;
   if (!empty) chosen.describe(input, plan, &facts);
-  py::dict text, tiles;
-  for (const auto& [name, value] : facts) {
-    if (const int64_t* number = std::get_if<int64_t>(&value)) {
-      tiles[name] = *number;
-    } else {
-      tiles[name] = std::get<std::string>(value);
-    }
-  }
+  py::dict text;
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = isa.name;
@@ -116,7 +127,7 @@ py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::st
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = merged;
-  text["tiles"] = tiles;
+  text["tiles"] = dict_of(facts);
   text["tasks"] = empty ? 0 : plan.tasks;
   text["workspace_bytes"] = plan.workspace_bytes;
   text["scratch_bytes"] = plan.scratch_bytes;
@@ -131,12 +142,7 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   const CudaCandidate& chosen = choose_cuda_or_throw(problem, pass, traits, algorithm);
   const bool empty = is_empty(problem);
   const CudaPlan plan = empty ? CudaPlan{} : make_cuda_plan(problem, pass, chosen);
-  py::dict tiles, text;
-  const bool boxes = is_window(chosen.algorithm) || chosen.algorithm == CudaAlgorithm::FirstLayerCores;
-  if (!empty && chosen.algorithm != CudaAlgorithm::Direct && !boxes)
-    tiles["sums"] = std::to_string(plan.tile_m) + "x" + std::to_string(plan.tile_n);
-  if (!empty && boxes) tiles["outputs"] = std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w);
-  if (!empty) tiles["splits"] = plan.splits;
+  py::dict text;
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = "sm_" + std::to_string(capability);
@@ -146,7 +152,7 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = covers;
-  text["tiles"] = tiles;
+  text["tiles"] = dict_of(empty ? Facts() : describe_cuda_plan(pass, plan));
   text["tasks"] = plan.blocks;
   text["workspace_bytes"] = plan.workspace_bytes;
   text["scratch_bytes"] = 0;
@@ -198,6 +204,12 @@ PYBIND11_MODULE(_C, module) {
              "For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this "
              "number cannot be had (negative: all can). Returns what was left of the last number: negative once it was "
              "reached.");
+  module.def(
+      "result_size", torch::wrap_pybind_function(result_size_of), py::arg("pass_name"), py::arg("first"),
+      py::arg("second"), py::arg("bias"), py::arg("size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("groups"), py::arg("precision"), py::arg("activation") = "none",
+      "Checks a call of an operator, whose sizes may be symbolic, and gives the size of its result. size: (H, W) "
+      "for input_grad, (R, S) for weight_grad, () for forward.");
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
              py::arg("output"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
              py::arg("algorithm") = "auto", py::arg("precision") = "ieee", py::arg("channels_last") = false,

@@ -1,6 +1,6 @@
 // The fast road of the Python layer: asks whether a call is plain, and runs an operator below the dispatcher.
 // Written against CPython's own calling convention: through the dispatcher a tiny call costs seven times as much
-// (docs/architecture.md has the figures).
+// (docs/decisions/0001-torch-library-not-the-stable-abi.md has the figures).
 #include "fastcall.h"
 
 #include <ATen/ATen.h>
@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <chrono>
+#include <iterator>
 #include <thread>
 
 #include "operators.h"
@@ -18,7 +19,23 @@
 namespace conv_ext {
 namespace {
 
-enum Road : long { kGeneral = 0, kPlainGradient = 1, kPlain = 2 };
+// What kind of call it is: conv_ext._C.Road of Python, whose members have these numbers and names.
+enum class Road { General, PlainGradient, Plain };
+constexpr const char* kRoadNames[] = {"GENERAL", "PLAIN_GRADIENT", "PLAIN"};
+PyObject* road_members[std::size(kRoadNames)];  // they live as long as the process
+
+void add_roads(PyObject* module) {
+  namespace py = pybind11;
+  py::dict numbers;
+  for (size_t i = 0; i < std::size(kRoadNames); ++i) numbers[kRoadNames[i]] = i;
+  const py::object roads = py::module_::import("enum").attr("IntEnum")("Road", numbers);
+  roads.attr("__module__") = PyModule_GetName(module);
+  for (size_t i = 0; i < std::size(kRoadNames); ++i)
+    road_members[i] = py::object(roads.attr(kRoadNames[i])).release().ptr();
+  py::reinterpret_borrow<py::module_>(module).attr("Road") = roads;
+}
+
+PyObject* member(Road road) { return Py_NewRef(road_members[int(road)]); }
 
 // Keys that a call may carry and still be plain: dense storage and ordinary autograd on the CPU or on CUDA.
 // Anything else in the tensors or in this thread's state (functorch, autocast, tracing, a Python mode, a conjugate
@@ -54,9 +71,9 @@ PyObject* road(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       ++plain_operands;
     }
     if (plain_operands == 2 + has_bias)
-      return PyLong_FromLong(gradient && c10::GradMode::is_enabled() ? kPlainGradient : kPlain);
+      return member(gradient && c10::GradMode::is_enabled() ? Road::PlainGradient : Road::Plain);
   }
-  return PyLong_FromLong(kGeneral);
+  return member(Road::General);
   END_HANDLE_TH_ERRORS
 }
 
@@ -165,7 +182,8 @@ PyCFunction method(F* function) {
 
 PyMethodDef kMethods[] = {
     {"road", method(road), METH_FASTCALL,
-     "road(input, weight, bias) -> 2: plain tensors, no gradient needed; 1: plain, gradient needed; 0: anything else"},
+     "road(input, weight, bias) -> Road.PLAIN: plain tensors, no gradient needed; Road.PLAIN_GRADIENT: plain tensors, "
+     "one is needed; Road.GENERAL: anything else"},
     {"forward", method(call<Pass::Forward>), METH_FASTCALL,
      "conv_ext::forward below the dispatcher, for plain tensors"},
     {"input_grad", method(call<Pass::InputGrad>), METH_FASTCALL,
@@ -177,6 +195,9 @@ PyMethodDef kMethods[] = {
 
 }  // namespace
 
-void add_fast_functions(PyObject* module) { PyModule_AddFunctions(module, kMethods); }
+void add_fast_functions(PyObject* module) {
+  add_roads(module);
+  PyModule_AddFunctions(module, kMethods);
+}
 
 }  // namespace conv_ext

@@ -1,4 +1,4 @@
-// Adds road, forward, input_grad and weight_grad to a Python module; see fastcall.cpp.
+// Adds Road, road, forward, input_grad and weight_grad to a Python module; see fastcall.cpp.
 #pragma once
 
 #include <Python.h>

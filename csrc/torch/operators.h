@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "../cpu/candidates.h"
 #include "../cpu/kernels.h"
@@ -13,11 +14,14 @@
 namespace conv_ext {
 
 // Everything of a call but its tensors. `size`: (H, W) for input_grad, (R, S) for weight_grad, unused by forward.
-struct CallArguments {
-  at::IntArrayRef size, stride, padding, dilation;
-  int64_t groups;
+template <class Int>
+struct CallOf {
+  c10::ArrayRef<Int> size, stride, padding, dilation;
+  Int groups;
   std::string_view precision, algorithm, activation;
 };
+using CallArguments = CallOf<int64_t>;
+using SymbolicCall = CallOf<c10::SymInt>;  // of a call that is traced: sizes may be symbols
 
 // The precision of that name (one of ieee, tf32, bf16) as far as it concerns the dtype.
 Precision precision_of(DType dtype, std::string_view name);
@@ -26,6 +30,10 @@ Precision precision_of(DType dtype, std::string_view name);
 // grad_output and weight (input_grad), grad_output and input (weight_grad). Raises what the user sees.
 ConvProblem validate(Pass pass, const at::Tensor& first, const at::Tensor& second,
                      const std::optional<at::Tensor>& bias, const CallArguments& call);
+
+// The same checks over sizes that may be symbolic; gives the size of the result.
+std::vector<c10::SymInt> result_size(Pass pass, const at::Tensor& first, const at::Tensor& second,
+                                     const std::optional<at::Tensor>& bias, const SymbolicCall& call);
 
 // Validates, plans, allocates the result in the memory format that F.conv2d would choose, and runs the pass.
 using RunPass = at::Tensor (*)(Pass pass, const at::Tensor& first, const at::Tensor& second,

@@ -301,7 +301,7 @@ CONV_EXT_HOST_PART inline float cut_to_float(double value) {
 // One operand of an instruction: number (k, i) at k * rows + i. The exponents are those of the number's own type: of a
 // subnormal one the smallest, and so low for a zero that it never counts.
 struct Factors {
-  static constexpr int kMost = 128 * 16, kNone = 1 << 12;
+  static constexpr int kMost = 256 * 16, kNone = 1 << 12;
   double number[kMost];
   int16_t exponent[kMost];
   int largest, smallest;  // of all exponents; and 2^smallest divides all numbers
@@ -366,7 +366,7 @@ CONV_EXT_HOST_UNCHECKED void add_products(const Factors& left, const Factors& ri
   const bool finite = left.largest < 1024 && right.largest < 1024;
   if (add && finite && (left.smallest == Factors::kNone || right.smallest == Factors::kNone)) return;  // zeros alone
   const bool exact = finite && beyond <= unit && beyond > -1000 && beyond < 1000;
-  double sums[16 * 128];
+  static double sums[16 * 256];
   if (exact) {
     memset(sums, 0, sizeof(double) * size_t(left.rows * right.rows));
     add_exactly(sums, left, right, first, end);

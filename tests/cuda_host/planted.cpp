@@ -17,7 +17,7 @@ int main() {
   for (int i = 0; i < kRows * kProducts; ++i) weights[size_t(i)] = float(i * 5 % 13 - 6);
 
   Pass::Parameters p{};
-  p.grid = {2, 2, 1, 1, 1, (kProducts + 15) / 16};
+  p.grid = {2, 2, 1, 1, 1, (kProducts + 15) / 16, 2};
   p.vertical = {0, 1, 1, 1, 1, 0};
   p.horizontal = {0, kTaps, kColumns, 1, 1, 1};
   p.phases_w = 1;

@@ -8,6 +8,7 @@
 
 #include "wgmma/wgmma.cuh"
 #include "passes.cuh"
+#include "plan.h"
 
 namespace {
 
@@ -59,7 +60,7 @@ void run_wgmma(int length) {
   encode(patches, &p.source[0]);
   encode(RowsMap{Number::BFloat16, w.get(), kMost, 1, 3 * kRows, kMost * 2, kMost * 2, 64, 64}, &p.weights);
   p.grid = {1, 1, 1, 1, 1, 1};
-  p.tiles = p.blocks = p.images = p.tap_steps = 1;
+  p.tiles = p.blocks = p.images = p.tap_steps = p.part_steps = p.chain_steps = 1;
   p.rows = kRows;
   p.last_products = (length + 15) / 16;
   p.step_h = p.step_w = p.output_step_h = p.output_step_w = 1;
@@ -85,9 +86,47 @@ bool accurate(int length) {
   return true;
 }
 
+// bfloat16 on mma.sync, positive numbers, in two chains that are as long as the plan allows; the sums before they are
+// rounded to bfloat16.
+bool chains_of_bfloat16_are_accurate() {
+  using Pass = Gather<bfloat16, float, Load::KVector>;
+  constexpr int kLength = 2 * int(conv_ext::kCudaLongestChain);
+  std::unique_ptr<bfloat16[]> x(new bfloat16[kPositions * kLength]), w(new bfloat16[kRows * kLength]);
+  std::mt19937 random(7);
+  for (int i = 0; i < kPositions * kLength; ++i) narrow(float(random() >> 8) * 0x1p-24f, &x[size_t(i)]);
+  for (int i = 0; i < kRows * kLength; ++i) narrow(float(random() >> 8) * 0x1p-24f, &w[size_t(i)]);
+  Pass::Parameters p{};
+  p.grid = {1, 2, 1, 1, 1, kLength / 32, kLength / 64};
+  p.vertical = {0, 1, 1, 1, 1, 0};
+  p.horizontal = {0, 1, kPositions, 1, 1, 0};
+  p.phases_w = p.images = 1;
+  p.rows = kRows;
+  p.channels = kLength;
+  p.source = {x.get(), 1, kPositions};
+  p.from = {0, 1, 0, kLength};
+  p.to = {0, kPositions, 0, 1};
+  p.weights = w.get();
+  p.pitch = kLength;
+  p.result.partial = result.get();
+  p.result.stride_m = kPositions;
+  tensor_core = {24, true};
+  launch(igemm<Pass, TensorCores<bfloat16>, SmallTile>, p.grid.blocks(), SmallTile::kThreads,
+         SharedStages<TensorCores<bfloat16>, SmallTile, Order::Along>::kBytes, nullptr, p);
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kPositions; ++i) {
+      double sum = 0;
+      for (int c = 0; c < kLength; ++c)
+        sum += double(widen(x[size_t(i * kLength + c)])) * double(widen(w[size_t(row * kLength + c)]));
+      if (!(fabs(double(result[size_t(row * kPositions + i)]) - sum) <= 2 * sqrt(kLength) * 0x1p-24 * sum))
+        return false;
+    }
+  return true;
+}
+
 }  // namespace
 
 int main() {
+  if (!chains_of_bfloat16_are_accurate()) return 1;
   std::mt19937 random(7);
   for (const bool far_apart : {false, true})
     for (int length = 32; length <= kMost; length += 16) {

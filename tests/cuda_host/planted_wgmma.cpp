@@ -1,4 +1,5 @@
-// As planted.cpp, for wgmma.cuh: forward on bfloat16, in the four ways. Exit status 1 if a sum is wrong.
+// As planted.cpp, for wgmma.cuh: forward on bfloat16, in the four ways and the
+// narrowest and the widest tile. Exit status 1 if a sum is wrong.
 //
 // A kernel of three taps along one row, padded on both sides; one block computes three tiles of nine steps each, more
 // than its ring has stages.
@@ -35,9 +36,6 @@ int main() {
   patches.stride[0] = kChannels * 2;
   patches.stride[1] = patches.stride[2] = kColumns * patches.stride[0];
   if (encode(patches, &p.source[0])) return 2;
-  if (encode(RowsMap{Number::BFloat16, weights.get(), kSteps * 64, kTaps, kRows, kSteps * 128, kPitch * 2, 64, 64},
-             &p.weights))
-    return 2;
   p.grid = {1, 3, 1, 1, 1, kTaps * kSteps};
   p.tiles = 3;
   p.blocks = 1;
@@ -45,16 +43,27 @@ int main() {
   p.rows = kRows;
   p.tap_steps = kSteps;
   p.last_products = 1;
+  p.part_steps = 5;
+  p.chain_steps = 2;
   p.step_h = p.step_w = p.output_step_h = p.output_step_w = 1;
   p.to = {0, kColumns, 0, 1};
   p.result.data = result.get();
   p.result.stride_m = kColumns;
   p.waits = waits_for_host();
 
-  for (int way = 0; way < 4; ++way) {
+  for (int way = 0; way < 8; ++way) {
     machine.late = way & 1;
     machine.reversed = way & 2;
-    launch(wgmma_gather<Group, 64>, p.blocks, kWgmmaThreads, Shared::kBytes, nullptr, p);
+    const bool wide = way & 4;
+    const RowsMap rows{Number::BFloat16, weights.get(), kSteps * 64, kTaps,          kRows,
+                       kSteps * 128,     kPitch * 2,    64,          wide ? 256 : 64};
+    if (encode(rows, &p.weights)) return 2;
+    for (size_t i = 0; i < size_t(kRows * kColumns); ++i) result[i] = number(1 << 10);
+    if (wide) {
+      launch(wgmma_gather<Group, 256>, p.blocks, kWgmmaThreads, WgmmaShared<Group, 256>::kBytes, nullptr, p);
+    } else {
+      launch(wgmma_gather<Group, 64>, p.blocks, kWgmmaThreads, Shared::kBytes, nullptr, p);
+    }
     for (int row = 0; row < kRows; ++row)
       for (int column = 0; column < kColumns; ++column) {
         int sum = 0;

@@ -34,11 +34,13 @@ runs again by itself where the problem is given as arguments.
   layout=contiguous|channels_last|mixed|sliced|transposed|shifted    of the operands in memory; shifted is
                                    channels_last at no multiple of 16 bytes
   algorithm=auto|NAME              as in conv_ext.algorithm
-  tile_m= tile_n= splits=          instead of the plan's choice (tiles both or none)
+  tile_m= tile_n= splits= parts=   instead of the plan's choice (tiles both or none; parts: of a sum, where the blocks
+                                   that share it, splits, may be one)
   capability=                      10 major + minor, for the plan (the device's; 80 on fibres)
   check=exact                      small integers, whose sums are exact in every order
         special|huge               the same with an infinity and a NaN; with the largest numbers of float32
-        images                     whether an image alone has the bits that it has in a batch, at any address
+        images                     whether an image alone has the bits that it has in a batch, at any address, in any
+                                   tile, with blocks that share a sum or not
         accuracy|magnitudes        real numbers: sums within the gate of docs/benchmarks.md; of all magnitudes at once
         sampled                    exact, but only some planes are compared: for large problems
   every=N                          sampled: one of so many planes (so that their sums have 10^8 products)
@@ -162,7 +164,8 @@ Case read_case(const std::string& line, int64_t capability) {
   c.bias = words.number("bias", "0", 0, 1);
   c.relu = words.number("relu", "0", 0, 1);
   c.algorithm = words.text("algorithm", "auto");
-  c.wanted = {words.number("tile_m", "0", 0), words.number("tile_n", "0", 0), words.number("splits", "0", 0)};
+  c.wanted = {words.number("tile_m", "0", 0), words.number("tile_n", "0", 0), words.number("splits", "0", 0),
+              words.number("parts", "0", 0)};
   c.capability = words.number("capability", std::to_string(capability).c_str(), 10, 999);
   c.check = Check(words.name("check", kCheckNames, "exact"));
   c.ways =
@@ -265,8 +268,9 @@ std::string run_pass(Pass pass, const ConvProblem& z, const CudaCandidate& candi
 
 std::string plan_text(const CudaPlan& plan) {
   std::ostringstream text;
-  text << " (tile " << plan.tile_m << " x " << plan.tile_n << ", " << plan.splits << " parts of " << plan.steps
-       << " steps, " << plan.blocks << " blocks, " << plan.workspace_bytes << " B of workspace)";
+  text << " (tile " << plan.product.tile_m << " x " << plan.product.tile_n << ", " << plan.parts << " parts, "
+       << plan.splits << " splits of " << plan.steps << " steps, " << plan.blocks << " blocks, " << plan.workspace_bytes
+       << " B of workspace)";
   return text.str();
 }
 
@@ -304,6 +308,24 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   for (int64_t n = 0; n < c.z.n; ++n) run(n, 1);
   if (!failed.empty()) return failed;
   if (bits() != together) return std::string("wrong: other bits alone than in a batch, by ") + candidate.name;
+  const CudaPlan usual = make_cuda_plan(c.z, c.pass, candidate);
+  int ways = 0;
+  for (const auto& [tile_m, tile_n] : {std::pair(64, 64), {32, 128}, {64, 128}, {128, 128}, {256, 128}})
+    for (int64_t splits = 1; splits <= usual.parts; splits += max_of(1, usual.parts - 1)) {  // one, or all
+      CudaCandidate other = candidate;
+      other.wanted = {tile_m, tile_n, splits, usual.parts};
+      if (cuda_choices_decline(c.z, c.pass, other) != nullptr) continue;
+      const CudaPlan plan = make_cuda_plan(c.z, c.pass, other);
+      if (plan.parts != usual.parts || plan.product.chain_steps != usual.product.chain_steps) continue;
+      result.block->forget();
+      if (std::string why =
+              run_pass(c.pass, c.z, other, {x.device(), w.device(), y.device(), nullptr, 0, nullptr, false});
+          !why.empty())
+        return why;
+      if (bits() != together)
+        return std::string("wrong: other bits in other blocks, by ") + candidate.name + plan_text(plan);
+      ++ways;
+    }
   for (Tensor* t : {&x, &w, &y}) {
     const std::vector<char> numbers(t->memory, t->memory + t->elements * bytes);
     t->allocate(bytes);
@@ -314,7 +336,7 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   run(0, c.z.n);
   if (!failed.empty()) return failed;
   if (bits() != together) return std::string("wrong: other bits at other addresses, by ") + candidate.name;
-  return std::string("exact: the same bits by ") + candidate.name;
+  return std::string("exact: the same bits by ") + candidate.name + ", in blocks of " + std::to_string(ways) + " kinds";
 }
 
 // The reference's result into `to`, of T or of wider numbers: one of `every` so many planes, the last among them.
@@ -557,9 +579,10 @@ std::string check_pass(const Case& c) {
   }
   std::ostringstream text;
   text << (compares ? "exact: " : "ran: ") << candidate.name
-       << (plan.tile_m > 64    ? " large"
-           : plan.tile_m == 32 ? " narrow"
-                               : "")
+       << (plan.product.tile_m > 128   ? " wide"
+           : plan.product.tile_m > 64  ? " large"
+           : plan.product.tile_m == 32 ? " narrow"
+                                       : "")
        << (plan.splits > 1 ? " split" : "");
   if (c.milliseconds > 0) {
     const std::vector<double> samples =

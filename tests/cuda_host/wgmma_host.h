@@ -394,6 +394,7 @@ void wait_sums(float (&)[count]) {
 }
 
 inline char* held(char* p) { return p; }
+inline int anew(int number) { return number; }
 inline int warp_index() { return machine.current / 32; }
 inline bool elect_one() { return machine.current % 32 == 0; }
 template <int registers>

@@ -11,9 +11,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import fuzz_build  # noqa: E402
+
+import emulated  # noqa: E402
 
 LIBRARIES = ROOT / "conv_ext" / "lib"
 PROCESSES = str(len(os.sched_getaffinity(0)))
@@ -27,6 +29,8 @@ def plans(arguments: list[str]) -> list[str]:
 def runs(arguments: list[str]) -> list[str]:
     """Kernels against a reference, on every instruction set of this processor."""
     folder = fuzz_build.build("plain")
+    if emulated.KERNELS.is_dir():
+        emulated.build()
     return [str(folder / "runs"), "--libraries", str(LIBRARIES), "--isa", "all", *arguments]
 
 

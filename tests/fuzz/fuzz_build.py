@@ -35,7 +35,7 @@ DRIVER_FLAGS = {
     "address": f"-O1 {SANITIZERS['address']}",
     "thread": "-O2 -march=native -fno-tree-loop-distribute-patterns -DFUZZ_THREAD_SANITIZER",
 }
-DRIVER_FLAGS = {kind: f"-std=c++17 -g1 -Wall -Wextra -fopenmp-simd {flags}" for kind, flags in DRIVER_FLAGS.items()}
+DRIVER_FLAGS = {kind: f"-std=c++20 -g1 -Wall -Wextra -fopenmp-simd {flags}" for kind, flags in DRIVER_FLAGS.items()}
 # Plans are small: all of UBSan is looked at, and what float-cast-overflow finds.
 PLANS_FLAGS = {
     "plain": "-O2",
@@ -78,7 +78,9 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
     """The driver, and of the sanitized kinds a library for each instruction set, of the sources in `root`."""
     settings = kernel_settings()
     # The last -O counts: at -O3 the templates take far longer under the sanitizers.
-    kernel_flags = f"{settings['KERNEL_FLAGS']} {'' if kind == 'plain' else '-O1 -g1'} {SANITIZERS[kind]}"
+    kernel_flags = f"{settings['KERNEL_FLAGS']} {SANITIZERS[kind]}"
+    if kind != "plain":
+        kernel_flags += " -O1 -g1 -DCONV_EXT_WITNESS"
     lines = [
         f"cxx = {compiler()}",
         "rule compile",

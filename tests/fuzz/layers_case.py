@@ -183,6 +183,9 @@ class Case:
 
     def problem(self) -> str | None:
         """Why this is no case that could be drawn, or None."""
+        return self._no_geometry() or self._too_large() or self._no_numbers() or self._no_way()
+
+    def _no_geometry(self) -> str | None:
         if min(self.n, self.c) < 0 or min(self.h, self.w, self.k, self.groups, *self.kernel) < 1:
             return "sizes must be positive"
         if min(*self.stride, *self.dilation) < 1 or min(self.output_padding) < 0:
@@ -222,6 +225,9 @@ class Case:
             return "torch has no such padding"
         if self.precision != "ieee" and (self.dtype != "float32" or self.numbers == "special"):
             return "other precisions are float32's"
+        return None
+
+    def _too_large(self) -> str | None:
         p, q = self.output_size()
         if min(p, q) < 1:
             return "there is no output"
@@ -233,6 +239,10 @@ class Case:
         padded = (self.h + top + bottom) * (self.w + left + right) if not self.transposed else p * q
         if max(self.n, 1) * padded * max(self.c, self.k) * self.groups > MOST_WORK:
             return "too much memory"
+        return None
+
+    def _no_numbers(self) -> str | None:
+        """What cannot be compared with these numbers."""
         if self.numbers == "special" and (
             self.function, self.way, self.padding_mode, self.activation, self.bad
         ) != ("conv2d", "function", "zeros", "none", ""):  # fmt: skip
@@ -256,6 +266,10 @@ class Case:
         short = self.mode == "autocast" or (self.dtype in ("bfloat16", "float16") and self.mode != "inference")
         if short and (self.padding_mode != "zeros" or self.way == "mapped"):
             return "gradients that torch sums in a short type are compared in the wide types only"
+        return None
+
+    def _no_way(self) -> str | None:
+        """What a way to call does not do."""
         if self.way == "mapped" and (self.function != "conv2d" or self.groups != 1 or self.n == 0):
             return "a mapped layer is a conv2d"
         if self.way == "fuse" and (

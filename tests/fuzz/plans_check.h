@@ -166,17 +166,54 @@ inline void check_direct(const Sizes& s, const ConvProblem& z, const IsaTraits& 
 
 inline void check_depthwise(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
   const auto& own = plan.own<conv_ext::DepthwisePlan>();
-  v->expect(own.tile_h >= 1 && own.tile_h < s.vertical.output + 7 * s.vertical.output_step(),
-            "tile_h is some of the rows");
-  v->expect(own.tile_w == s.horizontal.output, "tile_w is a whole row");
-  v->within(own.task_groups, 1, z.c, "task_groups are some of the channels");
-  v->expect(own.tile_c >= s.lanes && own.tile_c % int64_t(s.lanes) == 0, "tile_c is whole vectors");
-  v->within(own.splits, 1, s.weight_grad ? s.n * z.p : 1, "splits are some of the rows");
-  const Wide sums = rounded_up(z.c, s.lanes) * s.taps * s.bytes;
+  const bool channels = own.lanes_are == conv_ext::DepthwiseLanes::Channels;
+  const bool same_type = conv_ext::element_bytes(z.dtype) == s.bytes;
+  v->expect(channels || own.lanes_are == conv_ext::DepthwiseLanes::Columns, "lanes are columns or channels");
+  v->expect(!channels || 2 * z.c >= s.lanes, "channels that are lanes fill half a vector");
+  const Wide rows = s.vertical.output, step = s.vertical.output_step();
+  v->expect(own.tile_h >= 1 && own.tile_h < rows + 7 * step, "tile_h is some of the rows");
+  v->expect(s.weight_grad || own.tile_h % int64_t(step) == 0, "tile_h has all phases");
+  v->within(own.tile_c, 1, channels ? rounded_up(z.c, s.lanes) : z.c, "tile_c is some of the channels");
+  v->expect(!channels || own.tile_c % int64_t(s.lanes) == 0, "tile_c is whole vectors");
+  if (v->rule) return;
+  v->expect(own.row_tiles == divided_up(rows, own.tile_h), "the tiles have all rows, and none is empty");
+  v->expect(own.channel_tiles == divided_up(z.c, own.tile_c), "the tiles have all channels, and none is empty");
+  v->within(own.splits, 1, s.weight_grad ? s.n * own.row_tiles : 1, "splits are some of the tiles");
+  v->expect(own.units == (s.weight_grad ? Wide(own.splits) : s.n * own.row_tiles) * own.channel_tiles,
+            "units are all the work");
+  v->expect(plan.tasks == own.units || plan.tasks == 1, "tasks are all units, or one");
+  const Wide padded_c = channels ? rounded_up(z.c, s.lanes) : Wide(z.c), sums = padded_c * s.taps * s.bytes;
   v->expect(own.splits == 1 || own.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
-  v->expect(plan.workspace_bytes >= own.splits * sums, "weights or sums fit the workspace");
-  v->expect(plan.scratch_bytes >= s.horizontal.source * Wide(own.tile_c) * s.bytes,
-            "a row of channels fits the scratch");
+  const bool weights = channels || !same_type;
+  v->expect(plan.workspace_bytes >= (s.weight_grad ? own.splits * sums : (weights ? sums : 0) + padded_c * s.bytes),
+            "weights or sums fit the workspace");
+  const Wide line = s.horizontal.source * s.bytes, result_line = s.horizontal.output * s.bytes;
+  if (channels) {
+    const auto& by = own.channels;
+    v->expect(own.source_in_place && own.result_in_place ? z.dtype != conv_ext::DType::Float16
+                                                         : z.dtype == conv_ext::DType::Float16,
+              "float16 alone is copied");
+    v->within(by.block_rows, 1, z.r == 3 && z.s == 3 ? 3 : 1, "blocks of rows are for 3x3");
+    v->expect(by.strip_c >= 1 && by.strip_c <= own.tile_c && by.strip_c % int64_t(s.lanes) == 0,
+              "a strip has some of the channels, in whole vectors");
+    v->expect(by.strip_w >= 1 && by.last_strip_w >= by.strip_w && by.phase_w >= 1, "a strip has columns");
+    v->expect(own.source_in_place || plan.scratch_bytes >= (line + result_line) * own.tile_c,
+              "copies of a row and its results fit the scratch");
+    return;
+  }
+  const auto& by = own.columns;
+  v->expect(same_type || !(own.source_in_place || own.result_in_place), "another type is copied");
+  v->within(by.column_step, 1, own.source_in_place ? 2 : 1, "at most every other element is taken of a vector");
+  v->expect(by.row_pitch >= s.horizontal.source && by.row_pitch < s.horizontal.source + s.horizontal.step(),
+            "a row has its elements");
+  v->within(by.call_channels, 1, own.source_in_place ? 16 : 1, "a call takes some channels that lie in place");
+  v->expect(!by.shares_pairs || by.column_step == 2, "pairs of vectors are for every other element");
+  v->expect(!by.spreads || (s.inverse && same_type && z.r == 3 && z.s == 3 && z.stride_h == 2 && z.stride_w == 2),
+            "four outputs at a time are for 3x3 with stride 2");
+  const Wide copies = (own.source_in_place ? 0 : line) +
+                      (own.result_in_place ? 0 : s.weight_grad ? result_line : result_line * by.call_channels);
+  const Wide lane_sums = s.weight_grad ? own.tile_c * s.taps * s.lanes * s.bytes : 0;
+  v->expect(plan.scratch_bytes >= copies + lane_sums, "copies of a row, and sums, fit the scratch");
 }
 
 inline void check_winograd(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {

@@ -1,6 +1,8 @@
 // What the fuzzer asks of each plan of CUDA: sizes that fit the problem and the device, all work shared out, memory.
 #pragma once
 
+#include <numeric>
+
 #include "../../csrc/cuda/plan.h"
 #include "../../csrc/cuda/wgmma/plan.h"
 #include "plans_check.h"
@@ -16,20 +18,23 @@ constexpr int64_t kMostCudaParts = int64_t(64) << 20;  // of weight_grad
 
 using Field = std::pair<const char*, int64_t>;
 inline std::vector<Field> fields(const CudaPlan& p) {
-  return {{"tile_m", p.tile_m},
-          {"tile_n", p.tile_n},
+  return {{"tile_m", p.product.tile_m},
+          {"tile_n", p.product.tile_n},
+          {"parts", p.parts},
           {"splits", p.splits},
           {"steps", p.steps},
-          {"channels", p.channels},
-          {"vector", p.vector},
-          {"pitch", p.pitch},
-          {"packed_bytes", p.packed_bytes},
-          {"source.channels", p.source.channels},
-          {"source.offset", p.source.offset},
-          {"source.bytes", p.source.bytes},
-          {"grad.channels", p.grad.channels},
-          {"grad.offset", p.grad.offset},
-          {"grad.bytes", p.grad.bytes},
+          {"part_steps", p.product.part_steps},
+          {"chain_steps", p.product.chain_steps},
+          {"channels", p.direct_channels},
+          {"vector", p.product.vector},
+          {"pitch", p.product.pitch},
+          {"packed_bytes", p.product.packed_bytes},
+          {"source.channels", p.product.source.channels},
+          {"source.offset", p.product.source.offset},
+          {"source.bytes", p.product.source.bytes},
+          {"grad.channels", p.product.grad.channels},
+          {"grad.offset", p.product.grad.offset},
+          {"grad.bytes", p.product.grad.bytes},
           {"partial_offset", p.partial_offset},
           {"blocks", p.blocks},
           {"workspace_bytes", p.workspace_bytes},
@@ -74,6 +79,30 @@ inline void check_window(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
   }
 }
 
+// wgmma: what a sum is made of covers it, and its tile has registers for that.
+inline void check_sum_order(const ConvProblem& z, bool forward, const CudaPlan& p, Verdict* v) {
+  const bool short_numbers = conv_ext::element_bytes(z.dtype) == 2;
+  const auto taps = [&](int64_t all, int64_t stride, int64_t dilation) {
+    return forward ? Wide(all) : divided_up(all, stride / std::gcd(stride, dilation));  // of a phase
+  };
+  const Wide chunk = conv_ext::wgmma_chunk(z), channels = forward ? z.group_c() : z.group_k(),
+             products = channels * taps(z.r, z.stride_h, z.dilation_h) * taps(z.s, z.stride_w, z.dilation_w);
+  v->expect(p.product.part_steps >= 1 && p.product.chain_steps >= 1 &&
+                p.product.chain_steps <= most(p.product.part_steps, 128 / int64_t(chunk)),
+            "parts are made of chains");
+  v->expect(Wide(p.parts) * p.product.part_steps * chunk >= p.product.pitch, "parts are all of a sum");
+  v->expect(Wide(p.parts - 1) * p.product.part_steps * chunk < p.product.pitch, "no part is empty");
+  v->expect(Wide(p.splits) * p.steps * chunk >= p.product.pitch, "blocks form all of a sum");
+  v->expect(p.splits == 1 || p.steps == p.product.part_steps, "a block that shares a sum forms a part");
+  v->expect(p.splits > 1 || p.parts == 1 || p.product.tile_m <= (short_numbers ? 128 : 64),
+            "a block has room for parts");
+  v->expect(p.product.tile_m <= 128 || (short_numbers && p.product.chain_steps >= p.product.part_steps),
+            "the widest tile has no chains");
+  const Wide limit = z.dtype == conv_ext::DType::BFloat16 ? 2048 : z.dtype == conv_ext::DType::Float16 ? 256 : 128;
+  const Wide longest = least(Wide(p.product.chain_steps) * chunk, products);
+  v->expect(longest <= most(Wide(128), limit), "a chain is as accurate as it should be");
+}
+
 // The blocks that share out all of the result and of the sums.
 inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Verdict* v) {
   const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
@@ -104,22 +133,26 @@ inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
       break;
     case CudaAlgorithm::Direct: {
       const Wide results = forward ? Wide(z.n) * z.k * z.p * z.q : Wide(z.n) * z.c * z.h * z.w;
-      v->expect(weight_grad || Wide(p.blocks) * 128 * p.channels >= results, "threads are as many as results");
+      v->expect(weight_grad || Wide(p.blocks) * 128 * p.direct_channels >= results, "threads are as many as results");
       return;
     }
     case CudaAlgorithm::Wgmma:
-      v->expect(p.tile_m > 0 && p.tile_n > 0, "a tile has sums");
+      v->expect(p.product.tile_m > 0 && p.product.tile_n > 0, "a tile has sums");
       if (v->rule) return;
-      blocks = weight_grad ? divided_up(rows, p.tile_m) * divided_up(z.group_c(), p.tile_n) * taps * z.groups * p.splits
-                           : divided_up(rows, p.tile_m) * z.groups * phases * divided_up(positions, 128) * p.splits;
+      if (!weight_grad) check_sum_order(z, forward, p, v);
+      blocks = weight_grad
+                   ? divided_up(rows, p.product.tile_m) * divided_up(z.group_c(), p.product.tile_n) * taps * z.groups *
+                         p.splits
+                   : divided_up(rows, p.product.tile_m) * z.groups * phases * divided_up(positions, 128) * p.splits;
       break;
     case CudaAlgorithm::TensorCores:
     case CudaAlgorithm::ThreeTF32:
     case CudaAlgorithm::MultiplyAdd: {
-      v->expect(p.tile_m > 0 && p.tile_n > 0 && p.vector > 0, "a tile has sums");
+      v->expect(p.product.tile_m > 0 && p.product.tile_n > 0 && p.product.vector > 0, "a tile has sums");
       if (v->rule) return;
-      const Wide columns = weight_grad ? rounded_up(z.group_c(), p.vector) * taps : positions;
-      blocks = divided_up(rows, p.tile_m) * divided_up(columns, p.tile_n) * z.groups * phases * p.splits;
+      const Wide columns = weight_grad ? rounded_up(z.group_c(), p.product.vector) * taps : positions;
+      blocks =
+          divided_up(rows, p.product.tile_m) * divided_up(columns, p.product.tile_n) * z.groups * phases * p.splits;
       const Wide numbers = Wide(p.steps) * p.splits * conv_ext::cuda_block_k(z.dtype);
       v->expect(!forward || numbers >= z.group_c() * taps, "steps are all of a sum");
       v->expect(!weight_grad || numbers >= products, "steps are all of a sum");
@@ -135,10 +168,14 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
   v.within(p.blocks, 1, kMostBlocks, "there is a block, and there are at most 2^31 - 1");
   v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
   for (const int64_t value :
-       {p.tile_m, p.tile_n, p.steps, p.channels, p.vector, p.pitch, p.packed_bytes, p.source.channels, p.source.offset,
-        p.source.bytes, p.grad.channels, p.grad.offset, p.grad.bytes, p.partial_offset})
+       {p.product.tile_m, p.product.tile_n, p.steps, p.direct_channels, p.product.vector, p.product.pitch,
+        p.product.packed_bytes, p.product.source.channels, p.product.source.offset, p.product.source.bytes,
+        p.product.grad.channels, p.product.grad.offset, p.product.grad.bytes, p.partial_offset})
     v.expect(value >= 0, "no size is negative");
-  v.expect(p.splits >= 1, "a sum has a part");
+  v.expect(p.parts >= 1 && (p.splits == 1 || p.splits == p.parts), "a sum has parts, of one block or of a block each");
+  v.expect(p.splits == p.parts || p.algorithm == CudaAlgorithm::Wgmma ||
+               (p.algorithm == CudaAlgorithm::TensorCores && p.product.chain_steps == p.product.part_steps),
+           "a block has room for parts");
   if (v.rule) return v.rule;
   if (conv_ext::is_window(p.algorithm) || p.algorithm == CudaAlgorithm::FirstLayerCores) check_window(z, pass, p, &v);
   if (v.rule) return v.rule;
@@ -155,13 +192,16 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
     v.expect(p.workspace_bytes >= p.partial_offset + p.splits * result_bytes, "parts of sums fit the workspace");
   if (weight_grad && p.splits > 1 && p.algorithm != CudaAlgorithm::Direct)
     v.expect(p.splits * result_bytes <= kMostCudaParts, "parts of weight_grad take at most 64 MiB");
-  if (!weight_grad) v.within(p.splits, 1, 4, "a sum of forward or input_grad has at most 4 parts");
-  if (forward && p.packed_bytes > 0) v.expect(p.packed_bytes >= weights * real, "the packed weights fit");
-  v.expect(p.source.offset >= p.packed_bytes || p.source.bytes == 0, "copies stand behind the packed weights");
+  if (!weight_grad) v.within(p.parts, 1, 8, "a sum of forward or input_grad has at most 8 parts");
+  if (forward && p.product.packed_bytes > 0)
+    v.expect(p.product.packed_bytes >= weights * real, "the packed weights fit");
+  v.expect(p.product.source.offset >= p.product.packed_bytes || p.product.source.bytes == 0,
+           "copies stand behind the packed weights");
   const Wide source = forward || weight_grad ? input : output;
-  if (p.source.bytes > 0) v.expect(p.source.bytes >= source * real, "a copy fits the workspace");
-  if (p.grad.bytes > 0) v.expect(p.grad.bytes >= output * real, "a copy fits the workspace");
-  v.expect(p.workspace_bytes >= Wide(p.packed_bytes) + p.source.bytes + p.grad.bytes, "all of it is in the workspace");
+  if (p.product.source.bytes > 0) v.expect(p.product.source.bytes >= source * real, "a copy fits the workspace");
+  if (p.product.grad.bytes > 0) v.expect(p.product.grad.bytes >= output * real, "a copy fits the workspace");
+  v.expect(p.workspace_bytes >= Wide(p.product.packed_bytes) + p.product.source.bytes + p.product.grad.bytes,
+           "all of it is in the workspace");
   return v.rule;
 }
 

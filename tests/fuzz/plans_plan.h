@@ -204,6 +204,14 @@ void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
     f->count_steps();
     for (const CudaPlan& each : {plan, own})
       if (const char* const broken = check_cuda_plan(z, pass, each)) f->report(broken);
+    ConvProblem other = z;  // an image has the same bits in every batch
+    other.n = z.n == 1 ? 64 : 1;
+    const bool declined = choose_cuda(other, pass, CudaTraits{90}, candidate.name, &reason) == nullptr;
+    const CudaPlan changed = pass == Pass::WeightGrad || declined ? plan : make_cuda_plan(other, pass, candidate);
+    if (changed.parts != plan.parts || changed.product.part_steps != plan.product.part_steps ||
+        changed.product.chain_steps != plan.product.chain_steps)
+      f->report("what a sum is made of does not follow from N");
+    f->count_steps();
     see("cuda", candidate.name, nullptr, yields, words_of(plan));
   }
 }

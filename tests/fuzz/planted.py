@@ -23,6 +23,7 @@ class Planted:
     new: str
     source: str  # what is compiled: a kernel source, or the file itself where it is a plan
     isa: str = "avx2"
+    witness: bool = False  # the library says what it did (csrc/common/witness.h)
 
     @property
     def is_plan(self) -> bool:
@@ -134,15 +135,16 @@ ALL = (
     Planted(
         "a_workspace_short_by_one",
         "cpu/direct/plan.cpp",
-        "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each);",
-        "array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each) - 64;",
+        "\n    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);\n  });",
+        "\n    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);\n  });\n"
+        "  plan->workspace_bytes -= 64;",
         "cpu/direct/plan.cpp",
     ),
     Planted(
         "scratch_without_the_last_square",
-        "cpu/grouped/plan.cpp",
-        "array_bytes(product(own.tile_h, horizontal.output) + lanes, isa.vector_bytes);",
-        "array_bytes(product(own.tile_h, horizontal.output), isa.vector_bytes);",
+        "cpu/grouped/layout.h",
+        "memory.take<A>(product(own.tile_h, horizontal.output) + lanes, lanes);",
+        "memory.take<A>(own.tile_h, horizontal.output, lanes);",
         "cpu/grouped/plan.cpp",
     ),
     Planted(
@@ -162,9 +164,33 @@ ALL = (
     Planted(
         "scratch_without_the_window",
         "cpu/winograd/plan.cpp",
-        "plan->scratch_bytes = scratch();",
-        "plan->scratch_bytes = scratch() - window_bytes();",
+        "    lay_out();\n    return;",
+        "    lay_out();\n    plan->scratch_bytes -= 4 * w.window_elements;\n    return;",
         "cpu/winograd/plan.cpp",
+    ),
+    Planted(
+        "tasks_of_its_own",
+        "cpu/direct/direct.h",
+        "  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n    Carver local(scratch);\n    task.run_tile",
+        "  parallel_for(executor, 2 * plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n"
+        "    index /= 2;\n    Carver local(scratch);\n    task.run_tile",
+        "direct/direct.cpp",
+    ),
+    Planted(
+        "a_variant_of_its_own",
+        "cpu/winograd/tiles.h",
+        'CONV_EXT_RUNS("weights")',
+        'CONV_EXT_RUNS("source")',
+        "winograd/winograd.cpp",
+        witness=True,
+    ),
+    Planted(
+        "memory_of_its_own",
+        "cpu/winograd/winograd.h",
+        "    if constexpr (pass == Pass::WeightGrad)\n",
+        "    carver.take<A>(1);\n    if constexpr (pass == Pass::WeightGrad)\n",
+        "winograd/winograd.cpp",
+        witness=True,
     ),
     Planted(
         "zeros_shorter_than_a_position",
@@ -213,11 +239,17 @@ def plant(planted: Planted) -> Path:
         shutil.copy2(kernels / library, folder / library)
     else:
         flags = f"{settings['KERNEL_FLAGS']} -O1 {settings['ISA_FLAGS'][planted.isa]}"
+        flags += " -DCONV_EXT_WITNESS" * planted.witness
         run(f"{compiler()} {flags} -c {joined([source])} -o {joined([changed])}")
+        recompiled = {planted.source: changed}
+        if planted.witness:
+            recompiled["library.cpp"] = folder / "library.cpp.o"
+            library_source = folder / "csrc" / "cpu" / "library.cpp"
+            run(f"{compiler()} {flags} -c {joined([library_source])} -o {joined([recompiled['library.cpp']])}")
         objects = []
         for name in settings["KERNEL_SOURCES"]:
             shared = settings["SHARES_PASSES"].get(planted.isa) if name in settings["PASS_SOURCES"] else None
-            objects.append(changed if name == planted.source else kernels / (shared or planted.isa) / f"{name}.o")
+            objects.append(recompiled.get(name, kernels / (shared or planted.isa) / f"{name}.o"))
         run(f"{compiler()} -shared {joined(objects)} -o {joined([folder / library])}")
         shutil.copy2(plain / "runs", folder / "runs")
     return folder

@@ -1,6 +1,6 @@
 """Errors that the fuzzer of plans has to find: each is planted in a copy of one plan source.
 
-    python tests/fuzz/planted_plans.py [NAME ...]
+python tests/fuzz/planted_plans.py [NAME ...]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Planted:
 ALL = (
     Planted(
         "a_tile_of_no_columns", "cpu/direct/plan.cpp",
-        "shape.tile_w > 1 && shape.tile_w * images > 64", "shape.tile_w * images > 64",
+        "shape.tile_w <= 1 || shape.tile_w * images <= 64", "shape.tile_w * images <= 64",
     ),
     Planted(
         "a_loop_without_end", "cpu/panels/plan.cpp",
@@ -69,12 +69,12 @@ ALL = (
     ),
     Planted(
         "scratch_of_one_group", "cpu/direct/plan.cpp",
-        "aligned(product(packed_channels, best.channel_pitch, bytes_each) + kOverread)",
-        "aligned(product(channels, best.channel_pitch, bytes_each) + kOverread)",
+        "int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {\n",
+        "int64_t scratch_bytes(const PlanInput& input, DirectPlan own) {\n  own.task_groups = 1;\n",
     ),
     Planted(
         "a_workspace_of_one_group", "cpu/winograd/plan.cpp",
-        "array_bytes(z.groups, w.points, w.weight_slice, bytes)", "array_bytes(w.points, w.weight_slice, bytes)",
+        "\n  lay_out();\n}", "\n  lay_out();\n  plan->workspace_bytes /= z.groups;\n}",
     ),
     Planted(
         "sums_without_a_limit", "cpu/direct/plan.cpp",
@@ -82,9 +82,18 @@ ALL = (
         "own.splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
     ),
     Planted(
+        "rows_of_a_last_tile_left_out", "cpu/depthwise/plan.cpp",
+        "own.row_tiles = ceil_div(g.vertical.output, own.tile_h);",
+        "own.row_tiles = max_of(1, g.vertical.output / own.tile_h);",
+    ),
+    Planted(
+        "channels_that_no_vector_holds", "cpu/depthwise/plan.cpp",
+        "own->tile_c = own->source_in_place ? g.padded_c() : packed_channels(g);",
+        "own->tile_c = own->source_in_place ? g.z.c : packed_channels(g);",
+    ),
+    Planted(
         "blocks_of_one_phase", "cuda/plan.cpp",
-        "z.groups,\n                        shape.phases(), plan.splits);",
-        "z.groups,\n                        plan.splits);",
+        "z.groups, shape.phases(), plan.splits);", "z.groups, plan.splits);",
     ),
     Planted(
         "a_box_that_is_too_large", "cuda/window/plan.cpp",
@@ -97,6 +106,14 @@ ALL = (
     Planted(
         "parts_without_memory", "cuda/plan.cpp",
         "plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);", "plan.partial_offset;",
+    ),
+    Planted("parts_by_the_batch", "cuda/wgmma/plan.cpp", "image.n = 1;", "image.n = z.n;"),
+    Planted(
+        "a_block_of_parts_without_registers", "cuda/plan.cpp", "if (!forms_all_parts(z, plan)) {", "if (z.n < 0) {",
+    ),
+    Planted(
+        "a_wide_tile_of_long_sums", "cuda/wgmma/plan.cpp",
+        "tile > kWgmmaMostChained && order.chain_steps < order.part_steps)", "false)",
     ),
     Planted(
         "an_extent_that_overflows", "cuda/plan.cpp",

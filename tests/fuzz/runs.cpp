@@ -102,7 +102,9 @@ std::vector<Library> load_libraries(const Options& options) {
       std::fprintf(stderr, "%s\n", dlerror());
       std::exit(2);
     }
-    libraries.push_back({name, reinterpret_cast<const KernelLibrary* (*)()>(symbol)()});
+    void* const witness = dlsym(handle, "conv_ext_witness");
+    libraries.push_back({name, reinterpret_cast<const KernelLibrary* (*)()>(symbol)(),
+                         witness ? reinterpret_cast<const conv_ext::Witness* (*)()>(witness)() : nullptr});
   }
   if (libraries.empty()) {
     std::fprintf(stderr, "no kernel library in %s that this processor runs: --libraries says where they are\n",

@@ -208,7 +208,7 @@ class Checker {
         with.workspace = memory(kWorkspace).place_aligned(plan.workspace_bytes);
         memory(kWorkspace).fill();
       }
-      tasks().begin(order, workers, plan.scratch_bytes, case_.seed);
+      tasks().begin(order, workers, plan, case_.seed);
       library.kernels->run(z, pass, plan, with, tasks().executor());
       if (unmerged != nullptr) {
         ConvProblem whole = z_.normalised();
@@ -221,6 +221,11 @@ class Checker {
       if (tasks().used_scratch > plan.scratch_bytes) {
         bad("scratch", "asks for " + std::to_string(tasks().used_scratch) + " bytes of scratch, planned are " +
                            std::to_string(plan.scratch_bytes));
+        return false;
+      }
+      if (const std::string other = unlike_plan({z, pass, library.kernels->isa, strides}, library, candidate, plan);
+          !other.empty()) {
+        bad("unplanned", other);
         return false;
       }
       if (!tasks().margins_intact() || !memory(kResult).margins_intact() ||
@@ -261,6 +266,35 @@ class Checker {
         return bad("cut", "declines a part of the batch");
       if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
     }
+  }
+  // What is planned is what ran: the loop that multiplies, the bytes that were handed out of either block, and the
+  // variant, which is one of the words that explain() has for the plan. Empty where all that is so.
+  std::string unlike_plan(const conv_ext::PlanInput& input, const Library& library, const Candidate& candidate,
+                          const Plan& plan) {
+    if (tasks().planned_loops == 0)
+      return "no loop of " + std::to_string(plan.tasks) + " tasks with " + std::to_string(plan.scratch_bytes) +
+             " bytes of scratch, as planned; the longest had " + std::to_string(tasks().most_tasks);
+    if (library.witness == nullptr) return "";
+    const conv_ext::Witness& seen = *library.witness;
+    // Of an algorithm whose own objects were compiled without it nothing is known.
+    if (seen.workspace_bytes == 0 && seen.scratch_bytes == 0 && seen.variant == nullptr) return "";
+    const auto differs = [](const char* what, int64_t handed_out, int64_t planned) {
+      return std::to_string(handed_out) + " bytes of " + what + " were handed out, planned are " +
+             std::to_string(planned);
+    };
+    if (seen.workspace_bytes != plan.workspace_bytes)
+      return differs("workspace", seen.workspace_bytes, plan.workspace_bytes);
+    if (seen.scratch_bytes != plan.scratch_bytes) return differs("scratch", seen.scratch_bytes, plan.scratch_bytes);
+    if (seen.variant == nullptr) return "";
+    conv_ext::Facts facts;
+    candidate.describe(input, plan, &facts);
+    std::string words;
+    for (const auto& [name, value] : facts) {
+      const std::string* const text = std::get_if<std::string>(&value);
+      if (text != nullptr && *text == seen.variant) return "";
+      if (text != nullptr) words += std::string(name) + " " + *text + ", ";
+    }
+    return "the kernel runs the variant \"" + std::string(seen.variant) + "\", the plan says " + words;
   }
   static int result_of(Pass pass) { return pass == Pass::Forward ? 2 : pass == Pass::InputGrad ? 0 : 1; }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <thread>
 
+#include "../../csrc/common/witness.h"
 #include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/kernels.h"
 #include "problem_text.h"
@@ -38,6 +39,7 @@ class Tasks {
   Order order = Order::InTurn;
   int workers = 1;
   int64_t planned_scratch = 0, most_tasks = 0, used_scratch = 0;
+  int64_t planned_tasks = 0, planned_loops = 0;  // loops of just so many tasks with just so much scratch
 
   Executor executor() { return {this, run}; }
   bool margins_intact() const {
@@ -45,11 +47,12 @@ class Tasks {
       if (arena.begin() != nullptr && !arena.margins_intact()) return false;
     return true;
   }
-  void begin(Order how, int count, int64_t planned, uint64_t seed) {
+  void begin(Order how, int count, const conv_ext::Plan& plan, uint64_t seed) {
     order = how;
     workers = count;
-    planned_scratch = planned;
-    most_tasks = used_scratch = 0;
+    planned_scratch = plan.scratch_bytes;
+    planned_tasks = plan.tasks;
+    most_tasks = used_scratch = planned_loops = 0;
     random_ = Random(seed);
   }
 
@@ -59,6 +62,7 @@ class Tasks {
     Tasks& self = *static_cast<Tasks*>(context);
     self.most_tasks = std::max(self.most_tasks, count);
     self.used_scratch = std::max(self.used_scratch, scratch_bytes);
+    self.planned_loops += count == self.planned_tasks && scratch_bytes == self.planned_scratch;
     void* scratch[kMostThreads] = {};
     if (scratch_bytes > 0)
       for (int i = 0; i < self.workers; ++i) {
@@ -94,6 +98,7 @@ class Tasks {
 struct Library {
   std::string name;
   const KernelLibrary* kernels;
+  const conv_ext::Witness* witness;  // nullptr where the library has none (csrc/common/witness.h)
 };
 
 }  // namespace fuzz

@@ -1,4 +1,4 @@
-// Packing: the only file that knows how tensors lie in memory, and in which type.
+// Packing: tensors of any layout and type, read and written.
 //
 // A tile of the source becomes rows of the accumulator's type, channel by channel, so that the operands of
 // neighbouring outputs are neighbours for every tap:
@@ -6,48 +6,11 @@
 // with zeros where the padding is read. Regions are explained in indexing.h.
 #pragma once
 
-#include "../../common/carver.h"
-#include "../../common/indexing.h"
 #include "../kernels.h"
 #include "simd.h"
+#include "taps.h"
 
 namespace conv_ext {
-
-// Where a packed axis takes its positions from. The arrays lie in the workspace.
-struct AxisTable {
-  int64_t step, source, tile, regions, longest;
-  Region* region;     // (regions)
-  int64_t* begin;     // (regions) packed position of the region's first element
-  int64_t* position;  // (taps) packed position of a tap for the tile's first output
-  int64_t* column;    // (taps) region of a tap
-
-  static int64_t bytes(int64_t taps) { return taps * int64_t(sizeof(Region) + 3 * sizeof(int64_t)); }
-
-  char* build(const Axis& axis, int64_t tile_size, char* memory) {
-    step = axis.step();
-    source = axis.source;
-    tile = tile_size;
-    region = reinterpret_cast<Region*>(memory);
-    begin = reinterpret_cast<int64_t*>(region + axis.taps);
-    position = begin + axis.taps;
-    column = position + axis.taps;
-    const PackedExtent extent = walk_regions(axis, tile, [&](int64_t tap, int64_t index, const Region& r, int64_t at) {
-      region[index] = r;
-      column[tap] = index;
-      position[tap] = at;
-    });
-    regions = extent.regions;
-    longest = extent.longest;
-    int64_t next = 0;
-    for (int64_t i = 0; i < regions; ++i) {
-      begin[i] = next;
-      next += region[i].length;
-    }
-    return memory + bytes(axis.taps);
-  }
-  // Source position of packed position j of a region in the tile whose first output is i0.
-  int64_t source_at(const Region& r, int64_t i0, int64_t j) const { return (r.first + i0 + j) * step + r.residue; }
-};
 
 // A (N, channel, row, column) view of one operand: real numbers of type T; complex tensors have two per element.
 template <class T>

@@ -149,7 +149,7 @@ void dot_tile(const DotArguments<A>& a) {
     for (int t = 0; t < T; ++t) a.out[m * a.out_pitch + t] += total[m * T + t];
 }
 
-// The one place where the extent of a register tile becomes a template argument.
+// Here the extent of a register tile becomes a template argument.
 template <class A>
 using GatherTile = void (*)(const GatherArguments<A>&);
 template <class A, int M, int V = max_vectors(M)>

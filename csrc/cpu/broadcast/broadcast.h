@@ -308,10 +308,10 @@ template <class A>
 void run_broadcast(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   const BroadcastPlan& own = plan.own<BroadcastPlan>();
   Carver memory(b.workspace);
-  const Tables tables = make_tables(z, pass, own.tile_h, own.tile_w, own.images, memory);
-  const BroadcastWorkspace<A> workspace = broadcast_workspace<A>(z, pass, own, memory);
+  BroadcastWorkspace<A> workspace = broadcast_workspace<A>(z, pass, own, memory);
+  workspace.tables.build(own.tile_h, own.tile_w, own.images);
   const PanelsOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, b);
-  const Broadcast<A> task{own, op, tables, workspace.bias, workspace.adds_padding};
+  const Broadcast<A> task{own, op, workspace.tables, workspace.bias, workspace.adds_padding};
   *workspace.adds_padding = 0;
   if (b.bias != nullptr) task.pack_bias();
   op.pack_weights(executor, [&](int64_t group, const auto& f, const auto& s) { task.pack_checked(group, f, s); });

@@ -1,6 +1,7 @@
 // What the plan of the broadcast algorithm says, its register tile, and where its tables, weights and sums lie.
 #pragma once
 
+#include "../base/taps.h"
 #include "../panels/layout.h"
 
 namespace conv_ext {
@@ -25,9 +26,9 @@ struct BroadcastPlan {
   bool in_place;                   // whole vectors of channels are summed where the result lies
 };
 
-// Behind the tables of taps.
 template <class A>
 struct BroadcastWorkspace {
+  Tables tables;  // where a tile holds what each tap reads
   TapTable taps;
   int32_t* adds_padding;  // (1)
   A* bias;                // (groups, padded_m)
@@ -37,6 +38,7 @@ template <class A>
 inline BroadcastWorkspace<A> broadcast_workspace(const ConvProblem& z, Pass pass, const BroadcastPlan& own,
                                                  Carver& memory) {
   BroadcastWorkspace<A> w;
+  w.tables.lay_out(z, pass, memory);
   w.taps = tap_table(z, pass, memory);
   w.adds_padding = memory.take<int32_t>(1);
   w.bias = memory.take<A>(z.groups, own.weights.padded_m);

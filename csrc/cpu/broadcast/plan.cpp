@@ -129,15 +129,6 @@ void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, Broadcas
   }
 }
 
-template <class A>
-void count_memory(const ConvProblem& z, Pass pass, const BroadcastPlan& own, Plan* plan) {
-  Carver workspace, scratch;
-  broadcast_workspace<A>(z, pass, own, workspace);
-  broadcast_scratch<A>(own, scratch);
-  plan->workspace_bytes = table_bytes(z, vertical_axis(z, pass), horizontal_axis(z, pass)) + workspace.bytes();
-  plan->scratch_bytes = scratch.bytes();
-}
-
 }  // namespace
 
 void prepare_broadcast(const PlanInput& input, Plan* plan) {
@@ -169,11 +160,10 @@ void prepare_broadcast(const PlanInput& input, Plan* plan) {
               ceil_div(max_of(1, horizontal.longest_count()), own.tile_w));
   own.parts_m = share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1;
   plan->tasks = product(tiles, own.parts_m);
-  if (bytes == 8) {
-    count_memory<double>(z, pass, own, plan);
-  } else {
-    count_memory<float>(z, pass, own, plan);
-  }
+  count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
+    broadcast_workspace<decltype(number)>(z, pass, own, workspace);
+    broadcast_scratch<decltype(number)>(own, scratch);
+  });
 }
 
 const char* broadcast_declines(const PlanInput& input) {

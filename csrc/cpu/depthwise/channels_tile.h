@@ -1,17 +1,17 @@
 // The innermost loops of the depthwise algorithm where lanes are channels.
 //
-//   columns_run, rows_run  forward, input_grad:
+//   channels_run, channels_run_rows  forward, input_grad:
 //                          out[u][lane] = bias + sum over r, s of  w[r][s] * x[row r][u * step + s][lane]
-//   columns_dot            weight_grad:
+//   channels_dot            weight_grad:
 //                          sum[r][s][lane] += sum over u of  g[u][lane] * x[row r][u * step + s][lane]
 //
-// U outputs are neighbouring columns of one row (rows_run, columns_dot: of B rows below one another), and a block of
-// them goes through all the channels: what it reads and writes are runs of memory. A vector of the source that is
-// loaded serves every output that reads it. Padding is left out. Whatever the block, the products of an output are
+// U outputs are neighbouring columns of one row (channels_run_rows, channels_dot: of B rows below one another), and a
+// block of them goes through all the channels: what it reads and writes are runs of memory. A vector of the source that
+// is loaded serves every output that reads it. Padding is left out. Whatever the block, the products of an output are
 // added row by row, in each from left to right.
 #pragma once
 
-#include "columns_tile.h"
+#include "vectors.h"
 
 namespace conv_ext {
 
@@ -27,22 +27,18 @@ struct SumOfElements<bfloat16> {
 template <class E>
 using SumOf = typename SumOfElements<E>::type;
 
-template <class E, bool whole>
+template <class E, bool all_lanes>
 inline __attribute__((always_inline)) Vec<SumOf<E>> load_elements(const E* p, LaneBits lanes) {
   if constexpr (is_same<E, SumOf<E>>)
-    return load_lanes<E, whole>(p, lanes);
-  else if constexpr (whole)
+    return load_lanes<E, all_lanes>(p, lanes);
+  else if constexpr (all_lanes)
     return read_lanes<SumOf<E>>(p);
   else
     return read_lanes<SumOf<E>>(p, __builtin_popcount(lanes));
 }
 
-// The maps of many networks are multiples of 7.
-#if defined(__AVX512F__)
-constexpr int kMostColumns = 7, kMostRunRows = 3, kMostDotRows = 2;
-#else
-constexpr int kMostColumns = 4, kMostRunRows = 2, kMostDotRows = 1;
-#endif
+constexpr int kChannelsColumns = channels_columns(kVectorBytes), kChannelsRows = channels_rows(kVectorBytes),
+              kChannelsDotRows = channels_dot_rows(kVectorBytes);
 
 // What a block reads of a row. Neighbouring taps: positions `column` apart, of which the bits in `inside` lie in the
 // source. Other taps: tap s of output u reads position first + u * step + s * tap_step, where that is below `source`.
@@ -55,10 +51,10 @@ struct BlockColumns {
 };
 
 template <class E>
-struct ColumnsArguments {
+struct ChannelsArguments {
   typedef SumOf<E> A;
   const E* const* rows;  // nullptr: outside the source
-  int64_t row_count;     // columns_run
+  int64_t row_count;     // channels_run
   int64_t taps;          // of a row, where the kernel does not know
   BlockColumns x;
   const A* weight;  // of the first row
@@ -70,27 +66,27 @@ struct ColumnsArguments {
   int64_t vectors;
   LaneBits lanes;  // of each vector
   bool relu;
-  int64_t fresh;  // rows from here on are new to the caches
-  int64_t ahead;  // so many elements further on are fetched meanwhile; 0: nothing is
-  int64_t out_ahead;
+  // What is prefetched meanwhile: so many elements beyond the rows from first_new_row on, which no output has read yet,
+  // and beyond the results; 0: nothing is.
+  int64_t first_new_row, ahead, out_ahead;
 };
 
 template <class E, int step, int positions>
-inline __attribute__((always_inline)) void fetch(const E* p, int64_t column) {
+inline __attribute__((always_inline)) void prefetch_positions(const E* p, int64_t column) {
 #pragma GCC unroll 32
   for (int i = 0; i < positions * step; ++i) __builtin_prefetch(p + i * column, 0, 3);
 }
 
-template <class E, bool whole>
-inline __attribute__((always_inline)) void finish_output(const ColumnsArguments<E>& a, E* out, Vec<SumOf<E>> sum) {
+template <class E, bool all_lanes>
+inline __attribute__((always_inline)) void finish_output(const ChannelsArguments<E>& a, E* out, Vec<SumOf<E>> sum) {
   if (a.relu) sum = rectify<E, SumOf<E>>(sum);
   if (a.out_ahead) __builtin_prefetch(out + a.out_ahead, 1, 3);
-  write_some<E, SumOf<E>>(out, sum, whole ? kLanes<SumOf<E>> : __builtin_popcount(a.lanes));
+  write_some<E, SumOf<E>>(out, sum, all_lanes ? kLanes<SumOf<E>> : __builtin_popcount(a.lanes));
 }
 
 // S taps and a step of 1 or 2, or S = 0: any number of taps, any distances.
-template <class E, int S, int step, int U, bool margins, bool whole>
-inline __attribute__((always_inline)) void run_columns_block(const ColumnsArguments<E>& a, int64_t at, E* out) {
+template <class E, int S, int step, int U, bool margins, bool all_lanes>
+inline __attribute__((always_inline)) void run_channels_block(const ChannelsArguments<E>& a, int64_t at, E* out) {
   typedef SumOf<E> A;
   constexpr int L = kLanes<A>, positions = (U - 1) * step + S;
   const E* const* const rows = a.rows;
@@ -113,12 +109,12 @@ inline __attribute__((always_inline)) void run_columns_block(const ColumnsArgume
 #pragma GCC unroll 32
         for (int i = 0; i < positions; ++i) {
           if (margins && !(inside >> i & 1)) continue;
-          const Vec<A> x = load_elements<E, whole>(row + i * column, lanes);
+          const Vec<A> x = load_elements<E, all_lanes>(row + i * column, lanes);
 #pragma GCC unroll 8
           for (int s = 0; s < S; ++s)
             if (i >= s && (i - s) % step == 0 && (i - s) / step < U) sum[(i - s) / step] += w[s] * x;
         }
-        if (a.ahead && r >= a.fresh) fetch<E, step, U>(row + a.ahead, column);
+        if (a.ahead && r >= a.first_new_row) prefetch_positions<E, step, U>(row + a.ahead, column);
       } else {
         int64_t position = a.x.first;
         for (int64_t s = 0; s < a.taps; ++s, position += a.x.tap_step) {
@@ -126,19 +122,19 @@ inline __attribute__((always_inline)) void run_columns_block(const ColumnsArgume
 #pragma GCC unroll 8
           for (int u = 0; u < U; ++u) {
             if (margins && uint64_t(position + u * a.x.step) >= uint64_t(a.x.source)) continue;
-            sum[u] += w * load_elements<E, whole>(row + s * column + u * a.x.output, lanes);
+            sum[u] += w * load_elements<E, all_lanes>(row + s * column + u * a.x.output, lanes);
           }
         }
       }
     }
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) finish_output<E, whole>(a, out + u * a.out_column, sum[u]);
+    for (int u = 0; u < U; ++u) finish_output<E, all_lanes>(a, out + u * a.out_column, sum[u]);
   }
 }
 
 // Of B outputs below one another.
-template <class E, int R, int S, int step, int B, int U, bool margins, bool whole>
-inline __attribute__((always_inline)) void run_rows_block(const ColumnsArguments<E>& a, int64_t at, E* out) {
+template <class E, int R, int S, int step, int B, int U, bool margins, bool all_lanes>
+inline __attribute__((always_inline)) void run_channels_rows_block(const ChannelsArguments<E>& a, int64_t at, E* out) {
   typedef SumOf<E> A;
   constexpr int L = kLanes<A>, positions = (U - 1) * step + S, lines = (B - 1) * step + R;
   const E* const* const rows = a.rows;
@@ -163,7 +159,7 @@ inline __attribute__((always_inline)) void run_rows_block(const ColumnsArguments
 #pragma GCC unroll 32
       for (int i = 0; i < positions; ++i) {
         if (margins && !(inside >> i & 1)) continue;
-        const Vec<A> x = load_elements<E, whole>(row + i * column, lanes);
+        const Vec<A> x = load_elements<E, all_lanes>(row + i * column, lanes);
 #pragma GCC unroll 8
         for (int b = 0; b < B; ++b)
 #pragma GCC unroll 8
@@ -171,77 +167,76 @@ inline __attribute__((always_inline)) void run_rows_block(const ColumnsArguments
             if (i >= s && (i - s) % step == 0 && (i - s) / step < U && y >= b * step && y < b * step + R)
               sum[b][(i - s) / step] += w[y - b * step][s] * x;
       }
-      if (y >= lines - B * step && a.ahead) fetch<E, step, U>(row + a.ahead, column);
+      if (y >= lines - B * step && a.ahead) prefetch_positions<E, step, U>(row + a.ahead, column);
     }
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b)
 #pragma GCC unroll 8
-      for (int u = 0; u < U; ++u) finish_output<E, whole>(a, out + b * a.out_row + u * a.out_column, sum[b][u]);
+      for (int u = 0; u < U; ++u) finish_output<E, all_lanes>(a, out + b * a.out_row + u * a.out_column, sum[b][u]);
   }
 }
 
 template <class E, int S, int step, int U, bool margins>
-void columns_run(const ColumnsArguments<E>& a) {
+void channels_run(const ChannelsArguments<E>& a) {
   for (int64_t i = 0; i < a.blocks; ++i) {
     if (a.lanes == kAllLanes<SumOf<E>>)
-      run_columns_block<E, S, step, U, margins, true>(a, a.x.at + i * a.x_block, a.out + i * a.out_block);
+      run_channels_block<E, S, step, U, margins, true>(a, a.x.at + i * a.x_block, a.out + i * a.out_block);
     else
-      run_columns_block<E, S, step, U, margins, false>(a, a.x.at + i * a.x_block, a.out + i * a.out_block);
+      run_channels_block<E, S, step, U, margins, false>(a, a.x.at + i * a.x_block, a.out + i * a.out_block);
   }
 }
 template <class E, int step, int B, bool margins>
-void rows_run(const ColumnsArguments<E>& a) {
+void channels_run_rows(const ChannelsArguments<E>& a) {
   for (int64_t i = 0; i < a.blocks; ++i) {
     if (a.lanes == kAllLanes<SumOf<E>>)
-      run_rows_block<E, 3, 3, step, B, kMostColumns, margins, true>(a, a.x.at + i * a.x_block, a.out + i * a.out_block);
+      run_channels_rows_block<E, 3, 3, step, B, kChannelsColumns, margins, true>(a, a.x.at + i * a.x_block,
+                                                                                 a.out + i * a.out_block);
     else
-      run_rows_block<E, 3, 3, step, B, kMostColumns, margins, false>(a, a.x.at + i * a.x_block,
-                                                                     a.out + i * a.out_block);
+      run_channels_rows_block<E, 3, 3, step, B, kChannelsColumns, margins, false>(a, a.x.at + i * a.x_block,
+                                                                                  a.out + i * a.out_block);
   }
 }
 
 template <class E>
-using ColumnsRun = void (*)(const ColumnsArguments<E>&);
+using ChannelsRun = void (*)(const ChannelsArguments<E>&);
 template <class E, int S, int step>
-inline ColumnsRun<E> columns_run_of(int columns, bool margins) {
-  return columns == kMostColumns
-             ? (margins ? columns_run<E, S, step, kMostColumns, true> : columns_run<E, S, step, kMostColumns, false>)
-         : columns == 2 ? columns_run<E, S, step, 2, true>
-                        : columns_run<E, S, step, 1, true>;
+inline ChannelsRun<E> channels_run_of(int columns, bool margins) {
+  return columns == kChannelsColumns ? (margins ? channels_run<E, S, step, kChannelsColumns, true>
+                                                : channels_run<E, S, step, kChannelsColumns, false>)
+         : columns == 2              ? channels_run<E, S, step, 2, true>
+                                     : channels_run<E, S, step, 1, true>;
 }
 // Whether the taps of a row are neighbours that share what they load.
-inline bool columns_shared(int64_t taps, int64_t tap_step, int64_t step) {
+inline bool taps_share_loads(int64_t taps, int64_t tap_step, int64_t step) {
   return taps == 1 ||
          (tap_step == 1 && ((step <= 2 && (taps == 3 || taps == 5)) || (step == 1 && (taps == 2 || taps == 7))));
 }
 template <class E>
-inline ColumnsRun<E> select_columns_run(int64_t taps, int64_t tap_step, int64_t step, int columns, bool margins) {
-  if (!columns_shared(taps, tap_step, step)) return columns_run_of<E, 0, 0>(columns, margins);
-  if (taps == 1) return columns_run_of<E, 1, 1>(columns, margins);
-  if (taps == 2) return columns_run_of<E, 2, 1>(columns, margins);
-  if (taps == 7) return columns_run_of<E, 7, 1>(columns, margins);
+inline ChannelsRun<E> select_channels_run(int64_t taps, int64_t tap_step, int64_t step, int columns, bool margins) {
+  if (!taps_share_loads(taps, tap_step, step)) return channels_run_of<E, 0, 0>(columns, margins);
+  if (taps == 1) return channels_run_of<E, 1, 1>(columns, margins);
+  if (taps == 2) return channels_run_of<E, 2, 1>(columns, margins);
+  if (taps == 7) return channels_run_of<E, 7, 1>(columns, margins);
   if (taps == 3)
-    return step == 2 ? columns_run_of<E, 3, 2>(columns, margins) : columns_run_of<E, 3, 1>(columns, margins);
-  return step == 2 ? columns_run_of<E, 5, 2>(columns, margins) : columns_run_of<E, 5, 1>(columns, margins);
+    return step == 2 ? channels_run_of<E, 3, 2>(columns, margins) : channels_run_of<E, 3, 1>(columns, margins);
+  return step == 2 ? channels_run_of<E, 5, 2>(columns, margins) : channels_run_of<E, 5, 1>(columns, margins);
 }
 // Of 3x3 neighbouring taps.
 template <class E>
-inline ColumnsRun<E> select_rows_run(int64_t step, int rows, bool margins) {
-  if constexpr (kMostRunRows >= 3) {
-    if (rows == 3 && step == 1) return margins ? rows_run<E, 1, 3, true> : rows_run<E, 1, 3, false>;
-    if (rows == 3) return margins ? rows_run<E, 2, 3, true> : rows_run<E, 2, 3, false>;
+inline ChannelsRun<E> select_channels_rows(int64_t step, int rows, bool margins) {
+  if constexpr (kChannelsRows >= 3) {
+    if (rows == 3 && step == 1) return margins ? channels_run_rows<E, 1, 3, true> : channels_run_rows<E, 1, 3, false>;
+    if (rows == 3) return margins ? channels_run_rows<E, 2, 3, true> : channels_run_rows<E, 2, 3, false>;
   }
-  if (step == 1) return margins ? rows_run<E, 1, 2, true> : rows_run<E, 1, 2, false>;
-  return margins ? rows_run<E, 2, 2, true> : rows_run<E, 2, 2, false>;
+  if (step == 1) return margins ? channels_run_rows<E, 1, 2, true> : channels_run_rows<E, 1, 2, false>;
+  return margins ? channels_run_rows<E, 2, 2, true> : channels_run_rows<E, 2, 2, false>;
 }
 
 // ---- weight_grad
 
-constexpr int kMostBlocks = 64;
-
 // `blocks` blocks of U columns beside one another.
 template <class E>
-struct ColumnsDotArguments {
+struct ChannelsDotArguments {
   typedef SumOf<E> A;
   const E* const* rows;  // nullptr: outside the source
   const E* grad;
@@ -253,12 +248,13 @@ struct ColumnsDotArguments {
   int64_t sum_r, sum_s, sum_vector;
   int64_t vectors;
   LaneBits lanes;
-  int64_t ahead, grad_ahead;  // as above
+  int64_t ahead, grad_ahead;  // as above, of the last rows
 };
 
-template <class E, int R, int S, int step, int B, int U, bool margins, bool whole>
-inline __attribute__((always_inline)) void dot_columns_block(const ColumnsDotArguments<E>& a, int64_t at, const E* grad,
-                                                             uint32_t inside, Vec<SumOf<E>> (&sum)[R][S]) {
+template <class E, int R, int S, int step, int B, int U, bool margins, bool all_lanes>
+inline __attribute__((always_inline)) void dot_channels_block(const ChannelsDotArguments<E>& a, int64_t at,
+                                                              const E* grad, uint32_t inside,
+                                                              Vec<SumOf<E>> (&sum)[R][S]) {
   typedef SumOf<E> A;
   constexpr int positions = (U - 1) * step + S, lines = (B - 1) * step + R;
   const LaneBits lanes = a.lanes;
@@ -268,7 +264,7 @@ inline __attribute__((always_inline)) void dot_columns_block(const ColumnsDotArg
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       const E* const from = grad + b * a.grad_row + u * a.grad_column;
-      g[b][u] = load_elements<E, whole>(from, lanes);
+      g[b][u] = load_elements<E, all_lanes>(from, lanes);
       if (a.grad_ahead) __builtin_prefetch(from + a.grad_ahead, 0, 2);
     }
 #pragma GCC unroll 8
@@ -278,7 +274,7 @@ inline __attribute__((always_inline)) void dot_columns_block(const ColumnsDotArg
 #pragma GCC unroll 32
     for (int i = 0; i < positions; ++i) {
       if (margins && !(inside >> i & 1)) continue;
-      const Vec<A> x = load_elements<E, whole>(row + i * a.x_column, lanes);
+      const Vec<A> x = load_elements<E, all_lanes>(row + i * a.x_column, lanes);
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b)
 #pragma GCC unroll 8
@@ -293,8 +289,8 @@ inline __attribute__((always_inline)) void dot_columns_block(const ColumnsDotArg
   }
 }
 
-template <class E, int R, int S, int step, int B, int U, bool whole>
-inline __attribute__((always_inline)) void dot_columns(const ColumnsDotArguments<E>& a) {
+template <class E, int R, int S, int step, int B, int U, bool all_lanes>
+inline __attribute__((always_inline)) void dot_channels(const ChannelsDotArguments<E>& a) {
   typedef SumOf<E> A;
   constexpr uint32_t all = uint32_t((uint64_t(1) << ((U - 1) * step + S)) - 1);
   for (int64_t v = 0; v < a.vectors; ++v) {
@@ -303,9 +299,9 @@ inline __attribute__((always_inline)) void dot_columns(const ColumnsDotArguments
     const E* grad = a.grad + v * kLanes<A>;
     for (int64_t i = 0; i < a.blocks; ++i, at += a.x_block, grad += a.grad_block) {
       if (a.inside[i] == all)
-        dot_columns_block<E, R, S, step, B, U, false, whole>(a, at, grad, all, sum);
+        dot_channels_block<E, R, S, step, B, U, false, all_lanes>(a, at, grad, all, sum);
       else
-        dot_columns_block<E, R, S, step, B, U, true, whole>(a, at, grad, a.inside[i], sum);
+        dot_channels_block<E, R, S, step, B, U, true, all_lanes>(a, at, grad, a.inside[i], sum);
     }
     A* const to = a.sum + v * a.sum_vector;
 #pragma GCC unroll 8
@@ -318,35 +314,38 @@ inline __attribute__((always_inline)) void dot_columns(const ColumnsDotArguments
   }
 }
 template <class E, int R, int S, int step, int B, int U>
-void columns_dot(const ColumnsDotArguments<E>& a) {
+void channels_dot(const ChannelsDotArguments<E>& a) {
   if (a.lanes == kAllLanes<SumOf<E>>)
-    dot_columns<E, R, S, step, B, U, true>(a);
+    dot_channels<E, R, S, step, B, U, true>(a);
   else
-    dot_columns<E, R, S, step, B, U, false>(a);
+    dot_channels<E, R, S, step, B, U, false>(a);
 }
 
 template <class E>
-using ColumnsDot = void (*)(const ColumnsDotArguments<E>&);
+using ChannelsDot = void (*)(const ChannelsDotArguments<E>&);
 template <class E, int R, int S, int step, int B>
-inline ColumnsDot<E> columns_dot_of(int columns) {
-  return columns == kMostColumns ? columns_dot<E, R, S, step, B, kMostColumns> : columns_dot<E, R, S, step, B, 1>;
+inline ChannelsDot<E> channels_dot_of(int columns) {
+  return columns == kChannelsColumns ? channels_dot<E, R, S, step, B, kChannelsColumns>
+                                     : channels_dot<E, R, S, step, B, 1>;
 }
 // Rows x columns of taps that one call computes, for `rows` gradients below one another; a step that the kernel does
 // not know is in the distance of the columns of a single one.
 template <class E, int step>
-inline ColumnsDot<E> columns_dot_of_taps(int64_t taps_r, int64_t taps_s, int rows, int columns) {
+inline ChannelsDot<E> channels_dot_of_taps(int64_t taps_r, int64_t taps_s, int rows, int columns) {
   if constexpr (step == 1) {
-    if (taps_s == 7) return columns_dot_of<E, 1, 7, 1, 1>(columns);
+    if (taps_s == 7) return channels_dot_of<E, 1, 7, 1, 1>(columns);
   }
-  if (taps_s == 5) return columns_dot_of<E, 1, 5, step, 1>(columns);
-  if (taps_r == 1) return columns_dot_of<E, 1, 3, step, 1>(columns);
-  return rows == 1 ? columns_dot_of<E, 3, 3, step, 1>(columns) : columns_dot_of<E, 3, 3, step, kMostDotRows>(columns);
+  if (taps_s == 5) return channels_dot_of<E, 1, 5, step, 1>(columns);
+  if (taps_r == 1) return channels_dot_of<E, 1, 3, step, 1>(columns);
+  return rows == 1 ? channels_dot_of<E, 3, 3, step, 1>(columns)
+                   : channels_dot_of<E, 3, 3, step, kChannelsDotRows>(columns);
 }
 template <class E>
-inline ColumnsDot<E> select_columns_dot(int64_t taps_r, int64_t taps_s, int64_t step, int rows, int columns) {
-  if (taps_s == 1) return taps_r == 3 ? columns_dot_of<E, 3, 1, 1, 1>(columns) : columns_dot_of<E, 1, 1, 1, 1>(columns);
-  return step == 2 ? columns_dot_of_taps<E, 2>(taps_r, taps_s, rows, columns)
-                   : columns_dot_of_taps<E, 1>(taps_r, taps_s, rows, columns);
+inline ChannelsDot<E> select_channels_dot(int64_t taps_r, int64_t taps_s, int64_t step, int rows, int columns) {
+  if (taps_s == 1)
+    return taps_r == 3 ? channels_dot_of<E, 3, 1, 1, 1>(columns) : channels_dot_of<E, 1, 1, 1, 1>(columns);
+  return step == 2 ? channels_dot_of_taps<E, 2>(taps_r, taps_s, rows, columns)
+                   : channels_dot_of_taps<E, 1>(taps_r, taps_s, rows, columns);
 }
 
 }  // namespace conv_ext

@@ -1,8 +1,8 @@
 // The innermost loops of the depthwise algorithm that are for the backward passes alone, where lanes are columns.
 //
-//   depthwise_spread  input_grad of 3x3 with stride 2: four outputs from each position of the gradient and the next
-//   depthwise_dot     weight_grad:  sum[r][s][lane] += sum over b, vectors of  g[b][lane] * x[row of b, r][tap s +
-//   lane]
+//   columns_spread  input_grad of 3x3 with stride 2: four outputs from each position of the gradient and the next
+//   columns_dot     weight_grad:
+//                     sum[r][s][lane] += sum over b, vectors of  g[b][lane] * x[row of b, r][tap s + lane]
 //
 // 3x3 on 7x7 maps takes 89 cycles a map, of which 32 would be multiply-adds; with rows outside and columns inside in
 // the loop it takes 91, with every load aligned 85.
@@ -15,7 +15,7 @@ namespace conv_ext {
 // input_grad of 3x3 with stride 2 and an odd padding: of the gradient's rows i and i + 1 and columns
 // j and j + 1 come the four outputs (2 i, 2 i + 1) x (2 j, 2 j + 1), from 1, 2, 2 and 4 products.
 template <class A>
-struct SpreadArguments {
+struct ColumnsSpreadArguments {
   const A* const* rows;  // (block + 1)
   const ColumnSegment* segment;
   int64_t segments;
@@ -26,7 +26,7 @@ struct SpreadArguments {
   int64_t channels, x_channel, weight_channel, out_channel;
 };
 template <class A>
-void depthwise_spread(const SpreadArguments<A>& a) {
+void columns_spread(const ColumnsSpreadArguments<A>& a) {
   constexpr int L = kLanes<A>;
   Vec<typename IntegerOf<A>::type> low, high;
   for (int l = 0; l < L; ++l) {
@@ -90,9 +90,9 @@ void depthwise_spread(const SpreadArguments<A>& a) {
   }
 }
 
-// As RunArguments, for S columns of taps from `tap` on.
+// As ColumnsArguments, for S columns of taps from `tap` on.
 template <class A>
-struct DotArgumentsDepthwise {
+struct ColumnsDotArguments {
   const A* const* rows;
   int64_t row_step;
   const A* const* grad;  // (B)
@@ -105,12 +105,12 @@ struct DotArgumentsDepthwise {
   int64_t ahead_row;
 };
 
-template <class A, int R, int S, int B, int row_step, int column_step, bool whole>
+template <class A, int R, int S, int B, int row_step, int column_step, bool all_inside>
 inline __attribute__((always_inline)) void dot_vector(const A* const* rows, int64_t step, const A* const* grad,
                                                       const ColumnTap* tap, int64_t x_at, int64_t g_at, LaneBits lanes,
                                                       Vec<A> (&sum)[R][S], const A* ahead, int64_t ahead_row) {
   constexpr int L = kLanes<A>;
-  constexpr bool pairs = shares_pairs(column_step, R == 3 ? S : 0);
+  constexpr bool pairs = takes_pairs(column_step, R == 3 ? S : 0);
   if (row_step != 0 && B > 1 && ahead != nullptr) {
 #pragma GCC unroll 32
     for (int y = 0; y < B * row_step; ++y)
@@ -121,7 +121,7 @@ inline __attribute__((always_inline)) void dot_vector(const A* const* rows, int6
   }
   Vec<A> g[B];
 #pragma GCC unroll 8
-  for (int b = 0; b < B; ++b) g[b] = load_lanes < A, whole && !pairs > (grad[b] + g_at, lanes);
+  for (int b = 0; b < B; ++b) g[b] = load_lanes < A, all_inside && !pairs > (grad[b] + g_at, lanes);
   if constexpr (pairs) {
     // What a lane without an output takes from the pair may be anything.
     typedef typename IntegerOf<A>::type I;
@@ -133,7 +133,7 @@ inline __attribute__((always_inline)) void dot_vector(const A* const* rows, int6
 #pragma GCC unroll 32
     for (int y = 0; y < (B - 1) * row_step + R; ++y) {
       const A* const row = rows[y] + at;
-      const Vec<A> low = load_lanes<A, whole>(row, low_bits), high = load_lanes<A, whole>(row + L, high_bits);
+      const Vec<A> low = load_lanes<A, all_inside>(row, low_bits), high = load_lanes<A, all_inside>(row + L, high_bits);
 #pragma GCC unroll 3
       for (int s = 0; s < 3; ++s) {
         const Vec<A> x = keep<A>(from_pair<A>(low, high, s), mask);
@@ -150,11 +150,12 @@ inline __attribute__((always_inline)) void dot_vector(const A* const* rows, int6
       if constexpr (row_step == 0) {
         static_assert(R == 1, "rows that outputs share are a fixed step apart");
 #pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) sum[0][s] += g[b] * load_tap<A, column_step, whole>(rows[b * step] + at, low, high);
+        for (int b = 0; b < B; ++b)
+          sum[0][s] += g[b] * load_tap<A, column_step, all_inside>(rows[b * step] + at, low, high);
       } else {
 #pragma GCC unroll 32
         for (int y = 0; y < (B - 1) * row_step + R; ++y) {
-          const Vec<A> x = load_tap<A, column_step, whole>(rows[y] + at, low, high);
+          const Vec<A> x = load_tap<A, column_step, all_inside>(rows[y] + at, low, high);
 #pragma GCC unroll 8
           for (int b = 0; b < B; ++b)
             if (y - b * row_step >= 0 && y - b * row_step < R) sum[y - b * row_step][s] += g[b] * x;
@@ -165,8 +166,8 @@ inline __attribute__((always_inline)) void dot_vector(const A* const* rows, int6
 }
 
 template <class A, int R, int S, int B, int row_step, int column_step>
-void depthwise_dot(const DotArgumentsDepthwise<A>& a) {
-  constexpr int L = kLanes<A>, outputs = shares_pairs(column_step, R == 3 ? S : 0) ? L - 1 : L;
+void columns_dot(const ColumnsDotArguments<A>& a) {
+  constexpr int L = kLanes<A>, outputs = takes_pairs(column_step, R == 3 ? S : 0) ? L - 1 : L;
   for (int64_t channel = 0; channel < a.channels; ++channel) {
     Vec<A> sum[R][S] = {};
     for (int64_t i = 0; i < a.segments; ++i) {
@@ -175,12 +176,12 @@ void depthwise_dot(const DotArgumentsDepthwise<A>& a) {
       const ColumnTap* const tap = segment.tap + a.tap;
       int64_t x_at = channel * a.x_channel;
       int64_t g_at = channel * a.g_channel + segment.first;
-      const bool whole = !kMasksAreFree && segment.whole && (lanes == kAllLanes<A> || outputs < L);
+      const bool all_inside = !kMasksAreFree && segment.all_inside && (lanes == kAllLanes<A> || outputs < L);
       const A* ahead = a.ahead ? a.ahead + x_at + segment.first * column_step : nullptr;
       for (int64_t v = 0; v < segment.count; ++v, x_at += outputs * column_step, g_at += outputs) {
-        if (whole)
-          dot_vector<A, R, S, B, row_step, column_step, true>(a.rows, a.row_step, a.grad, tap, x_at, g_at, lanes, sum,
-                                                              ahead, a.ahead_row);
+        if (all_inside)
+          dot_vector<A, R, S, B, row_step, column_step, !kMasksAreFree>(a.rows, a.row_step, a.grad, tap, x_at, g_at,
+                                                                        lanes, sum, ahead, a.ahead_row);
         else
           dot_vector<A, R, S, B, row_step, column_step, false>(a.rows, a.row_step, a.grad, tap, x_at, g_at, lanes, sum,
                                                                ahead, a.ahead_row);
@@ -198,42 +199,42 @@ void depthwise_dot(const DotArgumentsDepthwise<A>& a) {
 }
 
 // weight_grad: columns of taps that are computed together.
-inline int columns_of(int chunk, int64_t rest) {
+inline int dot_tap_columns(int chunk, int64_t rest) {
   return chunk == 7 ? 1 : chunk == 5 ? (rest >= 2 ? 2 : 1) : (rest >= 3 ? 3 : 1);
 }
 
 template <class A>
-using DepthwiseDot = void (*)(const DotArgumentsDepthwise<A>&);
+using ColumnsDot = void (*)(const ColumnsDotArguments<A>&);
 template <class A, int R, int S, int row_step, int column_step>
-inline DepthwiseDot<A> dot_of_rows(int rows) {
-  if constexpr (kMaxDotRows >= 7) {
-    if (rows == 7) return depthwise_dot<A, R, S, 7, row_step, column_step>;
+inline ColumnsDot<A> columns_dot_of_rows(int rows) {
+  if constexpr (kColumnsDotRows >= 7) {
+    if (rows == 7) return columns_dot<A, R, S, 7, row_step, column_step>;
   }
-  return rows == 3 ? depthwise_dot<A, R, S, 3, row_step, column_step>
-                   : depthwise_dot<A, R, S, 1, row_step, column_step>;
+  return rows == 3 ? columns_dot<A, R, S, 3, row_step, column_step> : columns_dot<A, R, S, 1, row_step, column_step>;
 }
 template <class A, int row_step, int column_step>
-inline DepthwiseDot<A> dot_of_chunk(int chunk, int columns, int rows) {
+inline ColumnsDot<A> columns_dot_of_chunk(int chunk, int columns, int rows) {
   switch (chunk) {
     case 7:
-      return dot_of_rows<A, 7, 1, row_step, column_step>(rows);
+      return columns_dot_of_rows<A, 7, 1, row_step, column_step>(rows);
     case 5:
-      return columns == 2 ? dot_of_rows<A, 5, 2, row_step, column_step>(rows)
-                          : dot_of_rows<A, 5, 1, row_step, column_step>(rows);
+      return columns == 2 ? columns_dot_of_rows<A, 5, 2, row_step, column_step>(rows)
+                          : columns_dot_of_rows<A, 5, 1, row_step, column_step>(rows);
     case 3:
-      return columns == 3 ? dot_of_rows<A, 3, 3, row_step, column_step>(rows)
-                          : dot_of_rows<A, 3, 1, row_step, column_step>(rows);
+      return columns == 3 ? columns_dot_of_rows<A, 3, 3, row_step, column_step>(rows)
+                          : columns_dot_of_rows<A, 3, 1, row_step, column_step>(rows);
     default:
-      return columns == 3 ? dot_of_rows<A, 2, 3, row_step, column_step>(rows)
-                          : dot_of_rows<A, 2, 1, row_step, column_step>(rows);
+      return columns == 3 ? columns_dot_of_rows<A, 2, 3, row_step, column_step>(rows)
+                          : columns_dot_of_rows<A, 2, 1, row_step, column_step>(rows);
   }
 }
 template <class A, int column_step>
-inline DepthwiseDot<A> select_dot(int chunk, int64_t row_step, int columns, int rows) {
+inline ColumnsDot<A> select_columns_dot(int chunk, int64_t row_step, int columns, int rows) {
   if (chunk == 1)
-    return columns == 3 ? dot_of_rows<A, 1, 3, 0, column_step>(rows) : dot_of_rows<A, 1, 1, 0, column_step>(rows);
-  if (column_step == 2 || row_step == 2) return dot_of_chunk<A, 2, column_step>(chunk, columns, rows);
-  if constexpr (column_step == 1) return dot_of_chunk<A, 1, 1>(chunk, columns, rows);
+    return columns == 3 ? columns_dot_of_rows<A, 1, 3, 0, column_step>(rows)
+                        : columns_dot_of_rows<A, 1, 1, 0, column_step>(rows);
+  if (column_step == 2 || row_step == 2) return columns_dot_of_chunk<A, 2, column_step>(chunk, columns, rows);
+  if constexpr (column_step == 1) return columns_dot_of_chunk<A, 1, 1>(chunk, columns, rows);
   return nullptr;
 }
 

@@ -3,29 +3,23 @@
 // becomes +0 when a zero is added). Such sums are few, and are seen to here, by numbers.
 #pragma once
 
-#include "columns_rows.h"
+#include "vectors.h"
 
 namespace conv_ext {
 
-// The outputs of one phase of a row; those from low to high read nothing outside.
-struct Across {
-  PhaseTaps taps;
-  int64_t count, low, high;
-  bool shared;
-};
-
 // Whether the i-th output of a phase reads padding along this axis.
 inline bool reads_padding(const Axis& axis, const PhaseTaps& taps, int64_t i) {
-  const int64_t first = i * axis.step() + taps.offset, last = first + (taps.count - 1) * taps.offset_step;
+  const int64_t first = i * axis.step() + taps.offset, last = i * axis.step() + taps.last_offset();
   return taps.count > 0 && (first < 0 || last >= axis.source);
 }
 
 // Calls visit(j) for the outputs j of a row that read padding: all of them where the row does.
 template <class Visit>
-inline void for_each_padded(const Across& across, bool row_padded, Visit visit) {
-  const int64_t low = row_padded ? across.count : across.low, high = row_padded ? across.count : across.high;
-  for (int64_t j = 0; j < low; ++j) visit(j);
-  for (int64_t j = max_of(low, high); j < across.count; ++j) visit(j);
+inline void for_each_padded(const PhaseColumns& columns, bool row_padded, Visit visit) {
+  const int64_t begin = row_padded ? columns.count : columns.inside_begin;
+  const int64_t end = row_padded ? columns.count : columns.inside_end;
+  for (int64_t j = 0; j < begin; ++j) visit(j);
+  for (int64_t j = max_of(begin, end); j < columns.count; ++j) visit(j);
 }
 
 // Whether every one of `count` numbers, whole vectors of them, is finite.
@@ -59,16 +53,17 @@ __attribute__((noinline, cold)) void sum_with_padding(const D& d, int64_t n, int
   typedef typename D::Element T;
   const T* const from = d.source.data + n * d.source.n + c;
   T* const to = d.result.data + n * d.result.n + c;
-  const A* const weights = d.weights + c / D::L * D::L * d.taps() + c % D::L;
-  if (!padding_shows(weights, d.taps(), d.biases[c])) return;
+  const A* const weights = d.shared.weights + c / D::L * D::L * d.taps() + c % D::L;
+  const A bias = d.shared.biases[c];
+  if (!padding_shows(weights, d.taps(), bias)) return;
   for (int64_t row = first; row < last; ++row) {
     const int64_t i = row / d.vertical.output_step();
-    const PhaseTaps& down = d.down[row % d.vertical.output_step()];
+    const PhaseTaps& down = d.shared.rows[row % d.vertical.output_step()];
     for (int64_t f = 0; f < d.horizontal.phases() && down.count > 0; ++f) {
-      const PhaseTaps& right = d.across[f].taps;
+      const PhaseTaps& right = d.shared.columns[f].taps;
       if (right.count == 0) continue;
-      for_each_padded(d.across[f], reads_padding(d.vertical, down, i), [&](int64_t j) {
-        A sum = d.biases[c];
+      for_each_padded(d.shared.columns[f], reads_padding(d.vertical, down, i), [&](int64_t j) {
+        A sum = bias;
         for (int64_t r = 0; r < down.count; ++r) {
           const int64_t y = i * d.vertical.step() + down.offset + r * down.offset_step;
           for (int64_t s = 0; s < right.count; ++s) {
@@ -88,7 +83,7 @@ __attribute__((noinline, cold)) void sum_with_padding(const D& d, int64_t n, int
 // weight_grad: whether a gradient that is not finite may have met padding. Most outputs read something inside as well,
 // which left a sum that is not finite; only those that lie wholly in the padding leave no trace.
 template <class A>
-inline bool padding_may_show(const Axis& vertical, const Axis& horizontal, const A* sums, int64_t count) {
+inline bool padding_may_show_in(const Axis& vertical, const Axis& horizontal, const A* sums, int64_t count) {
   const auto wholly = [](const Axis& a) {  // or on either side of it, where the taps lie further apart than it is long
     return a.offset(a.taps - 1) < 0 || (a.output - 1) * a.step() + a.offset(0) >= a.source || a.dilation > a.source;
   };
@@ -102,21 +97,21 @@ __attribute__((noinline, cold)) void add_padding(const D& d, int64_t n, int64_t 
                                                  typename D::Sum* sum) {
   typedef typename D::Sum A;
   typedef typename D::Element T;
-  const Across& across = d.across[0];
-  const PhaseTaps &down = d.down[0], &right = across.taps;
+  const PhaseColumns& columns = d.shared.columns[0];
+  const PhaseTaps &down = d.shared.rows[0], &right = columns.taps;
   for (int64_t i = 0; i < d.z.p; ++i) {
     const bool row_padded = reads_padding(d.vertical, down, i);
     for (int64_t v = 0; v < channels; v += D::L) {
       const T* const line = d.result.data + n * d.result.n + i * d.result.row + c + v;
       const int64_t lanes = min_of(D::L, channels - v);
       Vec<A> zeros{};
-      for_each_padded(across, row_padded, [&](int64_t j) {
+      for_each_padded(columns, row_padded, [&](int64_t j) {
         const T* const at = line + j * d.result.column;
         zeros += (lanes == D::L ? read_lanes<A>(at) : read_lanes<A>(at, lanes)) * A(0);
       });
       for (int64_t l = 0; l < lanes; ++l) {
         if (zeros[l] == A(0)) continue;
-        for_each_padded(across, row_padded, [&](int64_t j) {
+        for_each_padded(columns, row_padded, [&](int64_t j) {
           const A none = read<A>(line + j * d.result.column + l) * A(0);  // 0, or NaN
           if (none == A(0)) return;
           for (int64_t r = 0; r < down.count; ++r)

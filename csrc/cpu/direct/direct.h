@@ -17,48 +17,6 @@
 
 namespace conv_ext {
 
-struct Tables {
-  Axis vertical, horizontal;
-  AxisTable rows, columns;
-  int64_t* tap_offset;   // (R S) packed offset of each tap, those of one pair of phases together
-  int64_t* tap_weight;   // (R S) r * S + s, in the same order
-  int64_t* phase_begin;  // (phases + 1) first tap of each pair of phases
-};
-
-// Of tiles of so many outputs of a phase, of so many images side by side.
-inline Tables make_tables(const ConvProblem& z, Pass pass, int64_t tile_h, int64_t tile_w, int64_t images,
-                          Carver& memory) {
-  Tables t;
-  t.vertical = vertical_axis(z, pass);
-  t.horizontal = horizontal_axis(z, pass);
-  t.rows.build(t.vertical, tile_h, memory.take<char>(AxisTable::bytes(z.r)));
-  t.columns.build(t.horizontal, tile_w, memory.take<char>(AxisTable::bytes(z.s)));
-  t.tap_offset = memory.take<int64_t>(z.r * z.s);
-  t.tap_weight = memory.take<int64_t>(z.r * z.s);
-  const int64_t phases_h = t.vertical.phases(), phases_w = t.horizontal.phases();
-  t.phase_begin = memory.take<int64_t>(phases_h * phases_w + 1);
-  int64_t row_positions = 0;
-  for (int64_t i = 0; i < t.rows.regions; ++i) row_positions += t.rows.region[i].length;
-  int64_t next = 0;
-  for (int64_t fh = 0; fh < phases_h; ++fh) {
-    for (int64_t fw = 0; fw < phases_w; ++fw) {
-      t.phase_begin[fh * phases_w + fw] = next;
-      for (int64_t r = 0; r < z.r; ++r) {
-        if (t.vertical.phase_of(r) != fh) continue;
-        const int64_t row = t.rows.begin[t.rows.column[r]] + t.rows.position[r];
-        for (int64_t s = 0; s < z.s; ++s) {
-          if (t.horizontal.phase_of(s) != fw) continue;
-          const int64_t column = t.columns.column[s];
-          t.tap_offset[next] = ((column * row_positions + row) * t.columns.longest + t.columns.position[s]) * images;
-          t.tap_weight[next++] = r * z.s + s;
-        }
-      }
-    }
-  }
-  t.phase_begin[phases_h * phases_w] = next;
-  return t;
-}
-
 // Packs a tile of one group's channels from channel `first` on; both parts of complex numbers become channels.
 template <class T, class A>
 void pack_channels(A* packed, const DirectPlan& own, int64_t pitch, View<T> view, int64_t parts, int64_t first,
@@ -244,128 +202,156 @@ void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers
   const int64_t parts = parts_of(z.dtype);
   const DirectPlan& own = plan.own<DirectPlan>();
   Carver memory(b.workspace);
+  DirectWorkspace<A> w = direct_workspace<A>(z, pass, own, memory);
+  w.tables.build(own.tile_h, own.tile_w, own.images);
   Gather<T, A> task{z,
                     plan,
-                    make_tables(z, pass, own.tile_h, own.tile_w, own.images, memory),
+                    w.tables,
                     view_of<T>(input_grad ? b.output : b.input, parts),
                     view_of<T>(input_grad ? b.input : b.output, parts),
                     view_of<T>(b.weight, parts),
                     parts,
                     input_grad ? z.group_c() : z.group_k(),
                     input_grad ? z.group_k() : z.group_c(),
-                    nullptr,
-                    nullptr,
+                    w.packed_weight,
+                    w.bias,
                     b.relu};
   const int64_t all_m = z.groups * task.rows_m();
-  task.bias = memory.take<A>(all_m);
   for (int64_t m = 0; m < all_m; ++m)
     task.bias[m] =
         b.bias ? read<A>(static_cast<const T*>(b.bias) + m / parts * b.bias_stride * parts + m % parts) : A(0);
-  task.packed_weight = memory.take<A>(all_m * task.channels() * task.taps());
   task.pack_weights(executor, input_grad);
-  parallel_for(executor, plan.tasks, plan.scratch_bytes,
-               [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<A*>(scratch)); });
+  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    Carver local(scratch);
+    task.run_tile(index, direct_scratch<A>(z, pass, own, local).source);
+  });
 }
 
+// weight_grad: everything that the tasks share.
 template <class T, class A>
-void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  constexpr int L = kLanes<A>;
-  const int64_t parts = parts_of(z.dtype), taps = z.r * z.s;
-  const DirectPlan& own = plan.own<DirectPlan>();
-  Carver memory(b.workspace);
-  const Tables tables = make_tables(z, Pass::WeightGrad, own.tile_h, own.tile_w, own.images, memory);
-  const View<T> input = view_of<T>(b.input, parts), grad = view_of<T>(b.output, parts),
-                result = view_of<T>(b.weight, parts);
-  const int64_t group_k = z.group_k(), group_c = z.group_c();
-  // Sums of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S).
-  const int64_t row_sums = group_c * parts * taps, group_sums = group_k * parts * row_sums;
-  A* const sums = memory.take<A>(own.splits * z.groups * group_sums);
-  const int64_t blocks_k = ceil_div(group_k, own.tile_k), blocks_c = ceil_div(group_c, own.tile_c);
-  const int64_t tiles_h = ceil_div(z.p, own.tile_h), tiles_w = ceil_div(z.q, own.tile_w);
-  const int64_t units = ceil_div(z.n, own.images) * tiles_h * tiles_w;
-  const int64_t pitch = tables.columns.longest;
+struct WeightGrad {
+  const ConvProblem& z;
+  const DirectPlan& own;
+  const Tables& tables;
+  View<T> input, grad, result;
+  int64_t parts;
+  A* sums;  // of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S)
 
-  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-    const int64_t c0 = index % blocks_c * own.tile_c;
-    index /= blocks_c;
-    const int64_t k0 = index % blocks_k * own.tile_k;
-    index /= blocks_k;
+  static constexpr int L = kLanes<A>;
+  int64_t taps() const { return z.r * z.s; }
+  int64_t row_sums() const { return z.group_c() * parts * taps(); }
+  int64_t group_sums() const { return z.group_k() * parts * row_sums(); }
+  int64_t grad_channel() const { return own.tile_h * own.grad_pitch; }
+
+  // Some groups, and of each a block of K x C, in one part of the reduction.
+  struct Block {
+    int64_t group, groups, split, k0, c0;
+    int64_t rows_k, rows_c, tap_rows;  // real rows of either operand, and those of the input with the taps of each
+  };
+  Block block_at(int64_t index) const {
+    const int64_t blocks_k = ceil_div(z.group_k(), own.tile_k), blocks_c = ceil_div(z.group_c(), own.tile_c);
     const int64_t group_blocks = ceil_div(z.groups, own.task_groups);
-    const int64_t first_group = index % group_blocks * own.task_groups, split = index / group_blocks;
-    const int64_t groups = min_of(own.task_groups, z.groups - first_group);
-    const int64_t ck = min_of(own.tile_k, group_k - k0), cc = min_of(own.tile_c, group_c - c0);
-    const int64_t rows_k = ck * parts, tap_rows = cc * parts * taps;
-    Carver local(scratch);
-    int64_t* const offset = local.take<int64_t>(tap_rows);
-    A* const g = local.take<A>(groups * rows_k * own.tile_h * own.grad_pitch);
-    A* const x = local.take<A>(0);
-    for (int64_t c = 0; c < cc * parts; ++c)
-      for (int64_t t = 0; t < taps; ++t) offset[c * taps + t] = c * own.channel_pitch + tables.tap_offset[t];
-    const auto out_row = [&](int64_t group, int64_t k) {
-      return sums + (split * z.groups + first_group + group) * group_sums + (k0 * parts + k) * row_sums +
-             c0 * parts * taps;
-    };
-    for (int64_t k = 0; k < groups * rows_k; ++k)
-      for (int64_t t = 0; t < tap_rows; ++t) out_row(k / rows_k, k % rows_k)[t] = A(0);
+    Block b;
+    b.c0 = index % blocks_c * own.tile_c;
+    index /= blocks_c;
+    b.k0 = index % blocks_k * own.tile_k;
+    index /= blocks_k;
+    b.group = index % group_blocks * own.task_groups;
+    b.groups = min_of(own.task_groups, z.groups - b.group);
+    b.split = index / group_blocks;
+    b.rows_k = min_of(own.tile_k, z.group_k() - b.k0) * parts;
+    b.rows_c = min_of(own.tile_c, z.group_c() - b.c0) * parts;
+    b.tap_rows = b.rows_c * taps();
+    return b;
+  }
+  // The sums of a row of K and the block's rows of the input.
+  A* sums_of(const Block& b, int64_t group, int64_t k) const {
+    return sums + (b.split * z.groups + b.group + group) * group_sums() + (b.k0 * parts + k) * row_sums() +
+           b.c0 * parts * taps();
+  }
 
-    for (int64_t unit = part_begin(units, own.splits, split); unit < part_begin(units, own.splits, split + 1); ++unit) {
-      const int64_t j0 = unit % tiles_w * own.tile_w, i0 = unit / tiles_w % tiles_h * own.tile_h;
-      const int64_t n0 = unit / tiles_w / tiles_h * own.images, n1 = min_of(z.n, n0 + own.images);
-      const int64_t height = min_of(own.tile_h, z.p - i0), width = min_of(own.tile_w, z.q - j0);
-      pack_channels(x, own, pitch, input, parts, first_group * group_c + c0, groups * cc, n0, n1, tables.rows,
-                    tables.columns, i0, j0, height);
-      // The upstream gradient: rows of width * images lanes, filled up with zeros to whole vectors.
-      const int64_t lanes = width * own.images, grad_channel = own.tile_h * own.grad_pitch;
-      for (int64_t k = 0; k < groups * rows_k; ++k)
-        for (int64_t p = 0; p < height; ++p)
-          for (int64_t i = n1 - n0 < own.images ? 0 : lanes; i < round_up(lanes, L); ++i)
-            g[k * grad_channel + p * own.grad_pitch + i] = A(0);
-      for (int64_t part = 0; part < parts; ++part)
-        for (int64_t p = 0; p < height; ++p)
-          for (int64_t n = n0; n < n1; ++n)
-            pack_block(g + part * grad_channel + p * own.grad_pitch + (n - n0), grad_channel * parts, own.images,
-                       grad.data + n * grad.n + (first_group * group_k + k0) * grad.channel + (i0 + p) * grad.row +
-                           j0 * grad.column + part,
-                       grad.channel, grad.column, groups * ck, width);
+  struct Tile {  // of outputs
+    int64_t n0, n1, i0, j0, height, width;
+  };
 
-      DotArguments<A> a;
-      a.g_channel = grad_channel;
-      // Where no column lies between two rows, they are one.
-      const bool joined = width == pitch && round_up(lanes, L) == lanes && own.grad_pitch == lanes;
-      a.rows = joined ? 1 : height;
-      a.lanes = joined ? lanes * height : lanes;
-      a.g_row = own.grad_pitch;
-      a.x_row = pitch * own.images;
-      a.out_pitch = row_sums;
-      for (int64_t group = 0; group < groups; ++group) {
-        a.x = x + group * cc * parts * own.channel_pitch;
-        for (int64_t k = 0; k < rows_k;) {
-          const int block = block_rows(rows_k - k, kDotM);
-          a.g = g + (group * rows_k + k) * grad_channel;
-          for (int64_t t = 0; t < tap_rows;) {
-            const int block_t = block_taps(tap_rows - t);
-            a.offset = offset + t;
-            a.out = out_row(group, k) + t;
-            select_dot_tile<A>(block, block_t)(a);
-            t += block_t;
-          }
-          k += block;
+  void run_task(int64_t index, const DirectScratch<A>& s) const {
+    const Block b = block_at(index);
+    for (int64_t c = 0; c < b.rows_c; ++c)
+      for (int64_t t = 0; t < taps(); ++t) s.offset[c * taps() + t] = c * own.channel_pitch + tables.tap_offset[t];
+    for (int64_t k = 0; k < b.groups * b.rows_k; ++k)
+      for (int64_t t = 0; t < b.tap_rows; ++t) sums_of(b, k / b.rows_k, k % b.rows_k)[t] = A(0);
+    const int64_t tiles_h = ceil_div(z.p, own.tile_h), tiles_w = ceil_div(z.q, own.tile_w);
+    const int64_t units = ceil_div(z.n, own.images) * tiles_h * tiles_w;
+    for (int64_t u = part_begin(units, own.splits, b.split); u < part_begin(units, own.splits, b.split + 1); ++u) {
+      Tile t;
+      t.j0 = u % tiles_w * own.tile_w;
+      t.i0 = u / tiles_w % tiles_h * own.tile_h;
+      t.n0 = u / tiles_w / tiles_h * own.images;
+      t.n1 = min_of(z.n, t.n0 + own.images);
+      t.height = min_of(own.tile_h, z.p - t.i0);
+      t.width = min_of(own.tile_w, z.q - t.j0);
+      pack_channels(s.source, own, tables.columns.longest, input, parts, b.group * z.group_c() + b.c0,
+                    b.groups * b.rows_c / parts, t.n0, t.n1, tables.rows, tables.columns, t.i0, t.j0, t.height);
+      pack_grad(b, t, s.grad);
+      multiply(b, t, s);
+    }
+  }
+
+  // The upstream gradient: rows of width * images lanes, filled up with zeros to whole vectors.
+  void pack_grad(const Block& b, const Tile& t, A* to) const {
+    const int64_t lanes = t.width * own.images;
+    for (int64_t k = 0; k < b.groups * b.rows_k; ++k)
+      for (int64_t p = 0; p < t.height; ++p)
+        for (int64_t i = t.n1 - t.n0 < own.images ? 0 : lanes; i < round_up(lanes, L); ++i)
+          to[k * grad_channel() + p * own.grad_pitch + i] = A(0);
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t p = 0; p < t.height; ++p)
+        for (int64_t n = t.n0; n < t.n1; ++n)
+          pack_block(to + part * grad_channel() + p * own.grad_pitch + (n - t.n0), grad_channel() * parts, own.images,
+                     grad.data + n * grad.n + (b.group * z.group_k() + b.k0) * grad.channel + (t.i0 + p) * grad.row +
+                         t.j0 * grad.column + part,
+                     grad.channel, grad.column, b.groups * b.rows_k / parts, t.width);
+  }
+
+  void multiply(const Block& b, const Tile& t, const DirectScratch<A>& s) const {
+    const int64_t lanes = t.width * own.images, pitch = tables.columns.longest;
+    DotArguments<A> a;
+    a.g_channel = grad_channel();
+    // Where no column lies between two rows, they are one.
+    const bool joined = t.width == pitch && round_up(lanes, L) == lanes && own.grad_pitch == lanes;
+    a.rows = joined ? 1 : t.height;
+    a.lanes = joined ? lanes * t.height : lanes;
+    a.g_row = own.grad_pitch;
+    a.x_row = pitch * own.images;
+    a.out_pitch = row_sums();
+    for (int64_t group = 0; group < b.groups; ++group) {
+      a.x = s.source + group * b.rows_c * own.channel_pitch;
+      for (int64_t k = 0; k < b.rows_k;) {
+        const int block = block_rows(b.rows_k - k, kDotM);
+        a.g = s.grad + (group * b.rows_k + k) * grad_channel();
+        for (int64_t row = 0; row < b.tap_rows;) {
+          const int block_t = block_taps(b.tap_rows - row);
+          a.offset = s.offset + row;
+          a.out = sums_of(b, group, k) + row;
+          select_dot_tile<A>(block, block_t)(a);
+          row += block_t;
         }
+        k += block;
       }
     }
-  });
+  }
 
   // The parts of the reduction in order, then (re, im) = (gr xr - gi xi, gr xi + gi xr).
-  parallel_for(executor, z.k, 0, [&](int64_t k, void*) {
-    const int64_t group = k / group_k, row = k % group_k;
+  void write_row(int64_t k) const {
+    const int64_t group = k / z.group_k(), row = k % z.group_k();
     const auto total = [&](int64_t gp, int64_t c, int64_t xp, int64_t t) {
-      const A* at = sums + group * group_sums + (row * parts + gp) * row_sums + (c * parts + xp) * taps + t;
+      const A* at = sums + group * group_sums() + (row * parts + gp) * row_sums() + (c * parts + xp) * taps() + t;
       A sum = at[0];
-      for (int64_t split = 1; split < own.splits; ++split) sum += at[split * z.groups * group_sums];
+      for (int64_t split = 1; split < own.splits; ++split) sum += at[split * z.groups * group_sums()];
       return sum;
     };
-    for (int64_t c = 0; c < group_c; ++c)
-      for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t c = 0; c < z.group_c(); ++c)
+      for (int64_t t = 0; t < taps(); ++t) {
         const int64_t tap = tables.tap_weight[t];
         T* to = result.data + k * result.n + c * result.channel + tap / z.s * result.row + tap % z.s * result.column;
         if (parts == 1) {
@@ -375,7 +361,24 @@ void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
           write<T>(to + 1, A(total(0, c, 1, t) + total(1, c, 0, t)));
         }
       }
+  }
+};
+
+template <class T, class A>
+void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
+  const int64_t parts = parts_of(z.dtype);
+  const DirectPlan& own = plan.own<DirectPlan>();
+  Carver memory(b.workspace);
+  DirectWorkspace<A> w = direct_workspace<A>(z, Pass::WeightGrad, own, memory);
+  w.tables.build(own.tile_h, own.tile_w, own.images);
+  const WeightGrad<T, A> task{
+      z,     own,   w.tables, view_of<T>(b.input, parts), view_of<T>(b.output, parts), view_of<T>(b.weight, parts),
+      parts, w.sums};
+  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    Carver local(scratch);
+    task.run_task(index, direct_scratch<A>(z, Pass::WeightGrad, own, local));
   });
+  parallel_for(executor, z.k, 0, [&](int64_t k, void*) { task.write_row(k); });
 }
 
 template <class T, class A, Pass pass>

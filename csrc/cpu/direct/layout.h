@@ -1,7 +1,7 @@
-// What the plan of the direct algorithm says.
+// What the plan of the direct algorithm says, and how its memory is laid out.
 #pragma once
 
-#include "../../common/indexing.h"
+#include "../base/taps.h"
 
 namespace conv_ext {
 
@@ -17,5 +17,52 @@ struct DirectPlan {
   int64_t tile_k, tile_c, splits;
   int64_t grad_pitch;  // elements of one packed row of the upstream gradient
 };
+
+// A register tile may read so many bytes past its last lane.
+constexpr int64_t kOverread = 512;
+
+// All sizes in real numbers: both parts of complex ones are channels.
+template <class A>
+struct DirectWorkspace {
+  Tables tables;
+  A* bias;           // forward, input_grad: (groups, gemm_m)
+  A* packed_weight;  // forward, input_grad: for each group and pair of phases (gemm_m / block, channels, taps, block)
+  A* sums;           // weight_grad: of each pair of rows (splits, groups, K/g, C/g, R S)
+};
+template <class A>
+inline DirectWorkspace<A> direct_workspace(const ConvProblem& z, Pass pass, const DirectPlan& own, Carver& memory) {
+  const int64_t parts = parts_of(z.dtype);
+  DirectWorkspace<A> w{};
+  w.tables.lay_out(z, pass, memory);
+  if (pass == Pass::WeightGrad) {
+    w.sums = memory.take<A>(own.splits, z.k, z.group_c(), z.r * z.s, parts * parts);
+  } else {
+    const int64_t rows_m = (pass == Pass::InputGrad ? z.group_c() : z.group_k()) * parts;
+    w.bias = memory.take<A>(z.groups, rows_m);
+    w.packed_weight = memory.take<A>(z.weight_elements(), parts * parts);
+  }
+  return w;
+}
+
+template <class A>
+struct DirectScratch {
+  int64_t* offset;  // weight_grad: (C/g of the block, R S) of each row of the input and tap
+  A* grad;          // weight_grad: (groups, K/g of the block, tile_h, grad_pitch)
+  A* source;        // (groups, channels, channel_pitch)
+};
+template <class A>
+inline DirectScratch<A> direct_scratch(const ConvProblem& z, Pass pass, const DirectPlan& own, Carver& memory) {
+  const int64_t parts = parts_of(z.dtype);
+  constexpr int64_t kBehind = kOverread / int64_t(sizeof(A));
+  DirectScratch<A> s{};
+  int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts;
+  if (pass == Pass::WeightGrad) {
+    channels = own.tile_c * parts;
+    s.offset = memory.take<int64_t>(channels, z.r, z.s);
+    s.grad = memory.take<A>(product(own.task_groups, own.tile_k * parts), own.tile_h, own.grad_pitch);
+  }
+  s.source = memory.take<A>(product(own.task_groups, channels, own.channel_pitch) + kBehind);
+  return s;
+}
 
 }  // namespace conv_ext

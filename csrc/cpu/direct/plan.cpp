@@ -18,19 +18,20 @@ Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int
                int64_t widest) {
   const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
   int64_t cut_h = 1, cut_w = max_of(1, ceil_div(count_w, widest));
-  // Ends with one row, and few columns or one: halving takes a step for each binary digit of either.
-  for (;;) {
-    CONV_EXT_PLAN_STEP();
-    const Shape shape = shape_of(vertical, horizontal, ceil_div(count_h, cut_h), ceil_div(count_w, cut_w), images);
-    if (product(shape.channel_pitch, channels, bytes_each) <= kTileBudget) return shape;
-    if (shape.tile_h > 1) {
-      cut_h *= 2;
-    } else if (shape.tile_w > 1 && shape.tile_w * images > 64) {
-      cut_w *= 2;
-    } else {
-      return shape;
-    }
-  }
+  Shape shape{};
+  const auto cut = [&] {
+    shape = shape_of(vertical, horizontal, ceil_div(count_h, cut_h), ceil_div(count_w, cut_w), images);
+  };
+  cut();
+  shrink_until([&] { return product(shape.channel_pitch, channels, bytes_each) <= kTileBudget; },
+               [&] {
+                 const bool rows = shape.tile_h > 1;
+                 if (!rows && (shape.tile_w <= 1 || shape.tile_w * images <= 64)) return false;
+                 (rows ? cut_h : cut_w) *= 2;
+                 cut();
+                 return true;
+               });
+  return shape;
 }
 
 // Depthwise and other small groups: several to a task, so that neighbouring channels are read together.
@@ -46,6 +47,18 @@ double lane_vectors(const Shape& shape, int64_t lanes, bool flat, double run_cos
       flat ? product(product(shape.tile_h - 1, shape.pitch) + shape.tile_w, shape.images) : shape.tile_w * shape.images;
   return double(runs) * (double(ceil_div(run_lanes, lanes)) + run_cost) /
          (double(shape.tile_h) * double(shape.tile_w) * double(shape.images));
+}
+
+void lay_out(const PlanInput& input, const DirectPlan& own, Plan* plan) {
+  count_memory(input.problem.dtype, plan, [&](auto number, Carver& workspace, Carver& scratch) {
+    direct_workspace<decltype(number)>(input.problem, input.pass, own, workspace);
+    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);
+  });
+}
+int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {
+  Plan counted{};
+  lay_out(input, own, &counted);
+  return counted.scratch_bytes;
 }
 
 void prepare_gather(const PlanInput& input, Plan* plan) {
@@ -90,9 +103,7 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, isa.gather_m));
   own.task_m = round_up(ceil_div(rows_m, parts_m), isa.gather_m);
   plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));
-  plan->scratch_bytes = aligned(product(packed_channels, best.channel_pitch, bytes_each) + kOverread);
-  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + array_bytes(z.groups, rows_m, bytes_each) +
-                          array_bytes(z.groups, rows_m, channels, z.r, z.s, bytes_each);
+  lay_out(input, own, plan);
 }
 
 void prepare_weight_grad(const PlanInput& input, Plan* plan) {
@@ -101,7 +112,8 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
                 lanes = isa.vector_bytes / bytes_each;
-  int64_t block_k = min_of(z.group_k(), kGradBlock), block_c = min_of(z.group_c(), kGradBlock);
+  own.tile_k = min_of(z.group_k(), kGradBlock);
+  own.tile_c = min_of(z.group_c(), kGradBlock);
   own.task_groups = groups_together(z);
 
   Shape best{};
@@ -120,43 +132,37 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
       best_cost = cost;
     }
   }
-  own.grad_pitch = round_up(best.tile_w * best.images, lanes);
-  const auto bytes_of = [&] {
-    const int64_t rows_k = own.task_groups * block_k * parts, rows_c = own.task_groups * block_c * parts;
-    return array_bytes(block_c, parts, z.r, z.s, 8) + array_bytes(rows_k, best.tile_h, own.grad_pitch, bytes_each) +
-           product(rows_c, best.channel_pitch, bytes_each) + kOverread;
-  };
-  // Every step halves a number. A block of several groups takes each of them whole.
-  while (bytes_of() > kTileBudget && own.task_groups > 1) {
-    CONV_EXT_PLAN_STEP();
-    own.task_groups = ceil_div(own.task_groups, 2);
-  }
-  while (bytes_of() > kTileBudget && (block_k > isa.dot_m || block_c > 1)) {
-    CONV_EXT_PLAN_STEP();
-    const bool input_larger = product(block_c, best.channel_pitch) > product(block_k, best.tile_h, own.grad_pitch);
-    if (block_c > 1 && (input_larger || block_k <= isa.dot_m)) {
-      block_c = ceil_div(block_c, 2);
-    } else {
-      block_k = round_up(ceil_div(block_k, 2), isa.dot_m);
-    }
-  }
   own.tile_h = best.tile_h;
   own.tile_w = best.tile_w;
   own.images = best.images;
   own.channel_pitch = best.channel_pitch;
-  own.tile_k = block_k;
-  own.tile_c = block_c;
+  own.grad_pitch = round_up(best.tile_w * best.images, lanes);
+  // A block of several groups takes each of them whole; of one group channels of the larger operand are left out.
+  shrink_until([&] { return scratch_bytes(input, own) <= kTileBudget; },
+               [&] {
+                 const bool input_larger =
+                     product(own.tile_c, own.channel_pitch) > product(own.tile_k, own.tile_h, own.grad_pitch);
+                 if (own.task_groups > 1) {
+                   own.task_groups = ceil_div(own.task_groups, 2);
+                 } else if (own.tile_c > 1 && (input_larger || own.tile_k <= isa.dot_m)) {
+                   own.tile_c = ceil_div(own.tile_c, 2);
+                 } else if (own.tile_k > isa.dot_m) {
+                   own.tile_k = round_up(ceil_div(own.tile_k, 2), isa.dot_m);
+                 } else {
+                   return false;
+                 }
+                 return true;
+               });
 
-  const int64_t tasks =
-      product(ceil_div(z.groups, own.task_groups), ceil_div(z.group_k(), block_k), ceil_div(z.group_c(), block_c));
+  const int64_t tasks = product(ceil_div(z.groups, own.task_groups), ceil_div(z.group_k(), own.tile_k),
+                                ceil_div(z.group_c(), own.tile_c));
   const int64_t units = product(ceil_div(z.n, best.images), ceil_div(z.p, best.tile_h), ceil_div(z.q, best.tile_w));
   const int64_t sum_bytes = product(z.weight_elements(), parts * parts * bytes_each);
   own.splits = 1;
   if (z.flops() >= kWorthSharing && tasks < kEnoughTasks)
     own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
   plan->tasks = tasks * own.splits;
-  plan->scratch_bytes = aligned(bytes_of());
-  plan->workspace_bytes = table_bytes(z, vertical, horizontal) + array_bytes(own.splits, sum_bytes);
+  lay_out(input, own, plan);
 }
 
 }  // namespace

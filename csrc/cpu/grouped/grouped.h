@@ -22,37 +22,46 @@ template <class A, class T>
 struct GroupedTask {
   static constexpr int L = kLanes<A>;
   ConvProblem z;
+  Pass pass;
   GroupedPlan own;
   Axis vertical, horizontal;
   GroupUnits units;
-  WindowAxis down, across;
+  ReadSpan down, across;
   View<T> source, result, weight;  // weight seen as (channels of the result, of the source, R, S)
+  GroupedWorkspace<A> memory;
   GroupChain* chain;
   int64_t *offset, *tap, *chain_begin;
   LaneIndex<A> index[L];
 
-  void prepare(const ConvProblem& problem, Pass pass, const Plan& plan, const TensorRef& from, const TensorRef& to,
-               const TensorRef& w, Carver& memory) {
+  void prepare(const ConvProblem& problem, Pass its_pass, const Plan& plan, const TensorRef& from, const TensorRef& to,
+               const TensorRef& w, void* workspace) {
     z = problem;
+    pass = its_pass;
     own = plan.own<GroupedPlan>();
     vertical = vertical_axis(z, pass);
     horizontal = horizontal_axis(z, pass);
     units = group_units(z, pass, L);
-    down = window_axis(vertical);
-    across = window_axis(horizontal);
+    down = read_span(vertical);
+    across = read_span(horizontal);
     source = view_of<T>(from, 1);
     result = view_of<T>(to, 1);
     weight = view_of<T>(w, 1);
-    make_tables(memory);
+    Carver carver(workspace);
+    memory = grouped_workspace<A>(z, pass, own, L, carver);
+    make_tables();
+  }
+  GroupedScratch<A> scratch_of(void* block) const {
+    Carver local(block);
+    return grouped_scratch<A>(z, pass, own, L, local);
   }
 
   // Tables of a phase's chains: neighbouring taps are taken together, up to three, of as many rows as a chain allows.
-  void make_tables(Carver& memory) {
-    const int64_t taps = z.r * z.s, phases = vertical.phases() * horizontal.phases();
-    chain = memory.take<GroupChain>(taps);
-    offset = memory.take<int64_t>(taps);
-    tap = memory.take<int64_t>(taps);
-    chain_begin = memory.take<int64_t>(phases + 1);
+  void make_tables() {
+    const int64_t phases = vertical.phases() * horizontal.phases();
+    chain = memory.chain;
+    offset = memory.offset;
+    tap = memory.tap;
+    chain_begin = memory.chain_begin;
     int64_t chains = 0, offsets = 0, next = 0;
     for (int64_t phase = 0; phase < phases; ++phase) {
       chain_begin[phase] = chains;
@@ -278,17 +287,16 @@ template <class A, class T>
 void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   constexpr int L = kLanes<A>;
   const bool inverse = pass == Pass::InputGrad;
-  Carver memory(b.workspace);
   const GroupedPlan& own = plan.own<GroupedPlan>();
   GroupedGather<A, T> task{};
-  task.prepare(z, pass, plan, inverse ? b.output : b.input, inverse ? b.input : b.output, b.weight, memory);
+  task.prepare(z, pass, plan, inverse ? b.output : b.input, inverse ? b.input : b.output, b.weight, b.workspace);
   if (inverse)
     task.weight = {task.weight.data, task.weight.channel, task.weight.n, task.weight.row, task.weight.column};
   const GroupUnits& units = task.units;
   const int64_t vectors = units.units * units.vectors;
   task.relu = b.relu;
-  task.biases = memory.take<A>(vectors * L);
-  task.packed_weight = memory.take<A>(vectors * task.vector_weights());
+  task.biases = task.memory.biases;
+  task.packed_weight = task.memory.packed_weight;
   const int64_t small = int64_t(1) << 15;  // elements worth a task of their own
   const int64_t each = max_of(1, small / task.vector_weights());
   parallel_for(executor, ceil_div(vectors, each), 0, [&](int64_t index, void*) {
@@ -305,9 +313,7 @@ void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const
   const int64_t parts = ceil_div(units.units, own.task_groups), blocks = ceil_div(task.vertical.output, own.tile_h);
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
     const int64_t part = index % parts, o0 = index / parts % blocks * own.tile_h, n = index / parts / blocks;
-    Carver local(scratch);
-    A* const window = local.take<A>(units.blocks * task.window_block());
-    A* const out = local.take<A>(0);
+    const auto [window, out] = task.scratch_of(scratch);
     for (int64_t unit = part * own.task_groups; unit < min_of(units.units, (part + 1) * own.task_groups); ++unit)
       task.run_unit(n, unit, o0, min_of(task.vertical.output, o0 + own.tile_h), window, out);
   });

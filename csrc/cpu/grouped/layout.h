@@ -2,7 +2,7 @@
 // kernel.
 #pragma once
 
-#include "../../common/indexing.h"
+#include "../../common/carver.h"
 
 namespace conv_ext {
 
@@ -33,7 +33,7 @@ inline GroupUnits group_units(const ConvProblem& z, Pass pass, int64_t lanes) {
 }
 
 // The source positions that the outputs of an axis read, all phases together: from `low` on for output 0.
-struct WindowAxis {
+struct ReadSpan {
   int64_t low, span, step;
 
   // Of `outputs` neighbours, the first of which belongs to phase 0.
@@ -41,8 +41,8 @@ struct WindowAxis {
     return (ceil_div(outputs, axis.output_step()) - 1) * step + span;
   }
 };
-inline WindowAxis window_axis(const Axis& axis) {
-  WindowAxis w{0, 1, axis.step()};
+inline ReadSpan read_span(const Axis& axis) {
+  ReadSpan w{0, 1, axis.step()};
   bool any = false;
   int64_t high = 0;
   for (int64_t tap = 0; tap < axis.taps; ++tap) {
@@ -66,9 +66,51 @@ struct GroupChain {
 };
 constexpr int64_t kGroupChain = 256;  // products of a chain, or those of one row
 
-// Bytes of the tables of chains in cpu/grouped/grouped.h.
-inline int64_t grouped_table_bytes(int64_t taps, int64_t phases) {
-  return round_up(taps * int64_t(sizeof(GroupChain)), 64) + 2 * round_up(taps * 8, 64) + round_up((phases + 1) * 8, 64);
+template <class A>
+struct GroupedWorkspace {
+  GroupChain* chain;     // (at most R S)
+  int64_t* offset;       // (at most R S) place in the window of a segment's first tap
+  int64_t* tap;          // (R S) r * S + s
+  int64_t* chain_begin;  // (phases + 1)
+  A* biases;             // forward, input_grad: (units, vectors, kLanes)
+  A* packed_weight;      // forward, input_grad: (units, vectors, R S, channels of the source, kLanes)
+  A* sums;               // weight_grad: (splits, units, vectors, R S, C/g, kLanes)
+};
+template <class A>
+inline GroupedWorkspace<A> grouped_workspace(const ConvProblem& z, Pass pass, const GroupedPlan& own, int64_t lanes,
+                                             Carver& memory) {
+  const GroupUnits units = group_units(z, pass, lanes);
+  const int64_t taps = z.r * z.s, vectors = product(units.units, units.vectors);
+  const int64_t phases = product(vertical_axis(z, pass).phases(), horizontal_axis(z, pass).phases());
+  GroupedWorkspace<A> w{};
+  w.chain = memory.take<GroupChain>(taps);
+  w.offset = memory.take<int64_t>(taps);
+  w.tap = memory.take<int64_t>(taps);
+  w.chain_begin = memory.take<int64_t>(phases + 1);
+  if (pass == Pass::WeightGrad) {
+    w.sums = memory.take<A>(own.splits, vectors, taps, units.source, lanes);
+  } else {
+    w.biases = memory.take<A>(vectors, lanes);
+    w.packed_weight = memory.take<A>(vectors, taps, units.source, lanes);
+  }
+  return w;
+}
+
+template <class A>
+struct GroupedScratch {
+  A* window;  // (blocks, rows, columns, kLanes) of the source
+  A* block;   // (tile_h, columns, kLanes) of the result, or of the upstream gradient, turned round in whole squares
+};
+template <class A>
+inline GroupedScratch<A> grouped_scratch(const ConvProblem& z, Pass pass, const GroupedPlan& own, int64_t lanes,
+                                         Carver& memory) {
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const ReadSpan down = read_span(vertical), across = read_span(horizontal);
+  GroupedScratch<A> s{};
+  s.window = memory.take<A>(group_units(z, pass, lanes).blocks, down.extent(vertical, own.tile_h),
+                            across.extent(horizontal, horizontal.output), lanes);
+  s.block = memory.take<A>(product(own.tile_h, horizontal.output) + lanes, lanes);
+  return s;
 }
 
 }  // namespace conv_ext

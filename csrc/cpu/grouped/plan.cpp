@@ -15,14 +15,14 @@ constexpr int64_t kTaskSums = 40 << 10;     // weight_grad: bytes of the sums of
 // rows.
 struct Window {
   const Axis vertical, horizontal;
-  const WindowAxis down, across;
+  const ReadSpan down, across;
   const int64_t blocks, lanes, vector_bytes;
 
   Window(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes)
       : vertical(vertical_axis(z, pass)),
         horizontal(horizontal_axis(z, pass)),
-        down(window_axis(vertical)),
-        across(window_axis(horizontal)),
+        down(read_span(vertical)),
+        across(read_span(horizontal)),
         blocks(group_units(z, pass, lanes).blocks),
         lanes(lanes),
         vector_bytes(isa.vector_bytes) {}
@@ -56,7 +56,6 @@ void prepare_grouped(const PlanInput& input, Plan* plan) {
   blocks = ceil_div(output, own.tile_h);
   const int64_t vector_bytes = product(taps, units.source, isa.vector_bytes);
   const int64_t vectors = product(units.units, units.vectors);
-  const int64_t phases = product(vertical.phases(), horizontal.phases());
   own.splits = 1;
   if (weight_grad) {
     own.task_groups =
@@ -67,15 +66,15 @@ void prepare_grouped(const PlanInput& input, Plan* plan) {
       own.splits = max_of(1, min_of(wanted, kPartialSums / product(vectors, vector_bytes)));
     }
     plan->tasks = product(parts, own.splits);
-    plan->workspace_bytes = array_bytes(product(own.splits, vectors), vector_bytes);
   } else {
     const int64_t tasks = product(z.n, blocks, units.units);
     own.task_groups = max_of(1, min_of(min_of(units.units, kUnitsOfTask), tasks / kEnoughTasks));
     plan->tasks = product(z.n, blocks, ceil_div(units.units, own.task_groups));
-    plan->workspace_bytes = array_bytes(vectors, isa.vector_bytes) + array_bytes(vectors, vector_bytes);
   }
-  plan->workspace_bytes += grouped_table_bytes(taps, phases);
-  plan->scratch_bytes = aligned(window.bytes(own.tile_h)) + aligned(window.block_bytes(own.tile_h));
+  count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
+    grouped_workspace<decltype(number)>(z, pass, own, lanes, workspace);
+    grouped_scratch<decltype(number)>(z, pass, own, lanes, scratch);
+  });
 }
 
 const char* grouped_declines(const PlanInput& input) {

@@ -110,7 +110,7 @@ void group_tile(const GroupTileArguments<A>& a) {
     }
 }
 
-// The one place where the extent of a tile becomes a template argument. Columns: 8, 7 (many maps are multiples of 7),
+// Here the extent of a tile becomes a template argument. Columns: 8, 7 (many maps are multiples of 7),
 // 4, 2, 1; tiles of a row may overlap. Taps of a row: 3, 2, 1, those with step 2 only 3 or 1; one column takes any
 // step.
 template <class A>

@@ -108,21 +108,18 @@ struct GroupedGrad : GroupedTask<A, T> {
 template <class A, class T>
 void run_grouped_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const GroupedPlan& own = plan.own<GroupedPlan>();
-  Carver memory(b.workspace);
   GroupedGrad<A, T> task{};
-  task.prepare(z, Pass::WeightGrad, plan, b.input, b.output, b.weight, memory);
+  task.prepare(z, Pass::WeightGrad, plan, b.input, b.output, b.weight, b.workspace);
   task.taps_first = task.weight.channel == 1 && task.taps() > 1;
   const GroupUnits& units = task.units;
   const int64_t unit_sums = units.vectors * task.vector_sums();
-  task.sums = memory.take<A>(own.splits * units.units * unit_sums);
+  task.sums = task.memory.sums;
   const int64_t blocks = ceil_div(z.p, own.tile_h), pieces = z.n * blocks,
                 parts = ceil_div(units.units, own.task_groups);
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t i, void* scratch) {
     const int64_t first = i % parts * own.task_groups, last = min_of(units.units, first + own.task_groups),
                   split = i / parts;
-    Carver local(scratch);
-    A* const window = local.take<A>(units.blocks * task.window_block());
-    A* const grads = local.take<A>(0);
+    const auto [window, grads] = task.scratch_of(scratch);
     A* const sum = task.sums + split * units.units * unit_sums;
     memset(static_cast<void*>(sum + first * unit_sums), 0, size_t((last - first) * unit_sums) * sizeof(A));
     for (int64_t piece = part_begin(pieces, own.splits, split); piece < part_begin(pieces, own.splits, split + 1);

@@ -13,6 +13,7 @@
 #include "../../common/indexing.h"
 #include "../../common/parts.h"
 #include "../base/simd.h"
+#include "layout.h"
 
 // What multiplies pairs: AMX, emulated or not, before AVX512_BF16. Without either the implicit matrix product is empty.
 #if defined(__AMX_BF16__) || defined(CONV_EXT_AMX_EMULATED)
@@ -32,13 +33,6 @@ constexpr int kDotRows = 14;  // rows of a register tile: 14 x 2 accumulators; 1
 #endif
 constexpr int kDotBlocks = 4;              // blocks of lanes, of at most 6 rows
 constexpr int kPairBlock = 2 * kDotLanes;  // elements of w for one pair
-
-// A run of neighbouring elements of a row.
-struct Segment {
-  int64_t x;         // first element, from the row's start
-  int64_t w;         // pairs in w before it
-  int64_t elements;  // where it is odd, the last pair has no second element
-};
 
 struct DotRows {
   const bfloat16* x;
@@ -114,7 +108,7 @@ void dot_rows(const DotRows& a) {
 
 constexpr int max_dot_rows(int v) { return v == 4 ? 6 : kDotRows; }
 
-// The one place where the extent of a register tile becomes a template argument.
+// Here the extent of a register tile becomes a template argument.
 template <int M, int V>
 inline void run_dot_rows(const DotRows& a, int m) {
   if constexpr (M > 1) {

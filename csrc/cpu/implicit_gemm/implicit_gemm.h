@@ -240,7 +240,7 @@ struct DotGather {
     const int64_t m1 = min_of(group_m, m0 + own.task_m), tiles = tiles_of_group();
     pack_weights(scratch, group, m0 / kDotLanes, ceil_div(m1 - m0, kDotLanes));
     TileScope scope;
-    for (int64_t i = tiles * part / own.splits; i < tiles * (part + 1) / own.splits; ++i)
+    for (int64_t i = part_begin(tiles, own.splits, part); i < part_begin(tiles, own.splits, part + 1); ++i)
       multiply(tile_at(group, i), packed + (group * tiles + i) * tile_size(), scratch, m0, m1, scope);
   }
 };
@@ -252,9 +252,11 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   const int64_t group_channels = input_grad ? z.group_k() : z.group_c();
   const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
   Carver memory(b.workspace);
+  DotWorkspace<bfloat16> w = dot_workspace<bfloat16>(z, pass, own, memory);
+  w.tables.build(own.tile_w, group_channels);
   DotGather<T> task{z,
                     own,
-                    DotTables::make(z, pass, own.tile_w, group_channels, memory),
+                    w.tables,
                     view_of<T>(input_grad ? b.output : b.input, 1),
                     view_of<T>(input_grad ? b.input : b.output, 1),
                     view_of<T>(b.weight, 1),
@@ -262,10 +264,9 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                     group_channels,
                     input_grad,
                     b.relu,
-                    nullptr,
-                    nullptr};
+                    w.bias,
+                    w.packed};
   const int64_t blocks = task.blocks(), lanes = z.groups * blocks * kDotLanes;
-  task.bias = memory.take<float>(lanes);
   for (int64_t l = 0; l < lanes; ++l) {
     const int64_t group = l / (blocks * kDotLanes), m = l % (blocks * kDotLanes);
     task.bias[l] = b.bias && m < task.group_m
@@ -273,24 +274,28 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
                        : 0.0f;
   }
   if (own.weights_in_tasks) {
+    CONV_EXT_RUNS("source");
     const int64_t tiles = task.tiles_of_group();
-    task.packed = memory.take<bfloat16>(z.groups * tiles * task.tile_size());
     parallel_for(executor, z.groups * tiles, 0, [&](int64_t index, void*) {
       task.pack_tile(task.packed + index * task.tile_size(), task.tile_at(index / tiles, index % tiles));
     });
-    parallel_for(executor, plan.tasks, plan.scratch_bytes,
-                 [&](int64_t index, void* scratch) { task.run_block(index, static_cast<bfloat16*>(scratch)); });
+    parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+      Carver local(scratch);
+      task.run_block(index, dot_scratch<bfloat16>(z, pass, own, local).packed);
+    });
     return;
   }
-  task.packed = memory.take<bfloat16>(z.groups * blocks * task.block_size());
+  CONV_EXT_RUNS("weights");
   const int64_t parts = ceil_div(blocks, kDotBlocks);
   parallel_for(executor, z.groups * parts, 0, [&](int64_t index, void*) {
     const int64_t group = index / parts, first = index % parts * kDotBlocks;
     task.pack_weights(task.packed + (group * blocks + first) * task.block_size(), group, first,
                       min_of(kDotBlocks, blocks - first));
   });
-  parallel_for(executor, plan.tasks, plan.scratch_bytes,
-               [&](int64_t index, void* scratch) { task.run_tile(index, static_cast<bfloat16*>(scratch)); });
+  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    Carver local(scratch);
+    task.run_tile(index, dot_scratch<bfloat16>(z, pass, own, local).packed);
+  });
 }
 
 #endif

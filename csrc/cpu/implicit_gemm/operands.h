@@ -9,67 +9,6 @@ namespace conv_ext {
 
 #if defined(CONV_EXT_BF16_DOT)
 
-// The order of the reduction: taps by ascending packed position, with all channels of a tap together.
-struct DotTables {
-  Axis vertical, horizontal;
-  Reach down, across;
-  int64_t channels;
-  int64_t pitch;           // packed positions between two rows
-  Segment* segment;        // those of one pair of phases together
-  int64_t* first_tap;      // (segments) where in `tap` a segment begins
-  int64_t* segment_begin;  // (phases + 1)
-  int64_t* tap;            // (R S) r * S + s
-  int64_t* tap_pair;       // (R S) of tap r * S + s: pairs before its first channel; -1: it touches no output
-  int64_t pairs;           // of all phases
-
-  static DotTables make(const ConvProblem& z, Pass pass, int64_t tile_w, int64_t channels, Carver& memory) {
-    DotTables t;
-    t.vertical = vertical_axis(z, pass);
-    t.horizontal = horizontal_axis(z, pass);
-    t.down = reach_of(t.vertical);
-    t.across = reach_of(t.horizontal);
-    t.channels = channels;
-    t.pitch = t.across.extent(tile_w);
-    const int64_t taps = z.r * z.s, phases_h = t.vertical.phases(), phases_w = t.horizontal.phases();
-    t.segment = memory.take<Segment>(taps);
-    t.first_tap = memory.take<int64_t>(taps);
-    t.tap = memory.take<int64_t>(taps);
-    t.tap_pair = memory.take<int64_t>(taps);
-    t.segment_begin = memory.take<int64_t>(phases_h * phases_w + 1);
-    for (int64_t i = 0; i < taps; ++i) t.tap_pair[i] = -1;
-    int64_t next = 0, taken = 0;
-    t.pairs = 0;
-    for (int64_t fh = 0; fh < phases_h; ++fh) {
-      for (int64_t fw = 0; fw < phases_w; ++fw) {
-        t.segment_begin[fh * phases_w + fw] = next;
-        for (int64_t i = 0; i < z.r; ++i) {
-          const int64_t r = t.vertical.inverse ? z.r - 1 - i : i;
-          if (t.vertical.phase_of(r) != fh) continue;
-          const int64_t row = (t.vertical.offset(r) - t.down.low) * t.pitch;
-          int64_t end = -1;  // the position after the last tap of the segment that is open
-          for (int64_t j = 0; j < z.s; ++j) {
-            const int64_t s = t.horizontal.inverse ? z.s - 1 - j : j;
-            if (t.horizontal.phase_of(s) != fw) continue;
-            const int64_t at = row + t.horizontal.offset(s) - t.across.low;
-            if (at != end) {
-              t.first_tap[next] = taken;
-              t.segment[next++] = {at * channels, t.pairs, 0};
-            }
-            Segment& open = t.segment[next - 1];
-            t.tap_pair[r * z.s + s] = open.w + open.elements / 2;
-            open.elements += channels;
-            t.pairs = open.w + ceil_div(open.elements, 2);
-            t.tap[taken++] = r * z.s + s;
-            end = at + 1;
-          }
-        }
-      }
-    }
-    t.segment_begin[phases_h * phases_w] = next;
-    return t;
-  }
-};
-
 // The source that outputs from (i0, j0) on read, with zeros for the padding: [image][row][column][channel], of `rows`
 // packed rows of `columns` positions. The view starts at the first channel.
 template <class T>

@@ -27,13 +27,6 @@ int64_t dot_parts(const ConvProblem& z, const IsaTraits& isa) {
   return z.precision == Precision::TF32 ? 2 : 3;
 }
 
-// Bytes of DotTables in cpu/implicit_gemm/operands.h.
-int64_t dot_table_bytes(const ConvProblem& z, const Axis& vertical, const Axis& horizontal) {
-  const int64_t taps = z.r * z.s;
-  return array_bytes(3 * 8, taps) + 3 * array_bytes(8, taps) +
-         aligned(product(vertical.phases(), horizontal.phases(), 8) + 8);
-}
-
 void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, isa, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
@@ -47,11 +40,12 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   const auto tile_h = [&] { return ceil_div(count_h, cut_h); };
   const auto tile_w = [&] { return ceil_div(count_w, cut_w); };
   const auto bytes = [&] { return product(down.extent(tile_h()), across.extent(tile_w()), channels, part_bytes); };
-  // Every step of these loops halves a tile, or doubles the images.
-  while (bytes() > kTileBudget && (tile_h() > 1 || tile_w() > kDotRows)) {
-    CONV_EXT_PLAN_STEP();
-    (tile_h() > 1 ? cut_h : cut_w) *= 2;
-  }
+  shrink_until([&] { return bytes() <= kTileBudget; },
+               [&] {
+                 if (tile_h() <= 1 && tile_w() <= kDotRows) return false;
+                 (tile_h() > 1 ? cut_h : cut_w) *= 2;
+                 return true;
+               });
   own.tile_h = tile_h();
   own.tile_w = tile_w();
   own.images = 1;
@@ -65,36 +59,27 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   }
   const int64_t tiles =
       product(ceil_div(z.n, own.images), z.groups, ceil_div(count_h, own.tile_h), ceil_div(count_w, own.tile_w));
-  // Every tap may be a segment of its own, with half a pair.
-  const int64_t pairs = product(z.r, z.s, ceil_div(channels, 2));
-  const int64_t block_bytes = product(pairs, kDotLanes * 2 * part_bytes);
+  const int64_t block_bytes = product(dot_block_elements(z, channels), part_bytes);
   const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
   const int64_t tile_bytes = own.parts * aligned(product(own.images, bytes()) / own.parts);
   own.channel_pitch = tile_bytes / part_bytes;
-  plan->workspace_bytes = dot_table_bytes(z, vertical, horizontal) + array_bytes(blocks, kDotLanes * 4);
   own.weights_in_tasks = share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
   if (own.weights_in_tasks) {
     own.task_m = 4 * kDotLanes;
     const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));
     own.splits = min_of(tiles / z.groups, ceil_div(kEnoughTasks, parts_m));
     plan->tasks = product(parts_m, own.splits);
-    plan->scratch_bytes = product(own.task_m / kDotLanes, block_bytes);
-    plan->workspace_bytes += product(tiles, tile_bytes);
     return;
   }
   int64_t parts_m = 1;
   if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, 2 * kDotLanes));
   own.task_m = round_up(ceil_div(rows_m, parts_m), 2 * kDotLanes);
   plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));
-  plan->scratch_bytes = tile_bytes;
-  plan->workspace_bytes += array_bytes(blocks, block_bytes);
 }
 
 void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, isa, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
-  const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
-  const Reach down = reach_of(vertical), across = reach_of(horizontal);
   const int64_t taps = z.r * z.s;
   own.tile_k = ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));
   own.tile_c = z.group_c();
@@ -109,10 +94,12 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
   // sums.
   if (z.flops() >= kWorthSharing && task_count() < kEnoughTasks &&
       product(task_count(), own.tile_k) >= kEnoughTasks * kLeastBlockRows)
-    while (task_count() < kEnoughTasks && own.tile_k > 1) {
-      CONV_EXT_PLAN_STEP();
-      own.tile_k = ceil_div(own.tile_k, 2);
-    }
+    shrink_until([&] { return task_count() >= kEnoughTasks; },
+                 [&] {
+                   if (own.tile_k <= 1) return false;
+                   own.tile_k = ceil_div(own.tile_k, 2);
+                   return true;
+                 });
   const int64_t block_lanes = round_up(product(own.tile_c, taps), kDotLanes);
   const int64_t outputs = max_of(2 * kDotLanes, min_of(kDotChain, kDotPanel / (2 * block_lanes)));
   own.tile_w = ceil_div(z.q, ceil_div(z.q, outputs));
@@ -127,13 +114,6 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
   if (z.flops() >= kWorthSharing && tasks < kEnoughTasks)
     own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
   plan->tasks = product(tasks, own.splits);
-  plan->scratch_bytes = dot_table_bytes(z, vertical, horizontal) + array_bytes(tile_outputs, 8) +
-                        array_bytes(2 * round_up(product(own.tile_c, taps), 32), 2) +
-                        array_bytes(own.parts, own.tile_k, own.grad_pitch, 2) +
-                        array_bytes(own.parts, block_lanes, round_up(tile_outputs, 2), 2) +
-                        array_bytes(own.images, down.extent(own.tile_h), across.extent(own.tile_w), own.tile_c, 2) +
-                        (own.splits > 1 ? 0 : array_bytes(own.tile_k, block_lanes, 4));
-  plan->workspace_bytes = own.splits > 1 ? product(own.splits, sum_bytes) : 0;
 }
 
 }  // namespace
@@ -147,6 +127,12 @@ void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
   } else {
     prepare_dot_gather(input, plan);
   }
+  // uint16_t stands for bfloat16.
+  Carver workspace, scratch;
+  dot_workspace<uint16_t>(z, pass, own, workspace);
+  dot_scratch<uint16_t>(z, pass, own, scratch);
+  plan->workspace_bytes = workspace.bytes();
+  plan->scratch_bytes = scratch.bytes();
 }
 
 const char* implicit_gemm_declines(const PlanInput& input) {
@@ -186,7 +172,7 @@ void describe_implicit_gemm(const PlanInput& input, const Plan& plan, Facts* fac
   if (input.pass == Pass::WeightGrad) {
     add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
   } else {
-    add_facts(facts, {{"channels", own.task_m}});
+    add_facts(facts, {{"channels", own.task_m}, {"first", own.weights_in_tasks ? "source" : "weights"}});
   }
 }
 

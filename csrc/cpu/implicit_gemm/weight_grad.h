@@ -24,7 +24,7 @@ struct DotWeightGrad {
   View<T> input, grad, result;
 
   int64_t taps() const { return z.r * z.s; }
-  int64_t block_lanes() const { return round_up(own.tile_c * taps(), kDotLanes); }
+  int64_t block_lanes() const { return dot_block_lanes(z, own); }
   int64_t blocks_c() const { return ceil_div(z.group_c(), own.tile_c); }
   int64_t blocks_k() const { return ceil_div(z.group_k(), own.tile_k); }
   int64_t lanes_total() const { return blocks_c() * block_lanes(); }
@@ -128,14 +128,8 @@ struct DotWeightGrad {
   }
 
   // Adds a tile of outputs to sums[rows][block_lanes].
-  struct Scratch {
-    DotTables tables;
-    bfloat16 *g, *x, *w, *flat;
-    int64_t* at;  // (outputs) packed place of each
-    TileScope& scope;
-  };
-  void add_tile(const Scratch& m, float* sums, int64_t group, int64_t k0, int64_t rows, int64_t c0, int64_t n0,
-                int64_t n1, int64_t i0, int64_t j0, int64_t height, int64_t width) const {
+  void add_tile(const DotScratch<bfloat16>& m, TileScope& scope, float* sums, int64_t group, int64_t k0, int64_t rows,
+                int64_t c0, int64_t n0, int64_t n1, int64_t i0, int64_t j0, int64_t height, int64_t width) const {
     const DotTables& tables = m.tables;
     const int64_t packed_rows = tables.down.extent(height);
     const int64_t outputs = (n1 - n0) * height * width, pairs = ceil_div(outputs, 2);
@@ -146,12 +140,12 @@ struct DotWeightGrad {
     for_each_part(own.parts, grad, [&](int part, auto view) {
       for (int64_t n = n0; n < n1; ++n)
         for (int64_t p = 0; p < lines; ++p)
-          pack_bf16(m.g + part * g_part + ((n - n0) * lines + p) * length, own.grad_pitch, 1,
+          pack_bf16(m.grad + part * g_part + ((n - n0) * lines + p) * length, own.grad_pitch, 1,
                     view.data + n * view.n + (group * z.group_k() + k0) * view.channel + (i0 + p) * view.row +
                         j0 * view.column,
                     view.channel, view.column, rows, length);
       if (outputs % 2 != 0)
-        for (int64_t k = 0; k < rows; ++k) m.g[part * g_part + k * own.grad_pitch + outputs] = bfloat16{0};
+        for (int64_t k = 0; k < rows; ++k) m.grad[part * g_part + k * own.grad_pitch + outputs] = bfloat16{0};
     });
 
     int64_t next = 0;
@@ -165,10 +159,10 @@ struct DotWeightGrad {
     const int64_t w_part = block_lanes() / kDotLanes * block_pitch;
     for_each_part(own.parts, input, [&](int part, auto view) {
       view.data += (group * z.group_c() + c0) * view.channel;
-      pack_source(m.x, tables, view, n0, n1, i0, j0, packed_rows, tables.pitch);
+      pack_source(m.input, tables, view, n0, n1, i0, j0, packed_rows, tables.pitch);
       for (int64_t i = 0; i < pairs; ++i)
-        interleave(m.w + part * w_part + i * kPairBlock, block_pitch, tables, m.x + m.at[2 * i],
-                   2 * i + 1 < outputs ? m.x + m.at[2 * i + 1] : nullptr, m.flat, lanes);
+        interleave(m.pairs + part * w_part + i * kPairBlock, block_pitch, tables, m.input + m.at[2 * i],
+                   2 * i + 1 < outputs ? m.input + m.at[2 * i + 1] : nullptr, m.flat, lanes);
     });
 
     const Segment all{0, 0, 2 * pairs};
@@ -185,11 +179,11 @@ struct DotWeightGrad {
     const int tile_rows = dot_tile_rows(rows);
     for (int64_t b = 0; b < blocks;) {
       const int blocks_now = dot_tile_blocks(tile_rows, blocks - b);
-      a.w = m.w + b * block_pitch;
+      a.w = m.pairs + b * block_pitch;
       for (int64_t k = 0; k < rows; k += tile_rows) {
-        a.x = m.g + k * own.grad_pitch;
+        a.x = m.grad + k * own.grad_pitch;
         a.start = a.out = sums + k * block_lanes() + b * kDotLanes;
-        dot_tile(a, m.scope, int(min_of(tile_rows, rows - k)), blocks_now);
+        dot_tile(a, scope, int(min_of(tile_rows, rows - k)), blocks_now);
       }
       b += blocks_now;
     }
@@ -203,20 +197,9 @@ struct DotWeightGrad {
     const int64_t c0 = cb * own.tile_c, channels = min_of(own.tile_c, z.group_c() - c0);
     Carver memory(scratch);
     TileScope scope;
-    Scratch m{DotTables::make(z, Pass::WeightGrad, own.tile_w, channels, memory),
-              nullptr,
-              nullptr,
-              nullptr,
-              nullptr,
-              nullptr,
-              scope};
-    const int64_t outputs = own.images * own.tile_h * own.tile_w, lanes = own.tile_c * taps();
-    m.at = memory.take<int64_t>(outputs);
-    m.flat = memory.take<bfloat16>(2 * round_up(lanes, 32));
-    m.g = memory.take<bfloat16>(own.parts * own.tile_k * own.grad_pitch);
-    m.w = memory.take<bfloat16>(own.parts * block_lanes() * round_up(outputs, 2));
-    m.x = memory.take<bfloat16>(own.images * m.tables.down.extent(own.tile_h) * m.tables.pitch * own.tile_c);
-    float* sums = memory.take<float>(0);
+    DotScratch<bfloat16> m = dot_scratch<bfloat16>(z, Pass::WeightGrad, own, memory);
+    m.tables.build(own.tile_w, channels);
+    float* sums = m.sums;
     // The parts of a reduction that is cut are added up later; a whole one stays here.
     if (own.splits > 1) sums = partial + ((split * blocks_c() + cb) * z.k + group * z.group_k() + k0) * block_lanes();
     memset(sums, 0, size_t(rows * block_lanes()) * sizeof(float));
@@ -225,8 +208,8 @@ struct DotWeightGrad {
     for (int64_t unit = part_begin(units, own.splits, split); unit < part_begin(units, own.splits, split + 1); ++unit) {
       const int64_t j0 = unit % tiles_w * own.tile_w, i0 = unit / tiles_w % tiles_h * own.tile_h;
       const int64_t n0 = unit / tiles_w / tiles_h * own.images;
-      add_tile(m, sums, group, k0, rows, c0, n0, min_of(z.n, n0 + own.images), i0, j0, min_of(own.tile_h, z.p - i0),
-               min_of(own.tile_w, z.q - j0));
+      add_tile(m, scope, sums, group, k0, rows, c0, n0, min_of(z.n, n0 + own.images), i0, j0,
+               min_of(own.tile_h, z.p - i0), min_of(own.tile_w, z.q - j0));
     }
     if (own.splits > 1) return;
     for (int64_t k = 0; k < rows; ++k) write_row(group * z.group_k() + k0 + k, c0, channels, sums + k * block_lanes());
@@ -249,7 +232,8 @@ template <class T>
 void run_implicit_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
   const DotWeightGrad<T> task{z, own, view_of<T>(b.input, 1), view_of<T>(b.output, 1), view_of<T>(b.weight, 1)};
-  float* const partial = static_cast<float*>(b.workspace);
+  Carver memory(b.workspace);
+  float* const partial = dot_workspace<bfloat16>(z, Pass::WeightGrad, own, memory).partial;
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_task(index, scratch, partial); });
   if (own.splits > 1)

@@ -1,7 +1,7 @@
 // What the plan of the panel algorithm says, and where its tables, weights, panels and sums lie.
 #pragma once
 
-#include "../../common/carver.h"
+#include "../base/taps.h"
 
 namespace conv_ext {
 
@@ -177,10 +177,18 @@ struct PanelsGradPlan {
 inline int64_t panels_grad_block(const ConvProblem& z, const PanelsGradPlan& own) {
   return product(own.lanes, own.channels, z.r, z.s);
 }
-// Behind the tables of taps: (splits, blocks), each (panels, rows, width of the panel).
 template <class A>
-inline A* panels_grad_sums(const ConvProblem& z, const PanelsGradPlan& own, int64_t tasks, Carver& memory) {
-  return memory.take<A>(tasks, panels_grad_block(z, own));
+struct PanelsGradWorkspace {
+  Tables tables;  // where a tile holds what each tap reads
+  A* sums;        // (splits, blocks), each (panels, rows, width of the panel)
+};
+template <class A>
+inline PanelsGradWorkspace<A> panels_grad_workspace(const ConvProblem& z, const PanelsGradPlan& own, int64_t tasks,
+                                                    Carver& memory) {
+  PanelsGradWorkspace<A> w;
+  w.tables.lay_out(z, Pass::WeightGrad, memory);
+  w.sums = memory.take<A>(tasks, panels_grad_block(z, own));
+  return w;
 }
 
 template <class A>

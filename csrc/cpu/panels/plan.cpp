@@ -6,9 +6,10 @@
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kGradPanels = 128 << 10;           // weight_grad: bytes of the panels of one tile
-constexpr int64_t kInputBytes = 192 << 10;           // weight_grad: bytes of the packed input of one tile
-constexpr int64_t kRowsOfTask = 256, kFewRows = 32;  // weight_grad: rows of a task that repay packing its panels
+constexpr int64_t kGradPanels = 128 << 10;  // weight_grad: bytes of the panels of one tile
+constexpr int64_t kInputBytes = 192 << 10;  // weight_grad: bytes of the packed input of one tile
+constexpr int64_t kRowsOfTask = 256,
+                  kLeastRowsOfTask = 32;  // weight_grad: rows of a task that repay packing its panels
 // weight_grad: outputs of a tile. A panel of four vectors so long is three quarters of the first level of cache.
 constexpr int64_t kPanelPositions = 144;
 constexpr double kWorthPrefetching = 1 << 20;  // bytes of all three operands
@@ -16,16 +17,6 @@ constexpr double kWorthPrefetching = 1 << 20;  // bytes of all three operands
 // A kernel of one tap that reads no padding: what it reads for each output lies where it will be multiplied.
 bool is_pointwise(const ConvProblem& z) {
   return z.r * z.s == 1 && !z.pad_top && !z.pad_bottom && !z.pad_left && !z.pad_right;
-}
-
-template <class A>
-void count_grad_memory(const ConvProblem& z, const PanelsGradPlan& own, Plan* plan) {
-  Carver workspace, scratch;
-  panels_grad_sums<A>(z, own, plan->tasks, workspace);
-  panels_grad_scratch<A>(z, own, scratch);
-  plan->workspace_bytes =
-      table_bytes(z, vertical_axis(z, Pass::WeightGrad), horizontal_axis(z, Pass::WeightGrad)) + workspace.bytes();
-  plan->scratch_bytes = scratch.bytes();
 }
 
 void prepare_weight_grad(const PlanInput& input, Plan* plan) {
@@ -61,7 +52,7 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   // More tasks: narrower blocks first, then parts of the reduction; where it has none, still narrower blocks.
   const auto narrow = [&] {
-    return tile_rows() * taps < (product(tasks(), units) < kEnoughTasks ? kFewRows : kRowsOfTask) * 2;
+    return tile_rows() * taps < (product(tasks(), units) < kEnoughTasks ? kLeastRowsOfTask : kRowsOfTask) * 2;
   };
   // A single row cannot be cut, and twice as many parts as tasks that are wanted make enough of them.
   for (int i = 0; i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1 && !narrow(); ++i) {
@@ -79,11 +70,10 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
     own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks())), kPartialSums / sum_bytes));
   }
   plan->tasks = product(tasks(), own.splits);
-  if (bytes_each == 8) {
-    count_grad_memory<double>(z, own, plan);
-  } else {
-    count_grad_memory<float>(z, own, plan);
-  }
+  count_memory(z.dtype, plan, [&, &z = z](auto number, Carver& workspace, Carver& scratch) {
+    panels_grad_workspace<decltype(number)>(z, own, plan->tasks, workspace);
+    panels_grad_scratch<decltype(number)>(z, own, scratch);
+  });
 }
 
 constexpr int64_t kSourceElements =
@@ -180,19 +170,6 @@ void share_out_positions(const PlanInput& input, int64_t positions, int64_t enou
   own->sums = product(own->task_rows, own->block, lanes);
 }
 
-template <class A>
-void count_gather_memory(const ConvProblem& z, Pass pass, const PanelsGatherPlan& own, Plan* plan) {
-  Carver workspace, scratch;
-  panels_gather_workspace<A>(z, pass, own, workspace);
-  if (own.weights.along_channels) {
-    along_channels_scratch<A>(z, own, scratch);
-  } else {
-    along_positions_scratch<A>(z, own, scratch);
-  }
-  plan->workspace_bytes = workspace.bytes();
-  plan->scratch_bytes = scratch.bytes();
-}
-
 void prepare_gather(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, isa, strides] = input;
   PanelsGatherPlan& own = plan->own<PanelsPlan>().gather;
@@ -213,11 +190,15 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
     share_out_positions(input, positions, enough, &own);
   }
   plan->tasks = product(z.groups, phases, own.blocks, own.parts_m);
-  if (accumulator_bytes(z.dtype) == 8) {
-    count_gather_memory<double>(z, pass, own, plan);
-  } else {
-    count_gather_memory<float>(z, pass, own, plan);
-  }
+  count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
+    typedef decltype(number) A;
+    panels_gather_workspace<A>(z, pass, own, workspace);
+    if (own.weights.along_channels) {
+      along_channels_scratch<A>(z, own, scratch);
+    } else {
+      along_positions_scratch<A>(z, own, scratch);
+    }
+  });
 }
 
 constexpr int64_t kShortRow = 8, kLongRow = 48, kFewTaps = 192;

@@ -242,8 +242,8 @@ template <class A>
 void run_panels_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const PanelsGradPlan& own = plan.own<PanelsPlan>().grad;
   Carver memory(b.workspace);
-  const Tables tables = make_tables(z, Pass::WeightGrad, own.tile_h, own.tile_w, 1, memory);
-  A* const sums = panels_grad_sums<A>(z, own, plan.tasks, memory);
+  PanelsGradWorkspace<A> workspace = panels_grad_workspace<A>(z, own, plan.tasks, memory);
+  workspace.tables.build(own.tile_h, own.tile_w, 1);
   View<A> input = view_of<A>(b.input, 1), weight = view_of<A>(b.weight, 1);
   const View<A> grad = view_of<A>(b.output, 1);
   if (own.in_place) {  // seen from the outputs
@@ -251,8 +251,8 @@ void run_panels_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, c
     input.column *= z.stride_w;
   }
   if (own.along_input) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
-  const PanelsGrad<A> task{z,      own, tables, own.along_input ? input : grad, own.along_input ? grad : input,
-                           weight, sums};
+  const PanelsGrad<A> task{
+      z, own, workspace.tables, own.along_input ? input : grad, own.along_input ? grad : input, weight, workspace.sums};
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_task(index, scratch); });
   parallel_for(executor, task.blocks(), 0, [&](int64_t index, void*) { task.write_block(index); });

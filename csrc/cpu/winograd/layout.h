@@ -1,11 +1,11 @@
-// The memory of the Winograd algorithm, as cpu/winograd/plan.cpp announces it and cpu/winograd/winograd.h lays it out.
+// What the plan of the Winograd algorithm says, and how its memory is laid out.
 //
 // A kernel larger than the transform's filter is cut into pieces of that size, taken for further channels: column
 // (lane block, piece, lane) of the reduction. Slices, one for each pair of points, are an odd number of vectors apart,
 // so that one place of all slices spreads over the sets of the cache.
 #pragma once
 
-#include "../../common/indexing.h"
+#include "../../common/carver.h"
 
 namespace conv_ext {
 
@@ -88,6 +88,53 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Winog
     w.weight_slice = winograd_slice(product(own.weights_first ? w.panels : 1, w.chunk, w.panel), lanes);
   }
   return w;
+}
+
+template <class A>
+struct WinogradWorkspace {
+  A* weights;  // weights first: (groups, points, weight_slice)
+  A* values;   // source first: (groups, blocks, chunks, points, value_slice)
+  A* partial;  // weight_grad in several parts: (splits, K, R S, C/g in whole vectors)
+};
+template <class A>
+inline WinogradWorkspace<A> winograd_workspace(const ConvProblem& z, Pass pass, const WinogradPlan& own,
+                                               const WinogradSizes& size, Carver& memory) {
+  WinogradWorkspace<A> w{};
+  if (pass == Pass::WeightGrad) {
+    if (own.splits > 1) w.partial = memory.take<A>(own.splits, z.k, z.r * z.s, round_up(z.group_c(), size.lanes));
+  } else if (own.weights_first) {
+    w.weights = memory.take<A>(z.groups, size.points, size.weight_slice);
+  } else {
+    w.values = memory.take<A>(z.groups, size.blocks, size.chunks, size.points, size.value_slice);
+  }
+  return w;
+}
+
+template <class A>
+struct WinogradScratch {
+  A* values;   // weights first, weight_grad: (points, value_slice)
+  A* grads;    // weight_grad: (points, grad_slice)
+  A* weights;  // source first: (chunks, points, weight_slice)
+  A* sums;     // (points, sum_slice)
+  A* window;   // a block's source or result, or the taps of some weights, lane by lane
+};
+template <class A>
+inline WinogradScratch<A> winograd_scratch(const ConvProblem& z, Pass pass, const WinogradPlan& own,
+                                           const WinogradSizes& size, Carver& memory) {
+  const bool weight_grad = pass == Pass::WeightGrad;
+  int64_t window = size.window_elements;
+  WinogradScratch<A> s{};
+  if (weight_grad || own.weights_first) s.values = memory.take<A>(size.points, size.value_slice);
+  if (weight_grad) {
+    s.grads = memory.take<A>(size.points, size.grad_slice);
+    window = max_of(window, winograd_turned_taps(z.r * z.s, size.lanes));
+  } else if (!own.weights_first) {
+    s.weights = memory.take<A>(size.chunks, size.points, size.weight_slice);
+    window = max_of(window, z.r * z.s * size.lanes * size.lanes);
+  }
+  s.sums = memory.take<A>(size.points, size.sum_slice);
+  s.window = memory.take<A>(window);
+  return s;
 }
 
 }  // namespace conv_ext

@@ -11,7 +11,7 @@ constexpr int64_t kBlockRows = 56;  // tiles in a block
 // Blocks as wide as the rows allow, for long runs of memory: F(2 x 2) on 224 x 224 with 64 channels is 30 % slower in
 // blocks of 4 x 12 tiles than in rows of 112.
 constexpr int64_t kWidestBlock = 112;
-constexpr int64_t kFewRows = 128;                     // tiles of all images up to which the source goes first
+constexpr int64_t kSourceFirstTiles = 128;            // tiles of all images up to which the source goes first
 constexpr int64_t kBlockBytes = int64_t(12) << 20;    // of a block's transformed operands and products
 constexpr int64_t kSharedSource = int64_t(16) << 20;  // of a source that is transformed first
 constexpr double kTransformCost = 14;                 // of a vector in a transform, in multiply-adds
@@ -75,20 +75,21 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
   const int64_t tiles_w = ceil_div(input_grad ? z.w : z.q, variant.outputs);
   const int64_t rows_m = input_grad ? z.group_c() : z.group_k();
   WinogradSizes w{};
-  // weight_grad also turns the taps of a weight round there.
-  const auto window_bytes = [&] {
-    return round_up(max_of(w.window_elements, winograd_turned_taps(z.r * z.s, lanes)) * bytes, 64);
+  const auto lay_out = [&, &z = z, &pass = pass] {
+    Carver workspace, scratch;
+    winograd_workspace<float>(z, pass, own, w, workspace);
+    winograd_scratch<float>(z, pass, own, w, scratch);
+    plan->workspace_bytes = workspace.bytes();
+    plan->scratch_bytes = scratch.bytes();
   };
   if (pass == Pass::WeightGrad) {
     own.tile_k = min_of(z.group_k(), kGradBlock);
     own.tile_c = min_of(round_up(z.group_c(), lanes), kGradBlock);
-    const auto scratch = [&] {
-      return product(w.points, w.value_slice + w.grad_slice + w.sum_slice, bytes) + window_bytes() + 4 * 64;
-    };
     for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
       cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
       w = winograd_sizes(z, pass, own, lanes);
-      if (scratch() <= kBlockBytes) break;
+      lay_out();
+      if (plan->scratch_bytes <= kBlockBytes) break;
     }
     const int64_t tasks = product(z.groups, ceil_div(z.group_k(), own.tile_k), ceil_div(z.group_c(), own.tile_c));
     const int64_t sum_bytes = product(z.k, z.r * z.s, round_up(z.group_c(), lanes), bytes);
@@ -96,22 +97,23 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     if (tasks < kEnoughTasks)
       own.splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
     plan->tasks = product(tasks, own.splits);
-    plan->scratch_bytes = scratch();
-    plan->workspace_bytes = own.splits > 1 ? array_bytes(own.splits, sum_bytes) : 0;
+    lay_out();
     return;
   }
-  own.weights_first = product(z.n, tiles_h, tiles_w) > kFewRows;
+  own.weights_first = product(z.n, tiles_h, tiles_w) > kSourceFirstTiles;
   own.task_m = w.panel;
   for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
     cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
     own.task_m = round_up(rows_m, 2 * lanes);
     w = winograd_sizes(z, pass, own, lanes);
     if (!own.weights_first) {
-      if (product(w.blocks, z.groups, w.chunks, w.points, w.value_slice, bytes) <= kSharedSource) break;
+      lay_out();
+      if (plan->workspace_bytes <= kSharedSource) break;
       own.weights_first = true;
       w = winograd_sizes(z, pass, own, lanes);
     }
-    if (product(w.points, w.value_slice + w.sum_slice, bytes) + window_bytes() <= kBlockBytes) break;
+    lay_out();
+    if (plan->scratch_bytes <= kBlockBytes) break;
   }
   if (own.weights_first) {
     const int64_t tasks = product(z.groups, w.blocks);
@@ -119,14 +121,10 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     own.task_m = ceil_div(w.panels, parts) * w.panel;
     w = winograd_sizes(z, pass, own, lanes);
     plan->tasks = product(tasks, ceil_div(w.panels, own.task_m / w.panel));
-    plan->workspace_bytes = array_bytes(z.groups, w.points, w.weight_slice, bytes);
-    plan->scratch_bytes = product(w.points, w.value_slice + w.sum_slice, bytes) + window_bytes() + 3 * 64;
   } else {
     plan->tasks = product(z.groups, w.panels);
-    plan->workspace_bytes = array_bytes(z.groups, w.blocks, w.chunks, w.points, w.value_slice, bytes);
-    plan->scratch_bytes = product(w.points, product(w.chunks, w.weight_slice) + w.sum_slice, bytes) +
-                          max_of(window_bytes(), z.r * z.s * lanes * lanes * bytes) + 3 * 64;
   }
+  lay_out();
 }
 
 const char* winograd_declines(const PlanInput& input) {

@@ -41,6 +41,7 @@ struct Winograd {
   bool relu;
   const WinogradPlan& own = plan.own<WinogradPlan>();
 
+  Pass pass() const { return rotated ? Pass::InputGrad : Pass::Forward; }
   int64_t taps() const { return z.r * z.s; }
   int64_t pieces_s() const { return ceil_div(z.s, R); }
   // Source position that output 0 reads through its first tap.
@@ -248,8 +249,9 @@ struct Winograd {
   int64_t panel_vectors(int64_t panel) const { return min_of(2, ceil_div(group_m - panel * size.panel, L)); }
 
   // The weights first, then every block of tiles by itself.
-  void run_weights_first(const Executor& executor, Carver memory) const {
-    A* const weights = memory.take<A>(z.groups * size.points * size.weight_slice);
+  void run_weights_first(const Executor& executor, const WinogradWorkspace<A>& memory) const {
+    CONV_EXT_RUNS("weights");
+    A* const weights = memory.weights;
     const auto weights_of = [&](int64_t group, int64_t panel) {
       return weights + group * size.points * size.weight_slice + panel * size.columns * size.panel;
     };
@@ -267,9 +269,8 @@ struct Winograd {
       const int64_t first = index % parts * task_panels, group = index / parts % z.groups;
       const TileBlock block = block_at(index / parts / z.groups);
       Carver local(scratch);
-      A* const values = local.take<A>(size.points * size.value_slice);
-      A* const sums = local.take<A>(size.points * size.sum_slice);
-      A* const window = local.take<A>(size.window_elements);
+      const WinogradScratch<A> s = winograd_scratch<A>(z, pass(), own, size, local);
+      A *const values = s.values, *const sums = s.sums, *const window = s.window;
       transform_source(block, group, 0, lane_blocks(), values, window);
       const int64_t last = min_of(first + task_panels, size.panels);
       for (int64_t p = 0; p < size.points; ++p)
@@ -284,9 +285,10 @@ struct Winograd {
   }
 
   // The source first, then every panel of the weights by itself.
-  void run_source_first(const Executor& executor, Carver memory) const {
+  void run_source_first(const Executor& executor, const WinogradWorkspace<A>& memory) const {
     const int64_t each = size.points * size.value_slice;  // of a chunk of a block
-    A* const values = memory.take<A>(z.groups * size.blocks * size.chunks * each);
+    CONV_EXT_RUNS("source");
+    A* const values = memory.values;
     parallel_for(executor, z.groups * size.blocks * lane_blocks(), size.window_elements * int64_t(sizeof(A)),
                  [&](int64_t index, void* scratch) {
                    const int64_t lane_block = index % lane_blocks(), place = index / lane_blocks();
@@ -298,9 +300,8 @@ struct Winograd {
     parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
       const int64_t panel = index % size.panels, group = index / size.panels, vectors = panel_vectors(panel);
       Carver local(scratch);
-      A* const weights = local.take<A>(size.chunks * size.points * size.weight_slice);
-      A* const sums = local.take<A>(size.points * size.sum_slice);
-      A* const window = local.take<A>(max_of(size.window_elements, taps() * L * L));
+      const WinogradScratch<A> s = winograd_scratch<A>(z, pass(), own, size, local);
+      A *const weights = s.weights, *const sums = s.sums, *const window = s.window;
       for (int64_t b = 0; b < size.blocks; ++b) {
         const TileBlock block = block_at(b);
         for (int64_t chunk = 0; chunk < size.chunks; ++chunk) {

@@ -58,99 +58,124 @@ double direct_weight_grad(const ConvProblem& z, const View<T>& grad, const View<
 }
 
 template <class T, class A, int M, int R>
-void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& executor, Carver memory) {
+struct WinogradWeightGrad {
   typedef Winograd<T, A, M, R> W;
-  constexpr int L = W::L, E = W::E;
-  const ConvProblem& z = w.z;
-  const Plan& plan = w.plan;
-  const WinogradPlan& own = w.own;
-  const WinogradSizes& size = w.size;
-  const int64_t group_k = z.group_k(), group_c = z.group_c(), taps = z.r * z.s, pitch = round_up(group_c, L);
-  const View<T>&grad = w.result, &input = w.source, &result = w.weight;
-  // Partial results: (splits, K, R S, C/g in whole vectors). A reduction in one part is written at once.
-  A* const partial = own.splits > 1 ? memory.take<A>(own.splits * z.k * taps * pitch) : nullptr;
-  const auto few_terms = [&](int64_t r, int64_t s) {
+  static constexpr int L = W::L, E = W::E;
+  const W& w;
+  const ConvProblem& z;
+  const WinogradPlan& own;
+  const WinogradSizes& size;
+  const View<T>&grad, &input, &result;
+  A* partial;  // nullptr where the reduction has one part: its result is written at once
+  bool few;    // some tap has few terms
+
+  WinogradWeightGrad(const W& gather, A* partial_sums)
+      : w(gather),
+        z(gather.z),
+        own(gather.own),
+        size(gather.size),
+        grad(gather.result),
+        input(gather.source),
+        result(gather.weight),
+        partial(partial_sums) {
+    // Fewest have the taps at the corners.
+    few = few_terms(0, 0) || few_terms(0, z.s - 1) || few_terms(z.r - 1, 0) || few_terms(z.r - 1, z.s - 1);
+  }
+
+  int64_t taps() const { return z.r * z.s; }
+  int64_t pitch() const { return round_up(z.group_c(), L); }
+  bool few_terms(int64_t r, int64_t s) const {
     return z.n * outputs_inside(r, z.pad_top, z.p, z.h).count() * outputs_inside(s, z.pad_left, z.q, z.w).count() <
            kFewTerms;
-  };
-  // Fewest have the taps at the corners.
-  const bool few = few_terms(0, 0) || few_terms(0, z.s - 1) || few_terms(z.r - 1, 0) || few_terms(z.r - 1, z.s - 1);
+  }
+
   // Writes total[tap][lane], the gradients of kLanes channels of group k / group_k, from c on.
-  const auto write_weights = [&](int64_t k, int64_t c, const A* total) {
+  void write_weights(int64_t k, int64_t c, const A* total) const {
     const bool joined = result.row == z.s * result.column;
-    const int64_t channels = min_of(L, group_c - c);
+    const int64_t channels = min_of(L, z.group_c() - c);
     T* const to = result.data + k * result.n + c * result.channel;
     for (int64_t r = 0; r < (joined ? 1 : z.r); ++r)
       lanes_to_positions(total + r * z.s * L, to + r * result.row, result.channel, result.column, channels,
-                         joined ? taps : z.s);
+                         joined ? taps() : z.s);
     Vec<A> finite{};
-    for (int64_t t = 0; t < taps; ++t) finite += load(total + t * L) * A(0);
+    for (int64_t t = 0; t < taps(); ++t) finite += load(total + t * L) * A(0);
     for (int64_t l = 0; l < channels; ++l) {
       if (finite[l] == finite[l] && !few) continue;
-      for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t t = 0; t < taps(); ++t) {
         const A value = total[t * L + l];
         const bool is_finite = value - value == A(0);
         if (is_finite && !few_terms(t / z.s, t % z.s)) continue;
+        const int64_t channel = k / z.group_k() * z.group_c() + c + l;
         write<T>(to + l * result.channel + t / z.s * result.row + t % z.s * result.column,
-                 A(direct_weight_grad(z, grad, input, k, k / group_k * group_c + c + l, t / z.s, t % z.s, is_finite)));
+                 A(direct_weight_grad(z, grad, input, k, channel, t / z.s, t % z.s, is_finite)));
       }
     }
-  };
-  const int64_t blocks_k = ceil_div(group_k, own.tile_k), blocks_c = ceil_div(group_c, own.tile_c);
+  }
 
-  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
+  // A block of K x C in one part of the reduction.
+  void run_task(int64_t index, const WinogradScratch<A>& s) const {
+    const int64_t blocks_k = ceil_div(z.group_k(), own.tile_k), blocks_c = ceil_div(z.group_c(), own.tile_c);
     const int64_t c0 = index % blocks_c * own.tile_c, k0 = index / blocks_c % blocks_k * own.tile_k;
     const int64_t group = index / blocks_c / blocks_k % z.groups, split = index / blocks_c / blocks_k / z.groups;
-    const int64_t count_k = min_of(own.tile_k, group_k - k0), count_c = min_of(own.tile_c, group_c - c0);
-    const int64_t vectors_c = ceil_div(count_c, L);
-    Carver local(scratch);
-    A* const values = local.take<A>(size.points * size.value_slice);
-    A* const grads = local.take<A>(size.points * size.grad_slice);
-    A* const sums = local.take<A>(size.points * size.sum_slice);
-    A* const window = local.take<A>(max_of(size.window_elements, winograd_turned_taps(taps, L)));
+    const int64_t count_k = min_of(own.tile_k, z.group_k() - k0);
+    const int64_t vectors_c = ceil_div(min_of(own.tile_c, z.group_c() - c0), L);
     const int64_t first = part_begin(size.blocks, own.splits, split),
                   last = part_begin(size.blocks, own.splits, split + 1);
     for (int64_t b = first; b < last; ++b) {
       const TileBlock block = w.block_at(b);
-      w.transform_source(block, group, c0 / L, c0 / L + vectors_c, values, window);
+      w.transform_source(block, group, c0 / L, c0 / L + vectors_c, s.values, s.window);
       for (int64_t k = 0; k < count_k; k += L)
-        transform_grad(w, grad, block, group * group_k + k0 + k, min_of(L, count_k - k), grads + k, window);
+        transform_grad(w, grad, block, group * z.group_k() + k0 + k, min_of(L, count_k - k), s.grads + k, s.window);
       for (int64_t p = 0; p < size.points; ++p)
-        product<A, true>({grads + p * size.grad_slice, 1, size.grad_pitch, values + p * size.value_slice,
-                          size.value_pitch, block.rows(), sums + p * size.sum_slice, size.sum_pitch, b > first},
+        product<A, true>({s.grads + p * size.grad_slice, 1, size.grad_pitch, s.values + p * size.value_slice,
+                          size.value_pitch, block.rows(), s.sums + p * size.sum_slice, size.sum_pitch, b > first},
                          count_k, vectors_c * size.pieces);
     }
     for (int64_t k = 0; k < count_k; ++k)
-      for (int64_t v = 0; v < vectors_c; ++v) {
-        const int64_t row = group * group_k + k0 + k, c = c0 + v * L;
-        A* const to = partial ? partial + (split * z.k + row) * taps * pitch + c : window;
-        const int64_t tap_pitch = partial ? pitch : L;
-        for (int64_t piece = 0; piece < size.pieces; ++piece) {
-          const int64_t r0 = piece / w.pieces_s() * R, s0 = piece % w.pieces_s() * R;
-          transform_both_axes<typename W::WeightGradTransform>(
-              sums + k * size.sum_pitch + (v * size.pieces + piece) * L, E * size.sum_slice, size.sum_slice,
-              [&](int i, int j, Vec<A> value) {
-                if (r0 + i < z.r && s0 + j < z.s) store(to + ((r0 + i) * z.s + s0 + j) * tap_pitch, value);
-              });
-        }
-        if (!partial) write_weights(row, c, to);
-      }
-  });
-  if (!partial) return;
+      for (int64_t v = 0; v < vectors_c; ++v) transform_sums(group * z.group_k() + k0 + k, c0 + v * L, split, k, v, s);
+  }
 
-  // The parts of the reduction in order.
-  parallel_for(executor, z.k, winograd_turned_taps(taps, L) * int64_t(sizeof(A)), [&](int64_t k, void* scratch) {
-    A* const total = static_cast<A*>(scratch);
-    for (int64_t c = 0; c < group_c; c += L) {
-      for (int64_t t = 0; t < taps; ++t) {
-        const A* at = partial + (k * taps + t) * pitch + c;
+  // The k-th row and v-th vector of a block's sums, to their place among the partial results, or to the result.
+  void transform_sums(int64_t row, int64_t c, int64_t split, int64_t k, int64_t v, const WinogradScratch<A>& s) const {
+    A* const to = partial != nullptr ? partial + (split * z.k + row) * taps() * pitch() + c : s.window;
+    const int64_t tap_pitch = partial != nullptr ? pitch() : L;
+    for (int64_t piece = 0; piece < size.pieces; ++piece) {
+      const int64_t r0 = piece / w.pieces_s() * R, s0 = piece % w.pieces_s() * R;
+      transform_both_axes<typename W::WeightGradTransform>(s.sums + k * size.sum_pitch + (v * size.pieces + piece) * L,
+                                                           E * size.sum_slice, size.sum_slice,
+                                                           [&](int i, int j, Vec<A> value) {
+                                                             if (r0 + i < z.r && s0 + j < z.s)
+                                                               store(to + ((r0 + i) * z.s + s0 + j) * tap_pitch, value);
+                                                           });
+    }
+    if (partial == nullptr) write_weights(row, c, to);
+  }
+
+  // The parts of the reduction in order. total: (R S, kLanes)
+  void add_parts(int64_t k, A* total) const {
+    for (int64_t c = 0; c < z.group_c(); c += L) {
+      for (int64_t t = 0; t < taps(); ++t) {
+        const A* at = partial + (k * taps() + t) * pitch() + c;
         Vec<A> sum = load(at);
-        for (int64_t split = 1; split < own.splits; ++split) sum += load(at + split * z.k * taps * pitch);
+        for (int64_t split = 1; split < own.splits; ++split) sum += load(at + split * z.k * taps() * pitch());
         store(total + t * L, sum);
       }
       write_weights(k, c, total);
     }
+  }
+};
+
+template <class T, class A, int M, int R>
+void run_winograd_weight_grad(const Winograd<T, A, M, R>& w, const Executor& executor, A* partial) {
+  const WinogradWeightGrad<T, A, M, R> task(w, partial);
+  const ConvProblem& z = w.z;
+  parallel_for(executor, w.plan.tasks, w.plan.scratch_bytes, [&](int64_t index, void* scratch) {
+    Carver local(scratch);
+    task.run_task(index, winograd_scratch<A>(z, Pass::WeightGrad, w.own, w.size, local));
   });
+  if (partial != nullptr)
+    parallel_for(executor, z.k, winograd_turned_taps(task.taps(), kLanes<A>) * int64_t(sizeof(A)),
+                 [&](int64_t k, void* scratch) { task.add_parts(k, static_cast<A*>(scratch)); });
 }
 
 }  // namespace conv_ext

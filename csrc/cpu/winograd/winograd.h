@@ -40,14 +40,15 @@ Winograd<T, A, M, R> make_winograd(const ConvProblem& z, Pass pass, const Plan& 
           b.relu};
 }
 
-// The one place where the size of the transform becomes a template argument.
+// Here the size of the transform becomes a template argument.
 template <class T, class A, Pass pass>
 void run_winograd(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const WinogradPlan& own = plan.own<WinogradPlan>();
   const auto run = [&](const auto& task) {
-    Carver memory(b.workspace);
+    Carver carver(b.workspace);
+    const WinogradWorkspace<A> memory = winograd_workspace<A>(z, pass, own, task.size, carver);
     if constexpr (pass == Pass::WeightGrad)
-      run_winograd_weight_grad(task, executor, memory);
+      run_winograd_weight_grad(task, executor, memory.partial);
     else if (own.weights_first)
       task.run_weights_first(executor, memory);
     else

@@ -154,6 +154,11 @@ CONV_EXT_DEVICE char* held(char* p) {
   asm volatile("" : "+r"(address));
   return static_cast<char*>(__cvta_shared_to_generic(address));
 }
+// A number whose origin the compiler forgets: what is computed from it is computed anew, not kept in registers.
+CONV_EXT_DEVICE int anew(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
 
 // The warp's number in its block, known to the compiler as one number for all lanes: products may not stand where lanes
 // part.
@@ -227,6 +232,7 @@ CONV_EXT_DEVICE void wait_sums(float (&sum)[count]) {
   "+f"(sum[i]), "+f"(sum[i + 1]), "+f"(sum[i + 2]), "+f"(sum[i + 3]), "+f"(sum[i + 4]), "+f"(sum[i + 5]), \
       "+f"(sum[i + 6]), "+f"(sum[i + 7])
 #define CONV_EXT_SUMS_32(i) CONV_EXT_SUMS_8(i), CONV_EXT_SUMS_8(i + 8), CONV_EXT_SUMS_8(i + 16), CONV_EXT_SUMS_8(i + 24)
+#define CONV_EXT_SUMS_64(i) CONV_EXT_SUMS_32(i), CONV_EXT_SUMS_32(i + 32)
 #define CONV_EXT_NAMES_32                                                                                          \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
   "%24, %25, %26, %27, %28, %29, %30, %31"
@@ -234,6 +240,12 @@ CONV_EXT_DEVICE void wait_sums(float (&sum)[count]) {
   CONV_EXT_NAMES_32                                                                                             \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
   "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CONV_EXT_NAMES_128                                                                                   \
+  CONV_EXT_NAMES_64                                                                                          \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "   \
+  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
+  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "   \
+  "%121, %122, %123, %124, %125, %126, %127"
 #define CONV_EXT_GROUP_64(shape, tail)                                                               \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64" shape \
                " {" CONV_EXT_NAMES_32 "}, %32, %33, p, 1, 1" tail ";\n}\n"                           \
@@ -242,19 +254,30 @@ CONV_EXT_DEVICE void wait_sums(float (&sum)[count]) {
 #define CONV_EXT_GROUP_128(shape, tail)                                                               \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128" shape \
                " {" CONV_EXT_NAMES_64 "}, %64, %65, p, 1, 1" tail ";\n}\n"                            \
-               : CONV_EXT_SUMS_32(0), CONV_EXT_SUMS_32(32)                                            \
+               : CONV_EXT_SUMS_64(0)                                                                  \
+               : "l"(a), "l"(b), "r"(int(add)))
+#define CONV_EXT_GROUP_256(shape, tail)                                                                \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\nwgmma.mma_async.sync.aligned.m64n256" shape \
+               " {" CONV_EXT_NAMES_128 "}, %128, %129, p, 1, 1" tail ";\n}\n"                          \
+               : CONV_EXT_SUMS_64(0), CONV_EXT_SUMS_64(64)                                             \
                : "l"(a), "l"(b), "r"(int(add)))
 #else
 #define CONV_EXT_GROUP_64(shape, tail)
 #define CONV_EXT_GROUP_128(shape, tail)
+#define CONV_EXT_GROUP_256(shape, tail)
 #endif
-#define CONV_EXT_GROUP(name, Tag, shape, tail)                                        \
-  CONV_EXT_DEVICE void name(float(&sum)[32], uint64_t a, uint64_t b, bool add, Tag) { \
-    CONV_EXT_GROUP_64(shape, tail);                                                   \
-  }                                                                                   \
-  CONV_EXT_DEVICE void name(float(&sum)[64], uint64_t a, uint64_t b, bool add, Tag) { CONV_EXT_GROUP_128(shape, tail); }
-// sums (64 x 64 or 64 x 128) = a b, or += a b: 32 bytes along k. A thread has sums [4 j + 2 i + e]: those of row
-// 16 warp + lane / 4 + 8 i and column 8 j + 2 (lane % 4) + e. float32 is cut off to TF32.
+#define CONV_EXT_GROUP(name, Tag, shape, tail)                                         \
+  CONV_EXT_DEVICE void name(float(&sum)[32], uint64_t a, uint64_t b, bool add, Tag) {  \
+    CONV_EXT_GROUP_64(shape, tail);                                                    \
+  }                                                                                    \
+  CONV_EXT_DEVICE void name(float(&sum)[64], uint64_t a, uint64_t b, bool add, Tag) {  \
+    CONV_EXT_GROUP_128(shape, tail);                                                   \
+  }                                                                                    \
+  CONV_EXT_DEVICE void name(float(&sum)[128], uint64_t a, uint64_t b, bool add, Tag) { \
+    CONV_EXT_GROUP_256(shape, tail);                                                   \
+  }
+// sums (64 x 64, 64 x 128 or 64 x 256) = a b, or += a b: 32 bytes along k. A thread has sums [4 j + 2 i + e]: those of
+// row 16 warp + lane / 4 + 8 i and column 8 j + 2 (lane % 4) + e. float32 is cut off to TF32.
 CONV_EXT_GROUP(multiply_group, bfloat16, "k16.f32.bf16.bf16", ", 0, 0")
 CONV_EXT_GROUP(multiply_group, float16, "k16.f32.f16.f16", ", 0, 0")
 CONV_EXT_GROUP(multiply_group, float, "k8.f32.tf32.tf32", "")

@@ -54,6 +54,9 @@ inline int64_t wgmma_chunk(const ConvProblem& z) { return 128 / wgmma_bytes(z); 
 inline int64_t wgmma_padded(const ConvProblem& z, int64_t channels) { return round_up(channels, 32 / wgmma_bytes(z)); }
 constexpr int64_t kWgmmaPositions = 128;  // of a tile; in weight_grad channels of the gradient
 constexpr int64_t kWgmmaBox = 64;         // weight_grad: positions of a step
+// The widest tiles of forward and input_grad whose sums are made of chains, and of several parts in one block.
+constexpr int64_t kWgmmaMostChained = 128;
+constexpr int64_t wgmma_most_in_parts(int64_t bytes) { return bytes == 2 ? 128 : 64; }
 
 // Whether TMA can read a tensor of n, groups x channels, h, w as it lies: channels together, 16-byte steps, dimensions
 // in descending order. Groups must begin at whole pieces of `padded` channels, those of a copy. The stride of a
@@ -72,6 +75,6 @@ const char* wgmma_yields(const ConvProblem& problem, Pass pass, const CudaTraits
 // As make_cuda_plan and cuda_choices_decline.
 CudaPlan make_wgmma_plan(const ConvProblem& problem, Pass pass, const Buffers* operands = nullptr,
                          const CudaChoices& wanted = {});
-const char* wgmma_tile_declines(Pass pass, const CudaChoices& wanted);
+const char* wgmma_choices_decline(const ConvProblem& problem, Pass pass, const CudaChoices& wanted);
 
 }  // namespace conv_ext

@@ -112,7 +112,7 @@ CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const WgmmaS
   for (int index = int(block_index()); index < p.tiles; index += p.blocks) {
     const CorrelateTile<T> tile(p, index, n);
     float total[n / 2];
-    sum_steps<Group, n>(total, shared, ring, tile.steps, [&](float(&chain)[n / 2], int stage, bool begins) {
+    const auto multiply = [&](float(&sum)[n / 2], int stage, bool begins) {
       uint64_t grad[Group::kParts], input[Group::kParts];
 #pragma unroll
       for (int part = 0; part < Group::kParts; ++part) {
@@ -124,12 +124,12 @@ CONV_EXT_DEVICE void consume_pairs(const CorrelateParameters<T>& p, const WgmmaS
 #pragma unroll
         for (int i = 0; i < kBox / 16; ++i) {
           const uint64_t k = uint64_t(i) * (16 * kRowBytes >> 4);
-          multiply_group_across(chain, grad[y] + k, input[x] + k, !first || i > 0 || !begins,
-                                typename Group::Element{});
+          multiply_group_across(sum, grad[y] + k, input[x] + k, !first || i > 0 || !begins, typename Group::Element{});
         }
       });
       commit_products();
-    });
+    };
+    sum_part(total, shared, ring, tile.steps, Group::kChain / kChunk<Group>, multiply);
     Result<T, float> result = p.result;
     const int64_t first = int64_t(tile.place.group) * p.rows * result.stride_m;
     if (result.partial != nullptr) {

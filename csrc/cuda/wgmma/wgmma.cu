@@ -10,6 +10,9 @@ namespace cuda {
 namespace {
 
 static_assert(kMostGatherPhases == kMostBoxPhases && kWgmmaM == kWgmmaPositions, "plan and kernel are of one mind");
+static_assert(kMostInParts<SixteenBitGroup<bfloat16>> == wgmma_most_in_parts(2) &&
+                  kMostInParts<ThreeBF16Group> == wgmma_most_in_parts(4) && kMostChained == kWgmmaMostChained,
+              "plan and kernel are of one mind");
 
 template <class T>
 constexpr Number number_of() {
@@ -59,19 +62,7 @@ void set_box(const BoxAxis& h, const BoxAxis& w, PatchesMap* map) {
   map->upper[1] = int(h.upper);
 }
 
-// Weights of 16 bits that lie as [gemm_m][taps][channels] are read where they lie: channels_last, and 1x1 kernels.
-bool reads_weights(const RealCall& call, const GatherRoles& roles) {
-  const ConvProblem& z = call.z;
-  const int64_t(&stride)[4] = call.b.weight.stride;
-  const int64_t vector = 8, tap = z.s > 1 ? stride[3] : stride[2];
-  return element_bytes(z.dtype) == 2 && roles.pass == Pass::Forward && (roles.channels == 1 || roles.stride_c == 1) &&
-         reinterpret_cast<uintptr_t>(call.b.weight.data) % 16 == 0 && stride[0] > 0 && stride[0] % vector == 0 &&
-         stride[0] < int64_t(1) << 38 &&
-         (z.r * z.s == 1 || (tap >= roles.channels && tap % vector == 0 && stride[0] % tap == 0)) &&
-         (z.r == 1 || z.s == 1 || stride[2] == z.s * tap);
-}
-
-// Where the weights lie, which are packed if need be.
+// Where the weights lie, which are packed if the plan says so.
 template <class Group>
 int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padded, int64_t phases, int tile,
                     RowsMap* map) {
@@ -82,7 +73,7 @@ int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padd
   map->rows = Group::kParts * phases * call.z.groups * roles.rows;
   map->box_columns = kChunk<Group>;
   map->box_rows = tile;
-  if (reads_weights(call, roles)) {
+  if (call.plan.product.packed_bytes == 0) {
     const int64_t(&stride)[4] = call.b.weight.stride;
     map->data = call.b.weight.data;
     map->columns = roles.channels;
@@ -93,8 +84,8 @@ int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padd
   }
   map->data = call.b.workspace;
   map->columns = padded;
-  map->taps = max_of(1, call.plan.pitch / padded);
-  map->stride = call.plan.pitch * bytes;
+  map->taps = max_of(1, call.plan.product.pitch / padded);
+  map->stride = call.plan.product.pitch * bytes;
   map->tap_stride = padded * bytes;
   return pack_weights_of<Group, 16 / int(sizeof(Element))>(call, roles, padded);
 }
@@ -104,7 +95,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
   const CudaShape shape = cuda_shape(z, roles.pass);
   const conv_ext::Axis vertical = vertical_axis(z, roles.pass), horizontal = horizontal_axis(z, roles.pass);
-  const int64_t n = call.plan.tile_m;
+  const int64_t n = call.plan.product.tile_m;
   WgmmaParameters<T> p{};
   fill_phases(z, roles.pass, p.phases);
   p.grid = {int32_t(ceil_div(shape.gemm_m, n)),
@@ -118,6 +109,8 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.rows = int32_t(roles.rows);
   p.tap_steps = int32_t(ceil_div(roles.channels, kChunk<Group>));
   p.last_products = int32_t(ceil_div(roles.channels - (p.tap_steps - 1) * kChunk<Group>, kProduct<Group>));
+  p.part_steps = int32_t(call.plan.product.part_steps);
+  p.chain_steps = int32_t(call.plan.product.chain_steps);
   p.step_h = int32_t(vertical.step());
   p.step_w = int32_t(horizontal.step());
   p.output_step_h = int32_t(vertical.output_step());
@@ -132,7 +125,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
           prepare_weights<Group>(call, roles, p.tap_steps * kChunk<Group>, p.grid.phases, int(n), &weights))
     return error;
   PatchesMap map;
-  const CudaOperand& source = call.plan.source;
+  const CudaOperand& source = call.plan.product.source;
   p.group_channels = int32_t(source.channels);
   if (const int error =
           prepare<Group>(call, roles.source, roles.channels, roles.source_h, roles.source_w, source, &map))
@@ -159,10 +152,15 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   if (processors < 0) return -processors;
   p.waits = waits_for_host();
   p.blocks = min_of(p.tiles, int32_t(processors));
-  const int error =
-      n == 128
-          ? launch(wgmma_gather<Group, 128>, p.blocks, kWgmmaThreads, WgmmaShared<Group, 128>::kBytes, call.stream, p)
-          : launch(wgmma_gather<Group, 64>, p.blocks, kWgmmaThreads, WgmmaShared<Group, 64>::kBytes, call.stream, p);
+  const auto start = [&]<int tile>(std::integral_constant<int, tile>) {
+    return launch(wgmma_gather<Group, tile>, p.blocks, kWgmmaThreads, WgmmaShared<Group, tile>::kBytes, call.stream, p);
+  };
+  const auto start_tile = [&] {
+    if constexpr (sizeof(T) == 2)
+      if (n == 256) return start(std::integral_constant<int, 256>());
+    return n == 128 ? start(std::integral_constant<int, 128>()) : start(std::integral_constant<int, 64>());
+  };
+  const int error = start_tile();
   if (error || call.plan.splits == 1) return error;
   if constexpr (Group::kParts > 1) return add_parts(call, roles.result, roles.result_size, p.result.partial, p.again);
   return add_parts(call, roles.result, roles.result_size, 1, p.result.partial);
@@ -174,7 +172,7 @@ int run_correlate(const RealCall& call) {
   const Buffers& b = call.b;
   const conv_ext::Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const BoxAxis h = box_axis(vertical, 0), w = box_axis(horizontal, 0);
-  const int64_t n = call.plan.tile_n;
+  const int64_t n = call.plan.product.tile_n;
   CorrelateParameters<T> p{};
   p.rows = int32_t(z.group_k());
   p.channels = int32_t(z.group_c());
@@ -197,9 +195,10 @@ int run_correlate(const RealCall& call) {
   p.dilation_h = int32_t(z.dilation_h);
   p.dilation_w = int32_t(z.dilation_w);
   PatchesMap map;
-  p.grad_group = int32_t(call.plan.grad.channels);
-  p.input_group = int32_t(call.plan.source.channels);
-  if (const int error = prepare<Group>(call, b.output, z.group_k(), z.p, z.q, call.plan.grad, &map)) return error;
+  p.grad_group = int32_t(call.plan.product.grad.channels);
+  p.input_group = int32_t(call.plan.product.source.channels);
+  if (const int error = prepare<Group>(call, b.output, z.group_k(), z.p, z.q, call.plan.product.grad, &map))
+    return error;
   const auto encode_parts = [&](TensorMap* maps) {
     map.positions = kBox;
     map.size[3] = z.n;
@@ -210,7 +209,8 @@ int run_correlate(const RealCall& call) {
     return 0;
   };
   if (const int error = encode_parts(p.grad)) return error;
-  if (const int error = prepare<Group>(call, b.input, z.group_c(), z.h, z.w, call.plan.source, &map)) return error;
+  if (const int error = prepare<Group>(call, b.input, z.group_c(), z.h, z.w, call.plan.product.source, &map))
+    return error;
   map.step[0] = p.step_w;
   map.step[1] = p.step_h;
   set_box(h, w, &map);

@@ -1,8 +1,8 @@
 // forward and input_grad on sm_90a: one warp has TMA bring the operands, two warpgroups multiply them.
 //
 // Start reading at wgmma_gather() at the end. It is the product of igemm.cuh the other way round: a tile has 128
-// positions (M of the instruction) by 64 or 128 channels (N). Blocks stay: each computes every p.blocks-th tile. Steps
-// along k go through a ring of stages in shared memory:
+// positions (M of the instruction) by 64, 128 or 256 channels (N). Blocks stay: each computes every p.blocks-th tile.
+// Steps along k go through a ring of stages in shared memory:
 //
 //   producer   | wait until `empty` | announce bytes | TMA: patches, weights ->  stage i  | next stage
 //   consumers  | wait until `full`  | 4 products of 32 bytes of k | the step before is done: its stage is `empty`
@@ -20,6 +20,11 @@ namespace cuda {
 
 constexpr int kGroupThreads = 128, kConsumers = 2 * kGroupThreads, kWgmmaThreads = kConsumers + kGroupThreads;
 constexpr int kWgmmaM = 128, kSlab = 32;  // positions of a tile; channels that are written at a time
+// The widest tiles whose threads have registers for a chain's sums beside the part's; and for the total beside both. In
+// a wider one a sum is one chain, or one part.
+constexpr int kMostChained = 128;
+template <class Group>
+constexpr int kMostInParts = sizeof(typename Group::Source) == 2 ? 128 : 64;
 
 // Where a sum of 64 positions by kSlab channels lies in shared memory while they are written, in floats. Lanes put down
 // what they hold, at 8 positions and 4 pairs of channels; then they read what are neighbours in the result: channels of
@@ -43,6 +48,7 @@ struct WgmmaShared {
   static constexpr int kSlabs = kStages * kStage, kOffsets = kSlabs + 2 * kSlabFloats * 4;
   static constexpr int kBarriers = kOffsets + 2 * 64 * 8;
   static constexpr int kBytes = kSwizzleBytes + kBarriers + 2 * kStages * 8;
+  static_assert(kBytes <= 227 << 10, "what a block can have");
 
   char* base;
   Waits* waits;
@@ -99,6 +105,7 @@ struct WgmmaParameters {
   int32_t tiles, blocks;
   int32_t images, rows;              // rows: channels of a group of the result
   int32_t tap_steps, last_products;  // steps of a tap; products of its last one, the others have kProducts
+  int32_t part_steps, chain_steps;   // the sum's bits: it is made of parts, and those of chains
   int32_t group_channels;            // from a group to the next in the source
   int32_t step_h, step_w, output_step_h, output_step_w;
   int32_t vectors;  // whether the result is written in vectors of 16 bytes along its channels
@@ -239,7 +246,7 @@ CONV_EXT_DEVICE void put_slab(float* slab, const float* sums, int warp, int lane
 template <class Group, int n, class T>
 CONV_EXT_DEVICE void write_tile(const WgmmaParameters<T>& p, const WgmmaTile<T>& tile,
                                 const WgmmaShared<Group, n>& shared, const float (&total)[n / 2], int group) {
-  const int thread = thread_index() % kGroupThreads, warp = thread / 32, lane = thread % 32;
+  const int thread = anew(thread_index() % kGroupThreads), warp = thread / 32, lane = thread % 32;
   float* const slab = shared.slab(group);
   int64_t* const offsets = shared.offsets(group);
   const GatherPhase& phase = *tile.phase;
@@ -344,40 +351,48 @@ CONV_EXT_DEVICE void write_again(const WgmmaParameters<T>& p, const WgmmaTile<T>
   });
 }
 
-// A warpgroup's sums over `steps` steps of the ring; multiply(chain, stage, begins) starts the products of one.
+// A warpgroup's sums over the next `steps` steps of the ring, at least one, all on the tensor cores; multiply(sum,
+// stage, begins) starts the products of one step.
 template <class Group, int n, class Multiply>
-CONV_EXT_DEVICE void sum_steps(float (&total)[n / 2], const WgmmaShared<Group, n>& shared,
-                               Ring<WgmmaShared<Group, n>::kStages>& ring, int steps, Multiply multiply) {
-  constexpr int kChainSteps = Group::kChain / kChunk<Group>;
-  float chain[n / 2];
-#pragma unroll
-  for (int i = 0; i < n / 2; ++i) total[i] = 0;
+CONV_EXT_DEVICE void sum_chain(float (&sum)[n / 2], const WgmmaShared<Group, n>& shared,
+                               Ring<WgmmaShared<Group, n>::kStages>& ring, int steps, const Multiply& multiply) {
   // Each warp says for itself that it has done with a stage.
   const auto release = [&](int stage) {
     if (thread_index() % 32 == 0) arrive(shared.empty(stage));
   };
-  for (int step = 0; step < steps;) {
-    const int last = steps - step < kChainSteps ? steps - step : kChainSteps;
-    int before = 0;
-    for (int i = 0; i < last; ++i) {
-      wait_full(shared, ring.stage, ring.parity);
-      multiply(chain, ring.stage, i == 0);
-      if (i > 0) {
-        wait_products<1>();
-        release(before);
-      }
-      before = ring.stage;
-      ring.advance();
+  int before = 0;
+  for (int i = 0; i < steps; ++i) {
+    wait_full(shared, ring.stage, ring.parity);
+    multiply(sum, ring.stage, i == 0);
+    if (i > 0) {
+      wait_products<1>();
+      release(before);
     }
-    wait_sums(chain);
-    release(before);
+    before = ring.stage;
+    ring.advance();
+  }
+  wait_sums(sum);
+  release(before);
+}
+
+// The same in chains of `chain_steps`, which are added up in float32; of no step it is zero.
+template <class Group, int n, class Multiply>
+CONV_EXT_DEVICE void sum_part(float (&total)[n / 2], const WgmmaShared<Group, n>& shared,
+                              Ring<WgmmaShared<Group, n>::kStages>& ring, int steps, int chain_steps,
+                              const Multiply& multiply) {
+  float chain[n / 2];
+#pragma unroll
+  for (int i = 0; i < n / 2; ++i) total[i] = 0;
+  while (steps > 0) {
+    const int count = steps < chain_steps ? steps : chain_steps;
+    sum_chain(chain, shared, ring, count, multiply);
 #pragma unroll
     for (int i = 0; i < n / 2; ++i) total[i] += chain[i];
-    step += last;
+    steps -= count;
   }
   if constexpr (Group::kParts > 1) {
 #pragma unroll
-    for (int i = 0; i < n / 2; ++i) total[i] *= kSumScale;
+    for (int i = 0; i < n / 2; ++i) total[i] = fused(total[i], kSumScale, -0.0f);  // rounded, whatever it is added to
   }
 }
 
@@ -390,14 +405,33 @@ CONV_EXT_DEVICE void consume(const WgmmaParameters<T>& p, const WgmmaShared<Grou
     const WgmmaTile<T> tile(p, index, n);
     if (!tile.exists()) continue;
     int within = tile.first_step % p.tap_steps;  // of a tap
-    float total[n / 2];
-    sum_steps<Group, n>(total, shared, ring, tile.steps, [&](float(&chain)[n / 2], int stage, bool begins) {
+    const auto multiply = [&](float(&sum)[n / 2], int stage, bool begins) {
       const bool ends_tap = ++within == p.tap_steps;
       if (ends_tap) within = 0;
-      multiply_step(chain, shared, stage, group, ends_tap ? p.last_products : kProducts, begins);
-    });
-    write_tile(p, tile, shared, total, group);
-    if constexpr (Group::kParts > 1) write_again<n>(p, tile, total);
+      multiply_step(sum, shared, stage, group, ends_tap ? p.last_products : kProducts, begins);
+    };
+    float total[n / 2];
+    if constexpr (n <= kMostInParts<Group>) {
+      float part[n / 2];
+#pragma unroll
+      for (int i = 0; i < n / 2; ++i) total[i] = 0;
+      for (int rest = tile.steps; rest > 0; rest -= p.part_steps) {
+        sum_part(part, shared, ring, rest < p.part_steps ? rest : p.part_steps, p.chain_steps, multiply);
+#pragma unroll
+        for (int i = 0; i < n / 2; ++i) total[i] += part[i];
+      }
+    } else if constexpr (n <= kMostChained) {
+      sum_part(total, shared, ring, tile.steps, p.chain_steps, multiply);
+    } else {
+#pragma unroll
+      for (int i = 0; i < n / 2; ++i) total[i] = 0;
+      if (tile.steps > 0) sum_chain(total, shared, ring, tile.steps, multiply);
+#pragma unroll
+      for (int i = 0; i < n / 2; ++i) total[i] += 0.0f;  // as if it were added to zero: none is a negative zero
+    }
+    const WgmmaTile<T> place(p, anew(index), n);  // registers are for the sums until here
+    write_tile(p, place, shared, total, group);
+    if constexpr (Group::kParts > 1) write_again<n>(p, place, total);
   }
 }
 

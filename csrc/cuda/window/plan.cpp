@@ -306,7 +306,7 @@ const char* first_layer_cores_decline(const ConvProblem& z) {
 
 void prepare_first_layer_cores(const ConvProblem& z, CudaPlan* plan) {
   plan->window = cut_first(z);
-  plan->splits = 1;
+  plan->splits = plan->parts = 1;
   plan->blocks = product(max_of(1, z.n), ceil_div(max_of(1, z.k), 64), ceil_div(max_of(1, z.p), plan->window.tile_h),
                          ceil_div(max_of(1, z.q), plan->window.tile_w));
 }
@@ -320,6 +320,10 @@ const char* window_declines(const ConvProblem& z, Pass pass) {
   return cut(z, pass).w.threads == 0 ? room : nullptr;
 }
 
+void describe_window(const CudaPlan& plan, Facts* facts) {
+  facts->push_back({"outputs", std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w)});
+}
+
 void prepare_window(const ConvProblem& z, Pass pass, CudaPlan* plan) {
   if (pass == Pass::WeightGrad) {
     const GradTiles t = cut_grad(z);
@@ -328,14 +332,14 @@ void prepare_window(const ConvProblem& z, Pass pass, CudaPlan* plan) {
     const int64_t wanted = min_of(min_of(ceil_div(kGradBlocks, t.blocks()), kMostSplits), t.tiles());
     const int64_t splits = max_of(1, min_of(wanted, kPartBytes / sum_bytes));
     plan->steps = ceil_div(t.tiles(), splits);
-    plan->splits = ceil_div(t.tiles(), plan->steps);
+    plan->splits = plan->parts = ceil_div(t.tiles(), plan->steps);
     plan->blocks = product(t.blocks(), plan->splits);
     plan->workspace_bytes = plan->splits > 1 ? product(plan->splits, sum_bytes) : 0;
     return;
   }
   const Tiles t = cut(z, pass);
   plan->window = t.w;
-  plan->splits = 1;
+  plan->splits = plan->parts = 1;
   plan->blocks = product(max_of(1, z.n), t.blocks());
 }
 

@@ -1,0 +1,69 @@
+"""The three passes as operators, side by side: their tensors, what they count as, and their fake kernels.
+
+Their rules stand in csrc/torch/ops.cpp, once for calls that run and for those that are traced with symbolic sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from .library import _C
+
+library = torch.library.Library("conv_ext", "IMPL")  # a registration lives as long as this object
+
+
+class Pass(NamedTuple):
+    """An operator: its two tensors in the order of its schema, and its result, by what they are in the convolution."""
+
+    name: str
+    first: str
+    second: str
+    result: str
+
+    def flops(self, first, second, result) -> int:
+        """2 for each product, N K P Q (C / groups) R S; first, second, result: sizes.
+
+        Of a grouped weight gradient that is what is computed; torch's own formula counts it as that of a layer
+        without groups, `groups` times as many.
+        """
+        sizes = {self.first: first, self.second: second, self.result: result}
+        return 2 * math.prod(sizes["output"]) * math.prod(sizes["weight"][1:])
+
+
+FORWARD = Pass("forward", "input", "weight", "output")
+INPUT_GRAD = Pass("input_grad", "output", "weight", "input")
+WEIGHT_GRAD = Pass("weight_grad", "output", "input", "weight")
+PASSES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
+
+# result_size(pass's name, first, second, bias, size, stride, padding, dilation, groups, precision, activation):
+# checks one call, whose sizes may be symbolic, and gives the size of its result; raises what the operator raises.
+result_size = _C.result_size
+
+
+def _result(a: Tensor, b: Tensor, size) -> Tensor:
+    """The uninitialised result: channels_last if either operand suggests it, as F.conv2d decides."""
+    channels_last = torch.channels_last in (suggest_memory_format(a), suggest_memory_format(b))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=a.dtype, device=a.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("conv_ext::forward", lib=library)
+def _(input, weight, bias, stride, padding, dilation, groups, precision="ieee", algorithm="auto", activation="none"):
+    options = stride, padding, dilation, groups, precision, activation
+    return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
+
+
+def _register_gradient(name: str) -> None:
+    @torch.library.register_fake(f"conv_ext::{name}", lib=library)
+    def _(first, second, size, stride, padding, dilation, groups, precision="ieee", algorithm="auto"):
+        options = stride, padding, dilation, groups, precision
+        return _result(first, second, result_size(name, first, second, None, size, *options))
+
+
+_register_gradient("input_grad")
+_register_gradient("weight_grad")

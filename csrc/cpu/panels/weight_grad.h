@@ -213,13 +213,13 @@ struct PanelsGrad {
   // Adds the parts of the reduction to the first one, in order, and writes a block.
   void write_block(int64_t index) const {
     const Block b = block_at(index);
-    const int64_t count = b.channels * taps(), size = panels_grad_block(z, own);
+    const int64_t count = b.channels * taps(), size = panels_grad_block(z, own), split_size = blocks() * size;
     for (int64_t p = 0; p < b.panels; ++p) {
       const Panel panel = panel_at(b, p);
       A* const from = sums + index * size + panel.first * count;
       for (int64_t split = 1; split < own.splits; ++split)
         for (int64_t i = 0; i < count * panel.width; i += L)
-          store(from + i, load(from + i) + load(from + split * blocks() * size + i));
+          store(from + i, load(from + i) + load(from + split * split_size + i));
       write_panel(b, panel, from);
     }
   }

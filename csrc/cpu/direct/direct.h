@@ -239,8 +239,8 @@ struct WeightGrad {
 
   static constexpr int L = kLanes<A>;
   int64_t taps() const { return z.r * z.s; }
-  int64_t row_sums() const { return z.group_c() * parts * taps(); }
-  int64_t group_sums() const { return z.group_k() * parts * row_sums(); }
+  // Members, because the divisions in them take long beside what the loops do.
+  const int64_t row_sums = z.group_c() * parts * z.r * z.s, group_sums = z.group_k() * parts * row_sums;
   int64_t grad_channel() const { return own.tile_h * own.grad_pitch; }
 
   // Some groups, and of each a block of K x C, in one part of the reduction.
@@ -266,7 +266,7 @@ struct WeightGrad {
   }
   // The sums of a row of K and the block's rows of the input.
   A* sums_of(const Block& b, int64_t group, int64_t k) const {
-    return sums + (b.split * z.groups + b.group + group) * group_sums() + (b.k0 * parts + k) * row_sums() +
+    return sums + (b.split * z.groups + b.group + group) * group_sums + (b.k0 * parts + k) * row_sums +
            b.c0 * parts * taps();
   }
 
@@ -278,8 +278,10 @@ struct WeightGrad {
     const Block b = block_at(index);
     for (int64_t c = 0; c < b.rows_c; ++c)
       for (int64_t t = 0; t < taps(); ++t) s.offset[c * taps() + t] = c * own.channel_pitch + tables.tap_offset[t];
-    for (int64_t k = 0; k < b.groups * b.rows_k; ++k)
-      for (int64_t t = 0; t < b.tap_rows; ++t) sums_of(b, k / b.rows_k, k % b.rows_k)[t] = A(0);
+    for (int64_t k = 0; k < b.groups * b.rows_k; ++k) {
+      A* const row = sums_of(b, k / b.rows_k, k % b.rows_k);
+      for (int64_t t = 0; t < b.tap_rows; ++t) row[t] = A(0);
+    }
     const int64_t tiles_h = ceil_div(z.p, own.tile_h), tiles_w = ceil_div(z.q, own.tile_w);
     const int64_t units = ceil_div(z.n, own.images) * tiles_h * tiles_w;
     for (int64_t u = part_begin(units, own.splits, b.split); u < part_begin(units, own.splits, b.split + 1); ++u) {
@@ -323,16 +325,17 @@ struct WeightGrad {
     a.lanes = joined ? lanes * t.height : lanes;
     a.g_row = own.grad_pitch;
     a.x_row = pitch * own.images;
-    a.out_pitch = row_sums();
+    a.out_pitch = row_sums;
     for (int64_t group = 0; group < b.groups; ++group) {
       a.x = s.source + group * b.rows_c * own.channel_pitch;
       for (int64_t k = 0; k < b.rows_k;) {
         const int block = block_rows(b.rows_k - k, kDotM);
         a.g = s.grad + (group * b.rows_k + k) * grad_channel();
+        A* const sums_k = sums_of(b, group, k);
         for (int64_t row = 0; row < b.tap_rows;) {
           const int block_t = block_taps(b.tap_rows - row);
           a.offset = s.offset + row;
-          a.out = sums_of(b, group, k) + row;
+          a.out = sums_k + row;
           select_dot_tile<A>(block, block_t)(a);
           row += block_t;
         }
@@ -343,15 +346,15 @@ struct WeightGrad {
 
   // The parts of the reduction in order, then (re, im) = (gr xr - gi xi, gr xi + gi xr).
   void write_row(int64_t k) const {
-    const int64_t group = k / z.group_k(), row = k % z.group_k();
+    const int64_t group = k / z.group_k(), row = k % z.group_k(), channels = z.group_c(), count = taps();
     const auto total = [&](int64_t gp, int64_t c, int64_t xp, int64_t t) {
-      const A* at = sums + group * group_sums() + (row * parts + gp) * row_sums() + (c * parts + xp) * taps() + t;
+      const A* at = sums + group * group_sums + (row * parts + gp) * row_sums + (c * parts + xp) * count + t;
       A sum = at[0];
-      for (int64_t split = 1; split < own.splits; ++split) sum += at[split * z.groups * group_sums()];
+      for (int64_t split = 1; split < own.splits; ++split) sum += at[split * z.groups * group_sums];
       return sum;
     };
-    for (int64_t c = 0; c < z.group_c(); ++c)
-      for (int64_t t = 0; t < taps(); ++t) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t t = 0; t < count; ++t) {
         const int64_t tap = tables.tap_weight[t];
         T* to = result.data + k * result.n + c * result.channel + tap / z.s * result.row + tap % z.s * result.column;
         if (parts == 1) {

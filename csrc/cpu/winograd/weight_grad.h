@@ -83,7 +83,7 @@ struct WinogradWeightGrad {
   }
 
   int64_t taps() const { return z.r * z.s; }
-  int64_t pitch() const { return round_up(z.group_c(), L); }
+  const int64_t pitch = round_up(z.group_c(), L);  // of partial results
   bool few_terms(int64_t r, int64_t s) const {
     return z.n * outputs_inside(r, z.pad_top, z.p, z.h).count() * outputs_inside(s, z.pad_left, z.q, z.w).count() <
            kFewTerms;
@@ -137,8 +137,8 @@ struct WinogradWeightGrad {
 
   // The k-th row and v-th vector of a block's sums, to their place among the partial results, or to the result.
   void transform_sums(int64_t row, int64_t c, int64_t split, int64_t k, int64_t v, const WinogradScratch<A>& s) const {
-    A* const to = partial != nullptr ? partial + (split * z.k + row) * taps() * pitch() + c : s.window;
-    const int64_t tap_pitch = partial != nullptr ? pitch() : L;
+    A* const to = partial != nullptr ? partial + (split * z.k + row) * taps() * pitch + c : s.window;
+    const int64_t tap_pitch = partial != nullptr ? pitch : L;
     for (int64_t piece = 0; piece < size.pieces; ++piece) {
       const int64_t r0 = piece / w.pieces_s() * R, s0 = piece % w.pieces_s() * R;
       transform_both_axes<typename W::WeightGradTransform>(s.sums + k * size.sum_pitch + (v * size.pieces + piece) * L,
@@ -155,9 +155,9 @@ struct WinogradWeightGrad {
   void add_parts(int64_t k, A* total) const {
     for (int64_t c = 0; c < z.group_c(); c += L) {
       for (int64_t t = 0; t < taps(); ++t) {
-        const A* at = partial + (k * taps() + t) * pitch() + c;
+        const A* at = partial + (k * taps() + t) * pitch + c;
         Vec<A> sum = load(at);
-        for (int64_t split = 1; split < own.splits; ++split) sum += load(at + split * z.k * taps() * pitch());
+        for (int64_t split = 1; split < own.splits; ++split) sum += load(at + split * z.k * taps() * pitch);
         store(total + t * L, sum);
       }
       write_weights(k, c, total);

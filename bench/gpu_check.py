@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import runner_lines  # noqa: E402
 from bench import gpu_cases, gpu_runner  # noqa: E402  (neither needs torch)
@@ -185,7 +185,7 @@ def of_cases(check: Check) -> list[str]:
     return [check.python, "-m", "bench.gpu_cases"]
 
 
-LAYER_TESTS = ("tests/test_gpu_layer.py", "tests/test_gpu.py", "-k",
+LAYER_TESTS = ("tests/cuda/test_gpu_layer.py", "tests/cuda/test_gpu.py", "-k",
                "test_gpu_layer or graph or stream or tf32 or two_devices or bias_and_relu")
 STEPS = [
     Step("runner", "the runner, where no prebuilt one fits", 20, 170,
@@ -215,7 +215,7 @@ STEPS = [
                         "channels_last", "--what", "step", "--network", "alexnet", "vgg16", "resnet50", "--out",
                         str(check.work / "networks.json")], needs=("build",), stage=8),
     Step("tests", "every algorithm through torch, against float64", 60, 150,
-         pytest("tests/test_gpu.py", "tests/test_gpu_wgmma.py"), needs=("build",), stage=9),
+         pytest("tests/cuda/test_gpu.py", "tests/cuda/test_gpu_wgmma.py"), needs=("build",), stage=9),
     Step("scaling", "the CPU's kernels on many cores", 25, 40,
          lambda check: [check.python, "-m", "bench", "scaling", "--threads", str(min(16, os.cpu_count() or 1)),
                         "--seconds", "0.5", "--out", str(check.work / "scaling.json")], needs=("build",), stage=10),

@@ -62,7 +62,7 @@ def each_isa(request):
 
 @pytest.fixture(params=DEVICES)
 def each_device(request):
-    """The test on the CPU and on a GPU; what it makes with the functions of tests/devices.py is there."""
+    """The test on the CPU and on a GPU; what it makes with the functions of tests/support/devices.py is there."""
     with on(request.param) as device:
         yield device
 

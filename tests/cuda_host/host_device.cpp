@@ -1,4 +1,4 @@
-// A CUDA device in host memory, for a torch without CUDA: tests/test_cuda_device.py links it to the real binding.
+// A CUDA device in host memory, for a torch without CUDA: tests/cuda/test_cuda_device.py links it to the real binding.
 //
 // Tensors on "cuda" have a device, dispatch keys and a device guard of their own. Every operator of torch's runs the
 // CPU's kernel on the same memory; conv_ext's launchers run the CPU's kernels as well, and check the stream, the

@@ -28,7 +28,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tolerance, problems, and this folder as `fuzz`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this folder as `fuzz`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))  # tolerance, problems
 
 import torch
 import torch._dynamo

@@ -2,8 +2,8 @@
 
 `check` raises `Wrong` where something is wrong. The oracle is torch's convolution in float64 (complex128), with the
 same transform applied: small integers must come out exactly, rounded once to the dtype; real numbers within the bound
-of tests/tolerance.py, whose A is the same convolution of the absolute values. NaN and infinities are compared with the
-reference of tests/tolerance.py.
+of tests/support/tolerance.py, whose A is the same convolution of the absolute values. NaN and infinities are compared
+with the reference of that file.
 """
 
 from __future__ import annotations
@@ -455,7 +455,7 @@ def _compare(case: Case, o: Operands, name: str, got: Tensor, want: Tensor, limi
 
 
 def bound_of(case: Case, name: str, dtype: torch.dtype, magnitude: Tensor, want: Tensor) -> Tensor:
-    """The bound of tests/tolerance.py; the oracle's own error is added where it has the same precision."""
+    """The bound of tests/support/tolerance.py; the oracle's own error is added where it has the same precision."""
     u, length = UNIT_ROUNDOFF[dtype], _length(case, name)
     gamma = length * u / (1 - length * u)
     if case.precision != "ieee":

@@ -8,7 +8,7 @@ namespace fuzz {
 using conv_ext::Bf16Dot;
 using conv_ext::IsaTraits;
 
-// As the libraries themselves announce them; tests/test_fuzz_plans.py compares the two.
+// As the libraries themselves announce them; tests/tools/test_fuzz_plans.py compares the two.
 constexpr IsaTraits kIsas[] = {
     {"baseline", 16, 4, 2, 2, 3, 2, 2, 4, Bf16Dot::None}, {"avx2", 32, 4, 3, 2, 6, 3, 3, 4, Bf16Dot::None},
     {"avx512", 64, 8, 3, 4, 6, 4, 3, 8, Bf16Dot::None},   {"avx512_bf16", 64, 8, 3, 4, 6, 4, 3, 8, Bf16Dot::Vectors},

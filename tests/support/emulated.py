@@ -4,7 +4,7 @@ import fcntl
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "amx-emulated"
 KERNELS = ROOT / "build" / "kernels"
 LIBRARY = ROOT / "conv_ext" / "lib" / f"libconv_ext_{NAME}.so"

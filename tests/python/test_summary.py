@@ -16,7 +16,7 @@ import conv_ext
 from conv_ext import models
 from conv_ext.__main__ import main
 
-DATA = json.loads((Path(__file__).parent / "data_networks.json").read_text())["networks"]
+DATA = json.loads((Path(__file__).parents[1] / "support" / "data_networks.json").read_text())["networks"]
 MAKE = {
     "mnist_convnet": models.mnist_convnet,
     "cifar10_convnet": models.cifar10_convnet,
@@ -425,7 +425,7 @@ def test_every_network_of_the_catalogue(name):
 
 
 def test_the_page_of_networks_is_what_its_script_makes():
-    page = Path(__file__).parents[1] / "docs" / "networks.md"
+    page = Path(__file__).parents[2] / "docs" / "networks.md"
     script = page.with_name("make_networks.py")
     spec = importlib.util.spec_from_file_location("make_networks", script)
     module = importlib.util.module_from_spec(spec)

@@ -22,7 +22,7 @@ NUMBERS = (
     ("complex64", "ieee"),
     ("complex128", "ieee"),
 )
-# The names of the plan (csrc/cuda/plan.cpp); tests/test_gpu_runner.py compares.
+# The names of the plan (csrc/cuda/plan.cpp); tests/cuda/test_gpu_runner.py compares.
 ALGORITHMS = ("depthwise", "grouped", "first_layer_cores", "first_layer", "direct", "wgmma", "tensor_cores",
               "three_tf32", "multiply_add")
 

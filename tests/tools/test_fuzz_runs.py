@@ -14,7 +14,7 @@ import pytest
 
 from conv_ext.library import EMULATED, PACKAGE, available_isas
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FUZZ = ROOT / "tests" / "fuzz"
 sys.path.insert(0, str(FUZZ))
 

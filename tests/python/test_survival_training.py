@@ -1,6 +1,6 @@
 """Long training: memory stays flat, nothing becomes NaN, and a second run gives the same bits.
 
-CONV_EXT_SOAK_STEPS=10000 python -m pytest tests/test_survival_training.py   the long soak
+CONV_EXT_SOAK_STEPS=10000 python -m pytest tests/python/test_survival_training.py   the long soak
 """
 
 import os
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import conv_ext
-from children import TESTS, run_python
+from children import SEARCH_PATH, run_python
 from passes import same_bits
 
 STEPS = int(os.environ.get("CONV_EXT_SOAK_STEPS", "500"))
@@ -97,7 +97,9 @@ def keep_a_small_tensor_each_step():
 def test_a_leak_would_be_seen():
     """The same measure on what keeps one small tensor a step, in a process that has no freed memory to take it from."""
     child = run_python(
-        "-c", "import test_survival_training as t; print(t.keep_a_small_tensor_each_step())", PYTHONPATH=str(TESTS)
+        "-c",
+        "import test_survival_training as t; print(t.keep_a_small_tensor_each_step())",
+        PYTHONPATH=os.pathsep.join([SEARCH_PATH, str(Path(__file__).parent)]),
     )
     assert child.returncode == 0, child.stderr
     assert int(child.stdout) > 2 * GROWTH

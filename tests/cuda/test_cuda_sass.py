@@ -15,7 +15,7 @@ import pytest
 import sass
 from fibres import built_once
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 nvcc = shutil.which("nvcc")
 pytestmark = pytest.mark.skipif(nvcc is None or sass.disassembler() is None,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import conv_ext
 
-TESTS = Path(__file__).resolve().parent
+SUPPORT = Path(__file__).resolve().parent
 # The package that this process has imported, however that was found.
-SEARCH_PATH = os.pathsep.join([str(Path(conv_ext.__file__).resolve().parents[1]), str(TESTS)])
+SEARCH_PATH = os.pathsep.join([str(Path(conv_ext.__file__).resolve().parents[1]), str(SUPPORT)])
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -20,7 +20,7 @@ import runner_lines
 from bench import aims, gpu_cases, gpu_check, gpu_runner, shapes
 from conv_ext import _C
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu_check.sh"
 # Answers lines as the runner and bench.gpu_cases do; MISCHIEF is a JSON object: word in a line -> what happens.
 TOOL = f"""#!{sys.executable} -ES

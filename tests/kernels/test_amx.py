@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import emulated as emulated_library
-from children import TESTS, run_python
+from children import SUPPORT, run_python
 from conv_ext.library import EMULATED, available_isas
 from passes import PASSES, applicable, call, candidates, expected, instruction_set, laid_out, operands, same_bits
 from problems import ALL, THREADED, Problem
@@ -164,5 +164,5 @@ def test_the_same_bits(pass_name, dtype, precision):
 
 def test_memory():
     """Against unreadable pages, as in test_memory.py."""
-    child = run_python("-X", "faulthandler", str(TESTS / "guarded_calls.py"), "calls", CONV_EXT_ISA=EMULATED)
+    child = run_python("-X", "faulthandler", str(SUPPORT / "guarded_calls.py"), "calls", CONV_EXT_ISA=EMULATED)
     assert child.returncode == 0, f"in: {child.stdout.splitlines()[-1:]}\n{child.stderr[-3000:]}"

@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import include_paths
 
 from bench import gpu_runner
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("75", "80", "90a")
 MOST_SHARED = {"75": 64 << 10, "80": 163 << 10, "90a": 227 << 10}
 WGMMA_SHARED = (192 << 10) + 1024 + 2 * (32 * 68 * 4 + 64 * 8) + 16 * 8  # WgmmaShared in wgmma.cuh, at most

@@ -13,7 +13,7 @@ import pytest
 
 from conv_ext.library import EMULATED, available_isas
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "fuzz"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
 
 import fuzz_build
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.exhaustive,
     pytest.mark.skipif(shutil.which("g++") is None or shutil.which("ninja") is None, reason="needs g++ and ninja"),
 ]
-CORPUS = Path(__file__).resolve().parent / "fuzz" / "corpus" / "runs.txt"
+CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus" / "runs.txt"
 TESTED = [isa for isa in available_isas() if isa != "amx"] + [EMULATED] * ("avx512" in available_isas())
 PROCESSES = str(len(os.sched_getaffinity(0)))
 LINE_UP = ["setarch", "-R"]  # addresses that are not drawn: ThreadSanitizer needs them on some systems

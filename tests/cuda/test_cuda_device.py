@@ -17,10 +17,13 @@ import torch
 import conv_ext
 from conv_ext.library import BUILD, PACKAGE
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 SOURCES, HOST = TESTS.parent / "csrc", TESTS / "cuda_host"
 OBJECTS = TESTS.parent / "build" / f"{sys.implementation.cache_tag}-torch-{torch.__version__}" / "csrc"
-FILES = ("test_gpu_layer.py", "test_autograd.py", "test_subsystems.py", "test_convert.py", "test_modules.py")
+FILES = (
+    "cuda/test_gpu_layer.py", "python/test_autograd.py", "python/test_subsystems.py", "python/test_convert.py",
+    "python/test_modules.py",
+)  # fmt: skip
 # What host memory has not: streams, graphs, a limit of its size, copies of storages.
 BEYOND = (
     "stream graph beyond two_gpus data_parallel memory_stays out_of_memory copies there_and_back hooks_and "
@@ -71,7 +74,7 @@ def package(tmp_path_factory):
 
 
 def test_everything_above_the_kernels(package):
-    path = os.pathsep.join([str(package), str(TESTS), str(HOST), str(TESTS.parent)])  # the last for bench
+    path = os.pathsep.join([str(package), str(TESTS / "support"), str(HOST), str(TESTS.parent)])  # the last for bench
     environment = {
         **os.environ, "PYTHONPATH": path, "LD_PRELOAD": str(package / "libtorch_cuda.so"),
         "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib"),

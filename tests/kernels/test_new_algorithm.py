@@ -10,7 +10,7 @@ import pytest
 
 from conv_ext.library import available_isas
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "fuzz"))
 
 import fuzz_build  # noqa: E402

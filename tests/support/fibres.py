@@ -17,7 +17,7 @@ from bench import gpu_runner
 from problems import Problem
 from runner_lines import LAYOUTS, PASSES, line  # noqa: F401  (tests take them from here)
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "cuda_host"
 # The sanitizers aside that twice as long compiling brings nothing: a null pointer and an object that is too small show
 # under ASan, and a pointer that has wrapped shows where it is used.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import conv_ext
-from children import TESTS, run_python
+from children import SUPPORT, run_python
 from conv_ext import _C
 from passes import PASSES, algorithms_by_precision, call, operands, same_bits
 from problems import NETWORK, SMALL, THREADED, Problem
@@ -213,8 +213,8 @@ def test_threads_that_end_give_their_memory_back():
 
 @pytest.fixture(scope="module")
 def survivor():
-    """What tests/survivor.py has printed, and how it ended."""
-    return run_python("-X", "faulthandler", "-W", "ignore::DeprecationWarning", str(TESTS / "survivor.py"))
+    """What tests/support/survivor.py has printed, and how it ended."""
+    return run_python("-X", "faulthandler", "-W", "ignore::DeprecationWarning", str(SUPPORT / "survivor.py"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from children import TESTS, run_python
+from children import SUPPORT, run_python
 from conv_ext.library import available_isas
 from passes import PASSES, applicable, call, fill, repeats
 from problems import Problem
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="guards memory i
 
 
 def run(what, **environment):
-    return run_python("-X", "faulthandler", str(TESTS / "guarded_calls.py"), what, **environment)
+    return run_python("-X", "faulthandler", str(SUPPORT / "guarded_calls.py"), what, **environment)
 
 
 def test_a_guard_catches_a_read_behind_the_end():

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz import layers
+from fuzz.layers_case import WORDS, Case
 
 import conv_ext
 import conv_ext.autograd
 import conv_ext.functional
 from drawn import assume, given, st
-from fuzz import layers
-from fuzz.layers_case import WORDS, Case
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def fuzz(*options):

@@ -11,7 +11,7 @@ import conv_ext
 from passes import call, fill
 from problems import CORNERS, NETWORK, SMALL, Problem
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs" / "mathematics.md").read_text(encoding="utf-8").replace("−", "-")
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "mathematics.md").read_text(encoding="utf-8").replace("−", "-")
 
 
 def table(first_heading):

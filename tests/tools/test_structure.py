@@ -10,7 +10,7 @@ import pytest
 import conv_ext
 import function_lengths
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 C_SOURCES = {".h", ".cpp", ".cu", ".cuh"}
 
@@ -47,7 +47,7 @@ def includes(path):
 
 def test_there_is_something_to_look_at():
     assert len(SOURCES) > 10 and len(PYTHON) > 20
-    assert ROOT / "tests" / "test_structure.py" in FILES
+    assert ROOT / "tests" / "tools" / "test_structure.py" in FILES
 
 
 # ---- C++

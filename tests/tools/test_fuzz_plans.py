@@ -10,7 +10,7 @@ import pytest
 
 from conv_ext.library import PACKAGE
 
-FUZZ = Path(__file__).resolve().parent / "fuzz"
+FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
 import fuzz_build

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
+from typing import Any
 
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
@@ -283,7 +284,8 @@ def _single_level(function, **methods):
     """
     names = ("forward", "setup_context", "backward", "jvp", "_compiled_autograd_key")
     found = {name: staticmethod(methods.get(name, getattr(function, name))) for name in names}
-    return type(f"ConvExt{function.__name__}", (_SingleLevelFunction,), found).apply
+    made: Any = type(f"ConvExt{function.__name__}", (_SingleLevelFunction,), found)
+    return made.apply
 
 
 def _plain_setup_context(ctx, inputs, output):

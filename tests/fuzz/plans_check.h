@@ -210,8 +210,9 @@ inline void check_depthwise(const Sizes& s, const ConvProblem& z, const Plan& pl
   v->expect(!by.shares_pairs || by.column_step == 2, "pairs of vectors are for every other element");
   v->expect(!by.spreads || (s.inverse && same_type && z.r == 3 && z.s == 3 && z.stride_h == 2 && z.stride_w == 2),
             "four outputs at a time are for 3x3 with stride 2");
-  const Wide copies = (own.source_in_place ? 0 : line) +
-                      (own.result_in_place ? 0 : s.weight_grad ? result_line : result_line * by.call_channels);
+  const Wide copies = (own.source_in_place ? 0 : line) + (own.result_in_place ? 0
+                                                          : s.weight_grad     ? result_line
+                                                                              : result_line * by.call_channels);
   const Wide lane_sums = s.weight_grad ? own.tile_c * s.taps * s.lanes * s.bytes : 0;
   v->expect(plan.scratch_bytes >= copies + lane_sums, "copies of a row, and sums, fit the scratch");
 }

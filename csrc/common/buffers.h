@@ -58,9 +58,9 @@ inline bool is_channels_last(const int64_t (&sizes)[4], const int64_t (&stride)[
 inline void settle_strides(const int64_t (&sizes)[4], int64_t (&stride)[4]) {
   for (int d = 3; d >= 0; --d) {
     if (sizes[d] != 1) continue;
-    stride[d] = 1;
-    for (int e = 3; e > d && stride[d] == 1; --e)
-      if (sizes[e] != 1 && !checked_mul(sizes[e], stride[e], &stride[d])) stride[d] = 1;
+    int behind = d + 1;  // the next dimension that has a stride to speak of
+    while (behind < 4 && sizes[behind] == 1) ++behind;
+    if (behind == 4 || !checked_mul(sizes[behind], stride[behind], &stride[d])) stride[d] = 1;
   }
 }
 

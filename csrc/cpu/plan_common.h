@@ -54,16 +54,19 @@ inline void count_memory(DType dtype, Plan* plan, LayOut lay_out) {
   plan->scratch_bytes = scratch.bytes();
 }
 
-// Why there is no memory for what `prepare` plans: `too_large` where that is a thread's scratch. An empty problem is
-// not planned.
+// Why there is no memory for a plan, or for what `prepare` plans: `too_large` where that is a thread's scratch. An
+// empty problem is not planned.
+inline const char* memory_declines(const Plan& plan, const char* too_large) {
+  if (plan.scratch_bytes > kScratchLimit) return too_large;
+  if (plan.workspace_bytes > kWorkspaceLimit) return "it would take more than 4 TiB of workspace";
+  return nullptr;
+}
 using Prepare = void (*)(const PlanInput&, Plan*);
 inline const char* memory_declines(const PlanInput& input, Prepare prepare, const char* too_large) {
   if (input.problem.flops() == 0) return nullptr;
   Plan plan{};
   prepare(input, &plan);
-  if (plan.scratch_bytes > kScratchLimit) return too_large;
-  if (plan.workspace_bytes > kWorkspaceLimit) return "it would take more than 4 TiB of workspace";
-  return nullptr;
+  return memory_declines(plan, too_large);
 }
 
 // In the plan.cpp of each folder; candidates.h says what they do.

@@ -325,10 +325,10 @@ struct DepthwiseChannels {
   // Adds the splits in order, and writes the weights' gradient.
   void finish(const Executor& executor) const {
     A* const sums = shared.sums;
-    const int64_t split_sums = padded_c() * taps();
+    const int64_t split_sums = padded_c() * taps(), splits = own.splits;
     for (int64_t i = 0; i < split_sums; i += L) {
       Vec<A> total = load(sums + i);
-      for (int64_t split = 1; split < own.splits; ++split) total += load(sums + split * split_sums + i);
+      for (int64_t split = 1; split < splits; ++split) total += load(sums + split * split_sums + i);
       store(sums + i, total);
     }
     if (padding_may_show_in(vertical, horizontal, sums, split_sums))

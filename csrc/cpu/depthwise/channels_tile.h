@@ -1,9 +1,9 @@
 // The innermost loops of the depthwise algorithm where lanes are channels.
 //
 //   channels_run, channels_run_rows  forward, input_grad:
-//                          out[u][lane] = bias + sum over r, s of  w[r][s] * x[row r][u * step + s][lane]
-//   channels_dot            weight_grad:
-//                          sum[r][s][lane] += sum over u of  g[u][lane] * x[row r][u * step + s][lane]
+//       out[u][lane] = bias + sum over r, s of  w[r][s] * x[row r][u * step + s][lane]
+//   channels_dot  weight_grad:
+//       sum[r][s][lane] += sum over u of  g[u][lane] * x[row r][u * step + s][lane]
 //
 // U outputs are neighbouring columns of one row (channels_run_rows, channels_dot: of B rows below one another), and a
 // block of them goes through all the channels: what it reads and writes are runs of memory. A vector of the source that

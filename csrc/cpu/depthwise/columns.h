@@ -265,13 +265,13 @@ struct DepthwiseColumns {
 
   // Adds the splits in order.
   void finish(int64_t c0, int64_t c1) const {
-    const int64_t split_sums = z.c * taps();
+    const int64_t split_sums = z.c * taps(), splits = own.splits;
     const A* at = shared.sums + c0 * taps();
     for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < z.r; ++r)
         for (int64_t s = 0; s < z.s; ++s, ++at) {
           A total = at[0];
-          for (int64_t split = 1; split < own.splits; ++split) total += at[split * split_sums];
+          for (int64_t split = 1; split < splits; ++split) total += at[split * split_sums];
           write<T>(weight.data + c * weight.n + r * weight.row + s * weight.column, total);
         }
   }

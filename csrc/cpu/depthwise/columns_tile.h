@@ -48,7 +48,8 @@ inline __attribute__((always_inline)) Vec<A> from_pair(Vec<A> low, Vec<A> high, 
   return shuffle<A>(low, high, index);
 }
 
-// All the segments of a row, for so many channels, whose elements lie so far apart (a row of zeros must reach as far).
+// All the segments of a row, for so many channels; x_channel and its like are the distances between two of them (a row
+// of zeros must reach as far).
 template <class A>
 struct ColumnsArguments {
   const A* const* rows;  // output b reads row b * row_step + r with the r-th tap of a column
@@ -75,7 +76,7 @@ struct VectorStep {
 template <class A>
 struct VectorPlace {
   const ColumnTap* tap;
-  int64_t x;  // elements between what a tap of the segment's first vector reads and what one of this vector does
+  int64_t x;  // elements from what a tap reads for the segment's first vector to what it reads for this one
   const A* weight;
   const A* bias;
   A* out;
@@ -208,7 +209,7 @@ inline __attribute__((always_inline)) void compute_run(const ColumnsArguments<A>
   constexpr int V = kMasksAreFree && B == 7 && column_step == 1 ? 2 : 1;  // twice the registers, too
   while (count > 0) {
     int done = 1;
-    if (!kMasksAreFree && all_inside) {
+    if (!kMasksAreFree && all_inside) {  // else there is no code without masks
       compute_vectors<A, R, B, 1, row_step, column_step, fixed_columns, !kMasksAreFree>(a, at, next, lanes);
     } else if (V == 2 && count >= 2) {
       compute_vectors<A, R, B, V, row_step, column_step, fixed_columns, false>(a, at, next, lanes);

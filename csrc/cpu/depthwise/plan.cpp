@@ -219,15 +219,16 @@ const char* depthwise_declines(const PlanInput& input) {
     return "it is for strides that, times R or S, are at most 4096";
   if (max_of(horizontal.source, horizontal.output) > kScratchLimit / (16 * z.s) / accumulator_bytes(z.dtype))
     return "the rows are so long that a block of them exceeds 16 MiB of scratch for each thread";
-  if (z.flops() > 0) {
-    Plan plan{};
-    prepare_depthwise(input, &plan);
-    const DepthwisePlan& own = plan.own<DepthwisePlan>();
+  if (z.flops() == 0) return nullptr;  // an empty problem is not planned
+  Plan plan{};
+  prepare_depthwise(input, &plan);
+  const DepthwisePlan& own = plan.own<DepthwisePlan>();
+  if (own.lanes_are == DepthwiseLanes::Columns && plan.workspace_bytes > kScratchLimit) {
     Carver tables;
-    if (own.lanes_are == DepthwiseLanes::Columns) lay_out_segments(horizontal, own, &tables);
+    lay_out_segments(horizontal, own, &tables);
     if (tables.bytes() > kScratchLimit) return "so many outputs reach into the padding that their tables exceed 16 MiB";
   }
-  return memory_declines(input, prepare_depthwise, "one block of rows exceeds 16 MiB of scratch for each thread");
+  return memory_declines(plan, "one block of rows exceeds 16 MiB of scratch for each thread");
 }
 
 const char* depthwise_yields(const PlanInput& input) {

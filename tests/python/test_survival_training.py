@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import conv_ext
-from children import SEARCH_PATH, run_python
+from children import run_python
 from passes import same_bits
 
 STEPS = int(os.environ.get("CONV_EXT_SOAK_STEPS", "500"))
@@ -99,7 +99,6 @@ def test_a_leak_would_be_seen():
     child = run_python(
         "-c",
         "import test_survival_training as t; print(t.keep_a_small_tensor_each_step())",
-        PYTHONPATH=os.pathsep.join([SEARCH_PATH, str(Path(__file__).parent)]),
     )
     assert child.returncode == 0, child.stderr
     assert int(child.stdout) > 2 * GROWTH

@@ -9,7 +9,9 @@ import conv_ext
 
 SUPPORT = Path(__file__).resolve().parent
 # The package that this process has imported, however that was found.
-SEARCH_PATH = os.pathsep.join([str(Path(conv_ext.__file__).resolve().parents[1]), str(SUPPORT)])
+SEARCH_PATH = os.pathsep.join(
+    [str(Path(conv_ext.__file__).resolve().parents[1]), str(SUPPORT), str(SUPPORT.parent / "python")]
+)
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:

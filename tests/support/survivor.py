@@ -138,7 +138,7 @@ def little_memory():
     import resource
 
     one, wanted = torch.ones(1), compute()
-    pixel = one.expand(1, 8192, 1, 1)
+    pixel = torch.ones(1, 8192, 1, 1)  # channels side by side: lanes are channels, for which weights are packed
     huge = {
         "workspace": lambda: conv_ext.conv2d(pixel, one.expand(8192, 8192, 1, 1)),  # packs 268 MB of weights
         "result": lambda: conv_ext.conv2d(one.expand(1, 1, 10_000, 10_000), one.expand(1, 1, 1, 1)),  # 400 MB

@@ -1,4 +1,4 @@
-// What the plans of several algorithms share: limits, and the memory that tiles and tables take.
+// What the plans of several algorithms share: limits, tiles of outputs, and the counting of memory.
 #pragma once
 
 #include "base/taps.h"
@@ -18,11 +18,6 @@ constexpr int64_t kGradBlock = 64;                  // weight_grad: channels of 
 constexpr int64_t kPartialSums = int64_t(8) << 20;  // weight_grad: bytes that cutting the reduction may cost
 
 inline int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
-// Bytes of an array with so many elements along each of its dimensions, the last number being an element's.
-template <class... Rest>
-inline int64_t array_bytes(int64_t a, int64_t b, Rest... rest) {
-  return aligned(product(a, b, rest...));
-}
 
 // An odd number of cache lines, so that one position of many channels spreads over the sets of the cache.
 inline int64_t spread_pitch(int64_t elements) {

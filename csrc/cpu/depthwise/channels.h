@@ -366,6 +366,7 @@ struct DepthwiseChannels {
   }
 
   void run(const Executor& executor) const {
+    CONV_EXT_RUNS("channels");
     for_each_unit(executor, plan.tasks, plan.scratch_bytes, own.units, [&](int64_t unit, void* memory) {
       Carver local(memory);
       const Scratch scratch = lay_out_channels_scratch<E>(z, pass, own, &local);

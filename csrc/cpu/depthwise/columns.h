@@ -312,6 +312,7 @@ struct DepthwiseColumns {
   }
 
   void run(const Executor& executor) const {
+    CONV_EXT_RUNS("columns");
     for_each_unit(executor, plan.tasks, plan.scratch_bytes, own.units, [&](int64_t unit, void* memory) {
       Carver local(memory);
       const Scratch scratch = lay_out_columns_scratch<A>(z, pass, own, kVectorBytes, &local);

@@ -38,6 +38,7 @@ struct PanelsAlongChannels {
   }
 
   void run() const {
+    CONV_EXT_RUNS("channels");
     A* windows = local.windows;
     for (int64_t tile = 0; tile < tiles; ++tile) windows = find_sources(tile_at(tile), windows);
     for (int64_t index = task.s0; index < task.s1; ++index) run_panel(op.slice_at(index));

@@ -37,6 +37,7 @@ struct PanelsAlongPositions {
   }
 
   void run() const {
+    CONV_EXT_RUNS("positions");
     for (int64_t index = 0; index < blocks; ++index) {
       const Block b = op.block_at(f, index);
       for (int64_t k = 0; k < m; ++k) local.rows[k] = op.weight_at(task.group, m_begin + k, b.c0, 0);

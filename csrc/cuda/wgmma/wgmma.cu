@@ -117,8 +117,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.output_step_w = int32_t(horizontal.output_step());
   p.to = strides_of(roles.result);
   p.result = result_of<T, float>(call, roles.result, roles.result.stride[1]);
-  p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
-                                                     roles.rows, int64_t(sizeof(T)));
+  p.vectors = call.plan.product.stores_vectors;
   if constexpr (Group::kParts > 1) p.again = gather_again(call, roles);
   RowsMap weights;
   if (const int error =

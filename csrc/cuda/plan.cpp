@@ -211,7 +211,7 @@ void prepare_direct(const CudaPlanInput& input, CudaPlan* plan) {
 }
 
 void describe_direct(Pass pass, const CudaPlan& plan, Facts* facts) {
-  if (pass != Pass::WeightGrad) facts->push_back({"channels", plan.direct_channels});
+  if (pass != Pass::WeightGrad) add_facts(facts, {{"channels", plan.direct_channels}});
 }
 
 // ---- tensor_cores, three_tf32, multiply_add
@@ -347,21 +347,21 @@ void prepare_product(const CudaPlanInput& input, CudaPlan* to) {
 void describe_product(Pass pass, const CudaPlan& plan, Facts* facts) {
   constexpr const char* kLoads[] = {"vectors of channels", "channels", "positions"};
   const CudaProduct& own = plan.product;
-  facts->push_back({"sums", std::to_string(own.tile_m) + "x" + std::to_string(own.tile_n)});
-  if (own.chain_steps > 0) facts->push_back({"chain", own.chain_steps});
-  facts->push_back({"loads", kLoads[int(own.load)]});
+  add_facts(facts, {{"sums", std::to_string(own.tile_m) + "x" + std::to_string(own.tile_n)}});
+  if (own.chain_steps > 0) add_facts(facts, {{"chain", own.chain_steps}});
+  add_facts(facts, {{"loads", kLoads[int(own.load)]}});
   describe_operands(pass, own, facts);
-  facts->push_back({"stores", describe_stores(own.stores_vectors)});
+  add_facts(facts, {{"stores", describe_stores(own.stores_vectors)}});
 }
 
 }  // namespace
 
 void describe_operands(Pass pass, const CudaProduct& product, Facts* facts) {
-  facts->push_back({"source", product.source.bytes > 0 ? "copied" : "in place"});
+  add_facts(facts, {{"source", product.source.bytes > 0 ? "copied" : "in place"}});
   if (pass == Pass::WeightGrad) {
-    facts->push_back({"gradient", product.grad.bytes > 0 ? "copied" : "in place"});
+    add_facts(facts, {{"gradient", product.grad.bytes > 0 ? "copied" : "in place"}});
   } else {
-    facts->push_back({"weights", product.packed_bytes > 0 ? "packed" : "in place"});
+    add_facts(facts, {{"weights", product.packed_bytes > 0 ? "packed" : "in place"}});
   }
 }
 
@@ -376,8 +376,8 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
 Facts describe_cuda_plan(Pass pass, const CudaPlan& plan) {
   Facts facts;
   cuda_candidate(plan.algorithm).describe(pass, plan, &facts);
-  facts.push_back({"parts", plan.parts});
-  facts.push_back({"splits", plan.splits});
+  add_facts(&facts, {{"parts", plan.parts}});
+  add_facts(&facts, {{"splits", plan.splits}});
   return facts;
 }
 

@@ -192,8 +192,13 @@ def test_how_wide_operands_are_read_and_written_is_told():
     assert tiles("forward", even, channels_last=False)["stores"] == "numbers"  # planes of 49
     assert tiles("forward", replace(even, h=10), channels_last=False)["stores"] == "vectors"  # of 56
     layer = Problem("depthwise", 1, 24, 28, 28, 24, 3, 3, padding=(1, 1, 1, 1), groups=24)
-    for z, last, bytes_ in ((layer, True, 16), (layer, False, 16), (replace(layer, w=26), False, 8),
-                            (replace(layer, w=27), False, 4), (replace(layer, c=21, k=21, groups=21), True, 4)):
+    for z, last, bytes_ in (
+        (layer, True, 16),
+        (layer, False, 16),
+        (replace(layer, w=26), False, 8),
+        (replace(layer, w=27), False, 4),
+        (replace(layer, c=21, k=21, groups=21), True, 4),
+    ):
         found = tiles("forward", z, channels_last=last, algorithm="depthwise")
         assert found[copies] == bytes_, z
     found = tiles("weight_grad", replace(layer, w=26, stride=(1, 2)), torch.bfloat16, False, "depthwise")

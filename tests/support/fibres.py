@@ -108,11 +108,19 @@ def build(sources: Path, flags: list[str]) -> Path:
 
 
 def build_for_device() -> Path:
-    """The runner, for the architectures of the one that lies there; who comes first builds what has changed."""
+    """The runner, if one of these sources lies there; else that of few types, which the first process builds."""
     gpu_runner.FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
-        architectures = tuple(gpu_runner.record().get("architectures", gpu_runner.USUAL))
-        return gpu_runner.build(architectures, min(2, len(os.sched_getaffinity(0))))
+        if gpu_runner.runner() and gpu_runner.library():
+            return gpu_runner.runner()
+        return gpu_runner.build(jobs=min(2, len(os.sched_getaffinity(0))), folder=gpu_runner.FEW_FOLDER)
+
+
+def build_for_every_architecture() -> Path:
+    """The runner with all its kernels, for an old, a middle and a new architecture: five minutes of a processor."""
+    folder = gpu_runner.FOLDER.parent / "gpu_runner_all"
+    with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
+        return gpu_runner.build(("75", "80", "90a"), min(2, len(os.sched_getaffinity(0))), folder)
 
 
 def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:

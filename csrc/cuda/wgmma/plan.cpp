@@ -279,10 +279,10 @@ void prepare_wgmma(const CudaPlanInput& input, CudaPlan* to) {
 
 void describe_wgmma(Pass pass, const CudaPlan& plan, Facts* facts) {
   const CudaProduct& own = plan.product;
-  facts->push_back({"sums", std::to_string(own.tile_m) + "x" + std::to_string(own.tile_n)});
-  if (own.chain_steps > 0) facts->push_back({"chain", own.chain_steps});
+  add_facts(facts, {{"sums", std::to_string(own.tile_m) + "x" + std::to_string(own.tile_n)}});
+  if (own.chain_steps > 0) add_facts(facts, {{"chain", own.chain_steps}});
   describe_operands(pass, own, facts);
-  facts->push_back({"stores", describe_stores(own.stores_vectors)});
+  add_facts(facts, {{"stores", describe_stores(own.stores_vectors)}});
 }
 
 }  // namespace conv_ext

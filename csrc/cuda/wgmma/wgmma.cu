@@ -244,7 +244,8 @@ int with_group(const ConvProblem& z, const Function& function) {
     case DType::BFloat16:
       return function(Type<SixteenBitGroup<bfloat16>>());
     case DType::Float16:
-      return function(Type<SixteenBitGroup<float16>>());
+      if constexpr (kEveryType) return function(Type<SixteenBitGroup<float16>>());
+      return 1;
     default:
       return wgmma_parts(z) > 1 ? function(Type<ThreeBF16Group>()) : function(Type<TF32Group>());
   }

@@ -357,16 +357,16 @@ const char* window_declines(const ConvProblem& z, Pass pass) {
 }
 
 void describe_first_layer_cores(Pass, const CudaPlan& plan, Facts* facts) {
-  facts->push_back({"outputs", std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w)});
-  facts->push_back({"bytes of a copy", plan.window.copy_bytes});
+  add_facts(facts, {{"outputs", std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w)}});
+  add_facts(facts, {{"bytes of a copy", plan.window.copy_bytes}});
 }
 
 void describe_window(Pass pass, const CudaPlan& plan, Facts* facts) {
   describe_first_layer_cores(pass, plan, facts);
   if (pass == Pass::WeightGrad) {
-    facts->push_back({"bytes of a gradient's copy", plan.window.grad_copy_bytes});
+    add_facts(facts, {{"bytes of a gradient's copy", plan.window.grad_copy_bytes}});
   } else {
-    facts->push_back({"stores", describe_stores(plan.window.stores_vectors)});
+    add_facts(facts, {{"stores", describe_stores(plan.window.stores_vectors)}});
   }
 }
 

@@ -165,7 +165,11 @@ def test_what_is_read_in_place_is_told(algorithm):
     z = Problem("even", 2, 64, 20, 20, 128, 3, 3)
     assert told("forward", z, torch.bfloat16, True) == ("in place", "in place")
     assert told("forward", z, torch.bfloat16, False) == ("packed", "copied")
-    assert told("input_grad", z, torch.float16, True) == ("packed", "in place")
+    across = "in place" if algorithm == "wgmma" else "packed"  # weights that run across the sum
+    assert told("input_grad", z, torch.float16, True) == (across, "in place")
+    assert told("input_grad", z, torch.float16, False)[0] == "packed"
+    assert told("input_grad", replace(z, groups=4), torch.float16, True)[0] == across
+    assert told("input_grad", replace(z, groups=16), torch.float16, True)[0] == "packed"  # products of 16 cut groups
     assert told("forward", replace(z, c=60), torch.bfloat16, True) == ("packed", "copied")
     if algorithm == "wgmma":
         assert told("forward", z, torch.float32, True, precision="tf32") == ("packed", "copied")

@@ -196,6 +196,9 @@ PLANTED = {
     "another_exchange": ("wgmma/device_sm90.h", "uint64_t(1) << 62", "uint64_t(2) << 62"),
     "groups_of_rows_overlap": ("wgmma/device_sm90.h", "16, 8 * kRowBytes)", "16, 4 * kRowBytes)"),
     "the_same_k_again": ("wgmma/wgmma.cuh", "uint64_t(i) * (32 >> 4)", "uint64_t(i / 2) * (32 >> 4)"),
+    "the_same_rows_of_k_again": ("wgmma/wgmma.cuh", "uint64_t(i) * (16 * kRowBytes", "uint64_t(i / 2) * (16 * kRowBytes"),
+    "boxes_across_k_overlap": ("wgmma/wgmma.cuh", "i * kBoxBytes, &p.weights", "i / 2 * kBoxBytes, &p.weights"),
+    "taps_of_the_phase_alone": ("wgmma/wgmma.cuh", "phase.first_tap + tap.high", "tap.high"),
     "chains_are_lost": ("wgmma/wgmma.cuh", "total[i] += chain[i]", "total[i] = chain[i]"),
     "chains_go_on": ("wgmma/wgmma.cuh", "multiply(sum, ring.stage, i == 0);", "multiply(sum, ring.stage, false);"),
     "parts_are_lost": ("wgmma/wgmma.cuh", "total[i] += part[i]", "total[i] = part[i]"),
@@ -247,7 +250,7 @@ def test_lanes_that_meet_in_a_bank_are_seen(tmp_path):
     assert found["put_along_channels"] == 4 and found["read_vectors_of_16_bits"] == 2, found
 
 
-OFTEN = "nothing copies_are_not_waited_for a_stage_is_given_back_too_early too_few_bytes_are_announced"
+OFTEN = "nothing copies_are_not_waited_for a_stage_is_given_back_too_early the_same_rows_of_k_again"
 
 
 @pytest.mark.parametrize("name", planted(PLANTED, OFTEN))

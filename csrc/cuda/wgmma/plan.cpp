@@ -91,10 +91,13 @@ void plan_operand(const CudaPlanInput& in, bool input, CudaOperand* operand, Cud
   plan->partial_offset += operand->bytes;
 }
 
-// Weights of 16 bits that lie as [gemm_m][taps][channels] are read where they lie: channels_last, and 1x1 kernels.
+// Weights of 16 bits that lie as K R S C are read where they lie, by forward along the sum, by input_grad across it:
+// channels_last, and 1x1 kernels. A step of input_grad reads rows of the next group, which are not multiplied, unless
+// the group's own end within a product.
 bool reads_weights(const ConvProblem& z, Pass pass, const TensorRef& w) {
   const int64_t vector = 8, channels = z.group_c(), tap = w.stride[z.s > 1 ? 3 : 2];
-  return element_bytes(z.dtype) == 2 && pass == Pass::Forward && (channels == 1 || w.stride[1] == 1) &&
+  return element_bytes(z.dtype) == 2 && (channels == 1 || w.stride[1] == 1) &&
+         (pass == Pass::Forward || z.groups == 1 || wgmma_padded(z, z.group_k()) == z.group_k()) &&
          reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && w.stride[0] > 0 && w.stride[0] % vector == 0 &&
          w.stride[0] < int64_t(1) << 38 &&
          (z.r * z.s == 1 || (tap >= channels && tap % vector == 0 && w.stride[0] % tap == 0)) &&

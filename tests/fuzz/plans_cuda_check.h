@@ -207,6 +207,12 @@ inline void check_reads(const ConvProblem& z, Pass pass, const CudaPlan& p, cons
     copied(pass == Pass::Forward, w.copy_bytes,
            w.chunk < channels ? Wide(std::gcd(w.chunk, channels)) : Wide(w.groups) * channels);
   }
+  if (p.algorithm == CudaAlgorithm::Wgmma && !weight_grad && p.product.packed_bytes == 0) {
+    const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
+    v->expect(real == 2 && (z.group_c() == 1 || lies_in_vectors(b.weight, size, 1, 16, real)),
+              "weights that are read in place lie in vectors");
+    v->expect(pass == Pass::Forward || z.groups == 1 || z.group_k() % 16 == 0, "no product has rows of another group");
+  }
   if (p.product.tile_m == 0 || p.product.vector > 1 || p.algorithm == CudaAlgorithm::Wgmma) return;
   const auto in_vectors = [&](bool input) {
     return (input ? z.group_c() : z.group_k()) % vector == 0 &&

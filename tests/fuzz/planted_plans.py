@@ -116,6 +116,10 @@ ALL = (
         "copies_across_a_block's_end", "cuda/window/plan.cpp",
         "channels % vector == 0 && step % vector == 0", "channels % vector == 0",
     ),
+    Planted(
+        "rows_of_another_group", "cuda/wgmma/plan.cpp",
+        "z.groups == 1 || wgmma_padded(z, z.group_k()) == z.group_k()", "true",
+    ),
     Planted("parts_by_the_batch", "cuda/wgmma/plan.cpp", "image.n = 1;", "image.n = z.n;"),
     Planted(
         "a_block_of_parts_without_registers", "cuda/plan.cpp", "if (!forms_all_parts(z, plan)) {", "if (z.n < 0) {",

@@ -113,7 +113,7 @@ ALL = (
         "one_phase && to.stride[3] == 1 &&",
     ),
     Planted(
-        "copies_across_a_block's_end", "cuda/window/plan.cpp",
+        "copies_across_the_end_of_a_block", "cuda/window/plan.cpp",
         "channels % vector == 0 && step % vector == 0", "channels % vector == 0",
     ),
     Planted(

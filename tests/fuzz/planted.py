@@ -257,6 +257,8 @@ def plant(planted: Planted) -> Path:
         for name in settings["KERNEL_SOURCES"]:
             shared = settings["SHARES_PASSES"].get(planted.isa) if name in settings["PASS_SOURCES"] else None
             objects.append(recompiled.get(name, kernels / (shared or planted.isa) / f"{name}.o"))
+        # Of a template that several objects hold, the linker takes the first one's.
+        objects.sort(key=lambda one: one not in recompiled.values())
         run(f"{compiler()} -shared {joined(objects)} -o {joined([folder / library])}")
         shutil.copy2(plain / "runs", folder / "runs")
     return folder

@@ -5,6 +5,7 @@ them. The kernels are those of the runner for a device (bench/gpu_runner.py), wh
 """
 
 import functools
+import pickle
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import sass
+from fibres import built_once
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "cuda"
@@ -49,7 +51,17 @@ def compile_source(source: str, kernels: Path, folder: Path) -> None:
 
 @functools.cache
 def kernels(program: Path) -> dict[str, sass.Kernel]:
-    """Of a runner's objects, by their mangled names."""
+    """Of a runner's objects, by their mangled names; they are read by the process that comes first."""
+    objects = [program.parent / f"{name}.o" for name in LOOKED_AT]
+    reader = [Path(__file__), Path(sass.__file__)]
+
+    def write(folder: Path) -> None:
+        (folder / "kernels").write_bytes(pickle.dumps(read(program)))
+
+    return pickle.loads((built_once("sass", [*objects, *reader], [], write) / "kernels").read_bytes())
+
+
+def read(program: Path) -> dict[str, sass.Kernel]:
     found: dict[str, sass.Kernel] = {}
     for name, patterns in LOOKED_AT.items():
         said = (program.parent / f"{name}.log").read_text()

@@ -28,6 +28,13 @@ inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 // `total` things are cut into so many parts, evenly: part i begins here.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total * i / parts; }
 
+// Rows of the next block when `rest` rows are left: the largest power of two that fits the register tile.
+inline int block_rows(int64_t rest, int largest) {
+  int m = largest;
+  while (m > rest) m /= 2;
+  return m;
+}
+
 // Products of sizes, none of them negative, that stop at kHuge instead of overflowing: what is so large is beyond every
 // limit, and several of them can still be added.
 constexpr int64_t kHuge = int64_t(1) << 56;

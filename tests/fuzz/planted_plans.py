@@ -56,8 +56,8 @@ ALL = (
     ),
     Planted(
         "rows_of_weights_without_room", "cpu/panels/plan.cpp",
-        "own->task_rows = ceil_div(slices, parts_m) * isa.panel_rows;",
-        "own->task_rows = slices / parts_m * isa.panel_rows;",
+        "own->task_rows = ceil_div(slices, parts_m) * panel_m;",
+        "own->task_rows = slices / parts_m * panel_m;",
     ),
     Planted(
         "a_workspace_for_the_whole_batch", "cpu/implicit_gemm/plan.cpp",
@@ -90,6 +90,18 @@ ALL = (
         "channels_that_no_vector_holds", "cpu/depthwise/plan.cpp",
         "own->tile_c = own->source_in_place ? g.padded_c() : packed_channels(g);",
         "own->tile_c = own->source_in_place ? g.z.c : packed_channels(g);",
+    ),
+    Planted(
+        "an_algorithm_by_a_cache", "cpu/broadcast/plan.cpp",
+        "const int64_t most = !strided ? kMostWeights :", "const int64_t most = !strided ? machine.caches.l2_bytes :",
+    ),
+    Planted(
+        "chains_by_a_cache", "cpu/panels/plan.cpp",
+        "product(z.c, z.r, z.s) <= kMostJoined;", "product(z.c, z.r, z.s) * 64 <= machine.caches.l1_bytes;",
+    ),
+    Planted(
+        "parts_that_only_small_batches_have", "cpu/winograd/plan.cpp",
+        "if (z.precision == Precision::Ieee) return", "if (z.precision == Precision::Ieee || z.n > 9) return",
     ),
     Planted(
         "blocks_of_one_phase", "cuda/plan.cpp",

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "../../csrc/common/merge.h"
+#include "other_caches.h"
 #include "runs_expected.h"
 #include "runs_tasks.h"
 
@@ -168,9 +169,13 @@ class Checker {
     stage_->algorithm = kChoosing;
     ++stage_->steps;
     const conv_ext::Strides strides = conv_ext::strides_of(problem, merged);
-    const conv_ext::PlanInput input{problem, pass, library.kernels->isa, strides};
+    const conv_ext::PlanInput input{problem, pass, library.kernels->machine, strides};
+    const Machine other = other_machine(library);
+    const conv_ext::PlanInput with_others{problem, pass, other, strides};
     const Candidate* chosen = conv_ext::choose(input, "auto", &reason);
     if (chosen == nullptr) return fail("none-chosen", "auto", "every algorithm declines or yields");
+    if (case_.l1 && conv_ext::choose(with_others, "auto", &reason) != chosen)
+      fail("caches", "auto", "another algorithm is chosen with other caches");
     for (int i = 0; i < conv_ext::kCandidateCount; ++i) {
       const Candidate& candidate = conv_ext::kCandidates[i];
       if (!case_.algorithm.empty() && case_.algorithm != candidate.name) continue;
@@ -180,7 +185,10 @@ class Checker {
         continue;
       stage_->algorithm = i;
       ++stage_->steps;
-      if (candidate.declines(input) != nullptr) continue;
+      const bool declines = candidate.declines(input) != nullptr;
+      if (case_.l1 && declines != (candidate.declines(with_others) != nullptr))
+        fail("caches", candidate.name, "whether it declines follows from the caches");
+      if (declines) continue;
       count(case_, isa, pass, i, &candidate == chosen);
       const auto bad = [&](const char* kind, const std::string& message) { fail(kind, candidate.name, message); };
       check_algorithm(pass, library, candidate, problem, merged, adds_zeros ? &buffers : nullptr, expected, bad);
@@ -194,9 +202,10 @@ class Checker {
     const Gate gate = candidate.algorithm == Algorithm::Winograd       ? Gate::Winograd
                       : candidate.algorithm == Algorithm::ImplicitGemm ? Gate::Dot
                                                                        : Gate::Plain;
-    const auto run = [&](const ConvProblem& z, const Buffers& b, Tasks::Order order, int workers) {
+    const auto run_on = [&](const Machine& machine, const ConvProblem& z, const Buffers& b, Tasks::Order order,
+                            int workers) {
       const conv_ext::Strides strides = conv_ext::strides_of(z, b);
-      const Plan plan = conv_ext::make_plan({z, pass, library.kernels->isa, strides}, candidate);
+      const Plan plan = conv_ext::make_plan({z, pass, machine, strides}, candidate);
       if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace ||
           plan.scratch_bytes < 0 || plan.scratch_bytes > conv_ext::kScratchLimit) {
         bad("plan", "tasks " + std::to_string(plan.tasks) + ", workspace " + std::to_string(plan.workspace_bytes) +
@@ -223,7 +232,7 @@ class Checker {
                            std::to_string(plan.scratch_bytes));
         return false;
       }
-      if (const std::string other = unlike_plan({z, pass, library.kernels->isa, strides}, library, candidate, plan);
+      if (const std::string other = unlike_plan({z, pass, machine, strides}, library, candidate, plan);
           !other.empty()) {
         bad("unplanned", other);
         return false;
@@ -235,8 +244,11 @@ class Checker {
       }
       return true;
     };
+    const auto run = [&](const ConvProblem& z, const Buffers& b, Tasks::Order order, int workers) {
+      return run_on(library.kernels->machine, z, b, order, workers);
+    };
     if (!run(problem, buffers, Tasks::Order::InTurn, 1)) return;
-    const bool again = case_.shuffled || case_.threads || case_.cut_end;
+    const bool again = case_.shuffled || case_.threads || case_.cut_end || case_.l1;
     if (again) collect(&first_);
     std::string message = compare(expected, gate);
     if (!message.empty()) return bad("wrong", message);
@@ -255,6 +267,12 @@ class Checker {
       if (workers <= case_.threads &&
           !(run(problem, buffers, Tasks::Order::Threads, workers) && same("threads", 0, all)))
         return;
+    // With other caches, which parts the sums of weight_grad are cut into may be another matter.
+    if (case_.l1) {
+      if (!run_on(other_machine(library), problem, buffers, Tasks::Order::InTurn, 1)) return;
+      if (pass != Pass::WeightGrad && !same("caches", 0, all)) return;
+      if (pass == Pass::WeightGrad && !(message = compare(expected, gate)).empty()) return bad("caches", message);
+    }
     if (case_.cut_end && case_.cut_end <= z_.n && pass != Pass::WeightGrad) {
       ConvProblem fewer = problem;
       fewer.n = case_.cut_end - case_.cut_begin;
@@ -262,7 +280,7 @@ class Checker {
       for (conv_ext::TensorRef* t : {&part.input, &part.output})
         t->data = static_cast<char*>(t->data) + case_.cut_begin * t->stride[0] * element_bytes();
       const conv_ext::Strides strides = conv_ext::strides_of(fewer, part);
-      if (candidate.declines({fewer, pass, library.kernels->isa, strides}) != nullptr)
+      if (candidate.declines({fewer, pass, library.kernels->machine, strides}) != nullptr)
         return bad("cut", "declines a part of the batch");
       if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
     }
@@ -295,6 +313,10 @@ class Checker {
       if (text != nullptr) words += std::string(name) + " " + *text + ", ";
     }
     return "the kernel runs the variant \"" + std::string(seen.variant) + "\", the plan says " + words;
+  }
+  // The library's, but for the caches of the case.
+  Machine other_machine(const Library& library) const {
+    return with_caches(library.kernels->machine, {case_.l1 << 10, case_.l2 << 10, case_.last << 10});
   }
   static int result_of(Pass pass) { return pass == Pass::Forward ? 2 : pass == Pass::InputGrad ? 0 : 1; }
 

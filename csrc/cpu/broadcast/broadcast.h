@@ -76,7 +76,7 @@ void broadcast_tile(const BroadcastArguments<A>& a) {
 // The extent of such a tile becomes a template argument.
 template <class A>
 using BroadcastTile = void (*)(const BroadcastArguments<A>&);
-template <class A, int V, int J = int(broadcast_positions(kVectorBytes, V))>
+template <class A, int V, int J = int(broadcast_positions(kMachine, V))>
 inline BroadcastTile<A> broadcast_tile_of_length(int64_t j) {
   if constexpr (J > 1) {
     if (j < J) return broadcast_tile_of_length<A, V, J - 1>(j);
@@ -168,7 +168,7 @@ struct Broadcast {
     const Slice& s = chain.s;
     const int64_t pitch = tables.columns.longest, v = s.width / L, taps_w = chain.taps_w;
     const int64_t channel = t.group * op.group_m + s.m0;
-    const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kVectorBytes, v));
+    const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kMachine, v));
     const A* const weight = op.packed_at(t.group, f, s, chain.b);
     const bool begin = chain.begin, end = chain.end, in_place = is_in_place(s);
     BroadcastArguments<A> a;

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "../base/pack.h"
-#include "../base/tile.h"
+#include "tile.h"
 #include "layout.h"
 
 namespace conv_ext {

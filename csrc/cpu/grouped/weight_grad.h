@@ -8,7 +8,6 @@
 #pragma once
 
 #include "grouped.h"
-#include "../base/tile.h"
 
 namespace conv_ext {
 

@@ -74,12 +74,19 @@ double row_cost(const Rates& rates, const Axis& horizontal, int64_t longest, int
 struct RegisterTile {
   int64_t vectors, images;
 };
-RegisterTile fastest_tile(const PlanInput& input, int64_t group_m, int64_t channels) {
+RegisterTile usual_tile(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const int64_t group_m = max_of(1, pass == Pass::InputGrad ? z.group_c() : z.group_k());
+  return {min_of(ceil_div(group_m, machine.vector_bytes / accumulator_bytes(z.dtype)), 2), 1};
+}
+RegisterTile fastest_tile(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype), taps = z.r * z.s;
+  const int64_t group_m = max_of(1, pass == Pass::InputGrad ? z.group_c() : z.group_k()),
+                channels = pass == Pass::InputGrad ? z.group_k() : z.group_c();
   const int64_t all_vectors = ceil_div(group_m, lanes);
-  const RegisterTile usual{min_of(all_vectors, 2), 1};
+  const RegisterTile usual = usual_tile(input);
   if (horizontal.longest_count() > kFewColumns) return usual;
   int64_t rows_of_taps = 0;
   for (int64_t i = 0; i < min_of(max_of(1, vertical.longest_count()), kFewColumns); ++i)
@@ -118,11 +125,14 @@ void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, Broadcas
   const int64_t position_bytes = product(own->images, own->weights.panels, own->weights.panel_channels, bytes);
   int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
   const int64_t most_source = source_bytes(machine), most_sums = kept_sum_bytes(machine);
+  const int64_t column_bytes =
+      product(own->images, int64_t(sizeof(OutputRun)) + product(own->weights.panel_channels, bytes));
   const auto fits = [&] {
     own->tile_h = ceil_div(count_h, cut_h);
     own->tile_w = ceil_div(count_w, cut_w);
     own->channel_pitch = shape_of(vertical, horizontal, own->tile_h, own->tile_w, own->images).channel_pitch;
     return product(own->channel_pitch, own->tile_c, bytes) <= most_source &&
+           product(own->tile_w, column_bytes) <= kScratchLimit / 4 * 3 &&
            (!keeps_sums || product(own->tile_h, own->tile_w, position_bytes) <= most_sums);
   };
   for (int step = 0; step < kMostCuts && !fits(); ++step) {
@@ -137,19 +147,15 @@ void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, Broadcas
   }
 }
 
-}  // namespace
-
-void prepare_broadcast(const PlanInput& input, Plan* plan) {
+void prepare_with(const RegisterTile& tile, const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   BroadcastPlan& own = plan->own<BroadcastPlan>();
   own = {};
   const bool inverse = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes, taps = z.r * z.s;
-  const int64_t group_m = max_of(1, inverse ? z.group_c() : z.group_k()),
-                channels = inverse ? z.group_k() : z.group_c();
+  const int64_t channels = inverse ? z.group_k() : z.group_c();
   own.products = max_of(min_of(product(channels, taps), kMostProducts), taps);
-  const RegisterTile tile = fastest_tile(input, group_m, channels);
   own.weights = weight_panels(z, pass, strides, lanes, true, 1, tile.vectors);
   own.images = tile.images;
   own.in_place = result_channels_are_neighbours(z, pass, strides);
@@ -174,6 +180,15 @@ void prepare_broadcast(const PlanInput& input, Plan* plan) {
     broadcast_scratch<decltype(number)>(own, scratch);
   });
 }
+void prepare_usual_tile(const PlanInput& input, Plan* plan) { prepare_with(usual_tile(input), input, plan); }
+
+}  // namespace
+
+// Which tile is the fastest follows from N, whether the algorithm declines may not: that is asked of the usual tile.
+void prepare_broadcast(const PlanInput& input, Plan* plan) {
+  prepare_with(fastest_tile(input), input, plan);
+  if (plan->scratch_bytes > kScratchLimit) prepare_usual_tile(input, plan);
+}
 
 const char* broadcast_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
@@ -183,7 +198,7 @@ const char* broadcast_declines(const PlanInput& input) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
-  return memory_declines(input, prepare_broadcast, "the smallest tile exceeds 16 MiB of scratch for each thread");
+  return memory_declines(input, prepare_usual_tile, "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
 // Bytes of weights: that stay in the second level of cache; with stride, where the other algorithms are further from

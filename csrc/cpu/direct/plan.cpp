@@ -122,6 +122,8 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   double best_cost = 0;
   for (int64_t images = 1; images <= kMaxImages && images < 2 * z.n; images *= 2) {
     Shape shape = fit_tile(vertical, horizontal, images, parts, bytes_each, max_of(1, kGradLanes / images), machine);
+    // Beside one channel the scratch has gradients and offsets: less than the other half.
+    if (images > 1 && product(parts, shape.channel_pitch, bytes_each) > kScratchLimit / 2) break;
     const int64_t rows = max_of(1, kGradLanes / round_up(shape.tile_w * images, lanes));
     const int64_t cut = max_of(ceil_div(z.p, shape.tile_h), ceil_div(z.p, rows));
     shape = shape_of(vertical, horizontal, ceil_div(z.p, cut), shape.tile_w, images);

@@ -64,7 +64,11 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
   const int64_t tile_bytes = own.parts * aligned(product(own.images, bytes()) / own.parts);
   own.channel_pitch = tile_bytes / part_bytes;
-  own.weights_in_tasks = share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
+  // A thread's scratch has either a tile or the weights of a task. Where it has no room for one of them N may not
+  // decide which: the other would be declined.
+  const bool room_for_either = max_of(tile_bytes, product(kDotBlocks, block_bytes)) <= kScratchLimit &&
+                               product(blocks, block_bytes) <= kWorkspaceLimit / 2;
+  own.weights_in_tasks = room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
   if (own.weights_in_tasks) {
     own.task_m = kDotBlocks * kDotLanes;
     const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));

@@ -105,14 +105,13 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     return;
   }
   own.weights_first = product(z.n, tiles_h, tiles_w) > kSourceFirstTiles;
-  own.task_m = w.panel;
   for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
     cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
     own.task_m = round_up(rows_m, kProductV * lanes);
     w = winograd_sizes(z, pass, own, lanes);
     if (!own.weights_first) {
       lay_out();
-      if (plan->workspace_bytes <= kSharedSource) break;
+      if (plan->workspace_bytes <= kSharedSource && plan->scratch_bytes <= kScratchLimit) break;
       own.weights_first = true;
       w = winograd_sizes(z, pass, own, lanes);
     }
@@ -131,6 +130,29 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
   lay_out();
 }
 
+// The memory of forward and input_grad in the smallest blocks that there are where the weights go first: no plan of any
+// batch has more, so that N has no say in whether the algorithm declines.
+void prepare_smallest_block(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  WinogradPlan& own = plan->own<WinogradPlan>();
+  const Variant variant = choose_variant(z, pass);
+  const int64_t lanes = lanes_of(z, machine);
+  const bool input_grad = pass == Pass::InputGrad;
+  own = {};
+  own.outputs = variant.outputs;
+  own.filter = variant.filter;
+  own.weights_first = true;
+  own.task_m = round_up(input_grad ? z.group_c() : z.group_k(), kProductV * lanes);
+  cut_tiles(ceil_div(input_grad ? z.h : z.p, variant.outputs), ceil_div(input_grad ? z.w : z.q, variant.outputs), z.n,
+            1, &own);
+  const WinogradSizes w = winograd_sizes(z, pass, own, lanes);
+  Carver workspace, scratch;
+  winograd_workspace<float>(z, pass, own, w, workspace);
+  winograd_scratch<float>(z, pass, own, w, scratch);
+  plan->workspace_bytes = workspace.bytes();
+  plan->scratch_bytes = scratch.bytes();
+}
+
 const char* winograd_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   if (z.dtype != DType::Float32) return "it is for float32";
@@ -146,7 +168,8 @@ const char* winograd_declines(const PlanInput& input) {
                                : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);
   if (z.precision == Precision::Ieee && reduction < kShortestReduction)
     return "fewer than 96 products are summed: the transforms' rounding errors would show";
-  return memory_declines(input, prepare_winograd, "one block of tiles exceeds 16 MiB of scratch for each thread");
+  return memory_declines(input, pass == Pass::WeightGrad ? prepare_winograd : prepare_smallest_block,
+                         "one block of tiles exceeds 16 MiB of scratch for each thread");
 }
 
 const char* winograd_yields(const PlanInput& input) {

@@ -191,61 +191,73 @@ class Checker {
       if (declines) continue;
       count(case_, isa, pass, i, &candidate == chosen);
       const auto bad = [&](const char* kind, const std::string& message) { fail(kind, candidate.name, message); };
-      check_algorithm(pass, library, candidate, problem, merged, adds_zeros ? &buffers : nullptr, expected, bad);
+      check_algorithm({pass, library, candidate, adds_zeros ? &buffers : nullptr}, problem, merged, expected, bad);
     }
   }
 
-  // `unmerged`: of the input gradient of a kernel that was merged, what it was before; else nullptr.
+  // What stays the same from run to run of an algorithm. `unmerged`: of the input gradient of a kernel that was merged,
+  // what it was before; else nullptr.
+  struct Call {
+    Pass pass;
+    const Library& library;
+    const Candidate& candidate;
+    const Buffers* unmerged;
+  };
+  // Plans and runs a problem; false where the plan was no plan or the run did not keep to it.
   template <class Bad>
-  void check_algorithm(Pass pass, const Library& library, const Candidate& candidate, const ConvProblem& problem,
-                       const Buffers& buffers, const Buffers* unmerged, Expected<W>* expected, const Bad& bad) {
+  bool run_plan(const Call& call, const Machine& machine, const ConvProblem& z, const Buffers& b, Tasks::Order order,
+                int workers, const Bad& bad) {
+    const conv_ext::Strides strides = conv_ext::strides_of(z, b);
+    const conv_ext::PlanInput input{z, call.pass, machine, strides};
+    const Plan plan = conv_ext::make_plan(input, call.candidate);
+    if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace || plan.scratch_bytes < 0 ||
+        plan.scratch_bytes > conv_ext::kScratchLimit) {
+      bad("plan", "tasks " + std::to_string(plan.tasks) + ", workspace " + std::to_string(plan.workspace_bytes) +
+                      ", scratch " + std::to_string(plan.scratch_bytes));
+      return false;
+    }
+    Buffers with = b;
+    if (plan.workspace_bytes > 0) {
+      with.workspace = memory(kWorkspace).place_aligned(plan.workspace_bytes);
+      memory(kWorkspace).fill();
+    }
+    tasks().begin(order, workers, plan, case_.seed);
+    call.library.kernels->run(z, call.pass, plan, with, tasks().executor());
+    if (call.unmerged != nullptr) {
+      ConvProblem whole = z_.normalised();
+      Buffers of_whole = *call.unmerged;
+      whole.n = z.n;
+      of_whole.input.data = b.input.data;
+      of_whole.output.data = b.output.data;
+      conv_ext::add_zeros_around_gradient(z, b, whole, of_whole);
+    }
+    if (tasks().used_scratch > plan.scratch_bytes) {
+      bad("scratch", "asks for " + std::to_string(tasks().used_scratch) + " bytes of scratch, planned are " +
+                         std::to_string(plan.scratch_bytes));
+      return false;
+    }
+    if (const std::string other = unlike_plan(input, call.library, call.candidate, plan); !other.empty()) {
+      bad("unplanned", other);
+      return false;
+    }
+    if (!tasks().margins_intact() || !memory(kResult).margins_intact() ||
+        (plan.workspace_bytes > 0 && !memory(kWorkspace).margins_intact())) {
+      bad("beside", "bytes beside the result, the workspace or the scratch were written");
+      return false;
+    }
+    return true;
+  }
+
+  template <class Bad>
+  void check_algorithm(const Call& call, const ConvProblem& problem, const Buffers& buffers, Expected<W>* expected,
+                       const Bad& bad) {
+    const auto& [pass, library, candidate, unmerged] = call;
     const Gate gate = candidate.algorithm == Algorithm::Winograd       ? Gate::Winograd
                       : candidate.algorithm == Algorithm::ImplicitGemm ? Gate::Dot
                                                                        : Gate::Plain;
-    const auto run_on = [&](const Machine& machine, const ConvProblem& z, const Buffers& b, Tasks::Order order,
-                            int workers) {
-      const conv_ext::Strides strides = conv_ext::strides_of(z, b);
-      const Plan plan = conv_ext::make_plan({z, pass, machine, strides}, candidate);
-      if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace ||
-          plan.scratch_bytes < 0 || plan.scratch_bytes > conv_ext::kScratchLimit) {
-        bad("plan", "tasks " + std::to_string(plan.tasks) + ", workspace " + std::to_string(plan.workspace_bytes) +
-                        ", scratch " + std::to_string(plan.scratch_bytes));
-        return false;
-      }
-      Buffers with = b;
-      if (plan.workspace_bytes > 0) {
-        with.workspace = memory(kWorkspace).place_aligned(plan.workspace_bytes);
-        memory(kWorkspace).fill();
-      }
-      tasks().begin(order, workers, plan, case_.seed);
-      library.kernels->run(z, pass, plan, with, tasks().executor());
-      if (unmerged != nullptr) {
-        ConvProblem whole = z_.normalised();
-        Buffers of_whole = *unmerged;
-        whole.n = z.n;
-        of_whole.input.data = b.input.data;
-        of_whole.output.data = b.output.data;
-        conv_ext::add_zeros_around_gradient(z, b, whole, of_whole);
-      }
-      if (tasks().used_scratch > plan.scratch_bytes) {
-        bad("scratch", "asks for " + std::to_string(tasks().used_scratch) + " bytes of scratch, planned are " +
-                           std::to_string(plan.scratch_bytes));
-        return false;
-      }
-      if (const std::string other = unlike_plan({z, pass, machine, strides}, library, candidate, plan);
-          !other.empty()) {
-        bad("unplanned", other);
-        return false;
-      }
-      if (!tasks().margins_intact() || !memory(kResult).margins_intact() ||
-          (plan.workspace_bytes > 0 && !memory(kWorkspace).margins_intact())) {
-        bad("beside", "bytes beside the result, the workspace or the scratch were written");
-        return false;
-      }
-      return true;
-    };
+    const Machine& machine = library.kernels->machine;
     const auto run = [&](const ConvProblem& z, const Buffers& b, Tasks::Order order, int workers) {
-      return run_on(library.kernels->machine, z, b, order, workers);
+      return run_plan(call, machine, z, b, order, workers, bad);
     };
     if (!run(problem, buffers, Tasks::Order::InTurn, 1)) return;
     const bool again = case_.shuffled || case_.threads || case_.cut_end || case_.l1;
@@ -269,7 +281,7 @@ class Checker {
         return;
     // With other caches, which parts the sums of weight_grad are cut into may be another matter.
     if (case_.l1) {
-      if (!run_on(other_machine(library), problem, buffers, Tasks::Order::InTurn, 1)) return;
+      if (!run_plan(call, other_machine(library), problem, buffers, Tasks::Order::InTurn, 1, bad)) return;
       if (pass != Pass::WeightGrad && !same("caches", 0, all)) return;
       if (pass == Pass::WeightGrad && !(message = compare(expected, gate)).empty()) return bad("caches", message);
     }
@@ -280,7 +292,7 @@ class Checker {
       for (conv_ext::TensorRef* t : {&part.input, &part.output})
         t->data = static_cast<char*>(t->data) + case_.cut_begin * t->stride[0] * element_bytes();
       const conv_ext::Strides strides = conv_ext::strides_of(fewer, part);
-      if (candidate.declines({fewer, pass, library.kernels->machine, strides}) != nullptr)
+      if (candidate.declines({fewer, pass, machine, strides}) != nullptr)
         return bad("cut", "declines a part of the batch");
       if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
     }

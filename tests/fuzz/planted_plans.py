@@ -27,7 +27,7 @@ class Planted:
 ALL = (
     Planted(
         "a_tile_of_no_columns", "cpu/direct/plan.cpp",
-        "shape.tile_w <= 1 || shape.tile_w * images <= 64", "shape.tile_w * images <= 64",
+        "shape.tile_w <= 1 || shape.tile_w * images <= kFewLanes", "shape.tile_w * images <= kFewLanes",
     ),
     Planted(
         "a_loop_without_end", "cpu/panels/plan.cpp",

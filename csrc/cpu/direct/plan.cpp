@@ -8,6 +8,7 @@ namespace conv_ext {
 namespace {
 
 constexpr int64_t kMaxImages = 128;       // images side by side
+constexpr int64_t kFewLanes = 64;         // lanes of a row that is not cut, whatever its channels take
 constexpr double kInterleaveCost = 1.15;  // packing images side by side is slower than copying rows
 constexpr double kNarrowTile = 0.5;       // forward: vectors that a run of lanes loses, its last tile being narrow
 constexpr int64_t kGradLanes = 1024;  // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
@@ -27,7 +28,7 @@ Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int
   shrink_until([&] { return product(shape.channel_pitch, channels, bytes_each) <= most_tile_bytes(machine); },
                [&] {
                  const bool rows = shape.tile_h > 1;
-                 if (!rows && (shape.tile_w <= 1 || shape.tile_w * images <= 64)) return false;
+                 if (!rows && (shape.tile_w <= 1 || shape.tile_w * images <= kFewLanes)) return false;
                  (rows ? cut_h : cut_w) *= 2;
                  cut();
                  return true;

@@ -16,11 +16,8 @@ constexpr double kInterleaved = 2.0;         // cycles to pack a number where im
 
 constexpr int64_t kFewColumns = 64;  // outputs up to which a row's ends count
 
-// The fewest taps that a phase has, but for those without any. The taps of a phase are stride / gcd apart.
-int64_t fewest_taps(const Axis& axis) {
-  if (!axis.inverse) return axis.taps;
-  return max_of(1, axis.taps / (axis.stride / greatest_common_divisor(axis.stride, axis.dilation)));
-}
+// The fewest taps that a phase has, but for those without any.
+int64_t fewest_taps(const Axis& axis) { return max_of(1, axis.taps / tap_distance(axis)); }
 
 // Taps that lead outputs [first, last) of a row to the source.
 int64_t taps_of(const Axis& axis, int64_t first, int64_t last) {
@@ -135,11 +132,9 @@ void prepare_broadcast(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, isa, strides] = input;
   BroadcastPlan& own = plan->own<BroadcastPlan>();
   own = {};
-  const bool inverse = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes, taps = z.r * z.s;
-  const int64_t group_m = max_of(1, inverse ? z.group_c() : z.group_k()),
-                channels = inverse ? z.group_k() : z.group_c();
+  const int64_t group_m = max_of(1, result_channels(z, pass)), channels = source_channels(z, pass);
   own.products = max_of(min_of(product(channels, taps), kMostProducts), taps);
   const RegisterTile tile = fastest_tile(input, group_m, channels);
   own.weights = weight_panels(z, pass, strides, lanes, true, 1, tile.vectors);
@@ -186,7 +181,7 @@ const char* broadcast_yields(const PlanInput& input) {
   const auto& [z, pass, isa, strides] = input;
   const bool inverse = pass == Pass::InputGrad;
   const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
-  const int64_t rows_m = inverse ? z.group_c() : z.group_k();
+  const int64_t rows_m = result_channels(z, pass);
   if (z.groups > 1) return "it is for a single group";
   if (z.r * z.s == 1) return "a kernel of 1 x 1 does not repay packing the source";
   if (4 * rows_m < 3 * round_up(rows_m, lanes))

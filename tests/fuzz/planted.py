@@ -85,15 +85,22 @@ ALL = (
     Planted(
         "a_whole_vector_read_at_the_end",
         "cpu/base/pack.h",
-        "store_first(t + i, read_lanes<A>(f + i, positions - i), positions - i)",
-        "store_first(t + i, read_lanes<A>(f + i), positions - i)",
+        "read_some<A>(from_at(c, i), positions - i), positions - i)",
+        "read_lanes<A>(from_at(c, i)), positions - i)",
         "direct/direct.cpp",
+    ),
+    Planted(
+        "a_whole_vector_of_strided_elements_read_at_the_end",
+        "cpu/base/simd.h",
+        "rest > 0 ? load_first(from + k * L, rest) : Vec<A>{}",
+        "rest > 0 ? load(from + k * L) : Vec<A>{}",
+        "panels/panels.cpp",
     ),
     Planted(
         "a_whole_vector_written_at_the_end",
         "cpu/base/pack.h",
-        "write_some<A, A>(t + V * L, read_some<A>(f + V * L, rest), rest);",
-        "store(t + V * L, read_some<A>(f + V * L, rest));",
+        "write_some<A, A>(t + vectors * L, read_some<A>(f + vectors * L, rest), rest);",
+        "store(t + vectors * L, read_some<A>(f + vectors * L, rest));",
         "direct/direct.cpp",
     ),
     Planted(
@@ -250,6 +257,8 @@ def plant(planted: Planted) -> Path:
         for name in settings["KERNEL_SOURCES"]:
             shared = settings["SHARES_PASSES"].get(planted.isa) if name in settings["PASS_SOURCES"] else None
             objects.append(recompiled.get(name, kernels / (shared or planted.isa) / f"{name}.o"))
+        # Of a template that several objects hold, the linker takes the first one's.
+        objects.sort(key=lambda one: one not in recompiled.values())
         run(f"{compiler()} -shared {joined(objects)} -o {joined([folder / library])}")
         shutil.copy2(plain / "runs", folder / "runs")
     return folder

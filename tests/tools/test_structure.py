@@ -229,7 +229,6 @@ def test_each_source_file_opens_with_a_sentence(path):
 MOST_LINES = 80  # of a function; a file is as long as its one subject needs
 # Functions that are longer, with their length. A length may only become less; what is short has to go from here.
 LONG_FUNCTIONS = {
-    ("csrc/cpu/base/pack.h", "pack_block"): 106,
     ("csrc/cuda/window/first_layer.cuh", "first_layer"): 100,
     ("csrc/cuda/window/window.cu", "start_window"): 95,
     ("csrc/cuda/window/window_grad.cu", "start_window_grad"): 81,

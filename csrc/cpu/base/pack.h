@@ -139,111 +139,156 @@ inline __attribute__((always_inline)) void write_some(T* p, Vec<A> v, int64_t co
 }
 
 // A block of channels x positions: to[c * to_channel + i * to_position] = from[c * from_channel + i * from_position].
+// Start reading at run.
+template <class A, class T>
+struct BlockCopy {
+  A* to;
+  int64_t to_channel, to_position;
+  const T* from;
+  int64_t from_channel, from_position;
+  int64_t channels, positions;
+  static constexpr int L = kLanes<A>;
+
+  void run() const {
+    if constexpr (is_same<A, T>) {
+      if (read_every<2, 3, 4, 6, 8, 12>() || turn_few_channels()) return;
+      if constexpr (kMaskedStores) {
+        if (write_every<2, 3, 4>()) return;
+      }
+    }
+    if (from_channel == 1 && to_position == 1) return turn_squares();
+    if (from_position != 1 || to_position != 1) return copy_elements(0);
+    positions <= 4 * L ? copy_short_rows() : copy_long_rows();
+  }
+
+ private:
+  A* to_at(int64_t c, int64_t i) const { return to + c * to_channel + i * to_position; }
+  const T* from_at(int64_t c, int64_t i) const { return from + c * from_channel + i * from_position; }
+
+  void copy_elements(int64_t first) const {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = first; i < positions; ++i) write<A, A>(to_at(c, i), read<A>(from_at(c, i)));
+  }
+
+  // copy(i, count) for all positions, kLanes at a time; the last ones may be copied twice. A few positions alone are
+  // copied element by element where they cannot be stored as a part of a vector.
+  template <bool parts, class Copy>
+  __attribute__((always_inline)) void by_vectors(const Copy& copy) const {
+    for (int64_t i = 0; i + L <= positions; i += L) copy(i, L);
+    if (positions % L == 0) return;
+    if (positions > L) return copy(positions - L, L);
+    if constexpr (parts) {
+      copy(0, positions);
+    } else {
+      copy_elements(0);
+    }
+  }
+
+  // Strided rows, and channels_last with a few channels: whole vectors, of which each channel picks its numbers.
+  template <int... steps>
+  bool read_every() const {
+    return (read_every_one<steps>() || ...);
+  }
+  template <int step>
+  __attribute__((always_inline)) bool read_every_one() const {
+    if constexpr (step <= L) {
+      // Squares cost about 4 L shuffles, however few channels they have.
+      if (from_position != step || to_position != 1 || (from_channel == 1 && channels * (step - 1) > 4 * L))
+        return false;
+      by_vectors<kMaskedStores>([&](int64_t i, int64_t count) __attribute__((always_inline)) {
+        for (int64_t c = 0; c < channels; ++c)
+          write_some<A, A>(to_at(c, i), load_every<A, step>(from_at(c, i), count), count);
+      });
+      return true;
+    }
+    return false;
+  }
+
+  template <int... steps>
+  bool write_every() const {
+    return (write_every_one<steps>() || ...);
+  }
+  template <int step>
+  __attribute__((always_inline)) bool write_every_one() const {
+    if (to_position != step || from_position != 1) return false;
+    by_vectors<true>([&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      for (int64_t c = 0; c < channels; ++c)
+        store_every<A, step>(to_at(c, i), read_some<A>(from_at(c, i), count), count);
+    });
+    return true;
+  }
+
+  // Other distances between a few channels.
+  bool turn_few_channels() const {
+    constexpr int kFew = L < 4 ? L : 4;
+    if (from_channel != 1 || to_position != 1 || channels > kFew) return false;
+    by_vectors<false>([&](int64_t i, int64_t) __attribute__((always_inline)) {
+      Vec<A> square[L];
+      load_transposed<A>(square, from_at(0, i), from_position, channels);
+#pragma GCC unroll 4
+      for (int j = 0; j < kFew; ++j)
+        if (j < channels) store(to_at(j, i), square[j]);
+    });
+    return true;
+  }
+
+  // channels_last: squares of kLanes channels by kLanes positions are turned round in registers.
+  void turn_squares() const {
+    for (int64_t c = 0; c < channels; c += L)
+      for (int64_t i = 0; i < positions; i += L) turn_square(from_at(c, i), to_at(c, i), channels - c, positions - i);
+  }
+  __attribute__((always_inline)) void turn_square(const T* f, A* t, int64_t down, int64_t across) const {
+    Vec<A> square[L];
+    if (down >= L && across >= L) {
+      if constexpr (sizeof(T) == sizeof(A)) {
+        load_transposed<A>(square, f, from_position);
+      } else {
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) square[j] = read_lanes<A>(f + j * from_position);
+        transpose<A>(square);
+      }
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) store(t + j * to_channel, square[j]);
+    } else {
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) square[j] = read_some<A>(f + j * from_position, j < across ? down : 0);
+      transpose<A>(square);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j)
+        if (j < down) write_some<A, A>(t + j * to_channel, square[j], across);
+    }
+  }
+
+  // Rows of four vectors at most, whose number is known when compiling.
+  void copy_short_rows() const {
+    const int64_t full = (positions - 1) / L;
+    if (full <= 0) return copy_vectors<0>();
+    if (full == 1) return copy_vectors<1>();
+    if (full == 2) return copy_vectors<2>();
+    copy_vectors<3>();
+  }
+  template <int vectors>
+  __attribute__((always_inline)) void copy_vectors() const {
+    const int64_t rest = positions - vectors * L;
+    for (int64_t c = 0; c < channels; ++c) {
+      A* const t = to + c * to_channel;
+      const T* const f = from + c * from_channel;
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) store(t + v * L, read_lanes<A>(f + v * L));
+      write_some<A, A>(t + vectors * L, read_some<A>(f + vectors * L, rest), rest);
+    }
+  }
+  void copy_long_rows() const {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < positions; i += L)
+        write_some<A, A>(to_at(c, i), read_some<A>(from_at(c, i), positions - i), positions - i);
+  }
+};
+
 template <class A, class T>
 inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* from, int64_t from_channel,
                        int64_t from_position, int64_t channels, int64_t positions) {
-  constexpr int L = kLanes<A>;
-  if constexpr (is_same<A, T>) {
-    const auto few = [&](const auto& load_positions) {
-      int64_t done = 0;
-      for (; done + L <= positions; done += L) load_positions(done);
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t i = done; i < positions; ++i)
-          write<A, A>(to + c * to_channel + i, read<A>(from + c * from_channel + i * from_position));
-    };
-    // Strided rows, and channels_last with a few channels: whole vectors, of which each channel picks its numbers.
-    const auto every = [&](auto step) {
-      constexpr int kStep = decltype(step)::value;
-      if constexpr (kStep <= L) {
-        // Squares cost about 4 L shuffles, however few channels they have.
-        if (from_position != kStep || to_position != 1 || (from_channel == 1 && channels * (kStep - 1) > 4 * L))
-          return false;
-        few([&](int64_t i) {
-          for (int64_t c = 0; c < channels; ++c)
-            store(to + c * to_channel + i, load_every<A, kStep>(from + c * from_channel + i * from_position));
-        });
-        return true;
-      }
-      return false;
-    };
-    if (every(Constant<2>{}) || every(Constant<3>{}) || every(Constant<4>{}) || every(Constant<6>{}) ||
-        every(Constant<8>{}) || every(Constant<12>{}))
-      return;
-    // Other distances between a few channels.
-    constexpr int kFew = L < 4 ? L : 4;
-    if (from_channel == 1 && to_position == 1 && channels <= kFew)
-      return few([&](int64_t i) {
-        Vec<A> square[L];
-        load_transposed<A>(square, from + i * from_position, from_position, channels);
-#pragma GCC unroll 4
-        for (int j = 0; j < kFew; ++j)
-          if (j < channels) store(to + j * to_channel + i, square[j]);
-      });
-  }
-  if (from_channel == 1 && to_position == 1) {
-    // channels_last: squares of kLanes channels by kLanes positions are turned round in registers.
-    for (int64_t c = 0; c < channels; c += L)
-      for (int64_t i = 0; i < positions; i += L) {
-        const int64_t down = channels - c, across = positions - i;
-        const T* f = from + c + i * from_position;
-        A* t = to + c * to_channel + i;
-        Vec<A> square[L];
-        if (down >= L && across >= L) {
-          if constexpr (sizeof(T) == sizeof(A)) {
-            load_transposed<A>(square, f, from_position);
-          } else {
-#pragma GCC unroll 16
-            for (int j = 0; j < L; ++j) square[j] = read_lanes<A>(f + j * from_position);
-            transpose<A>(square);
-          }
-#pragma GCC unroll 16
-          for (int j = 0; j < L; ++j) store(t + j * to_channel, square[j]);
-        } else {
-#pragma GCC unroll 16
-          for (int j = 0; j < L; ++j) square[j] = read_some<A>(f + j * from_position, j < across ? down : 0);
-          transpose<A>(square);
-#pragma GCC unroll 16
-          for (int j = 0; j < L; ++j)
-            if (j < down) write_some<A, A>(t + j * to_channel, square[j], across);
-        }
-      }
-    return;
-  }
-  if (to_position == 1 && from_position == 1 && positions <= 4 * L) {
-    const int64_t full = (positions - 1) / L;
-    const auto copy = [&](auto vectors) {
-      constexpr int V = decltype(vectors)::value;
-      const int64_t rest = positions - V * L;
-      for (int64_t c = 0; c < channels; ++c) {
-        A* t = to + c * to_channel;
-        const T* f = from + c * from_channel;
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(t + v * L, read_lanes<A>(f + v * L));
-        write_some<A, A>(t + V * L, read_some<A>(f + V * L, rest), rest);
-      }
-    };
-    switch (full) {
-      case 0:
-        return copy(Constant<0>{});
-      case 1:
-        return copy(Constant<1>{});
-      case 2:
-        return copy(Constant<2>{});
-      default:
-        return copy(Constant<3>{});
-    }
-  }
-  for (int64_t c = 0; c < channels; ++c) {
-    A* t = to + c * to_channel;
-    const T* f = from + c * from_channel;
-    if (to_position == 1 && from_position == 1) {
-      int64_t i = 0;
-      for (; i + L <= positions; i += L) store(t + i, read_lanes<A>(f + i));
-      if (i < positions) store_first(t + i, read_lanes<A>(f + i, positions - i), positions - i);
-    } else {
-      for (int64_t i = 0; i < positions; ++i) write<A, A>(t + i * to_position, read<A>(f + i * from_position));
-    }
-  }
+  BlockCopy<A, T>{to, to_channel, to_position, from, from_channel, from_position, channels, positions}.run();
 }
 
 template <class A>

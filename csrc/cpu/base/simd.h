@@ -197,14 +197,27 @@ inline __attribute__((always_inline)) void load_transposed(Vec<A>* column, const
   transpose<A>(column);
 }
 
-// Every `step`-th of the elements at an address, for 2 <= step <= kLanes; none behind the last one is touched.
+// Whether a vector of which some lanes are left out is stored as fast as a whole one.
+#if defined(__AVX512F__)
+constexpr bool kMaskedStores = true;
+#else
+constexpr bool kMaskedStores = false;
+#endif
+
+// The first `count` of the elements at an address, every `step`-th of them, for 2 <= step <= kLanes; the other lanes
+// are zero or repeat elements before the last one, and none behind the last one is touched.
 template <class A, int step>
-inline __attribute__((always_inline)) Vec<A> load_every(const A* from) {
+inline __attribute__((always_inline)) Vec<A> load_every(const A* from, int64_t count = kLanes<A>) {
   constexpr int L = kLanes<A>;
-  Vec<A> result = load(from);
+  const int64_t extent = (count - 1) * step + 1;
+  const auto part = [&](int k) __attribute__((always_inline)) {
+    const int64_t rest = extent - k * L;
+    return rest >= L ? load(from + k * L) : rest > 0 ? load_first(from + k * L, rest) : Vec<A>{};
+  };
+  Vec<A> result = part(0);
 #pragma GCC unroll 16
   for (int k = 1; k < step; ++k) {
-    const Vec<A> next = k + 1 < step ? load(from + k * L) : load_first(from + k * L, L - step + 1);
+    const Vec<A> next = part(k);
     Vec<typename IntegerOf<A>::type> index;
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) {
@@ -214,6 +227,42 @@ inline __attribute__((always_inline)) Vec<A> load_every(const A* from) {
     result = shuffle<A>(result, next, index);
   }
   return result;
+}
+
+#if defined(__AVX512F__)
+// Every bit that belongs to a multiple of `step`, of the k-th of some vectors.
+template <class A, int step>
+constexpr uint32_t every_lane(int k) {
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes<A>; ++i)
+    if ((k * kLanes<A> + i) % step == 0) mask |= 1u << i;
+  return mask;
+}
+#endif
+// The first `count` lanes to every `step`-th element from an address on. What lies between is not touched.
+template <class A, int step>
+inline __attribute__((always_inline)) void store_every(A* to, Vec<A> v, int64_t count) {
+#if defined(__AVX512F__)
+  constexpr int L = kLanes<A>;
+  const int64_t extent = (count - 1) * step + 1;
+#pragma GCC unroll 16
+  for (int k = 0; k < step; ++k) {
+    const int64_t rest = extent - k * L;
+    if (rest <= 0) return;
+    Vec<typename IntegerOf<A>::type> index;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) index[i] = (k * L + i) / step;
+    const Vec<A> spread = shuffle<A>(v, v, index);
+    const uint32_t mask = every_lane<A, step>(k) & (rest >= L ? ~0u : (1u << rest) - 1);
+    if constexpr (sizeof(A) == 4)
+      _mm512_mask_storeu_ps(to + k * L, __mmask16(mask), (__m512)spread);
+    else
+      _mm512_mask_storeu_pd(to + k * L, __mmask8(mask), (__m512d)spread);
+  }
+#else
+  for (int64_t i = 0; i < count; ++i)
+    memcpy(to + i * step, reinterpret_cast<const char*>(&v) + i * sizeof(A), sizeof(A));
+#endif
 }
 
 // The sum of each of kLanes vectors, in a fixed order, as one vector: round by round the two halves of every block

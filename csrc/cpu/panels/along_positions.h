@@ -11,6 +11,7 @@ template <class A>
 struct PanelsAlongPositions {
   typedef PanelsChain Block;
   static constexpr int L = kLanes<A>;
+  static constexpr int64_t kWidest = kPanelP * L;  // positions of a panel
 
   const PanelsOperands<A>& op;
   const PanelsTask& task;
@@ -58,17 +59,32 @@ struct PanelsAlongPositions {
     return {v0 * L, min_of(f.positions, v1 * L), v1 - v0};
   }
 
-  // The lines of memory that a panel reads, and those of its results: as far as they lie for the first one.
+  // The lines of memory that a panel reads, and those of its results, from `start_of` its first position on.
   void list_lines() {
-    constexpr int64_t kBytes = sizeof(A), kRun = kPanelP * L * kBytes;
-    for (int64_t c = 0; c < ceil_div(op.channels(), blocks); ++c)
-      local.reads.add_run(c * op.source.channel * kBytes, kRun * op.horizontal.step() * op.source.column);
-    for (int64_t k = 0; k < m; ++k) local.writes.add_run(k * op.result.channel * kBytes, kRun * op.column_step());
-    local.reads.finish();
-    local.writes.finish();
+    list_runs(&local.reads, ceil_div(op.channels(), blocks), op.source.channel, source_row(), source_column());
+    list_runs(&local.writes, m, op.result.channel, result_row(), op.column_step());
   }
+  void list_runs(LinesAhead* lines, int64_t channels, int64_t channel, int64_t row, int64_t column) const {
+    constexpr int64_t kBytes = sizeof(A);
+    const bool cut = lies_in_rows(row, column);
+    const int64_t rows = cut ? 1 + ceil_div(kWidest - 1, f.width) : 1, length = cut ? f.width : kWidest;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < rows; ++i) lines->add_run((c * channel + i * row) * kBytes, length * column * kBytes);
+    lines->finish();
+  }
+  // Whether a panel's positions lie in several rows with something else between them.
+  bool lies_in_rows(int64_t row, int64_t column) const { return f.width < kWidest && row != f.width * column; }
+  int64_t start_of(int64_t at, int64_t row, int64_t column) const {
+    return lies_in_rows(row, column) ? at - at % f.width : at;
+  }
+  // Elements between what neighbouring rows or columns of positions read, and between their results.
+  int64_t source_row() const { return op.vertical.step() * op.source.row; }
+  int64_t source_column() const { return op.horizontal.step() * op.source.column; }
+  int64_t result_row() const { return op.vertical.output_step() * op.result.row; }
+
   // What the first tap reads for a position, of channels from c on.
   const A* source_at(int64_t c, int64_t at) const {
+    at = start_of(at, source_row(), source_column());
     return source + c * op.source.channel + at / f.width / f.height * op.source.n +
            (at / f.width % f.height * op.vertical.step() + f.row[0]) * op.source.row +
            (at % f.width * op.horizontal.step() + f.column[0]) * op.source.column;
@@ -126,6 +142,7 @@ struct PanelsAlongPositions {
     if (end) write_panel(sums, panel);
   }
   A* result_at(int64_t at) const {
+    at = start_of(at, result_row(), op.column_step());
     return op.result_at(task.group * op.group_m + m_begin, f, at / f.width / f.height, at / f.width % f.height,
                         at % f.width);
   }

@@ -1,6 +1,7 @@
 // What the plans of several algorithms share: limits, tiles of outputs, and the counting of memory.
 #pragma once
 
+#include "../common/roles.h"
 #include "base/taps.h"
 #include "candidates.h"
 
@@ -37,6 +38,11 @@ inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile
   const PackedExtent down = packed_extent(vertical, tile_h), across = packed_extent(horizontal, tile_w);
   return {tile_h, tile_w, images, across.longest,
           spread_pitch(product(across.regions, down.positions, across.longest, images))};
+}
+
+// weight_grad: into how many parts a sum over so many units is cut, where so many are wanted.
+inline int64_t splits_of_sums(int64_t wanted, int64_t units, int64_t sum_bytes) {
+  return max_of(1, min_of(min_of(units, wanted), kPartialSums / sum_bytes));
 }
 
 // lay_out(number, workspace, scratch) lays out both blocks, with a number of the type that sums are formed in.

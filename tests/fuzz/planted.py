@@ -50,8 +50,8 @@ ALL = (
     Planted(
         "the_last_bias_left_out",
         "cpu/broadcast/broadcast.h",
-        "channel < group_m ? op.bias_at",
-        "channel + 1 < group_m ? op.bias_at",
+        "op.buffers, group * group_m, group_m, padded_m);",
+        "op.buffers, group * group_m, group_m - 1, padded_m);",
         BROADCAST,
     ),
     Planted(
@@ -134,9 +134,9 @@ ALL = (
     ),
     Planted(
         "a_part_that_is_not_added",
-        "cpu/direct/direct.h",
-        "for (int64_t split = 1; split < own.splits; ++split) sum += at",
-        "for (int64_t split = 1; split + 1 < own.splits; ++split) sum += at",
+        "cpu/base/reduction.h",
+        "for (int64_t part = 1; part < parts; ++part)",
+        "for (int64_t part = 1; part + 1 < parts; ++part)",
         "direct/direct.cpp",
     ),
     Planted(

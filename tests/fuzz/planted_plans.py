@@ -48,7 +48,8 @@ ALL = (
     ),
     Planted(
         "more_splits_than_outputs", "cpu/winograd/plan.cpp",
-        "min_of(w.blocks, ceil_div(kEnoughTasks, tasks))", "ceil_div(kEnoughTasks, tasks)",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), w.blocks,",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), kHuge,",
     ),
     Planted(
         "a_block_of_positions_too_short", "cpu/panels/plan.cpp",
@@ -78,8 +79,8 @@ ALL = (
     ),
     Planted(
         "sums_without_a_limit", "cpu/direct/plan.cpp",
-        "own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));",
-        "own.splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes)",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, 1)",
     ),
     Planted(
         "rows_of_a_last_tile_left_out", "cpu/depthwise/plan.cpp",

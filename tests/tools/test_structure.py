@@ -117,6 +117,34 @@ def test_nothing_is_read_from_the_processor(path):
     assert not found, found[0]
 
 
+def reached(path):
+    """The project's files that this one includes, and those that they do."""
+    found, left = set(), [path]
+    while left:
+        file = left.pop()
+        inner = {(file.parent / i.strip('"')).resolve() for i in includes(file) if i.startswith('"')}
+        left += inner - found
+        found |= inner
+    return found
+
+
+# What judges shares no code with what it judges: the definitions know common/ alone, their folder also how an algorithm
+# is called and planned.
+CALLED_BY = {CSRC / "cpu" / name for name in ("algorithms.h", "candidates.h", "kernels.h", "pass.h", "plan.h")}
+REFERENCE = CSRC / "cpu" / "reference"
+
+
+@pytest.mark.parametrize("path", under("csrc", "cpu", "reference"), ids=name_of)
+def test_the_reference_shares_no_code_with_what_it_judges(path):
+    others = {file for file in reached(path) if file.parent not in (REFERENCE, CSRC / "common")}
+    assert others <= (set() if path.suffix == ".h" else CALLED_BY), others
+
+
+def test_the_fuzzers_oracle_shares_the_sizes_of_a_problem_alone():
+    shared = {file for file in reached(ROOT / "tests" / "fuzz" / "runs_oracle.h") if file.is_relative_to(CSRC)}
+    assert shared == {CSRC / "common" / "problem.h"}
+
+
 @pytest.mark.parametrize("path", [f for f in FILES if f.suffix == ".md"], ids=name_of)
 def test_documents_name_files_that_are_there(path):
     for named in re.findall(r"(?<![\w/])(?:csrc|conv_ext|tests|bench|docs)/[\w/]*[\w]\.\w+", path.read_text()):

@@ -20,11 +20,8 @@ static_assert(in_every_row(source_bytes, 192 << 10) && in_every_row(sum_bytes, 2
 constexpr double kInterleaved = 2.0;  // cycles to pack a number where images lie side by side
 constexpr int64_t kFewColumns = 64;   // outputs up to which a row's ends count
 
-// The fewest taps that a phase has, but for those without any. The taps of a phase are stride / gcd apart.
-int64_t fewest_taps(const Axis& axis) {
-  if (!axis.inverse) return axis.taps;
-  return max_of(1, axis.taps / (axis.stride / greatest_common_divisor(axis.stride, axis.dilation)));
-}
+// The fewest taps that a phase has, but for those without any.
+int64_t fewest_taps(const Axis& axis) { return max_of(1, axis.taps / tap_distance(axis)); }
 
 // Taps that lead outputs [first, last) of a row to the source.
 int64_t taps_of(const Axis& axis, int64_t first, int64_t last) {
@@ -76,15 +73,14 @@ struct RegisterTile {
 };
 RegisterTile usual_tile(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  const int64_t group_m = max_of(1, pass == Pass::InputGrad ? z.group_c() : z.group_k());
+  const int64_t group_m = max_of(1, result_channels(z, pass));
   return {min_of(ceil_div(group_m, machine.vector_bytes / accumulator_bytes(z.dtype)), 2), 1};
 }
 RegisterTile fastest_tile(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype), taps = z.r * z.s;
-  const int64_t group_m = max_of(1, pass == Pass::InputGrad ? z.group_c() : z.group_k()),
-                channels = pass == Pass::InputGrad ? z.group_k() : z.group_c();
+  const int64_t group_m = max_of(1, result_channels(z, pass)), channels = source_channels(z, pass);
   const int64_t all_vectors = ceil_div(group_m, lanes);
   const RegisterTile usual = usual_tile(input);
   if (horizontal.longest_count() > kFewColumns) return usual;
@@ -151,10 +147,9 @@ void prepare_with(const RegisterTile& tile, const PlanInput& input, Plan* plan) 
   const auto& [z, pass, machine, strides] = input;
   BroadcastPlan& own = plan->own<BroadcastPlan>();
   own = {};
-  const bool inverse = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes, taps = z.r * z.s;
-  const int64_t channels = inverse ? z.group_k() : z.group_c();
+  const int64_t group_m = max_of(1, result_channels(z, pass)), channels = source_channels(z, pass);
   own.products = max_of(min_of(product(channels, taps), kMostProducts), taps);
   own.weights = weight_panels(z, pass, strides, lanes, true, 1, tile.vectors);
   own.images = tile.images;
@@ -211,7 +206,7 @@ const char* broadcast_yields(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const bool inverse = pass == Pass::InputGrad;
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
-  const int64_t rows_m = inverse ? z.group_c() : z.group_k();
+  const int64_t rows_m = result_channels(z, pass);
   if (z.groups > 1) return "it is for a single group";
   if (z.r * z.s == 1) return "a kernel of 1 x 1 does not repay packing the source";
   if (4 * rows_m < 3 * round_up(rows_m, lanes))

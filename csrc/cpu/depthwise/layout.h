@@ -1,9 +1,11 @@
 // What the plan of the depthwise algorithm says, and all that lies in its workspace and in the scratch of a thread.
 #pragma once
 
+#include "../base/taps.h"
+#include "../machine.h"
 #include "../../common/buffers.h"
 #include "../../common/carver.h"
-#include "../machine.h"
+#include "../../common/roles.h"
 
 namespace conv_ext {
 
@@ -57,36 +59,8 @@ constexpr int kChannelsDotBlocks = 64;  // weight_grad: blocks beside one anothe
 
 // ---- tables
 
-// The taps that the outputs of one phase of an axis read, in the order of the positions: with tap number
-// tap + j * tap_step output i reads the position  i * axis.step() + offset + j * offset_step.
-struct PhaseTaps {
-  int64_t count, tap, tap_step, offset, offset_step;
-
-  static PhaseTaps of(const Axis& axis, int64_t phase) {
-    PhaseTaps p{0, 0, 1, 0, 1};
-    int64_t last = 0;
-    for (int64_t t = 0; t < axis.taps; ++t) {
-      if (axis.phase_of(t) != phase) continue;
-      if (p.count == 0) p.tap = t;
-      if (p.count == 1) p.tap_step = t - p.tap;
-      last = t;
-      ++p.count;
-    }
-    if (axis.inverse && p.count > 0) {
-      p.tap = last;
-      p.tap_step = -p.tap_step;
-    }
-    p.offset = axis.offset(p.tap);
-    if (p.count > 1) p.offset_step = axis.offset(p.tap + p.tap_step) - p.offset;
-    return p;
-  }
-  int64_t last_offset() const { return offset + (count - 1) * offset_step; }
-};
 // Taps of an axis that one phase has at most.
-inline int64_t most_phase_taps(const Axis& axis) {
-  return axis.inverse ? ceil_div(axis.taps, axis.stride / greatest_common_divisor(axis.stride, axis.dilation))
-                      : axis.taps;
-}
+inline int64_t most_phase_taps(const Axis& axis) { return ceil_div(axis.taps, tap_distance(axis)); }
 
 typedef uint32_t LaneBits;  // one bit for each lane
 

@@ -46,8 +46,8 @@ struct Given {
         pass(input.pass),
         vertical(vertical_axis(z, pass)),
         horizontal(horizontal_axis(z, pass)),
-        source(pass == Pass::InputGrad ? input.strides.output : input.strides.input),
-        result(pass == Pass::InputGrad ? input.strides.input : input.strides.output),
+        source(source_of(pass, input.strides)),
+        result(result_of(pass, input.strides)),
         machine(input.machine),
         bytes_each(accumulator_bytes(z.dtype)),
         lanes(machine.vector_bytes / bytes_each),
@@ -69,12 +69,9 @@ struct Given {
 
 // weight_grad: parts of the sum, and the height of tiles that can be shared out among them.
 void cut_sums(const Given& g, DepthwisePlan* own) {
-  own->splits = 1;
-  if (g.share) {
-    const int64_t sum_bytes = product(g.padded_c(), g.z.r * g.z.s, g.bytes_each);
-    const int64_t wanted = min_of(product(g.z.n, g.z.p), ceil_div(kEnoughTasks * kGradBlock, g.padded_c()));
-    own->splits = max_of(1, min_of(wanted, kPartialSums / sum_bytes));
-  }
+  const int64_t wanted = ceil_div(kEnoughTasks * kGradBlock, g.padded_c());
+  const int64_t sum_bytes = product(g.padded_c(), g.z.r * g.z.s, g.bytes_each);
+  own->splits = g.share ? splits_of_sums(wanted, product(g.z.n, g.z.p), sum_bytes) : 1;
   own->tile_h = g.tile_height(ceil_div(own->splits, g.z.n));
   own->splits = max_of(1, min_of(own->splits, product(g.z.n, ceil_div(g.z.p, own->tile_h))));
 }

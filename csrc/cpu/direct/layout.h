@@ -1,6 +1,7 @@
 // What the plan of the direct algorithm says, and how its memory is laid out.
 #pragma once
 
+#include "../../common/roles.h"
 #include "../base/taps.h"
 #include "../machine.h"
 
@@ -45,7 +46,7 @@ static_assert(kOverread >= kMaxTileVectors * machine_of(Isa::Avx512).vector_byte
 // All sizes in real numbers: both parts of complex ones are channels.
 template <class A>
 struct DirectWorkspace {
-  Tables tables;
+  PackedTaps tables;
   A* bias;           // forward, input_grad: (groups, gemm_m)
   A* packed_weight;  // forward, input_grad: for each group and pair of phases (gemm_m / block, channels, taps, block)
   A* sums;           // weight_grad: of each pair of rows (splits, groups, K/g, C/g, R S)
@@ -58,7 +59,7 @@ inline DirectWorkspace<A> direct_workspace(const ConvProblem& z, Pass pass, cons
   if (pass == Pass::WeightGrad) {
     w.sums = memory.take<A>(own.splits, z.k, z.group_c(), z.r * z.s, parts * parts);
   } else {
-    const int64_t rows_m = (pass == Pass::InputGrad ? z.group_c() : z.group_k()) * parts;
+    const int64_t rows_m = result_channels(z, pass) * parts;
     w.bias = memory.take<A>(z.groups, rows_m);
     w.packed_weight = memory.take<A>(z.weight_elements(), parts * parts);
   }
@@ -76,7 +77,7 @@ inline DirectScratch<A> direct_scratch(const ConvProblem& z, Pass pass, const Di
   const int64_t parts = parts_of(z.dtype);
   constexpr int64_t kBehind = kOverread / int64_t(sizeof(A));
   DirectScratch<A> s{};
-  int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts;
+  int64_t channels = source_channels(z, pass) * parts;
   if (pass == Pass::WeightGrad) {
     channels = own.tile_c * parts;
     s.offset = memory.take<int64_t>(channels, z.r, z.s);

@@ -66,12 +66,11 @@ int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {
 void prepare_gather(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   DirectPlan& own = plan->own<DirectPlan>();
-  const bool input_grad = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
                 lanes = machine.vector_bytes / bytes_each;
-  const int64_t channels = (input_grad ? z.group_k() : z.group_c()) * parts;
-  const int64_t rows_m = (input_grad ? z.group_c() : z.group_k()) * parts;
+  const int64_t channels = source_channels(z, pass) * parts;
+  const int64_t rows_m = result_channels(z, pass) * parts;
   const bool share = z.flops() >= kWorthSharing;
   own.task_groups = groups_together(z);
   const int64_t packed_channels = own.task_groups * channels;
@@ -164,9 +163,7 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
                                 ceil_div(z.group_c(), own.tile_c));
   const int64_t units = product(ceil_div(z.n, best.images), ceil_div(z.p, best.tile_h), ceil_div(z.q, best.tile_w));
   const int64_t sum_bytes = product(z.weight_elements(), parts * parts * bytes_each);
-  own.splits = 1;
-  if (z.flops() >= kWorthSharing && tasks < kEnoughTasks)
-    own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
+  own.splits = z.flops() >= kWorthSharing ? splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes) : 1;
   plan->tasks = tasks * own.splits;
   lay_out(input, own, plan);
 }
@@ -188,7 +185,7 @@ const char* direct_declines(const PlanInput& input) {
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (z.r > (1 << 20) / z.s) return "the kernel has more than 2^20 taps";
   // Cheap bounds first; only what comes near a limit is planned to know.
-  const int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts_of(z.dtype);
+  const int64_t channels = source_channels(z, pass) * parts_of(z.dtype);
   const double bound = double(groups_together(z) * channels) * double(z.r) * double(z.s + 1) * double(kMaxImages) *
                        double(accumulator_bytes(z.dtype));
   if (bound <= double(kSmallTile) && z.weight_elements() <= kWorkspaceLimit / 64) return nullptr;

@@ -7,6 +7,7 @@
 // of equal bits is kept.
 #pragma once
 
+#include "../base/extents.h"
 #include "../base/simd.h"
 #include "layout.h"
 
@@ -132,22 +133,15 @@ void dot_tile(const DotArguments<A>& a) {
     for (int t = 0; t < T; ++t) a.out[m * a.out_pitch + t] += total[m * T + t];
 }
 
-// Here the extent of a register tile becomes a template argument.
 template <class A>
 using GatherTile = void (*)(const GatherArguments<A>&);
-template <class A, int M, int V = max_vectors(M)>
-inline GatherTile<A> gather_tile_of_width(int v) {
-  if constexpr (V > 1) {
-    if (v < V) return gather_tile_of_width<A, M, V - 1>(v);
-  }
-  return gather_tile<A, M, V>;
-}
-template <class A, int M = kGatherM>
+template <class A>
 inline GatherTile<A> select_gather_tile(int m, int v) {
-  if constexpr (M > 1) {
-    if (m < M) return select_gather_tile<A, M / 2>(m, v);
-  }
-  return gather_tile_of_width<A, M>(v);
+  return with_one_of<kGatherM, kGatherM / 2, kGatherM / 4, 1>(m, [v](auto rows) {
+    constexpr int M = decltype(rows)::value;
+    return with_extent<max_vectors(M)>(
+        v, [](auto vectors) -> GatherTile<A> { return gather_tile<A, M, decltype(vectors)::value>; });
+  });
 }
 
 // Taps of the next block of weight_grad: 6, 3 and 1 divide the rows of the usual kernels (1, 3, 5, 7, 11) well.
@@ -155,13 +149,12 @@ inline int block_taps(int64_t rest) { return kDotT > 3 && rest >= 6 ? 6 : rest >
 
 template <class A>
 using DotTile = void (*)(const DotArguments<A>&);
-template <class A, int M = kDotM>
+template <class A>
 inline DotTile<A> select_dot_tile(int m, int t) {
-  if constexpr (M > 1) {
-    if (m < M) return select_dot_tile<A, M / 2>(m, t);
-  }
-  if (t >= 6) return dot_tile<A, M, kDotT>;
-  return t >= 3 ? dot_tile<A, M, 3> : dot_tile<A, M, 1>;
+  return with_one_of<kDotM, kDotM / 2, 1>(m, [t](auto rows) {
+    return with_one_of<kDotT, 3, 1>(
+        t, [](auto taps) -> DotTile<A> { return dot_tile<A, decltype(rows)::value, decltype(taps)::value>; });
+  });
 }
 
 }  // namespace conv_ext

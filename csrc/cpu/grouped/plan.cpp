@@ -19,19 +19,19 @@ constexpr int64_t kTaskSums = 40 << 10;
 // rows.
 struct Window {
   const Axis vertical, horizontal;
-  const ReadSpan down, across;
+  const Reach down, across;
   const int64_t blocks, lanes, vector_bytes;
 
   Window(const ConvProblem& z, Pass pass, const Machine& machine, int64_t lanes)
       : vertical(vertical_axis(z, pass)),
         horizontal(horizontal_axis(z, pass)),
-        down(read_span(vertical)),
-        across(read_span(horizontal)),
+        down(reach_of(vertical)),
+        across(reach_of(horizontal)),
         blocks(group_units(z, pass, lanes).blocks),
         lanes(lanes),
         vector_bytes(machine.vector_bytes) {}
   int64_t bytes(int64_t rows) const {
-    return product(blocks, down.extent(vertical, rows), across.extent(horizontal, horizontal.output), vector_bytes);
+    return product(blocks, window_rows(vertical, down, rows), across.extent(horizontal.longest_count()), vector_bytes);
   }
   // Of the result that those rows make, or of the upstream gradient, turned round in whole squares.
   int64_t block_bytes(int64_t rows) const { return product(product(rows, horizontal.output) + lanes, vector_bytes); }
@@ -66,10 +66,8 @@ void prepare_grouped(const PlanInput& input, Plan* plan) {
     own.task_groups =
         max_of(1, min_of(min_of(units.units, kUnitsOfTask), kTaskSums / product(units.vectors, vector_bytes)));
     const int64_t parts = ceil_div(units.units, own.task_groups);
-    if (share && parts < kEnoughTasks) {
-      const int64_t wanted = min_of(product(z.n, blocks), ceil_div(kEnoughTasks, parts));
-      own.splits = max_of(1, min_of(wanted, kPartialSums / product(vectors, vector_bytes)));
-    }
+    if (share)
+      own.splits = splits_of_sums(ceil_div(kEnoughTasks, parts), product(z.n, blocks), product(vectors, vector_bytes));
     plan->tasks = product(parts, own.splits);
   } else {
     const int64_t tasks = product(z.n, blocks, units.units);

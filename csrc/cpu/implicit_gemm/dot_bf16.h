@@ -12,6 +12,7 @@
 
 #include "../../common/indexing.h"
 #include "../../common/parts.h"
+#include "../base/extents.h"
 #include "../base/simd.h"
 #include "layout.h"
 
@@ -110,18 +111,11 @@ void dot_rows(const DotRows& a) {
 
 constexpr int max_dot_rows(int v) { return v == 4 ? 6 : kDotRows; }
 
-// Here the extent of a register tile becomes a template argument.
-template <int M, int V>
-inline void run_dot_rows(const DotRows& a, int m) {
-  if constexpr (M > 1) {
-    if (m < M) return run_dot_rows<M - 1, V>(a, m);
-  }
-  dot_rows<M, V>(a);
-}
 inline void dot_vectors(const DotRows& a, int rows, int blocks) {
-  if (blocks == 4) return run_dot_rows<max_dot_rows(4), 4>(a, rows);
-  if (blocks == 2) return run_dot_rows<max_dot_rows(2), 2>(a, rows);
-  run_dot_rows<max_dot_rows(1), 1>(a, rows);
+  with_one_of<4, 2, 1>(blocks, [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    with_extent<max_dot_rows(V)>(rows, [&](auto m) { dot_rows<decltype(m)::value, V>(a); });
+  });
 }
 
 #endif

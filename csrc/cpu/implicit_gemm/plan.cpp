@@ -31,10 +31,9 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   const int64_t part_bytes = own.parts * 2;  // of an element of both operands
-  const bool input_grad = pass == Pass::InputGrad;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const Reach down = reach_of(vertical), across = reach_of(horizontal);
-  const int64_t channels = input_grad ? z.group_k() : z.group_c(), rows_m = input_grad ? z.group_c() : z.group_k();
+  const Reach down = packed_reach(vertical), across = packed_reach(horizontal);
+  const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
   const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
   int64_t cut_h = 1, cut_w = 1;
   const auto tile_h = [&] { return ceil_div(count_h, cut_h); };
@@ -115,9 +114,7 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
   const int64_t tasks = task_count();
   const int64_t units = product(ceil_div(z.n, own.images), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   const int64_t sum_bytes = product(z.k, ceil_div(z.group_c(), own.tile_c), block_lanes, 4);
-  own.splits = 1;
-  if (z.flops() >= kWorthSharing && tasks < kEnoughTasks)
-    own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
+  own.splits = z.flops() >= kWorthSharing ? splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes) : 1;
   plan->tasks = product(tasks, own.splits);
 }
 
@@ -153,7 +150,7 @@ const char* implicit_gemm_declines(const PlanInput& input) {
   if (parts > 1 && pass == Pass::WeightGrad && product(z.n, z.p, z.q) < kLeastSummed)
     return "float32 in parts is for sums of 4 products or more";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
-  if ((pass == Pass::InputGrad ? z.group_c() : z.group_k()) < kLeastOutputs)
+  if (result_channels(z, pass) < kLeastOutputs)
     return "fewer than 4 output channels of a group leave most lanes of a vector idle";
   if (pass == Pass::InputGrad && z.stride_h > 64 / z.stride_w)
     return "stride_h * stride_w is above 64: each of that many phases of input_grad would take few of a line's outputs";

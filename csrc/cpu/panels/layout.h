@@ -40,22 +40,6 @@ inline PanelBlocks panel_blocks(int64_t channels, int64_t taps) {
   return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps), kPanelProducts)), cut_taps};
 }
 
-// The taps of one phase after the other.
-struct TapTable {
-  int64_t *row, *column;  // (R S) source position of the tap for output 0 of its phase
-  int64_t* weight;        // (R S) r * S + s
-  int64_t* begin;         // (phases + 1) a phase's first tap
-};
-inline TapTable tap_table(const ConvProblem& z, Pass pass, Carver& memory) {
-  const int64_t taps = product(z.r, z.s);
-  TapTable t;
-  t.row = memory.take<int64_t>(taps);
-  t.column = memory.take<int64_t>(taps);
-  t.weight = memory.take<int64_t>(taps);
-  t.begin = memory.take<int64_t>(product(vertical_axis(z, pass).phases(), horizontal_axis(z, pass).phases()) + 1);
-  return t;
-}
-
 // How the weights of a group are cut into panels, and how their packing is shared out (plan_weights.h).
 struct WeightPanels {
   // What the lanes of a vector are: neighbouring channels of the result, whose weights are packed as panels of vectors,
@@ -100,7 +84,7 @@ template <class A>
 inline PanelsGatherWorkspace<A> panels_gather_workspace(const ConvProblem& z, Pass pass, const PanelsGatherPlan& own,
                                                         Carver& memory) {
   PanelsGatherWorkspace<A> w;
-  w.taps = tap_table(z, pass, memory);
+  w.taps.lay_out(z, pass, memory);
   w.weights = packed_weights<A>(z, own.weights, memory);
   return w;
 }
@@ -194,8 +178,8 @@ inline int64_t panels_grad_block(const ConvProblem& z, const PanelsGradPlan& own
 }
 template <class A>
 struct PanelsGradWorkspace {
-  Tables tables;  // where a tile holds what each tap reads
-  A* sums;        // (splits, blocks), each (panels, rows, width of the panel)
+  PackedTaps tables;
+  A* sums;  // (splits, blocks), each (panels, rows, width of the panel)
 };
 template <class A>
 inline PanelsGradWorkspace<A> panels_grad_workspace(const ConvProblem& z, const PanelsGradPlan& own, int64_t tasks,

@@ -69,11 +69,8 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   own.lanes = round_up(tile_lanes, lanes);
   own.channels = tile_rows();
 
-  own.splits = 1;
-  if (share && tasks() < kEnoughTasks) {
-    const int64_t sum_bytes = product(panels_grad_block(z, own), tasks(), bytes_each);
-    own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks())), kPartialSums / sum_bytes));
-  }
+  const int64_t sum_bytes = product(panels_grad_block(z, own), tasks(), bytes_each);
+  own.splits = share ? splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, sum_bytes) : 1;
   plan->tasks = product(tasks(), own.splits);
   count_memory(z.dtype, plan, [&, &z = z](auto number, Carver& workspace, Carver& scratch) {
     panels_grad_workspace<decltype(number)>(z, own, plan->tasks, workspace);
@@ -107,17 +104,15 @@ bool has_one_row(const PlanInput& input) {
 // Elements over which the channels of a position of the source spread.
 int64_t channel_span(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  const int64_t channels = pass == Pass::InputGrad ? z.group_k() : z.group_c();
-  return product(max_of(0, channels - 1), max_of(0, source_strides(pass, strides)[1])) + 1;
+  return product(max_of(0, source_channels(z, pass) - 1), max_of(0, source_of(pass, strides)[1])) + 1;
 }
 
 bool runs_along_channels(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  const bool inverse = pass == Pass::InputGrad;
   if (source_channels_are_neighbours(z, pass, strides) && result_channels_are_neighbours(z, pass, strides)) return true;
   // Few channels do not repay packing positions.
-  const bool share_memory = (inverse ? z.k : z.c) > 1 && source_strides(pass, strides)[1] <= 0;
-  return (inverse ? z.group_c() : z.group_k()) <= kFewChannels && !share_memory && channel_span(input) <= kMostZeros;
+  const bool share_memory = z.groups * source_channels(z, pass) > 1 && source_of(pass, strides)[1] <= 0;
+  return result_channels(z, pass) <= kFewChannels && !share_memory && channel_span(input) <= kMostZeros;
 }
 
 // Neighbouring taps of few channels are read as one run of channels, where the memory is channels_last. The order of
@@ -227,14 +222,14 @@ const char* panels_declines(const PlanInput& input) {
 const char* panels_yields(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const Axis horizontal = horizontal_axis(z, pass);
-  if (2 * (pass == Pass::InputGrad ? z.group_c() : z.group_k()) * accumulator_bytes(z.dtype) < machine.vector_bytes)
+  if (2 * result_channels(z, pass) * accumulator_bytes(z.dtype) < machine.vector_bytes)
     return "the channels of a group's result fill less than half a vector";
   if (!z.channels_last) {
     // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory.
     if (pass != Pass::WeightGrad && horizontal.longest_count() >= kLongRow) return "the rows of the result are long";
     const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
-    if (pass != Pass::WeightGrad && z.r * z.s > 1 && padded &&
-        (pass == Pass::InputGrad ? z.group_c() : z.group_k()) <= kFewChannels && horizontal.longest_count() > kShortRow)
+    if (pass != Pass::WeightGrad && z.r * z.s > 1 && padded && result_channels(z, pass) <= kFewChannels &&
+        horizontal.longest_count() > kShortRow)
       return "the channels of a group's result are too few to repay packing positions";
     if (pass == Pass::WeightGrad && z.groups > 1 &&
         2 * z.group_k() * accumulator_bytes(z.dtype) <= machine.vector_bytes)

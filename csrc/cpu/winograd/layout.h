@@ -7,6 +7,7 @@
 
 #include "../../common/carver.h"
 #include "../machine.h"
+#include "../../common/roles.h"
 
 namespace conv_ext {
 
@@ -55,9 +56,8 @@ inline int64_t winograd_pitch(int64_t elements, int64_t lanes) { return elements
 inline int64_t winograd_slice(int64_t elements, int64_t lanes) { return (ceil_div(elements, lanes) | 1) * lanes; }
 
 inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const WinogradPlan& own, int64_t lanes) {
-  const bool input_grad = pass == Pass::InputGrad, weight_grad = pass == Pass::WeightGrad;
-  const int64_t channels = input_grad ? z.group_k() : z.group_c(), rows_m = input_grad ? z.group_c() : z.group_k();
-  const int64_t height = input_grad ? z.h : z.p, width = input_grad ? z.w : z.q;
+  const bool weight_grad = pass == Pass::WeightGrad;
+  const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
   const int64_t edge = own.outputs + own.filter - 1;
   const int64_t pieces_r = ceil_div(z.r, own.filter), pieces_s = ceil_div(z.s, own.filter);
   WinogradSizes w{};
@@ -66,8 +66,8 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Winog
   w.points = edge * edge;
   w.pieces = pieces_r * pieces_s;
   w.columns = round_up(channels, lanes) * w.pieces;
-  w.tiles_h = ceil_div(height, own.outputs);
-  w.tiles_w = ceil_div(width, own.outputs);
+  w.tiles_h = ceil_div(vertical_axis(z, pass).output, own.outputs);
+  w.tiles_w = ceil_div(horizontal_axis(z, pass).output, own.outputs);
   w.blocks = product(ceil_div(z.n, own.images), ceil_div(w.tiles_h, own.tile_h), ceil_div(w.tiles_w, own.tile_w));
   w.rows = own.images * own.tile_h * own.tile_w;
   w.window_h = own.tile_h * own.outputs + pieces_r * own.filter - 1;

@@ -32,10 +32,9 @@ int64_t lanes_of(const ConvProblem& z, const Machine& machine) {
 
 // Multiply-adds in a channel of the reduction and one of gemm_m, the transforms' share included.
 double cost_of(const ConvProblem& z, Pass pass, Variant v) {
-  const bool input_grad = pass == Pass::InputGrad;
   const double edge = double(v.outputs + v.filter - 1);
-  const double tiles =
-      double(ceil_div(input_grad ? z.h : z.p, v.outputs)) * double(ceil_div(input_grad ? z.w : z.q, v.outputs));
+  const double tiles = double(ceil_div(vertical_axis(z, pass).output, v.outputs)) *
+                       double(ceil_div(horizontal_axis(z, pass).output, v.outputs));
   const double pieces = double(ceil_div(z.r, v.filter)) * double(ceil_div(z.s, v.filter));
   return tiles * edge * edge * pieces *
          (1 + kTransformCost / double(z.group_c()) + kTransformCost / double(z.group_k()));
@@ -70,14 +69,13 @@ void cut_tiles(int64_t tiles_h, int64_t tiles_w, int64_t n, int64_t rows, Winogr
 void prepare_winograd(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   WinogradPlan& own = plan->own<WinogradPlan>();
-  const bool input_grad = pass == Pass::InputGrad;
   const int64_t lanes = lanes_of(z, machine), bytes = accumulator_bytes(z.dtype);
   const Variant variant = choose_variant(z, pass);
   own.outputs = variant.outputs;
   own.filter = variant.filter;
-  const int64_t tiles_h = ceil_div(input_grad ? z.h : z.p, variant.outputs);
-  const int64_t tiles_w = ceil_div(input_grad ? z.w : z.q, variant.outputs);
-  const int64_t rows_m = input_grad ? z.group_c() : z.group_k();
+  const int64_t tiles_h = ceil_div(vertical_axis(z, pass).output, variant.outputs);
+  const int64_t tiles_w = ceil_div(horizontal_axis(z, pass).output, variant.outputs);
+  const int64_t rows_m = result_channels(z, pass);
   WinogradSizes w{};
   const auto lay_out = [&, &z = z, &pass = pass] {
     Carver workspace, scratch;
@@ -97,9 +95,7 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     }
     const int64_t tasks = product(z.groups, ceil_div(z.group_k(), own.tile_k), ceil_div(z.group_c(), own.tile_c));
     const int64_t sum_bytes = product(z.k, z.r * z.s, round_up(z.group_c(), lanes), bytes);
-    own.splits = 1;
-    if (tasks < kEnoughTasks)
-      own.splits = max_of(1, min_of(min_of(w.blocks, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));
+    own.splits = splits_of_sums(ceil_div(kEnoughTasks, tasks), w.blocks, sum_bytes);
     plan->tasks = product(tasks, own.splits);
     lay_out();
     return;
@@ -137,14 +133,13 @@ void prepare_smallest_block(const PlanInput& input, Plan* plan) {
   WinogradPlan& own = plan->own<WinogradPlan>();
   const Variant variant = choose_variant(z, pass);
   const int64_t lanes = lanes_of(z, machine);
-  const bool input_grad = pass == Pass::InputGrad;
   own = {};
   own.outputs = variant.outputs;
   own.filter = variant.filter;
   own.weights_first = true;
-  own.task_m = round_up(input_grad ? z.group_c() : z.group_k(), kProductV * lanes);
-  cut_tiles(ceil_div(input_grad ? z.h : z.p, variant.outputs), ceil_div(input_grad ? z.w : z.q, variant.outputs), z.n,
-            1, &own);
+  own.task_m = round_up(result_channels(z, pass), kProductV * lanes);
+  cut_tiles(ceil_div(vertical_axis(z, pass).output, variant.outputs),
+            ceil_div(horizontal_axis(z, pass).output, variant.outputs), z.n, 1, &own);
   const WinogradSizes w = winograd_sizes(z, pass, own, lanes);
   Carver workspace, scratch;
   winograd_workspace<float>(z, pass, own, w, workspace);
@@ -163,9 +158,8 @@ const char* winograd_declines(const PlanInput& input) {
   // products, whose error it shares: 1.09 of the gate was seen.
   if (z.precision == Precision::Ieee && (z.r < 3 || z.s < 3))
     return "a kernel smaller than 3 x 3 saves no products, and the taps that fill it up add rounding errors";
-  const double reduction = pass == Pass::WeightGrad
-                               ? double(z.n) * double(z.p) * double(z.q)
-                               : double(pass == Pass::Forward ? z.group_c() : z.group_k()) * double(z.r * z.s);
+  const double reduction = pass == Pass::WeightGrad ? double(z.n) * double(z.p) * double(z.q)
+                                                    : double(source_channels(z, pass)) * double(z.r * z.s);
   if (z.precision == Precision::Ieee && reduction < kShortestReduction)
     return "fewer than 96 products are summed: the transforms' rounding errors would show";
   return memory_declines(input, pass == Pass::WeightGrad ? prepare_winograd : prepare_smallest_block,
@@ -180,12 +174,13 @@ const char* winograd_yields(const PlanInput& input) {
   if (z.groups > 1 && z.precision == Precision::Ieee && min_of(z.group_c(), z.group_k()) <= lanes)
     return "the channels of a group fit a vector: other algorithms are near the processor's peak";
   const bool input_grad = pass == Pass::InputGrad;
-  const double direct = double(input_grad ? z.h : z.p) * double(input_grad ? z.w : z.q) * double(z.r) * double(z.s);
+  const double direct =
+      double(vertical_axis(z, pass).output) * double(horizontal_axis(z, pass).output) * double(z.r) * double(z.s);
   // The other algorithms stay further below the processor's peak than these products do; with groups they do not. Over
   // 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x 14) and lose from 1.17 on (7 x 7), weight_grad gains up
   // to 1.48 (28 x 28, 16 and 32 channels), and so do the others where the result is one vector of channels.
   const bool large = product(z.r, z.s) > 9;
-  const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && (input_grad ? z.c : z.k) <= lanes);
+  const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && result_channels(z, pass) <= lanes);
   const double worth = large && narrow ? 1.5 : pass == Pass::WeightGrad ? 1.3 : z.groups == 1 ? 1.16 : 1.0;
   const double cost = cost_of(z, pass, choose_variant(z, pass));
   if (cost > worth * direct) return "the transforms would cost more than the products save";

@@ -258,8 +258,10 @@ void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
     const CudaPlan plan = make_cuda_plan(z, pass, candidate), own = make_cuda_plan(z, pass, candidate, &operands);
     f->plans += 2;
     f->count_steps();
-    for (const CudaPlan& each : {plan, own})
-      if (const char* const broken = check_cuda_plan(z, pass, each)) f->report(broken);
+    if (plan.algorithm != CudaAlgorithm(i)) f->report("algorithms are listed in their order");
+    const Buffers usual = usual_operands(z);
+    for (const auto& [each, of] : {std::pair(&plan, &usual), std::pair(&own, &operands)})
+      if (const char* const broken = check_cuda_plan(z, pass, *each, *of)) f->report(broken);
     ConvProblem other = z;  // an image has the same bits in every batch
     other.n = z.n == 1 ? 64 : 1;
     const bool declined = choose_cuda(other, pass, CudaTraits{90}, candidate.name, &reason) == nullptr;

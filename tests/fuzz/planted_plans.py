@@ -120,6 +120,19 @@ ALL = (
         "parts_without_memory", "cuda/plan.cpp",
         "plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);", "plan.partial_offset;",
     ),
+    Planted(
+        "vectors_that_no_address_has", "cuda/plan.cpp",
+        "one_phase && to.stride[3] == 1 && reinterpret_cast<uintptr_t>(to.data) % 16 == 0 &&",
+        "one_phase && to.stride[3] == 1 &&",
+    ),
+    Planted(
+        "copies_across_the_end_of_a_block", "cuda/window/plan.cpp",
+        "channels % vector == 0 && step % vector == 0", "channels % vector == 0",
+    ),
+    Planted(
+        "rows_of_another_group", "cuda/wgmma/plan.cpp",
+        "z.groups == 1 || wgmma_padded(z, z.group_k()) == z.group_k()", "true",
+    ),
     Planted("parts_by_the_batch", "cuda/wgmma/plan.cpp", "image.n = 1;", "image.n = z.n;"),
     Planted(
         "a_block_of_parts_without_registers", "cuda/plan.cpp", "if (!forms_all_parts(z, plan)) {", "if (z.n < 0) {",

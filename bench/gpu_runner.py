@@ -52,8 +52,7 @@ def kernel_digest() -> str:
 
 def runner_digest() -> str:
     """Of what the runner is made of."""
-    more = [*files("cpu/reference"), ROOT / "csrc/cpu/base/simd.h",
-            *(ROOT / "tests" / "cuda_host" / name for name in ("run.cpp", "memory.h"))]
+    more = [*files("cpu/reference"), *(ROOT / "tests" / "cuda_host" / name for name in ("run.cpp", "memory.h"))]
     return digest(more, kernel_digest(), *STATIC)
 
 

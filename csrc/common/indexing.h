@@ -6,11 +6,6 @@
 //   input_grad   the inverse: h receives from p where   h + pad = p * stride + r * dilation.
 //                The outputs h fall into `stride` phases; the outputs of one phase f are h = f + i * stride,
 //                and they read p = i + offset(r) for those taps r that belong to the phase: step = 1.
-//
-//   role in the matrix product      gemm_m   gemm_n       gemm_k
-//   forward                         K/g      N P Q        C/g R S
-//   input_grad                      C/g      N H W        K/g R S
-//   weight_grad                     K/g      C/g R S      N P Q
 #pragma once
 
 #include "plan_steps.h"
@@ -25,8 +20,28 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+struct Range {
+  int64_t first, last;  // the last one is not of it
+  int64_t count() const { return last - first; }
+};
+
 // `total` things are cut into so many parts, evenly: part i begins here.
 inline int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total * i / parts; }
+inline Range part_of(int64_t total, int64_t parts, int64_t i) {
+  return {part_begin(total, parts, i), part_begin(total, parts, i + 1)};
+}
+// Of `count` positions, `step` apart from `at` on, those that lie in [0, size): others read the padding.
+inline Range range_inside(int64_t at, int64_t step, int64_t count, int64_t size) {
+  const int64_t first = min_of(at < 0 ? ceil_div(-at, step) : 0, count);
+  return {first, max_of(first, min_of(at < size ? ceil_div(size - at, step) : 0, count))};
+}
+
+// Rows of the next block when `rest` rows are left: the largest power of two that fits the register tile.
+inline int block_rows(int64_t rest, int largest) {
+  int m = largest;
+  while (m > rest) m /= 2;
+  return m;
+}
 
 // Products of sizes, none of them negative, that stop at kHuge instead of overflowing: what is so large is beyond every
 // limit, and several of them can still be added.
@@ -94,21 +109,10 @@ inline Axis horizontal_axis(const ConvProblem& z, Pass pass) {
   return Axis{inverse, z.s, inverse ? z.q : z.w, inverse ? z.w : z.q, z.stride_w, z.dilation_w, z.pad_left};
 }
 
-// The source rows that outputs [first, last) read, without the padding.
-struct RowRange {
-  int64_t first, last;
-};
 // How many source rows a tile of `rows` outputs spans at most, the padding included.
 inline int64_t span_rows(const Axis& a, int64_t rows) {
   const int64_t reach = (a.taps - 1) * a.dilation;
   return a.inverse ? (rows - 1 + reach) / a.stride + 1 : (rows - 1) * a.stride + reach + 1;
-}
-inline RowRange source_rows(const Axis& a, int64_t first, int64_t last) {
-  const int64_t reach = (a.taps - 1) * a.dilation;
-  const int64_t low = a.inverse ? -floor_div(reach - first - a.pad, a.stride) : first * a.stride - a.pad;
-  const int64_t high = a.inverse ? floor_div(last - 1 + a.pad, a.stride) : (last - 1) * a.stride + reach - a.pad;
-  const int64_t begin = min_of(max_of(low, 0), a.source);
-  return {begin, max_of(begin, min_of(high + 1, a.source))};
 }
 
 inline int64_t greatest_common_divisor(int64_t a, int64_t b) {

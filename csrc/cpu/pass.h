@@ -1,7 +1,7 @@
 // Where a run-time pass and dtype become template arguments.
 #pragma once
 
-#include "base/simd.h"
+#include "../common/numbers.h"
 #include "kernels.h"
 
 namespace conv_ext {

@@ -343,13 +343,8 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
 template <class T, class Wide, Pass pass>
 void run_exact(const ConvProblem& z, Buffers b, const Tensor& to, int64_t every = 1) {
   (pass == Pass::Forward ? b.output : pass == Pass::InputGrad ? b.input : b.weight) = to.host();
-  Plan plan{};
-  plan.tasks = pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
-  Executor executor{&every, [](void* every_, int64_t count, int64_t, void (*body)(void*, int64_t, void*), void* a) {
-                      const int64_t step = *static_cast<int64_t*>(every_);
-                      for (int64_t i = count - 1; i >= 0; i -= step) body(a, i, nullptr);
-                    }};
-  run_reference<T, Wide, pass>(z, plan, b, executor);
+  const Reference<T, Wide> reference(z, b);
+  for (int64_t i = planes_of(z, pass) - 1; i >= 0; i -= every) reference.template compute_plane<pass>(i);
 }
 
 // A tensor's numbers, or their magnitudes, as a contiguous tensor of wider ones.

@@ -50,8 +50,8 @@ ALL = (
     Planted(
         "the_last_bias_left_out",
         "cpu/broadcast/broadcast.h",
-        "channel < group_m ? op.bias_at",
-        "channel + 1 < group_m ? op.bias_at",
+        "op.buffers, group * group_m, group_m, padded_m);",
+        "op.buffers, group * group_m, group_m - 1, padded_m);",
         BROADCAST,
     ),
     Planted(
@@ -134,9 +134,9 @@ ALL = (
     ),
     Planted(
         "a_part_that_is_not_added",
-        "cpu/direct/direct.h",
-        "for (int64_t split = 1; split < own.splits; ++split) sum += at",
-        "for (int64_t split = 1; split + 1 < own.splits; ++split) sum += at",
+        "cpu/base/reduction.h",
+        "for (int64_t part = 1; part < parts; ++part)",
+        "for (int64_t part = 1; part + 1 < parts; ++part)",
         "direct/direct.cpp",
     ),
     Planted(
@@ -212,6 +212,20 @@ ALL = (
         "(z.w == 1 || strides.input[3] == z.c)",
         "(z.w == 1 || strides.input[3] >= z.c)",
         "cpu/panels/plan.cpp",
+    ),
+    Planted(
+        "chains_by_a_cache",
+        "cpu/panels/plan.cpp",
+        "product(z.c, z.r, z.s) <= kMostJoined;",
+        "product(z.c, z.r, z.s) * 64 <= machine.caches.l1_bytes;",
+        "cpu/panels/plan.cpp",
+    ),
+    Planted(
+        "an_algorithm_by_a_cache",
+        "cpu/broadcast/plan.cpp",
+        "const int64_t most = !strided ? kMostWeights :",
+        "const int64_t most = !strided ? machine.caches.l1_bytes :",
+        "cpu/broadcast/plan.cpp",
     ),
     Planted(
         "offsets_that_are_not_counted",

@@ -27,7 +27,7 @@ class Planted:
 ALL = (
     Planted(
         "a_tile_of_no_columns", "cpu/direct/plan.cpp",
-        "shape.tile_w <= 1 || shape.tile_w * images <= 64", "shape.tile_w * images <= 64",
+        "shape.tile_w <= 1 || shape.tile_w * images <= kFewLanes", "shape.tile_w * images <= kFewLanes",
     ),
     Planted(
         "a_loop_without_end", "cpu/panels/plan.cpp",
@@ -48,7 +48,8 @@ ALL = (
     ),
     Planted(
         "more_splits_than_outputs", "cpu/winograd/plan.cpp",
-        "min_of(w.blocks, ceil_div(kEnoughTasks, tasks))", "ceil_div(kEnoughTasks, tasks)",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), w.blocks,",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), kHuge,",
     ),
     Planted(
         "a_block_of_positions_too_short", "cpu/panels/plan.cpp",
@@ -56,8 +57,8 @@ ALL = (
     ),
     Planted(
         "rows_of_weights_without_room", "cpu/panels/plan.cpp",
-        "own->task_rows = ceil_div(slices, parts_m) * isa.panel_rows;",
-        "own->task_rows = slices / parts_m * isa.panel_rows;",
+        "own->task_rows = ceil_div(slices, parts_m) * panel_m;",
+        "own->task_rows = slices / parts_m * panel_m;",
     ),
     Planted(
         "a_workspace_for_the_whole_batch", "cpu/implicit_gemm/plan.cpp",
@@ -78,8 +79,8 @@ ALL = (
     ),
     Planted(
         "sums_without_a_limit", "cpu/direct/plan.cpp",
-        "own.splits = max_of(1, min_of(min_of(units, ceil_div(kEnoughTasks, tasks)), kPartialSums / sum_bytes));",
-        "own.splits = max_of(1, min_of(units, ceil_div(kEnoughTasks, tasks)));",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes)",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, 1)",
     ),
     Planted(
         "rows_of_a_last_tile_left_out", "cpu/depthwise/plan.cpp",
@@ -90,6 +91,18 @@ ALL = (
         "channels_that_no_vector_holds", "cpu/depthwise/plan.cpp",
         "own->tile_c = own->source_in_place ? g.padded_c() : packed_channels(g);",
         "own->tile_c = own->source_in_place ? g.z.c : packed_channels(g);",
+    ),
+    Planted(
+        "an_algorithm_by_a_cache", "cpu/broadcast/plan.cpp",
+        "const int64_t most = !strided ? kMostWeights :", "const int64_t most = !strided ? machine.caches.l2_bytes :",
+    ),
+    Planted(
+        "chains_by_a_cache", "cpu/panels/plan.cpp",
+        "product(z.c, z.r, z.s) <= kMostJoined;", "product(z.c, z.r, z.s) * 64 <= machine.caches.l1_bytes;",
+    ),
+    Planted(
+        "parts_that_only_small_batches_have", "cpu/winograd/plan.cpp",
+        "if (z.precision == Precision::Ieee) return", "if (z.precision == Precision::Ieee || z.n > 9) return",
     ),
     Planted(
         "blocks_of_one_phase", "cuda/plan.cpp",

@@ -93,6 +93,58 @@ def test_an_algorithm_keeps_to_its_folder(name):
             assert (path.parent / inner).resolve().parent in folders, f"{name_of(path)} includes {inner}"
 
 
+def test_there_is_a_machine_for_each_instruction_set():
+    """The rows of machine.h are the kernel libraries that setup.py builds."""
+    rows = re.findall(r'^ *\{"([\w-]+)", ', (CSRC / "cpu" / "machine.h").read_text(), re.MULTILINE)
+    flags = (ROOT / "setup.py").read_text().split("ISA_FLAGS = {")[1].split("SHARES_PASSES")[0]
+    assert rows == re.findall(r'"([\w-]+)": (?:""|AVX|f")', flags)
+
+
+# Block sizes follow from caches, register tiles do not: a kernel does what its plan says.
+CACHES = r"\bcaches\b|\brates\b|\b(?:l1|l2|last)_bytes\b"
+
+
+@pytest.mark.parametrize("path", [f for f in KERNEL_SOURCES if f.name != "machine.h"], ids=name_of)
+def test_only_plans_know_of_caches(path):
+    found = re.search(CACHES, re.sub(r"//.*", "", path.read_text()))
+    assert not found, found[0]
+
+
+@pytest.mark.parametrize("path", [*under("csrc", "common"), *under("csrc", "cpu")], ids=name_of)
+def test_nothing_is_read_from_the_processor(path):
+    """Bits follow from the library that was chosen, and from nothing else of the machine."""
+    found = re.search(r"sysconf|cpuid|cpu_supports|getenv|hardware_concurrency|/proc/|/sys/", path.read_text())
+    assert not found, found[0]
+
+
+def reached(path):
+    """The project's files that this one includes, and those that they do."""
+    found, left = set(), [path]
+    while left:
+        file = left.pop()
+        inner = {(file.parent / i.strip('"')).resolve() for i in includes(file) if i.startswith('"')}
+        left += inner - found
+        found |= inner
+    return found
+
+
+# What judges shares no code with what it judges: the definitions know common/ alone, their folder also how an algorithm
+# is called and planned.
+CALLED_BY = {CSRC / "cpu" / name for name in ("algorithms.h", "candidates.h", "kernels.h", "pass.h", "plan.h")}
+REFERENCE = CSRC / "cpu" / "reference"
+
+
+@pytest.mark.parametrize("path", under("csrc", "cpu", "reference"), ids=name_of)
+def test_the_reference_shares_no_code_with_what_it_judges(path):
+    others = {file for file in reached(path) if file.parent not in (REFERENCE, CSRC / "common")}
+    assert others <= (set() if path.suffix == ".h" else CALLED_BY), others
+
+
+def test_the_fuzzers_oracle_shares_the_sizes_of_a_problem_alone():
+    shared = {file for file in reached(ROOT / "tests" / "fuzz" / "runs_oracle.h") if file.is_relative_to(CSRC)}
+    assert shared == {CSRC / "common" / "problem.h"}
+
+
 @pytest.mark.parametrize("path", [f for f in FILES if f.suffix == ".md"], ids=name_of)
 def test_documents_name_files_that_are_there(path):
     for named in re.findall(r"(?<![\w/])(?:csrc|conv_ext|tests|bench|docs)/[\w/]*[\w]\.\w+", path.read_text()):

@@ -82,12 +82,11 @@ template <class A, class T>
 void window_to_lanes(A* buffer, const View<T>& view, int64_t height, int64_t width, int64_t first_row,
                      int64_t first_column, int64_t rows, int64_t columns, int64_t channels) {
   constexpr int L = kLanes<A>;
-  const int64_t left = min_of(max_of(-first_column, 0), columns);
-  const int64_t right = max_of(min_of(width - first_column, columns), left);
+  const Range inside = range_inside(first_column, 1, columns, width);
   for (int64_t i = 0; i < rows; ++i, buffer += columns * L) {
     const int64_t row = first_row + i;
-    const bool outside = row < 0 || row >= height || left == right;
-    const int64_t from = outside ? columns : left, to = outside ? columns : right;
+    const bool outside = row < 0 || row >= height || inside.count() == 0;
+    const int64_t from = outside ? columns : inside.first, to = outside ? columns : inside.last;
     for (int64_t j = 0; j < from; ++j) store(buffer + j * L, Vec<A>{});
     for (int64_t j = to; j < columns; ++j) store(buffer + j * L, Vec<A>{});
     if (from < to)

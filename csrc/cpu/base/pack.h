@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "extents.h"
 #include "simd.h"
 #include "taps.h"
 
@@ -136,11 +137,6 @@ inline __attribute__((always_inline)) void write_some(T* p, Vec<A> v, int64_t co
     write_lanes<T, A>(p, v, count);
   }
 }
-
-template <int i>
-struct Constant {
-  static constexpr int value = i;
-};
 
 // A block of channels x positions: to[c * to_channel + i * to_position] = from[c * from_channel + i * from_position].
 // Start reading at run.
@@ -313,40 +309,34 @@ template <class A, class T>
 void pack_tile(A* packed, const PackedTile& layout, const View<T>& view, int64_t channels, int64_t n0, int64_t n1,
                const AxisTable& rows, const AxisTable& columns, int64_t i0, int64_t j0, int64_t height,
                bool clear = true) {
-  int64_t row_positions = 0;
-  for (int64_t i = 0; i < rows.regions; ++i) row_positions += rows.region[i].length;
   for (int64_t x = 0; x < columns.regions; ++x) {
     const Region& across = columns.region[x];
-    // Packed positions [inside, outside) lie within the source; the rest is padding.
-    const int64_t shift = -columns.source_at(across, j0, 0);
-    const int64_t inside = min_of(max_of(shift > 0 ? ceil_div(shift, columns.step) : 0, 0), across.length);
-    const int64_t outside = max_of(
-        min_of(shift + columns.source > 0 ? ceil_div(shift + columns.source, columns.step) : 0, across.length), inside);
+    const Range inside = range_inside(columns.source_at(across, j0, 0), columns.step, across.length, columns.source);
     for (int64_t y = 0; y < rows.regions; ++y) {
       const Region& down = rows.region[y];
       const int64_t used = down.length - (rows.tile - height);
       for (int64_t i = 0; i < used; ++i) {
         const int64_t source_row = rows.source_at(down, i0, i);
-        A* to = packed + (x * row_positions + rows.begin[y] + i) * layout.pitch * layout.images;
-        if (source_row < 0 || source_row >= rows.source || inside == outside) {
+        A* to = packed + (x * rows.positions + rows.begin[y] + i) * layout.pitch * layout.images;
+        if (source_row < 0 || source_row >= rows.source || inside.count() == 0) {
           if (clear) clear_block(to, layout.channel_pitch, channels, across.length * layout.images);
           continue;
         }
         if (clear) {
-          clear_block(to, layout.channel_pitch, channels, inside * layout.images);
-          clear_block(to + outside * layout.images, layout.channel_pitch, channels,
-                      (across.length - outside) * layout.images);
+          clear_block(to, layout.channel_pitch, channels, inside.first * layout.images);
+          clear_block(to + inside.last * layout.images, layout.channel_pitch, channels,
+                      (across.length - inside.last) * layout.images);
         }
         for (int64_t b = 0; b < layout.images; ++b) {
-          A* image = to + inside * layout.images + b;
+          A* image = to + inside.first * layout.images + b;
           if (n0 + b < n1) {
             const T* from = view.data + (n0 + b) * view.n + source_row * view.row +
-                            columns.source_at(across, j0, inside) * view.column;
+                            columns.source_at(across, j0, inside.first) * view.column;
             pack_block(image, layout.channel_pitch, layout.images, from, view.channel, columns.step * view.column,
-                       channels, outside - inside);
+                       channels, inside.count());
           } else if (clear) {
             for (int64_t c = 0; c < channels; ++c)
-              for (int64_t j = 0; j < outside - inside; ++j) image[c * layout.channel_pitch + j * layout.images] = A(0);
+              for (int64_t j = 0; j < inside.count(); ++j) image[c * layout.channel_pitch + j * layout.images] = A(0);
           }
         }
       }

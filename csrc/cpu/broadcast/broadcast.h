@@ -73,35 +73,24 @@ void broadcast_tile(const BroadcastArguments<A>& a) {
     }
 }
 
-// The extent of such a tile becomes a template argument.
 template <class A>
 using BroadcastTile = void (*)(const BroadcastArguments<A>&);
-template <class A, int V, int J = int(broadcast_positions(kVectorBytes, V))>
-inline BroadcastTile<A> broadcast_tile_of_length(int64_t j) {
-  if constexpr (J > 1) {
-    if (j < J) return broadcast_tile_of_length<A, V, J - 1>(j);
-  }
-  return broadcast_tile<A, J, V>;
-}
-template <class A, int V = int(kBroadcastV)>
+template <class A>
 inline BroadcastTile<A> select_broadcast_tile(int64_t j, int64_t v) {
-  if constexpr (V > 1) {
-    if (v < V) return select_broadcast_tile<A, V - 1>(j, v);
-  }
-  return broadcast_tile_of_length<A, V>(j);
+  return with_extent<int(kBroadcastV)>(v, [j](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    return with_extent<int(broadcast_positions(kMachine, V))>(
+        j, [](auto outputs) -> BroadcastTile<A> { return broadcast_tile<A, decltype(outputs)::value, V>; });
+  });
 }
 
 template <class A>
 struct Broadcast {
-  typedef PanelsOperands<A> Operands;
-  typedef typename Operands::Block Block;
-  typedef typename Operands::Phase Phase;
-  typedef typename Operands::Slice Slice;
   static constexpr int L = kLanes<A>;
 
   const BroadcastPlan& own;
-  const Operands& op;
-  const Tables& tables;
+  const PanelsOperands<A>& op;
+  const PackedTaps& tables;
   A* packed_bias;  // (groups, padded_m)
   // Not 0: products of the padding may show, and are added too, for a weight is not finite, or a bias is -0.
   int32_t* adds_padding;
@@ -115,29 +104,29 @@ struct Broadcast {
   };
   // What stays the same for the rows of a phase with one panel of weights.
   struct Chain {
-    Slice s;
-    Block b;
+    PanelsSlice s;
+    PanelsChain b;
     int64_t taps_w;
     A* sums;
     bool begin, end;
   };
 
   // Of `count` taps, offset[i * step], those that lead outputs [first, last) to the source: they are neighbours.
-  TapRange taps_of(const Axis& axis, const int64_t* offset, int64_t step, int64_t count, int64_t first,
-                   int64_t last) const {
+  Range taps_of(const Axis& axis, const int64_t* offset, int64_t step, int64_t count, int64_t first,
+                int64_t last) const {
     if (*adds_padding != 0) return {0, count};
     const auto reads = [&](int64_t i) {
       const int64_t low = first * axis.step() + offset[i * step], high = (last - 1) * axis.step() + offset[i * step];
       return high >= 0 && low < axis.source;
     };
-    TapRange range{0, count};
+    Range range{0, count};
     while (range.first < count && !reads(range.first)) ++range.first;
     while (range.last > range.first && !reads(range.last - 1)) --range.last;
     return range;
   }
 
   // Cuts a row of outputs into runs of at most `longest`; returns how many.
-  int64_t cut_row(const Tile& t, const Phase& f, int64_t taps_w, int64_t longest) const {
+  int64_t cut_row(const Tile& t, const PanelsPhase& f, int64_t taps_w, int64_t longest) const {
     int64_t count = 0;
     const auto add = [&](int64_t column, int64_t columns, int64_t image, int64_t length) {
       t.local.runs[count++] = {column, image, length,
@@ -161,25 +150,25 @@ struct Broadcast {
   }
 
   // The last panel may have lanes without channels, and is then summed in the scratch and copied.
-  bool is_in_place(const Slice& s) const { return own.in_place && s.m == s.width; }
+  bool is_in_place(const PanelsSlice& s) const { return own.in_place && s.m == s.width; }
 
   // A block of channels for rows [first, last) of a tile, with one panel of weights.
-  void run_rows(const Tile& t, const Phase& f, const Chain& chain, int64_t first, int64_t last) const {
-    const Slice& s = chain.s;
+  void run_rows(const Tile& t, const PanelsPhase& f, const Chain& chain, int64_t first, int64_t last) const {
+    const PanelsSlice& s = chain.s;
     const int64_t pitch = tables.columns.longest, v = s.width / L, taps_w = chain.taps_w;
     const int64_t channel = t.group * op.group_m + s.m0;
-    const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kVectorBytes, v));
+    const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kMachine, v));
     const A* const weight = op.packed_at(t.group, f, s, chain.b);
     const bool begin = chain.begin, end = chain.end, in_place = is_in_place(s);
     BroadcastArguments<A> a;
-    a.bias = begin && op.bias != nullptr ? packed_bias + t.group * op.plan.padded_m + s.m0 : nullptr;
+    a.bias = begin && op.buffers.bias != nullptr ? packed_bias + t.group * op.plan.padded_m + s.m0 : nullptr;
     a.add = !begin;
     // A sum of products that round to zero may be -0, and padding would make it +0: it is, whatever is left out. Where
     // nothing is, -0 changes nothing.
     a.zero = *adds_padding != 0 ? -A(0) : A(0);
     a.segment_step = taps_w * chain.b.c;
     for (int64_t i = first; i < last; ++i) {
-      const TapRange down = t.local.rows[i];
+      const Range down = t.local.rows[i];
       for (int64_t q = 0; q < runs; ++q) {
         const OutputRun& run = t.local.runs[q];
         const int64_t skipped = (down.first * taps_w + run.taps.first) * chain.b.c;
@@ -200,7 +189,7 @@ struct Broadcast {
           a.out_pitch = s.width;
         }
         select_broadcast_tile<A>(run.count, v)(a);
-        if (end && op.relu && in_place)
+        if (end && op.buffers.relu && in_place)
           for (int64_t j = 0; j < run.count; ++j) rectify_all<A>(a.out + j * a.out_pitch, s.width);
       }
     }
@@ -208,10 +197,10 @@ struct Broadcast {
   }
 
   // Copies the sums of rows [first, last) to their places.
-  void scatter(const Tile& t, const Phase& f, int64_t channel, const Slice& s, A* sums, int64_t first,
+  void scatter(const Tile& t, const PanelsPhase& f, int64_t channel, const PanelsSlice& s, A* sums, int64_t first,
                int64_t last) const {
     const int64_t rows = last - first, position_step = t.images() * s.width;
-    if (op.relu) rectify_all<A>(sums, rows * t.width * position_step);
+    if (op.buffers.relu) rectify_all<A>(sums, rows * t.width * position_step);
     const bool joined = op.vertical.output_step() == 1 && op.result.row == t.width * op.column_step();
     for (int64_t n = t.n0; n < t.n1; ++n)
       for (int64_t i = first; i < last; i += joined ? rows : 1) {
@@ -223,7 +212,7 @@ struct Broadcast {
 
   // One phase of a tile. Where there are several blocks of channels, each is packed when its turn comes, and the sums
   // of all panels are kept; else they are written by a few rows at a time.
-  void run_phase(Tile& t, const Phase& f, int64_t packed_height) const {
+  void run_phase(Tile& t, const PanelsPhase& f, int64_t packed_height) const {
     t.height = min_of(own.tile_h, f.height - t.i0);
     t.width = min_of(own.tile_w, f.width - t.j0);
     if (t.height <= 0 || t.width <= 0) return;
@@ -240,7 +229,7 @@ struct Broadcast {
       if (f.taps > 0) pack_source(t, chain.b, packed_height);
       for (int64_t tap = 0; tap < f.taps; ++tap)
         for (int64_t c = 0; c < chain.b.c; ++c)
-          t.local.offset[tap * chain.b.c + c] = tables.tap_offset[f.begin + tap] + c * own.channel_pitch;
+          t.local.offset[tap * chain.b.c + c] = tables.offset[f.begin + tap] + c * own.channel_pitch;
       for (int64_t i = 0; i < t.height; i += own.rows)
         for (int64_t index_s = t.s0; index_s < t.s1; ++index_s) {
           chain.s = op.slice_at(index_s);
@@ -250,7 +239,7 @@ struct Broadcast {
     }
   }
   // Packs the source of a block of channels, unless it is there.
-  void pack_source(Tile& t, const Block& b, int64_t height) const {
+  void pack_source(Tile& t, const PanelsChain& b, int64_t height) const {
     if (t.packed_first == b.c0 && t.packed_count == b.c) return;
     t.packed_first = b.c0;
     t.packed_count = b.c;
@@ -286,14 +275,14 @@ struct Broadcast {
 
   void pack_bias() const {
     const int64_t group_m = op.group_m, padded_m = op.plan.padded_m;
-    for (int64_t m = 0; m < op.z.groups * padded_m; ++m) {
-      const int64_t group = m / padded_m, channel = m % padded_m;
-      const A value = channel < group_m ? op.bias_at(group * group_m + channel) : A(0);
-      packed_bias[m] = value;
-      if (value == A(0) && __builtin_signbit(value)) *adds_padding = 1;
+    for (int64_t group = 0; group < op.z.groups; ++group) {
+      A* const biases = packed_bias + group * padded_m;
+      conv_ext::pack_bias<A>(biases, op.buffers, group * group_m, group_m, padded_m);
+      for (int64_t m = 0; m < group_m; ++m)
+        if (biases[m] == A(0) && __builtin_signbit(biases[m])) *adds_padding = 1;
     }
   }
-  void pack_checked(int64_t group, const Phase& f, const Slice& s) const {
+  void pack_checked(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
     op.pack_slice(group, f, s);
     const A* const packed = op.packed_at(group, f, s, op.block_at(f, 0));
     Vec<A> zeros{};
@@ -310,7 +299,7 @@ void run_broadcast(const ConvProblem& z, Pass pass, const Plan& plan, const Buff
   Carver memory(b.workspace);
   BroadcastWorkspace<A> workspace = broadcast_workspace<A>(z, pass, own, memory);
   workspace.tables.build(own.tile_h, own.tile_w, own.images);
-  const PanelsOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, b);
+  const PanelsOperands<A> op(z, pass, own.weights, workspace.tables.taps, workspace.weights, b);
   const Broadcast<A> task{own, op, workspace.tables, workspace.bias, workspace.adds_padding};
   *workspace.adds_padding = 0;
   if (b.bias != nullptr) task.pack_bias();

@@ -8,8 +8,8 @@ namespace conv_ext {
 
 // A register tile of `vectors` of channels, and so many outputs as leave registers for their operands.
 constexpr int64_t kBroadcastV = 4;
-constexpr int64_t broadcast_positions(int64_t vector_bytes, int64_t vectors) {
-  const int64_t registers = vector_bytes == 64 ? 31 : vector_bytes == 32 ? 15 : 14;  // products of SSE2 take one
+constexpr int64_t broadcast_positions(const Machine& machine, int64_t vectors) {
+  const int64_t registers = machine.registers - (machine.fuses ? 1 : 2);  // beside the number, and a product
   const int64_t most = (registers - vectors) / vectors;
   return most > 14 ? 14 : most;
 }
@@ -28,8 +28,7 @@ struct BroadcastPlan {
 
 template <class A>
 struct BroadcastWorkspace {
-  Tables tables;  // where a tile holds what each tap reads
-  TapTable taps;
+  PackedTaps tables;
   int32_t* adds_padding;  // (1)
   A* bias;                // (groups, padded_m)
   A* weights;             // (groups, phases, panels, blocks), each (taps, channels, width of the panel)
@@ -39,24 +38,20 @@ inline BroadcastWorkspace<A> broadcast_workspace(const ConvProblem& z, Pass pass
                                                  Carver& memory) {
   BroadcastWorkspace<A> w;
   w.tables.lay_out(z, pass, memory);
-  w.taps = tap_table(z, pass, memory);
   w.adds_padding = memory.take<int32_t>(1);
   w.bias = memory.take<A>(z.groups, own.weights.padded_m);
   w.weights = packed_weights<A>(z, own.weights, memory);
   return w;
 }
 
-struct TapRange {
-  int64_t first, last;
-};
 // Neighbouring outputs of a row, or of a position's images, and the columns of taps that lead them to the source.
 struct OutputRun {
   int64_t column, image, count;
-  TapRange taps;
+  Range taps;
 };
 template <class A>
 struct BroadcastScratch {
-  TapRange* rows;   // (tile_h) of taps
+  Range* rows;      // (tile_h) of taps
   OutputRun* runs;  // (tile_w, images) at most, of one row
   int64_t* offset;  // (products) of a chain, in the packed source
   A* source;        // (tile_c, channel_pitch)
@@ -65,7 +60,7 @@ struct BroadcastScratch {
 template <class A>
 inline BroadcastScratch<A> broadcast_scratch(const BroadcastPlan& own, Carver& memory) {
   BroadcastScratch<A> s;
-  s.rows = memory.take<TapRange>(own.tile_h);
+  s.rows = memory.take<Range>(own.tile_h);
   s.runs = memory.take<OutputRun>(own.tile_w, own.images);
   s.offset = memory.take<int64_t>(own.products);
   s.source = memory.take<A>(own.tile_c, own.channel_pitch);

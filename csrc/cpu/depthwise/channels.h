@@ -52,8 +52,8 @@ struct DepthwiseChannels {
         by(own.channels),
         vertical(vertical_axis(problem, pass)),
         horizontal(horizontal_axis(problem, pass)),
-        source(view_of<T>(input_grad ? b.output : b.input, 1)),
-        result(view_of<T>(input_grad ? b.input : b.output, 1)),
+        source(view_of<T>(source_of(pass, b), 1)),
+        result(view_of<T>(result_of(pass, b), 1)),
         weight(view_of<T>(b.weight, 1)),
         relu(b.relu),
         x_column(in_place ? source.column : own.tile_c),
@@ -62,8 +62,7 @@ struct DepthwiseChannels {
     for (int64_t f = 0; f < vertical.phases(); ++f) shared.rows[f] = PhaseTaps::of(vertical, f);
     for (int64_t f = 0; f < horizontal.phases(); ++f) shared.columns[f] = columns_of(f);
     if constexpr (!weight_grad) {
-      for (int64_t c = 0; c < padded_c(); ++c)
-        shared.biases[c] = b.bias && c < z.c ? read<A>(static_cast<const T*>(b.bias) + c * b.bias_stride) : A(0);
+      pack_bias<T>(shared.biases, b, 0, z.c, padded_c());
       pack_weights();
       padding_may_show = !all_finite(shared.weights, padded_c() * taps());
       for (int64_t c = 0; c < z.c; ++c) padding_may_show |= is_minus_zero(shared.biases[c]);
@@ -72,15 +71,15 @@ struct DepthwiseChannels {
 
   DepthwiseChannelsWorkspace<A> workspace_of(const Buffers& b) const {
     Carver memory(b.workspace);
-    return lay_out_channels_workspace<A>(z, pass, own, kVectorBytes, &memory);
+    return lay_out_channels_workspace<A>(z, pass, own, kMachine, &memory);
   }
 
   PhaseColumns columns_of(int64_t phase) const {
     PhaseColumns p{PhaseTaps::of(horizontal, phase), horizontal.count(phase), 0, 0, false};
     const int64_t step = horizontal.step(), count = p.count;
     const bool any = p.taps.count > 0;
-    p.inside_begin = any ? min_of(count, max_of(0, ceil_div(max_of(0, -p.taps.offset), step))) : 0;
-    p.inside_end = any ? min_of(count, floor_div(horizontal.source - 1 - p.taps.last_offset(), step) + 1) : count;
+    p.inside_begin = any ? range_inside(p.taps.offset, step, count, horizontal.source).first : 0;
+    p.inside_end = any ? range_inside(p.taps.last_offset(), step, count, horizontal.source).last : count;
     p.share_loads = taps_share_loads(p.taps.count, p.taps.offset_step, step);
     return p;
   }
@@ -94,10 +93,8 @@ struct DepthwiseChannels {
 
   // Which of `count` positions, `distance` from one another, lie in the source.
   uint32_t inside_of(int64_t first, int64_t count, int64_t distance) const {
-    const int64_t low = min_of(first < 0 ? ceil_div(-first, distance) : 0, count);
-    const int64_t end = first < horizontal.source ? floor_div(horizontal.source - 1 - first, distance) + 1 : 0;
-    const int64_t high = max_of(low, min_of(count, end));
-    return uint32_t((uint64_t(1) << high) - (uint64_t(1) << low));
+    const Range inside = range_inside(first, distance, count, horizontal.source);
+    return uint32_t((uint64_t(1) << inside.last) - (uint64_t(1) << inside.first));
   }
 
   // ---- rows of the source
@@ -107,7 +104,7 @@ struct DepthwiseChannels {
   void list_rows(const PhaseTaps& taps, int64_t lines, const T* plane, int64_t i, int64_t channels,
                  const Scratch& scratch) const {
     for (int64_t j = 0; j < lines; ++j) {
-      const int64_t at = i * vertical.step() + taps.offset + j * taps.offset_step;
+      const int64_t at = i * vertical.step() + taps.offset_at(j);
       const T* const row = plane + at * source.row;
       if (at < 0 || at >= vertical.source) {
         scratch.source_rows[j] = nullptr;
@@ -280,7 +277,7 @@ struct DepthwiseChannels {
         taps_r = z.r - r >= 3 && taps_s < 5 ? 3 : 1;
         a.rows = scratch.source_rows + r;
         a.sum = sum + (r * z.s + s) * L;
-        add_taps(a, taps_r, taps_s, across.offset + s * across.offset_step, block, grad, begin, end, channels);
+        add_taps(a, taps_r, taps_s, across.offset_at(s), block, grad, begin, end, channels);
       }
     }
   }
@@ -325,12 +322,8 @@ struct DepthwiseChannels {
   // Adds the splits in order, and writes the weights' gradient.
   void finish(const Executor& executor) const {
     A* const sums = shared.sums;
-    const int64_t split_sums = padded_c() * taps(), splits = own.splits;
-    for (int64_t i = 0; i < split_sums; i += L) {
-      Vec<A> total = load(sums + i);
-      for (int64_t split = 1; split < splits; ++split) total += load(sums + split * split_sums + i);
-      store(sums + i, total);
-    }
+    const int64_t split_sums = padded_c() * taps();
+    add_parts(sums, split_sums, own.splits, split_sums);
     if (padding_may_show_in(vertical, horizontal, sums, split_sums))
       for_each_unit(executor, min_of(plan.tasks, own.channel_tiles), 0, own.channel_tiles, [&](int64_t tile, void*) {
         const int64_t c = tile * own.tile_c;

@@ -31,8 +31,8 @@ struct DepthwiseColumns {
         own(p.own<DepthwisePlan>()),
         vertical(vertical_axis(problem, pass)),
         horizontal(horizontal_axis(problem, pass)),
-        source(view_of<T>(input_grad ? b.output : b.input, 1)),
-        result(view_of<T>(input_grad ? b.input : b.output, 1)),
+        source(view_of<T>(source_of(pass, b), 1)),
+        result(view_of<T>(result_of(pass, b), 1)),
         weight(view_of<T>(b.weight, 1)),
         relu(b.relu),
         shared(workspace_of(b)),
@@ -66,8 +66,7 @@ struct DepthwiseColumns {
   }
 
   void fill_weights(const Buffers& b) const {
-    for (int64_t c = 0; c < z.c; ++c)
-      shared.biases[c] = b.bias ? read<A>(static_cast<const T*>(b.bias) + c * b.bias_stride) : A(0);
+    pack_bias<T>(shared.biases, b, 0, z.c, z.c);
     if (same_type) return;
     A* to = shared.weights;
     for (int64_t c = 0; c < z.c; ++c)
@@ -265,15 +264,12 @@ struct DepthwiseColumns {
 
   // Adds the splits in order.
   void finish(int64_t c0, int64_t c1) const {
-    const int64_t split_sums = z.c * taps(), splits = own.splits;
-    const A* at = shared.sums + c0 * taps();
+    A* at = shared.sums + c0 * taps();
+    add_parts(at, (c1 - c0) * taps(), own.splits, z.c * taps());
     for (int64_t c = c0; c < c1; ++c)
       for (int64_t r = 0; r < z.r; ++r)
-        for (int64_t s = 0; s < z.s; ++s, ++at) {
-          A total = at[0];
-          for (int64_t split = 1; split < splits; ++split) total += at[split * split_sums];
-          write<T>(weight.data + c * weight.n + r * weight.row + s * weight.column, total);
-        }
+        for (int64_t s = 0; s < z.s; ++s, ++at)
+          write<T>(weight.data + c * weight.n + r * weight.row + s * weight.column, *at);
   }
 
   // ---- units of work
@@ -315,7 +311,7 @@ struct DepthwiseColumns {
     CONV_EXT_RUNS("columns");
     for_each_unit(executor, plan.tasks, plan.scratch_bytes, own.units, [&](int64_t unit, void* memory) {
       Carver local(memory);
-      const Scratch scratch = lay_out_columns_scratch<A>(z, pass, own, kVectorBytes, &local);
+      const Scratch scratch = lay_out_columns_scratch<A>(z, pass, own, kMachine, &local);
       if constexpr (weight_grad)
         add_part(unit, scratch);
       else

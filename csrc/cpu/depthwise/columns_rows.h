@@ -37,7 +37,7 @@ struct SourceRows {
     const int64_t lines = shared ? 1 : block, each = shared ? (block - 1) * step + taps.count : taps.count;
     for (int64_t b = 0; b < lines; ++b)
       for (int64_t j = 0; j < each; ++j, ++list, packed += row_pitch) {
-        const int64_t row = (i + b) * step + taps.offset + j * taps.offset_step;
+        const int64_t row = (i + b) * step + taps.offset_at(j);
         if (row < 0 || row >= vertical.source) {
           *list = zeros;
         } else if (own.source_in_place) {
@@ -85,7 +85,7 @@ SegmentList list_segments(const Axis& horizontal, const DepthwiseByColumns& plan
       continue;
     }
     for (int64_t j = 0; j < taps.count; ++j, ++tap) {
-      const int64_t offset = taps.offset + j * taps.offset_step, position = first * step + offset;
+      const int64_t offset = taps.offset_at(j), position = first * step + offset;
       if (plan.column_step == 2) {
         // What lies behind the last output's position is not read, as it is not where the step is 1.
         const int64_t behind = plan.shares_pairs ? horizontal.source : min_of(horizontal.source, 2 * count + offset);

@@ -12,7 +12,7 @@
 
 namespace conv_ext {
 
-constexpr int kColumnsDotRows = columns_dot_rows(kVectorBytes);
+constexpr int kColumnsDotRows = columns_dot_rows(kMachine);
 #if defined(__AVX512F__)
 constexpr bool kMasksAreFree = true;
 #else
@@ -266,26 +266,21 @@ inline int next_rows(int64_t rest, int most) { return rest >= 7 && most >= 7 ? 7
 
 template <class A>
 using ColumnsRun = void (*)(const ColumnsArguments<A>&);
-template <class A, int R, int row_step, int column_step>
-inline ColumnsRun<A> columns_run_of_rows(int rows) {
-  return rows == 7   ? columns_run<A, R, 7, row_step, column_step>
-         : rows == 3 ? columns_run<A, R, 3, row_step, column_step>
-                     : columns_run<A, R, 1, row_step, column_step>;
-}
-template <class A, int row_step, int column_step>
-inline ColumnsRun<A> columns_run_of_chunk(int chunk, int rows) {
-  return chunk == 7   ? columns_run_of_rows<A, 7, row_step, column_step>(rows)
-         : chunk == 5 ? columns_run_of_rows<A, 5, row_step, column_step>(rows)
-         : chunk == 3 ? columns_run_of_rows<A, 3, row_step, column_step>(rows)
-                      : columns_run_of_rows<A, 2, row_step, column_step>(rows);
+template <class A, int row_step, int column_step, int... chunks>
+inline ColumnsRun<A> columns_run_of(int chunk, int rows) {
+  return with_one_of<chunks...>(chunk, [rows](auto r) {
+    return with_one_of<7, 3, 1>(rows, [](auto b) -> ColumnsRun<A> {
+      return columns_run<A, decltype(r)::value, decltype(b)::value, row_step, column_step>;
+    });
+  });
 }
 template <class A, bool strided, int column_step>
 inline ColumnsRun<A> select_columns_run(int chunk, int64_t row_step, int rows) {
-  if (chunk == 1) return columns_run_of_rows<A, 1, 0, column_step>(rows);
+  if (chunk == 1) return columns_run_of<A, 0, column_step, 1>(chunk, rows);
   if constexpr (strided) {
-    if (column_step == 2 || row_step == 2) return columns_run_of_chunk<A, 2, column_step>(chunk, rows);
+    if (column_step == 2 || row_step == 2) return columns_run_of<A, 2, column_step, 7, 5, 3, 2>(chunk, rows);
   }
-  if constexpr (column_step == 1) return columns_run_of_chunk<A, 1, 1>(chunk, rows);
+  if constexpr (column_step == 1) return columns_run_of<A, 1, 1, 7, 5, 3, 2>(chunk, rows);
   return nullptr;
 }
 

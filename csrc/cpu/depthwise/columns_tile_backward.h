@@ -199,42 +199,28 @@ void columns_dot(const ColumnsDotArguments<A>& a) {
 }
 
 // weight_grad: columns of taps that are computed together.
-inline int dot_tap_columns(int chunk, int64_t rest) {
+constexpr int dot_tap_columns(int chunk, int64_t rest) {
   return chunk == 7 ? 1 : chunk == 5 ? (rest >= 2 ? 2 : 1) : (rest >= 3 ? 3 : 1);
 }
 
 template <class A>
 using ColumnsDot = void (*)(const ColumnsDotArguments<A>&);
-template <class A, int R, int S, int row_step, int column_step>
-inline ColumnsDot<A> columns_dot_of_rows(int rows) {
-  if constexpr (kColumnsDotRows >= 7) {
-    if (rows == 7) return columns_dot<A, R, S, 7, row_step, column_step>;
-  }
-  return rows == 3 ? columns_dot<A, R, S, 3, row_step, column_step> : columns_dot<A, R, S, 1, row_step, column_step>;
-}
-template <class A, int row_step, int column_step>
-inline ColumnsDot<A> columns_dot_of_chunk(int chunk, int columns, int rows) {
-  switch (chunk) {
-    case 7:
-      return columns_dot_of_rows<A, 7, 1, row_step, column_step>(rows);
-    case 5:
-      return columns == 2 ? columns_dot_of_rows<A, 5, 2, row_step, column_step>(rows)
-                          : columns_dot_of_rows<A, 5, 1, row_step, column_step>(rows);
-    case 3:
-      return columns == 3 ? columns_dot_of_rows<A, 3, 3, row_step, column_step>(rows)
-                          : columns_dot_of_rows<A, 3, 1, row_step, column_step>(rows);
-    default:
-      return columns == 3 ? columns_dot_of_rows<A, 2, 3, row_step, column_step>(rows)
-                          : columns_dot_of_rows<A, 2, 1, row_step, column_step>(rows);
-  }
+template <class A, int row_step, int column_step, int... chunks>
+inline ColumnsDot<A> columns_dot_of(int chunk, int columns, int rows) {
+  return with_one_of<chunks...>(chunk, [columns, rows](auto r) {
+    constexpr int R = decltype(r)::value;
+    return with_one_of<dot_tap_columns(R, 3), 1>(columns, [rows](auto s) {
+      return with_one_of<kColumnsDotRows, 3, 1>(rows, [](auto b) -> ColumnsDot<A> {
+        return columns_dot<A, R, decltype(s)::value, decltype(b)::value, row_step, column_step>;
+      });
+    });
+  });
 }
 template <class A, int column_step>
 inline ColumnsDot<A> select_columns_dot(int chunk, int64_t row_step, int columns, int rows) {
-  if (chunk == 1)
-    return columns == 3 ? columns_dot_of_rows<A, 1, 3, 0, column_step>(rows)
-                        : columns_dot_of_rows<A, 1, 1, 0, column_step>(rows);
-  if (column_step == 2 || row_step == 2) return columns_dot_of_chunk<A, 2, column_step>(chunk, columns, rows);
-  if constexpr (column_step == 1) return columns_dot_of_chunk<A, 1, 1>(chunk, columns, rows);
+  if (chunk == 1) return columns_dot_of<A, 0, column_step, 1>(chunk, columns, rows);
+  if (column_step == 2 || row_step == 2) return columns_dot_of<A, 2, column_step, 7, 5, 3, 2>(chunk, columns, rows);
+  if constexpr (column_step == 1) return columns_dot_of<A, 1, 1, 7, 5, 3, 2>(chunk, columns, rows);
   return nullptr;
 }
 

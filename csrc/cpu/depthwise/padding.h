@@ -65,11 +65,11 @@ __attribute__((noinline, cold)) void sum_with_padding(const D& d, int64_t n, int
       for_each_padded(d.shared.columns[f], reads_padding(d.vertical, down, i), [&](int64_t j) {
         A sum = bias;
         for (int64_t r = 0; r < down.count; ++r) {
-          const int64_t y = i * d.vertical.step() + down.offset + r * down.offset_step;
+          const int64_t y = i * d.vertical.step() + down.offset_at(r);
           for (int64_t s = 0; s < right.count; ++s) {
-            const int64_t x = j * d.horizontal.step() + right.offset + s * right.offset_step;
+            const int64_t x = j * d.horizontal.step() + right.offset_at(s);
             const bool inside = y >= 0 && y < d.vertical.source && x >= 0 && x < d.horizontal.source;
-            const int64_t tap = (down.tap + r * down.tap_step) * d.z.s + right.tap + s * right.tap_step;
+            const int64_t tap = down.tap_at(r) * d.z.s + right.tap_at(s);
             sum += weights[tap * D::L] * (inside ? read<A>(from + y * d.source.row + x * d.source.column) : A(0));
           }
         }
@@ -116,8 +116,8 @@ __attribute__((noinline, cold)) void add_padding(const D& d, int64_t n, int64_t 
           if (none == A(0)) return;
           for (int64_t r = 0; r < down.count; ++r)
             for (int64_t s = 0; s < right.count; ++s) {
-              const int64_t y = i * d.vertical.step() + down.offset + r * down.offset_step;
-              const int64_t x = j * d.horizontal.step() + right.offset + s * right.offset_step;
+              const int64_t y = i * d.vertical.step() + down.offset_at(r);
+              const int64_t x = j * d.horizontal.step() + right.offset_at(s);
               if (y < 0 || y >= d.vertical.source || x < 0 || x >= d.horizontal.source)
                 sum[(v / D::L * d.taps() + r * d.z.s + s) * D::L + l] += none;
             }

@@ -2,7 +2,8 @@
 // copies from one type to another, and the units of work that make up a task.
 #pragma once
 
-#include "../base/pack.h"
+#include "../base/reduction.h"
+#include "../base/roles.h"
 #include "layout.h"
 
 namespace conv_ext {

@@ -8,11 +8,13 @@
 //         gather_tile, scatter                             dot_tile
 //                                                  add the parts, write
 //
-// Start reading at run_direct, at the end. The operands' roles stand in indexing.h.
+// Start reading at run_direct, at the end. The operands' roles stand in common/roles.h.
 #pragma once
 
 #include "../base/pack.h"
-#include "../base/tile.h"
+#include "../base/reduction.h"
+#include "../base/roles.h"
+#include "tile.h"
 #include "layout.h"
 
 namespace conv_ext {
@@ -33,8 +35,9 @@ template <class T, class A>
 struct Gather {
   const ConvProblem& z;
   const Plan& plan;
-  Tables tables;
+  PackedTaps tables;
   View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t weight_group;            // elements between the weights of two groups
   int64_t parts, group_m, group_channels;
   A* packed_weight;
   A* bias;  // (groups * group_m * parts)
@@ -46,22 +49,20 @@ struct Gather {
   int64_t channels() const { return group_channels * parts; }
   // Blocks of one pair of phases: (M / block)[channels][taps][block]; those of row m0 begin at m0 * channels * taps.
   A* packed_block(int64_t group, int64_t phase, int64_t m0) const {
-    const int64_t begin = tables.phase_begin[phase], count = tables.phase_begin[phase + 1] - begin;
+    const int64_t begin = tables.taps.begin[phase], count = tables.taps.count(phase);
     return packed_weight + (group * taps() + begin) * rows_m() * channels() + m0 * channels() * count;
   }
 
   // One row of M of a complex weight: (out_re, out_im) = (wr xr - wi xi, wi xr + wr xi).
-  A weight_at(int64_t group, int64_t m, int64_t c, int64_t tap, bool input_grad) const {
+  A weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
     const int64_t mi = m / parts, ci = c / parts, mp = m % parts, cp = c % parts;
-    const int64_t k = input_grad ? group * group_channels + ci : group * group_m + mi;
-    const int64_t cg = input_grad ? mi : ci;
-    const T* w = weight.data + k * weight.n + cg * weight.channel + tap / z.s * weight.row + tap % z.s * weight.column;
+    const T* w = weight.data + group * weight_group + mi * weight.n + ci * weight.channel + tap / z.s * weight.row +
+                 tap % z.s * weight.column;
     const A value = read<A>(w + (mp != cp));
     return mp == 0 && cp == 1 ? -value : value;
   }
 
-  void pack_weights(const Executor& executor, bool input_grad) const {
-    const int64_t phases = tables.vertical.phases() * tables.horizontal.phases();
+  void pack_weights(const Executor& executor) const {
     const int64_t blocks = ceil_div(rows_m(), kGatherM);
     const int64_t small = int64_t(1) << 15;  // elements worth a task of their own
     const int64_t each = max_of(1, small / max_of(1, kGatherM * channels() * taps()));
@@ -69,14 +70,14 @@ struct Gather {
     parallel_for(executor, ceil_div(count, each), 0, [&](int64_t task, void*) {
       for (int64_t item = task * each; item < min_of(count, (task + 1) * each); ++item) {
         const int64_t group = item / blocks, begin = item % blocks * kGatherM;
-        for (int64_t phase = 0; phase < phases; ++phase) {
-          const int64_t first = tables.phase_begin[phase], last = tables.phase_begin[phase + 1];
+        for (int64_t phase = 0; phase < tables.taps.phases(); ++phase) {
+          const int64_t first = tables.taps.begin[phase], last = tables.taps.begin[phase + 1];
           for (int64_t m0 = begin; m0 < min_of(rows_m(), begin + kGatherM);) {
             const int rows = block_rows(rows_m() - m0, kGatherM);
             A* to = packed_block(group, phase, m0);
             for (int64_t c = 0; c < channels(); ++c)
               for (int64_t t = first; t < last; ++t)
-                for (int m = 0; m < rows; ++m) *to++ = weight_at(group, m0 + m, c, tables.tap_weight[t], input_grad);
+                for (int m = 0; m < rows; ++m) *to++ = weight_at(group, m0 + m, c, tables.taps.tap[t]);
             m0 += rows;
           }
         }
@@ -89,8 +90,8 @@ struct Gather {
   template <bool rectified>
   void scatter(const A* out, int vectors, int rows, int64_t group, int64_t m0, int64_t lane, int64_t lanes,
                int64_t pitch, int64_t width, int64_t n0, int64_t n1, int64_t h0, int64_t w0) const {
-    const int64_t row_step = tables.vertical.output_step() * result.row;
-    const int64_t column_step = tables.horizontal.output_step() * result.column;
+    const int64_t row_step = tables.taps.vertical.output_step() * result.row;
+    const int64_t column_step = tables.taps.horizontal.output_step() * result.column;
     T* const base = result.data + n0 * result.n + h0 * result.row + w0 * result.column;
     const int64_t images = own.images, stride = vectors * kLanes<A>;
     int64_t p = lane / (pitch * images), q = lane % (pitch * images);
@@ -123,7 +124,7 @@ struct Gather {
   }
 
   void run_tile(int64_t index, A* packed) const {
-    const int64_t count_h = tables.vertical.longest_count(), count_w = tables.horizontal.longest_count();
+    const int64_t count_h = tables.taps.vertical.longest_count(), count_w = tables.taps.horizontal.longest_count();
     const int64_t tiles_h = ceil_div(count_h, own.tile_h), tiles_w = ceil_div(count_w, own.tile_w);
     const int64_t parts_m = ceil_div(rows_m(), own.task_m);
     const int64_t part = index % parts_m;
@@ -144,13 +145,14 @@ struct Gather {
     // Asked for here: within scatter the question costs 5 % of LeNet's c1; a pass over the register tile, 12 % of a
     // ReLU.
     const auto run = relu ? &Gather::template run_phase<true> : &Gather::template run_phase<false>;
-    for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
-      const int64_t height = min_of(own.tile_h, tables.vertical.count(fh) - i0);
-      for (int64_t fw = 0; fw < tables.horizontal.phases() && height > 0; ++fw) {
-        const int64_t width = min_of(own.tile_w, tables.horizontal.count(fw) - j0);
+    for (int64_t fh = 0; fh < tables.taps.vertical.phases(); ++fh) {
+      const int64_t height = min_of(own.tile_h, tables.taps.vertical.count(fh) - i0);
+      for (int64_t fw = 0; fw < tables.taps.horizontal.phases() && height > 0; ++fw) {
+        const int64_t width = min_of(own.tile_w, tables.taps.horizontal.count(fw) - j0);
         if (width <= 0) continue;
-        const int64_t h0 = fh + i0 * tables.vertical.output_step(), w0 = fw + j0 * tables.horizontal.output_step();
-        const int64_t phase = fh * tables.horizontal.phases() + fw;
+        const int64_t h0 = fh + i0 * tables.taps.vertical.output_step(),
+                      w0 = fw + j0 * tables.taps.horizontal.output_step();
+        const int64_t phase = fh * tables.taps.horizontal.phases() + fw;
         for (int64_t group = first_group; group < last_group; ++group)
           (this->*run)(phase, group, m_begin, m_end, packed + (group - first_group) * channels() * own.channel_pitch,
                        height, width, n0, n1, h0, w0);
@@ -163,7 +165,7 @@ struct Gather {
                  int64_t width, int64_t n0, int64_t n1, int64_t h0, int64_t w0) const {
     constexpr int L = kLanes<A>;
     const int64_t pitch = tables.columns.longest, images = own.images;
-    const int64_t first = tables.phase_begin[phase];
+    const int64_t first = tables.taps.begin[phase];
     // Either one run of lanes through all rows, or one for each row.
     const int64_t run_rows = own.flat ? height : 1;
     const int64_t run_lanes = ((run_rows - 1) * pitch + width) * images;
@@ -171,8 +173,8 @@ struct Gather {
     GatherArguments<A> a;
     a.channels = channels();
     a.channel_pitch = own.channel_pitch;
-    a.offset = tables.tap_offset + first;
-    a.taps = tables.phase_begin[phase + 1] - first;
+    a.offset = tables.offset + first;
+    a.taps = tables.taps.count(phase);
     a.out = out;
     for (int64_t m0 = m_begin; m0 < m_end;) {
       const int rows = block_rows(m_end - m0, kGatherM);
@@ -198,29 +200,28 @@ struct Gather {
 
 template <class T, class A>
 void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
-  const bool input_grad = pass == Pass::InputGrad;
   const int64_t parts = parts_of(z.dtype);
   const DirectPlan& own = plan.own<DirectPlan>();
   Carver memory(b.workspace);
   DirectWorkspace<A> w = direct_workspace<A>(z, pass, own, memory);
   w.tables.build(own.tile_h, own.tile_w, own.images);
+  const View<T> weight = weights_by_role<T>(pass, b, parts);
   Gather<T, A> task{z,
                     plan,
                     w.tables,
-                    view_of<T>(input_grad ? b.output : b.input, parts),
-                    view_of<T>(input_grad ? b.input : b.output, parts),
-                    view_of<T>(b.weight, parts),
+                    view_of<T>(source_of(pass, b), parts),
+                    view_of<T>(result_of(pass, b), parts),
+                    weight,
+                    group_step(z, pass, weight),
                     parts,
-                    input_grad ? z.group_c() : z.group_k(),
-                    input_grad ? z.group_k() : z.group_c(),
+                    result_channels(z, pass),
+                    source_channels(z, pass),
                     w.packed_weight,
                     w.bias,
                     b.relu};
   const int64_t all_m = z.groups * task.rows_m();
-  for (int64_t m = 0; m < all_m; ++m)
-    task.bias[m] =
-        b.bias ? read<A>(static_cast<const T*>(b.bias) + m / parts * b.bias_stride * parts + m % parts) : A(0);
-  task.pack_weights(executor, input_grad);
+  pack_bias<T>(w.bias, b, 0, all_m, all_m, parts);
+  task.pack_weights(executor);
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
     Carver local(scratch);
     task.run_tile(index, direct_scratch<A>(z, pass, own, local).source);
@@ -232,7 +233,7 @@ template <class T, class A>
 struct WeightGrad {
   const ConvProblem& z;
   const DirectPlan& own;
-  const Tables& tables;
+  const PackedTaps& tables;
   View<T> input, grad, result;
   int64_t parts;
   A* sums;  // of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S)
@@ -277,7 +278,7 @@ struct WeightGrad {
   void run_task(int64_t index, const DirectScratch<A>& s) const {
     const Block b = block_at(index);
     for (int64_t c = 0; c < b.rows_c; ++c)
-      for (int64_t t = 0; t < taps(); ++t) s.offset[c * taps() + t] = c * own.channel_pitch + tables.tap_offset[t];
+      for (int64_t t = 0; t < taps(); ++t) s.offset[c * taps() + t] = c * own.channel_pitch + tables.offset[t];
     for (int64_t k = 0; k < b.groups * b.rows_k; ++k) {
       A* const row = sums_of(b, k / b.rows_k, k % b.rows_k);
       for (int64_t t = 0; t < b.tap_rows; ++t) row[t] = A(0);
@@ -347,15 +348,14 @@ struct WeightGrad {
   // The parts of the reduction in order, then (re, im) = (gr xr - gi xi, gr xi + gi xr).
   void write_row(int64_t k) const {
     const int64_t group = k / z.group_k(), row = k % z.group_k(), channels = z.group_c(), count = taps();
+    A* const its_sums = sums + group * group_sums + row * parts * row_sums;
+    add_parts(its_sums, parts * row_sums, own.splits, z.groups * group_sums);
     const auto total = [&](int64_t gp, int64_t c, int64_t xp, int64_t t) {
-      const A* at = sums + group * group_sums + (row * parts + gp) * row_sums + (c * parts + xp) * count + t;
-      A sum = at[0];
-      for (int64_t split = 1; split < own.splits; ++split) sum += at[split * z.groups * group_sums];
-      return sum;
+      return its_sums[gp * row_sums + (c * parts + xp) * count + t];
     };
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t t = 0; t < count; ++t) {
-        const int64_t tap = tables.tap_weight[t];
+        const int64_t tap = tables.taps.tap[t];
         T* to = result.data + k * result.n + c * result.channel + tap / z.s * result.row + tap % z.s * result.column;
         if (parts == 1) {
           write<T>(to, total(0, c, 0, t));

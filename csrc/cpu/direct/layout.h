@@ -1,7 +1,9 @@
 // What the plan of the direct algorithm says, and how its memory is laid out.
 #pragma once
 
+#include "../../common/roles.h"
 #include "../base/taps.h"
+#include "../machine.h"
 
 namespace conv_ext {
 
@@ -18,13 +20,33 @@ struct DirectPlan {
   int64_t grad_pitch;  // elements of one packed row of the upstream gradient
 };
 
-// A register tile may read so many bytes past its last lane.
+// The largest register tiles. forward, input_grad: rows of gemm_m by vectors of positions, which stay in registers
+// beside the vectors of x and one weight: 24 + 3 + 1 of 32 (AVX-512), 12 + 3 + 1 of 16 (AVX2). Two loads in three
+// multiply-adds is what the load ports sustain. weight_grad: rows of K by those of (C/g R S).
+struct DirectTile {
+  int gather_m, gather_v, dot_m, dot_t;
+};
+constexpr DirectTile direct_tile(const Machine& machine) {
+  if (machine.registers == 32) return {8, 3, 4, 6};
+  return machine.fuses ? DirectTile{4, 3, 2, 6} : DirectTile{4, 2, 2, 3};
+}
+// Vectors of a tile of so many rows, at most: fewer rows leave room for more.
+constexpr int kMaxTileVectors = 6;
+constexpr int gather_vectors(const Machine& machine, int rows) {
+  const DirectTile tile = direct_tile(machine);
+  return rows == tile.gather_m ? tile.gather_v : machine.registers == 32 ? kMaxTileVectors : 4;
+}
+// Products that are summed in one chain, rounded to whole channels: part of the promise of equal bits.
+constexpr int kChain = 256;
+
+// A register tile may read so many bytes past its last lane: less than its vectors.
 constexpr int64_t kOverread = 512;
+static_assert(kOverread >= kMaxTileVectors * machine_of(Isa::Avx512).vector_bytes);
 
 // All sizes in real numbers: both parts of complex ones are channels.
 template <class A>
 struct DirectWorkspace {
-  Tables tables;
+  PackedTaps tables;
   A* bias;           // forward, input_grad: (groups, gemm_m)
   A* packed_weight;  // forward, input_grad: for each group and pair of phases (gemm_m / block, channels, taps, block)
   A* sums;           // weight_grad: of each pair of rows (splits, groups, K/g, C/g, R S)
@@ -37,7 +59,7 @@ inline DirectWorkspace<A> direct_workspace(const ConvProblem& z, Pass pass, cons
   if (pass == Pass::WeightGrad) {
     w.sums = memory.take<A>(own.splits, z.k, z.group_c(), z.r * z.s, parts * parts);
   } else {
-    const int64_t rows_m = (pass == Pass::InputGrad ? z.group_c() : z.group_k()) * parts;
+    const int64_t rows_m = result_channels(z, pass) * parts;
     w.bias = memory.take<A>(z.groups, rows_m);
     w.packed_weight = memory.take<A>(z.weight_elements(), parts * parts);
   }
@@ -55,7 +77,7 @@ inline DirectScratch<A> direct_scratch(const ConvProblem& z, Pass pass, const Di
   const int64_t parts = parts_of(z.dtype);
   constexpr int64_t kBehind = kOverread / int64_t(sizeof(A));
   DirectScratch<A> s{};
-  int64_t channels = (pass == Pass::InputGrad ? z.group_k() : z.group_c()) * parts;
+  int64_t channels = source_channels(z, pass) * parts;
   if (pass == Pass::WeightGrad) {
     channels = own.tile_c * parts;
     s.offset = memory.take<int64_t>(channels, z.r, z.s);

@@ -1,4 +1,4 @@
-// The algorithm for small groups: forward and input_grad; grouped_grad.h has weight_grad. Tensors of type T are
+// The algorithm for small groups: forward and input_grad; weight_grad.h has weight_grad. Tensors of type T are
 // computed in A: bfloat16 is widened when a window is copied, and rounded once when a result is written.
 //
 //   pack all weights, lane by lane
@@ -15,6 +15,7 @@
 #include "layout.h"
 #include "tile.h"
 #include "../base/lanes.h"
+#include "../base/roles.h"
 
 namespace conv_ext {
 
@@ -26,27 +27,25 @@ struct GroupedTask {
   GroupedPlan own;
   Axis vertical, horizontal;
   GroupUnits units;
-  ReadSpan down, across;
-  View<T> source, result, weight;  // weight seen as (channels of the result, of the source, R, S)
+  Reach down, across;
+  View<T> source, result;
   GroupedWorkspace<A> memory;
   GroupChain* chain;
   int64_t *offset, *tap, *chain_begin;
   LaneIndex<A> index[L];
 
-  void prepare(const ConvProblem& problem, Pass its_pass, const Plan& plan, const TensorRef& from, const TensorRef& to,
-               const TensorRef& w, void* workspace) {
+  void prepare(const ConvProblem& problem, Pass its_pass, const Plan& plan, const Buffers& b) {
     z = problem;
     pass = its_pass;
     own = plan.own<GroupedPlan>();
     vertical = vertical_axis(z, pass);
     horizontal = horizontal_axis(z, pass);
     units = group_units(z, pass, L);
-    down = read_span(vertical);
-    across = read_span(horizontal);
-    source = view_of<T>(from, 1);
-    result = view_of<T>(to, 1);
-    weight = view_of<T>(w, 1);
-    Carver carver(workspace);
+    down = reach_of(vertical);
+    across = reach_of(horizontal);
+    source = view_of<T>(source_of(pass, b), 1);
+    result = view_of<T>(result_of(pass, b), 1);
+    Carver carver(b.workspace);
     memory = grouped_workspace<A>(z, pass, own, L, carver);
     make_tables();
   }
@@ -57,49 +56,30 @@ struct GroupedTask {
 
   // Tables of a phase's chains: neighbouring taps are taken together, up to three, of as many rows as a chain allows.
   void make_tables() {
-    const int64_t phases = vertical.phases() * horizontal.phases();
     chain = memory.chain;
     offset = memory.offset;
     tap = memory.tap;
     chain_begin = memory.chain_begin;
     int64_t chains = 0, offsets = 0, next = 0;
-    for (int64_t phase = 0; phase < phases; ++phase) {
+    for (int64_t phase = 0; phase < phases(); ++phase) {
       chain_begin[phase] = chains;
-      const int64_t fh = phase / horizontal.phases(), fw = phase % horizontal.phases();
-      int64_t rows = 0;
-      for (int64_t r = 0; r < z.r; ++r) rows += vertical.phase_of(r) == fh;
-      for (int64_t i = 0; i < z.s;) {
-        // Ascending offsets: the taps of an inverse axis from the last one on.
-        const auto tap_at = [&](int64_t j) { return horizontal.inverse ? z.s - 1 - j : j; };
-        const auto mine = [&](int64_t j) { return horizontal.phase_of(tap_at(j)) == fw; };
-        if (!mine(i)) {
-          ++i;
-          continue;
+      const PhaseTaps rows = PhaseTaps::of(vertical, phase / horizontal.phases());
+      const PhaseTaps columns = PhaseTaps::of(horizontal, phase % horizontal.phases());
+      for (int64_t j = 0, width; j < columns.count; j += width) {
+        width = columns.offset_step == 1 ? group_taps(columns.count - j, horizontal.step()) : 1;
+        const int64_t parts = ceil_div(rows.count, max_of(1, kGroupChain / (width * units.source)));
+        for (int64_t part = 0; part < parts; ++part) {
+          const Range its = part_of(rows.count, parts, part);
+          chain[chains++] = {width, its.count(), offsets + its.first, next + its.first * width};
         }
-        int64_t column[kGroupTaps], found = 0, end = i;
-        for (int64_t j = i; j < z.s && found < kGroupTaps; ++j) {
-          if (!mine(j)) continue;
-          if (found > 0 && horizontal.offset(tap_at(j)) != horizontal.offset(column[found - 1]) + 1) break;
-          column[found++] = tap_at(j);
-        }
-        const int64_t width = group_taps(found, horizontal.step());
-        while (tap_at(end) != column[width - 1]) ++end;
-        const int64_t parts = ceil_div(rows, max_of(1, kGroupChain / (width * units.source)));
-        int64_t row = 0, part = 0;
-        for (int64_t j = 0; j < z.r; ++j) {
-          const int64_t r = vertical.inverse ? z.r - 1 - j : j;
-          if (vertical.phase_of(r) != fh) continue;
-          if (row == part_begin(rows, parts, part))
-            chain[chains++] = {width, part_begin(rows, parts, part + 1) - row, offsets, next}, ++part;
+        for (int64_t i = 0; i < rows.count; ++i) {
           offset[offsets++] =
-              ((vertical.offset(r) - down.low) * window_columns() + horizontal.offset(column[0]) - across.low) * L;
-          for (int64_t s = 0; s < width; ++s) tap[next++] = r * z.s + column[s];
-          ++row;
+              ((rows.offset_at(i) - down.low) * window_columns() + columns.offset_at(j) - across.low) * L;
+          for (int64_t s = 0; s < width; ++s) tap[next++] = rows.tap_at(i) * z.s + columns.tap_at(j + s);
         }
-        i = end + 1;
       }
     }
-    chain_begin[phases] = chains;
+    chain_begin[phases()] = chains;
     for (int64_t c = 0; c < L; ++c)
       for (int64_t l = 0; l < L; ++l) {
         const int64_t from = l / units.result * units.source + c;
@@ -107,9 +87,9 @@ struct GroupedTask {
       }
   }
 
-  int64_t window_columns() const { return across.extent(horizontal, horizontal.output); }
-  int64_t window_rows() const { return down.extent(vertical, own.tile_h); }
-  int64_t window_block() const { return window_rows() * window_columns() * L; }
+  int64_t phases() const { return vertical.phases() * horizontal.phases(); }
+  int64_t window_columns() const { return across.extent(horizontal.longest_count()); }
+  int64_t window_block() const { return window_rows(vertical, down, own.tile_h) * window_columns() * L; }
 
   // Groups [first, last) of a unit; lanes of its v-th vector.
   int64_t unit_groups(int64_t unit) const {
@@ -119,14 +99,14 @@ struct GroupedTask {
   int64_t first_result(int64_t unit, int64_t v) const { return unit * units.together * units.result + v * L; }
 
   void copy_window(A* to, const T* from, int64_t first, int64_t rows, int64_t channels) const {
-    const int64_t columns = window_columns(), left = min_of(max_of(-across.low, 0), columns),
-                  right = max_of(min_of(horizontal.source - across.low, columns), left);
+    const int64_t columns = window_columns();
+    const Range inside = range_inside(across.low, 1, columns, horizontal.source);
     for (int64_t i = first; i < first + rows; ++i) {
       const bool outside = i < 0 || i >= vertical.source;
-      const T* at = from + i * source.row + (across.low + left) * source.column;
+      const T* at = from + i * source.row + (across.low + inside.first) * source.column;
       int64_t j = 0;
-      for (; j < (outside ? columns : left); ++j, to += L) store(to, Vec<A>{});
-      for (; j < right; ++j, to += L, at += source.column) {
+      for (; j < (outside ? columns : inside.first); ++j, to += L) store(to, Vec<A>{});
+      for (; j < inside.last; ++j, to += L, at += source.column) {
         __builtin_prefetch(at + L, 0, 2);
         store(to, channels == L ? read_lanes<A>(at) : read_lanes<A>(at, channels));
       }
@@ -162,7 +142,9 @@ struct GroupedGather : GroupedTask<A, T> {
   using Base = GroupedTask<A, T>;
   using Base::across, Base::chain, Base::chain_begin, Base::down, Base::first_result, Base::horizontal, Base::index,
       Base::L, Base::offset, Base::pack_window, Base::own, Base::result, Base::tap, Base::unit_groups, Base::unit_lanes,
-      Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
+      Base::units, Base::vertical, Base::window_block, Base::window_columns, Base::z;
+  View<T> weight;        // seen as (channels of a group's result, of its source, R, S)
+  int64_t weight_group;  // elements between the weights of two groups
   A *packed_weight, *biases;
   bool relu;
 
@@ -175,13 +157,12 @@ struct GroupedGather : GroupedTask<A, T> {
     A* const to = packed_weight + (unit * units.vectors + v) * vector_weights();
     const int64_t lanes = unit_lanes(unit, v), groups = units.together > 1 ? unit_groups(unit) : 1;
     // Lanes that are evenly apart are read together, those of other groups one after the other.
-    const int64_t group_step = (vertical.inverse ? units.source * weight.channel : units.result * weight.n);
-    const bool even = groups == 1 || group_step == units.result * weight.n;
+    const bool even = groups == 1 || weight_group == units.result * weight.n;
     const int64_t runs = even ? 1 : groups, run_lanes = even ? lanes : units.result;
-    const int64_t chains = chain_begin[vertical.phases() * horizontal.phases()];
+    const int64_t chains = chain_begin[Base::phases()];
     if (runs * run_lanes < L && runs > 1) memset(static_cast<void*>(to), 0, size_t(vector_weights()) * sizeof(A));
     for (int64_t run = 0; run < runs; ++run) {
-      const T* const from = weight.data + (unit * units.together + run) * group_step + v * L * weight.n;
+      const T* const from = weight.data + (unit * units.together + run) * weight_group + v * L * weight.n;
       const auto place = [&](const auto& visit) {
         for (const GroupChain* k = chain; k < chain + chains; ++k)
           for (int64_t segment = 0; segment < k->segments; ++segment)
@@ -220,7 +201,7 @@ struct GroupedGather : GroupedTask<A, T> {
   // Output rows [o0, o1) of a unit.
   void run_unit(int64_t n, int64_t unit, int64_t o0, int64_t o1, A* window, A* out) const {
     const int64_t i0 = o0 / vertical.output_step();
-    pack_window(window, n, unit, o0, down.extent(vertical, o1 - o0));
+    pack_window(window, n, unit, o0, window_rows(vertical, down, o1 - o0));
     for (int64_t v = 0; v < units.vectors; ++v) {
       const int64_t lanes = unit_lanes(unit, v), channel = first_result(unit, v);
       if (lanes <= 0) break;
@@ -249,7 +230,7 @@ struct GroupedGather : GroupedTask<A, T> {
 
   void run_phase(int64_t phase, int64_t height, int64_t width, const A* window, int64_t vector, bool ahead, A* out,
                  int64_t out_row, int64_t out_column) const {
-    const int64_t step = horizontal.step(), row = down.step * window_columns() * L;
+    const int64_t step = horizontal.step(), row = down.output_step * window_columns() * L;
     const int64_t n = group_columns(width, step);
     GroupTileArguments<A> a;
     a.x_row = row;
@@ -286,12 +267,11 @@ struct GroupedGather : GroupedTask<A, T> {
 template <class A, class T>
 void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   constexpr int L = kLanes<A>;
-  const bool inverse = pass == Pass::InputGrad;
   const GroupedPlan& own = plan.own<GroupedPlan>();
   GroupedGather<A, T> task{};
-  task.prepare(z, pass, plan, inverse ? b.output : b.input, inverse ? b.input : b.output, b.weight, b.workspace);
-  if (inverse)
-    task.weight = {task.weight.data, task.weight.channel, task.weight.n, task.weight.row, task.weight.column};
+  task.prepare(z, pass, plan, b);
+  task.weight = weights_by_role<T>(pass, b);
+  task.weight_group = group_step(z, pass, task.weight);
   const GroupUnits& units = task.units;
   const int64_t vectors = units.units * units.vectors;
   task.relu = b.relu;
@@ -302,11 +282,7 @@ void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const
   parallel_for(executor, ceil_div(vectors, each), 0, [&](int64_t index, void*) {
     for (int64_t i = index * each; i < min_of(vectors, (index + 1) * each); ++i) {
       const int64_t unit = i / units.vectors, v = i % units.vectors;
-      for (int64_t l = 0; l < L; ++l)
-        task.biases[i * L + l] =
-            b.bias && l < task.unit_lanes(unit, v)
-                ? read<A>(static_cast<const T*>(b.bias) + (task.first_result(unit, v) + l) * b.bias_stride)
-                : A(0);
+      pack_bias<T>(task.biases + i * L, b, task.first_result(unit, v), task.unit_lanes(unit, v), L);
       task.pack_weights(unit, v);
     }
   });

@@ -2,7 +2,10 @@
 // kernel.
 #pragma once
 
+#include "../base/taps.h"
+#include "../machine.h"
 #include "../../common/carver.h"
+#include "../../common/roles.h"
 
 namespace conv_ext {
 
@@ -11,6 +14,15 @@ struct GroupedPlan {
   int64_t task_groups;     // units of a task
   int64_t splits;          // weight_grad: into how many parts, added in order, the reduction is cut
 };
+
+// The register tiles. forward, input_grad: rows and columns of outputs, 24 sums, 3 weights, an index and a source of 32
+// registers (AVX-512); 8 sums of 16. weight_grad: channels, and outputs whose gradients are loaded together.
+struct GroupedTile {
+  int rows, columns, channels, outputs;
+};
+constexpr GroupedTile grouped_tile(const Machine& machine) {
+  return machine.registers == 32 ? GroupedTile{3, 8, 8, 4} : GroupedTile{2, 4, 4, 2};
+}
 
 // The lanes of a vector are channels of the result: of several whole groups where these are small, else of one group.
 struct GroupUnits {
@@ -22,9 +34,8 @@ struct GroupUnits {
 };
 inline GroupUnits group_units(const ConvProblem& z, Pass pass, int64_t lanes) {
   GroupUnits u;
-  const bool inverse = pass == Pass::InputGrad;
-  u.result = max_of(1, inverse ? z.group_c() : z.group_k());
-  u.source = max_of(1, inverse ? z.group_k() : z.group_c());
+  u.result = max_of(1, result_channels(z, pass));
+  u.source = max_of(1, source_channels(z, pass));
   u.together = max_of(1, min_of(z.groups, lanes / max_of(u.result, u.source)));
   u.units = ceil_div(z.groups, u.together);
   u.vectors = ceil_div(u.together * u.result, lanes);
@@ -32,29 +43,9 @@ inline GroupUnits group_units(const ConvProblem& z, Pass pass, int64_t lanes) {
   return u;
 }
 
-// The source positions that the outputs of an axis read, all phases together: from `low` on for output 0.
-struct ReadSpan {
-  int64_t low, span, step;
-
-  // Of `outputs` neighbours, the first of which belongs to phase 0.
-  int64_t extent(const Axis& axis, int64_t outputs) const {
-    return (ceil_div(outputs, axis.output_step()) - 1) * step + span;
-  }
-};
-inline ReadSpan read_span(const Axis& axis) {
-  ReadSpan w{0, 1, axis.step()};
-  bool any = false;
-  int64_t high = 0;
-  for (int64_t tap = 0; tap < axis.taps; ++tap) {
-    CONV_EXT_PLAN_STEP();
-    if (axis.phase_of(tap) >= axis.phases()) continue;
-    const int64_t offset = axis.offset(tap);
-    w.low = any ? min_of(w.low, offset) : offset;
-    high = any ? max_of(high, offset) : offset;
-    any = true;
-  }
-  w.span = high - w.low + 1;
-  return w;
+// Rows that so many rows of outputs read, the first of which belongs to phase 0.
+inline int64_t window_rows(const Axis& vertical, const Reach& down, int64_t outputs) {
+  return down.extent(ceil_div(outputs, vertical.output_step()));
 }
 
 // Some taps of a few rows, whose products are summed in one chain.
@@ -64,7 +55,7 @@ struct GroupChain {
   int64_t offset;    // index of the first segment's offset
   int64_t tap;       // index of the first segment's first tap; packed weights are in this order
 };
-constexpr int64_t kGroupChain = 256;  // products of a chain, or those of one row
+constexpr int64_t kGroupChain = 256;  // products of a chain, or those of one row: part of the promise of equal bits
 
 template <class A>
 struct GroupedWorkspace {
@@ -105,10 +96,9 @@ template <class A>
 inline GroupedScratch<A> grouped_scratch(const ConvProblem& z, Pass pass, const GroupedPlan& own, int64_t lanes,
                                          Carver& memory) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const ReadSpan down = read_span(vertical), across = read_span(horizontal);
   GroupedScratch<A> s{};
-  s.window = memory.take<A>(group_units(z, pass, lanes).blocks, down.extent(vertical, own.tile_h),
-                            across.extent(horizontal, horizontal.output), lanes);
+  s.window = memory.take<A>(group_units(z, pass, lanes).blocks, window_rows(vertical, reach_of(vertical), own.tile_h),
+                            reach_of(horizontal).extent(horizontal.longest_count()), lanes);
   s.block = memory.take<A>(product(own.tile_h, horizontal.output) + lanes, lanes);
   return s;
 }

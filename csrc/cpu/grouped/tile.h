@@ -11,15 +11,13 @@
 #pragma once
 
 #include "../base/pack.h"
+#include "layout.h"
 
 namespace conv_ext {
 
-// Rows and columns of outputs: 24 sums, 3 weights, an index and a source of 32 registers (AVX-512); 8 of 16.
-#if defined(__AVX512F__)
-constexpr int kGroupRows = 3, kGroupColumns = 8, kGroupChannels = 8, kGroupOutputs = 4;
-#else
-constexpr int kGroupRows = 2, kGroupColumns = 4, kGroupChannels = 4, kGroupOutputs = 2;
-#endif
+constexpr GroupedTile kGroupedTile = grouped_tile(kMachine);
+constexpr int kGroupRows = kGroupedTile.rows, kGroupColumns = kGroupedTile.columns;
+constexpr int kGroupChannels = kGroupedTile.channels, kGroupOutputs = kGroupedTile.outputs;
 constexpr int kGroupTaps = 3;
 
 template <class A>
@@ -115,17 +113,15 @@ void group_tile(const GroupTileArguments<A>& a) {
 // step.
 template <class A>
 using GroupTile = void (*)(const GroupTileArguments<A>&);
-template <class A, bool several, int S, int step, int M = kGroupRows>
+template <class A, bool several, int S, int step>
 inline GroupTile<A> group_tile_of_size(int64_t m, int64_t n) {
-  if constexpr (M > 1) {
-    if (m < M) return group_tile_of_size<A, several, S, step, M - 1>(m, n);
-  }
-  if constexpr (kGroupColumns == 8) {
-    if (n == 8) return group_tile<A, several, M, 8, S, step>;
-    if (n == 7) return group_tile<A, several, M, 7, S, step>;
-  }
-  if (n == 4) return group_tile<A, several, M, 4, S, step>;
-  return n == 2 ? group_tile<A, several, M, 2, S, step> : group_tile<A, several, M, 1, S, 1>;
+  return with_extent<kGroupRows>(m, [n](auto rows) {
+    return with_one_of < kGroupColumns, kGroupColumns == 8 ? 7 : 4, 4, 2,
+           1 > (n, [](auto columns) -> GroupTile<A> {
+             constexpr int N = decltype(columns)::value;
+             return group_tile < A, several, decltype(rows)::value, N, S, N == 1 ? 1 : step > ;
+           });
+  });
 }
 template <class A, bool several>
 inline GroupTile<A> select_group_tile(int64_t m, int64_t n, int64_t s, int64_t step) {
@@ -213,12 +209,10 @@ void group_dot(const GroupDotArguments<A>& a) {
 
 template <class A>
 using GroupDot = void (*)(const GroupDotArguments<A>&);
-template <class A, bool several, int S, int step, int C = kGroupChannels>
+template <class A, bool several, int S, int step>
 inline GroupDot<A> group_dot_of_channels(int64_t c) {
-  if constexpr (C > 1) {
-    if (c < C) return group_dot_of_channels<A, several, S, step, C / 2>(c);
-  }
-  return group_dot<A, several, C, S, step>;
+  return with_one_of<kGroupChannels, kGroupChannels / 2, kGroupChannels / 4, 1>(
+      c, [](auto channels) -> GroupDot<A> { return group_dot<A, several, decltype(channels)::value, S, step>; });
 }
 template <class A, bool several>
 inline GroupDot<A> select_group_dot(int64_t c, int64_t s, int64_t step) {

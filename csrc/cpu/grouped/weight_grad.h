@@ -8,7 +8,7 @@
 #pragma once
 
 #include "grouped.h"
-#include "../base/tile.h"
+#include "../base/reduction.h"
 
 namespace conv_ext {
 
@@ -17,7 +17,8 @@ struct GroupedGrad : GroupedTask<A, T> {
   using Base = GroupedTask<A, T>;
   using Base::across, Base::chain, Base::chain_begin, Base::down, Base::first_result, Base::horizontal, Base::index,
       Base::L, Base::offset, Base::pack_window, Base::own, Base::result, Base::tap, Base::unit_groups, Base::unit_lanes,
-      Base::units, Base::vertical, Base::weight, Base::window_block, Base::window_columns, Base::z;
+      Base::units, Base::vertical, Base::window_block, Base::window_columns, Base::z;
+  View<T> weight;   // the result
   A* sums;          // (splits, units, vectors), each (C, taps, kLanes), or (taps, C, kLanes)
   bool taps_first;  // the latter: in the order in which the result lies
 
@@ -28,7 +29,7 @@ struct GroupedGrad : GroupedTask<A, T> {
 
   // Rows [p0, p1) of an image.
   void add_rows(int64_t n, int64_t unit, int64_t p0, int64_t p1, A* sum, A* window, A* grads) const {
-    pack_window(window, n, unit, p0, down.extent(vertical, p1 - p0));
+    pack_window(window, n, unit, p0, window_rows(vertical, down, p1 - p0));
     const int64_t step = horizontal.step();
     GroupDotArguments<A> a;
     a.x_row = vertical.step() * window_columns() * L;
@@ -85,10 +86,7 @@ struct GroupedGrad : GroupedTask<A, T> {
   // Adds the parts of the reduction to the first one, in order, and writes the weights of a vector.
   void write_vector(int64_t vector) const {
     A* const sum = sums + vector * vector_sums();
-    for (int64_t split = 1; split < own.splits; ++split) {
-      const A* const part = sum + split * units.units * units.vectors * vector_sums();
-      for (int64_t i = 0; i < vector_sums(); i += L) store(sum + i, load(sum + i) + load(part + i));
-    }
+    add_parts(sum, vector_sums(), own.splits, units.units * units.vectors * vector_sums());
     const int64_t unit = vector / units.vectors, v = vector % units.vectors, lanes = unit_lanes(unit, v);
     if (lanes <= 0) return;
     T* const to = weight.data + first_result(unit, v) * weight.n;
@@ -109,7 +107,8 @@ template <class A, class T>
 void run_grouped_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const GroupedPlan& own = plan.own<GroupedPlan>();
   GroupedGrad<A, T> task{};
-  task.prepare(z, Pass::WeightGrad, plan, b.input, b.output, b.weight, b.workspace);
+  task.prepare(z, Pass::WeightGrad, plan, b);
+  task.weight = view_of<T>(b.weight, 1);
   task.taps_first = task.weight.channel == 1 && task.taps() > 1;
   const GroupUnits& units = task.units;
   const int64_t unit_sums = units.vectors * task.vector_sums();

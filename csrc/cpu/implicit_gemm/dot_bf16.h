@@ -12,6 +12,7 @@
 
 #include "../../common/indexing.h"
 #include "../../common/parts.h"
+#include "../base/extents.h"
 #include "../base/simd.h"
 #include "layout.h"
 
@@ -25,13 +26,15 @@
 
 namespace conv_ext {
 
-constexpr int kDotLanes = 16;  // lanes of a block of w
 #if defined(CONV_EXT_AMX)
-constexpr int kDotRows = 32;
+static_assert(kMachine.bf16_dot == Bf16Dot::Tiles);
+#elif defined(CONV_EXT_BF16_DOT)
+static_assert(kMachine.bf16_dot == Bf16Dot::Vectors);
 #else
-constexpr int kDotRows = 14;  // rows of a register tile: 14 x 2 accumulators; 14 divides the usual maps
+static_assert(kMachine.bf16_dot == Bf16Dot::None);
 #endif
-constexpr int kDotBlocks = 4;              // blocks of lanes, of at most 6 rows
+
+constexpr int kDotRows = most_dot_rows(kMachine.bf16_dot);
 constexpr int kPairBlock = 2 * kDotLanes;  // elements of w for one pair
 
 struct DotRows {
@@ -108,18 +111,11 @@ void dot_rows(const DotRows& a) {
 
 constexpr int max_dot_rows(int v) { return v == 4 ? 6 : kDotRows; }
 
-// Here the extent of a register tile becomes a template argument.
-template <int M, int V>
-inline void run_dot_rows(const DotRows& a, int m) {
-  if constexpr (M > 1) {
-    if (m < M) return run_dot_rows<M - 1, V>(a, m);
-  }
-  dot_rows<M, V>(a);
-}
 inline void dot_vectors(const DotRows& a, int rows, int blocks) {
-  if (blocks == 4) return run_dot_rows<max_dot_rows(4), 4>(a, rows);
-  if (blocks == 2) return run_dot_rows<max_dot_rows(2), 2>(a, rows);
-  run_dot_rows<max_dot_rows(1), 1>(a, rows);
+  with_one_of<4, 2, 1>(blocks, [&](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    with_extent<max_dot_rows(V)>(rows, [&](auto m) { dot_rows<decltype(m)::value, V>(a); });
+  });
 }
 
 #endif
@@ -127,7 +123,7 @@ inline void dot_vectors(const DotRows& a, int rows, int blocks) {
 // Evenly high tiles of a run of rows, and how many blocks of lanes go with them.
 inline int dot_tile_rows(int64_t rows) { return int(ceil_div(rows, ceil_div(rows, kDotRows))); }
 inline int dot_tile_blocks(int rows, int64_t blocks) {
-  return kDotRows == 14 && rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1;
+  return kDotRows == kDotRowsOfVectors && rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1;
 }
 
 }  // namespace conv_ext

@@ -1,5 +1,5 @@
-// The implicit matrix product of bfloat16: forward and input_grad over packed tiles; weight_grad is in its neighbour,
-// implicit_weight_grad.h.
+// The implicit matrix product of bfloat16: forward and input_grad over packed tiles; weight_grad is in
+// weight_grad.h.
 //
 //   pack all weights: [block of 16 outputs][tap, channel pair][16][2]
 //   for each tile of outputs of a group (in parallel):
@@ -13,6 +13,7 @@
 // every output, at the same distances from its own place. Start reading at run_implicit_gather, at the end.
 #pragma once
 
+#include "../reference/reference.h"
 #include "operands.h"
 
 namespace conv_ext {
@@ -24,9 +25,10 @@ struct DotGather {
   const ConvProblem& z;
   const ImplicitGemmPlan& own;
   DotTables tables;
-  View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  Pass pass;
+  const Buffers& buffers;
+  View<T> source, result, weight;  // weight seen as (channels of a group's result, of its source, R, S)
   int64_t group_m, group_channels;
-  bool input_grad, relu;
   float* bias;       // (groups, blocks, 16)
   bfloat16* packed;  // what all tasks share: the weights, or the tiles of the source
 
@@ -36,8 +38,8 @@ struct DotGather {
   int64_t tile_size() const { return own.parts * own.channel_pitch; }
   void pack_weights(bfloat16* to, int64_t group, int64_t first, int64_t count) const {
     for_each_part(own.parts, weight, [&](int part, auto view) {
-      const DotWeights<typename ViewedType<decltype(view)>::type> weights{tables,  view,         z.s,       z.r * z.s,
-                                                                          group_m, block_size(), input_grad};
+      const DotWeights<typename ViewedType<decltype(view)>::type> weights{
+          tables, view, group_step(z, pass, weight), group_m, block_size(), pass == Pass::InputGrad};
       weights.pack(to + part * weight_part(), group, first, count);
     });
   }
@@ -47,8 +49,8 @@ struct DotGather {
     int64_t group, n0, n1, i0, j0, height, width, rows, pitch;
     bool single;  // every output reads one position
   };
-  int64_t tiles_h() const { return ceil_div(tables.vertical.longest_count(), own.tile_h); }
-  int64_t tiles_w() const { return ceil_div(tables.horizontal.longest_count(), own.tile_w); }
+  int64_t tiles_h() const { return ceil_div(tables.taps.vertical.longest_count(), own.tile_h); }
+  int64_t tiles_w() const { return ceil_div(tables.taps.horizontal.longest_count(), own.tile_w); }
   int64_t tiles_of_group() const { return ceil_div(z.n, own.images) * tiles_h() * tiles_w(); }
   Tile tile_at(int64_t group, int64_t index) const {
     Tile t;
@@ -58,8 +60,8 @@ struct DotGather {
     t.i0 = index % tiles_h() * own.tile_h;
     t.n0 = index / tiles_h() * own.images;
     t.n1 = min_of(z.n, t.n0 + own.images);
-    t.height = min_of(own.tile_h, tables.vertical.longest_count() - t.i0);
-    t.width = min_of(own.tile_w, tables.horizontal.longest_count() - t.j0);
+    t.height = min_of(own.tile_h, tables.taps.vertical.longest_count() - t.i0);
+    t.width = min_of(own.tile_w, tables.taps.horizontal.longest_count() - t.j0);
     t.single = tables.down.span == 1 && tables.across.span == 1;
     t.rows = tables.down.extent(t.height);
     t.pitch = t.single ? t.width : tables.pitch;
@@ -74,7 +76,7 @@ struct DotGather {
 
   // Sums [row][lane] to a row of outputs: rows are neighbouring columns, lanes output channels.
   void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to) const {
-    const int64_t column_step = tables.horizontal.output_step() * result.column;
+    const int64_t column_step = tables.taps.horizontal.output_step() * result.column;
     if (result.channel == 1) {
       for (int64_t i = 0; i < rows; ++i, out += pitch, to += column_step) {
         int64_t l = 0;
@@ -125,37 +127,21 @@ struct DotGather {
       for (int64_t l = 0; l < lanes; ++l) {
         if (out[i * pitch + l] - out[i * pitch + l] == 0) continue;
         const int64_t line = row + (q + i) / width;
+        const int64_t h = fh + (t.i0 + line % height) * tables.taps.vertical.output_step();
+        const int64_t w = fw + (t.j0 + (q + i) % width) * tables.taps.horizontal.output_step();
         out[i * pitch + l] =
-            sum_again(t.group, m + l, t.n0 + line / height, fh, fw, t.i0 + line % height, t.j0 + (q + i) % width);
+            float(sum_again<T>(z, pass, buffers, t.n0 + line / height, t.group * group_m + m + l, h, w));
       }
     }
-  }
-  float sum_again(int64_t group, int64_t m, int64_t n, int64_t fh, int64_t fw, int64_t i, int64_t j) const {
-    double sum = bias[group * blocks() * kDotLanes + m];
-    for (int64_t c = 0; c < group_channels; ++c)
-      for (int64_t r = 0; r < z.r; ++r)
-        for (int64_t s = 0; s < z.s; ++s) {
-          if (tables.vertical.phase_of(r) != fh || tables.horizontal.phase_of(s) != fw) continue;
-          const int64_t y = i * tables.vertical.step() + tables.vertical.offset(r);
-          const int64_t x = j * tables.horizontal.step() + tables.horizontal.offset(s);
-          const bool inside = y >= 0 && y < tables.vertical.source && x >= 0 && x < tables.horizontal.source;
-          const int64_t k = input_grad ? group * group_channels + c : group * group_m + m;
-          const double w = read<float>(weight.data + k * weight.n + (input_grad ? m : c) * weight.channel +
-                                       r * weight.row + s * weight.column);
-          sum += w * (inside ? read<float>(source.data + n * source.n + (group * group_channels + c) * source.channel +
-                                           y * source.row + x * source.column)
-                             : 0.0f);
-        }
-    return float(sum);
   }
 
   // All phases of a tile for outputs [m_begin, m_end); `weights` holds their blocks.
   void multiply(const Tile& t, const bfloat16* x, const bfloat16* weights, int64_t m_begin, int64_t m_end,
                 TileScope& scope) const {
-    for (int64_t fh = 0; fh < tables.vertical.phases(); ++fh) {
-      const int64_t height = min_of(t.height, tables.vertical.count(fh) - t.i0);
-      for (int64_t fw = 0; fw < tables.horizontal.phases() && height > 0; ++fw) {
-        const int64_t width = min_of(t.width, tables.horizontal.count(fw) - t.j0);
+    for (int64_t fh = 0; fh < tables.taps.vertical.phases(); ++fh) {
+      const int64_t height = min_of(t.height, tables.taps.vertical.count(fh) - t.i0);
+      for (int64_t fw = 0; fw < tables.taps.horizontal.phases() && height > 0; ++fw) {
+        const int64_t width = min_of(t.width, tables.taps.horizontal.count(fw) - t.j0);
         if (width > 0) multiply_phase(t, fh, fw, height, width, x, weights, m_begin, m_end, scope);
       }
     }
@@ -166,9 +152,9 @@ struct DotGather {
                       const bfloat16* weights, int64_t m_begin, int64_t m_end, TileScope& scope) const {
     alignas(64) float out[kDotRows * 2 * kDotLanes];
     alignas(64) static constexpr float kZeros[kDotBlocks * kDotLanes] = {};
-    const int64_t phase = fh * tables.horizontal.phases() + fw, images = t.n1 - t.n0;
-    const int64_t row_step = tables.vertical.output_step() * result.row;
-    const int64_t column_step = tables.horizontal.output_step() * result.column;
+    const int64_t phase = fh * tables.taps.horizontal.phases() + fw, images = t.n1 - t.n0;
+    const int64_t row_step = tables.taps.vertical.output_step() * result.row;
+    const int64_t column_step = tables.taps.horizontal.output_step() * result.column;
     DotRows a;
     a.pitch = tables.across.output_step * group_channels;
     a.segment = tables.segment + tables.segment_begin[phase];
@@ -190,8 +176,8 @@ struct DotGather {
       a.start = own.parts > 1 ? kZeros : biases;
       a.out_pitch = blocks_now * kDotLanes;
       T* const corner = result.data + t.n0 * result.n + (t.group * group_m + m) * result.channel +
-                        (fh + t.i0 * tables.vertical.output_step()) * result.row +
-                        (fw + t.j0 * tables.horizontal.output_step()) * result.column;
+                        (fh + t.i0 * tables.taps.vertical.output_step()) * result.row +
+                        (fw + t.j0 * tables.taps.horizontal.output_step()) * result.column;
       for (int64_t n = 0; n < (joined ? 1 : images); ++n) {
         for (int64_t p = 0; p < (joined ? 1 : height); ++p) {
           const bfloat16* const line = x + (n * t.rows + p * tables.down.output_step) * t.pitch * group_channels;
@@ -204,7 +190,7 @@ struct DotGather {
               scale_back(out, a.out_pitch, now, biases);
               mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
             }
-            if (relu) rectify_all<T, float>(out, now * a.out_pitch);
+            if (buffers.relu) rectify_all<T, float>(out, now * a.out_pitch);
             if (!joined) {
               write_rows(out, a.out_pitch, now, lanes, to + q * column_step);
               continue;
@@ -248,8 +234,7 @@ struct DotGather {
 template <class T>
 void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b,
                          const Executor& executor) {
-  const bool input_grad = pass == Pass::InputGrad;
-  const int64_t group_channels = input_grad ? z.group_k() : z.group_c();
+  const int64_t group_channels = source_channels(z, pass);
   const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
   Carver memory(b.workspace);
   DotWorkspace<bfloat16> w = dot_workspace<bfloat16>(z, pass, own, memory);
@@ -257,22 +242,18 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   DotGather<T> task{z,
                     own,
                     w.tables,
-                    view_of<T>(input_grad ? b.output : b.input, 1),
-                    view_of<T>(input_grad ? b.input : b.output, 1),
-                    view_of<T>(b.weight, 1),
-                    input_grad ? z.group_c() : z.group_k(),
+                    pass,
+                    b,
+                    view_of<T>(source_of(pass, b), 1),
+                    view_of<T>(result_of(pass, b), 1),
+                    weights_by_role<T>(pass, b),
+                    result_channels(z, pass),
                     group_channels,
-                    input_grad,
-                    b.relu,
                     w.bias,
                     w.packed};
-  const int64_t blocks = task.blocks(), lanes = z.groups * blocks * kDotLanes;
-  for (int64_t l = 0; l < lanes; ++l) {
-    const int64_t group = l / (blocks * kDotLanes), m = l % (blocks * kDotLanes);
-    task.bias[l] = b.bias && m < task.group_m
-                       ? read<float>(static_cast<const T*>(b.bias) + (group * task.group_m + m) * b.bias_stride)
-                       : 0.0f;
-  }
+  const int64_t blocks = task.blocks(), lanes = blocks * kDotLanes;
+  for (int64_t group = 0; group < z.groups; ++group)
+    pack_bias<T>(task.bias + group * lanes, b, group * task.group_m, task.group_m, lanes);
   if (own.weights_in_tasks) {
     CONV_EXT_RUNS("source");
     const int64_t tiles = task.tiles_of_group();

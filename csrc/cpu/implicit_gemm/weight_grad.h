@@ -11,6 +11,7 @@
 // Start reading at run_implicit_weight_grad, at the end.
 #pragma once
 
+#include "../base/reduction.h"
 #include "implicit_gemm.h"
 
 namespace conv_ext {
@@ -21,6 +22,7 @@ template <class T>
 struct DotWeightGrad {
   const ConvProblem& z;
   const ImplicitGemmPlan& own;
+  const Buffers& buffers;
   View<T> input, grad, result;
 
   int64_t taps() const { return z.r * z.s; }
@@ -31,25 +33,10 @@ struct DotWeightGrad {
 
   // Sums that are not finite, anew: parts of Inf and NaN are NaN.
   void mend(int64_t k, int64_t c0, int64_t count, float* lanes) const {
-    const int64_t group = k / z.group_k();
-    for (int64_t l = 0; l < count * taps(); ++l) {
-      if (lanes[l] - lanes[l] == 0) continue;
-      const int64_t tap = l / count, c = group * z.group_c() + c0 + l % count;
-      double sum = 0;
-      for (int64_t n = 0; n < z.n; ++n)
-        for (int64_t p = 0; p < z.p; ++p)
-          for (int64_t q = 0; q < z.q; ++q) {
-            const int64_t h = p * z.stride_h + tap / z.s * z.dilation_h - z.pad_top;
-            const int64_t w = q * z.stride_w + tap % z.s * z.dilation_w - z.pad_left;
-            const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;
-            const double g = read<float>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column);
-            sum +=
-                g * (inside
-                         ? read<float>(input.data + n * input.n + c * input.channel + h * input.row + w * input.column)
-                         : 0.0f);
-          }
-      lanes[l] = float(sum);
-    }
+    for (int64_t l = 0; l < count * taps(); ++l)
+      if (lanes[l] - lanes[l] != 0)
+        lanes[l] =
+            float(sum_again<T>(z, Pass::WeightGrad, buffers, k, c0 + l % count, l / count / z.s, l / count % z.s));
   }
 
   // Sums of one k, lanes ordered (tap, channel), to the weights of channels [c0, c0 + count).
@@ -219,10 +206,7 @@ struct DotWeightGrad {
   void add_parts(int64_t index, float* partial) const {
     const int64_t k = index % z.k, cb = index / z.k, lanes = block_lanes();
     float* const sums = partial + index * lanes;
-    for (int64_t split = 1; split < own.splits; ++split)
-      for (int64_t l = 0; l < lanes; l += kDotLanes)
-        _mm512_storeu_ps(sums + l, _mm512_add_ps(_mm512_loadu_ps(sums + l),
-                                                 _mm512_loadu_ps(sums + split * z.k * lanes_total() + l)));
+    conv_ext::add_parts(sums, lanes, own.splits, z.k * lanes_total());
     const int64_t c0 = cb * own.tile_c;
     write_row(k, c0, min_of(own.tile_c, z.group_c() - c0), sums);
   }
@@ -231,7 +215,7 @@ struct DotWeightGrad {
 template <class T>
 void run_implicit_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
-  const DotWeightGrad<T> task{z, own, view_of<T>(b.input, 1), view_of<T>(b.output, 1), view_of<T>(b.weight, 1)};
+  const DotWeightGrad<T> task{z, own, b, view_of<T>(b.input, 1), view_of<T>(b.output, 1), view_of<T>(b.weight, 1)};
   Carver memory(b.workspace);
   float* const partial = dot_workspace<bfloat16>(z, Pass::WeightGrad, own, memory).partial;
   parallel_for(executor, plan.tasks, plan.scratch_bytes,

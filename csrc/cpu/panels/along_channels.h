@@ -8,15 +8,12 @@ namespace conv_ext {
 
 template <class A>
 struct PanelsAlongChannels {
-  typedef typename PanelsOperands<A>::Phase Phase;
-  typedef typename PanelsOperands<A>::Block Block;
-  typedef typename PanelsOperands<A>::Slice Slice;
   static constexpr int L = kLanes<A>;
 
   const PanelsOperands<A>& op;
-  const PanelsTask<A>& task;
+  const PanelsTask& task;
   AlongChannelsScratch<A> local;
-  const Phase& f;
+  const PanelsPhase& f;
   int64_t positions, tiles;
   // Where no padding is read the taps are offsets that all positions share; else each position has its own sources, and
   // those in the padding lead to zeros. A property of the phase, that changes nothing but the addresses.
@@ -26,7 +23,7 @@ struct PanelsAlongChannels {
   // the phase as well: sums have room in the scratch either way.
   int64_t result_step;
 
-  PanelsAlongChannels(const PanelsOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask<A>& its_task,
+  PanelsAlongChannels(const PanelsOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask& its_task,
                       void* scratch)
       : op(operands), task(its_task), f(its_task.f), positions(its_task.last - its_task.first) {
     Carver memory(scratch);
@@ -105,18 +102,17 @@ struct PanelsAlongChannels {
   }
 
   // One panel of weights for all positions of the task.
-  void run_panel(const Slice& s) const {
+  void run_panel(const PanelsSlice& s) const {
     const int64_t channel = task.group * op.group_m + s.m0;
     const bool in_place = result_step > 0 && s.m == s.width;
     A* const out = in_place ? op.result_at(channel, f, task.first / f.width / f.height, task.first / f.width % f.height,
                                            task.first % f.width)
                             : local.sums;
     const int64_t out_row = in_place ? result_step : s.width;
-    for (int64_t l = 0; l < s.width && op.bias != nullptr; ++l)
-      local.bias[l] = l < s.m ? op.bias_at(channel + l) : A(0);
+    if (op.buffers.bias != nullptr) pack_bias<A>(local.bias, op.buffers, channel, s.m, s.width);
     list_next_lines(s, out_row);
     for (int64_t i = 0; i < f.blocks.count(); ++i) run_block(s, i, out, out_row, in_place);
-    if (op.relu)
+    if (op.buffers.relu)
       for (int64_t k = 0; k < (in_place ? positions : 1); ++k)
         rectify_all<A>(out + k * out_row, in_place ? s.width : positions * s.width);
     if (in_place) return;
@@ -126,15 +122,15 @@ struct PanelsAlongChannels {
                                s.m, count);
                });
   }
-  void list_next_lines(const Slice& s, int64_t out_row) const {
+  void list_next_lines(const PanelsSlice& s, int64_t out_row) const {
     const int v = int(s.width / L);
     for (int64_t l = 0; l < kMostProducts; ++l) {
       const int64_t element = (panel_rows(v) + l / v) * out_row + l % v * L;
       local.next_lines[l] = l < panel_rows(v) * v ? int32_t(element * int64_t(sizeof(A))) : 0;
     }
   }
-  void run_block(const Slice& s, int64_t index, A* out, int64_t out_row, bool in_place) const {
-    const Block b = op.block_at(f, index);
+  void run_block(const PanelsSlice& s, int64_t index, A* out, int64_t out_row, bool in_place) const {
+    const PanelsChain b = op.block_at(f, index);
     for (int64_t t = 0; t < b.t; ++t)
       local.offset[t] = b.c0 * op.source.channel +
                         (reads_padding ? 0 : f.row[b.t0 + t] * op.source.row + f.column[b.t0 + t] * op.source.column);
@@ -144,7 +140,7 @@ struct PanelsAlongChannels {
     a.count = b.c;
     a.step = op.source.channel;
     a.panel = op.packed_at(task.group, f, s, b);
-    a.start = index == 0 && op.bias != nullptr ? local.bias : nullptr;
+    a.start = index == 0 && op.buffers.bias != nullptr ? local.bias : nullptr;
     a.start_row = 0;
     a.add = index > 0;
     a.out_row = out_row;
@@ -163,7 +159,7 @@ struct PanelsAlongChannels {
     }
   }
   // What the next tile reads, on its way: its strides defeat the processor's own prefetching.
-  void prefetch_sources(const Tile& tile, const Block& b) const {
+  void prefetch_sources(const Tile& tile, const PanelsChain& b) const {
     if (op.source.channel != 1) return;
     const int64_t m = tile.count;
     const A** const next = local.source + (tile.first + m) * sources() + (reads_padding ? b.t0 * m : 0);

@@ -9,26 +9,24 @@ namespace conv_ext {
 
 template <class A>
 struct PanelsAlongPositions {
-  typedef typename PanelsOperands<A>::Phase Phase;
-  typedef typename PanelsOperands<A>::Block Block;
-  typedef typename PanelsOperands<A>::Slice Slice;
+  typedef PanelsChain Block;
   static constexpr int L = kLanes<A>;
   static constexpr int64_t kWidest = kPanelP * L;  // positions of a panel
 
   const PanelsOperands<A>& op;
-  const PanelsTask<A>& task;
+  const PanelsTask& task;
   AlongPositionsScratch<A> local;
-  const Phase& f;
+  const PanelsPhase& f;
   int64_t m_begin, m;      // channels of the result
   int64_t panels, blocks;  // of positions; of channels and taps
   const A* source;         // of the group
 
-  PanelsAlongPositions(const PanelsOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask<A>& its_task,
+  PanelsAlongPositions(const PanelsOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask& its_task,
                        void* scratch)
       : op(operands), task(its_task), f(its_task.f) {
     Carver memory(scratch);
     local = along_positions_scratch<A>(op.z, own, memory);
-    const Slice last = op.slice_at(task.s1 - 1);
+    const PanelsSlice last = op.slice_at(task.s1 - 1);
     m_begin = op.slice_at(task.s0).m0;
     m = last.m0 + last.m - m_begin;
     panels = ceil_div(task.last - task.first, kPanelP);
@@ -92,7 +90,7 @@ struct PanelsAlongPositions {
            (at % f.width * op.horizontal.step() + f.column[0]) * op.source.column;
   }
   // The next rows of weights, on their way to the second level of cache: strides defeat the processor's prefetching.
-  void prefetch_weights(const Slice& s, const Block& b) const {
+  void prefetch_weights(const PanelsSlice& s, const Block& b) const {
     constexpr int64_t kLine = 64 / int64_t(sizeof(A));
     const A* const at = op.weight_at(task.group, s.m0 + s.m, b.c0, 0);
     const bool by_rows = op.weight.channel < op.weight.n;
@@ -110,10 +108,10 @@ struct PanelsAlongPositions {
     pack_panel(panel, b);
     // Of a single block the sums are finished before the next panel's.
     A* const sums = local.sums + (blocks > 1 ? (panel.first - task.first * L) * m : 0);
-    if (begin && op.bias != nullptr)
+    if (begin && op.buffers.bias != nullptr)
       for (int64_t k = 0; k < m; ++k)
         for (int64_t l = 0; l < width; l += L)
-          store(sums + k * width + l, splat(op.bias_at(task.group * op.group_m + m_begin + k)));
+          store(sums + k * width + l, splat(bias_at<A, A>(op.buffers, task.group * op.group_m + m_begin + k)));
     PanelArguments<A> a;
     a.rows_step = 0;
     a.offset = local.offset;
@@ -132,15 +130,15 @@ struct PanelsAlongPositions {
     const int64_t next_position = min_of(same_block ? panel.first + width : task.first * L, f.positions - 1);
     const A* const next = reads.count > 0 ? source_at(same_block ? b.c0 : b.c0 + b.c, next_position) : nullptr;
     for (int64_t i = task.s0; i < task.s1; ++i) {
-      const Slice s = op.slice_at(i);
+      const PanelsSlice s = op.slice_at(i);
       if (p == 0 && i + 1 < task.s1) prefetch_weights(s, b);
       a.rows = local.rows + (s.m0 - m_begin);
       a.out = sums + (s.m0 - m_begin) * width;
-      a.start = begin && op.bias != nullptr ? a.out : nullptr;
+      a.start = begin && op.buffers.bias != nullptr ? a.out : nullptr;
       if (!a.look_ahead(results, &writes, b.c) && !a.look_ahead(next, &reads, b.c)) a.nothing_ahead();
       select_panel_tile<A>(int(s.m), int(panel.vectors))(a);
     }
-    if (op.relu && end) rectify_all<A>(sums, m * width);
+    if (op.buffers.relu && end) rectify_all<A>(sums, m * width);
     if (end) write_panel(sums, panel);
   }
   A* result_at(int64_t at) const {

@@ -25,7 +25,7 @@ void run_panels_task(const PanelsOperands<A>& op, const PanelsGatherPlan& own, i
   index /= own.parts_m;
   const int64_t block = index % own.blocks;
   index /= own.blocks;
-  PanelsTask<A> task;
+  PanelsTask task;
   task.f = op.phase_at(index % op.phases());
   task.group = index / op.phases();
   const int64_t units = own.weights.along_channels ? task.f.positions : ceil_div(task.f.positions, kLanes<A>);
@@ -57,7 +57,8 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
   const PanelsGatherPlan& own = plan.own<PanelsPlan>().gather;
   const ConvProblem z = own.one_row ? as_one_row(given) : given;
   Carver memory(b.workspace);
-  const PanelsGatherWorkspace<A> workspace = panels_gather_workspace<A>(z, pass, own, memory);
+  PanelsGatherWorkspace<A> workspace = panels_gather_workspace<A>(z, pass, own, memory);
+  workspace.taps.build(TapOrder::ByNumber, own.weights.joined_taps);
   PanelsOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, b);
   if (own.one_row && given.w == 1) {  // the stride of a single column has no say
     op.source.column = op.source.row;

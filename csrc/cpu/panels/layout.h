@@ -2,14 +2,29 @@
 #pragma once
 
 #include "../base/taps.h"
+#include "../machine.h"
 
 namespace conv_ext {
+
+// The register tile of all three passes: the widest panel, in vectors, and the most rows beside one of so many: 24 + 4
+// + 1 of 32 registers with six rows of four (AVX-512), 12 + 3 + 1 of 16 with four of three (AVX2). At most eight rows:
+// each takes an address register.
+constexpr int panel_vectors(const Machine& machine) { return machine.registers == 32 ? 4 : machine.fuses ? 3 : 2; }
+constexpr int panel_rows(const Machine& machine, int vectors) {
+  return machine.registers < 32 ? 4 : vectors == 4 ? 6 : 8;
+}
+constexpr int most_panel_rows(const Machine& machine) { return panel_rows(machine, 1); }
+// The widest panel beside the most rows.
+constexpr int panel_vectors_of_most_rows(const Machine& machine) {
+  return panel_vectors(machine) < 3 ? panel_vectors(machine) : 3;
+}
 
 // ---- forward and input_grad
 
 constexpr int64_t kFewChannels = 32;  // of a group's result: vectors run along them whatever the layout
 
-// The products of an output are summed in chains, one for each block of channels and taps.
+// The products of an output are summed in chains, one for each block of channels and taps: part of the promise of equal
+// bits. A panel of three vectors so long is 36 KiB with AVX-512.
 constexpr int64_t kPanelProducts = 192;                // of a chain, where a channel has no more taps than that
 constexpr int64_t kMostProducts = 2 * kPanelProducts;  // of the longest chain
 struct PanelBlocks {
@@ -23,22 +38,6 @@ struct PanelBlocks {
 inline PanelBlocks panel_blocks(int64_t channels, int64_t taps) {
   const int64_t cut_taps = max_of(1, ceil_div(taps, kPanelProducts));
   return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps), kPanelProducts)), cut_taps};
-}
-
-// The taps of one phase after the other.
-struct TapTable {
-  int64_t *row, *column;  // (R S) source position of the tap for output 0 of its phase
-  int64_t* weight;        // (R S) r * S + s
-  int64_t* begin;         // (phases + 1) a phase's first tap
-};
-inline TapTable tap_table(const ConvProblem& z, Pass pass, Carver& memory) {
-  const int64_t taps = product(z.r, z.s);
-  TapTable t;
-  t.row = memory.take<int64_t>(taps);
-  t.column = memory.take<int64_t>(taps);
-  t.weight = memory.take<int64_t>(taps);
-  t.begin = memory.take<int64_t>(product(vertical_axis(z, pass).phases(), horizontal_axis(z, pass).phases()) + 1);
-  return t;
 }
 
 // How the weights of a group are cut into panels, and how their packing is shared out (plan_weights.h).
@@ -85,7 +84,7 @@ template <class A>
 inline PanelsGatherWorkspace<A> panels_gather_workspace(const ConvProblem& z, Pass pass, const PanelsGatherPlan& own,
                                                         Carver& memory) {
   PanelsGatherWorkspace<A> w;
-  w.taps = tap_table(z, pass, memory);
+  w.taps.lay_out(z, pass, memory);
   w.weights = packed_weights<A>(z, own.weights, memory);
   return w;
 }
@@ -179,8 +178,8 @@ inline int64_t panels_grad_block(const ConvProblem& z, const PanelsGradPlan& own
 }
 template <class A>
 struct PanelsGradWorkspace {
-  Tables tables;  // where a tile holds what each tap reads
-  A* sums;        // (splits, blocks), each (panels, rows, width of the panel)
+  PackedTaps tables;
+  A* sums;  // (splits, blocks), each (panels, rows, width of the panel)
 };
 template <class A>
 inline PanelsGradWorkspace<A> panels_grad_workspace(const ConvProblem& z, const PanelsGradPlan& own, int64_t tasks,

@@ -1,7 +1,7 @@
 // The operands of forward and input_grad by panels: how channels, taps and phases are cut, and the packing of weights.
 #pragma once
 
-#include "../base/pack.h"
+#include "../base/roles.h"
 #include "tile.h"
 #include "layout.h"
 
@@ -20,6 +20,22 @@ inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t widt
   }
 }
 
+// A panel: some vectors of a group's channels, or rows of them where the vectors run along positions.
+struct PanelsSlice {
+  int64_t m0, m, width;  // first channel, how many, and with those that fill up the last vector
+};
+struct PanelsPhase {
+  int64_t h, w, height, width, positions;
+  const int64_t *row, *column, *weight;  // of each of its taps
+  int64_t begin, taps;
+  PanelBlocks blocks;
+};
+// One block of channels and taps, which is summed in one chain.
+struct PanelsChain {
+  int64_t c0, c, t0, t;
+  int64_t before;  // products of the blocks before it
+};
+
 template <class A>
 struct PanelsOperands {
   const ConvProblem& z;
@@ -28,10 +44,9 @@ struct PanelsOperands {
   TapTable table;
   A* packed_weight;
   View<A> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t weight_group;            // elements between the weights of two groups
   int64_t group_m;                 // channels of a group's result
-  const A* bias;
-  int64_t bias_stride;
-  bool relu;
+  const Buffers& buffers;
 
   static constexpr int L = kLanes<A>;
 
@@ -43,63 +58,45 @@ struct PanelsOperands {
         horizontal(horizontal_axis(problem, pass)),
         table(taps),
         packed_weight(packed),
-        source(view_of<A>(pass == Pass::InputGrad ? b.output : b.input, 1)),
-        result(view_of<A>(pass == Pass::InputGrad ? b.input : b.output, 1)),
-        weight(view_of<A>(b.weight, 1)),
-        group_m(pass == Pass::InputGrad ? problem.group_c() : problem.group_k()),
-        bias(static_cast<const A*>(b.bias)),
-        bias_stride(b.bias_stride),
-        relu(b.relu) {
-    if (pass == Pass::InputGrad) weight = {weight.data, weight.channel, weight.n, weight.row, weight.column};
+        source(view_of<A>(source_of(pass, b), 1)),
+        result(view_of<A>(result_of(pass, b), 1)),
+        weight(weights_by_role<A>(pass, b)),
+        weight_group(group_step(problem, pass, weight)),
+        group_m(result_channels(problem, pass)),
+        buffers(b) {
     // Joined taps are as far apart as the plan says, whatever the strides of a single column or channel.
     if (plan.joined_taps > 1) source.channel = weight.channel = 1, source.column = problem.c;
-    fill_table();
   }
 
   int64_t taps() const { return z.r * z.s; }
   int64_t phases() const { return vertical.phases() * horizontal.phases(); }
   int64_t channels() const { return plan.channels; }
 
-  // A panel: some vectors of a group's channels, or rows of them where the vectors run along positions.
-  struct Slice {
-    int64_t m0, m, width;  // first channel, how many, and with those that fill up the last vector
-  };
-  Slice slice_at(int64_t i) const {
+  PanelsSlice slice_at(int64_t i) const {
     const int64_t unit = plan.along_channels ? L : 1, units = plan.along_channels ? plan.padded_m / L : plan.padded_m;
     const int64_t first = part_begin(units, plan.panels, i) * unit, last = part_begin(units, plan.panels, i + 1) * unit;
     return {first, min_of(group_m, last) - first, last - first};
   }
 
-  struct Phase {
-    int64_t h, w, height, width, positions;
-    const int64_t *row, *column, *weight;
-    int64_t begin, taps;
-    PanelBlocks blocks;
-  };
-  Phase phase_at(int64_t index) const {
-    Phase f;
+  PanelsPhase phase_at(int64_t index) const {
+    PanelsPhase f;
     f.h = index / horizontal.phases();
     f.w = index % horizontal.phases();
     f.height = vertical.count(f.h);
     f.width = horizontal.count(f.w);
     f.positions = z.n * f.height * f.width;
     f.begin = table.begin[index];
-    f.taps = table.begin[index + 1] - f.begin;
+    f.taps = table.count(index);
     f.row = table.row + f.begin;
     f.column = table.column + f.begin;
-    f.weight = table.weight + f.begin;
+    f.weight = table.tap + f.begin;
     f.blocks = panel_blocks(channels(), f.taps);
     return f;
   }
-  // One block of channels and taps is summed in one chain.
-  struct Block {
-    int64_t c0, c, t0, t;
-    int64_t before;  // products of the blocks before it
-  };
-  Block block_at(const Phase& f, int64_t index) const {
+  PanelsChain block_at(const PanelsPhase& f, int64_t index) const {
     const PanelBlocks& p = f.blocks;
     const int64_t ic = index / p.taps, it = index % p.taps;
-    Block b;
+    PanelsChain b;
     b.c0 = part_begin(channels(), p.channels, ic);
     b.c = part_begin(channels(), p.channels, ic + 1) - b.c0;
     b.t0 = part_begin(f.taps, p.taps, it);
@@ -108,17 +105,15 @@ struct PanelsOperands {
     return b;
   }
   // (taps, channels, width) of a block.
-  A* packed_at(int64_t group, const Phase& f, const Slice& s, const Block& b) const {
+  A* packed_at(int64_t group, const PanelsPhase& f, const PanelsSlice& s, const PanelsChain& b) const {
     return packed_weight + (group * taps() + f.begin) * plan.padded_m * channels() + s.m0 * f.taps * channels() +
            b.before * s.width;
   }
   const A* weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
-    // (K, C/g): of a group's block, gemm_m is K for forward and C for input_grad.
-    const int64_t first = group * (vertical.inverse ? channels() * weight.channel : group_m * weight.n);
-    return weight.data + first + m * weight.n + c * weight.channel + tap / z.s * weight.row + tap % z.s * weight.column;
+    return weight.data + group * weight_group + m * weight.n + c * weight.channel + tap / z.s * weight.row +
+           tap % z.s * weight.column;
   }
-  A bias_at(int64_t channel) const { return load_one(bias + channel * bias_stride); }
-  A* result_at(int64_t channel, const Phase& f, int64_t n, int64_t i, int64_t j) const {
+  A* result_at(int64_t channel, const PanelsPhase& f, int64_t n, int64_t i, int64_t j) const {
     return result.data + n * result.n + channel * result.channel + (f.h + i * vertical.output_step()) * result.row +
            (f.w + j * horizontal.output_step()) * result.column;
   }
@@ -133,11 +128,11 @@ struct PanelsOperands {
       pack_block(to, result.channel, column_step(), from, channel_step, position_step, m, count);
   }
 
-  void pack_slice(int64_t group, const Phase& f, const Slice& s) const {
+  void pack_slice(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
     // Of a phase with few of the taps, whole vectors of all taps would mostly be thrown away.
     const bool turned = plan.taps_are_neighbours && 4 * f.taps >= taps();
     for (int64_t i = 0; i < f.blocks.count(); ++i) {
-      const Block b = block_at(f, i);
+      const PanelsChain b = block_at(f, i);
       A* const to = packed_at(group, f, s, b);
       if (s.m < s.width)
         for (int64_t j = 0; j < b.t * b.c; ++j)
@@ -147,14 +142,15 @@ struct PanelsOperands {
     // Tap by tap through all channels, so that memory is read in long runs.
     for (int64_t t = 0; t < f.taps && !turned; ++t)
       for (int64_t i = 0; i < f.blocks.count(); ++i) {
-        const Block b = block_at(f, i);
+        const PanelsChain b = block_at(f, i);
         if (t >= b.t0 && t < b.t0 + b.t)
           pack_block(packed_at(group, f, s, b) + (t - b.t0) * b.c * s.width, s.width, 1,
                      weight_at(group, s.m0, b.c0, f.weight[t]), weight.channel, weight.n, b.c, s.m);
       }
   }
   // The taps of a channel, or of all channels, are neighbours in memory: they are turned round by whole vectors.
-  void pack_neighbouring_taps(A* to, int64_t group, const Phase& f, const Slice& s, const Block& b) const {
+  void pack_neighbouring_taps(A* to, int64_t group, const PanelsPhase& f, const PanelsSlice& s,
+                              const PanelsChain& b) const {
     const bool joined = weight.channel == taps();
     const int64_t runs = joined ? 1 : b.c, length = joined ? b.c * taps() : taps();
     for (int64_t run = 0; run < runs; ++run) {
@@ -181,7 +177,7 @@ struct PanelsOperands {
     }
   }
   // A tap's place in its phase; -1 if it belongs to another one.
-  int64_t place_of(const Phase& f, int64_t tap) const {
+  int64_t place_of(const PanelsPhase& f, int64_t tap) const {
     if (f.taps == taps()) return tap;
     for (int64_t t = 0; t < f.taps; ++t)
       if (f.weight[t] == tap) return t;
@@ -197,31 +193,11 @@ struct PanelsOperands {
         for (int64_t f = 0; f < phases(); ++f) pack(i / plan.panels, phase_at(f), slice_at(i % plan.panels));
     });
   }
-
- private:
-  // Every joined_taps taps of a row are one.
-  void fill_table() {
-    int64_t next = 0;
-    for (int64_t f = 0; f < phases(); ++f) {
-      table.begin[f] = next;
-      for (int64_t tap = 0; tap < taps(); ++tap) {
-        const int64_t r = tap / z.s, s = tap % z.s;
-        if (vertical.phase_of(r) != f / horizontal.phases() || horizontal.phase_of(s) != f % horizontal.phases())
-          continue;
-        if (s % plan.joined_taps != 0) continue;
-        table.row[next] = vertical.offset(r);
-        table.column[next] = horizontal.offset(s);
-        table.weight[next++] = tap;
-      }
-    }
-    table.begin[phases()] = next;
-  }
 };
 
 // A task: positions [first, last) of a phase (of them or of vectors of them), panels [s0, s1) of a group's weights.
-template <class A>
 struct PanelsTask {
-  typename PanelsOperands<A>::Phase f;
+  PanelsPhase f;
   int64_t group, first, last, s0, s1;
 };
 

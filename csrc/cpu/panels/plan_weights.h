@@ -1,7 +1,7 @@
 // How the weights of forward and input_grad are cut into panels: for the plans of the panel algorithm and of broadcast.
 #pragma once
 
-#include "../../common/buffers.h"
+#include "../../common/roles.h"
 #include "layout.h"
 
 namespace conv_ext {
@@ -9,18 +9,11 @@ namespace conv_ext {
 // Whether the elements along a dimension are neighbours in memory. Where there is one, its stride has no say.
 inline bool are_neighbours(int64_t size, int64_t stride) { return size == 1 || stride == 1; }
 
-// forward and input_grad: strides of what is read and of what is written, (N, channel, row, column).
-inline const int64_t* source_strides(Pass pass, const Strides& s) {
-  return pass == Pass::InputGrad ? s.output : s.input;
-}
-inline const int64_t* result_strides(Pass pass, const Strides& s) {
-  return pass == Pass::InputGrad ? s.input : s.output;
-}
 inline bool source_channels_are_neighbours(const ConvProblem& z, Pass pass, const Strides& s) {
-  return are_neighbours(pass == Pass::InputGrad ? z.k : z.c, source_strides(pass, s)[1]);
+  return are_neighbours(z.groups * source_channels(z, pass), source_of(pass, s)[1]);
 }
 inline bool result_channels_are_neighbours(const ConvProblem& z, Pass pass, const Strides& s) {
-  return are_neighbours(pass == Pass::InputGrad ? z.c : z.k, result_strides(pass, s)[1]);
+  return are_neighbours(z.groups * result_channels(z, pass), result_of(pass, s)[1]);
 }
 
 constexpr int64_t kWorthPacking = 1 << 15;  // elements of weights that are worth a task of their own
@@ -28,13 +21,12 @@ constexpr int64_t kWorthPacking = 1 << 15;  // elements of weights that are wort
 // `widest`: vectors of the widest panel; where the lanes are positions, the most rows of one.
 inline WeightPanels weight_panels(const ConvProblem& z, Pass pass, const Strides& strides, int64_t lanes,
                                   bool along_channels, int64_t joined_taps, int64_t widest) {
-  const bool inverse = pass == Pass::InputGrad;
-  const int64_t group_m = max_of(1, inverse ? z.group_c() : z.group_k());
+  const int64_t group_m = max_of(1, result_channels(z, pass));
   const int64_t unit = along_channels ? lanes : 1, units = ceil_div(group_m, unit);
   WeightPanels w{};
   w.along_channels = along_channels;
   w.joined_taps = joined_taps;
-  w.channels = (inverse ? z.group_k() : z.group_c()) * joined_taps;
+  w.channels = source_channels(z, pass) * joined_taps;
   w.panels = ceil_div(units, widest);
   w.panel_channels = ceil_div(units, w.panels) * unit;
   w.padded_m = units * unit;

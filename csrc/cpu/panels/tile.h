@@ -7,25 +7,14 @@
 // level of cache and serves many rows. One chain of multiply-adds per output, in the order of the panel.
 #pragma once
 
-#include "layout.h"
+#include "../base/extents.h"
 #include "../base/simd.h"
+#include "layout.h"
 
 namespace conv_ext {
 
-// Widest panel, in vectors, and the most rows beside it: 24 + 4 + 1 of 32 registers with six rows of four (AVX-512),
-// 12 + 3 + 1 of 16 with four of three (AVX2). At most eight rows: each takes an address register.
-#if defined(__AVX512F__)
-constexpr int kPanelV = 4;
-constexpr int panel_rows(int vectors) { return vectors == 4 ? 6 : 8; }
-#elif defined(__AVX2__)
-constexpr int kPanelV = 3;
-constexpr int panel_rows(int) { return 4; }
-#else
-constexpr int kPanelV = 2;
-constexpr int panel_rows(int) { return 4; }
-#endif
-constexpr int kPanelRows = panel_rows(1);
-constexpr int kPanelP = kPanelV < 3 ? kPanelV : 3;  // the widest panel beside kPanelRows rows
+constexpr int kPanelV = panel_vectors(kMachine), kPanelP = panel_vectors_of_most_rows(kMachine);
+constexpr int panel_rows(int vectors) { return panel_rows(kMachine, vectors); }
 
 template <class A>
 struct PanelArguments {
@@ -107,22 +96,15 @@ void panel_tile(const PanelArguments<A>& a) {
     }
 }
 
-// The extent of a panel tile becomes a template argument.
 template <class A>
 using PanelTile = void (*)(const PanelArguments<A>&);
-template <class A, int V, int M = panel_rows(V)>
-inline PanelTile<A> panel_tile_of_rows(int m) {
-  if constexpr (M > 1) {
-    if (m < M) return panel_tile_of_rows<A, V, M - 1>(m);
-  }
-  return panel_tile<A, M, V>;
-}
-template <class A, int V = kPanelV>
+template <class A>
 inline PanelTile<A> select_panel_tile(int m, int v) {
-  if constexpr (V > 1) {
-    if (v < V) return select_panel_tile<A, V - 1>(m, v);
-  }
-  return panel_tile_of_rows<A, V>(m);
+  return with_extent<kPanelV>(v, [m](auto vectors) {
+    constexpr int V = decltype(vectors)::value;
+    return with_extent<panel_rows(V)>(
+        m, [](auto rows) -> PanelTile<A> { return panel_tile<A, decltype(rows)::value, V>; });
+  });
 }
 
 }  // namespace conv_ext

@@ -10,7 +10,8 @@
 // where K is larger than C the two change places, so that the smaller one is packed. Start reading at run_panels_grad.
 #pragma once
 
-#include "../direct/direct.h"
+#include "../base/pack.h"
+#include "../base/reduction.h"
 #include "tile.h"
 #include "layout.h"
 
@@ -20,7 +21,7 @@ template <class A>
 struct PanelsGrad {
   const ConvProblem& z;
   const PanelsGradPlan& own;
-  Tables tables;
+  PackedTaps tables;
   // The operand whose channels are lanes, and the one whose channels (and taps) are rows; the weights in these roles.
   View<A> lanes, rows, result;
   A* sums;  // (splits, groups, blocks of lanes, of rows), each (panels, rows, width of the panel)
@@ -147,7 +148,7 @@ struct PanelsGrad {
     const int64_t pitch = own.in_place ? rows.channel : own.channel_pitch;
     for (int64_t c = 0; c < b.channels; ++c)
       for (int64_t t = 0; t < taps(); ++t)
-        local.row[row_of(b, c, tables.tap_weight[t])] = base + c * pitch + tables.tap_offset[t];
+        local.row[row_of(b, c, tables.taps.tap[t])] = base + c * pitch + tables.offset[t];
 
     const int64_t first = part_begin(tiles(), own.splits, split), last = part_begin(tiles(), own.splits, split + 1);
     if (last - first > 1 && own.prefetches) {
@@ -217,9 +218,7 @@ struct PanelsGrad {
     for (int64_t p = 0; p < b.panels; ++p) {
       const Panel panel = panel_at(b, p);
       A* const from = sums + index * size + panel.first * count;
-      for (int64_t split = 1; split < own.splits; ++split)
-        for (int64_t i = 0; i < count * panel.width; i += L)
-          store(from + i, load(from + i) + load(from + split * split_size + i));
+      add_parts(from, count * panel.width, own.splits, split_size);
       write_panel(b, panel, from);
     }
   }

@@ -1,11 +1,13 @@
 // The reference: the definition of each pass as naive loops with wide accumulators. It is the last candidate of every
-// plan, and what the other algorithms are compared with. Read this file first to see what is computed.
+// plan, and what the other algorithms are compared with; where their own sums are not finite they call it. Read this
+// file first to see what is computed.
 //
-// Of the kernels it shares the types of numbers alone (cpu/base/simd.h), not their way to the tensors' memory.
+// It shares with the kernels what common/ has: sizes, pointers with strides, and the types of numbers, whose
+// conversions a test of their own judges (tests/kernels/test_numbers.py).
 #pragma once
 
-#include "../base/simd.h"
-#include "../kernels.h"
+#include "../../common/buffers.h"
+#include "../../common/numbers.h"
 
 namespace conv_ext {
 
@@ -18,6 +20,11 @@ struct Sum {
     im += a.re * b.im + a.im * b.re;
   }
 };
+
+// The result is computed by planes, its last two dimensions.
+inline int64_t planes_of(const ConvProblem& z, Pass pass) {
+  return pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
+}
 
 // One tensor of real numbers or pairs of them, at any byte address and with any strides.
 template <class T, class Wide>
@@ -54,7 +61,15 @@ struct Operand {
 template <class T, class Wide>
 struct Reference {
   const ConvProblem& z;
+  const Buffers& b;
   Operand<T, Wide> x, w, y;  // input (N, C, H, W), weight (K, C/g, R, S), output or its gradient (N, K, P, Q)
+
+  Reference(const ConvProblem& problem, const Buffers& buffers)
+      : z(problem),
+        b(buffers),
+        x(b.input, is_complex(z.dtype)),
+        w(b.weight, is_complex(z.dtype)),
+        y(b.output, is_complex(z.dtype)) {}
 
   // The map between the three tensors' rows and columns.
   int64_t row(int64_t p, int64_t r) const { return p * z.stride_h + r * z.dilation_h - z.pad_top; }
@@ -67,73 +82,79 @@ struct Reference {
   Sum<Wide> padded_grad(int64_t n, int64_t k, int64_t p, int64_t q) const {
     return p >= 0 && p < z.p && q >= 0 && q < z.q ? y.get(n, k, p, q) : Sum<Wide>{};
   }
+  Sum<Wide> bias(int64_t k) const {
+    const TensorRef memory{const_cast<void*>(b.bias), {b.bias_stride, 0, 0, 0}};
+    return b.bias != nullptr ? Operand<T, Wide>(memory, x.pairs).get(k, 0, 0, 0) : Sum<Wide>{};
+  }
 
   // y[n,k,p,q] = bias[k] + sum over c, r, s of x[n, c, row(p,r), column(q,s)] w[k,c,r,s]
-  void forward(int64_t n, int64_t k, const Sum<Wide>& bias, bool relu) const {
+  Sum<Wide> forward(int64_t n, int64_t k, int64_t p, int64_t q) const {
     const int64_t first = k / z.group_k() * z.group_c();
-    for (int64_t p = 0; p < z.p; ++p)
-      for (int64_t q = 0; q < z.q; ++q) {
-        Sum<Wide> sum = bias;
-        for (int64_t c = 0; c < z.group_c(); ++c)
-          for (int64_t r = 0; r < z.r; ++r)
-            for (int64_t s = 0; s < z.s; ++s)
-              sum.add(padded_input(n, first + c, row(p, r), column(q, s)), w.get(k, c, r, s));
-        if (relu) sum.re = rectify_one<T>(sum.re);  // of real numbers alone
-        y.put(n, k, p, q, sum);
-      }
+    Sum<Wide> sum = bias(k);
+    for (int64_t c = 0; c < z.group_c(); ++c)
+      for (int64_t r = 0; r < z.r; ++r)
+        for (int64_t s = 0; s < z.s; ++s)
+          sum.add(padded_input(n, first + c, row(p, r), column(q, s)), w.get(k, c, r, s));
+    return sum;
   }
 
   // dx[n,c,h,l] = sum over k, r, s of dy[n, k, p, q] w[k,c,r,s], where row(p,r) = h and column(q,s) = l:
   // with stride 1 the full convolution of the padded upstream gradient with the rotated kernel.
-  void input_grad(int64_t n, int64_t c) const {
+  Sum<Wide> input_grad(int64_t n, int64_t c, int64_t h, int64_t l) const {
     const int64_t first = c / z.group_c() * z.group_k(), cg = c % z.group_c();
-    for (int64_t h = 0; h < z.h; ++h)
-      for (int64_t l = 0; l < z.w; ++l) {
-        Sum<Wide> sum;
-        for (int64_t k = 0; k < z.group_k(); ++k)
-          for (int64_t r = 0; r < z.r; ++r) {
-            const int64_t rest_h = h + z.pad_top - r * z.dilation_h;
-            if (rest_h % z.stride_h != 0) continue;
-            for (int64_t s = 0; s < z.s; ++s) {
-              const int64_t rest_w = l + z.pad_left - s * z.dilation_w;
-              if (rest_w % z.stride_w != 0) continue;
-              sum.add(padded_grad(n, first + k, rest_h / z.stride_h, rest_w / z.stride_w), w.get(first + k, cg, r, s));
-            }
-          }
-        x.put(n, c, h, l, sum);
+    Sum<Wide> sum;
+    for (int64_t k = 0; k < z.group_k(); ++k)
+      for (int64_t r = 0; r < z.r; ++r) {
+        const int64_t rest_h = h + z.pad_top - r * z.dilation_h;
+        if (rest_h % z.stride_h != 0) continue;
+        for (int64_t s = 0; s < z.s; ++s) {
+          const int64_t rest_w = l + z.pad_left - s * z.dilation_w;
+          if (rest_w % z.stride_w != 0) continue;
+          sum.add(padded_grad(n, first + k, rest_h / z.stride_h, rest_w / z.stride_w), w.get(first + k, cg, r, s));
+        }
       }
+    return sum;
   }
 
   // dw[k,c,r,s] = sum over n, p, q of dy[n,k,p,q] x[n, c, row(p,r), column(q,s)]
-  void weight_grad(int64_t k, int64_t cg) const {
+  Sum<Wide> weight_grad(int64_t k, int64_t cg, int64_t r, int64_t s) const {
     const int64_t c = k / z.group_k() * z.group_c() + cg;
-    for (int64_t r = 0; r < z.r; ++r)
-      for (int64_t s = 0; s < z.s; ++s) {
-        Sum<Wide> sum;
-        for (int64_t n = 0; n < z.n; ++n)
-          for (int64_t p = 0; p < z.p; ++p)
-            for (int64_t q = 0; q < z.q; ++q) sum.add(y.get(n, k, p, q), padded_input(n, c, row(p, r), column(q, s)));
-        w.put(k, cg, r, s, sum);
-      }
+    Sum<Wide> sum;
+    for (int64_t n = 0; n < z.n; ++n)
+      for (int64_t p = 0; p < z.p; ++p)
+        for (int64_t q = 0; q < z.q; ++q) sum.add(y.get(n, k, p, q), padded_input(n, c, row(p, r), column(q, s)));
+    return sum;
+  }
+
+  template <Pass pass>
+  void compute_plane(int64_t plane) const {
+    if constexpr (pass == Pass::Forward) {
+      for (int64_t p = 0; p < z.p; ++p)
+        for (int64_t q = 0; q < z.q; ++q) {
+          Sum<Wide> sum = forward(plane / z.k, plane % z.k, p, q);
+          if (b.relu && widen<Wide>(narrow<T>(sum.re)) < 0) sum.re = 0;  // of real numbers alone
+          y.put(plane / z.k, plane % z.k, p, q, sum);
+        }
+    } else if constexpr (pass == Pass::InputGrad) {
+      for (int64_t h = 0; h < z.h; ++h)
+        for (int64_t l = 0; l < z.w; ++l)
+          x.put(plane / z.c, plane % z.c, h, l, input_grad(plane / z.c, plane % z.c, h, l));
+    } else {
+      const int64_t k = plane / z.group_c(), cg = plane % z.group_c();
+      for (int64_t r = 0; r < z.r; ++r)
+        for (int64_t s = 0; s < z.s; ++s) w.put(k, cg, r, s, weight_grad(k, cg, r, s));
+    }
   }
 };
 
-template <class T, class Wide, Pass pass>
-void run_reference(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  const bool complex = is_complex(z.dtype);
-  const Reference<T, Wide> reference{z, {b.input, complex}, {b.weight, complex}, {b.output, complex}};
-  const TensorRef bias_memory{const_cast<void*>(b.bias), {b.bias_stride, 0, 0, 0}};
-  const Operand<T, Wide> bias(bias_memory, complex);
-  parallel_for(executor, plan.tasks, 0, [&](int64_t task, void*) {
-    if constexpr (pass == Pass::Forward) {
-      const int64_t k = task % z.k;
-      reference.forward(task / z.k, k, b.bias ? bias.get(k, 0, 0, 0) : Sum<Wide>{}, b.relu);
-    } else if constexpr (pass == Pass::InputGrad) {
-      reference.input_grad(task / z.c, task % z.c);
-    } else {
-      reference.weight_grad(task / z.group_c(), task % z.group_c());
-    }
-  });
+// One element of a result of real numbers by the definition, for an algorithm that has formed it otherwise (of parts,
+// of transformed numbers) and got what is not finite.
+template <class T>
+__attribute__((noinline, cold)) double sum_again(const ConvProblem& z, Pass pass, const Buffers& b, int64_t i,
+                                                 int64_t j, int64_t k, int64_t l) {
+  const Reference<T, double> reference(z, b);
+  if (pass == Pass::Forward) return reference.forward(i, j, k, l).re;
+  return pass == Pass::InputGrad ? reference.input_grad(i, j, k, l).re : reference.weight_grad(i, j, k, l).re;
 }
 
 }  // namespace conv_ext

@@ -6,8 +6,15 @@
 #pragma once
 
 #include "../../common/carver.h"
+#include "../machine.h"
+#include "../../common/roles.h"
 
 namespace conv_ext {
+
+// The register tile of the product: rows by vectors. 24 sums, 2 vectors of b and one number of a in 32 registers
+// (AVX-512); 12 + 2 + 1 of 16 (AVX2, SSE2).
+constexpr int product_rows(const Machine& machine) { return machine.registers == 32 ? 12 : 6; }
+constexpr int kProductV = 2;
 
 struct WinogradPlan {
   int64_t outputs, filter;         // F(outputs x outputs, filter x filter)
@@ -20,7 +27,7 @@ struct WinogradPlan {
 };
 
 struct WinogradSizes {
-  int64_t lanes, panel;      // channels in a vector; in a panel of the product (two vectors)
+  int64_t lanes, panel;      // channels in a vector; in a panel of the product (kProductV vectors)
   int64_t points;            // pairs of points: (M + R - 1)^2
   int64_t pieces;            // of the kernel
   int64_t columns;           // of the reduction: channels in whole vectors, times pieces
@@ -38,7 +45,8 @@ struct WinogradSizes {
   int64_t window_elements;
 };
 
-constexpr int64_t kWinogradChunk = 2304;  // transformed weights of one lane of gemm_m that are made on the way at once
+// Transformed weights of one lane of gemm_m that are made on the way at once: 288 KiB for a panel of AVX-512.
+constexpr int64_t kWinogradChunk = 2304;
 
 // weight_grad: elements of a vector of weights, tap by tap, from which rows of taps are read in whole squares: the last
 // row's square may reach a vector's length past the last tap.
@@ -48,19 +56,18 @@ inline int64_t winograd_pitch(int64_t elements, int64_t lanes) { return elements
 inline int64_t winograd_slice(int64_t elements, int64_t lanes) { return (ceil_div(elements, lanes) | 1) * lanes; }
 
 inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const WinogradPlan& own, int64_t lanes) {
-  const bool input_grad = pass == Pass::InputGrad, weight_grad = pass == Pass::WeightGrad;
-  const int64_t channels = input_grad ? z.group_k() : z.group_c(), rows_m = input_grad ? z.group_c() : z.group_k();
-  const int64_t height = input_grad ? z.h : z.p, width = input_grad ? z.w : z.q;
+  const bool weight_grad = pass == Pass::WeightGrad;
+  const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
   const int64_t edge = own.outputs + own.filter - 1;
   const int64_t pieces_r = ceil_div(z.r, own.filter), pieces_s = ceil_div(z.s, own.filter);
   WinogradSizes w{};
   w.lanes = lanes;
-  w.panel = 2 * lanes;
+  w.panel = kProductV * lanes;
   w.points = edge * edge;
   w.pieces = pieces_r * pieces_s;
   w.columns = round_up(channels, lanes) * w.pieces;
-  w.tiles_h = ceil_div(height, own.outputs);
-  w.tiles_w = ceil_div(width, own.outputs);
+  w.tiles_h = ceil_div(vertical_axis(z, pass).output, own.outputs);
+  w.tiles_w = ceil_div(horizontal_axis(z, pass).output, own.outputs);
   w.blocks = product(ceil_div(z.n, own.images), ceil_div(w.tiles_h, own.tile_h), ceil_div(w.tiles_w, own.tile_w));
   w.rows = own.images * own.tile_h * own.tile_w;
   w.window_h = own.tile_h * own.outputs + pieces_r * own.filter - 1;

@@ -3,17 +3,13 @@
 //   out[m][lane] (+)= sum over i of  a[m * a_row + i * a_step] * b[i * b_row + lane]
 #pragma once
 
+#include "../base/extents.h"
 #include "../base/simd.h"
+#include "layout.h"
 
 namespace conv_ext {
 
-// 24 sums, 2 vectors of b and one number of a in 32 registers (AVX-512); 12 + 2 + 1 of 16 (AVX2, SSE2).
-#if defined(__AVX512F__)
-constexpr int kProductM = 12;
-#else
-constexpr int kProductM = 6;
-#endif
-constexpr int kProductV = 2;
+constexpr int kProductM = product_rows(kMachine);
 
 template <class A>
 struct ProductArguments {
@@ -58,12 +54,12 @@ void product_tile(const ProductArguments<A>& p) {
 
 template <class A>
 using ProductTile = void (*)(const ProductArguments<A>&);
-template <class A, bool adjacent, int M = kProductM>
+template <class A, bool adjacent>
 inline ProductTile<A> select_product_tile(int64_t m, int v) {
-  if constexpr (M > 1) {
-    if (m < M) return select_product_tile<A, adjacent, M - 1>(m, v);
-  }
-  return v == 2 ? product_tile<A, M, 2, adjacent> : product_tile<A, M, 1, adjacent>;
+  return with_extent<kProductM>(m, [v](auto rows) -> ProductTile<A> {
+    constexpr int M = decltype(rows)::value;
+    return v == 2 ? product_tile<A, M, 2, adjacent> : product_tile<A, M, 1, adjacent>;
+  });
 }
 
 // `rows` rows of the product by `vectors` vectors: tiles of evenly many rows.

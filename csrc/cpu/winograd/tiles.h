@@ -3,6 +3,8 @@
 
 #include "layout.h"
 #include "../base/lanes.h"
+#include "../base/roles.h"
+#include "../reference/reference.h"
 #include "product.h"
 #include "toom_cook.h"
 
@@ -32,13 +34,12 @@ struct Winograd {
   const ConvProblem& z;
   const Plan& plan;
   WinogradSizes size;
-  Axis vertical, horizontal;       // of the pass, taken for a gather with stride 1
-  View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  Axis vertical, horizontal;  // of the pass, taken for a gather with stride 1
+  const Buffers& buffers;
+  View<T> source, result, weight;  // weight seen as (channels of a group's result, of its source, R, S)
+  int64_t weight_group;            // elements between the weights of two groups
   int64_t group_m, group_channels;
-  bool rotated;   // input_grad: the kernel turned by 180 degrees
-  const T* bias;  // may be nullptr
-  int64_t bias_stride;
-  bool relu;
+  bool rotated;  // input_grad: the kernel turned by 180 degrees
   const WinogradPlan& own = plan.own<WinogradPlan>();
 
   Pass pass() const { return rotated ? Pass::InputGrad : Pass::Forward; }
@@ -94,27 +95,24 @@ struct Winograd {
   // zero.
   void gather_weights(int64_t group, int64_t m, int64_t c, A* local) const {
     const int64_t lanes = min_of(L, group_m - m), channels = min_of(L, group_channels - c), tap_count = taps();
-    const T* const from = weight.data + (rotated ? (group * group_channels + c) * weight.n + m * weight.channel
-                                                 : (group * group_m + m) * weight.n + c * weight.channel);
-    const int64_t lane_stride = rotated ? weight.channel : weight.n;
-    const int64_t channel_stride = rotated ? weight.n : weight.channel;
+    const T* const from = weight.data + group * weight_group + m * weight.n + c * weight.channel;
     const bool joined = weight.column == 1 && weight.row == z.s;
     const auto place = [&](int64_t tap, int64_t channel) {
       return local + ((rotated ? tap_count - 1 - tap : tap) * L + channel) * L;
     };
     Vec<A> square[L];
-    if (joined && channel_stride == tap_count) {
+    if (joined && weight.channel == tap_count) {
       // One run of channels and taps for each lane.
       for (int64_t e = 0; e < channels * tap_count; e += L) {
         const int64_t count = min_of(L, channels * tap_count - e);
-        load_square<A>(square, from + e, lane_stride, lanes, count);
+        load_square<A>(square, from + e, weight.n, lanes, count);
         for (int64_t j = 0; j < count; ++j) store(place((e + j) % tap_count, (e + j) / tap_count), square[j]);
       }
     } else if (joined) {
       for (int64_t i = 0; i < channels; ++i)
         for (int64_t tap = 0; tap < tap_count; tap += L) {
           const int64_t count = min_of(L, tap_count - tap);
-          load_square<A>(square, from + i * channel_stride + tap, lane_stride, lanes, count);
+          load_square<A>(square, from + i * weight.channel + tap, weight.n, lanes, count);
           for (int64_t j = 0; j < count; ++j) store(place(tap + j, i), square[j]);
         }
     } else {
@@ -122,7 +120,7 @@ struct Winograd {
       A turned[L * L];
       for (int64_t tap = 0; tap < tap_count; ++tap) {
         const T* const at = from + tap / z.s * weight.row + tap % z.s * weight.column;
-        positions_to_lanes(turned, at, lane_stride, channel_stride, lanes, channels);
+        positions_to_lanes(turned, at, weight.n, weight.channel, lanes, channels);
         for (int64_t i = 0; i < channels; ++i) store(place(tap, i), load(turned + i * L));
       }
     }
@@ -155,17 +153,9 @@ struct Winograd {
     }
   }
 
-  // The taps of an axis that lead output `at` to the source: [first, last).
-  struct TapRange {
-    int64_t first, last;
-    int64_t count() const { return last - first; }
-  };
-  static TapRange taps_inside(int64_t origin, int64_t taps, int64_t source) {
-    const int64_t first = min_of(max_of(-origin, 0), taps);
-    return {first, max_of(first, min_of(taps, source - origin))};
-  }
-  TapRange rows_inside(int64_t y) const { return taps_inside(y + origin_h(), z.r, vertical.source); }
-  TapRange columns_inside(int64_t x) const { return taps_inside(x + origin_w(), z.s, horizontal.source); }
+  // The taps of an axis that lead an output to the source.
+  Range rows_inside(int64_t y) const { return range_inside(y + origin_h(), 1, z.r, vertical.source); }
+  Range columns_inside(int64_t x) const { return range_inside(x + origin_w(), 1, z.s, horizontal.source); }
   // The products of an output that are not of padding.
   int64_t terms_of(int64_t y, int64_t x) const {
     return rows_inside(y).count() * columns_inside(x).count() * group_channels;
@@ -184,8 +174,8 @@ struct Winograd {
     const int64_t row0 = b.ty * M, column0 = b.tx * M;
     const int64_t rows = min_of(b.height * M, vertical.output - row0);
     const int64_t columns = min_of(b.width * M, horizontal.output - column0), pitch = b.width * M;
-    A shift[L] = {};
-    for (int64_t l = 0; l < channels && bias; ++l) shift[l] = read<A>(bias + (first + l) * bias_stride);
+    A shift[L];
+    pack_bias<T>(shift, buffers, first, channels, L);
     const Vec<A> added = load(shift);
     const bool few = few_terms(row0, rows, column0, columns);
     for (int64_t i = 0; i < b.images; ++i) {
@@ -203,7 +193,7 @@ struct Winograd {
       T* const image = result.data + (b.n0 + i) * result.n + first * result.channel;
       for (int64_t row = 0; row < rows; ++row) {
         // What is to be repeated must still be seen: -Inf would be 0.
-        if (relu && !repeat) rectify_all<T>(window + row * pitch * L, columns * L);
+        if (buffers.relu && !repeat) rectify_all<T>(window + row * pitch * L, columns * L);
         lanes_to_positions(window + row * pitch * L, image + (row0 + row) * result.row + column0 * result.column,
                            result.channel, result.column, channels, columns);
       }
@@ -219,28 +209,25 @@ struct Winograd {
           const int64_t k = group * group_m + m + l;
           T* const to = result.data + n * result.n + k * result.channel + y * result.row + x * result.column;
           A value = read<A>(to);
-          const bool finite = value - value == A(0);
-          if (!finite || terms_of(y, x) < kFewTerms)
-            value = A(direct_sum(n, group, m + l, y, x, finite) + (bias ? read<double>(bias + k * bias_stride) : 0.0));
-          write<T>(to, relu ? rectify_one<T>(value) : value);
+          if (value - value != A(0))
+            value = A(sum_again<T>(z, pass(), buffers, n, k, y, x));
+          else if (terms_of(y, x) < kFewTerms)
+            value = A(direct_sum(n, group, m + l, y, x) + bias_at<T, double>(buffers, k));
+          write<T>(to, buffers.relu ? rectify_one<T>(value) : value);
         }
   }
-  // Where a weight may not be finite the padding's zeros count: 0 * Inf is NaN.
-  double direct_sum(int64_t n, int64_t group, int64_t m, int64_t y, int64_t x, bool finite) const {
-    const TapRange down = finite ? rows_inside(y) : TapRange{0, z.r};
-    const TapRange across = finite ? columns_inside(x) : TapRange{0, z.s};
+  // Few terms are found among the taps; what is finite does without the padding's zeros.
+  double direct_sum(int64_t n, int64_t group, int64_t m, int64_t y, int64_t x) const {
+    const Range down = rows_inside(y), across = columns_inside(x);
     double sum = 0;
     for (int64_t c = 0; c < group_channels; ++c) {
-      const T* const from = source.data + n * source.n + (group * group_channels + c) * source.channel;
-      const int64_t outer = group * (rotated ? group_channels : group_m) + (rotated ? c : m), inner = rotated ? m : c;
-      const T* const weights = weight.data + outer * weight.n + inner * weight.channel;
+      const T* const from = source.data + n * source.n + (group * group_channels + c) * source.channel +
+                            (y + origin_h()) * source.row + (x + origin_w()) * source.column;
+      const T* const weights = weight.data + group * weight_group + m * weight.n + c * weight.channel;
       for (int64_t r = down.first; r < down.last; ++r)
-        for (int64_t s = across.first; s < across.last; ++s) {
-          const int64_t h = y + origin_h() + r, w = x + origin_w() + s;
-          const bool inside = h >= 0 && h < vertical.source && w >= 0 && w < horizontal.source;
-          sum += (inside ? read<double>(from + h * source.row + w * source.column) : 0.0) *
-                 read<double>(weights + tap_offset(r * z.s + s));
-        }
+        for (int64_t s = across.first; s < across.last; ++s)
+          sum +=
+              read<double>(from + r * source.row + s * source.column) * read<double>(weights + tap_offset(r * z.s + s));
     }
     return sum;
   }

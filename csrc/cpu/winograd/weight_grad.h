@@ -1,7 +1,8 @@
-// The weight gradient of the Winograd algorithm: the transforms of winograd_tiles.h, with their adjoints for the
+// The weight gradient of the Winograd algorithm: the transforms of tiles.h, with their adjoints for the
 // operands that change their role; the sum runs over tiles.
 #pragma once
 
+#include "../base/reduction.h"
 #include "tiles.h"
 
 namespace conv_ext {
@@ -25,36 +26,6 @@ void transform_grad(const W& w, const View<T>& grad, const TileBlock& b, int64_t
           [=](int u, int v, Vec<A> value) { store(place + (u * E + v) * slice, value); });
     }
   }
-}
-
-// The outputs of an axis, the stride being 1, that read the input through a tap: [first, last).
-struct OutputRange {
-  int64_t first, last;
-  int64_t count() const { return last - first; }
-};
-inline OutputRange outputs_inside(int64_t tap, int64_t pad, int64_t outputs, int64_t input) {
-  const int64_t first = min_of(max_of(pad - tap, 0), outputs);
-  return {first, max_of(first, min_of(outputs, input + pad - tap))};
-}
-
-// One weight's gradient, term by term: where the transforms gave something that is not finite (then with the zeros of
-// the padding, for 0 * Inf is NaN), or where few products are not of padding.
-template <class T>
-double direct_weight_grad(const ConvProblem& z, const View<T>& grad, const View<T>& input, int64_t k, int64_t c,
-                          int64_t r, int64_t s, bool finite) {
-  const OutputRange down = finite ? outputs_inside(r, z.pad_top, z.p, z.h) : OutputRange{0, z.p};
-  const OutputRange across = finite ? outputs_inside(s, z.pad_left, z.q, z.w) : OutputRange{0, z.q};
-  double sum = 0;
-  for (int64_t n = 0; n < z.n; ++n)
-    for (int64_t p = down.first; p < down.last; ++p)
-      for (int64_t q = across.first; q < across.last; ++q) {
-        const int64_t h = p + r - z.pad_top, w = q + s - z.pad_left;
-        const bool inside = h >= 0 && h < z.h && w >= 0 && w < z.w;
-        const T* const x = input.data + n * input.n + c * input.channel + h * input.row + w * input.column;
-        sum += read<double>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column) *
-               (inside ? read<double>(x) : 0.0);
-      }
-  return sum;
 }
 
 template <class T, class A, int M, int R>
@@ -84,9 +55,23 @@ struct WinogradWeightGrad {
 
   int64_t taps() const { return z.r * z.s; }
   const int64_t pitch = round_up(z.group_c(), L);  // of partial results
+  // The outputs that read the input through a tap.
+  Range rows_inside(int64_t r) const { return range_inside(r - z.pad_top, 1, z.p, z.h); }
+  Range columns_inside(int64_t s) const { return range_inside(s - z.pad_left, 1, z.q, z.w); }
   bool few_terms(int64_t r, int64_t s) const {
-    return z.n * outputs_inside(r, z.pad_top, z.p, z.h).count() * outputs_inside(s, z.pad_left, z.q, z.w).count() <
-           kFewTerms;
+    return z.n * rows_inside(r).count() * columns_inside(s).count() < kFewTerms;
+  }
+  // They are summed directly.
+  double direct_sum(int64_t k, int64_t c, int64_t r, int64_t s) const {
+    const Range down = rows_inside(r), across = columns_inside(s);
+    double sum = 0;
+    for (int64_t n = 0; n < z.n; ++n)
+      for (int64_t p = down.first; p < down.last; ++p)
+        for (int64_t q = across.first; q < across.last; ++q)
+          sum += read<double>(grad.data + n * grad.n + k * grad.channel + p * grad.row + q * grad.column) *
+                 read<double>(input.data + n * input.n + c * input.channel + (p + r - z.pad_top) * input.row +
+                              (q + s - z.pad_left) * input.column);
+    return sum;
   }
 
   // Writes total[tap][lane], the gradients of kLanes channels of group k / group_k, from c on.
@@ -103,11 +88,12 @@ struct WinogradWeightGrad {
       if (finite[l] == finite[l] && !few) continue;
       for (int64_t t = 0; t < taps(); ++t) {
         const A value = total[t * L + l];
+        const int64_t r = t / z.s, s = t % z.s;
         const bool is_finite = value - value == A(0);
-        if (is_finite && !few_terms(t / z.s, t % z.s)) continue;
-        const int64_t channel = k / z.group_k() * z.group_c() + c + l;
-        write<T>(to + l * result.channel + t / z.s * result.row + t % z.s * result.column,
-                 A(direct_weight_grad(z, grad, input, k, channel, t / z.s, t % z.s, is_finite)));
+        if (is_finite && !few_terms(r, s)) continue;
+        write<T>(to + l * result.channel + r * result.row + s * result.column,
+                 A(is_finite ? direct_sum(k, k / z.group_k() * z.group_c() + c + l, r, s)
+                             : sum_again<T>(z, Pass::WeightGrad, w.buffers, k, c + l, r, s)));
       }
     }
   }
@@ -153,13 +139,10 @@ struct WinogradWeightGrad {
 
   // The parts of the reduction in order. total: (R S, kLanes)
   void add_parts(int64_t k, A* total) const {
+    A* const sums = partial + k * taps() * pitch;
+    conv_ext::add_parts(sums, taps() * pitch, own.splits, z.k * taps() * pitch);
     for (int64_t c = 0; c < z.group_c(); c += L) {
-      for (int64_t t = 0; t < taps(); ++t) {
-        const A* at = partial + (k * taps() + t) * pitch + c;
-        Vec<A> sum = load(at);
-        for (int64_t split = 1; split < own.splits; ++split) sum += load(at + split * z.k * taps() * pitch);
-        store(total + t * L, sum);
-      }
+      for (int64_t t = 0; t < taps(); ++t) store(total + t * L, load(sums + t * pitch + c));
       write_weights(k, c, total);
     }
   }

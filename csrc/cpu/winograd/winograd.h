@@ -23,21 +23,20 @@ namespace conv_ext {
 
 template <class T, class A, int M, int R>
 Winograd<T, A, M, R> make_winograd(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b) {
-  const bool input_grad = pass == Pass::InputGrad;
+  const View<T> weight = weights_by_role<T>(pass, b);
   return {z,
           plan,
           winograd_sizes(z, pass, plan.own<WinogradPlan>(), kLanes<A>),
           vertical_axis(z, pass),
           horizontal_axis(z, pass),
-          view_of<T>(input_grad ? b.output : b.input, 1),
-          view_of<T>(input_grad ? b.input : b.output, 1),
-          view_of<T>(b.weight, 1),
-          input_grad ? z.group_c() : z.group_k(),
-          input_grad ? z.group_k() : z.group_c(),
-          input_grad,
-          static_cast<const T*>(b.bias),
-          b.bias_stride,
-          b.relu};
+          b,
+          view_of<T>(source_of(pass, b), 1),
+          view_of<T>(result_of(pass, b), 1),
+          weight,
+          group_step(z, pass, weight),
+          result_channels(z, pass),
+          source_channels(z, pass),
+          pass == Pass::InputGrad};
 }
 
 // Here the size of the transform becomes a template argument.

@@ -1,4 +1,4 @@
-// The register tiles: the two innermost loops, in which nearly all the time of the direct algorithm is spent.
+// The register tiles of the direct algorithm: the two innermost loops, in which nearly all of its time is spent.
 //
 //   gather_tile  forward, input_grad:  out[m][lane] = bias[m] + sum over c, t of  w[c][t][m] * x[c][offset[t] + lane]
 //   dot_tile     weight_grad:          out[m][t]   +=           sum over lanes of g[m][lane] * x[offset[t] + lane]
@@ -7,31 +7,15 @@
 // of equal bits is kept.
 #pragma once
 
-#include "simd.h"
+#include "../base/extents.h"
+#include "../base/simd.h"
+#include "layout.h"
 
 namespace conv_ext {
 
-// M accumulator rows of V vectors stay in registers beside the V vectors of x and one weight: 24 + 3 + 1 of 32
-// registers (AVX-512), 12 + 3 + 1 of 16 (AVX2, SSE2). Two loads in three multiply-adds is what the load ports sustain.
-#if defined(__AVX512F__)
-constexpr int kGatherM = 8, kGatherV = 3, kDotM = 4, kDotT = 6;
-constexpr int max_vectors(int m) { return m == 8 ? 3 : 6; }
-#elif defined(__AVX2__)
-constexpr int kGatherM = 4, kGatherV = 3, kDotM = 2, kDotT = 6;
-constexpr int max_vectors(int m) { return m == 4 ? 3 : 4; }
-#else
-constexpr int kGatherM = 4, kGatherV = 2, kDotM = 2, kDotT = 3;
-constexpr int max_vectors(int m) { return m == 4 ? 2 : 4; }
-#endif
-constexpr int kMaxTileVectors = 6;
-constexpr int kChain = 256;  // products that are summed in one chain, rounded to whole channels
-
-// Rows of the next block when `rest` rows are left: the largest power of two that fits the register tile.
-inline int block_rows(int64_t rest, int largest) {
-  int m = largest;
-  while (m > rest) m /= 2;
-  return m;
-}
+constexpr DirectTile kDirectTile = direct_tile(kMachine);
+constexpr int kGatherM = kDirectTile.gather_m, kDotM = kDirectTile.dot_m, kDotT = kDirectTile.dot_t;
+constexpr int max_vectors(int m) { return gather_vectors(kMachine, m); }
 
 template <class A>
 struct GatherArguments {
@@ -149,22 +133,15 @@ void dot_tile(const DotArguments<A>& a) {
     for (int t = 0; t < T; ++t) a.out[m * a.out_pitch + t] += total[m * T + t];
 }
 
-// Here the extent of a register tile becomes a template argument.
 template <class A>
 using GatherTile = void (*)(const GatherArguments<A>&);
-template <class A, int M, int V = max_vectors(M)>
-inline GatherTile<A> gather_tile_of_width(int v) {
-  if constexpr (V > 1) {
-    if (v < V) return gather_tile_of_width<A, M, V - 1>(v);
-  }
-  return gather_tile<A, M, V>;
-}
-template <class A, int M = kGatherM>
+template <class A>
 inline GatherTile<A> select_gather_tile(int m, int v) {
-  if constexpr (M > 1) {
-    if (m < M) return select_gather_tile<A, M / 2>(m, v);
-  }
-  return gather_tile_of_width<A, M>(v);
+  return with_one_of<kGatherM, kGatherM / 2, kGatherM / 4, 1>(m, [v](auto rows) {
+    constexpr int M = decltype(rows)::value;
+    return with_extent<max_vectors(M)>(
+        v, [](auto vectors) -> GatherTile<A> { return gather_tile<A, M, decltype(vectors)::value>; });
+  });
 }
 
 // Taps of the next block of weight_grad: 6, 3 and 1 divide the rows of the usual kernels (1, 3, 5, 7, 11) well.
@@ -172,13 +149,12 @@ inline int block_taps(int64_t rest) { return kDotT > 3 && rest >= 6 ? 6 : rest >
 
 template <class A>
 using DotTile = void (*)(const DotArguments<A>&);
-template <class A, int M = kDotM>
+template <class A>
 inline DotTile<A> select_dot_tile(int m, int t) {
-  if constexpr (M > 1) {
-    if (m < M) return select_dot_tile<A, M / 2>(m, t);
-  }
-  if (t >= 6) return dot_tile<A, M, kDotT>;
-  return t >= 3 ? dot_tile<A, M, 3> : dot_tile<A, M, 1>;
+  return with_one_of<kDotM, kDotM / 2, 1>(m, [t](auto rows) {
+    return with_one_of<kDotT, 3, 1>(
+        t, [](auto taps) -> DotTile<A> { return dot_tile<A, decltype(rows)::value, decltype(taps)::value>; });
+  });
 }
 
 }  // namespace conv_ext

@@ -7,19 +7,40 @@
 
 #include "wgmma/wgmma.cuh"
 
+namespace {
+
+using namespace conv_ext::cuda;
+using Group = SixteenBitGroup<bfloat16>;
+using Across = SixteenBitGroup<bfloat16, true>;
+using Shared = WgmmaShared<Group, 64>;
+
+constexpr int kChannels = 136, kTaps = 3, kSteps = 3, kPitch = kTaps * kSteps * 64, kRows = 40, kColumns = 300;
+constexpr int kAcrossRows = 72;  // two boxes, the second of which is filled up with zeros
+static_assert(kTaps * kSteps > Shared::kStages, "the ring goes round within a tile");
+
+bfloat16 number(int value) { return bfloat16{uint16_t(bits_of(float(value)) >> 16)}; }
+int x(int w, int c) { return (w * 7 + c * 3) % 5 - 2; }
+int y(int row, int tap, int c) { return (row * 5 + tap + c * 2) % 7 % 3 - 1; }
+
+bool is_right(const bfloat16* result, int rows) {
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < kColumns; ++column) {
+      int sum = 0;
+      for (int tap = 0; tap < kTaps; ++tap)
+        for (int c = 0; c < kChannels && column + tap >= 1 && column + tap <= kColumns; ++c)
+          sum += y(row, tap, c) * x(column + tap - 1, c);
+      bfloat16 expected;
+      narrow(float(sum), &expected);
+      if (result[size_t(row * kColumns + column)].bits != expected.bits) return false;
+    }
+  return true;
+}
+
+}  // namespace
+
 int main() {
-  using namespace conv_ext::cuda;
-  using Group = SixteenBitGroup<bfloat16>;
-  using Across = SixteenBitGroup<bfloat16, true>;
-  using Shared = WgmmaShared<Group, 64>;
-  constexpr int kChannels = 136, kTaps = 3, kSteps = 3, kPitch = kTaps * kSteps * 64, kRows = 40, kColumns = 300;
-  constexpr int kAcrossRows = 72;  // two boxes, the second of which is filled up with zeros
-  static_assert(kTaps * kSteps > Shared::kStages, "the ring goes round within a tile");
-  const auto number = [](int value) { return bfloat16{uint16_t(bits_of(float(value)) >> 16)}; };
   std::unique_ptr<bfloat16[]> source(new bfloat16[kColumns * kChannels]), weights(new bfloat16[kRows * kPitch]()),
       across(new bfloat16[kChannels * kTaps * kAcrossRows]), result(new bfloat16[kAcrossRows * kColumns]);
-  const auto x = [](int w, int c) { return (w * 7 + c * 3) % 5 - 2; };
-  const auto y = [](int row, int tap, int c) { return (row * 5 + tap + c * 2) % 7 % 3 - 1; };
   for (int w = 0; w < kColumns; ++w)
     for (int c = 0; c < kChannels; ++c) source[size_t(w * kChannels + c)] = number(x(w, c));
   for (int row = 0; row < kRows; ++row)
@@ -78,16 +99,7 @@ int main() {
     } else {
       launch(wgmma_gather<Group, 64>, p.blocks, kWgmmaThreads, Shared::kBytes, nullptr, p);
     }
-    for (int row = 0; row < p.rows; ++row)
-      for (int column = 0; column < kColumns; ++column) {
-        int sum = 0;
-        for (int tap = 0; tap < kTaps; ++tap)
-          for (int c = 0; c < kChannels && column + tap >= 1 && column + tap <= kColumns; ++c)
-            sum += y(row, tap, c) * x(column + tap - 1, c);
-        bfloat16 expected;
-        narrow(float(sum), &expected);
-        if (result[size_t(row * kColumns + column)].bits != expected.bits) return 1;
-      }
+    if (!is_right(result.get(), p.rows)) return 1;
   }
   return 0;
 }

@@ -105,7 +105,7 @@ def build(sources: Path, flags: list[str]) -> Path:
             objects = list(pool.map(compile_one, longest_first))
         subprocess.run([compiler, *flags, *objects, "-o", str(folder / "run")], check=True)
 
-    read = [*(sources / name for name in ("common", "cuda", "cpu/reference", "cpu/base")), HOST]
+    read = [*(sources / name for name in ("common", "cuda", "cpu/reference", "cpu/base")), HOST, Path(__file__)]
     return built_once("cuda_host", read, [*flags, *DEVICE], compile_all) / "run"
 
 

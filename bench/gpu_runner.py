@@ -3,7 +3,7 @@
 It is tests/cuda_host/run.cpp, which the tests run on fibres, for a device: it needs nvcc here, no GPU, and where it
 runs nothing but glibc and a driver. Beside it lies libconv_ext_cuda.so of the same objects, which setup.py takes where
 CONV_EXT_PREBUILT=1, so that a machine with a GPU, which may be lent for minutes, has nothing of it to compile. What is
-up to date is not compiled again.
+up to date is not compiled again. `make test` builds a runner of few types, in half the time, in a folder of its own.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "gpu_runner"
+FEW_FOLDER = ROOT / "build" / "gpu_runner_few"  # of the runner that has float32 and bfloat16 alone
 LIBRARY = "libconv_ext_cuda.so"
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC"]  # those of setup.py
 STATIC = ["-cudart", "static", "-Xcompiler", "-static-libstdc++,-static-libgcc"]  # glibc alone is taken as it comes
 SHARED = ["-shared", "-cudart", "shared", "-Xlinker", "-z", "-Xlinker", "defs"]
 REPORT = ["-Xptxas", "-v", "-Xcompiler", "-Wall,-Wextra"]  # registers and warnings: tests read them in NAME.log
 USUAL = ("90a",)
+FEW = ["-DCONV_EXT_FEW_TYPES"]  # csrc/cuda/launch.cuh
 SM90_ALONE = {"wgmma.cu"}  # as in setup.py
 
 
@@ -54,22 +56,22 @@ def runner_digest() -> str:
     return digest(more, kernel_digest(), *STATIC)
 
 
-def record() -> dict:
-    """What lies in FOLDER: "runner", "kernels" (their digests), "architectures"; nothing where that is not there."""
-    path = FOLDER / "built.json"
+def record(folder: Path | None = None) -> dict:
+    """What lies in a folder: "runner", "kernels" (their digests), "architectures"; nothing where that is not there."""
+    path = (folder or FOLDER) / "built.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def runner(folder: Path | None = None) -> Path | None:
     """The runner, where it is there and of these sources."""
     path = (folder or FOLDER) / "gpu_runner"
-    return path if path.is_file() and record().get("runner") == runner_digest() else None
+    return path if path.is_file() and record(folder).get("runner") == runner_digest() else None
 
 
-def library() -> Path | None:
+def library(folder: Path | None = None) -> Path | None:
     """The library of the kernels, where it is there and of these sources."""
-    path = FOLDER / LIBRARY
-    return path if path.is_file() and record().get("kernels") == kernel_digest() else None
+    path = (folder or FOLDER) / LIBRARY
+    return path if path.is_file() and record(folder).get("kernels") == kernel_digest() else None
 
 
 def units(csrc: Path = ROOT / "csrc") -> list[Path]:
@@ -95,12 +97,13 @@ def is_fresh(stamp: Path, made: Path, command: list[str]) -> bool:
     return all(path.is_file() for path in paths) and known["digest"] == digest(paths, *command)
 
 
-def compile_one(unit: Path, architectures: tuple[str, ...]) -> Path:
-    made = FOLDER / f"{object_name(unit)}.o"
+def compile_one(unit: Path, architectures: tuple[str, ...], folder: Path) -> Path:
+    made = folder / f"{object_name(unit)}.o"
     depends, stamp = made.with_suffix(".d"), made.with_suffix(".json")
     chosen = ("90a",) if unit.name in SM90_ALONE else architectures
     targets = [*REPORT, *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in chosen)] if unit.suffix == ".cu" else []
-    command = ["nvcc", *FLAGS, *targets, "-MMD", "-MF", str(depends), "-c", str(unit), "-o", str(made)]
+    few = [] if folder != FEW_FOLDER else FEW if unit.suffix == ".cu" else ["-O1"]  # of options the last counts
+    command = ["nvcc", *FLAGS, *few, *targets, "-MMD", "-MF", str(depends), "-c", str(unit), "-o", str(made)]
     words = [word for word in command if str(ROOT) not in word]
     if not is_fresh(stamp, made, words):
         stamp.unlink(missing_ok=True)
@@ -117,19 +120,20 @@ def compile_one(unit: Path, architectures: tuple[str, ...]) -> Path:
     return made
 
 
-def build(architectures: tuple[str, ...] = USUAL, jobs: int | None = None) -> Path:
-    """Compiles what has changed, links, and returns the runner."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
+def build(architectures: tuple[str, ...] = USUAL, jobs: int | None = None, folder: Path | None = None) -> Path:
+    """Compiles what has changed, links, and returns the runner; in FEW_FOLDER that of few types."""
+    folder = folder or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     of_sources = {"runner": runner_digest(), "kernels": kernel_digest(), "architectures": list(architectures)}
-    target = FOLDER / "gpu_runner"
-    if record() == of_sources and target.is_file() and (FOLDER / LIBRARY).is_file():
+    target = folder / "gpu_runner"
+    if record(folder) == of_sources and target.is_file() and (folder / LIBRARY).is_file():
         return target
     with ThreadPoolExecutor(jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))) as pool:
-        objects = list(pool.map(lambda unit: compile_one(unit, architectures), units()))
+        objects = list(pool.map(lambda unit: compile_one(unit, architectures, folder), units()))
     kernels = [str(made) for made, unit in zip(objects, units()) if unit.suffix == ".cu"]
     subprocess.run(["nvcc", *STATIC, *map(str, objects), "-o", str(target)], check=True)
-    subprocess.run(["nvcc", *SHARED, *kernels, "-o", str(FOLDER / LIBRARY)], check=True)
-    (FOLDER / "built.json").write_text(json.dumps(of_sources))
+    subprocess.run(["nvcc", *SHARED, *kernels, "-o", str(folder / LIBRARY)], check=True)
+    (folder / "built.json").write_text(json.dumps(of_sources))
     return target
 
 

@@ -8,7 +8,7 @@ import torch
 from conv_ext.library import available_isas
 from devices import DEVICES, on
 from drawn import settings
-from fibres import FLAGS, ROOT, build, build_for_device
+from fibres import FLAGS, ROOT, build, build_for_device, build_for_every_architecture
 from passes import instruction_set, repeats
 
 # The same examples on every run, and nothing written beside the checkout.
@@ -77,3 +77,9 @@ def program():
 def gpu_program():
     """The same for a device (bench/gpu_runner.py), where nvcc is."""
     return build_for_device()
+
+
+@pytest.fixture(scope="session")
+def full_gpu_program():
+    """All of its kernels, for every architecture; for exhaustive tests."""
+    return build_for_every_architecture()

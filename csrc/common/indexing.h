@@ -36,6 +36,13 @@ inline Range range_inside(int64_t at, int64_t step, int64_t count, int64_t size)
   return {first, max_of(first, min_of(at < size ? ceil_div(size - at, step) : 0, count))};
 }
 
+// Rows of the next block when `rest` rows are left: the largest power of two that fits the register tile.
+inline int block_rows(int64_t rest, int largest) {
+  int m = largest;
+  while (m > rest) m /= 2;
+  return m;
+}
+
 // Products of sizes, none of them negative, that stop at kHuge instead of overflowing: what is so large is beyond every
 // limit, and several of them can still be added.
 constexpr int64_t kHuge = int64_t(1) << 56;

@@ -3,15 +3,17 @@
 
 #include "../common/buffers.h"
 #include "../common/facts.h"
+#include "machine.h"
 #include "plan.h"
 
 namespace conv_ext {
 
-// All that a plan may depend on. The strides are settled (common/buffers.h).
+// All that a plan may depend on. The machine is the row of the library that runs it; the strides are settled
+// (common/buffers.h).
 struct PlanInput {
   const ConvProblem& problem;
   Pass pass;
-  const IsaTraits& isa;
+  const Machine& machine;
   const Strides& strides;
 };
 

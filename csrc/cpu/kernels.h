@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/buffers.h"
+#include "machine.h"
 #include "plan.h"
 
 namespace conv_ext {
@@ -15,7 +16,7 @@ struct Executor {
 };
 
 struct KernelLibrary {
-  IsaTraits isa;
+  Machine machine;  // the row that it was compiled for
   void (*run)(const ConvProblem&, Pass, const Plan&, const Buffers&, const Executor&);
 };
 

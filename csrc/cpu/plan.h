@@ -14,21 +14,6 @@ namespace conv_ext {
 enum class Algorithm : int32_t { CONV_EXT_ALGORITHMS(CONV_EXT_NAME) };
 #undef CONV_EXT_NAME
 
-// What multiplies pairs of bfloat16 numbers: nothing, a vector instruction, or tiles, which are fast enough for float32
-// that is cut into parts.
-enum class Bf16Dot : int32_t { None, Vectors, Tiles };
-
-// What a kernel library says of the instruction set that it was compiled for.
-struct IsaTraits {
-  const char* name;
-  int64_t vector_bytes;
-  int64_t gather_m, gather_v;  // largest register tile of forward and input_grad: channels x vectors
-  int64_t dot_m, dot_t;        // largest register tile of weight_grad: K x (C/g R S)
-  int64_t panel_v;             // panels: the widest one, in vectors; of positions, beside so many rows
-  int64_t panel_p, panel_rows;
-  Bf16Dot bf16_dot;
-};
-
 struct Plan {
   Algorithm algorithm;
   int64_t tasks;            // of the loop that multiplies

@@ -8,15 +8,18 @@
 namespace conv_ext {
 
 constexpr int64_t kMaxPhases = 4096;
-constexpr int64_t kMostExtent = int64_t(1) << 40;    // of a dimension, the padding included
-constexpr int64_t kMostElements = int64_t(1) << 50;  // of a tensor, the padding included
-constexpr int64_t kTileBudget = 384 << 10;  // bytes of a packed tile that leave room for the weights in an L2 of 1 MiB
-constexpr int64_t kEnoughTasks = 16;        // for an even load on a few threads
+constexpr int64_t kMostExtent = int64_t(1) << 40;      // of a dimension, the padding included
+constexpr int64_t kMostElements = int64_t(1) << 50;    // of a tensor, the padding included
+constexpr int64_t kEnoughTasks = 16;                   // for an even load on a few threads
 constexpr int64_t kWorkspaceLimit = int64_t(1) << 42;  // bytes of one call, 4 TiB: more is nobody's memory
 constexpr double kWorthSharing = 2e6;               // operations below which a second thread costs more than it brings
 constexpr int64_t kChannelsTogether = 16;           // small groups are packed together up to so many channels
 constexpr int64_t kGradBlock = 64;                  // weight_grad: channels of each operand per tile
 constexpr int64_t kPartialSums = int64_t(8) << 20;  // weight_grad: bytes that cutting the reduction may cost
+
+// Bytes of a packed tile that leave room in the second level of cache for the weights that it meets.
+constexpr int64_t most_tile_bytes(const Machine& machine) { return machine.caches.l2_bytes * 3 / 8; }
+static_assert(in_every_row(most_tile_bytes, 384 << 10));
 
 inline int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
 

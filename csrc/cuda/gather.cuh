@@ -7,17 +7,6 @@
 namespace conv_ext {
 namespace cuda {
 
-// Whether neighbours of the result can be written in whole vectors of 16 bytes: channels, or positions of an image.
-template <class T>
-bool writes_vectors(const GatherRoles& roles, const Strides& to, bool one_phase) {
-  const int64_t vector = 16 / int64_t(sizeof(T)), h = roles.result_size[2], w = roles.result_size[3];
-  if (reads_vectors(roles.result, roles.result_size[0], h, w, roles.rows, int64_t(sizeof(T)))) return true;
-  const bool rows_together = h == 1 || to.h == w;
-  return one_phase && to.w == 1 && reinterpret_cast<uintptr_t>(roles.result.data) % 16 == 0 && to.c % vector == 0 &&
-         (roles.result_size[0] == 1 || to.n % vector == 0) &&
-         (rows_together ? h * w % vector == 0 : w % vector == 0 && to.h % vector == 0);
-}
-
 template <class Pass, class Math, class T = typename Math::Element, class Sum = typename Math::Sum>
 int run_gather(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
@@ -58,14 +47,13 @@ int run_gather(const RealCall& call, const GatherRoles& roles) {
   }
   if constexpr (Math::kFormsAgain) p.again = gather_again(call, roles);
   const int64_t(&size)[4] = roles.result_size;
-  p.result.along_m = p.result.stride_m == 1 && size[1] > 1;
-  p.result.vectors = writes_vectors<T>(roles, p.to, shape.phases() == 1);
+  p.result.along_m = call.plan.product.stores_along_m;
+  p.result.vectors = call.plan.product.stores_vectors;
   if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);
 
   const int32_t along_m[4] = {0, 2, 3, 1};
   const int32_t(&order)[4] = p.result.along_m ? along_m : kOrderOfOutputs;
   p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
-  p.result.vectors = false;
   p.to = strides_in_order(size, order);
   p.result.stride_m = p.to.c;
   p.split_elements = size[0] * size[1] * size[2] * size[3];
@@ -119,7 +107,7 @@ int run_math(const RealCall& call, const GatherRoles& roles) {
   if constexpr (Math::kReadsVectors) {
     return run_gather<Gather<T, Sum, Load::KVector>, Math>(call, roles);
   } else {
-    if (reads_vectors(roles.source, call.z.n, roles.source_h, roles.source_w, roles.channels, int64_t(sizeof(T))))
+    if (call.plan.product.load == CudaLoad::Vectors)
       return run_gather<Gather<T, Sum, Load::KVector>, Math>(call, roles);
     return run_gather<Gather<T, Sum, Load::Rows>, Math>(call, roles);
   }

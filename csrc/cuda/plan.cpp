@@ -29,8 +29,7 @@ const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algori
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && max_of(vertical.stride, horizontal.stride) > kMostPhases)
     return "a stride above 4096 would make that many phases of input_grad";
-  const CudaCandidate candidate{algorithm, "", nullptr, nullptr};
-  const CudaPlan plan = make_cuda_plan(z, pass, candidate);
+  const CudaPlan plan = make_cuda_plan(z, pass, cuda_candidate(algorithm));
   const CudaShape shape = cuda_shape(z, pass, max_of(1, plan.product.vector));
   if (shape.gemm_k >= kCudaExtent && pass != Pass::WeightGrad) return "a sum has 2^30 products or more";
   const bool counts_steps = !is_window(algorithm) && algorithm != CudaAlgorithm::Direct;  // the others in 64 bits
@@ -38,7 +37,7 @@ const char* blocks_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algori
   if (product(z.groups, max_of(plan.product.source.channels, plan.product.grad.channels)) >= kCudaExtent)
     return "with every group's channels filled up to whole vectors there are 2^30 channels or more";
   if (plan.blocks > kMostBlocks) return "it would take more than 2^31 - 1 blocks";
-  return cuda_bytes_decline(z, pass, candidate);
+  return cuda_bytes_decline(z, pass, algorithm);
 }
 
 const char* never_yields(const ConvProblem&, Pass, const CudaTraits&) { return nullptr; }
@@ -188,17 +187,19 @@ void choose_tile(Pass pass, const CudaShape& shape, int64_t groups, int64_t part
   plan->product.tile_n = wanted.tile_n ? wanted.tile_n : large || narrow ? 128 : 64;
 }
 
-void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
+void prepare_direct(const CudaPlanInput& input, CudaPlan* plan) {
+  const ConvProblem& z = input.problem;
+  const Pass pass = input.pass;
   plan->splits = plan->parts = 1;
   const int64_t positions = product(z.n, z.p, z.q);
   if (pass == Pass::WeightGrad) {
-    const int64_t pairs = product(z.k, z.group_c(), ceil_div(product(z.r, z.s), kCudaDirectTaps));
-    const int64_t lines = max_of(1, z.channels_last ? ceil_div(pairs, 32) : pairs);
-    plan->splits = max_of(1, min_of(min_of(ceil_div(4 * kEnoughBlocks, lines), positions / 1024), 256));
+    // Neighbouring threads: pairs of channels in channels_last, else positions.
+    const int64_t pairs = product(z.k, z.group_c()), tap_blocks = ceil_div(product(z.r, z.s), kCudaDirectTaps);
+    const int64_t blocks = product(ceil_div(pairs, cuda_direct_pairs(z)), tap_blocks);
+    plan->splits = max_of(1, min_of(min_of(ceil_div(4 * kEnoughBlocks, max_of(1, blocks)), positions / 1024), 256));
     plan->parts = plan->splits;
     plan->steps = ceil_div(positions, plan->splits);
-    // Either mapping of threads may run, as strides decide: the larger count is what has to fit.
-    plan->blocks = product(pairs, plan->splits);
+    plan->blocks = product(blocks, plan->splits);
     const int64_t parts = plan->splits > 1 ? plan->splits : 0;
     plan->workspace_bytes = product(parts, z.weight_elements(), accumulator_bytes(z.dtype));
     return;
@@ -209,9 +210,17 @@ void prepare_direct(const ConvProblem& z, Pass pass, CudaPlan* plan) {
   plan->blocks = ceil_div(results / plan->direct_channels, kCudaDirectThreads);
 }
 
+void describe_direct(Pass pass, const CudaPlan& plan, Facts* facts) {
+  if (pass != Pass::WeightGrad) add_facts(facts, {{"channels", plan.direct_channels}});
+}
+
+// ---- tensor_cores, three_tf32, multiply_add
+
 // Weights that lie as [group][gemm_m][taps][channels] already are read in place: channels_last, and 1x1 kernels.
-bool weights_are_packed(const ConvProblem& z, Pass pass, const CudaShape& shape, int64_t vector, const TensorRef& w) {
-  const bool forward = pass == Pass::Forward;
+bool weights_lie_packed(const CudaPlanInput& input, const CudaShape& shape, int64_t vector) {
+  const ConvProblem& z = input.problem;
+  const TensorRef& w = input.operands.weight;
+  const bool forward = input.pass == Pass::Forward;
   const int64_t rows = forward ? z.group_k() : z.group_c(), channels = forward ? z.group_c() : z.group_k();
   const int64_t stride_m = w.stride[forward ? 0 : 1], stride_c = w.stride[forward ? 1 : 0];
   const int64_t taps = z.r * z.s, in_16_bytes = 16 / element_bytes(z.dtype);
@@ -224,39 +233,62 @@ bool weights_are_packed(const ConvProblem& z, Pass pass, const CudaShape& shape,
 
 // Places copies of the operands that cannot be read in vectors in the workspace, from plan->partial_offset on, and
 // parts of sums behind them.
-void plan_copies(const ConvProblem& z, Pass pass, const Buffers* operands, int64_t real_bytes, CudaPlan* plan) {
+void plan_copies(const CudaPlanInput& in, int64_t real_bytes, CudaPlan* plan) {
+  const ConvProblem& z = in.problem;
   const auto plan_copy = [&](bool input, CudaOperand* operand) {
     const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
     operand->channels = round_up(channels, plan->product.vector);
     const bool readable =
-        operands ? reads_vectors(input ? operands->input : operands->output, z.n, h, w, channels, real_bytes)
-                 : z.channels_last && channels % plan->product.vector == 0;
+        reads_vectors(input ? in.operands.input : in.operands.output, z.n, h, w, channels, real_bytes);
     operand->offset = plan->partial_offset;
     operand->bytes = readable ? 0 : round_up(product(z.n, h, w, z.groups, operand->channels, real_bytes), 256);
     plan->partial_offset += operand->bytes;
   };
-  plan_copy(pass != Pass::InputGrad, &plan->product.source);
-  if (pass == Pass::WeightGrad) plan_copy(false, &plan->product.grad);
+  plan_copy(in.pass != Pass::InputGrad, &plan->product.source);
+  if (in.pass == Pass::WeightGrad) plan_copy(false, &plan->product.grad);
 }
 
-}  // namespace
+// Vectors where channels lie so, or are copied so. Else forward and input_grad read positions, which are neighbours in
+// NCHW, and weight_grad channels where both operands have them side by side.
+CudaLoad choose_load(const CudaPlanInput& input, int64_t real_bytes, const CudaPlan& plan) {
+  const ConvProblem& z = input.problem;
+  if (plan.product.vector > 1) return CudaLoad::Vectors;
+  if (is_complex(z.dtype)) return CudaLoad::Positions;  // the parts of numbers are no neighbours
+  const TensorRef &x = input.operands.input, &y = input.operands.output;
+  const bool of_x = reads_vectors(x, z.n, z.h, z.w, z.group_c(), real_bytes),
+             of_y = reads_vectors(y, z.n, z.p, z.q, z.group_k(), real_bytes);
+  if (input.pass != Pass::WeightGrad)
+    return (input.pass == Pass::Forward ? of_x : of_y) ? CudaLoad::Vectors : CudaLoad::Positions;
+  if (plan.algorithm == CudaAlgorithm::TensorCores && of_x && of_y) return CudaLoad::Vectors;
+  return x.stride[1] == 1 && y.stride[1] == 1 ? CudaLoad::Channels : CudaLoad::Positions;
+}
 
-CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
-  if (candidate.algorithm == CudaAlgorithm::Wgmma) return make_wgmma_plan(z, pass, operands, candidate.wanted);
-  CudaPlan plan{};
-  plan.algorithm = candidate.algorithm;
-  if (plan.algorithm == CudaAlgorithm::FirstLayerCores) {
-    prepare_first_layer_cores(z, &plan);
-    return plan;
+// Neighbours in the result are channels, or positions of an image: of several phases they are not.
+void choose_stores(const CudaPlanInput& input, bool one_phase, int64_t real_bytes, CudaPlan* plan) {
+  const ConvProblem& z = input.problem;
+  const TensorRef& to = input.result();
+  if (is_complex(z.dtype)) return;  // the parts of numbers are no neighbours
+  if (input.pass == Pass::WeightGrad) {
+    plan->product.stores_vectors = plan->splits == 1 && reads_vectors(to, z.k, z.r, z.s, z.group_c(), real_bytes);
+    return;
   }
-  if (is_window(plan.algorithm)) {
-    prepare_window(z, pass, &plan);
-    return plan;
-  }
-  if (plan.algorithm == CudaAlgorithm::Direct) {
-    prepare_direct(z, pass, &plan);
-    return plan;
-  }
+  const bool forward = input.pass == Pass::Forward;
+  const int64_t h = forward ? z.p : z.h, w = forward ? z.q : z.w, vector = 16 / real_bytes;
+  const bool rows_together = h == 1 || to.stride[2] == w;
+  const bool by_positions =
+      one_phase && to.stride[3] == 1 && reinterpret_cast<uintptr_t>(to.data) % 16 == 0 && to.stride[1] % vector == 0 &&
+      (z.n == 1 || to.stride[0] % vector == 0) &&
+      (rows_together ? product(h, w) % vector == 0 : w % vector == 0 && to.stride[2] % vector == 0);
+  plan->product.stores_along_m = to.stride[1] == 1 && (forward ? z.k : z.c) > 1;
+  plan->product.stores_vectors =
+      plan->splits == 1 &&
+      (by_positions || reads_vectors(to, z.n, h, w, forward ? z.group_k() : z.group_c(), real_bytes));
+}
+
+void prepare_product(const CudaPlanInput& input, CudaPlan* to) {
+  const ConvProblem& z = input.problem;
+  const Pass pass = input.pass;
+  CudaPlan& plan = *to;
   const int64_t block_k = cuda_block_k(z.dtype), real_bytes = element_bytes(z.dtype) / parts_of(z.dtype);
   plan.product.vector = reads_along_channels(plan.algorithm, real_bytes) ? 16 / real_bytes : 1;
   const CudaShape shape = cuda_shape(z, pass, plan.product.vector);
@@ -266,7 +298,7 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
                                                    : z.input_elements();
   const int64_t result_bytes = product(results, accumulator_bytes(z.dtype));
   const bool choice = has_tiles(plan.algorithm, real_bytes);
-  const CudaChoices& wanted = candidate.wanted;
+  const CudaChoices& wanted = input.wanted;
   const auto cut = [&](int64_t parts) {
     plan.product.part_steps = ceil_div(steps, min_of(max_of(1, parts), steps));
     plan.parts = ceil_div(steps, plan.product.part_steps);
@@ -299,34 +331,53 @@ CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& ca
                                    : kChain / block_k;
   if (pass != Pass::WeightGrad) {
     plan.product.pitch = steps * block_k;
-    if (!weights_are_packed(z, pass, shape, plan.product.vector, operands ? operands->weight : usual_weights(z)))
+    if (!weights_lie_packed(input, shape, plan.product.vector))
       plan.product.packed_bytes =
           round_up(product(shape.phases(), z.groups, shape.gemm_m, plan.product.pitch, real_bytes), 256);
   }
   plan.blocks = product(ceil_div(shape.gemm_m, plan.product.tile_m), ceil_div(shape.gemm_n, plan.product.tile_n),
                         z.groups, shape.phases(), plan.splits);
   plan.partial_offset = plan.product.packed_bytes;
-  if (plan.product.vector > 1) plan_copies(z, pass, operands, real_bytes, &plan);
+  if (plan.product.vector > 1) plan_copies(input, real_bytes, &plan);
   plan.workspace_bytes = plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);
+  plan.product.load = choose_load(input, real_bytes, plan);
+  choose_stores(input, shape.phases() == 1, real_bytes, &plan);
+}
+
+void describe_product(Pass pass, const CudaPlan& plan, Facts* facts) {
+  constexpr const char* kLoads[] = {"vectors of channels", "channels", "positions"};
+  const CudaProduct& own = plan.product;
+  add_facts(facts, {{"sums", std::to_string(own.tile_m) + "x" + std::to_string(own.tile_n)}});
+  if (own.chain_steps > 0) add_facts(facts, {{"chain", own.chain_steps}});
+  add_facts(facts, {{"loads", kLoads[int(own.load)]}});
+  describe_operands(pass, own, facts);
+  add_facts(facts, {{"stores", describe_stores(own.stores_vectors)}});
+}
+
+}  // namespace
+
+void describe_operands(Pass pass, const CudaProduct& product, Facts* facts) {
+  add_facts(facts, {{"source", product.source.bytes > 0 ? "copied" : "in place"}});
+  if (pass == Pass::WeightGrad) {
+    add_facts(facts, {{"gradient", product.grad.bytes > 0 ? "copied" : "in place"}});
+  } else {
+    add_facts(facts, {{"weights", product.packed_bytes > 0 ? "packed" : "in place"}});
+  }
+}
+
+CudaPlan make_cuda_plan(const ConvProblem& z, Pass pass, const CudaCandidate& candidate, const Buffers* operands) {
+  const Buffers seen = operands ? *operands : usual_operands(z);
+  CudaPlan plan{};
+  plan.algorithm = candidate.algorithm;
+  candidate.prepare({z, pass, seen, candidate.wanted}, &plan);
   return plan;
 }
 
 Facts describe_cuda_plan(Pass pass, const CudaPlan& plan) {
   Facts facts;
-  const bool boxes = is_window(plan.algorithm) || plan.algorithm == CudaAlgorithm::FirstLayerCores;
-  if (boxes) {
-    describe_window(plan, &facts);
-  } else if (plan.algorithm != CudaAlgorithm::Direct) {
-    facts.push_back({"sums", std::to_string(plan.product.tile_m) + "x" + std::to_string(plan.product.tile_n)});
-    if (plan.product.chain_steps > 0) facts.push_back({"chain", plan.product.chain_steps});
-    const bool copies = plan.product.vector > 1 || plan.algorithm == CudaAlgorithm::Wgmma;
-    if (copies) facts.push_back({"source", plan.product.source.bytes > 0 ? "copied" : "in place"});
-    if (copies && pass == Pass::WeightGrad)
-      facts.push_back({"gradient", plan.product.grad.bytes > 0 ? "copied" : "in place"});
-    if (pass != Pass::WeightGrad) facts.push_back({"weights", plan.product.packed_bytes > 0 ? "packed" : "in place"});
-  }
-  facts.push_back({"parts", plan.parts});
-  facts.push_back({"splits", plan.splits});
+  cuda_candidate(plan.algorithm).describe(pass, plan, &facts);
+  add_facts(&facts, {{"parts", plan.parts}});
+  add_facts(&facts, {{"splits", plan.splits}});
   return facts;
 }
 
@@ -361,25 +412,28 @@ const char* cuda_extents_decline(const ConvProblem& z) {
   return nullptr;
 }
 
-const char* cuda_bytes_decline(const ConvProblem& z, Pass pass, const CudaCandidate& candidate) {
+const char* cuda_bytes_decline(const ConvProblem& z, Pass pass, CudaAlgorithm algorithm) {
   const Buffers apart{};  // no operand whose channels are neighbours: all that can be copied is
   constexpr int64_t kMostWorkspace = int64_t(1) << 42;
-  if (make_cuda_plan(z, pass, candidate, &apart).workspace_bytes > kMostWorkspace)
+  if (make_cuda_plan(z, pass, cuda_candidate(algorithm), &apart).workspace_bytes > kMostWorkspace)
     return "it would take more than 4 TiB of workspace";
   return nullptr;
 }
 
 // The choice of algorithm on one page: the first that neither declines nor yields runs.
 const CudaCandidate kCudaCandidates[kCudaCandidateCount] = {
-    {CudaAlgorithm::Depthwise, "depthwise", depthwise_declines, never_yields},
-    {CudaAlgorithm::Grouped, "grouped", grouped_declines, grouped_yields},
-    {CudaAlgorithm::FirstLayerCores, "first_layer_cores", first_layer_cores_decline, first_layer_cores_yield},
-    {CudaAlgorithm::FirstLayer, "first_layer", first_layer_declines, first_layer_yields},
-    {CudaAlgorithm::Direct, "direct", direct_declines, direct_yields},
-    {CudaAlgorithm::Wgmma, "wgmma", wgmma_declines, wgmma_yields},
-    {CudaAlgorithm::TensorCores, "tensor_cores", tensor_cores_decline, never_yields},
-    {CudaAlgorithm::ThreeTF32, "three_tf32", three_tf32_declines, three_tf32_yields},
-    {CudaAlgorithm::MultiplyAdd, "multiply_add", multiply_add_declines, never_yields},
+    {CudaAlgorithm::Depthwise, "depthwise", depthwise_declines, never_yields, prepare_window, describe_window},
+    {CudaAlgorithm::Grouped, "grouped", grouped_declines, grouped_yields, prepare_window, describe_window},
+    {CudaAlgorithm::FirstLayerCores, "first_layer_cores", first_layer_cores_decline, first_layer_cores_yield,
+     prepare_first_layer_cores, describe_first_layer_cores},
+    {CudaAlgorithm::FirstLayer, "first_layer", first_layer_declines, first_layer_yields, prepare_window,
+     describe_window},
+    {CudaAlgorithm::Direct, "direct", direct_declines, direct_yields, prepare_direct, describe_direct},
+    {CudaAlgorithm::Wgmma, "wgmma", wgmma_declines, wgmma_yields, prepare_wgmma, describe_wgmma},
+    {CudaAlgorithm::TensorCores, "tensor_cores", tensor_cores_decline, never_yields, prepare_product, describe_product},
+    {CudaAlgorithm::ThreeTF32, "three_tf32", three_tf32_declines, three_tf32_yields, prepare_product, describe_product},
+    {CudaAlgorithm::MultiplyAdd, "multiply_add", multiply_add_declines, never_yields, prepare_product,
+     describe_product},
 };
 
 const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,

@@ -36,19 +36,28 @@ struct CudaOperand {
   int64_t bytes;     // of the copy; 0: it is read in place
 };
 
+// What neighbouring threads read of the operands: neighbouring vectors of 16 bytes along channels, neighbouring
+// channels, or neighbouring positions. It changes no order of a sum.
+enum class CudaLoad : int32_t { Vectors, Channels, Positions };
+
 // tensor_cores, three_tf32, multiply_add and wgmma: products of matrices.
 struct CudaProduct {
   int64_t tile_m, tile_n;           // sums in a block
   int64_t part_steps, chain_steps;  // of a part of a sum, which is made of chains; 0 where there are none
   int64_t vector;  // numbers that are read together along channels: 16 bytes of them, or 1 where it makes no odds
   int64_t pitch;   // numbers of a row of packed weights
+  CudaLoad load;   // of the input and the upstream gradient; wgmma's operands are brought by TMA
+  // Whether rows of gemm_m are neighbours in the result (else columns are), and whether neighbours are written in whole
+  // vectors of 16 bytes. Parts of sums are not.
+  bool stores_along_m, stores_vectors;
   // The workspace: packed weights (0: they are read in place; weight_grad has none), then the copies of operands: what
   // forward and input_grad gather from, weight_grad's input, and its upstream gradient.
   int64_t packed_bytes;
   CudaOperand source, grad;
 };
 
-// What will run: all that a launcher does not find in the problem and in the operands' addresses and strides.
+// What will run: all that a launcher does not find in the problem. Each algorithm fills one of the three structs at the
+// end; the others are zeros.
 struct CudaPlan {
   CudaAlgorithm algorithm;
   int64_t blocks;
@@ -57,7 +66,7 @@ struct CudaPlan {
   int64_t workspace_bytes;
   int64_t partial_offset;  // of the parts of sums, behind all else in the workspace
   CudaProduct product;
-  CudaWindow window;        // depthwise, grouped, first_layer
+  CudaWindow window;        // depthwise, grouped, first_layer, first_layer_cores
   int64_t direct_channels;  // direct: channels of the result that a thread computes
 };
 
@@ -68,26 +77,58 @@ struct CudaChoices {
   int64_t parts = 0;   // at most; of a sum that one block forms (splits = 1), or as many as there are parts
 };
 
+// All that the sizes of a plan may depend on. Of the operands it sees addresses and strides.
+struct CudaPlanInput {
+  const ConvProblem& problem;
+  Pass pass;
+  const Buffers& operands;
+  CudaChoices wanted;
+
+  // What forward and input_grad gather from, and what a pass writes.
+  const TensorRef& source() const { return pass == Pass::InputGrad ? operands.output : operands.input; }
+  const TensorRef& result() const {
+    return pass == Pass::Forward ? operands.output : pass == Pass::InputGrad ? operands.input : operands.weight;
+  }
+};
+
 struct CudaCandidate {
   CudaAlgorithm algorithm;
   const char* name;
-  const char* (*declines)(const ConvProblem&, Pass, const CudaTraits&);  // as in plan.h
+  // As in cpu/candidates.h.
+  const char* (*declines)(const ConvProblem&, Pass, const CudaTraits&);
   const char* (*yields)(const ConvProblem&, Pass, const CudaTraits&);
+  void (*prepare)(const CudaPlanInput&, CudaPlan*);
+  void (*describe)(Pass, const CudaPlan&, Facts*);
   CudaChoices wanted = {};
 };
 
 constexpr int kCudaCandidateCount = 9;
-extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];
+extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];  // in the order of CudaAlgorithm
+inline const CudaCandidate& cuda_candidate(CudaAlgorithm algorithm) { return kCudaCandidates[int(algorithm)]; }
 
-// As choose() in plan.h.
+// Where nobody has shown the operands: dense, in the layout that the problem names, at aligned addresses.
+inline Buffers usual_operands(const ConvProblem& z) {
+  const TensorSizes sizes = sizes_of(z);
+  Buffers usual{};
+  set_dense(sizes.input, z.channels_last, usual.input.stride);
+  set_dense(sizes.weight, z.channels_last, usual.weight.stride);
+  set_dense(sizes.output, z.channels_last, usual.output.stride);
+  return usual;
+}
+
+// As choose() in cpu/candidates.h.
 const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,
                                  const char** reason);
-// The operands decide what has to be copied or packed; without them channels_last is believed, of the weights too.
+// The operands decide what has to be copied or packed, and how wide it is read and written; nullptr: usual_operands.
 CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
                         const Buffers* operands = nullptr);
 Facts describe_cuda_plan(Pass pass, const CudaPlan& plan);
 // Why the algorithm has no kernel for what candidate.wanted names; nullptr where it has.
 const char* cuda_choices_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
+
+// Whether operands of products are copied or packed, for describe.
+void describe_operands(Pass pass, const CudaProduct& product, Facts* facts);
+inline const char* describe_stores(bool vectors) { return vectors ? "vectors" : "numbers"; }
 
 // depthwise, grouped and first_layer, in cuda/window/plan.cpp: the same kernels for three kinds of layers.
 inline bool is_window(CudaAlgorithm algorithm) {
@@ -95,18 +136,19 @@ inline bool is_window(CudaAlgorithm algorithm) {
          algorithm == CudaAlgorithm::FirstLayer;
 }
 const char* window_declines(const ConvProblem& problem, Pass pass);
-void describe_window(const CudaPlan& plan, Facts* facts);
-void prepare_window(const ConvProblem& problem, Pass pass, CudaPlan* plan);
+void prepare_window(const CudaPlanInput& input, CudaPlan* plan);
+void describe_window(Pass pass, const CudaPlan& plan, Facts* facts);
 // first_layer_cores, there as well: forward of first layers on the tensor cores.
 const char* first_layer_cores_decline(const ConvProblem& problem);
-void prepare_first_layer_cores(const ConvProblem& problem, CudaPlan* plan);
+void prepare_first_layer_cores(const CudaPlanInput& input, CudaPlan* plan);
+void describe_first_layer_cores(Pass pass, const CudaPlan& plan, Facts* facts);
 
 // The kernels count rows, columns, images and channels in 32 bits. Every algorithm asks this first: the sizes that it
 // lets through can be added, and multiplied in pairs, without overflow.
 constexpr int64_t kCudaExtent = int64_t(1) << 30;
 const char* cuda_extents_decline(const ConvProblem& problem);
 // Whether what is packed, copied and summed in parts has a number of bytes, however the operands lie.
-const char* cuda_bytes_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
+const char* cuda_bytes_decline(const ConvProblem& problem, Pass pass, CudaAlgorithm algorithm);
 
 // Sizes that plan and kernels share.
 constexpr int64_t kCudaMultiprocessors = 132;  // of the devices that the plan has in mind
@@ -117,6 +159,8 @@ constexpr int64_t kCudaShortestPart = 512;     // numbers
 constexpr int64_t kCudaLongestChain = 768;
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step
 constexpr int64_t kCudaDirectThreads = 128, kCudaDirectTaps = 9;
+// Pairs of channels that a block of direct's weight_grad computes, side by side in its threads.
+inline int64_t cuda_direct_pairs(const ConvProblem& z) { return z.channels_last ? 32 : 1; }
 
 // The three products that a pass is made of; the phases of a strided input_grad count once, by the largest.
 struct CudaShape {
@@ -167,13 +211,6 @@ inline bool reads_vectors(const TensorRef& t, int64_t n, int64_t h, int64_t w, i
   const auto steps_by_vectors = [&](int64_t size, int64_t stride) { return size <= 1 || stride % vector == 0; };
   return t.stride[1] == 1 && channels % vector == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
          steps_by_vectors(n, t.stride[0]) && steps_by_vectors(h, t.stride[2]) && steps_by_vectors(w, t.stride[3]);
-}
-
-// The weights as they are believed to lie where nobody has shown them.
-inline TensorRef usual_weights(const ConvProblem& z) {
-  const int64_t c = z.group_c(), taps = product(z.r, z.s);
-  if (z.channels_last) return {nullptr, {product(taps, c), 1, product(z.s, c), c}};
-  return {nullptr, {product(c, taps), taps, z.s, 1}};
 }
 
 }  // namespace conv_ext

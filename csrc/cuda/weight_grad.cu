@@ -42,12 +42,11 @@ int run_correlate(const RealCall& call) {
   p.result = result_of<T, Sum>(call, b.weight, b.weight.stride[0]);
   const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
   if constexpr (Math::kFormsAgain) p.again = correlate_again(call);
-  p.result.vectors = reads_vectors(b.weight, z.k, z.r, z.s, size[1], int64_t(sizeof(T)));
+  p.result.vectors = call.plan.product.stores_vectors;
   if (call.plan.splits == 1) return launch_igemm<Pass, Math>(call, p);
 
   const int32_t(&order)[4] = kOrderOfWeights;  // that of gemm_n
   p.result.partial = reinterpret_cast<Sum*>(call.workspace() + call.plan.partial_offset);
-  p.result.vectors = false;
   p.to = strides_in_order(size, order);
   p.result.stride_m = p.to.n;
   p.split_elements = size[0] * size[1] * size[2] * size[3];
@@ -94,11 +93,8 @@ int run_direct_weight_grad(const RealCall& call) {
   p.to_c = to.c;
   p.to_h = to.h;
   p.to_w = to.w;
-  // Neighbouring threads: neighbouring channels where those lie together, else neighbouring positions.
-  const int64_t together = z.channels_last ? 32 : 1;
-  const int64_t blocks = ceil_div(p.pairs, together) * p.tap_blocks * p.splits;
-  const int error = launch(z.channels_last ? direct_weight_grad<T, Sum, 32> : direct_weight_grad<T, Sum, 1>, blocks,
-                           kDirectThreads, kDirectThreads * int(sizeof(Sum)), call.stream, p);
+  const auto kernel = cuda_direct_pairs(z) == 32 ? direct_weight_grad<T, Sum, 32> : direct_weight_grad<T, Sum, 1>;
+  const int error = launch(kernel, call.plan.blocks, kDirectThreads, kDirectThreads * int(sizeof(Sum)), call.stream, p);
   if (error || p.splits == 1) return error;
   return launch_reduce<T, Sum>(call, b.weight, size, kOrderOfOutputs, 0, p.result.partial, NotAgain{});
 }
@@ -109,18 +105,13 @@ int run_math(const RealCall& call) {
   using Sum = typename Math::Sum;
   if constexpr (!Math::kTensorCores)
     if (call.plan.algorithm == CudaAlgorithm::Direct) return run_direct_weight_grad<T, Sum>(call);
-  // Channels are read in vectors where they can be; else neighbouring threads read neighbouring channels where both
-  // operands have them side by side, and columns where not. Float64 adds in the same order each way.
   if constexpr (Math::kReadsVectors) {
     return run_correlate<Correlate<T, Sum, Load::RowsVector>, Math>(call);
   } else {
-    const ConvProblem& z = call.z;
-    const TensorRef &input = call.b.input, &grad = call.b.output;
+    const CudaLoad load = call.plan.product.load;  // sums are added in the same order each way
     if constexpr (Math::kTensorCores)
-      if (reads_vectors(input, z.n, z.h, z.w, z.group_c(), int64_t(sizeof(T))) &&
-          reads_vectors(grad, z.n, z.p, z.q, z.group_k(), int64_t(sizeof(T))))
-        return run_correlate<Correlate<T, Sum, Load::RowsVector>, Math>(call);
-    if (input.stride[1] == 1 && grad.stride[1] == 1) return run_correlate<Correlate<T, Sum, Load::Rows>, Math>(call);
+      if (load == CudaLoad::Vectors) return run_correlate<Correlate<T, Sum, Load::RowsVector>, Math>(call);
+    if (load == CudaLoad::Channels) return run_correlate<Correlate<T, Sum, Load::Rows>, Math>(call);
     return run_correlate<Correlate<T, Sum, Load::K>, Math>(call);
   }
 }

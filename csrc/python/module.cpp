@@ -109,9 +109,9 @@ py::dict dict_of(const Facts& facts) {
 
 py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::string& algorithm) {
   const bool merged = merge_kernel_into_channels(&problem, &buffers);
-  const IsaTraits& isa = kernel_library().isa;
+  const Machine& machine = kernel_library().machine;
   const Strides strides = strides_of(problem, buffers);
-  const PlanInput input{problem, pass, isa, strides};
+  const PlanInput input{problem, pass, machine, strides};
   const Candidate& chosen = choose_or_throw(input, algorithm);
   const bool empty = is_empty(problem);
   const Plan plan = empty ? Plan{} : make_plan(input, chosen);
@@ -120,7 +120,7 @@ py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::st
   py::dict text;
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
-  text["isa"] = isa.name;
+  text["isa"] = machine.name;
   text["candidates"] = reasons_of(
       kCandidates, [&](const Candidate& c) { return c.declines(input); },
       [&](const Candidate& c) { return c.yields(input); });
@@ -197,7 +197,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", build_info, "What this module was compiled with.");
   module.def("supported_isas", supported_isas, "Instruction sets that this processor can run, the best first.");
   module.def("load_kernel_library", load_kernel_library, py::arg("path"));
-  module.def("isa", [] { return kernel_library().isa.name; }, "The instruction set of the loaded kernel library.");
+  module.def("isa", [] { return kernel_library().machine.name; }, "The instruction set of the loaded kernel library.");
   module.def("set_scratch_guard", set_scratch_guard, py::arg("on"),
              "For tests: every scratch block and workspace ends at a page that cannot be touched.");
   module.def("fail_block", fail_block, py::arg("number"),

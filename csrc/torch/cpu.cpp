@@ -118,7 +118,7 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   const Buffers unmerged_buffers = buffers;
   const bool merged = merge_kernel_into_channels(&problem, &buffers);
   const Strides strides = strides_of(problem, buffers);
-  const PlanInput input{problem, pass, library.isa, strides};
+  const PlanInput input{problem, pass, library.machine, strides};
   const Candidate& candidate = choose_or_throw(input, call.algorithm);
   if (result.numel() == 0) return result;
   if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);

@@ -1,11 +1,9 @@
 """nvcc compiles the CUDA kernels for an old, a middle and a new architecture: no warning, no spill; needs no GPU."""
 
-import os
 import re
 import shutil
 import subprocess
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,21 +18,6 @@ MOST_SHARED = {"75": 64 << 10, "80": 163 << 10, "90a": 227 << 10}
 WGMMA_SHARED = (192 << 10) + 1024 + 2 * (32 * 68 * 4 + 64 * 8) + 16 * 8  # WgmmaShared in wgmma.cuh, at most
 
 nvcc = shutil.which("nvcc")
-
-
-def architectures(source: Path) -> tuple[str, ...]:
-    """wgmma.cu is for sm_90a alone, as in setup.py."""
-    return ("90a",) if source.stem == "wgmma" else ARCHITECTURES
-
-
-def compile_kernels(source: Path, folder: Path) -> str:
-    """What nvcc and ptxas say."""
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures(source)]
-    command = [nvcc, "-std=c++20", "-O3", "-Xcompiler", "-fPIC,-Wall,-Wextra", "-Werror", "all-warnings", "-Xptxas",
-               "-v", *targets, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def resources(text: str):
@@ -105,20 +88,21 @@ def test_every_source_of_kernels_is_known():
     assert sorted(source.stem for source in (ROOT / "csrc" / "cuda").rglob("*.cu")) == EVERY
 
 
+def reports(program: Path) -> str:
+    return "\n".join((program.parent / f"{name}.log").read_text() for name in EVERY)
+
+
 @needs_nvcc
 def test_the_kernels_of_the_runner_compile_without_warning_or_spill(gpu_program):
-    """Which is built for compute capability 9.0 in any case, and has all of them."""
-    architectures = tuple(gpu_runner.record()["architectures"])
-    reports = [(gpu_program.parent / f"{name}.log").read_text() for name in EVERY]
-    check("\n".join(reports), tuple(dict.fromkeys([*architectures, "90a"])), 1 if len(architectures) > 1 else 60)
+    """Those for compute capability 9.0, of float32 and bfloat16 at least; wgmma is built for no other."""
+    expected = tuple(dict.fromkeys([*gpu_runner.record(gpu_program.parent)["architectures"], "90a"]))
+    check(reports(gpu_program), expected, 1 if len(expected) > 1 else 60)
 
 
 @needs_nvcc
-@pytest.mark.exhaustive  # four minutes of a processor
-def test_nvcc_compiles_the_kernels_without_warning_or_spill(tmp_path):
-    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
-    with ThreadPoolExecutor(min(2, len(os.sched_getaffinity(0)))) as pool:
-        check("\n".join(pool.map(lambda source: compile_kernels(source, tmp_path), sources)), ARCHITECTURES, 60)
+@pytest.mark.exhaustive
+def test_all_kernels_compile_without_warning_or_spill_for_every_architecture(full_gpu_program):
+    check(reports(full_gpu_program), ARCHITECTURES, 60)
 
 
 @pytest.mark.exhaustive  # test_cuda_device.py compiles it, too, and runs it, where torch is the one it is for

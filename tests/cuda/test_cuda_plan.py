@@ -165,11 +165,50 @@ def test_what_is_read_in_place_is_told(algorithm):
     z = Problem("even", 2, 64, 20, 20, 128, 3, 3)
     assert told("forward", z, torch.bfloat16, True) == ("in place", "in place")
     assert told("forward", z, torch.bfloat16, False) == ("packed", "copied")
-    assert told("input_grad", z, torch.float16, True) == ("packed", "in place")
+    across = "in place" if algorithm == "wgmma" else "packed"  # weights that run across the sum
+    assert told("input_grad", z, torch.float16, True) == (across, "in place")
+    assert told("input_grad", z, torch.float16, False)[0] == "packed"
+    assert told("input_grad", replace(z, groups=4), torch.float16, True)[0] == across
+    assert told("input_grad", replace(z, groups=16), torch.float16, True)[0] == "packed"  # products of 16 cut groups
     assert told("forward", replace(z, c=60), torch.bfloat16, True) == ("packed", "copied")
     if algorithm == "wgmma":
         assert told("forward", z, torch.float32, True, precision="tf32") == ("packed", "copied")
     assert "weights" not in plan("weight_grad", z, torch.bfloat16, algorithm, capability=90)["tiles"]
+
+
+def test_how_wide_operands_are_read_and_written_is_told():
+    def tiles(pass_name, z, dtype=torch.float32, channels_last=True, algorithm="multiply_add", **more):
+        return plan(pass_name, z, dtype, algorithm, channels_last=channels_last, **more)["tiles"]
+
+    even, odd = Problem("even", 2, 8, 9, 9, 16, 3, 3), Problem("odd", 2, 7, 9, 9, 16, 3, 3)
+    wide, copies = "vectors of channels", "bytes of a copy"
+    assert [tiles("forward", z, channels_last=last)["loads"] for z in (even, odd) for last in (True, False)] == [
+        wide, "positions", "positions", "positions",
+    ]  # fmt: skip
+    assert tiles("input_grad", odd)["loads"] == wide  # it reads the gradient's channels
+    assert [tiles("weight_grad", even, channels_last=last)["loads"] for last in (True, False)] == [
+        "channels", "positions",
+    ]  # fmt: skip
+    assert tiles("weight_grad", even, torch.float64, algorithm="tensor_cores")["loads"] == wide
+    assert tiles("forward", odd, torch.bfloat16, algorithm="tensor_cores")["loads"] == wide  # of a copy
+    assert tiles("forward", even, torch.complex64)["loads"] == "positions"
+    assert [tiles("input_grad", z)["stores"] for z in (even, odd)] == ["vectors", "numbers"]
+    assert tiles("forward", even, channels_last=False)["stores"] == "numbers"  # planes of 49
+    assert tiles("forward", replace(even, h=10), channels_last=False)["stores"] == "vectors"  # of 56
+    layer = Problem("depthwise", 1, 24, 28, 28, 24, 3, 3, padding=(1, 1, 1, 1), groups=24)
+    for z, last, bytes_ in (
+        (layer, True, 16),
+        (layer, False, 16),
+        (replace(layer, w=26), False, 8),
+        (replace(layer, w=27), False, 4),
+        (replace(layer, c=21, k=21, groups=21), True, 4),
+    ):
+        found = tiles("forward", z, channels_last=last, algorithm="depthwise")
+        assert found[copies] == bytes_, z
+    found = tiles("weight_grad", replace(layer, w=26, stride=(1, 2)), torch.bfloat16, False, "depthwise")
+    assert (found[copies], found["bytes of a gradient's copy"]) == (4, 2)
+    first = Problem("first", 1, 4, 32, 32, 64, 3, 3)
+    assert tiles("forward", first, torch.bfloat16, algorithm="first_layer_cores")[copies] == 8
 
 
 def test_every_no_has_a_reason_and_something_always_runs():

@@ -1,10 +1,11 @@
 """The machine code that nvcc makes of the kernels: what a step costs and waits for, counted; needs no GPU.
 
 Each gate is a function that says what is wrong with a kernel. Errors that are put into the sources have to be found by
-them. One compilation serves all gates, whichever process comes first.
+them. The kernels are those of the runner for a device (bench/gpu_runner.py), which is compiled anyway.
 """
 
 import functools
+import pickle
 import re
 import shutil
 import subprocess
@@ -30,21 +31,13 @@ MMA = {"Gather.*bfloat16": 136, "Correlate.*bfloat16": 176, "Gather.*TF32": 236}
 ADDING = 440  # to find four neighbours in the parts and in the result, and to finish them
 VECTOR, NUMBER = 72, 16  # of 16 bytes that are copied or packed, and of each number in it
 
-# Everything that the gates look at: one source, for nvcc starts slowly.
-SOURCE = """
-#include "wgmma/wgmma.cu"
-#include "gather.cuh"
-namespace conv_ext::cuda {
-#define MULTIPLY(Pass, Math) template __global__ void igemm<Pass, Math, LargeTile>(Pass::Parameters);
-using GatherBF16 = Gather<bfloat16, float, Load::KVector>;
-using GatherTF32 = Gather<float, float, Load::KVector>;
-using CorrelateBF16 = Correlate<bfloat16, float, Load::RowsVector>;
-MULTIPLY(GatherBF16, TensorCores<bfloat16>)
-MULTIPLY(CorrelateBF16, TensorCores<bfloat16>)
-MULTIPLY(GatherTF32, TF32)
-template __global__ void reduce<bfloat16, float, NotAgain, 4>(ReduceParameters<bfloat16, float, NotAgain>);
+# What the gates look at: of each object of the runner, kernels by their mangled names.
+LOOKED_AT = {
+    "wgmma": ["wgmma_gather", "wgmma_correlate", "pack_channels_last", "pack_weights"],
+    "forward": ["igemm.*Gather.*bfloat16.*LoadE2.*TensorCores.*Li128ELi128E", "igemm.*Gather.*4TF32E.*Li128ELi128E",
+                "6reduce.*bfloat16.*NotAgainELi4E"],
+    "weight_grad": ["igemm.*Correlate.*bfloat16.*LoadE3.*TensorCores.*Li128ELi128E"],
 }
-"""
 
 
 def compile_source(source: str, kernels: Path, folder: Path) -> None:
@@ -57,12 +50,27 @@ def compile_source(source: str, kernels: Path, folder: Path) -> None:
 
 
 @functools.cache
-def kernels() -> dict[str, sass.Kernel]:
-    """By their mangled names."""
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    read = [ROOT / "csrc" / "common", CUDA]
-    folder = built_once("sass", read, [SOURCE, version], functools.partial(compile_source, SOURCE, CUDA))
-    return sass.kernels_of(folder / "sass.cubin")
+def kernels(program: Path) -> dict[str, sass.Kernel]:
+    """Of a runner's objects, by their mangled names; they are read by the process that comes first."""
+    objects = [program.parent / f"{name}.o" for name in LOOKED_AT]
+    reader = [Path(__file__), Path(sass.__file__)]
+
+    def write(folder: Path) -> None:
+        (folder / "kernels").write_bytes(pickle.dumps(read(program)))
+
+    return pickle.loads((built_once("sass", [*objects, *reader], [], write) / "kernels").read_bytes())
+
+
+def read(program: Path) -> dict[str, sass.Kernel]:
+    found: dict[str, sass.Kernel] = {}
+    for name, patterns in LOOKED_AT.items():
+        said = (program.parent / f"{name}.log").read_text()
+        every = re.findall(r"Compiling entry function '(\w+)' for 'sm_90a'", said)
+        for pattern in patterns:
+            assert any(re.search(pattern, mangled) for mangled in every), f"{name}.cu has no kernel {pattern}"
+        wanted = [mangled for mangled in every if any(re.search(pattern, mangled) for pattern in patterns)]
+        found |= sass.kernels_of(program.parent / f"{name}.o", wanted)
+    return found
 
 
 def named(found: dict[str, sass.Kernel], *names: str) -> list[sass.Kernel]:
@@ -210,14 +218,14 @@ GATES += [(mma_is_slow, ("igemm",)), (copying_is_slow, ("pack_channels_last", "p
 
 
 @pytest.mark.parametrize("gate, names", GATES, ids=lambda one: getattr(one, "__name__", None))
-def test_the_kernels_are_as_they_should_be(gate, names):
-    wrong = {k.name: gate(k) for k in named(kernels(), *names)}
+def test_the_kernels_are_as_they_should_be(gpu_program, gate, names):
+    wrong = {k.name: gate(k) for k in named(kernels(gpu_program), *names)}
     assert not any(wrong.values()), "\n".join(f"{name}: {why}" for name, why in wrong.items() if why)
 
 
-def test_a_sum_that_is_read_in_flight_is_seen():
+def test_a_sum_that_is_read_in_flight_is_seen(gpu_program):
     """nvcc itself takes care of most of it; so the error is put into the machine code."""
-    kernel = named(kernels(), "wgmma_gather")[0]
+    kernel = named(kernels(gpu_program), "wgmma_gather")[0]
     last = max(i.address for loop in kernel.innermost("HGMMA") for i in loop.instructions if i.name == "HGMMA")
     at = next(n for n, i in enumerate(kernel.instructions) if i.address == last)
     sums = re.match(r"R(\d+)", kernel.instructions[at].operands)[1]

@@ -182,7 +182,7 @@ int run(Pass pass, const ConvProblem& problem, const CudaPlan& plan, const Buffe
   if (plan.workspace_bytes > 0) std::memset(given.workspace, 0xff, size_t(plan.workspace_bytes));
   const KernelLibrary& library = kernel_library();
   const Strides strides = strides_of(problem, given);
-  const PlanInput input{problem, pass, library.isa, strides};
+  const PlanInput input{problem, pass, library.machine, strides};
   const Candidate& candidate = choose_or_throw(input, "auto");
   const Plan cpu_plan = make_plan(input, candidate);
   at::Tensor workspace = at::empty({cpu_plan.workspace_bytes + 1}, at::kByte);

@@ -470,32 +470,25 @@ void fill_at_random(Tensor* t, int64_t parts) {
     memcpy(to + done, to, size_t(min_of(different, numbers - done)) * sizeof(T));
 }
 
-template <class T, class Wide, Pass pass>
-std::string check_pass(const Case& c) {
-  const ConvProblem& z = c.z;
-  const int64_t parts = parts_of(z.dtype), bytes = element_bytes(z.dtype);
-  const char* reason = nullptr;
-  const CudaCandidate* chosen = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
-  if (chosen == nullptr) return std::string("declined: ") + reason;
-  CudaCandidate candidate = *chosen;
-  candidate.wanted = c.wanted;
-  if ((reason = cuda_choices_decline(z, pass, candidate)) != nullptr)
-    return std::string("declined: ") + candidate.name + ": " + reason;
+// The operands of a case.
+struct Operands {
+  Tensor x, w, y, bias;
 
-  const std::string other = c.layout == "mixed" ? "contiguous" : c.layout;
-  Memory::guarded = c.guarded;
-  Tensor x({z.n, z.c, z.h, z.w}, c.layout == "mixed" ? "channels_last" : c.layout, bytes),
-      w({z.k, z.group_c(), z.r, z.s}, other, bytes), y({z.n, z.k, z.p, z.q}, other, bytes),
-      bias({1, z.k, 1, 1}, other, bytes);
-  Tensor& result = pass == Pass::Forward ? y : pass == Pass::InputGrad ? x : w;
-  if (c.check == Check::Accuracy || c.check == Check::Magnitudes)
-    return check_accuracy<T, Wide, pass>(c, candidate, x, w, y, result);
-  if (c.check == Check::Images) {
-    if (pass == Pass::WeightGrad) return "declined: weight_grad sums over images";
-    return check_images<T, Wide>(c, candidate, x, w, y);
-  }
+  explicit Operands(const Case& c)
+      : x({c.z.n, c.z.c, c.z.h, c.z.w}, c.layout == "mixed" ? "channels_last" : c.layout, element_bytes(c.z.dtype)),
+        w({c.z.k, c.z.group_c(), c.z.r, c.z.s}, of_others(c), element_bytes(c.z.dtype)),
+        y({c.z.n, c.z.k, c.z.p, c.z.q}, of_others(c), element_bytes(c.z.dtype)),
+        bias({1, c.z.k, 1, 1}, of_others(c), element_bytes(c.z.dtype)) {}
+  static std::string of_others(const Case& c) { return c.layout == "mixed" ? "contiguous" : c.layout; }
+  std::array<Tensor*, 4> all() { return {&x, &w, &y, &bias}; }
+};
+
+// Small integers, whose sums are exact in every order, and what `special` and `huge` put among them.
+template <class T, class Wide, Pass pass>
+void fill_operands(const Case& c, Operands& o, const Tensor& result) {
+  const int64_t parts = parts_of(c.z.dtype);
   std::mt19937 random(12345);
-  for (Tensor* t : {&x, &w, &y, &bias}) {
+  for (Tensor* t : o.all()) {
     if (t == &result) continue;
     if (c.check == Check::None) {
       fill_at_random<T, Wide>(t, parts);
@@ -506,88 +499,142 @@ std::string check_pass(const Case& c) {
         write<T>(reinterpret_cast<T*>(t->memory) + at * parts + part, Wide(int(random() % 7) - 3));
     });
   }
-  const Tensor &first = pass == Pass::Forward ? x : y, &second = pass == Pass::WeightGrad ? x : w;
+  const Tensor &first = pass == Pass::Forward ? o.x : o.y, &second = pass == Pass::WeightGrad ? o.x : o.w;
+  T *const of_first = reinterpret_cast<T*>(first.memory), *const of_second = reinterpret_cast<T*>(second.memory);
   if (c.check == Check::Special) {
-    write<T>(reinterpret_cast<T*>(first.memory) + first.elements / 2 * parts, std::numeric_limits<Wide>::infinity());
-    write<T>(reinterpret_cast<T*>(second.memory) + second.elements / 3 * parts, std::numeric_limits<Wide>::quiet_NaN());
+    write<T>(of_first + first.elements / 2 * parts, std::numeric_limits<Wide>::infinity());
+    write<T>(of_second + second.elements / 3 * parts, std::numeric_limits<Wide>::quiet_NaN());
   }
   if (c.check == Check::Huge) {  // products of the largest number with 1 and with a small one
     int64_t index = 0;
-    second.each([&](int64_t at) { write<T>(reinterpret_cast<T*>(second.memory) + at * parts, Wide(index++ % 2)); });
-    first.each([&](int64_t at) { write<T>(reinterpret_cast<T*>(first.memory) + at * parts, Wide(0)); });
-    write<T>(reinterpret_cast<T*>(first.memory) + (first.elements - 1) * parts,
-             Wide(std::numeric_limits<float>::max()));
+    second.each([&](int64_t at) { write<T>(of_second + at * parts, Wide(index++ % 2)); });
+    first.each([&](int64_t at) { write<T>(of_first + at * parts, Wide(0)); });
+    write<T>(of_first + (first.elements - 1) * parts, Wide(std::numeric_limits<float>::max()));
   }
-  const bool compares = c.check != Check::None, sampled = c.check == Check::Sampled;
-  std::unique_ptr<Tensor> expected;
-  if (compares) {
-    expected.reset(new Tensor({result.size[0], result.size[1], result.size[2], result.size[3]}, "contiguous", bytes));
-    constexpr double kMostOperations = 2e8;  // of the samples
-    const int64_t every = !sampled ? 1 : c.every ? c.every : int64_t(std::ceil(z.flops() / kMostOperations));
-    const Buffers b{x.host(), w.host(), y.host(), c.bias ? bias.memory : nullptr, bias.stride[1], nullptr, c.relu};
-    run_exact<T, Wide, pass>(z, b, *expected, every);
-  }
+}
 
-  for (Tensor* t : {&x, &w, &y, &bias})
-    if (t != &result) t->block->upload();
-  Buffers b{x.device(),     w.device(), y.device(), c.bias ? bias.block->device() : nullptr,
-            bias.stride[1], nullptr,    c.relu};
-  const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
-  Memory workspace(plan.workspace_bytes, 0);
-  b.workspace = workspace.device();
-  for (const char way : compares ? c.ways : c.ways.substr(0, 1)) {
+// What the reference makes of the operands.
+template <class T, class Wide, Pass pass>
+std::unique_ptr<Tensor> expected_of(const Case& c, Operands& o, const Tensor& result) {
+  const ConvProblem& z = c.z;
+  std::unique_ptr<Tensor> expected(new Tensor({result.size[0], result.size[1], result.size[2], result.size[3]},
+                                              "contiguous", element_bytes(z.dtype)));
+  constexpr double kMostOperations = 2e8;  // of the samples
+  const int64_t every = c.check != Check::Sampled ? 1
+                        : c.every                 ? c.every
+                                                  : int64_t(std::ceil(z.flops() / kMostOperations));
+  const Buffers b{o.x.host(),       o.w.host(), o.y.host(), c.bias ? o.bias.memory : nullptr,
+                  o.bias.stride[1], nullptr,    c.relu};
+  run_exact<T, Wide, pass>(z, b, *expected, every);
+  return expected;
+}
+
+// What is wrong with a result that has been brought to the host; nothing where it is right.
+template <class T, class Wide>
+std::string difference(const Case& c, const Tensor& result, const Tensor& expected) {
+  const int64_t parts = parts_of(c.z.dtype);
+  int64_t wrong = 0, index = 0, first_wrong = -1;
+  Wide got_there = 0, wanted_there = 0;
+  const T* wanted = reinterpret_cast<const T*>(expected.memory);
+  result.each([&](int64_t at) {
+    for (int64_t part = 0; part < parts; ++part, ++index) {
+      const Wide got = read<Wide>(reinterpret_cast<const T*>(result.memory) + at * parts + part);
+      const Wide right = read<Wide>(wanted + index);
+      // Of what is not sampled nothing is known but that it is a number.
+      const bool same = c.check == Check::Sampled && std::isnan(right)
+                            ? !std::isnan(got)
+                            : got == right || (std::isnan(got) && std::isnan(right));
+      if (!same && wrong++ == 0) first_wrong = index, got_there = got, wanted_there = right;
+    }
+  });
+  std::ostringstream text;
+  if (wrong)
+    text << "wrong: " << wrong << " of " << index << " (first at " << first_wrong << ": " << double(got_there)
+         << " for " << double(wanted_there) << ")";
+  return text.str();
+}
+
+// Runs the plan in each way that the case names, and compares; what is wrong.
+template <class T, class Wide>
+std::string check_ways(const Case& c, const char* name, const CudaPlan& plan, Operands& o, const Buffers& b,
+                       Memory& workspace, Tensor& result, const Tensor* expected) {
+  const auto failed = [&](const std::string& what, char way) {
+    return what + " by " + name + way_text(way) + plan_text(plan);
+  };
+  for (const char way : expected ? c.ways : c.ways.substr(0, 1)) {
     set_way(way);
     workspace.forget();
     result.block->forget();
-    if (const int error = launch_pass(pass, z, plan, b))
-      return "failed: launch error " + std::to_string(error) + " by " + candidate.name + plan_text(plan);
+    if (const int error = launch_pass(c.pass, c.z, plan, b))
+      return failed("failed: launch error " + std::to_string(error), way);
     wait_for_device();
-    if (!compares) break;
+    if (expected == nullptr) break;
     result.block->download();
-    for (auto [name, damage] : {std::pair("input", x.block->damage()),
-                                {"weight", w.block->damage()},
-                                {"output", y.block->damage()},
-                                {"workspace", workspace.damage()}})
-      if (!damage.empty())
-        return std::string("wrong: ") + candidate.name + " wrote " + damage + " (" + name + ")" + plan_text(plan);
-    int64_t wrong = 0, index = 0, first_wrong = -1;
-    Wide got_there = 0, wanted_there = 0;
-    const T* wanted = reinterpret_cast<const T*>(expected->memory);
-    result.each([&](int64_t at) {
-      for (int64_t part = 0; part < parts; ++part, ++index) {
-        const Wide got = read<Wide>(reinterpret_cast<const T*>(result.memory) + at * parts + part);
-        const Wide right = read<Wide>(wanted + index);
-        // Of what is not sampled nothing is known but that it is a number.
-        const bool same =
-            sampled && std::isnan(right) ? !std::isnan(got) : got == right || (std::isnan(got) && std::isnan(right));
-        if (!same && wrong++ == 0) first_wrong = index, got_there = got, wanted_there = right;
-      }
-    });
-    if (wrong) {
-      std::ostringstream text;
-      text << "wrong: " << wrong << " of " << index << " by " << candidate.name << " (first at " << first_wrong << ": "
-           << double(got_there) << " for " << double(wanted_there) << ")" << way_text(way) << plan_text(plan);
-      return text.str();
-    }
-    if (c.guarded && result.written_between())
-      return std::string("wrong: ") + candidate.name + " wrote between the elements" + way_text(way) + plan_text(plan);
+    for (auto [tensor, damage] : {std::pair("input", o.x.block->damage()),
+                                  {"weight", o.w.block->damage()},
+                                  {"output", o.y.block->damage()},
+                                  {"workspace", workspace.damage()}})
+      if (!damage.empty()) return failed("wrong: something was written " + damage + " (" + tensor + ")", way);
+    const std::string wrong = difference<T, Wide>(c, result, *expected);
+    if (!wrong.empty()) return failed(wrong, way);
+    if (c.guarded && result.written_between()) return failed("wrong: something was written between the elements", way);
   }
+  return "";
+}
+
+std::string plan_words(const CudaPlan& plan) {
+  const int64_t m = plan.product.tile_m;
+  return std::string(m > 128   ? " wide"
+                     : m > 64  ? " large"
+                     : m == 32 ? " narrow"
+                               : "") +
+         (plan.splits > 1 ? " split" : "");
+}
+std::string time_text(const Case& c, const CudaPlan& plan, const Buffers& b) {
+  const std::vector<double> samples =
+      milliseconds([&](void* stream) { return launch_pass(c.pass, c.z, plan, b, stream); }, c.milliseconds);
+  const double median = samples[samples.size() / 2];
   std::ostringstream text;
-  text << (compares ? "exact: " : "ran: ") << candidate.name
-       << (plan.product.tile_m > 128   ? " wide"
-           : plan.product.tile_m > 64  ? " large"
-           : plan.product.tile_m == 32 ? " narrow"
-                                       : "")
-       << (plan.splits > 1 ? " split" : "");
-  if (c.milliseconds > 0) {
-    const std::vector<double> samples =
-        milliseconds([&](void* stream) { return launch_pass(pass, z, plan, b, stream); }, c.milliseconds);
-    const double median = samples[samples.size() / 2];
-    text << ", " << median << " ms (" << samples.front() << " to " << samples.back() << ", " << samples.size()
-         << " samples), " << z.flops() / median / 1e9 << " TFLOP/s, " << z.bytes() / median / 1e6 << " GB/s"
-         << plan_text(plan);
-  }
+  text << ", " << median << " ms (" << samples.front() << " to " << samples.back() << ", " << samples.size()
+       << " samples), " << c.z.flops() / median / 1e9 << " TFLOP/s, " << c.z.bytes() / median / 1e6 << " GB/s"
+       << plan_text(plan);
   return text.str();
+}
+
+template <class T, class Wide, Pass pass>
+std::string check_pass(const Case& c) {
+  const ConvProblem& z = c.z;
+  const char* reason = nullptr;
+  const CudaCandidate* chosen = choose_cuda(z, pass, CudaTraits{c.capability}, c.algorithm.c_str(), &reason);
+  if (chosen == nullptr) return std::string("declined: ") + reason;
+  CudaCandidate candidate = *chosen;
+  candidate.wanted = c.wanted;
+  if ((reason = cuda_choices_decline(z, pass, candidate)) != nullptr)
+    return std::string("declined: ") + candidate.name + ": " + reason;
+
+  Memory::guarded = c.guarded;
+  Operands o(c);
+  Tensor& result = pass == Pass::Forward ? o.y : pass == Pass::InputGrad ? o.x : o.w;
+  if (c.check == Check::Accuracy || c.check == Check::Magnitudes)
+    return check_accuracy<T, Wide, pass>(c, candidate, o.x, o.w, o.y, result);
+  if (c.check == Check::Images) {
+    if (pass == Pass::WeightGrad) return "declined: weight_grad sums over images";
+    return check_images<T, Wide>(c, candidate, o.x, o.w, o.y);
+  }
+  fill_operands<T, Wide, pass>(c, o, result);
+  std::unique_ptr<Tensor> expected;
+  if (c.check != Check::None) expected = expected_of<T, Wide, pass>(c, o, result);
+  for (Tensor* t : o.all())
+    if (t != &result) t->block->upload();
+  Buffers b{o.x.device(),     o.w.device(), o.y.device(), c.bias ? o.bias.block->device() : nullptr,
+            o.bias.stride[1], nullptr,      c.relu};
+  const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
+  Memory workspace(plan.workspace_bytes, 0);
+  b.workspace = workspace.device();
+  const std::string wrong = check_ways<T, Wide>(c, candidate.name, plan, o, b, workspace, result, expected.get());
+  if (!wrong.empty()) return wrong;
+  return (expected ? "exact: " : "ran: ") + std::string(candidate.name) + plan_words(plan) +
+         (c.milliseconds > 0 ? time_text(c, plan, b) : "");
 }
 
 template <class T, class Wide>

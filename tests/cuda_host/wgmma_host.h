@@ -30,7 +30,7 @@ struct GroupProduct {
   float* sums[32];  // of the warp's lanes
   uint64_t a, b;
   int columns, warp;
-  bool add, across;
+  bool add, left_across, right_across;
   Number number;
 };
 struct Sm90 {
@@ -324,9 +324,10 @@ CONV_EXT_HOST_UNCHECKED inline void read_across(uint64_t descriptor, int first, 
 inline void run_product(const GroupProduct& product) {
   const int count = int(32 / number_bytes(product.number));
   static Factors left, right;
-  const auto read = product.across ? read_across : read_operand;
-  read(product.a, product.warp % 4 * 16, 16, product.number, left.number);
-  read(product.b, 0, product.columns, product.number, right.number);
+  const auto read_left = product.left_across ? read_across : read_operand,
+             read_right = product.right_across ? read_across : read_operand;
+  read_left(product.a, product.warp % 4 * 16, 16, product.number, left.number);
+  read_right(product.b, 0, product.columns, product.number, right.number);
   const int smallest_exponent = product.number == Number::Float16 ? -14 : -126;
   left.measure(16, count, smallest_exponent);
   right.measure(product.columns, count, smallest_exponent);
@@ -339,16 +340,24 @@ struct ProductLane {
   float* sums;
   uint64_t a, b;
   int columns;
-  bool add, across;
+  bool add, left_across, right_across;
   Number number;
 };
 template <int count>
-void multiply_on(float (&sum)[count], uint64_t a, uint64_t b, bool add, Number number, bool across) {
-  ProductLane lane{sum, a, b, 2 * count, add, across, number};
+void multiply_on(float (&sum)[count], uint64_t a, uint64_t b, bool add, Number number, bool left_across,
+                 bool right_across) {
+  ProductLane lane{sum, a, b, 2 * count, add, left_across, right_across, number};
   together(&lane, [](void** all) {
     const ProductLane& first = *static_cast<ProductLane*>(all[0]);
-    GroupProduct product{{},        first.a,      first.b,     first.columns, machine.current / 32,
-                         first.add, first.across, first.number};
+    GroupProduct product{{},
+                         first.a,
+                         first.b,
+                         first.columns,
+                         machine.current / 32,
+                         first.add,
+                         first.left_across,
+                         first.right_across,
+                         first.number};
     for (int l = 0; l < 32; ++l) {
       const ProductLane& other = *static_cast<ProductLane*>(all[l]);
       if (other.a != first.a || other.b != first.b || other.add != first.add) stop("lanes multiply different operands");
@@ -364,11 +373,15 @@ constexpr Number number_of(float16) { return Number::Float16; }
 constexpr Number number_of(float) { return Number::Float32; }
 template <int count, class T>
 void multiply_group(float (&sum)[count], uint64_t a, uint64_t b, bool add, T tag) {
-  multiply_on(sum, a, b, add, number_of(tag), false);
+  multiply_on(sum, a, b, add, number_of(tag), false, false);
 }
 template <int count, class T>
 void multiply_group_across(float (&sum)[count], uint64_t a, uint64_t b, bool add, T tag) {
-  multiply_on(sum, a, b, add, number_of(tag), true);
+  multiply_on(sum, a, b, add, number_of(tag), true, true);
+}
+template <int count, class T>
+void multiply_group_right_across(float (&sum)[count], uint64_t a, uint64_t b, bool add, T tag) {
+  multiply_on(sum, a, b, add, number_of(tag), false, true);
 }
 inline void begin_products() {}
 inline void commit_products() {

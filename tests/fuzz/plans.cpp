@@ -27,7 +27,7 @@ constexpr const char* kUsage = R"(usage:
   plans --case "n=1 c=4 ... pass=forward"   plans one case again
   plans --file FILE                         the cases of a file, one a line
   plans --print < FILE                      every plan of the cases, in words
-  plans --traits                            what it takes instruction sets for
+  plans --machines                          what it takes instruction sets for
 )";
 
 constexpr int64_t kPatience = 2000;             // ms of processor time that a problem may take
@@ -327,12 +327,12 @@ int run_cases(std::istream& lines) {
   return failed > 0 ? 1 : 0;
 }
 
-int print_traits() {
-  for (const IsaTraits& i : kIsas)
-    std::printf("%s %lld %lld %lld %lld %lld %lld %lld %lld %d\n", i.name, static_cast<long long>(i.vector_bytes),
-                static_cast<long long>(i.gather_m), static_cast<long long>(i.gather_v), static_cast<long long>(i.dot_m),
-                static_cast<long long>(i.dot_t), static_cast<long long>(i.panel_v), static_cast<long long>(i.panel_p),
-                static_cast<long long>(i.panel_rows), int(i.bf16_dot));
+int print_machines() {
+  for (const Machine& m : kMachines)
+    std::cout << m.name << " " << m.vector_bytes << " " << m.registers << " " << m.fuses << " " << int(m.bf16_dot)
+              << " " << m.caches.l1_bytes << " " << m.caches.l2_bytes << " " << m.caches.last_bytes << " "
+              << m.rates.multiply_adds << " " << m.rates.loads << " " << m.rates.latency << " " << m.rates.l2_cycles
+              << "\n";
   return 0;
 }
 
@@ -350,7 +350,7 @@ int main(int count, char** arguments) {
   for (int i = 1; i < count; ++i) {
     const std::string name = arguments[i];
     if (name == "--print") return fuzz::print_plans(std::cin);
-    if (name == "--traits") return fuzz::print_traits();
+    if (name == "--machines") return fuzz::print_machines();
     if (name == "--help" || name == "-h") return std::fputs(fuzz::kUsage, stdout) < 0;
     if (i + 1 == count) {
       std::fprintf(stderr, "%s wants a value, or is no option\n%s", name.c_str(), fuzz::kUsage);

@@ -22,7 +22,7 @@ namespace fuzz {
 
 using conv_ext::Algorithm;
 using conv_ext::Axis;
-using conv_ext::IsaTraits;
+using conv_ext::Machine;
 using conv_ext::Plan;
 using Wide = __int128;
 
@@ -55,7 +55,7 @@ struct Sizes {
   Wide count_h, count_w;  // outputs of a phase, at most
   Wide groups, n;
 };
-inline Sizes sizes_of(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
+inline Sizes sizes_of(const ConvProblem& z, Pass pass, const Machine& machine) {
   Sizes s{};
   s.vertical = conv_ext::vertical_axis(z, pass);
   s.horizontal = conv_ext::horizontal_axis(z, pass);
@@ -63,7 +63,7 @@ inline Sizes sizes_of(const ConvProblem& z, Pass pass, const IsaTraits& isa) {
   s.weight_grad = pass == Pass::WeightGrad;
   s.parts = conv_ext::parts_of(z.dtype);
   s.bytes = conv_ext::accumulator_bytes(z.dtype);
-  s.lanes = isa.vector_bytes / s.bytes;
+  s.lanes = machine.vector_bytes / s.bytes;
   s.rows_m = Wide(s.inverse ? z.group_c() : z.group_k()) * s.parts;
   s.channels = Wide(s.inverse ? z.group_k() : z.group_c()) * s.parts;
   s.taps = Wide(z.r) * z.s;
@@ -118,7 +118,7 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   return tables + set + (s.weight_grad ? kMostPartial : 0);
 }
 
-inline void check_direct(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& plan, Verdict* v) {
+inline void check_direct(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan, Verdict* v) {
   const auto& own = plan.own<conv_ext::DirectPlan>();
   v->within(own.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
   v->within(own.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
@@ -135,7 +135,8 @@ inline void check_direct(const Sizes& s, const ConvProblem& z, const IsaTraits& 
     v->expect(own.channel_pitch <= packed + 32, "a packed channel is not much shorter than its pitch");
   }
   if (!s.weight_grad) {
-    v->expect(own.task_m >= 1 && own.task_m % isa.gather_m == 0 && own.task_m < s.rows_m + isa.gather_m,
+    const int64_t block = conv_ext::direct_tile(machine).gather_m;
+    v->expect(own.task_m >= 1 && own.task_m % block == 0 && own.task_m < s.rows_m + block,
               "task_m is some of the channels, in whole register tiles");
     v->expect(plan.scratch_bytes >= s.channels * own.task_groups * own.channel_pitch * s.bytes,
               "a packed tile fits the scratch");
@@ -257,7 +258,7 @@ inline void check_winograd(const Sizes& s, const ConvProblem& z, const Plan& pla
   }
 }
 
-inline void check_grouped(const Sizes& s, const ConvProblem& z, Pass pass, const IsaTraits& isa, const Plan& plan,
+inline void check_grouped(const Sizes& s, const ConvProblem& z, Pass pass, const Machine& machine, const Plan& plan,
                           Verdict* v) {
   const auto& own = plan.own<conv_ext::GroupedPlan>();
   const Wide step = s.vertical.output_step();
@@ -270,12 +271,12 @@ inline void check_grouped(const Sizes& s, const ConvProblem& z, Pass pass, const
   v->within(own.task_groups, 1, least(8, u.units), "task_groups are some of the units");
   v->within(own.splits, 1, s.weight_grad ? s.n * blocks : 1, "splits are some of the blocks of rows");
   if (v->rule) return;
-  const Wide vectors = Wide(u.units) * u.vectors * s.taps * u.source * isa.vector_bytes;
+  const Wide vectors = Wide(u.units) * u.vectors * s.taps * u.source * machine.vector_bytes;
   v->expect(plan.workspace_bytes >= own.splits * vectors, "weights or sums fit the workspace");
   v->expect(own.splits == 1 || own.splits * vectors <= kMostPartial, "partial sums take at most 8 MiB");
   v->expect(plan.tasks == (s.weight_grad ? Wide(own.splits) : s.n * blocks) * divided_up(u.units, own.task_groups),
             "tasks are all units and blocks of rows");
-  v->expect(plan.scratch_bytes >= Wide(own.tile_h) * s.horizontal.output * isa.vector_bytes,
+  v->expect(plan.scratch_bytes >= Wide(own.tile_h) * s.horizontal.output * machine.vector_bytes,
             "a block of the result fits the scratch");
 }
 
@@ -337,7 +338,8 @@ inline void check_weight_panels(const Sizes& s, const ConvProblem& z, const conv
             "all panels of vectors of channels are packed");
 }
 
-inline void check_broadcast(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& plan, Verdict* v) {
+inline void check_broadcast(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan,
+                            Verdict* v) {
   const auto& own = plan.own<conv_ext::BroadcastPlan>();
   v->within(own.tile_h, 1, most(1, s.count_h), "tile_h is among the outputs of a phase");
   v->within(own.tile_w, 1, most(1, s.count_w), "tile_w is among the outputs of a phase");
@@ -350,7 +352,7 @@ inline void check_broadcast(const Sizes& s, const ConvProblem& z, const IsaTrait
   v->expect(own.weights.along_channels && own.weights.joined_taps == 1, "vectors run along channels, tap by tap");
   if (v->rule) return;
   check_weight_panels(s, z, own.weights, int64_t(vectors), v);
-  v->within(own.images, 1, least(most(1, s.n), conv_ext::broadcast_positions(isa.vector_bytes, int64_t(vectors))),
+  v->within(own.images, 1, least(most(1, s.n), conv_ext::broadcast_positions(machine, int64_t(vectors))),
             "images are some of the batch, and of a register tile");
   v->within(own.parts_m, 1, own.weights.panels, "parts_m are some of the panels");
   v->expect(own.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");
@@ -396,11 +398,12 @@ inline void check_panels_grad(const Sizes& s, const ConvProblem& z, const Plan& 
             "the panels and rows fit the scratch");
 }
 
-inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& isa, const Plan& plan, Verdict* v) {
+inline void check_panels(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan, Verdict* v) {
   if (s.weight_grad) return check_panels_grad(s, z, plan, v);
   const auto& own = plan.own<conv_ext::PanelsPlan>().gather;
   const conv_ext::WeightPanels& w = own.weights;
-  check_weight_panels(s, z, w, w.along_channels ? isa.panel_v : isa.panel_rows, v);
+  check_weight_panels(s, z, w, w.along_channels ? conv_ext::panel_vectors(machine) : conv_ext::most_panel_rows(machine),
+                      v);
   const Wide positions = most(1, s.n * s.count_h * s.count_w);
   const Wide units = w.along_channels ? positions : divided_up(positions, s.lanes);  // that are shared out
   v->expect(own.block >= 1 && own.blocks >= 1 && Wide(own.block) * own.blocks >= units, "blocks are all positions");
@@ -425,7 +428,8 @@ inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& 
     return;
   }
   v->expect(own.task_rows >= divided_up(w.panels, own.parts_m) * w.panel_channels, "the rows of a task are counted");
-  v->expect(own.panel_lanes == isa.panel_p * s.lanes, "a panel of positions is whole vectors");
+  v->expect(own.panel_lanes == conv_ext::panel_vectors_of_most_rows(machine) * s.lanes,
+            "a panel of positions is whole vectors");
   v->expect(own.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");
   v->expect(own.sums == Wide(own.task_rows) * own.block * s.lanes, "sums are those of a block and its rows");
   v->expect(plan.scratch_bytes >= (own.sums + Wide(own.products) * own.panel_lanes) * s.bytes + own.task_rows * Wide(8),
@@ -434,14 +438,14 @@ inline void check_panels(const Sizes& s, const ConvProblem& z, const IsaTraits& 
 }
 
 // nullptr, or the rule that the plan breaks.
-inline const char* check_plan(const ConvProblem& z, Pass pass, const IsaTraits& isa, Algorithm algorithm,
+inline const char* check_plan(const ConvProblem& z, Pass pass, const Machine& machine, Algorithm algorithm,
                               const Plan& p) {
   Verdict v;
   v.within(p.tasks, 1, INT64_MAX, "there is a task");
   v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
   v.within(p.scratch_bytes, 0, kMostScratch, "the scratch is at most 16 MiB");
   if (v.rule) return v.rule;
-  const Sizes s = sizes_of(z, pass, isa);
+  const Sizes s = sizes_of(z, pass, machine);
   switch (algorithm) {
     case Algorithm::Depthwise:
       check_depthwise(s, z, p, &v);
@@ -450,19 +454,19 @@ inline const char* check_plan(const ConvProblem& z, Pass pass, const IsaTraits& 
       check_winograd(s, z, p, &v);
       break;
     case Algorithm::Grouped:
-      check_grouped(s, z, pass, isa, p, &v);
+      check_grouped(s, z, pass, machine, p, &v);
       break;
     case Algorithm::ImplicitGemm:
       check_implicit_gemm(s, z, p, &v);
       break;
     case Algorithm::Broadcast:
-      check_broadcast(s, z, isa, p, &v);
+      check_broadcast(s, z, machine, p, &v);
       break;
     case Algorithm::Panels:
-      check_panels(s, z, isa, p, &v);
+      check_panels(s, z, machine, p, &v);
       break;
     case Algorithm::Direct:
-      check_direct(s, z, isa, p, &v);
+      check_direct(s, z, machine, p, &v);
       break;
     case Algorithm::Reference:
       v.expect(p.workspace_bytes == 0 && p.scratch_bytes == 0, "the reference needs no memory");

@@ -28,6 +28,9 @@ inline std::vector<Field> fields(const CudaPlan& p) {
           {"channels", p.direct_channels},
           {"vector", p.product.vector},
           {"pitch", p.product.pitch},
+          {"load", int64_t(p.product.load)},
+          {"stores_along_m", p.product.stores_along_m},
+          {"stores_vectors", p.product.stores_vectors},
           {"packed_bytes", p.product.packed_bytes},
           {"source.channels", p.product.source.channels},
           {"source.offset", p.product.source.offset},
@@ -54,7 +57,10 @@ inline std::vector<Field> fields(const CudaPlan& p) {
           {"window.shared_bytes", p.window.shared_bytes},
           {"window.columns", p.window.columns},
           {"window.lanes", p.window.lanes},
-          {"window.stage_bytes", p.window.stage_bytes}};
+          {"window.stage_bytes", p.window.stage_bytes},
+          {"window.copy_bytes", p.window.copy_bytes},
+          {"window.grad_copy_bytes", p.window.grad_copy_bytes},
+          {"window.stores_vectors", p.window.stores_vectors}};
 }
 
 inline void check_window(const ConvProblem& z, Pass pass, const CudaPlan& p, Verdict* v) {
@@ -133,8 +139,12 @@ inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
       break;
     case CudaAlgorithm::Direct: {
       const Wide results = forward ? Wide(z.n) * z.k * z.p * z.q : Wide(z.n) * z.c * z.h * z.w;
-      v->expect(weight_grad || Wide(p.blocks) * 128 * p.direct_channels >= results, "threads are as many as results");
-      return;
+      if (!weight_grad) {
+        v->expect(Wide(p.blocks) * 128 * p.direct_channels >= results, "threads are as many as results");
+        return;
+      }
+      blocks = divided_up(Wide(z.k) * z.group_c(), z.channels_last ? 32 : 1) * divided_up(taps, 9) * p.splits;
+      break;
     }
     case CudaAlgorithm::Wgmma:
       v->expect(p.product.tile_m > 0 && p.product.tile_n > 0, "a tile has sums");
@@ -162,8 +172,87 @@ inline void check_blocks(const ConvProblem& z, Pass pass, const CudaPlan& p, Ver
   v->expect(p.blocks == blocks, "blocks are all tiles");
 }
 
-// nullptr, or the rule that the plan breaks.
-inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPlan& p) {
+// Whether all vectors of `bytes` along a dimension of a tensor begin at multiples of that.
+inline bool lies_in_vectors(const conv_ext::TensorRef& t, const int64_t (&sizes)[4], int along, int64_t bytes,
+                            int64_t element) {
+  bool right = t.stride[along] == 1 && reinterpret_cast<uintptr_t>(t.data) % uintptr_t(bytes) == 0;
+  for (int d = 0; d < 4; ++d)
+    right = right && (d == along || sizes[d] <= 1 || Wide(t.stride[d]) * element % bytes == 0);
+  return right;
+}
+
+// How wide operands are read: never wider than they lie, nor across the end of what is read.
+inline void check_reads(const ConvProblem& z, Pass pass, const CudaPlan& p, const conv_ext::Buffers& b, Verdict* v) {
+  const int64_t real = conv_ext::element_bytes(z.dtype) / conv_ext::parts_of(z.dtype), vector = 16 / real;
+  const bool weight_grad = pass == Pass::WeightGrad, window = conv_ext::is_window(p.algorithm);
+  const conv_ext::TensorSizes sizes = conv_ext::sizes_of(z);
+  const auto copied = [&](bool input, int64_t bytes, Wide step) {
+    v->expect(bytes >= real && bytes <= 16 && (bytes & (bytes - 1)) == 0, "a copy has 16, 8 or 4 bytes, or one number");
+    if (v->rule || bytes == real) return;
+    const conv_ext::TensorRef& t = input ? b.input : b.output;
+    const int64_t(&size)[4] = input ? sizes.input : sizes.output;
+    const int along = z.channels_last ? 1 : 3;
+    v->expect(!conv_ext::is_complex(z.dtype) && lies_in_vectors(t, size, along, bytes, real), "copies are aligned");
+    v->expect(size[along] % (bytes / real) == 0 && (!z.channels_last || step * real % bytes == 0),
+              "a copy lies inside or outside as a whole");
+  };
+  const conv_ext::CudaWindow& w = p.window;
+  if (p.algorithm == CudaAlgorithm::FirstLayerCores) copied(true, w.copy_bytes, z.c);
+  if (window && weight_grad) {
+    const Wide rows = Wide(w.groups) * z.group_k();
+    copied(true, w.copy_bytes, Wide(w.groups) * z.group_c());
+    copied(false, w.grad_copy_bytes, w.rows < z.group_k() ? std::gcd(int64_t(rows), w.rows) : rows);
+  } else if (window) {
+    const int64_t channels = most(1, pass == Pass::Forward ? z.group_c() : z.group_k());
+    copied(pass == Pass::Forward, w.copy_bytes,
+           w.chunk < channels ? Wide(std::gcd(w.chunk, channels)) : Wide(w.groups) * channels);
+  }
+  if (p.algorithm == CudaAlgorithm::Wgmma && !weight_grad && p.product.packed_bytes == 0) {
+    const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
+    v->expect(real == 2 && (z.group_c() == 1 || lies_in_vectors(b.weight, size, 1, 16, real)),
+              "weights that are read in place lie in vectors");
+    v->expect(pass == Pass::Forward || z.groups == 1 || z.group_k() % 16 == 0, "no product has rows of another group");
+  }
+  if (p.product.tile_m == 0 || p.product.vector > 1 || p.algorithm == CudaAlgorithm::Wgmma) return;
+  const auto in_vectors = [&](bool input) {
+    return (input ? z.group_c() : z.group_k()) % vector == 0 &&
+           lies_in_vectors(input ? b.input : b.output, input ? sizes.input : sizes.output, 1, 16, real);
+  };
+  const conv_ext::CudaLoad load = p.product.load;
+  if (conv_ext::is_complex(z.dtype)) v->expect(load == conv_ext::CudaLoad::Positions, "parts are read one by one");
+  if (load == conv_ext::CudaLoad::Vectors) {
+    v->expect(!weight_grad || p.algorithm == CudaAlgorithm::TensorCores, "weight_grad has a kernel that reads vectors");
+    v->expect(pass == Pass::InputGrad || in_vectors(true), "vectors of the input are aligned");
+    v->expect(pass == Pass::Forward || in_vectors(false), "vectors of the gradient are aligned");
+  }
+  if (load == conv_ext::CudaLoad::Channels)
+    v->expect(weight_grad && b.input.stride[1] == 1 && b.output.stride[1] == 1, "channels lie side by side");
+}
+
+// How wide the result is written.
+inline void check_stores(const ConvProblem& z, Pass pass, const CudaPlan& p, const conv_ext::Buffers& b, Verdict* v) {
+  const int64_t real = conv_ext::element_bytes(z.dtype) / conv_ext::parts_of(z.dtype), vector = 16 / real;
+  const conv_ext::TensorSizes sizes = conv_ext::sizes_of(z);
+  const bool forward = pass == Pass::Forward, weight_grad = pass == Pass::WeightGrad;
+  const conv_ext::TensorRef& t = forward ? b.output : weight_grad ? b.weight : b.input;
+  const int64_t(&size)[4] = forward ? sizes.output : weight_grad ? sizes.weight : sizes.input;
+  if (p.product.stores_along_m) v->expect(!weight_grad && t.stride[1] == 1, "rows of gemm_m are neighbours");
+  if (!p.product.stores_vectors && !p.window.stores_vectors) return;
+  v->expect(p.splits == 1 && !conv_ext::is_complex(z.dtype), "whole numbers that are finished are written in vectors");
+  const int64_t rows = forward ? z.group_k() : z.group_c(),
+                of_thread = p.window.stores_vectors ? p.window.channels : vector;
+  if (lies_in_vectors(t, size, 1, 16, real) && rows % of_thread == 0) return;
+  const bool rows_together = size[2] <= 1 || t.stride[2] == size[3];
+  const int64_t plane[4] = {size[0], size[1], rows_together ? 1 : size[2], size[3]};
+  const Wide line = rows_together ? Wide(size[2]) * size[3] : Wide(size[3]);
+  const int64_t phases = conv_ext::vertical_axis(z, pass).phases() * conv_ext::horizontal_axis(z, pass).phases();
+  v->expect(p.product.stores_vectors && !weight_grad && phases == 1 && lies_in_vectors(t, plane, 3, 16, real) &&
+                line % vector == 0,
+            "vectors of the result are aligned, and end where it does");
+}
+
+// nullptr, or the rule that the plan breaks; it was made for these operands.
+inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPlan& p, const conv_ext::Buffers& b) {
   Verdict v;
   v.within(p.blocks, 1, kMostBlocks, "there is a block, and there are at most 2^31 - 1");
   v.within(p.workspace_bytes, 0, kMostWorkspace, "the workspace is within bounds");
@@ -202,6 +291,8 @@ inline const char* check_cuda_plan(const ConvProblem& z, Pass pass, const CudaPl
   if (p.product.grad.bytes > 0) v.expect(p.product.grad.bytes >= output * real, "a copy fits the workspace");
   v.expect(p.workspace_bytes >= Wide(p.product.packed_bytes) + p.product.source.bytes + p.product.grad.bytes,
            "all of it is in the workspace");
+  check_reads(z, pass, p, b, &v);
+  check_stores(z, pass, p, b, &v);
   return v.rule;
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "other_caches.h"
 #include "plans_check.h"
 #include "plans_cuda_check.h"
 #include "plans_families.h"
@@ -97,14 +98,69 @@ inline Words words_of(const CudaPlan& plan) {
   return words;
 }
 
+// The same call of a machine with other caches, or of another batch: every algorithm declines or does not as it did,
+// the same one is chosen, and sums of forward and input_grad are formed in the same order.
+struct SumRules {
+  const char *choice, *declines, *order;
+};
+constexpr SumRules kCacheRules = {"the algorithm does not follow from caches",
+                                  "whether an algorithm declines does not follow from caches",
+                                  "the order of a sum does not follow from caches"};
+constexpr SumRules kBatchRules = {"the algorithm does not follow from N",
+                                  "whether an algorithm declines does not follow from N",
+                                  "the order of a sum does not follow from N"};
+inline void compare_sums(const conv_ext::PlanInput& input, const conv_ext::PlanInput& other, const SumRules& rules,
+                         Findings* f) {
+  using namespace conv_ext;
+  const char* reason = nullptr;
+  f->stage = {other.machine.name, "auto"};
+  if (choose(other, "auto", &reason) != choose(input, "auto", &reason)) f->report(rules.choice);
+  for (const Candidate& candidate : kCandidates) {
+    f->stage.algorithm = candidate.name;
+    const bool declines = candidate.declines(input) != nullptr;
+    if (declines != (candidate.declines(other) != nullptr)) f->report(rules.declines);
+    f->count_steps();
+    if (declines || candidate.declines(other) != nullptr) continue;
+    const Plan plan = make_plan(other, candidate);
+    ++f->plans;
+    f->count_steps();
+    if (const char* const broken = check_plan(other.problem, other.pass, other.machine, candidate.algorithm, plan))
+      f->report(broken);
+    if (other.pass != Pass::WeightGrad && order_of(plan) != order_of(make_plan(input, candidate)))
+      f->report(rules.order);
+    f->count_steps();
+  }
+}
+// Of one machine, with caches that follow from the problem, so that a case needs no more words.
+inline void plan_with_other_caches(const ConvProblem& z, Pass pass, const conv_ext::Strides& strides, Findings* f) {
+  // Blocks of weight_grad end with whole vectors, which tells where the sums are near 4 TiB of workspace.
+  if (pass == Pass::WeightGrad && conv_ext::product(z.k, z.group_c(), z.r, z.s) > int64_t(1) << 34) return;
+  Random random(uint64_t(z.n) * 57 + uint64_t(z.c) * 13 + uint64_t(z.h) * 7 + uint64_t(z.k) * 91 + uint64_t(z.r));
+  const Machine& machine = kMachines[random.between(0, kMachineCount - 1)];
+  const auto changed = [&](int64_t bytes) { return bytes * random.pick({1, 4, 8, 16, 32, 64}) / 16; };
+  const conv_ext::Caches caches = machine.caches;
+  const Machine other =
+      with_caches(machine, {changed(caches.l1_bytes), changed(caches.l2_bytes), changed(caches.last_bytes)});
+  compare_sums({z, pass, machine, strides}, {z, pass, other, strides}, kCacheRules, f);
+}
+// Of one machine, for a batch of another size where neither is beyond the limits of problems.
+inline void plan_another_batch(const ConvProblem& z, Pass pass, const conv_ext::Strides& strides, Findings* f) {
+  ConvProblem other = z;
+  other.n = z.n == 1 ? 64 : 1;
+  if (conv_ext::beyond_tiles(z) != nullptr || conv_ext::beyond_tiles(other) != nullptr) return;
+  const Machine& machine = kMachines[uint64_t(z.c + z.h + z.k) % kMachineCount];
+  compare_sums({z, pass, machine, strides}, {other, pass, machine, conv_ext::settled(other, strides)}, kBatchRules, f);
+}
+
 // The operands lie as `strides` says.
 template <class See>
 void plan_cpu(const ConvProblem& z, Pass pass, const conv_ext::Strides& strides, Findings* f, See see) {
   using namespace conv_ext;
   const bool empty = is_empty(z);
-  for (const IsaTraits& isa : kIsas) {
-    f->stage = {isa.name, "auto"};
-    const PlanInput input{z, pass, isa, strides};
+  for (int i = 0; i < kMachineCount; ++i) {
+    const Machine& machine = kMachines[i];
+    f->stage = {machine.name, "auto"};
+    const PlanInput input{z, pass, machine, strides};
     const char* reason = nullptr;
     const auto begin = Clock::now();
     const Candidate* const chosen = choose(input, "auto", &reason);
@@ -118,7 +174,7 @@ void plan_cpu(const ConvProblem& z, Pass pass, const conv_ext::Strides& strides,
       continue;
     }
     if (!empty)
-      if (const char* const broken = check_plan(z, pass, isa, chosen->algorithm, plan)) f->report(broken);
+      if (const char* const broken = check_plan(z, pass, machine, chosen->algorithm, plan)) f->report(broken);
     for (const Candidate& candidate : kCandidates) {
       f->stage.algorithm = candidate.name;
       const Candidate* const forced = choose(input, candidate.name, &reason);
@@ -126,7 +182,7 @@ void plan_cpu(const ConvProblem& z, Pass pass, const conv_ext::Strides& strides,
       if (forced == nullptr) {
         if (reason == nullptr) f->report("an algorithm that declines has a reason");
         if (chosen == &candidate) f->report("what is chosen does not decline");
-        see(isa.name, candidate.name, reason, nullptr, Words{});
+        see(machine.name, candidate.name, reason, nullptr, Words{});
         continue;
       }
       const char* const yields = candidate.yields(input);
@@ -134,8 +190,8 @@ void plan_cpu(const ConvProblem& z, Pass pass, const conv_ext::Strides& strides,
         const Plan own = make_plan(input, candidate);
         ++f->plans;
         f->count_steps();
-        if (const char* const broken = check_plan(z, pass, isa, candidate.algorithm, own)) f->report(broken);
-        see(isa.name, candidate.name, nullptr, yields, words_of(input, candidate, own));
+        if (const char* const broken = check_plan(z, pass, machine, candidate.algorithm, own)) f->report(broken);
+        see(machine.name, candidate.name, nullptr, yields, words_of(input, candidate, own));
       }
     }
   }
@@ -202,8 +258,10 @@ void plan_cuda(const ConvProblem& z, Pass pass, Findings* f, See see) {
     const CudaPlan plan = make_cuda_plan(z, pass, candidate), own = make_cuda_plan(z, pass, candidate, &operands);
     f->plans += 2;
     f->count_steps();
-    for (const CudaPlan& each : {plan, own})
-      if (const char* const broken = check_cuda_plan(z, pass, each)) f->report(broken);
+    if (plan.algorithm != CudaAlgorithm(i)) f->report("algorithms are listed in their order");
+    const Buffers usual = usual_operands(z);
+    for (const auto& [each, of] : {std::pair(&plan, &usual), std::pair(&own, &operands)})
+      if (const char* const broken = check_cuda_plan(z, pass, *each, *of)) f->report(broken);
     ConvProblem other = z;  // an image has the same bits in every batch
     other.n = z.n == 1 ? 64 : 1;
     const bool declined = choose_cuda(other, pass, CudaTraits{90}, candidate.name, &reason) == nullptr;
@@ -227,8 +285,13 @@ inline void plan_all(const Case& c, Findings* f) {
       f->report("planning takes at most 2^18 steps");
     }
   };
-  counted([&] { plan_cpu(z, c.pass, conv_ext::dense_strides(z), f, nothing); });
-  counted([&] { plan_cpu(z, c.pass, conv_ext::strides_of(z, draw_operands(z)), f, nothing); });
+  const conv_ext::Strides dense = conv_ext::dense_strides(z), drawn = conv_ext::strides_of(z, draw_operands(z));
+  counted([&] { plan_cpu(z, c.pass, dense, f, nothing); });
+  counted([&] { plan_cpu(z, c.pass, drawn, f, nothing); });
+  if (!is_empty(z)) {
+    counted([&] { plan_with_other_caches(z, c.pass, dense, f); });
+    if (c.pass != Pass::WeightGrad) counted([&] { plan_another_batch(z, c.pass, drawn, f); });
+  }
   counted([&] { plan_cuda(z, c.pass, f, nothing); });
 }
 

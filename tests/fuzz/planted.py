@@ -214,6 +214,20 @@ ALL = (
         "cpu/panels/plan.cpp",
     ),
     Planted(
+        "chains_by_a_cache",
+        "cpu/panels/plan.cpp",
+        "product(z.c, z.r, z.s) <= kMostJoined;",
+        "product(z.c, z.r, z.s) * 64 <= machine.caches.l1_bytes;",
+        "cpu/panels/plan.cpp",
+    ),
+    Planted(
+        "an_algorithm_by_a_cache",
+        "cpu/broadcast/plan.cpp",
+        "const int64_t most = !strided ? kMostWeights :",
+        "const int64_t most = !strided ? machine.caches.l1_bytes :",
+        "cpu/broadcast/plan.cpp",
+    ),
+    Planted(
         "offsets_that_are_not_counted",
         "cpu/broadcast/layout.h",
         "s.offset = memory.take<int64_t>(own.products);",

@@ -27,7 +27,7 @@ class Planted:
 ALL = (
     Planted(
         "a_tile_of_no_columns", "cpu/direct/plan.cpp",
-        "shape.tile_w <= 1 || shape.tile_w * images <= 64", "shape.tile_w * images <= 64",
+        "shape.tile_w <= 1 || shape.tile_w * images <= kFewLanes", "shape.tile_w * images <= kFewLanes",
     ),
     Planted(
         "a_loop_without_end", "cpu/panels/plan.cpp",
@@ -57,8 +57,8 @@ ALL = (
     ),
     Planted(
         "rows_of_weights_without_room", "cpu/panels/plan.cpp",
-        "own->task_rows = ceil_div(slices, parts_m) * isa.panel_rows;",
-        "own->task_rows = slices / parts_m * isa.panel_rows;",
+        "own->task_rows = ceil_div(slices, parts_m) * panel_m;",
+        "own->task_rows = slices / parts_m * panel_m;",
     ),
     Planted(
         "a_workspace_for_the_whole_batch", "cpu/implicit_gemm/plan.cpp",
@@ -93,6 +93,18 @@ ALL = (
         "own->tile_c = own->source_in_place ? g.z.c : packed_channels(g);",
     ),
     Planted(
+        "an_algorithm_by_a_cache", "cpu/broadcast/plan.cpp",
+        "const int64_t most = !strided ? kMostWeights :", "const int64_t most = !strided ? machine.caches.l2_bytes :",
+    ),
+    Planted(
+        "chains_by_a_cache", "cpu/panels/plan.cpp",
+        "product(z.c, z.r, z.s) <= kMostJoined;", "product(z.c, z.r, z.s) * 64 <= machine.caches.l1_bytes;",
+    ),
+    Planted(
+        "parts_that_only_small_batches_have", "cpu/winograd/plan.cpp",
+        "if (z.precision == Precision::Ieee) return", "if (z.precision == Precision::Ieee || z.n > 9) return",
+    ),
+    Planted(
         "blocks_of_one_phase", "cuda/plan.cpp",
         "z.groups, shape.phases(), plan.splits);", "z.groups, plan.splits);",
     ),
@@ -107,6 +119,19 @@ ALL = (
     Planted(
         "parts_without_memory", "cuda/plan.cpp",
         "plan.partial_offset + (plan.splits > 1 ? product(plan.splits, result_bytes) : 0);", "plan.partial_offset;",
+    ),
+    Planted(
+        "vectors_that_no_address_has", "cuda/plan.cpp",
+        "one_phase && to.stride[3] == 1 && reinterpret_cast<uintptr_t>(to.data) % 16 == 0 &&",
+        "one_phase && to.stride[3] == 1 &&",
+    ),
+    Planted(
+        "copies_across_the_end_of_a_block", "cuda/window/plan.cpp",
+        "channels % vector == 0 && step % vector == 0", "channels % vector == 0",
+    ),
+    Planted(
+        "rows_of_another_group", "cuda/wgmma/plan.cpp",
+        "z.groups == 1 || wgmma_padded(z, z.group_k()) == z.group_k()", "true",
     ),
     Planted("parts_by_the_batch", "cuda/wgmma/plan.cpp", "image.n = 1;", "image.n = z.n;"),
     Planted(

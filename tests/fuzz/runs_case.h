@@ -100,6 +100,8 @@ enum class Data : int { Integers, Signed, Positive, Special, Wide };
 constexpr int kDataKinds = 5;
 constexpr const char* kDataNames[] = {"integers", "signed", "positive", "special", "wide"};
 
+constexpr int64_t kMostCache = 1 << 20;  // KiB
+
 struct Case {
   ConvProblem z;
   Layout layout[3];          // of the input, the weight, the output or its gradient
@@ -110,6 +112,7 @@ struct Case {
   int shuffled = 0;   // runs once more with the tasks in another order, so many blocks of scratch taking turns
   int threads = 0;    // runs once more with 2, 3, 7 ... up to so many threads
   int64_t cut_begin = 0, cut_end = 0;  // runs forward and input_grad once more for these images alone
+  int64_t l1 = 0, l2 = 0, last = 0;    // runs once more as planned for caches of so many KiB
   // A line that runs again may be about one library, pass and algorithm.
   std::string isa, pass, algorithm;
 };
@@ -123,6 +126,7 @@ inline std::string text_of(const Case& c) {
   if (c.shuffled) out << " shuffled=" << c.shuffled;
   if (c.threads) out << " threads=" << c.threads;
   if (c.cut_end) out << " cut=" << c.cut_begin << "-" << c.cut_end;
+  if (c.l1) out << " caches=" << c.l1 << "-" << c.l2 << "-" << c.last;
   if (!c.isa.empty()) out << " isa=" << c.isa;
   if (!c.pass.empty()) out << " pass=" << c.pass;
   if (!c.algorithm.empty()) out << " algorithm=" << c.algorithm;
@@ -152,6 +156,8 @@ inline Case parse_case(const std::string& line) {
       read_integers(key, value, ' ', &c.threads);
     else if (key == "cut")
       read_integers(key, value, '-', &c.cut_begin, &c.cut_end);
+    else if (key == "caches")
+      read_integers(key, value, '-', &c.l1, &c.l2, &c.last);
     else if (key == "isa")
       c.isa = value;
     else if (key == "pass")
@@ -163,6 +169,9 @@ inline Case parse_case(const std::string& line) {
   });
   for (int64_t size : {c.z.n, c.z.c, c.z.h, c.z.w, c.z.k})
     if (size < 1) bad_case("empty tensors never reach a kernel: " + line);
+  const bool any_caches = c.l1 || c.l2 || c.last;
+  for (int64_t kib : {c.l1, c.l2, c.last})
+    if (any_caches && (kib < 1 || kib > kMostCache)) bad_case("caches are of 1 to 2^20 KiB each: " + line);
   return c;
 }
 

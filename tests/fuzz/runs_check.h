@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "../../csrc/common/merge.h"
+#include "other_caches.h"
 #include "runs_expected.h"
 #include "runs_tasks.h"
 
@@ -168,9 +169,13 @@ class Checker {
     stage_->algorithm = kChoosing;
     ++stage_->steps;
     const conv_ext::Strides strides = conv_ext::strides_of(problem, merged);
-    const conv_ext::PlanInput input{problem, pass, library.kernels->isa, strides};
+    const conv_ext::PlanInput input{problem, pass, library.kernels->machine, strides};
+    const Machine other = other_machine(library);
+    const conv_ext::PlanInput with_others{problem, pass, other, strides};
     const Candidate* chosen = conv_ext::choose(input, "auto", &reason);
     if (chosen == nullptr) return fail("none-chosen", "auto", "every algorithm declines or yields");
+    if (case_.l1 && conv_ext::choose(with_others, "auto", &reason) != chosen)
+      fail("caches", "auto", "another algorithm is chosen with other caches");
     for (int i = 0; i < conv_ext::kCandidateCount; ++i) {
       const Candidate& candidate = conv_ext::kCandidates[i];
       if (!case_.algorithm.empty() && case_.algorithm != candidate.name) continue;
@@ -180,63 +185,82 @@ class Checker {
         continue;
       stage_->algorithm = i;
       ++stage_->steps;
-      if (candidate.declines(input) != nullptr) continue;
+      const bool declines = candidate.declines(input) != nullptr;
+      if (case_.l1 && declines != (candidate.declines(with_others) != nullptr))
+        fail("caches", candidate.name, "whether it declines follows from the caches");
+      if (declines) continue;
       count(case_, isa, pass, i, &candidate == chosen);
       const auto bad = [&](const char* kind, const std::string& message) { fail(kind, candidate.name, message); };
-      check_algorithm(pass, library, candidate, problem, merged, adds_zeros ? &buffers : nullptr, expected, bad);
+      check_algorithm({pass, library, candidate, adds_zeros ? &buffers : nullptr}, problem, merged, expected, bad);
     }
   }
 
-  // `unmerged`: of the input gradient of a kernel that was merged, what it was before; else nullptr.
+  // What stays the same from run to run of an algorithm. `unmerged`: of the input gradient of a kernel that was merged,
+  // what it was before; else nullptr.
+  struct Call {
+    Pass pass;
+    const Library& library;
+    const Candidate& candidate;
+    const Buffers* unmerged;
+  };
+  // Plans and runs a problem; false where the plan was no plan or the run did not keep to it.
   template <class Bad>
-  void check_algorithm(Pass pass, const Library& library, const Candidate& candidate, const ConvProblem& problem,
-                       const Buffers& buffers, const Buffers* unmerged, Expected<W>* expected, const Bad& bad) {
+  bool run_plan(const Call& call, const Machine& machine, const ConvProblem& z, const Buffers& b, Tasks::Order order,
+                int workers, const Bad& bad) {
+    const conv_ext::Strides strides = conv_ext::strides_of(z, b);
+    const conv_ext::PlanInput input{z, call.pass, machine, strides};
+    const Plan plan = conv_ext::make_plan(input, call.candidate);
+    if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace || plan.scratch_bytes < 0 ||
+        plan.scratch_bytes > conv_ext::kScratchLimit) {
+      bad("plan", "tasks " + std::to_string(plan.tasks) + ", workspace " + std::to_string(plan.workspace_bytes) +
+                      ", scratch " + std::to_string(plan.scratch_bytes));
+      return false;
+    }
+    Buffers with = b;
+    if (plan.workspace_bytes > 0) {
+      with.workspace = memory(kWorkspace).place_aligned(plan.workspace_bytes);
+      memory(kWorkspace).fill();
+    }
+    tasks().begin(order, workers, plan, case_.seed);
+    call.library.kernels->run(z, call.pass, plan, with, tasks().executor());
+    if (call.unmerged != nullptr) {
+      ConvProblem whole = z_.normalised();
+      Buffers of_whole = *call.unmerged;
+      whole.n = z.n;
+      of_whole.input.data = b.input.data;
+      of_whole.output.data = b.output.data;
+      conv_ext::add_zeros_around_gradient(z, b, whole, of_whole);
+    }
+    if (tasks().used_scratch > plan.scratch_bytes) {
+      bad("scratch", "asks for " + std::to_string(tasks().used_scratch) + " bytes of scratch, planned are " +
+                         std::to_string(plan.scratch_bytes));
+      return false;
+    }
+    if (const std::string other = unlike_plan(input, call.library, call.candidate, plan); !other.empty()) {
+      bad("unplanned", other);
+      return false;
+    }
+    if (!tasks().margins_intact() || !memory(kResult).margins_intact() ||
+        (plan.workspace_bytes > 0 && !memory(kWorkspace).margins_intact())) {
+      bad("beside", "bytes beside the result, the workspace or the scratch were written");
+      return false;
+    }
+    return true;
+  }
+
+  template <class Bad>
+  void check_algorithm(const Call& call, const ConvProblem& problem, const Buffers& buffers, Expected<W>* expected,
+                       const Bad& bad) {
+    const auto& [pass, library, candidate, unmerged] = call;
     const Gate gate = candidate.algorithm == Algorithm::Winograd       ? Gate::Winograd
                       : candidate.algorithm == Algorithm::ImplicitGemm ? Gate::Dot
                                                                        : Gate::Plain;
+    const Machine& machine = library.kernels->machine;
     const auto run = [&](const ConvProblem& z, const Buffers& b, Tasks::Order order, int workers) {
-      const conv_ext::Strides strides = conv_ext::strides_of(z, b);
-      const Plan plan = conv_ext::make_plan({z, pass, library.kernels->isa, strides}, candidate);
-      if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace ||
-          plan.scratch_bytes < 0 || plan.scratch_bytes > conv_ext::kScratchLimit) {
-        bad("plan", "tasks " + std::to_string(plan.tasks) + ", workspace " + std::to_string(plan.workspace_bytes) +
-                        ", scratch " + std::to_string(plan.scratch_bytes));
-        return false;
-      }
-      Buffers with = b;
-      if (plan.workspace_bytes > 0) {
-        with.workspace = memory(kWorkspace).place_aligned(plan.workspace_bytes);
-        memory(kWorkspace).fill();
-      }
-      tasks().begin(order, workers, plan, case_.seed);
-      library.kernels->run(z, pass, plan, with, tasks().executor());
-      if (unmerged != nullptr) {
-        ConvProblem whole = z_.normalised();
-        Buffers of_whole = *unmerged;
-        whole.n = z.n;
-        of_whole.input.data = b.input.data;
-        of_whole.output.data = b.output.data;
-        conv_ext::add_zeros_around_gradient(z, b, whole, of_whole);
-      }
-      if (tasks().used_scratch > plan.scratch_bytes) {
-        bad("scratch", "asks for " + std::to_string(tasks().used_scratch) + " bytes of scratch, planned are " +
-                           std::to_string(plan.scratch_bytes));
-        return false;
-      }
-      if (const std::string other = unlike_plan({z, pass, library.kernels->isa, strides}, library, candidate, plan);
-          !other.empty()) {
-        bad("unplanned", other);
-        return false;
-      }
-      if (!tasks().margins_intact() || !memory(kResult).margins_intact() ||
-          (plan.workspace_bytes > 0 && !memory(kWorkspace).margins_intact())) {
-        bad("beside", "bytes beside the result, the workspace or the scratch were written");
-        return false;
-      }
-      return true;
+      return run_plan(call, machine, z, b, order, workers, bad);
     };
     if (!run(problem, buffers, Tasks::Order::InTurn, 1)) return;
-    const bool again = case_.shuffled || case_.threads || case_.cut_end;
+    const bool again = case_.shuffled || case_.threads || case_.cut_end || case_.l1;
     if (again) collect(&first_);
     std::string message = compare(expected, gate);
     if (!message.empty()) return bad("wrong", message);
@@ -255,6 +279,12 @@ class Checker {
       if (workers <= case_.threads &&
           !(run(problem, buffers, Tasks::Order::Threads, workers) && same("threads", 0, all)))
         return;
+    // With other caches, which parts the sums of weight_grad are cut into may be another matter.
+    if (case_.l1) {
+      if (!run_plan(call, other_machine(library), problem, buffers, Tasks::Order::InTurn, 1, bad)) return;
+      if (pass != Pass::WeightGrad && !same("caches", 0, all)) return;
+      if (pass == Pass::WeightGrad && !(message = compare(expected, gate)).empty()) return bad("caches", message);
+    }
     if (case_.cut_end && case_.cut_end <= z_.n && pass != Pass::WeightGrad) {
       ConvProblem fewer = problem;
       fewer.n = case_.cut_end - case_.cut_begin;
@@ -262,7 +292,7 @@ class Checker {
       for (conv_ext::TensorRef* t : {&part.input, &part.output})
         t->data = static_cast<char*>(t->data) + case_.cut_begin * t->stride[0] * element_bytes();
       const conv_ext::Strides strides = conv_ext::strides_of(fewer, part);
-      if (candidate.declines({fewer, pass, library.kernels->isa, strides}) != nullptr)
+      if (candidate.declines({fewer, pass, machine, strides}) != nullptr)
         return bad("cut", "declines a part of the batch");
       if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
     }
@@ -295,6 +325,10 @@ class Checker {
       if (text != nullptr) words += std::string(name) + " " + *text + ", ";
     }
     return "the kernel runs the variant \"" + std::string(seen.variant) + "\", the plan says " + words;
+  }
+  // The library's, but for the caches of the case.
+  Machine other_machine(const Library& library) const {
+    return with_caches(library.kernels->machine, {case_.l1 << 10, case_.l2 << 10, case_.last << 10});
   }
   static int result_of(Pass pass) { return pass == Pass::Forward ? 2 : pass == Pass::InputGrad ? 0 : 1; }
 

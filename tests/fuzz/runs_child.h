@@ -167,6 +167,7 @@ class Children {
       n.shuffled = n.threads = 0;
       n.cut_begin = n.cut_end = 0;
     });
+    with([](Case& n) { n.l1 = n.l2 = n.last = 0; });
     with([](Case& n) {
       for (Layout& layout : n.layout) layout = Layout();
       n.z.channels_last = false;

@@ -39,6 +39,12 @@ class Drawer {
       c.cut_begin = random.between(0, c.z.n - 1);
       c.cut_end = random.between(c.cut_begin + 1, c.z.n);
     }
+    // Small ones most of all: blocks of a small problem are cut as those of a large one are.
+    if (random.chance(shared ? 0.6 : 0.25)) {
+      c.l1 = random.pick({1, 4, 16, 64, 128});
+      c.l2 = random.pick({4, 16, 64, 256, 512, 2048, 4096});
+      c.last = random.pick({1, 16, 256, 4096, 65536});
+    }
     return c;
   }
 

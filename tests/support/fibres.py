@@ -94,7 +94,9 @@ def build(sources: Path, flags: list[str]) -> Path:
     def compile_all(folder: Path) -> None:
         def compile_one(unit: Path) -> str:
             made = str(folder / f"{gpu_runner.object_name(unit)}.o")
-            subprocess.run([compiler, *flags, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
+            # Kernels, launchers and plans are watched, the references are not: of those the tests of the CPU take care.
+            those = flags if unit.is_relative_to(sources) else [f for f in flags if "sanitize" not in f]
+            subprocess.run([compiler, *those, *DEVICE, "-x", "c++", "-c", str(unit), "-o", made], check=True)
             return made
 
         jobs = min(2, len(os.sched_getaffinity(0)))
@@ -103,16 +105,24 @@ def build(sources: Path, flags: list[str]) -> Path:
             objects = list(pool.map(compile_one, longest_first))
         subprocess.run([compiler, *flags, *objects, "-o", str(folder / "run")], check=True)
 
-    read = [*(sources / name for name in ("common", "cuda", "cpu/reference", "cpu/base")), HOST]
+    read = [*(sources / name for name in ("common", "cuda", "cpu/reference", "cpu/base")), HOST, Path(__file__)]
     return built_once("cuda_host", read, [*flags, *DEVICE], compile_all) / "run"
 
 
 def build_for_device() -> Path:
-    """The runner, for the architectures of the one that lies there; who comes first builds what has changed."""
+    """The runner, if one of these sources lies there; else that of few types, which the first process builds."""
     gpu_runner.FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
-        architectures = tuple(gpu_runner.record().get("architectures", gpu_runner.USUAL))
-        return gpu_runner.build(architectures, min(2, len(os.sched_getaffinity(0))))
+        if gpu_runner.runner() and gpu_runner.library():
+            return gpu_runner.runner()
+        return gpu_runner.build(jobs=min(2, len(os.sched_getaffinity(0))), folder=gpu_runner.FEW_FOLDER)
+
+
+def build_for_every_architecture() -> Path:
+    """The runner with all its kernels, for an old, a middle and a new architecture: five minutes of a processor."""
+    folder = gpu_runner.FOLDER.parent / "gpu_runner_all"
+    with locked(gpu_runner.FOLDER.parent / "gpu_runner.lock"):
+        return gpu_runner.build(("75", "80", "90a"), min(2, len(os.sched_getaffinity(0))), folder)
 
 
 def accurate(pass_name: str, kind: tuple, z: Problem) -> bool:

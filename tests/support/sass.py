@@ -203,9 +203,10 @@ def parse(text: str) -> dict[str, Kernel]:
     return kernels
 
 
-def kernels_of(binary: Path) -> dict[str, Kernel]:
+def kernels_of(binary: Path, names: list[str] | None = None) -> dict[str, Kernel]:
+    """All of a cubin or an object, or those of these mangled names, for sm_90a."""
     tool = disassembler()
     beside = os.pathsep.join([os.environ.get("PATH", ""), str(Path(tool).parent)])  # it calls nvdisasm
-    command = [tool, "-sass", str(binary)]
+    command = [tool, "-sass", "-arch", "sm_90a", *(["-fun", ",".join(names)] if names else []), str(binary)]
     done = subprocess.run(command, env={**os.environ, "PATH": beside}, capture_output=True, text=True, check=True)
     return parse(done.stdout)

@@ -61,24 +61,28 @@ def test_a_planted_error_is_found(name):
     assert plans(one.kind, "--case", case).returncode == 0
 
 
-class Traits(ctypes.Structure):
-    """IsaTraits in csrc/cpu/plan.h."""
+class Machine(ctypes.Structure):
+    """Machine in csrc/cpu/machine.h."""
 
-    NUMBERS = ("vector_bytes", "gather_m", "gather_v", "dot_m", "dot_t", "panel_v", "panel_p", "panel_rows")
-    _fields_ = [("name", ctypes.c_char_p), *((name, ctypes.c_int64) for name in NUMBERS), ("bf16_dot", ctypes.c_int32)]
+    CACHES, RATES = ("l1_bytes", "l2_bytes", "last_bytes"), ("multiply_adds", "loads", "latency", "l2_cycles")
+    _fields_ = [
+        ("name", ctypes.c_char_p), ("vector_bytes", ctypes.c_int64), ("registers", ctypes.c_int64),
+        ("fuses", ctypes.c_bool), ("bf16_dot", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in CACHES), *((name, ctypes.c_double) for name in RATES),
+    ]  # fmt: skip
 
 
-def test_the_fuzzers_instruction_sets_are_those_of_the_libraries():
+def test_each_library_has_its_row_of_the_machines():
     fuzz_build.build("plain", driver="plans")
-    lines = plans("plain", "--traits").stdout.splitlines()
-    known = {name: [int(number) for number in numbers] for name, *numbers in map(str.split, lines)}
+    lines = plans("plain", "--machines").stdout.splitlines()
+    known = {name: [float(number) for number in numbers] for name, *numbers in map(str.split, lines)}
     libraries = sorted((PACKAGE / "lib").glob("libconv_ext_*.so"))
     libraries = [path for path in libraries if "cuda" not in path.name]
     assert libraries
     for path in libraries:
         entry = ctypes.CDLL(str(path)).conv_ext_kernel_library
-        entry.restype = ctypes.POINTER(Traits)
-        traits = entry().contents
-        name = traits.name.decode()
-        numbers = [*(getattr(traits, number) for number in Traits.NUMBERS), traits.bf16_dot]
-        assert numbers == known[name.removesuffix("-emulated")], name
+        entry.restype = ctypes.POINTER(Machine)
+        machine = entry().contents
+        name = path.stem.removeprefix("libconv_ext_")
+        assert machine.name.decode() == name
+        assert [float(getattr(machine, field)) for field, _ in Machine._fields_[1:]] == known[name], name

@@ -93,6 +93,30 @@ def test_an_algorithm_keeps_to_its_folder(name):
             assert (path.parent / inner).resolve().parent in folders, f"{name_of(path)} includes {inner}"
 
 
+def test_there_is_a_machine_for_each_instruction_set():
+    """The rows of machine.h are the kernel libraries that setup.py builds."""
+    rows = re.findall(r'^ *\{"([\w-]+)", ', (CSRC / "cpu" / "machine.h").read_text(), re.MULTILINE)
+    flags = (ROOT / "setup.py").read_text().split("ISA_FLAGS = {")[1].split("SHARES_PASSES")[0]
+    assert rows == re.findall(r'"([\w-]+)": (?:""|AVX|f")', flags)
+
+
+# Block sizes follow from caches, register tiles do not: a kernel does what its plan says.
+CACHES = r"\bcaches\b|\brates\b|\b(?:l1|l2|last)_bytes\b"
+
+
+@pytest.mark.parametrize("path", [f for f in KERNEL_SOURCES if f.name != "machine.h"], ids=name_of)
+def test_only_plans_know_of_caches(path):
+    found = re.search(CACHES, re.sub(r"//.*", "", path.read_text()))
+    assert not found, found[0]
+
+
+@pytest.mark.parametrize("path", [*under("csrc", "common"), *under("csrc", "cpu")], ids=name_of)
+def test_nothing_is_read_from_the_processor(path):
+    """Bits follow from the library that was chosen, and from nothing else of the machine."""
+    found = re.search(r"sysconf|cpuid|cpu_supports|getenv|hardware_concurrency|/proc/|/sys/", path.read_text())
+    assert not found, found[0]
+
+
 def reached(path):
     """The project's files that this one includes, and those that they do."""
     found, left = set(), [path]
@@ -229,11 +253,6 @@ def test_each_source_file_opens_with_a_sentence(path):
 MOST_LINES = 80  # of a function; a file is as long as its one subject needs
 # Functions that are longer, with their length. A length may only become less; what is short has to go from here.
 LONG_FUNCTIONS = {
-    ("csrc/cuda/window/first_layer.cuh", "first_layer"): 100,
-    ("csrc/cuda/window/window.cu", "start_window"): 95,
-    ("csrc/cuda/window/window_grad.cu", "start_window_grad"): 81,
-    ("csrc/cuda/window/window_grad.cuh", "window_grad"): 83,
-    ("tests/cuda_host/run.cpp", "check_pass"): 119,
     ("tests/fuzz/layers_case.py", "_drawn"): 130,
     ("tests/fuzz/runs_families.h", "draw_shape"): 139,
 }

@@ -5,17 +5,25 @@
 #include <immintrin.h>
 #endif
 
+#include "../machine.h"
 #include "../../common/numbers.h"
 
 namespace conv_ext {
 
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+#if defined(CONV_EXT_AMX_EMULATED)
+constexpr Machine kMachine = machine_of(Isa::AmxEmulated);
+#elif defined(__AMX_BF16__)
+constexpr Machine kMachine = machine_of(Isa::Amx);
+#elif defined(__AVX512BF16__)
+constexpr Machine kMachine = machine_of(Isa::Avx512Bf16);
+#elif defined(__AVX512F__)
+constexpr Machine kMachine = machine_of(Isa::Avx512);
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
+constexpr Machine kMachine = machine_of(Isa::Avx2);
 #else
-constexpr int kVectorBytes = 16;
+constexpr Machine kMachine = machine_of(Isa::Baseline);
 #endif
+constexpr int kVectorBytes = int(kMachine.vector_bytes);
 
 template <class A>
 struct VectorOf {

@@ -79,7 +79,7 @@ template <class A>
 inline BroadcastTile<A> select_broadcast_tile(int64_t j, int64_t v) {
   return with_extent<int(kBroadcastV)>(v, [j](auto vectors) {
     constexpr int V = decltype(vectors)::value;
-    return with_extent<int(broadcast_positions(kVectorBytes, V))>(
+    return with_extent<int(broadcast_positions(kMachine, V))>(
         j, [](auto outputs) -> BroadcastTile<A> { return broadcast_tile<A, decltype(outputs)::value, V>; });
   });
 }
@@ -157,7 +157,7 @@ struct Broadcast {
     const PanelsSlice& s = chain.s;
     const int64_t pitch = tables.columns.longest, v = s.width / L, taps_w = chain.taps_w;
     const int64_t channel = t.group * op.group_m + s.m0;
-    const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kVectorBytes, v));
+    const int64_t runs = cut_row(t, f, taps_w, broadcast_positions(kMachine, v));
     const A* const weight = op.packed_at(t.group, f, s, chain.b);
     const bool begin = chain.begin, end = chain.end, in_place = is_in_place(s);
     BroadcastArguments<A> a;

@@ -8,8 +8,8 @@ namespace conv_ext {
 
 // A register tile of `vectors` of channels, and so many outputs as leave registers for their operands.
 constexpr int64_t kBroadcastV = 4;
-constexpr int64_t broadcast_positions(int64_t vector_bytes, int64_t vectors) {
-  const int64_t registers = vector_bytes == 64 ? 31 : vector_bytes == 32 ? 15 : 14;  // products of SSE2 take one
+constexpr int64_t broadcast_positions(const Machine& machine, int64_t vectors) {
+  const int64_t registers = machine.registers - (machine.fuses ? 1 : 2);  // beside the number, and a product
   const int64_t most = (registers - vectors) / vectors;
   return most > 14 ? 14 : most;
 }

@@ -71,7 +71,7 @@ struct DepthwiseChannels {
 
   DepthwiseChannelsWorkspace<A> workspace_of(const Buffers& b) const {
     Carver memory(b.workspace);
-    return lay_out_channels_workspace<A>(z, pass, own, kVectorBytes, &memory);
+    return lay_out_channels_workspace<A>(z, pass, own, kMachine, &memory);
   }
 
   PhaseColumns columns_of(int64_t phase) const {

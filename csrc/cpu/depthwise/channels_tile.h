@@ -37,8 +37,8 @@ inline __attribute__((always_inline)) Vec<SumOf<E>> load_elements(const E* p, La
     return read_lanes<SumOf<E>>(p, __builtin_popcount(lanes));
 }
 
-constexpr int kChannelsColumns = channels_columns(kVectorBytes), kChannelsRows = channels_rows(kVectorBytes),
-              kChannelsDotRows = channels_dot_rows(kVectorBytes);
+constexpr int kChannelsColumns = channels_columns(kMachine), kChannelsRows = channels_rows(kMachine),
+              kChannelsDotRows = channels_dot_rows(kMachine);
 
 // What a block reads of a row. Neighbouring taps: positions `column` apart, of which the bits in `inside` lie in the
 // source. Other taps: tap s of output u reads position first + u * step + s * tap_step, where that is below `source`.

@@ -311,7 +311,7 @@ struct DepthwiseColumns {
     CONV_EXT_RUNS("columns");
     for_each_unit(executor, plan.tasks, plan.scratch_bytes, own.units, [&](int64_t unit, void* memory) {
       Carver local(memory);
-      const Scratch scratch = lay_out_columns_scratch<A>(z, pass, own, kVectorBytes, &local);
+      const Scratch scratch = lay_out_columns_scratch<A>(z, pass, own, kMachine, &local);
       if constexpr (weight_grad)
         add_part(unit, scratch);
       else

@@ -12,7 +12,7 @@
 
 namespace conv_ext {
 
-constexpr int kColumnsDotRows = columns_dot_rows(kVectorBytes);
+constexpr int kColumnsDotRows = columns_dot_rows(kMachine);
 #if defined(__AVX512F__)
 constexpr bool kMasksAreFree = true;
 #else

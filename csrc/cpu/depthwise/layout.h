@@ -1,8 +1,11 @@
 // What the plan of the depthwise algorithm says, and all that lies in its workspace and in the scratch of a thread.
 #pragma once
 
-#include "../../common/roles.h"
 #include "../base/taps.h"
+#include "../machine.h"
+#include "../../common/buffers.h"
+#include "../../common/carver.h"
+#include "../../common/roles.h"
 
 namespace conv_ext {
 
@@ -43,16 +46,15 @@ struct DepthwisePlan {
   DepthwiseByChannels channels;
 };
 
-// ---- what the registers hold, by the bytes of a vector: the maps of many networks are multiples of 7
+// ---- what the registers hold: the maps of many networks are multiples of 7
 
-constexpr bool has_32_registers(int64_t vector_bytes) { return vector_bytes == 64; }
 // Lanes are columns: outputs below one another; weight_grad holds them beside the sums of 9 taps.
 constexpr int kColumnsRows = 7;
-constexpr int columns_dot_rows(int64_t vector_bytes) { return has_32_registers(vector_bytes) ? 7 : 3; }
+constexpr int columns_dot_rows(const Machine& machine) { return machine.registers == 32 ? 7 : 3; }
 // Lanes are channels: outputs beside one another; rows of them, for kernels of 3x3; the same in weight_grad.
-constexpr int channels_columns(int64_t vector_bytes) { return has_32_registers(vector_bytes) ? 7 : 4; }
-constexpr int channels_rows(int64_t vector_bytes) { return has_32_registers(vector_bytes) ? 3 : 2; }
-constexpr int channels_dot_rows(int64_t vector_bytes) { return has_32_registers(vector_bytes) ? 2 : 1; }
+constexpr int channels_columns(const Machine& machine) { return machine.registers == 32 ? 7 : 4; }
+constexpr int channels_rows(const Machine& machine) { return machine.registers == 32 ? 3 : 2; }
+constexpr int channels_dot_rows(const Machine& machine) { return machine.registers == 32 ? 2 : 1; }
 constexpr int kChannelsDotBlocks = 64;  // weight_grad: blocks beside one another that one call of the loops takes
 
 // ---- tables
@@ -163,11 +165,11 @@ struct DepthwiseColumnsScratch {
 };
 template <class A>
 DepthwiseColumnsScratch<A> lay_out_columns_scratch(const ConvProblem& z, Pass pass, const DepthwisePlan& own,
-                                                   int64_t vector_bytes, Carver* memory) {
+                                                   const Machine& machine, Carver* memory) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const bool weight_grad = pass == Pass::WeightGrad;
-  const int64_t lanes = vector_bytes / int64_t(sizeof(A));
-  const int64_t block = weight_grad ? columns_dot_rows(vector_bytes) : kColumnsRows;
+  const int64_t lanes = machine.vector_bytes / int64_t(sizeof(A));
+  const int64_t block = weight_grad ? columns_dot_rows(machine) : kColumnsRows;
   const int64_t listed = most_listed_rows(vertical, block);
   const int64_t packed_rows = own.result_in_place ? 0 : block;  // of the result or the gradient
   DepthwiseColumnsScratch<A> at{};
@@ -195,9 +197,9 @@ struct DepthwiseChannelsWorkspace {
 };
 template <class A>
 DepthwiseChannelsWorkspace<A> lay_out_channels_workspace(const ConvProblem& z, Pass pass, const DepthwisePlan& own,
-                                                         int64_t vector_bytes, Carver* memory) {
+                                                         const Machine& machine, Carver* memory) {
   const bool weight_grad = pass == Pass::WeightGrad;
-  const int64_t padded_c = round_up(z.c, vector_bytes / int64_t(sizeof(A))), taps = product(z.r, z.s);
+  const int64_t padded_c = round_up(z.c, machine.vector_bytes / int64_t(sizeof(A))), taps = product(z.r, z.s);
   DepthwiseChannelsWorkspace<A> at{};
   at.rows = memory->take<PhaseTaps>(vertical_axis(z, pass).phases());
   at.columns = memory->take<PhaseColumns>(horizontal_axis(z, pass).phases());

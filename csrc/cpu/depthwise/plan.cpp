@@ -15,10 +15,18 @@ constexpr int64_t kCallPositions = 4096, kCallChannels = 16, kSmallestMap = 64;
 // Lanes are channels: bytes of operands and result beyond which they come from memory; the same where a row of results
 // has several phases. Measured on two threads with a last cache of 32 MiB. Results are written through the caches at
 // any size: past them, a layer and a pass that reads its result took 1.25 to 1.6 times as long together.
-constexpr double kBeyondCache = 18 << 20, kPhasesBeyondCache = 14 << 20;
-// Elements of a strip of columns whose rows stay in the first cache; its channels at most.
-constexpr int64_t kStripElements = 1792, kStripChannels = 256;
-// weight_grad: the same in the second cache; channels of a task, whose sums stay in the first.
+constexpr int64_t bytes_beyond_cache(const Machine& machine) { return machine.caches.last_bytes * 9 / 16; }
+constexpr int64_t bytes_beyond_cache_of_phases(const Machine& machine) { return machine.caches.last_bytes * 7 / 16; }
+static_assert(in_every_row(bytes_beyond_cache, 18 << 20) && in_every_row(bytes_beyond_cache_of_phases, 14 << 20));
+// Elements of a row of a strip of columns, of which four, three of the source and one of results, stay in the first
+// level of cache; its channels at most.
+constexpr int64_t strip_elements(const Machine& machine) {
+  return machine.caches.l1_bytes * 7 / 8 / (4 * int64_t(sizeof(float)));
+}
+static_assert(in_every_row(strip_elements, 1792));
+constexpr int64_t kStripChannels = 256;
+// weight_grad: the same in the second level; channels of a task, whose sums stay in the first. A strip's sums are added
+// to those before it, so that it follows from no cache.
 constexpr int64_t kDotStripElements = 7168, kDotChannels = 512;
 // forward, input_grad: tasks that a call is cut into, between rows.
 constexpr int64_t kRowTasks = 32;
@@ -29,7 +37,8 @@ struct Given {
   const Pass pass;
   const Axis vertical, horizontal;
   const int64_t (&source)[4], (&result)[4];  // strides; weight_grad: of the upstream gradient
-  const int64_t vector_bytes, bytes_each, lanes;
+  const Machine& machine;
+  const int64_t bytes_each, lanes;
   const bool weight_grad, same_type, share;
 
   explicit Given(const PlanInput& input)
@@ -39,9 +48,9 @@ struct Given {
         horizontal(horizontal_axis(z, pass)),
         source(source_of(pass, input.strides)),
         result(result_of(pass, input.strides)),
-        vector_bytes(input.isa.vector_bytes),
+        machine(input.machine),
         bytes_each(accumulator_bytes(z.dtype)),
-        lanes(vector_bytes / bytes_each),
+        lanes(machine.vector_bytes / bytes_each),
         weight_grad(pass == Pass::WeightGrad),
         same_type(element_bytes(z.dtype) == bytes_each),
         share(z.flops() >= kWorthSharing) {}
@@ -122,19 +131,19 @@ void plan_columns(const Given& g, DepthwisePlan* own) {
 // three rows of outputs, or of one.
 int64_t packed_channels(const Given& g) {
   const int64_t rows = max_of(most_phase_taps(g.vertical), 2 * g.vertical.step() + 3);
-  const int64_t row_bytes = product(g.vector_bytes, product(rows, g.horizontal.source) + g.horizontal.output);
-  return g.lanes * max_of(1, min_of(g.padded_c() / g.lanes, kTileBudget / row_bytes));
+  const int64_t row_bytes = product(g.machine.vector_bytes, product(rows, g.horizontal.source) + g.horizontal.output);
+  return g.lanes * max_of(1, min_of(g.padded_c() / g.lanes, most_tile_bytes(g.machine) / row_bytes));
 }
 
 void plan_channels_weight_grad(const Given& g, bool row_blocks, DepthwisePlan* own) {
   own->tile_c = own->source_in_place ? min_of(g.padded_c(), kDotChannels) : packed_channels(g);
   cut_sums(g, own);
-  const int64_t block = channels_columns(g.vector_bytes);
+  const int64_t block = channels_columns(g.machine);
   const auto strip_of = [&](int64_t channels) {
     const int64_t blocks = kDotStripElements / product(round_up(channels, g.lanes), block, g.horizontal.step());
     return block * min_of(kChannelsDotBlocks, max_of(1, blocks));
   };
-  own->channels.block_rows = row_blocks ? channels_dot_rows(g.vector_bytes) : 1;
+  own->channels.block_rows = row_blocks ? channels_dot_rows(g.machine) : 1;
   own->channels.strip_c = own->tile_c;
   own->channels.strip_w = strip_of(min_of(own->tile_c, g.z.c));
   own->channels.last_strip_w = strip_of(g.z.c - (ceil_div(g.z.c, own->tile_c) - 1) * own->tile_c);
@@ -145,8 +154,9 @@ void plan_channels(const Given& g, DepthwisePlan* own) {
   DepthwiseByChannels& channels = own->channels;
   // float16 is copied: to widen it takes too long to be done for every tap.
   own->source_in_place = own->result_in_place = z.dtype != DType::Float16;
-  const int64_t phases = g.horizontal.phases(), block = channels_columns(g.vector_bytes);
-  channels.beyond_cache = own->source_in_place && z.bytes() > (phases > 1 ? kPhasesBeyondCache : kBeyondCache);
+  const int64_t phases = g.horizontal.phases(), block = channels_columns(g.machine);
+  const int64_t beyond = phases > 1 ? bytes_beyond_cache_of_phases(g.machine) : bytes_beyond_cache(g.machine);
+  channels.beyond_cache = own->source_in_place && z.bytes() > double(beyond);
   const bool row_blocks = own->source_in_place && z.r == 3 && z.s == 3 && z.dilation_h == 1 && z.dilation_w == 1 &&
                           z.stride_h == z.stride_w && z.stride_h <= (g.pass == Pass::InputGrad ? 1 : 2);
   if (g.weight_grad) {
@@ -156,13 +166,13 @@ void plan_channels(const Given& g, DepthwisePlan* own) {
     own->tile_c = own->source_in_place ? g.padded_c() : packed_channels(g);
     const int64_t tiles = g.share ? ceil_div(kRowTasks, product(z.n, ceil_div(z.c, own->tile_c))) : 1;
     own->tile_h = round_up(ceil_div(g.vertical.output, tiles), g.vertical.output_step());
-    channels.block_rows = row_blocks && !channels.beyond_cache ? channels_rows(g.vector_bytes) : 1;
+    channels.block_rows = row_blocks && !channels.beyond_cache ? channels_rows(g.machine) : 1;
     channels.strip_c = own->tile_c;
     channels.strip_w = g.horizontal.longest_count();
     if (channels.beyond_cache) {
       channels.strip_c = round_up(ceil_div(z.c, ceil_div(z.c, kStripChannels)), g.lanes);
       const int64_t block_elements = product(channels.strip_c, block, g.horizontal.step());
-      channels.strip_w = block * max_of(1, kStripElements / block_elements);
+      channels.strip_w = block * max_of(1, strip_elements(g.machine) / block_elements);
     }
     channels.last_strip_w = channels.strip_w;
   }
@@ -174,9 +184,9 @@ void count_bytes(const Given& g, const DepthwisePlan& own, Plan* plan) {
   Carver workspace, scratch;
   if (own.lanes_are == DepthwiseLanes::Columns) {
     lay_out_columns_workspace<A>(g.z, g.pass, own, &workspace);
-    lay_out_columns_scratch<A>(g.z, g.pass, own, g.vector_bytes, &scratch);
+    lay_out_columns_scratch<A>(g.z, g.pass, own, g.machine, &scratch);
   } else {
-    lay_out_channels_workspace<A>(g.z, g.pass, own, g.vector_bytes, &workspace);
+    lay_out_channels_workspace<A>(g.z, g.pass, own, g.machine, &workspace);
     lay_out_channels_scratch<A>(g.z, g.pass, own, &scratch);
   }
   plan->workspace_bytes = workspace.bytes();
@@ -207,7 +217,7 @@ void prepare_depthwise(const PlanInput& input, Plan* plan) {
 }
 
 const char* depthwise_declines(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   if (z.groups != z.c || z.groups != z.k) return "it is for depthwise problems, where groups = C = K";
   if (is_complex(z.dtype)) return "it is for real numbers";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
@@ -229,9 +239,9 @@ const char* depthwise_declines(const PlanInput& input) {
 }
 
 const char* depthwise_yields(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   // Then lanes would be columns, which channels_last would have to be turned round for.
-  if (z.channels_last && 2 * z.c * accumulator_bytes(z.dtype) < isa.vector_bytes)
+  if (z.channels_last && 2 * z.c * accumulator_bytes(z.dtype) < machine.vector_bytes)
     return "the channels fill less than half a vector";
   return nullptr;
 }

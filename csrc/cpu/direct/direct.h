@@ -11,9 +11,10 @@
 // Start reading at run_direct, at the end. The operands' roles stand in common/roles.h.
 #pragma once
 
+#include "../base/pack.h"
 #include "../base/reduction.h"
 #include "../base/roles.h"
-#include "../base/tile.h"
+#include "tile.h"
 #include "layout.h"
 
 namespace conv_ext {

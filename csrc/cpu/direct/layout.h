@@ -3,6 +3,7 @@
 
 #include "../../common/roles.h"
 #include "../base/taps.h"
+#include "../machine.h"
 
 namespace conv_ext {
 
@@ -19,8 +20,28 @@ struct DirectPlan {
   int64_t grad_pitch;  // elements of one packed row of the upstream gradient
 };
 
-// A register tile may read so many bytes past its last lane.
+// The largest register tiles. forward, input_grad: rows of gemm_m by vectors of positions, which stay in registers
+// beside the vectors of x and one weight: 24 + 3 + 1 of 32 (AVX-512), 12 + 3 + 1 of 16 (AVX2). Two loads in three
+// multiply-adds is what the load ports sustain. weight_grad: rows of K by those of (C/g R S).
+struct DirectTile {
+  int gather_m, gather_v, dot_m, dot_t;
+};
+constexpr DirectTile direct_tile(const Machine& machine) {
+  if (machine.registers == 32) return {8, 3, 4, 6};
+  return machine.fuses ? DirectTile{4, 3, 2, 6} : DirectTile{4, 2, 2, 3};
+}
+// Vectors of a tile of so many rows, at most: fewer rows leave room for more.
+constexpr int kMaxTileVectors = 6;
+constexpr int gather_vectors(const Machine& machine, int rows) {
+  const DirectTile tile = direct_tile(machine);
+  return rows == tile.gather_m ? tile.gather_v : machine.registers == 32 ? kMaxTileVectors : 4;
+}
+// Products that are summed in one chain, rounded to whole channels: part of the promise of equal bits.
+constexpr int kChain = 256;
+
+// A register tile may read so many bytes past its last lane: less than its vectors.
 constexpr int64_t kOverread = 512;
+static_assert(kOverread >= kMaxTileVectors * machine_of(Isa::Avx512).vector_bytes);
 
 // All sizes in real numbers: both parts of complex ones are channels.
 template <class A>

@@ -8,14 +8,16 @@ namespace conv_ext {
 namespace {
 
 constexpr int64_t kMaxImages = 128;       // images side by side
+constexpr int64_t kFewLanes = 64;         // lanes of a row that is not cut, whatever its channels take
 constexpr double kInterleaveCost = 1.15;  // packing images side by side is slower than copying rows
 constexpr double kNarrowTile = 0.5;       // forward: vectors that a run of lanes loses, its last tile being narrow
 constexpr int64_t kGradLanes = 1024;  // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
-constexpr int64_t kOverread = 512;    // bytes that a register tile may read past its last lane
+// Bytes of a packed tile, as a bound that is cheap to know, below which it is nowhere near the limit.
+constexpr int64_t kSmallTile = 384 << 10;
 
 // The largest tile whose packed channels fit the budget: all columns and as many rows as possible, halving.
 Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int64_t channels, int64_t bytes_each,
-               int64_t widest) {
+               int64_t widest, const Machine& machine) {
   const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
   int64_t cut_h = 1, cut_w = max_of(1, ceil_div(count_w, widest));
   Shape shape{};
@@ -23,10 +25,10 @@ Shape fit_tile(const Axis& vertical, const Axis& horizontal, int64_t images, int
     shape = shape_of(vertical, horizontal, ceil_div(count_h, cut_h), ceil_div(count_w, cut_w), images);
   };
   cut();
-  shrink_until([&] { return product(shape.channel_pitch, channels, bytes_each) <= kTileBudget; },
+  shrink_until([&] { return product(shape.channel_pitch, channels, bytes_each) <= most_tile_bytes(machine); },
                [&] {
                  const bool rows = shape.tile_h > 1;
-                 if (!rows && (shape.tile_w <= 1 || shape.tile_w * images <= 64)) return false;
+                 if (!rows && (shape.tile_w <= 1 || shape.tile_w * images <= kFewLanes)) return false;
                  (rows ? cut_h : cut_w) *= 2;
                  cut();
                  return true;
@@ -62,11 +64,11 @@ int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {
 }
 
 void prepare_gather(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   DirectPlan& own = plan->own<DirectPlan>();
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
-                lanes = isa.vector_bytes / bytes_each;
+                lanes = machine.vector_bytes / bytes_each;
   const int64_t channels = source_channels(z, pass) * parts;
   const int64_t rows_m = result_channels(z, pass) * parts;
   const bool share = z.flops() >= kWorthSharing;
@@ -78,7 +80,7 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   for (int64_t images = 1; images <= kMaxImages; images *= 2) {
     // Images side by side fill vectors that one small image cannot; keep enough blocks of images for several threads.
     if (images > 1 && (images >= 2 * z.n || (share && images * 4 > z.n))) break;
-    const Shape shape = fit_tile(vertical, horizontal, images, packed_channels, bytes_each, INT64_MAX / 2);
+    const Shape shape = fit_tile(vertical, horizontal, images, packed_channels, bytes_each, INT64_MAX / 2, machine);
     if (images > 1 && product(packed_channels, shape.channel_pitch, bytes_each) + kOverread > kScratchLimit) break;
     for (const bool flat : {true, false}) {
       const double cost = lane_vectors(shape, lanes, flat, kNarrowTile) * (images > 1 ? kInterleaveCost : 1.0);
@@ -99,18 +101,19 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
       product(ceil_div(z.n, best.images), ceil_div(z.groups, own.task_groups),
               ceil_div(vertical.longest_count(), best.tile_h), ceil_div(horizontal.longest_count(), best.tile_w));
   int64_t parts_m = 1;
-  if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, isa.gather_m));
-  own.task_m = round_up(ceil_div(rows_m, parts_m), isa.gather_m);
+  const int64_t block = direct_tile(machine).gather_m;
+  if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, block));
+  own.task_m = round_up(ceil_div(rows_m, parts_m), block);
   plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));
   lay_out(input, own, plan);
 }
 
 void prepare_weight_grad(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   DirectPlan& own = plan->own<DirectPlan>();
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
-                lanes = isa.vector_bytes / bytes_each;
+                lanes = machine.vector_bytes / bytes_each;
   own.tile_k = min_of(z.group_k(), kGradBlock);
   own.tile_c = min_of(z.group_c(), kGradBlock);
   own.task_groups = groups_together(z);
@@ -118,7 +121,9 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   Shape best{};
   double best_cost = 0;
   for (int64_t images = 1; images <= kMaxImages && images < 2 * z.n; images *= 2) {
-    Shape shape = fit_tile(vertical, horizontal, images, parts, bytes_each, max_of(1, kGradLanes / images));
+    Shape shape = fit_tile(vertical, horizontal, images, parts, bytes_each, max_of(1, kGradLanes / images), machine);
+    // Beside one channel the scratch has gradients and offsets: less than the other half.
+    if (images > 1 && product(parts, shape.channel_pitch, bytes_each) > kScratchLimit / 2) break;
     const int64_t rows = max_of(1, kGradLanes / round_up(shape.tile_w * images, lanes));
     const int64_t cut = max_of(ceil_div(z.p, shape.tile_h), ceil_div(z.p, rows));
     shape = shape_of(vertical, horizontal, ceil_div(z.p, cut), shape.tile_w, images);
@@ -137,16 +142,17 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   own.channel_pitch = best.channel_pitch;
   own.grad_pitch = round_up(best.tile_w * best.images, lanes);
   // A block of several groups takes each of them whole; of one group channels of the larger operand are left out.
-  shrink_until([&] { return scratch_bytes(input, own) <= kTileBudget; },
+  const int64_t most_bytes = most_tile_bytes(machine), block_k = direct_tile(machine).dot_m;
+  shrink_until([&] { return scratch_bytes(input, own) <= most_bytes; },
                [&] {
                  const bool input_larger =
                      product(own.tile_c, own.channel_pitch) > product(own.tile_k, own.tile_h, own.grad_pitch);
                  if (own.task_groups > 1) {
                    own.task_groups = ceil_div(own.task_groups, 2);
-                 } else if (own.tile_c > 1 && (input_larger || own.tile_k <= isa.dot_m)) {
+                 } else if (own.tile_c > 1 && (input_larger || own.tile_k <= block_k)) {
                    own.tile_c = ceil_div(own.tile_c, 2);
-                 } else if (own.tile_k > isa.dot_m) {
-                   own.tile_k = round_up(ceil_div(own.tile_k, 2), isa.dot_m);
+                 } else if (own.tile_k > block_k) {
+                   own.tile_k = round_up(ceil_div(own.tile_k, 2), block_k);
                  } else {
                    return false;
                  }
@@ -173,7 +179,7 @@ void prepare_direct(const PlanInput& input, Plan* plan) {
 }
 
 const char* direct_declines(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
@@ -182,7 +188,7 @@ const char* direct_declines(const PlanInput& input) {
   const int64_t channels = source_channels(z, pass) * parts_of(z.dtype);
   const double bound = double(groups_together(z) * channels) * double(z.r) * double(z.s + 1) * double(kMaxImages) *
                        double(accumulator_bytes(z.dtype));
-  if (bound <= double(kTileBudget) && z.weight_elements() <= kWorkspaceLimit / 64) return nullptr;
+  if (bound <= double(kSmallTile) && z.weight_elements() <= kWorkspaceLimit / 64) return nullptr;
   return memory_declines(input, prepare_direct, "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 

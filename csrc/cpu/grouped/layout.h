@@ -2,8 +2,10 @@
 // kernel.
 #pragma once
 
-#include "../../common/roles.h"
 #include "../base/taps.h"
+#include "../machine.h"
+#include "../../common/carver.h"
+#include "../../common/roles.h"
 
 namespace conv_ext {
 
@@ -12,6 +14,15 @@ struct GroupedPlan {
   int64_t task_groups;     // units of a task
   int64_t splits;          // weight_grad: into how many parts, added in order, the reduction is cut
 };
+
+// The register tiles. forward, input_grad: rows and columns of outputs, 24 sums, 3 weights, an index and a source of 32
+// registers (AVX-512); 8 sums of 16. weight_grad: channels, and outputs whose gradients are loaded together.
+struct GroupedTile {
+  int rows, columns, channels, outputs;
+};
+constexpr GroupedTile grouped_tile(const Machine& machine) {
+  return machine.registers == 32 ? GroupedTile{3, 8, 8, 4} : GroupedTile{2, 4, 4, 2};
+}
 
 // The lanes of a vector are channels of the result: of several whole groups where these are small, else of one group.
 struct GroupUnits {
@@ -44,7 +55,7 @@ struct GroupChain {
   int64_t offset;    // index of the first segment's offset
   int64_t tap;       // index of the first segment's first tap; packed weights are in this order
 };
-constexpr int64_t kGroupChain = 256;  // products of a chain, or those of one row
+constexpr int64_t kGroupChain = 256;  // products of a chain, or those of one row: part of the promise of equal bits
 
 template <class A>
 struct GroupedWorkspace {

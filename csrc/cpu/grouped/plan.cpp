@@ -5,11 +5,15 @@
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kWindowBytes = 64 << 10;  // the source of one unit: most of it is read again from the first level
-constexpr int64_t kChainOutputs = 256;      // weight_grad: outputs that are summed in one chain, or those of one row
-constexpr int64_t kMostChannels = 64;       // of a group
-constexpr int64_t kUnitsOfTask = 8;         // each fetches what the next one reads
-constexpr int64_t kTaskSums = 40 << 10;     // weight_grad: bytes of the sums of those
+// The source of one unit: most of it is read again from the first level of cache.
+constexpr int64_t window_bytes(const Machine& machine) { return 2 * machine.caches.l1_bytes; }
+static_assert(in_every_row(window_bytes, 64 << 10));
+constexpr int64_t kChainOutputs = 256;  // weight_grad: outputs that are summed in one chain, or those of one row
+constexpr int64_t kMostChannels = 64;   // of a group
+constexpr int64_t kUnitsOfTask = 8;     // each fetches what the next one reads
+// weight_grad: bytes of the sums of those. Into how many parts the reduction is cut follows from them, and they from no
+// cache.
+constexpr int64_t kTaskSums = 40 << 10;
 
 // The packed source of so many rows of outputs. Its extents are looked for among the taps once, not for each number of
 // rows.
@@ -18,14 +22,14 @@ struct Window {
   const Reach down, across;
   const int64_t blocks, lanes, vector_bytes;
 
-  Window(const ConvProblem& z, Pass pass, const IsaTraits& isa, int64_t lanes)
+  Window(const ConvProblem& z, Pass pass, const Machine& machine, int64_t lanes)
       : vertical(vertical_axis(z, pass)),
         horizontal(horizontal_axis(z, pass)),
         down(reach_of(vertical)),
         across(reach_of(horizontal)),
         blocks(group_units(z, pass, lanes).blocks),
         lanes(lanes),
-        vector_bytes(isa.vector_bytes) {}
+        vector_bytes(machine.vector_bytes) {}
   int64_t bytes(int64_t rows) const {
     return product(blocks, window_rows(vertical, down, rows), across.extent(horizontal.longest_count()), vector_bytes);
   }
@@ -36,25 +40,26 @@ struct Window {
 }  // namespace
 
 void prepare_grouped(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   GroupedPlan& own = plan->own<GroupedPlan>();
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = isa.vector_bytes / bytes_each, taps = z.r * z.s;
+  const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes_each, taps = z.r * z.s;
   const GroupUnits units = group_units(z, pass, lanes);
-  const Window window(z, pass, isa, lanes);
+  const Window window(z, pass, machine, lanes);
   const bool weight_grad = pass == Pass::WeightGrad, share = z.flops() >= kWorthSharing;
   const int64_t step = vertical.output_step(), output = max_of(1, vertical.output);
   // All rows, or as many as the window has room for; weight_grad ends its chains with them.
   const auto rows = [&](int64_t blocks) { return round_up(ceil_div(output, blocks), step); };
   int64_t blocks = weight_grad ? ceil_div(output, max_of(1, kChainOutputs / max_of(1, z.q))) : 1;
+  const int64_t most_bytes = window_bytes(machine);
   blocks = smallest_that_fits(blocks, max_of(blocks, ceil_div(output, step)), [&](int64_t count) {
     return rows(count) <= step ||
-           (window.bytes(rows(count)) <= kWindowBytes && window.block_bytes(rows(count)) <= kScratchLimit / 2);
+           (window.bytes(rows(count)) <= most_bytes && window.block_bytes(rows(count)) <= kScratchLimit / 2);
   });
   own.tile_h = rows(blocks);
   own.tile_w = horizontal.output;
   blocks = ceil_div(output, own.tile_h);
-  const int64_t vector_bytes = product(taps, units.source, isa.vector_bytes);
+  const int64_t vector_bytes = product(taps, units.source, machine.vector_bytes);
   const int64_t vectors = product(units.units, units.vectors);
   own.splits = 1;
   if (weight_grad) {
@@ -76,7 +81,7 @@ void prepare_grouped(const PlanInput& input, Plan* plan) {
 }
 
 const char* grouped_declines(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   if (z.groups == 1) return "it is for groups";
   if (z.dtype != DType::Float32 && z.dtype != DType::Float64 && z.dtype != DType::BFloat16)
     return "it is for float32, float64 and bfloat16";
@@ -91,11 +96,11 @@ const char* grouped_declines(const PlanInput& input) {
 }
 
 const char* grouped_yields(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
-  const int64_t lanes = isa.vector_bytes / accumulator_bytes(z.dtype);
+  const auto& [z, pass, machine, strides] = input;
+  const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   const GroupUnits units = group_units(z, pass, lanes);
   if (units.several() && lanes < 8) return "there is no instruction to spread channels over so short vectors";
-  if (z.dtype == DType::BFloat16 && isa.bf16_dot != Bf16Dot::None && max_of(units.result, units.source) >= lanes)
+  if (z.dtype == DType::BFloat16 && machine.bf16_dot != Bf16Dot::None && max_of(units.result, units.source) >= lanes)
     return "a group fills a vector: products of pairs of bfloat16 do twice the work";
   if (2 * units.together * units.result < units.vectors * lanes)
     return "the channels of the result fill less than half of the vectors";

@@ -11,15 +11,13 @@
 #pragma once
 
 #include "../base/pack.h"
+#include "layout.h"
 
 namespace conv_ext {
 
-// Rows and columns of outputs: 24 sums, 3 weights, an index and a source of 32 registers (AVX-512); 8 of 16.
-#if defined(__AVX512F__)
-constexpr int kGroupRows = 3, kGroupColumns = 8, kGroupChannels = 8, kGroupOutputs = 4;
-#else
-constexpr int kGroupRows = 2, kGroupColumns = 4, kGroupChannels = 4, kGroupOutputs = 2;
-#endif
+constexpr GroupedTile kGroupedTile = grouped_tile(kMachine);
+constexpr int kGroupRows = kGroupedTile.rows, kGroupColumns = kGroupedTile.columns;
+constexpr int kGroupChannels = kGroupedTile.channels, kGroupOutputs = kGroupedTile.outputs;
 constexpr int kGroupTaps = 3;
 
 template <class A>

@@ -9,7 +9,6 @@
 
 #include "grouped.h"
 #include "../base/reduction.h"
-#include "../base/tile.h"
 
 namespace conv_ext {
 

@@ -26,13 +26,15 @@
 
 namespace conv_ext {
 
-constexpr int kDotLanes = 16;  // lanes of a block of w
 #if defined(CONV_EXT_AMX)
-constexpr int kDotRows = 32;
+static_assert(kMachine.bf16_dot == Bf16Dot::Tiles);
+#elif defined(CONV_EXT_BF16_DOT)
+static_assert(kMachine.bf16_dot == Bf16Dot::Vectors);
 #else
-constexpr int kDotRows = 14;  // rows of a register tile: 14 x 2 accumulators; 14 divides the usual maps
+static_assert(kMachine.bf16_dot == Bf16Dot::None);
 #endif
-constexpr int kDotBlocks = 4;              // blocks of lanes, of at most 6 rows
+
+constexpr int kDotRows = most_dot_rows(kMachine.bf16_dot);
 constexpr int kPairBlock = 2 * kDotLanes;  // elements of w for one pair
 
 struct DotRows {
@@ -121,7 +123,7 @@ inline void dot_vectors(const DotRows& a, int rows, int blocks) {
 // Evenly high tiles of a run of rows, and how many blocks of lanes go with them.
 inline int dot_tile_rows(int64_t rows) { return int(ceil_div(rows, ceil_div(rows, kDotRows))); }
 inline int dot_tile_blocks(int rows, int64_t blocks) {
-  return kDotRows == 14 && rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1;
+  return kDotRows == kDotRowsOfVectors && rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1;
 }
 
 }  // namespace conv_ext

@@ -1,10 +1,19 @@
 // What the plan of the implicit matrix product says, and how its memory is laid out.
 #pragma once
 
-#include "../../common/roles.h"
 #include "../base/taps.h"
+#include "../machine.h"
+#include "../../common/carver.h"
+#include "../../common/roles.h"
 
 namespace conv_ext {
+
+// The register tile: rows by blocks of lanes. Outputs, or channels and taps, whose pairs lie together are a block. With
+// AVX512_BF16 14 rows beside two blocks, 28 sums of 32 registers, or 6 beside four; 14 divides the usual maps. With AMX
+// two rows of matrices by two.
+constexpr int kDotLanes = 16, kDotBlocks = 4;
+constexpr int kDotRowsOfVectors = 14, kDotRowsOfMatrices = 32;
+constexpr int most_dot_rows(Bf16Dot dot) { return dot == Bf16Dot::Tiles ? kDotRowsOfMatrices : kDotRowsOfVectors; }
 
 struct ImplicitGemmPlan {
   int64_t parts;                   // bfloat16 numbers that an operand is cut into
@@ -79,15 +88,13 @@ struct DotTables {
   }
 };
 
-constexpr int64_t kPairBlockLanes = 16;  // outputs, or channels and taps, whose pairs lie together
-
 // Elements of a packed block of weights, of one part: every tap may be a segment of its own, with half a pair.
 inline int64_t dot_block_elements(const ConvProblem& z, int64_t channels) {
-  return product(z.r, z.s, ceil_div(channels, 2), 2 * kPairBlockLanes);
+  return product(z.r, z.s, ceil_div(channels, 2), 2 * kDotLanes);
 }
 // weight_grad: channels and taps of a task, in whole blocks.
 inline int64_t dot_block_lanes(const ConvProblem& z, const ImplicitGemmPlan& own) {
-  return round_up(product(own.tile_c, z.r, z.s), kPairBlockLanes);
+  return round_up(product(own.tile_c, z.r, z.s), kDotLanes);
 }
 
 // Half: bfloat16.
@@ -109,9 +116,9 @@ inline DotWorkspace<Half> dot_workspace(const ConvProblem& z, Pass pass, const I
     return w;
   }
   const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
-  const int64_t blocks = product(z.groups, ceil_div(rows_m, kPairBlockLanes));
+  const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
   w.tables.lay_out(z, pass, memory);
-  w.bias = memory.take<float>(blocks, kPairBlockLanes);
+  w.bias = memory.take<float>(blocks, kDotLanes);
   if (own.weights_in_tasks) {
     const Axis &vertical = w.tables.taps.vertical, &horizontal = w.tables.taps.horizontal;
     const int64_t tiles = product(z.groups, ceil_div(z.n, own.images), ceil_div(vertical.longest_count(), own.tile_h),
@@ -141,7 +148,7 @@ inline DotScratch<Half> dot_scratch(const ConvProblem& z, Pass pass, const Impli
   if (pass != Pass::WeightGrad) {
     const int64_t channels = source_channels(z, pass);
     s.packed = own.weights_in_tasks
-                   ? memory.take<Half>(own.task_m / kPairBlockLanes, own.parts, dot_block_elements(z, channels))
+                   ? memory.take<Half>(own.task_m / kDotLanes, own.parts, dot_block_elements(z, channels))
                    : memory.take<Half>(own.parts, own.channel_pitch);
     return s;
   }

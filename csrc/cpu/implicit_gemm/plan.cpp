@@ -5,30 +5,30 @@
 namespace conv_ext {
 namespace {
 
-constexpr int64_t kDotLanes = 16, kDotRows = 14;  // the register tile of cpu/implicit_gemm/dot_bf16.h
-constexpr int64_t kLineRows = 256;                // outputs of a tile up to which small images are put together
-constexpr int64_t kDotChain = 512;                // weight_grad: outputs per tile, and products in one chain of sums
-constexpr int64_t kDotBlockLanes = 320;           // weight_grad: lanes of a task, where 16 channels are not more
-constexpr int64_t kDotBlockRows = 256;            // weight_grad: K of a task
+constexpr int64_t kLineRows = 256;       // outputs of a tile up to which small images are put together
+constexpr int64_t kDotChain = 512;       // weight_grad: outputs per tile, and products in one chain of sums
+constexpr int64_t kDotBlockLanes = 320;  // weight_grad: lanes of a task, where 16 channels are not more
+constexpr int64_t kDotBlockRows = 256;   // weight_grad: K of a task
 constexpr int64_t kLeastBlockRows = 64;
-constexpr int64_t kDotPanel = 400 << 10;  // weight_grad: bytes of a tile's packed lanes
-constexpr int64_t kLeastSummed = 4;       // products of float32 in parts
-constexpr int64_t kLeastOutputs = 4;      // fewer leave most lanes of a vector idle
+// weight_grad: bytes of a tile's packed lanes. They end a chain where lanes are many, and follow from no cache.
+constexpr int64_t kDotPanel = 400 << 10;
+constexpr int64_t kLeastSummed = 4;   // products of float32 in parts
+constexpr int64_t kLeastOutputs = 4;  // fewer leave most lanes of a vector idle
 // float32 in two parts: channels of a group, of either operand, from which the tiles are level with the other
 // algorithms (352 layers on an Emerald Rapids, two threads, three parts' times halved for two).
 constexpr int64_t kTileChannels = 128;
 
 // Into how many bfloat16 numbers an operand is cut; 0: the precision forbids that, or nothing would be gained.
-int64_t dot_parts(const ConvProblem& z, const IsaTraits& isa) {
+int64_t dot_parts(const ConvProblem& z, const Machine& machine) {
   if (z.dtype == DType::BFloat16) return 1;
   if (z.dtype != DType::Float32) return 0;
   if (z.precision == Precision::BF16) return 1;
-  if (isa.bf16_dot != Bf16Dot::Tiles) return 0;
+  if (machine.bf16_dot != Bf16Dot::Tiles) return 0;
   return z.precision == Precision::TF32 ? 2 : 3;
 }
 
 void prepare_dot_gather(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   const int64_t part_bytes = own.parts * 2;  // of an element of both operands
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
@@ -38,10 +38,11 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   int64_t cut_h = 1, cut_w = 1;
   const auto tile_h = [&] { return ceil_div(count_h, cut_h); };
   const auto tile_w = [&] { return ceil_div(count_w, cut_w); };
+  const int64_t most_bytes = most_tile_bytes(machine);
   const auto bytes = [&] { return product(down.extent(tile_h()), across.extent(tile_w()), channels, part_bytes); };
-  shrink_until([&] { return bytes() <= kTileBudget; },
+  shrink_until([&] { return bytes() <= most_bytes; },
                [&] {
-                 if (tile_h() <= 1 && tile_w() <= kDotRows) return false;
+                 if (tile_h() <= 1 && tile_w() <= kDotRowsOfVectors) return false;
                  (tile_h() > 1 ? cut_h : cut_w) *= 2;
                  return true;
                });
@@ -50,7 +51,7 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   own.images = 1;
   const bool share = z.flops() >= kWorthSharing;
   if (cut_h == 1 && cut_w == 1) {
-    while (product(2 * own.images, count_h, count_w) <= kLineRows && product(2 * own.images, bytes()) <= kTileBudget &&
+    while (product(2 * own.images, count_h, count_w) <= kLineRows && product(2 * own.images, bytes()) <= most_bytes &&
            own.images < z.n && !(share && 8 * own.images > z.n)) {
       CONV_EXT_PLAN_STEP();
       own.images *= 2;
@@ -62,9 +63,13 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
   const int64_t tile_bytes = own.parts * aligned(product(own.images, bytes()) / own.parts);
   own.channel_pitch = tile_bytes / part_bytes;
-  own.weights_in_tasks = share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
+  // A thread's scratch has either a tile or the weights of a task. Where it has no room for one of them N may not
+  // decide which: the other would be declined.
+  const bool room_for_either = max_of(tile_bytes, product(kDotBlocks, block_bytes)) <= kScratchLimit &&
+                               product(blocks, block_bytes) <= kWorkspaceLimit / 2;
+  own.weights_in_tasks = room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
   if (own.weights_in_tasks) {
-    own.task_m = 4 * kDotLanes;
+    own.task_m = kDotBlocks * kDotLanes;
     const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));
     own.splits = min_of(tiles / z.groups, ceil_div(kEnoughTasks, parts_m));
     plan->tasks = product(parts_m, own.splits);
@@ -77,7 +82,7 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
 }
 
 void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   const int64_t taps = z.r * z.s;
   own.tile_k = ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));
@@ -116,9 +121,9 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
 }  // namespace
 
 void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
-  own.parts = dot_parts(z, isa);
+  own.parts = dot_parts(z, machine);
   if (pass == Pass::WeightGrad) {
     prepare_dot_weight_grad(input, plan);
   } else {
@@ -133,10 +138,10 @@ void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
 }
 
 const char* implicit_gemm_declines(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   if (z.dtype != DType::BFloat16 && z.dtype != DType::Float32) return "it is for bfloat16 and float32";
-  if (isa.bf16_dot == Bf16Dot::None) return "the instruction set has no products of bfloat16";
-  const int64_t parts = dot_parts(z, isa);
+  if (machine.bf16_dot == Bf16Dot::None) return "the instruction set has no products of bfloat16";
+  const int64_t parts = dot_parts(z, machine);
   if (parts == 0)
     return "the precision forbids rounding to bfloat16, and the instruction set has no tiles for its parts";
   if (parts > 1 && (z.group_c() < kDotLanes || z.group_k() < kDotLanes))
@@ -154,8 +159,8 @@ const char* implicit_gemm_declines(const PlanInput& input) {
 }
 
 const char* implicit_gemm_yields(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
-  const int64_t parts = dot_parts(z, isa);
+  const auto& [z, pass, machine, strides] = input;
+  const int64_t parts = dot_parts(z, machine);
   // Measured on the same layers: of three parts the AVX-512 algorithms were faster in 347, on average twice as fast.
   if (parts == 3) return "six products of parts on the tiles take longer than float32 products of the other algorithms";
   if (parts == 2 && min_of(z.group_c(), z.group_k()) < kTileChannels)

@@ -2,14 +2,29 @@
 #pragma once
 
 #include "../base/taps.h"
+#include "../machine.h"
 
 namespace conv_ext {
+
+// The register tile of all three passes: the widest panel, in vectors, and the most rows beside one of so many: 24 + 4
+// + 1 of 32 registers with six rows of four (AVX-512), 12 + 3 + 1 of 16 with four of three (AVX2). At most eight rows:
+// each takes an address register.
+constexpr int panel_vectors(const Machine& machine) { return machine.registers == 32 ? 4 : machine.fuses ? 3 : 2; }
+constexpr int panel_rows(const Machine& machine, int vectors) {
+  return machine.registers < 32 ? 4 : vectors == 4 ? 6 : 8;
+}
+constexpr int most_panel_rows(const Machine& machine) { return panel_rows(machine, 1); }
+// The widest panel beside the most rows.
+constexpr int panel_vectors_of_most_rows(const Machine& machine) {
+  return panel_vectors(machine) < 3 ? panel_vectors(machine) : 3;
+}
 
 // ---- forward and input_grad
 
 constexpr int64_t kFewChannels = 32;  // of a group's result: vectors run along them whatever the layout
 
-// The products of an output are summed in chains, one for each block of channels and taps.
+// The products of an output are summed in chains, one for each block of channels and taps: part of the promise of equal
+// bits. A panel of three vectors so long is 36 KiB with AVX-512.
 constexpr int64_t kPanelProducts = 192;                // of a chain, where a channel has no more taps than that
 constexpr int64_t kMostProducts = 2 * kPanelProducts;  // of the longest chain
 struct PanelBlocks {

@@ -13,20 +13,8 @@
 
 namespace conv_ext {
 
-// Widest panel, in vectors, and the most rows beside it: 24 + 4 + 1 of 32 registers with six rows of four (AVX-512),
-// 12 + 3 + 1 of 16 with four of three (AVX2). At most eight rows: each takes an address register.
-#if defined(__AVX512F__)
-constexpr int kPanelV = 4;
-constexpr int panel_rows(int vectors) { return vectors == 4 ? 6 : 8; }
-#elif defined(__AVX2__)
-constexpr int kPanelV = 3;
-constexpr int panel_rows(int) { return 4; }
-#else
-constexpr int kPanelV = 2;
-constexpr int panel_rows(int) { return 4; }
-#endif
-constexpr int kPanelRows = panel_rows(1);
-constexpr int kPanelP = kPanelV < 3 ? kPanelV : 3;  // the widest panel beside kPanelRows rows
+constexpr int kPanelV = panel_vectors(kMachine), kPanelP = panel_vectors_of_most_rows(kMachine);
+constexpr int panel_rows(int vectors) { return panel_rows(kMachine, vectors); }
 
 template <class A>
 struct PanelArguments {

@@ -6,9 +6,15 @@
 #pragma once
 
 #include "../../common/carver.h"
+#include "../machine.h"
 #include "../../common/roles.h"
 
 namespace conv_ext {
+
+// The register tile of the product: rows by vectors. 24 sums, 2 vectors of b and one number of a in 32 registers
+// (AVX-512); 12 + 2 + 1 of 16 (AVX2, SSE2).
+constexpr int product_rows(const Machine& machine) { return machine.registers == 32 ? 12 : 6; }
+constexpr int kProductV = 2;
 
 struct WinogradPlan {
   int64_t outputs, filter;         // F(outputs x outputs, filter x filter)
@@ -21,7 +27,7 @@ struct WinogradPlan {
 };
 
 struct WinogradSizes {
-  int64_t lanes, panel;      // channels in a vector; in a panel of the product (two vectors)
+  int64_t lanes, panel;      // channels in a vector; in a panel of the product (kProductV vectors)
   int64_t points;            // pairs of points: (M + R - 1)^2
   int64_t pieces;            // of the kernel
   int64_t columns;           // of the reduction: channels in whole vectors, times pieces
@@ -39,7 +45,8 @@ struct WinogradSizes {
   int64_t window_elements;
 };
 
-constexpr int64_t kWinogradChunk = 2304;  // transformed weights of one lane of gemm_m that are made on the way at once
+// Transformed weights of one lane of gemm_m that are made on the way at once: 288 KiB for a panel of AVX-512.
+constexpr int64_t kWinogradChunk = 2304;
 
 // weight_grad: elements of a vector of weights, tap by tap, from which rows of taps are read in whole squares: the last
 // row's square may reach a vector's length past the last tap.
@@ -55,7 +62,7 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Winog
   const int64_t pieces_r = ceil_div(z.r, own.filter), pieces_s = ceil_div(z.s, own.filter);
   WinogradSizes w{};
   w.lanes = lanes;
-  w.panel = 2 * lanes;
+  w.panel = kProductV * lanes;
   w.points = edge * edge;
   w.pieces = pieces_r * pieces_s;
   w.columns = round_up(channels, lanes) * w.pieces;

@@ -11,10 +11,12 @@ constexpr int64_t kBlockRows = 56;  // tiles in a block
 // Blocks as wide as the rows allow, for long runs of memory: F(2 x 2) on 224 x 224 with 64 channels is 30 % slower in
 // blocks of 4 x 12 tiles than in rows of 112.
 constexpr int64_t kWidestBlock = 112;
-constexpr int64_t kSourceFirstTiles = 128;            // tiles of all images up to which the source goes first
-constexpr int64_t kBlockBytes = int64_t(12) << 20;    // of a block's transformed operands and products
-constexpr int64_t kSharedSource = int64_t(16) << 20;  // of a source that is transformed first
-constexpr double kTransformCost = 14;                 // of a vector in a transform, in multiply-adds
+constexpr int64_t kSourceFirstTiles = 128;  // tiles of all images up to which the source goes first
+// Of a block's transformed operands and products, which are a thread's scratch and below its limit; of a source that is
+// transformed first.
+constexpr int64_t kBlockBytes = kScratchLimit * 3 / 4;
+constexpr int64_t kSharedSource = int64_t(16) << 20;
+constexpr double kTransformCost = 14;  // of a vector in a transform, in multiply-adds
 
 // Under "ieee". The transforms round sums of neighbours, whose size a single output's own products may not have; over
 // many channels they are alike.
@@ -24,7 +26,9 @@ struct Variant {
   int64_t outputs, filter;
 };
 
-int64_t lanes_of(const ConvProblem& z, const IsaTraits& isa) { return isa.vector_bytes / accumulator_bytes(z.dtype); }
+int64_t lanes_of(const ConvProblem& z, const Machine& machine) {
+  return machine.vector_bytes / accumulator_bytes(z.dtype);
+}
 
 // Multiply-adds in a channel of the reduction and one of gemm_m, the transforms' share included.
 double cost_of(const ConvProblem& z, Pass pass, Variant v) {
@@ -63,9 +67,9 @@ void cut_tiles(int64_t tiles_h, int64_t tiles_w, int64_t n, int64_t rows, Winogr
 }  // namespace
 
 void prepare_winograd(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   WinogradPlan& own = plan->own<WinogradPlan>();
-  const int64_t lanes = lanes_of(z, isa), bytes = accumulator_bytes(z.dtype);
+  const int64_t lanes = lanes_of(z, machine), bytes = accumulator_bytes(z.dtype);
   const Variant variant = choose_variant(z, pass);
   own.outputs = variant.outputs;
   own.filter = variant.filter;
@@ -97,14 +101,13 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     return;
   }
   own.weights_first = product(z.n, tiles_h, tiles_w) > kSourceFirstTiles;
-  own.task_m = w.panel;
   for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
     cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
-    own.task_m = round_up(rows_m, 2 * lanes);
+    own.task_m = round_up(rows_m, kProductV * lanes);
     w = winograd_sizes(z, pass, own, lanes);
     if (!own.weights_first) {
       lay_out();
-      if (plan->workspace_bytes <= kSharedSource) break;
+      if (plan->workspace_bytes <= kSharedSource && plan->scratch_bytes <= kScratchLimit) break;
       own.weights_first = true;
       w = winograd_sizes(z, pass, own, lanes);
     }
@@ -123,8 +126,30 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
   lay_out();
 }
 
+// The memory of forward and input_grad in the smallest blocks that there are where the weights go first: no plan of any
+// batch has more, so that N has no say in whether the algorithm declines.
+void prepare_smallest_block(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  WinogradPlan& own = plan->own<WinogradPlan>();
+  const Variant variant = choose_variant(z, pass);
+  const int64_t lanes = lanes_of(z, machine);
+  own = {};
+  own.outputs = variant.outputs;
+  own.filter = variant.filter;
+  own.weights_first = true;
+  own.task_m = round_up(result_channels(z, pass), kProductV * lanes);
+  cut_tiles(ceil_div(vertical_axis(z, pass).output, variant.outputs),
+            ceil_div(horizontal_axis(z, pass).output, variant.outputs), z.n, 1, &own);
+  const WinogradSizes w = winograd_sizes(z, pass, own, lanes);
+  Carver workspace, scratch;
+  winograd_workspace<float>(z, pass, own, w, workspace);
+  winograd_scratch<float>(z, pass, own, w, scratch);
+  plan->workspace_bytes = workspace.bytes();
+  plan->scratch_bytes = scratch.bytes();
+}
+
 const char* winograd_declines(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
+  const auto& [z, pass, machine, strides] = input;
   if (z.dtype != DType::Float32) return "it is for float32";
   if (z.stride_h != 1 || z.stride_w != 1) return "its tiles are for stride 1";
   if (z.dilation_h != 1 || z.dilation_w != 1) return "its tiles are for dilation 1";
@@ -137,12 +162,13 @@ const char* winograd_declines(const PlanInput& input) {
                                                     : double(source_channels(z, pass)) * double(z.r * z.s);
   if (z.precision == Precision::Ieee && reduction < kShortestReduction)
     return "fewer than 96 products are summed: the transforms' rounding errors would show";
-  return memory_declines(input, prepare_winograd, "one block of tiles exceeds 16 MiB of scratch for each thread");
+  return memory_declines(input, pass == Pass::WeightGrad ? prepare_winograd : prepare_smallest_block,
+                         "one block of tiles exceeds 16 MiB of scratch for each thread");
 }
 
 const char* winograd_yields(const PlanInput& input) {
-  const auto& [z, pass, isa, strides] = input;
-  const int64_t lanes = lanes_of(z, isa);
+  const auto& [z, pass, machine, strides] = input;
+  const int64_t lanes = lanes_of(z, machine);
   if (z.r < 3 || z.s < 3) return "a kernel smaller than 3 x 3 saves no products";
   if (z.group_c() < lanes || z.group_k() < lanes) return "there are fewer channels than a vector holds";
   if (z.groups > 1 && z.precision == Precision::Ieee && min_of(z.group_c(), z.group_k()) <= lanes)

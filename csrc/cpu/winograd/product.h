@@ -5,16 +5,11 @@
 
 #include "../base/extents.h"
 #include "../base/simd.h"
+#include "layout.h"
 
 namespace conv_ext {
 
-// 24 sums, 2 vectors of b and one number of a in 32 registers (AVX-512); 12 + 2 + 1 of 16 (AVX2, SSE2).
-#if defined(__AVX512F__)
-constexpr int kProductM = 12;
-#else
-constexpr int kProductM = 6;
-#endif
-constexpr int kProductV = 2;
+constexpr int kProductM = product_rows(kMachine);
 
 template <class A>
 struct ProductArguments {

@@ -281,9 +281,11 @@ CONV_EXT_DEVICE void wait_sums(float (&sum)[count]) {
 CONV_EXT_GROUP(multiply_group, bfloat16, "k16.f32.bf16.bf16", ", 0, 0")
 CONV_EXT_GROUP(multiply_group, float16, "k16.f32.f16.f16", ", 0, 0")
 CONV_EXT_GROUP(multiply_group, float, "k8.f32.tf32.tf32", "")
-// The same of operands that run across k.
+// The same of operands that run across k, and of a right one alone that does.
 CONV_EXT_GROUP(multiply_group_across, bfloat16, "k16.f32.bf16.bf16", ", 1, 1")
 CONV_EXT_GROUP(multiply_group_across, float16, "k16.f32.f16.f16", ", 1, 1")
+CONV_EXT_GROUP(multiply_group_right_across, bfloat16, "k16.f32.bf16.bf16", ", 0, 1")
+CONV_EXT_GROUP(multiply_group_right_across, float16, "k16.f32.f16.f16", ", 0, 1")
 #undef CONV_EXT_GROUP
 
 // ---- the host's part

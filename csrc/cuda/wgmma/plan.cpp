@@ -56,13 +56,13 @@ const char* wgmma_declines(const ConvProblem& z, Pass pass, const CudaTraits& tr
   if (positions >= kLongestStride || widest >= ceil_div(kLongestStride, 4 * max_of(1, positions)))
     return "an image has 2^40 bytes or more";
   if (product(wgmma_parts(z), z.n) >= kCudaExtent) return "the parts of all images are 2^30 images or more";
-  const CudaPlan plan = make_wgmma_plan(z, pass);
+  const CudaPlan plan = make_cuda_plan(z, pass, cuda_candidate(CudaAlgorithm::Wgmma));
   if (plan.steps >= kCudaExtent) return "a sum has too many products";
   if (plan.product.pitch >= kCudaExtent ||
       product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m) >= kCudaExtent)
     return "the packed weights have 2^30 rows or columns, or more";
   if (plan.blocks >= kCudaExtent) return "it would take 2^30 tiles or more";
-  return cuda_bytes_decline(z, pass, {CudaAlgorithm::Wgmma, "", nullptr, nullptr});
+  return cuda_bytes_decline(z, pass, CudaAlgorithm::Wgmma);
 }
 
 const char* wgmma_yields(const ConvProblem& z, Pass pass, const CudaTraits&) {
@@ -79,23 +79,25 @@ namespace {
 
 // Places an operand behind what the workspace holds already, unless it is read in place: then it takes nothing. What
 // has to be rounded or split is always copied.
-void plan_operand(const ConvProblem& z, bool input, const Buffers* operands, CudaOperand* operand, CudaPlan* plan) {
+void plan_operand(const CudaPlanInput& in, bool input, CudaOperand* operand, CudaPlan* plan) {
+  const ConvProblem& z = in.problem;
   const int64_t channels = input ? z.group_c() : z.group_k(), h = input ? z.h : z.p, w = input ? z.w : z.q;
   const int64_t bytes = wgmma_bytes(z), padded = wgmma_padded(z, channels);
-  const bool readable =
-      element_bytes(z.dtype) == 2 &&
-      (operands ? tma_reads(input ? operands->input : operands->output, z.groups, channels, padded, h, w, bytes)
-                : z.channels_last && channels % 8 == 0 && (z.groups == 1 || channels == padded));
+  const bool readable = element_bytes(z.dtype) == 2 && tma_reads(input ? in.operands.input : in.operands.output,
+                                                                 z.groups, channels, padded, h, w, bytes);
   operand->channels = readable ? channels : padded;
   operand->offset = plan->partial_offset;
   operand->bytes = readable ? 0 : round_up(product(wgmma_parts(z), z.n, h, w, z.groups, padded, bytes), 256);
   plan->partial_offset += operand->bytes;
 }
 
-// Weights of 16 bits that lie as [gemm_m][taps][channels] are read where they lie: channels_last, and 1x1 kernels.
+// Weights of 16 bits that lie as K R S C are read where they lie, by forward along the sum, by input_grad across it:
+// channels_last, and 1x1 kernels. A step of input_grad reads rows of the next group, which are not multiplied, unless
+// the group's own end within a product.
 bool reads_weights(const ConvProblem& z, Pass pass, const TensorRef& w) {
   const int64_t vector = 8, channels = z.group_c(), tap = w.stride[z.s > 1 ? 3 : 2];
-  return element_bytes(z.dtype) == 2 && pass == Pass::Forward && (channels == 1 || w.stride[1] == 1) &&
+  return element_bytes(z.dtype) == 2 && (channels == 1 || w.stride[1] == 1) &&
+         (pass == Pass::Forward || z.groups == 1 || wgmma_padded(z, z.group_k()) == z.group_k()) &&
          reinterpret_cast<uintptr_t>(w.data) % 16 == 0 && w.stride[0] > 0 && w.stride[0] % vector == 0 &&
          w.stride[0] < int64_t(1) << 38 &&
          (z.r * z.s == 1 || (tap >= channels && tap % vector == 0 && w.stride[0] % tap == 0)) &&
@@ -104,7 +106,9 @@ bool reads_weights(const ConvProblem& z, Pass pass, const TensorRef& w) {
 
 // ---- weight_grad
 
-void plan_weight_grad(const ConvProblem& z, const Buffers* operands, const CudaChoices& wanted, CudaPlan* plan) {
+void prepare_weight_grad(const CudaPlanInput& input, CudaPlan* plan) {
+  const ConvProblem& z = input.problem;
+  const CudaChoices& wanted = input.wanted;
   plan->product.tile_m = kWgmmaPositions;
   plan->product.tile_n = wanted.tile_n ? wanted.tile_n : z.group_c() > 64 ? 128 : 64;
   const int64_t steps = max_of(1, ceil_div(product(z.n, z.p, z.q), kWgmmaBox));
@@ -116,8 +120,8 @@ void plan_weight_grad(const ConvProblem& z, const Buffers* operands, const CudaC
                                : max_of(1, min_of(plan->splits, steps * kWgmmaBox / kCudaShortestPart));
   plan->steps = ceil_div(steps, plan->splits);
   plan->splits = plan->parts = ceil_div(steps, plan->steps);
-  plan_operand(z, false, operands, &plan->product.grad, plan);
-  plan_operand(z, true, operands, &plan->product.source, plan);
+  plan_operand(input, false, &plan->product.grad, plan);
+  plan_operand(input, true, &plan->product.source, plan);
   plan->blocks = product(tiles, plan->splits);
   plan->workspace_bytes = plan->partial_offset + (plan->splits > 1 ? product(plan->splits, result_bytes) : 0);
 }
@@ -246,16 +250,14 @@ const char* wgmma_choices_decline(const ConvProblem& z, Pass pass, const CudaCho
   return nullptr;
 }
 
-CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operands, const CudaChoices& wanted) {
-  CudaPlan plan{};
-  plan.algorithm = CudaAlgorithm::Wgmma;
-  if (pass == Pass::WeightGrad) {
-    plan_weight_grad(z, operands, wanted, &plan);
-    return plan;
-  }
+void prepare_wgmma(const CudaPlanInput& input, CudaPlan* to) {
+  if (input.pass == Pass::WeightGrad) return prepare_weight_grad(input, to);
+  const ConvProblem& z = input.problem;
+  const Pass pass = input.pass;
+  CudaPlan& plan = *to;
   const CudaShape shape = cuda_shape(z, pass);
-  const SumOrder order = sum_order(z, pass, shape, wanted);
-  choose_blocks(z, pass, shape, order, wanted, &plan);
+  const SumOrder order = sum_order(z, pass, shape, input.wanted);
+  choose_blocks(z, pass, shape, order, input.wanted, &plan);
   plan.product.tile_n = kWgmmaPositions;
   plan.steps = plan.splits > 1 ? order.part_steps : order.steps;
   plan.parts = order.parts;
@@ -263,16 +265,27 @@ CudaPlan make_wgmma_plan(const ConvProblem& z, Pass pass, const Buffers* operand
   plan.product.chain_steps = order.chain_steps;
   plan.product.pitch = order.steps * wgmma_chunk(z);
   const int64_t rows = product(wgmma_parts(z), shape.phases(), z.groups, shape.gemm_m);
-  if (!reads_weights(z, pass, operands ? operands->weight : usual_weights(z)))
+  if (!reads_weights(z, pass, input.operands.weight))
     plan.product.packed_bytes = round_up(product(rows, plan.product.pitch, wgmma_bytes(z)), 256);
   plan.partial_offset = plan.product.packed_bytes;
-  plan_operand(z, pass == Pass::Forward, operands, &plan.product.source, &plan);
+  plan_operand(input, pass == Pass::Forward, &plan.product.source, &plan);
   plan.blocks = product(ceil_div(shape.gemm_m, plan.product.tile_m), ceil_div(shape.gemm_n, kWgmmaPositions), z.groups,
                         shape.phases(), plan.splits);
-  const int64_t results = pass == Pass::Forward ? z.output_elements() : z.input_elements();
+  const bool forward = pass == Pass::Forward;
+  const int64_t results = forward ? z.output_elements() : z.input_elements();
   plan.workspace_bytes =
       plan.partial_offset + (plan.splits > 1 ? product(plan.splits, results, accumulator_bytes(z.dtype)) : 0);
-  return plan;
+  plan.product.stores_vectors =
+      plan.splits == 1 && reads_vectors(input.result(), z.n, forward ? z.p : z.h, forward ? z.q : z.w, shape.gemm_m,
+                                        element_bytes(z.dtype));
+}
+
+void describe_wgmma(Pass pass, const CudaPlan& plan, Facts* facts) {
+  const CudaProduct& own = plan.product;
+  add_facts(facts, {{"sums", std::to_string(own.tile_m) + "x" + std::to_string(own.tile_n)}});
+  if (own.chain_steps > 0) add_facts(facts, {{"chain", own.chain_steps}});
+  describe_operands(pass, own, facts);
+  add_facts(facts, {{"stores", describe_stores(own.stores_vectors)}});
 }
 
 }  // namespace conv_ext

@@ -72,9 +72,9 @@ inline bool tma_reads(const TensorRef& t, int64_t groups, int64_t channels, int6
 
 const char* wgmma_declines(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
 const char* wgmma_yields(const ConvProblem& problem, Pass pass, const CudaTraits& traits);
-// As make_cuda_plan and cuda_choices_decline.
-CudaPlan make_wgmma_plan(const ConvProblem& problem, Pass pass, const Buffers* operands = nullptr,
-                         const CudaChoices& wanted = {});
+void prepare_wgmma(const CudaPlanInput& input, CudaPlan* plan);
+void describe_wgmma(Pass pass, const CudaPlan& plan, Facts* facts);
+// As cuda_choices_decline.
 const char* wgmma_choices_decline(const ConvProblem& problem, Pass pass, const CudaChoices& wanted);
 
 }  // namespace conv_ext

@@ -9,8 +9,6 @@
 namespace conv_ext {
 namespace cuda {
 
-constexpr int kBox = 64, kBoxBytes = kBox * kRowBytes;  // channels and positions that TMA brings at a time
-
 template <class T>
 struct CorrelateParameters {
   // A map for each part: the last step's positions run on beyond the last image, where they have to read zeros.

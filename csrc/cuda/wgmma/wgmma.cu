@@ -26,9 +26,21 @@ void fill_phases(const ConvProblem& z, Pass pass, GatherPhase* to) {
   for (int64_t i = 0; i < vertical.phases(); ++i)
     for (int64_t j = 0; j < horizontal.phases(); ++j) {
       const BoxAxis h = box_axis(vertical, i), w = box_axis(horizontal, j);
-      *to++ = {int32_t(h.taps),         int32_t(w.taps),         int32_t(h.lower),        int32_t(w.lower),
-               int32_t(h.first_offset), int32_t(w.first_offset), int32_t(h.delta),        int32_t(w.delta),
-               int32_t(h.count),        int32_t(w.count),        int32_t(h.first_output), int32_t(w.first_output)};
+      *to++ = {int32_t(h.taps),
+               int32_t(w.taps),
+               int32_t(h.lower),
+               int32_t(w.lower),
+               int32_t(h.first_offset),
+               int32_t(w.first_offset),
+               int32_t(h.delta),
+               int32_t(w.delta),
+               int32_t(h.count),
+               int32_t(w.count),
+               int32_t(h.first_output),
+               int32_t(w.first_output),
+               int32_t(h.first_tap * z.s + w.first_tap),
+               int32_t(h.tap_step * z.s),
+               int32_t(w.tap_step)};
     }
 }
 
@@ -70,24 +82,45 @@ int prepare_weights(const RealCall& call, const GatherRoles& roles, int64_t padd
   const int64_t bytes = int64_t(sizeof(Element));
   *map = {};
   map->number = number_of<Element>();
-  map->rows = Group::kParts * phases * call.z.groups * roles.rows;
   map->box_columns = kChunk<Group>;
-  map->box_rows = tile;
   if (call.plan.product.packed_bytes == 0) {
     const int64_t(&stride)[4] = call.b.weight.stride;
     map->data = call.b.weight.data;
-    map->columns = roles.channels;
+    map->rows = call.z.k;
+    map->columns = call.z.group_c();
+    map->box_rows = roles.pass == Pass::InputGrad ? kBox : tile;
     map->taps = call.z.r * call.z.s;
     map->stride = stride[0] * bytes;
     map->tap_stride = map->taps == 1 ? map->stride : stride[call.z.s > 1 ? 3 : 2] * bytes;
     return 0;
   }
   map->data = call.b.workspace;
+  map->rows = Group::kParts * phases * call.z.groups * roles.rows;
+  map->box_rows = tile;
   map->columns = padded;
   map->taps = max_of(1, call.plan.product.pitch / padded);
   map->stride = call.plan.product.pitch * bytes;
   map->tap_stride = padded * bytes;
   return pack_weights_of<Group, 16 / int(sizeof(Element))>(call, roles, padded);
+}
+
+// Starts the kernel of the plan's tile.
+template <class Group, class T = typename Group::Source>
+int start_gather(const RealCall& call, const WgmmaParameters<T>& p) {
+  const int64_t n = call.plan.product.tile_m;
+  const auto start = [&]<int tile>(std::integral_constant<int, tile>) {
+    return launch(wgmma_gather<Group, tile>, p.blocks, kWgmmaThreads, WgmmaShared<Group, tile>::kBytes, call.stream, p);
+  };
+  if constexpr (sizeof(T) == 2)
+    if (n == 256) return start(std::integral_constant<int, 256>());
+  return n == 128 ? start(std::integral_constant<int, 128>()) : start(std::integral_constant<int, 64>());
+}
+template <class Group, class T>
+int start_gather_of(const RealCall& call, const GatherRoles& roles, const WgmmaParameters<T>& p) {
+  if constexpr (sizeof(T) == 2)
+    if (roles.pass == Pass::InputGrad && call.plan.product.packed_bytes == 0)
+      return start_gather<SixteenBitGroup<T, true>>(call, p);
+  return start_gather<Group>(call, p);
 }
 
 template <class Group, class T = typename Group::Source>
@@ -107,6 +140,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.tiles = int32_t(p.grid.blocks());
   p.images = int32_t(z.n);
   p.rows = int32_t(roles.rows);
+  p.channels = int32_t(roles.channels);
   p.tap_steps = int32_t(ceil_div(roles.channels, kChunk<Group>));
   p.last_products = int32_t(ceil_div(roles.channels - (p.tap_steps - 1) * kChunk<Group>, kProduct<Group>));
   p.part_steps = int32_t(call.plan.product.part_steps);
@@ -117,8 +151,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   p.output_step_w = int32_t(horizontal.output_step());
   p.to = strides_of(roles.result);
   p.result = result_of<T, float>(call, roles.result, roles.result.stride[1]);
-  p.vectors = call.plan.splits == 1 && reads_vectors(roles.result, z.n, roles.result_size[2], roles.result_size[3],
-                                                     roles.rows, int64_t(sizeof(T)));
+  p.vectors = call.plan.product.stores_vectors;
   if constexpr (Group::kParts > 1) p.again = gather_again(call, roles);
   RowsMap weights;
   if (const int error =
@@ -152,15 +185,7 @@ int run_wgmma(const RealCall& call, const GatherRoles& roles) {
   if (processors < 0) return -processors;
   p.waits = waits_for_host();
   p.blocks = min_of(p.tiles, int32_t(processors));
-  const auto start = [&]<int tile>(std::integral_constant<int, tile>) {
-    return launch(wgmma_gather<Group, tile>, p.blocks, kWgmmaThreads, WgmmaShared<Group, tile>::kBytes, call.stream, p);
-  };
-  const auto start_tile = [&] {
-    if constexpr (sizeof(T) == 2)
-      if (n == 256) return start(std::integral_constant<int, 256>());
-    return n == 128 ? start(std::integral_constant<int, 128>()) : start(std::integral_constant<int, 64>());
-  };
-  const int error = start_tile();
+  const int error = start_gather_of<Group>(call, roles, p);
   if (error || call.plan.splits == 1) return error;
   if constexpr (Group::kParts > 1) return add_parts(call, roles.result, roles.result_size, p.result.partial, p.again);
   return add_parts(call, roles.result, roles.result_size, 1, p.result.partial);
@@ -245,7 +270,8 @@ int with_group(const ConvProblem& z, const Function& function) {
     case DType::BFloat16:
       return function(Type<SixteenBitGroup<bfloat16>>());
     case DType::Float16:
-      return function(Type<SixteenBitGroup<float16>>());
+      if constexpr (kEveryType) return function(Type<SixteenBitGroup<float16>>());
+      return 1;
     default:
       return wgmma_parts(z) > 1 ? function(Type<ThreeBF16Group>()) : function(Type<TF32Group>());
   }

@@ -107,6 +107,7 @@ struct WgmmaParameters {
   int32_t tap_steps, last_products;  // steps of a tap; products of its last one, the others have kProducts
   int32_t part_steps, chain_steps;   // the sum's bits: it is made of parts, and those of chains
   int32_t group_channels;            // from a group to the next in the source
+  int32_t channels;                  // of a group of the source, rows of weights that run across k
   int32_t step_h, step_w, output_step_h, output_step_w;
   int32_t vectors;  // whether the result is written in vectors of 16 bytes along its channels
   Strides to;
@@ -161,8 +162,16 @@ CONV_EXT_DEVICE void produce(const WgmmaParameters<T>& p, const WgmmaShared<Grou
         copy_patches(shared.patches(ring.stage, part), &p.source[tile.place.phase], full,
                      tile.place.group * p.group_channels + tap.low * kChunk<Group>, w, h, at.high + part * p.images,
                      phase.offset_w + tap.middle * phase.delta_w, phase.offset_h + tap.high * phase.delta_h);
-        copy_rows(shared.weights(ring.stage, part), &p.weights, full, tap.low * kChunk<Group>,
-                  tap.high * phase.taps_w + tap.middle, row + part * rows);
+        if constexpr (Group::kWeightsAcross) {
+          const int tap_of_kernel = phase.first_tap + tap.high * phase.next_tap_h + tap.middle * phase.next_tap_w;
+#pragma unroll
+          for (int i = 0; i < n / kBox; ++i)
+            copy_rows(shared.weights(ring.stage, part) + i * kBoxBytes, &p.weights, full, tile.first_row + i * kBox,
+                      tap_of_kernel, tile.place.group * p.channels + tap.low * kBox);
+        } else {
+          copy_rows(shared.weights(ring.stage, part), &p.weights, full, tap.low * kChunk<Group>,
+                    tap.high * phase.taps_w + tap.middle, row + part * rows);
+        }
       }
       ring.advance();
       if (++tap.low == p.tap_steps) {
@@ -187,7 +196,13 @@ CONV_EXT_DEVICE void multiply_pieces(float (&chain)[sums], const uint64_t (&patc
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       const uint64_t k = uint64_t(i) * (32 >> 4);
-      multiply_group(chain, patches[x] + k, weights[w] + k, !first || i > 0 || !begins, Tag{});
+      const bool adds = !first || i > 0 || !begins;
+      if constexpr (Group::kWeightsAcross) {
+        const uint64_t rows_of_k = uint64_t(i) * (16 * kRowBytes >> 4);
+        multiply_group_right_across(chain, patches[x] + k, weights[w] + rows_of_k, adds, Tag{});
+      } else {
+        multiply_group(chain, patches[x] + k, weights[w] + k, adds, Tag{});
+      }
     }
   });
   commit_products();
@@ -201,7 +216,8 @@ CONV_EXT_DEVICE void multiply_step(float (&chain)[n / 2], const WgmmaShared<Grou
 #pragma unroll
   for (int part = 0; part < Group::kParts; ++part) {
     patches[part] = operand_along(shared_address(shared.patches(stage, part) + group * 64 * kRowBytes));
-    weights[part] = operand_along(shared_address(shared.weights(stage, part)));
+    const uint32_t at = shared_address(shared.weights(stage, part));
+    weights[part] = Group::kWeightsAcross ? operand_across(at, kBoxBytes) : operand_along(at);
   }
   static_assert(kProducts == 4, "as many as there are cases");
   if (products == 4) {

@@ -16,7 +16,7 @@ int start_first_layer(const RealCall& call) {
   FirstLayerParameters<T, float> p{};
   p.vertical = axis_of(vertical);
   p.horizontal = axis_of(horizontal);
-  p.box = box_of<T>(z, window_box(z, vertical, horizontal, w.tile_h, w.tile_w, z.c), b.input, z.w, z.c, z.c);
+  p.box = box_of<T>(z, window_box(z, vertical, horizontal, w.tile_h, w.tile_w, z.c), b.input, w.copy_bytes);
   p.source = {static_cast<const T*>(b.input.data), int32_t(z.h), int32_t(z.w)};
   p.from_n = b.input.stride[0];
   p.rows = int32_t(z.k);

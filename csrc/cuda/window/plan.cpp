@@ -296,6 +296,40 @@ CudaWindow cut_first(const ConvProblem& z) {
   }
 }
 
+// ---- how boxes are copied
+
+// The most bytes that a copy into a box may have: numbers that lie together inside or outside the tensor, at multiples
+// of their size. `width` and `channels` are those of the whole tensor; boxes begin at multiples of `step` channels.
+int64_t copy_bytes(const ConvProblem& z, const TensorRef& t, int64_t width, int64_t channels, int64_t step) {
+  const int64_t size = real_bytes(z);
+  if (is_complex(z.dtype)) return size;  // the parts of numbers are no neighbours
+  const auto together = [&](int64_t bytes) {
+    const int64_t vector = bytes / size;
+    const bool along = z.channels_last ? t.stride[1] == 1 && channels % vector == 0 && step % vector == 0
+                                       : t.stride[3] == 1 && width % vector == 0;
+    const int64_t other = z.channels_last ? t.stride[3] : t.stride[1];
+    return along && reinterpret_cast<uintptr_t>(t.data) % size_t(bytes) == 0 && t.stride[0] % vector == 0 &&
+           t.stride[2] % vector == 0 && other % vector == 0;
+  };
+  for (int64_t bytes = 16; bytes > size; bytes /= 2)
+    if (together(bytes)) return bytes;
+  return size;
+}
+
+// Channels of the upstream gradient from one block's first to the next one's, which copies have to divide.
+int64_t grad_step(const ConvProblem& z, const CudaWindow& w) {
+  const int64_t step = greatest_common_divisor(window_grad_boxes(z, w).grad.channels, w.groups * z.group_k());
+  return w.rows < z.group_k() ? greatest_common_divisor(step, w.rows) : step;
+}
+
+// Whether a thread's channels can be written at once: as vectors of up to 16 bytes, from a multiple of 16 on.
+bool stores_vectors(const ConvProblem& z, const CudaWindow& w, const TensorRef& t, int64_t rows) {
+  const int64_t vector = 16 / real_bytes(z);
+  return !is_complex(z.dtype) && rows % w.channels == 0 && t.stride[1] == 1 &&
+         reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.stride[0] % vector == 0 && t.stride[2] % vector == 0 &&
+         t.stride[3] % vector == 0;
+}
+
 }  // namespace
 
 const char* first_layer_cores_decline(const ConvProblem& z) {
@@ -304,8 +338,10 @@ const char* first_layer_cores_decline(const ConvProblem& z) {
   return nullptr;
 }
 
-void prepare_first_layer_cores(const ConvProblem& z, CudaPlan* plan) {
+void prepare_first_layer_cores(const CudaPlanInput& input, CudaPlan* plan) {
+  const ConvProblem& z = input.problem;
   plan->window = cut_first(z);
+  plan->window.copy_bytes = copy_bytes(z, input.source(), z.w, z.c, z.c);
   plan->splits = plan->parts = 1;
   plan->blocks = product(max_of(1, z.n), ceil_div(max_of(1, z.k), 64), ceil_div(max_of(1, z.p), plan->window.tile_h),
                          ceil_div(max_of(1, z.q), plan->window.tile_w));
@@ -320,14 +356,29 @@ const char* window_declines(const ConvProblem& z, Pass pass) {
   return cut(z, pass).w.threads == 0 ? room : nullptr;
 }
 
-void describe_window(const CudaPlan& plan, Facts* facts) {
-  facts->push_back({"outputs", std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w)});
+void describe_first_layer_cores(Pass, const CudaPlan& plan, Facts* facts) {
+  add_facts(facts, {{"outputs", std::to_string(plan.window.tile_h) + "x" + std::to_string(plan.window.tile_w)}});
+  add_facts(facts, {{"bytes of a copy", plan.window.copy_bytes}});
 }
 
-void prepare_window(const ConvProblem& z, Pass pass, CudaPlan* plan) {
+void describe_window(Pass pass, const CudaPlan& plan, Facts* facts) {
+  describe_first_layer_cores(pass, plan, facts);
+  if (pass == Pass::WeightGrad) {
+    add_facts(facts, {{"bytes of a gradient's copy", plan.window.grad_copy_bytes}});
+  } else {
+    add_facts(facts, {{"stores", describe_stores(plan.window.stores_vectors)}});
+  }
+}
+
+void prepare_window(const CudaPlanInput& input, CudaPlan* plan) {
+  const ConvProblem& z = input.problem;
+  const Pass pass = input.pass;
+  CudaWindow& w = plan->window;
   if (pass == Pass::WeightGrad) {
     const GradTiles t = cut_grad(z);
-    plan->window = t.w;
+    w = t.w;
+    w.copy_bytes = copy_bytes(z, input.operands.input, z.w, z.c, window_grad_boxes(z, w).input.channels);
+    w.grad_copy_bytes = copy_bytes(z, input.operands.output, z.q, z.k, grad_step(z, w));
     const int64_t sum_bytes = max_of(1, product(z.weight_elements(), accumulator_bytes(z.dtype)));
     const int64_t wanted = min_of(min_of(ceil_div(kGradBlocks, t.blocks()), kMostSplits), t.tiles());
     const int64_t splits = max_of(1, min_of(wanted, kPartBytes / sum_bytes));
@@ -338,7 +389,10 @@ void prepare_window(const ConvProblem& z, Pass pass, CudaPlan* plan) {
     return;
   }
   const Tiles t = cut(z, pass);
-  plan->window = t.w;
+  w = t.w;
+  const int64_t step = w.chunk < t.channels ? greatest_common_divisor(w.chunk, t.channels) : w.groups * w.chunk;
+  w.copy_bytes = copy_bytes(z, input.source(), t.horizontal.source, product(max_of(1, z.groups), t.channels), step);
+  w.stores_vectors = stores_vectors(z, w, input.result(), t.rows);
   plan->splits = plan->parts = 1;
   plan->blocks = product(max_of(1, z.n), t.blocks());
 }

@@ -22,6 +22,9 @@ struct CudaWindow {
   // weight_grad: blocks of columns (a column: a tap of an input channel) of a block, threads that share the positions,
   // and the bytes of one tile's two boxes.
   int64_t columns, lanes, stage_bytes;
+  // Bytes that are copied into a box at once: 16, 8, 4, or one number; of weight_grad's upstream gradient.
+  int64_t copy_bytes, grad_copy_bytes;
+  bool stores_vectors;  // forward, input_grad: a thread's channels of the result are written at once
 };
 
 // input_grad of stride 1 is forward with the kernel turned round.

@@ -6,14 +6,58 @@ namespace conv_ext {
 namespace cuda {
 namespace {
 
+// What threads do with the items of a tile, and where its weights and phases lie in shared memory.
 template <class T, class Sum>
-int start_window(const RealCall& call, const GatherRoles& roles) {
+void set_items(const ConvProblem& z, const CudaWindow& w, WindowParameters<T, Sum>* p) {
+  const int64_t step_h = p->vertical.inverse ? p->vertical.stride : 1,
+                step_w = p->horizontal.inverse ? p->horizontal.stride : 1;
+  const int64_t across = w.fixed ? w.tile_w / step_w : w.tile_w, down = w.tile_h / w.height,
+                blocks_m = w.groups * w.rows / w.channels;
+  p->items = int32_t(across * down * blocks_m);
+  p->threads = int32_t(w.threads);
+  p->first = divider(z.channels_last ? blocks_m : across);
+  p->second = divider(z.channels_last ? across : down);
+  p->phase_h = divider(w.tile_h / step_h);
+  p->phase_w = divider(w.tile_w / step_w);
+  p->group = divider(w.rows);
+  p->pitch_m = divider(w.groups * w.rows);
+  p->taps = divider(z.r * z.s);
+  p->taps_w = divider(z.s);
+  p->weights_at = int32_t(w.box_bytes);
+  p->phases_at = int32_t(w.box_bytes + w.weight_bytes);
+}
+
+template <class T, class Sum>
+void set_weights(const RealCall& call, const GatherRoles& roles, WindowParameters<T, Sum>* p) {
+  p->weights = static_cast<const T*>(call.b.weight.data);
+  p->weight_group = roles.stride_group;
+  p->weight_m = roles.stride_m;
+  p->weight_c = roles.stride_c;
+  p->weight_h = call.b.weight.stride[2];
+  p->weight_w = call.b.weight.stride[3];
+  // input_grad of stride 1 is forward with the kernel turned round.
+  const bool inverse = roles.pass == Pass::InputGrad;
+  if (inverse && !p->vertical.inverse) {
+    p->weights += (call.z.r - 1) * p->weight_h;
+    p->weight_h = -p->weight_h;
+  }
+  if (inverse && !p->horizontal.inverse) {
+    p->weights += (call.z.s - 1) * p->weight_w;
+    p->weight_w = -p->weight_w;
+  }
+}
+
+template <class T, class Sum>
+WindowParameters<T, Sum> window_parameters(const RealCall& call, const GatherRoles& roles) {
   const ConvProblem& z = call.z;
   const CudaWindow& w = call.plan.window;
-  const conv_ext::Axis vertical = vertical_axis(z, roles.pass), horizontal = horizontal_axis(z, roles.pass);
+  const conv_ext::Axis vertical = window_axis(vertical_axis(z, roles.pass)),
+                       horizontal = window_axis(horizontal_axis(z, roles.pass));
   WindowParameters<T, Sum> p{};
-  p.vertical = axis_of(window_axis(vertical));
-  p.horizontal = axis_of(window_axis(horizontal));
+  p.vertical = axis_of(vertical);
+  p.horizontal = axis_of(horizontal);
+  p.box = box_of<T>(z, window_box(z, vertical, horizontal, w.tile_h, w.tile_w, w.groups * w.chunk), roles.source,
+                    w.copy_bytes);
   p.source = {static_cast<const T*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)};
   p.from_n = roles.source.stride[0];
   p.groups = int32_t(z.groups);
@@ -32,49 +76,22 @@ int start_window(const RealCall& call, const GatherRoles& roles) {
   p.tiles_m = int32_t(ceil_div(roles.rows, w.rows));
   p.tiles_h = int32_t(ceil_div(p.height - w.origin_h, w.tile_h));
   p.tiles_w = int32_t(ceil_div(p.width - w.origin_w, w.tile_w));
-  p.box = box_of<T>(
-      z, window_box(z, window_axis(vertical), window_axis(horizontal), w.tile_h, w.tile_w, w.groups * w.chunk),
-      roles.source, roles.source_w, z.groups * roles.channels,
-      w.chunk < roles.channels ? greatest_common_divisor(w.chunk, roles.channels) : w.groups * w.chunk);
+  set_items(z, w, &p);
+  set_weights(call, roles, &p);
+  p.to_n = roles.result.stride[0];
+  p.to_h = roles.result.stride[2];
+  p.to_w = roles.result.stride[3];
+  p.result = result_of<T, Sum>(call, roles.result, roles.result.stride[1]);
+  p.vectors = w.stores_vectors;
+  return p;
+}
 
-  const int64_t step_h = p.vertical.inverse ? p.vertical.stride : 1,
-                step_w = p.horizontal.inverse ? p.horizontal.stride : 1;
-  const int64_t across = w.fixed ? w.tile_w / step_w : w.tile_w, down = w.tile_h / w.height,
-                blocks_m = w.groups * w.rows / w.channels;
-  p.items = int32_t(across * down * blocks_m);
-  p.threads = int32_t(w.threads);
-  p.first = divider(z.channels_last ? blocks_m : across);
-  p.second = divider(z.channels_last ? across : down);
-  p.phase_h = divider(w.tile_h / step_h);
-  p.phase_w = divider(w.tile_w / step_w);
-  p.group = divider(w.rows);
-  p.pitch_m = divider(w.groups * w.rows);
-  p.taps = divider(z.r * z.s);
-  p.taps_w = divider(z.s);
-  p.weights_at = int32_t(w.box_bytes);
-  p.phases_at = int32_t(w.box_bytes + w.weight_bytes);
-  p.weights = static_cast<const T*>(call.b.weight.data);
-  p.weight_group = roles.stride_group;
-  p.weight_m = roles.stride_m;
-  p.weight_c = roles.stride_c;
-  p.weight_h = call.b.weight.stride[2];
-  p.weight_w = call.b.weight.stride[3];
-  // input_grad of stride 1 is forward with the kernel turned round.
-  if (vertical.inverse && !p.vertical.inverse) {
-    p.weights += (z.r - 1) * p.weight_h;
-    p.weight_h = -p.weight_h;
-  }
-  if (horizontal.inverse && !p.horizontal.inverse) {
-    p.weights += (z.s - 1) * p.weight_w;
-    p.weight_w = -p.weight_w;
-  }
-  const Strides to = strides_of(roles.result);
-  p.to_n = to.n;
-  p.to_h = to.h;
-  p.to_w = to.w;
-  p.result = result_of<T, Sum>(call, roles.result, to.c);
-  p.vectors = !call.add && roles.rows % w.channels == 0 && channels_lie_in_vectors(roles.result, sizeof(T));
-
+// Starts the kernel that the plan means.
+template <class T, class Sum>
+int start_window(const RealCall& call, const GatherRoles& roles) {
+  const ConvProblem& z = call.z;
+  const CudaWindow& w = call.plan.window;
+  const WindowParameters<T, Sum> p = window_parameters<T, Sum>(call, roles);
   const auto run = [&]<class Window, bool kColumns>(Type<Window>, std::bool_constant<kColumns>) {
     return launch(window_gather<T, Sum, Window, kColumns>, call.plan.blocks, p.threads, int(w.shared_bytes),
                   call.stream, p);

@@ -6,14 +6,8 @@ namespace conv_ext {
 namespace cuda {
 namespace {
 
-// Channels from one block's first to the next one's, which copies of several numbers have to divide.
-int64_t common_step(const CudaWindow& w, int64_t line, int64_t of_group, int64_t of_block) {
-  const int64_t step = greatest_common_divisor(line, w.groups * of_group);
-  return of_block < of_group ? greatest_common_divisor(step, of_block) : step;
-}
-
 template <class T, class Sum>
-int start_window_grad(const RealCall& call) {
+WindowGradParameters<T, Sum> window_grad_parameters(const RealCall& call) {
   const ConvProblem& z = call.z;
   const Buffers& b = call.b;
   const CudaWindow& w = call.plan.window;
@@ -21,8 +15,8 @@ int start_window_grad(const RealCall& call) {
   WindowGradParameters<T, Sum> p{};
   p.vertical = axis_of(vertical_axis(z, Pass::WeightGrad));
   p.horizontal = axis_of(horizontal_axis(z, Pass::WeightGrad));
-  p.input_box = box_of<T>(z, boxes.input, b.input, z.w, z.c, boxes.input.channels);
-  p.grad_box = box_of<T>(z, boxes.grad, b.output, z.q, z.k, common_step(w, boxes.grad.channels, z.group_k(), w.rows));
+  p.input_box = box_of<T>(z, boxes.input, b.input, w.copy_bytes);
+  p.grad_box = box_of<T>(z, boxes.grad, b.output, w.grad_copy_bytes);
   p.input = {static_cast<const T*>(b.input.data), int32_t(z.h), int32_t(z.w)};
   p.grad = {static_cast<const T*>(b.output.data), int32_t(z.p), int32_t(z.q)};
   p.input_n = b.input.stride[0];
@@ -55,25 +49,49 @@ int start_window_grad(const RealCall& call) {
   p.grad_at = int32_t(w.box_bytes / int64_t(sizeof(T)));
   Strides to = strides_of(b.weight);
   p.result = result_of<T, Sum>(call, b.weight, to.n);
-  const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
-  if (call.plan.splits > 1) {
+  if (call.plan.splits > 1) {  // parts lie as K C R S
     p.result.partial = static_cast<Sum*>(b.workspace);
-    to = {size[1] * size[2] * size[3], size[2] * size[3], size[3], 1};
+    to = {z.group_c() * z.r * z.s, z.r * z.s, z.s, 1};
     p.result.stride_m = to.n;
-    p.split_elements = size[0] * to.n;
+    p.split_elements = z.k * to.n;
   }
   p.to_c = to.c;
   p.to_h = to.h;
   p.to_w = to.w;
+  return p;
+}
 
+// Adds up the parts of the sums.
+template <class T, class Sum>
+int add_splits(const RealCall& call, const WindowGradParameters<T, Sum>& p) {
+  const ConvProblem& z = call.z;
+  const int64_t size[4] = {z.k, z.group_c(), z.r, z.s};
+  ReduceParameters<T, Sum> sums{};
+  for (int d = 0; d < 4; ++d) {
+    sums.size[d] = size[d];
+    sums.stride[d] = call.b.weight.stride[d];
+  }
+  sums.splits = int32_t(call.plan.splits);
+  sums.partial = p.result.partial;
+  sums.result = result_of<T, Sum>(call, call.b.weight, 0);
+  return launch(window_reduce<T, Sum>, ceil_div(p.split_elements, kSumThreads / kSumLanes), kSumThreads,
+                kSumThreads * int(sizeof(Sum)), call.stream, sums);
+}
+
+// Starts the kernel that the plan means.
+template <class T, class Sum>
+int start_window_grad(const RealCall& call) {
+  const CudaWindow& w = call.plan.window;
+  const bool by_ones = call.z.stride_h == 1;
+  const WindowGradParameters<T, Sum> p = window_grad_parameters<T, Sum>(call);
   const auto run = [&]<class Window>(Type<Window>) {
     return launch(window_grad<T, Sum, Window>, call.plan.blocks, kGradThreads, int(w.shared_bytes), call.stream, p);
   };
   const auto start = [&] {
     if constexpr (sizeof(T) < 8) {
-      if (w.fixed == 3 && z.stride_h == 1) return run(Type<FixedGrad<T, Sum, 3, 1>>());
+      if (w.fixed == 3 && by_ones) return run(Type<FixedGrad<T, Sum, 3, 1>>());
       if (w.fixed == 3) return run(Type<FixedGrad<T, Sum, 3, 2>>());
-      if (w.fixed == 5 && z.stride_h == 1) return run(Type<FixedGrad<T, Sum, 5, 1>>());
+      if (w.fixed == 5 && by_ones) return run(Type<FixedGrad<T, Sum, 5, 1>>());
       if (w.fixed == 5) return run(Type<FixedGrad<T, Sum, 5, 2>>());
       if (w.channels == 8) return run(Type<AnyGrad<T, Sum, 8>>());
     }
@@ -81,17 +99,7 @@ int start_window_grad(const RealCall& call) {
     return run(Type<AnyGrad<T, Sum, 1>>());
   };
   const int error = start();
-  if (error || call.plan.splits == 1) return error;
-  ReduceParameters<T, Sum> sums{};
-  for (int d = 0; d < 4; ++d) {
-    sums.size[d] = size[d];
-    sums.stride[d] = b.weight.stride[d];
-  }
-  sums.splits = int32_t(call.plan.splits);
-  sums.partial = p.result.partial;
-  sums.result = result_of<T, Sum>(call, b.weight, 0);
-  return launch(window_reduce<T, Sum>, ceil_div(p.split_elements, kSumThreads / kSumLanes), kSumThreads,
-                kSumThreads * int(sizeof(Sum)), call.stream, sums);
+  return error || call.plan.splits == 1 ? error : add_splits(call, p);
 }
 
 }  // namespace

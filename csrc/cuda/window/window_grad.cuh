@@ -149,88 +149,117 @@ CONV_EXT_DEVICE WindowGradTile grad_tile(const WindowGradParameters<T, Sum>& p, 
   return tile;
 }
 
-template <class T, class Sum, class Window>
-CONV_EXT_CROWDED_KERNEL(kGradThreads, 2)
-window_grad(WindowGradParameters<T, Sum> p) {
+// What a block computes, and a thread of it.
+struct WindowGradPlace {
+  int32_t tile_c, m0, group0, split;     // of the block: blocks of columns, rows, groups, a part of the positions
+  int32_t rows_here, groups_here;        // that there are
+  int32_t item, lane, group, first_row;  // of the thread: its sums, its share of the positions
+  int32_t column;
+  bool there;
+};
+template <int kColumns, class T, class Sum>
+CONV_EXT_DEVICE WindowGradPlace window_grad_place(const WindowGradParameters<T, Sum>& p) {
+  WindowGradPlace at;
   uint32_t rest = uint32_t(block_index());
-  const int32_t tile_c = int32_t(rest % uint32_t(p.tiles_c));
+  at.tile_c = int32_t(rest % uint32_t(p.tiles_c));
   rest /= uint32_t(p.tiles_c);
-  const int32_t m0 = int32_t(rest % uint32_t(p.tiles_m)) * p.tile_rows;
+  at.m0 = int32_t(rest % uint32_t(p.tiles_m)) * p.tile_rows;
   rest /= uint32_t(p.tiles_m);
-  const int32_t group0 = int32_t(rest % uint32_t(p.tiles_g)) * p.tile_groups;
-  const int32_t split = int32_t(rest / uint32_t(p.tiles_g));
-  const int32_t groups_here = p.groups - group0 < p.tile_groups ? p.groups - group0 : p.tile_groups;
-  const int32_t rows_here = p.rows - m0 < p.tile_rows ? p.rows - m0 : p.tile_rows;
+  at.group0 = int32_t(rest % uint32_t(p.tiles_g)) * p.tile_groups;
+  at.split = int32_t(rest / uint32_t(p.tiles_g));
+  at.groups_here = p.groups - at.group0 < p.tile_groups ? p.groups - at.group0 : p.tile_groups;
+  at.rows_here = p.rows - at.m0 < p.tile_rows ? p.rows - at.m0 : p.tile_rows;
 
   // Neighbouring threads: neighbouring channels in channels_last, else neighbouring positions.
   const int32_t thread = thread_index();
   const Divider& by = p.grad_box.channels_last ? p.by_items : p.by_lanes;
   const int32_t high = by.quotient(thread), low = thread - high * int32_t(by.by);
-  const int32_t item = p.grad_box.channels_last ? low : high, lane = p.grad_box.channels_last ? high : low;
-  const int32_t column_block = p.by_blocks_m.quotient(item), block = item - column_block * p.blocks_m;
-  const int32_t group = p.in_group.quotient(block), first_row = block - group * int32_t(p.in_group.by);
-  const int32_t column = (tile_c * p.tile_columns + column_block) * Window::kColumns;
-  const bool there = item < p.items && lane < p.lanes && group < groups_here;
+  at.item = p.grad_box.channels_last ? low : high;
+  at.lane = p.grad_box.channels_last ? high : low;
+  const int32_t column_block = p.by_blocks_m.quotient(at.item), block = at.item - column_block * p.blocks_m;
+  at.group = p.in_group.quotient(block);
+  at.first_row = block - at.group * int32_t(p.in_group.by);
+  at.column = (at.tile_c * p.tile_columns + column_block) * kColumns;
+  at.there = at.item < p.items && at.lane < p.lanes && at.group < at.groups_here;
+  return at;
+}
 
-  Window window;
-  window.start(p, group * (p.tile_groups == 1 ? 0 : p.rows) + first_row, int32_t(p.in_group.by), group * p.channels,
-               column);
-
-  const int64_t begin = split * p.step, limit = begin + p.step, end = limit < p.tiles ? limit : p.tiles;
-  for (int64_t next = begin; next <= end; ++next) {
-    // Of the tile after this one, whose boxes go to the other half of the memory.
-    const WindowGradTile ahead = grad_tile<T>(p, next < end ? next : begin);
-    T* const half = reinterpret_cast<T*>(shared_memory() + (next - begin) % 2 * p.stage_bytes);
+// Sends for the two boxes of a tile.
+template <class T, class Sum>
+CONV_EXT_DEVICE void stage_grad_tile(const WindowGradParameters<T, Sum>& p, const WindowGradPlace& at,
+                                     const WindowGradTile& tile, T* to) {
 #pragma unroll 1
-    for (int i = 0; i < 2 && next < end; ++i) {
-      const bool input = i == 0;
-      Patches<T> source = input ? p.input : p.grad;
-      const Box box = input ? p.input_box : p.grad_box;
-      source.data += ahead.image * (input ? p.input_n : p.grad_n) +
-                     (input ? int64_t(group0) * p.channels : int64_t(group0) * p.rows + m0) * box.from_c;
-      const int32_t channels = input ? groups_here * p.channels : p.tile_groups == 1 ? rows_here : groups_here * p.rows;
-      stage<false>(half + (input ? 0 : p.grad_at), box, source, input ? ahead.h : ahead.y, input ? ahead.w : ahead.x,
-                   channels, kGradThreads);
-    }
-    commit_copies();
-    if (next == begin) continue;
-    wait_copies<1>();
-    barrier();
-    const WindowGradTile here = grad_tile<T>(p, next - 1);
-    const T* const now = reinterpret_cast<const T*>(shared_memory() + (next - 1 - begin) % 2 * p.stage_bytes);
-    if (there) window.add(p, now + here.input_at, now + p.grad_at + here.grad_at, lane, here.rows, here.columns);
-    barrier();  // all threads have done with this tile, whose place is filled anew
+  for (int i = 0; i < 2; ++i) {
+    const bool input = i == 0;
+    Patches<T> source = input ? p.input : p.grad;
+    const Box box = input ? p.input_box : p.grad_box;
+    source.data += tile.image * (input ? p.input_n : p.grad_n) +
+                   (input ? int64_t(at.group0) * p.channels : int64_t(at.group0) * p.rows + at.m0) * box.from_c;
+    const int32_t channels = input                ? at.groups_here * p.channels
+                             : p.tile_groups == 1 ? at.rows_here
+                                                  : at.groups_here * p.rows;
+    stage<false>(to + (input ? 0 : p.grad_at), box, source, input ? tile.h : tile.y, input ? tile.w : tile.x, channels,
+                 kGradThreads);
   }
-  wait_copies<0>();
-  barrier();
+}
 
-  // A row of sums after the other: of each item, the lanes' one after the other, an odd number of places apart.
+// Adds up the lanes' sums in their order, and writes them. In shared memory a row of sums lies after the other: of each
+// item, the lanes' one after the other, an odd number of places apart.
+template <class T, class Sum, class Window>
+CONV_EXT_DEVICE void add_lanes(const WindowGradParameters<T, Sum>& p, const WindowGradPlace& at, const Window& window) {
   Sum* const shared = reinterpret_cast<Sum*>(shared_memory());
   const int32_t taps = p.vertical.taps * p.horizontal.taps, pitch = p.lanes | 1;
 #pragma unroll
   for (int i = 0; i < Window::kRows; ++i) {
-    if (item < p.items && lane < p.lanes) {
+    if (at.item < p.items && at.lane < p.lanes) {
 #pragma unroll
-      for (int j = 0; j < Window::kColumns; ++j) shared[(j * p.items + item) * pitch + lane] = window.sums[i][j];
+      for (int j = 0; j < Window::kColumns; ++j) shared[(j * p.items + at.item) * pitch + at.lane] = window.sums[i][j];
     }
     barrier();
-    for (int32_t k = thread; k < p.items * Window::kColumns; k += kGradThreads) {
+    for (int32_t k = thread_index(); k < p.items * Window::kColumns; k += kGradThreads) {
       Sum sum = shared[k * pitch];
       for (int32_t l = 1; l < p.lanes; ++l) sum += shared[k * pitch + l];
       const int32_t j = p.by_items.quotient(k), of = k - j * p.items;
       const int32_t columns_of = p.by_blocks_m.quotient(of), block_of = of - columns_of * p.blocks_m;
       const int32_t group_of = p.in_group.quotient(block_of);
-      const int32_t m = m0 + block_of - group_of * int32_t(p.in_group.by) + i * int32_t(p.in_group.by);
-      const int32_t column_of = (tile_c * p.tile_columns + columns_of) * Window::kColumns + j;
+      const int32_t m = at.m0 + block_of - group_of * int32_t(p.in_group.by) + i * int32_t(p.in_group.by);
+      const int32_t column_of = (at.tile_c * p.tile_columns + columns_of) * Window::kColumns + j;
       const int32_t c = column_of / taps, tap = column_of % taps;
-      if (group_of >= groups_here || m >= p.rows || columns_of >= p.tile_columns || c >= p.channels) continue;
+      if (group_of >= at.groups_here || m >= p.rows || columns_of >= p.tile_columns || c >= p.channels) continue;
       Result<T, Sum> result = p.result;
-      if (result.partial != nullptr) result.partial += split * p.split_elements;
-      result.write(int64_t(group0 + group_of) * p.rows + m,
+      if (result.partial != nullptr) result.partial += at.split * p.split_elements;
+      result.write(int64_t(at.group0 + group_of) * p.rows + m,
                    c * p.to_c + tap / p.horizontal.taps * p.to_h + tap % p.horizontal.taps * p.to_w, sum);
     }
     barrier();
   }
+}
+
+template <class T, class Sum, class Window>
+CONV_EXT_CROWDED_KERNEL(kGradThreads, 2)
+window_grad(WindowGradParameters<T, Sum> p) {
+  const WindowGradPlace at = window_grad_place<Window::kColumns>(p);
+  Window window;
+  window.start(p, at.group * (p.tile_groups == 1 ? 0 : p.rows) + at.first_row, int32_t(p.in_group.by),
+               at.group * p.channels, at.column);
+
+  const int64_t begin = at.split * p.step, limit = begin + p.step, end = limit < p.tiles ? limit : p.tiles;
+  for (int64_t next = begin; next <= end; ++next) {
+    // The tile after this one, whose boxes go to the other half of the memory.
+    T* const half = reinterpret_cast<T*>(shared_memory() + (next - begin) % 2 * p.stage_bytes);
+    if (next < end) stage_grad_tile(p, at, grad_tile(p, next), half);
+    commit_copies();
+    if (next == begin) continue;
+    wait_copies<1>();
+    barrier();
+    const WindowGradTile here = grad_tile(p, next - 1);
+    const T* const now = reinterpret_cast<const T*>(shared_memory() + (next - 1 - begin) % 2 * p.stage_bytes);
+    if (at.there) window.add(p, now + here.input_at, now + p.grad_at + here.grad_at, at.lane, here.rows, here.columns);
+    barrier();  // all threads have done with this tile, whose place is filled anew
+  }
+  wait_copies<0>();
+  barrier();
+  add_lanes(p, at, window);
 }
 
 // Adds up the parts of splits: each sum's are shared by 8 threads, whose sums are added in their order.

@@ -1,4 +1,4 @@
-// The register tiles: the two innermost loops, in which nearly all the time of the direct algorithm is spent.
+// The register tiles of the direct algorithm: the two innermost loops, in which nearly all of its time is spent.
 //
 //   gather_tile  forward, input_grad:  out[m][lane] = bias[m] + sum over c, t of  w[c][t][m] * x[c][offset[t] + lane]
 //   dot_tile     weight_grad:          out[m][t]   +=           sum over lanes of g[m][lane] * x[offset[t] + lane]
@@ -7,32 +7,15 @@
 // of equal bits is kept.
 #pragma once
 
-#include "extents.h"
-#include "simd.h"
+#include "../base/extents.h"
+#include "../base/simd.h"
+#include "layout.h"
 
 namespace conv_ext {
 
-// M accumulator rows of V vectors stay in registers beside the V vectors of x and one weight: 24 + 3 + 1 of 32
-// registers (AVX-512), 12 + 3 + 1 of 16 (AVX2, SSE2). Two loads in three multiply-adds is what the load ports sustain.
-#if defined(__AVX512F__)
-constexpr int kGatherM = 8, kGatherV = 3, kDotM = 4, kDotT = 6;
-constexpr int max_vectors(int m) { return m == 8 ? 3 : 6; }
-#elif defined(__AVX2__)
-constexpr int kGatherM = 4, kGatherV = 3, kDotM = 2, kDotT = 6;
-constexpr int max_vectors(int m) { return m == 4 ? 3 : 4; }
-#else
-constexpr int kGatherM = 4, kGatherV = 2, kDotM = 2, kDotT = 3;
-constexpr int max_vectors(int m) { return m == 4 ? 2 : 4; }
-#endif
-constexpr int kMaxTileVectors = 6;
-constexpr int kChain = 256;  // products that are summed in one chain, rounded to whole channels
-
-// Rows of the next block when `rest` rows are left: the largest power of two that fits the register tile.
-inline int block_rows(int64_t rest, int largest) {
-  int m = largest;
-  while (m > rest) m /= 2;
-  return m;
-}
+constexpr DirectTile kDirectTile = direct_tile(kMachine);
+constexpr int kGatherM = kDirectTile.gather_m, kDotM = kDirectTile.dot_m, kDotT = kDirectTile.dot_t;
+constexpr int max_vectors(int m) { return gather_vectors(kMachine, m); }
 
 template <class A>
 struct GatherArguments {

@@ -13,6 +13,7 @@ COMMANDS = {
     "mapped": ("bench.mapped", "MappedConv2d against a masked dense convolution"),
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),
+    "sweep": ("bench.sweep", "every algorithm on every layer: whether the one chosen is the fastest"),
     "keep": ("bench.keep", "results as small tables, which the repository keeps"),
     "report": ("bench.report", "tables, figures and the README's table from results already measured"),
 }

@@ -201,8 +201,8 @@ struct Winograd {
     }
   }
 
-  void repeat_outputs(int64_t n, int64_t group, int64_t m, int64_t channels, int64_t row0, int64_t rows,
-                      int64_t column0, int64_t columns) const {
+  __attribute__((noinline)) void repeat_outputs(int64_t n, int64_t group, int64_t m, int64_t channels, int64_t row0,
+                                                int64_t rows, int64_t column0, int64_t columns) const {
     for (int64_t l = 0; l < channels; ++l)
       for (int64_t y = row0; y < row0 + rows; ++y)
         for (int64_t x = column0; x < column0 + columns; ++x) {

@@ -84,18 +84,22 @@ struct WinogradWeightGrad {
                          joined ? taps() : z.s);
     Vec<A> finite{};
     for (int64_t t = 0; t < taps(); ++t) finite += load(total + t * L) * A(0);
-    for (int64_t l = 0; l < channels; ++l) {
-      if (finite[l] == finite[l] && !few) continue;
+    bool repeat = few;
+    for (int l = 0; l < L; ++l) repeat |= finite[l] != finite[l];
+    if (repeat) repeat_weights(k, c, total);
+  }
+  // What is not finite is summed by the definition, what has few terms directly.
+  __attribute__((noinline)) void repeat_weights(int64_t k, int64_t c, const A* total) const {
+    for (int64_t l = 0; l < min_of(L, z.group_c() - c); ++l)
       for (int64_t t = 0; t < taps(); ++t) {
         const A value = total[t * L + l];
         const int64_t r = t / z.s, s = t % z.s;
         const bool is_finite = value - value == A(0);
         if (is_finite && !few_terms(r, s)) continue;
-        write<T>(to + l * result.channel + r * result.row + s * result.column,
+        write<T>(result.data + k * result.n + (c + l) * result.channel + r * result.row + s * result.column,
                  A(is_finite ? direct_sum(k, k / z.group_k() * z.group_c() + c + l, r, s)
                              : sum_again<T>(z, Pass::WeightGrad, w.buffers, k, c + l, r, s)));
       }
-    }
   }
 
   // A block of K x C in one part of the reduction.

@@ -1,0 +1,233 @@
+"""`python -m bench sweep`: is the chosen algorithm the fastest? All that can compute a layer, by turns with torch.
+
+Each result is judged before it is timed. A line is written for each case as it is done, into a CSV file whose first
+lines say what it was measured with; `--judge FILES` reads such files again. Rows that other processes disturbed do not
+count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import hashlib
+import statistics
+import sys
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from bench import environment, precision, shapes, tables
+
+FOLDER = environment.RESULTS / "sweeps"
+CSRC = Path(__file__).parents[1] / "csrc"
+FIXED = ("layout", "dtype", "precision", "layer", "n", "kind", "pass", "chosen", "disturbed")
+TORCH = "torch_ms"
+# What the choice may lose against the fastest algorithm, over the undisturbed rows of a sweep.
+MOST_MEAN, MOST_USUAL, USUAL_SHARE, MOST = 1.03, 1.10, 0.95, 1.25
+
+
+def kernels_digest(csrc: Path = CSRC) -> str:
+    """Twelve digits that change with any source of the CPU's plans and kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(file for folder in ("common", "cpu") for file in (csrc / folder).rglob("*") if file.is_file()):
+        digest.update(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def measure(case, seconds: float) -> dict:
+    """The times in milliseconds of torch and of each algorithm that can compute the case, all judged first."""
+    import torch
+
+    import conv_ext
+    from bench import cases, timer
+
+    o = cases.operands(case)
+    plan = cases.plan(case, o)
+    possible = [name for name, _, can in plan.candidates if can and name != "reference"]
+    row = {
+        "layout": case.layout,
+        "dtype": case.dtype,
+        "precision": case.precision,
+        "layer": case.shape.full_name,
+        "n": case.shape.n,
+        "kind": case.shape.kind,
+        "pass": case.pass_name,
+        "chosen": plan.algorithm,
+    }
+
+    def ours(name: str):
+        function = cases.ours(replace(case, algorithm=name), o)
+
+        def under_setting():
+            with conv_ext.algorithm(name):
+                return function()
+
+        return under_setting
+
+    functions = {TORCH: cases.theirs(case, o)} | {name: ours(name) for name in possible}
+    with precision.allowed(case.precision, case.device):
+        judge = cases.judge(case)
+        for name in possible:
+            if not judge(functions[name](), case.precision).right:
+                raise SystemExit(f"{case.name}: the result of {name} is wrong; nothing was timed")
+        timing = timer.undisturbed(functions, seconds, torch.get_num_threads())
+    times = {name: f"{timing.median(name) * 1e3:.4g}" for name in functions}
+    return row | {"disturbed": int(timing.disturbed)} | times
+
+
+def loss(row: dict) -> tuple[float, str]:
+    """How many times as long the chosen algorithm took as the fastest one, and which that is."""
+    times = {name: float(ms) for name, ms in row.items() if name not in (*FIXED, TORCH) and ms}
+    fastest = min(times, key=times.__getitem__)
+    return times[row["chosen"]] / times[fastest], fastest
+
+
+def judged(rows: list[dict]) -> dict:
+    """What the choice loses: mean, the share of cases within MOST_USUAL, and the largest loss; None without rows."""
+    losses = [loss(row)[0] for row in rows if row["chosen"] != "reference" and not int(row["disturbed"])]
+    if not losses:
+        return {"cases": 0, "mean": None, "usual": None, "worst": None, "good": None}
+    mean, worst = statistics.fmean(losses), max(losses)
+    usual = sum(one <= MOST_USUAL for one in losses) / len(losses)
+    return {
+        "cases": len(losses),
+        "mean": mean,
+        "usual": usual,
+        "worst": worst,
+        "good": mean <= MOST_MEAN and usual >= USUAL_SHARE and worst <= MOST,
+    }
+
+
+def text(head: dict, rows: list[dict]) -> str:
+    """Tables of one sweep: the choice by class and pass, the fastest algorithms, and where the choice loses most."""
+    groups, fastest = defaultdict(list), defaultdict(Counter)
+    for row in rows:
+        key = (row["layout"], row["dtype"], row["kind"], row["pass"])
+        groups[key].append(row)
+        if row["chosen"] != "reference" and not int(row["disturbed"]):
+            fastest[key][loss(row)[1]] += 1
+    lines = [", ".join(f"{name} {value}" for name, value in head.items()), ""]
+    body = []
+    for key, several in groups.items():
+        found = judged(several)
+        numbers = ["-", "-"] if not found["cases"] else [f"{found['mean']:.3f}", f"{found['worst']:.2f}"]
+        names = ", ".join(f"{name} {count}" for name, count in fastest[key].most_common())
+        body.append([" ".join(key), found["cases"], *numbers, names])
+    lines.append(tables.table(["class", "undisturbed", "loss", "most", "fastest"], body))
+    worst = sorted(
+        (row for row in rows if row["chosen"] != "reference" and not int(row["disturbed"])),
+        key=lambda row: -loss(row)[0],
+    )[:10]
+    lines += ["", "Where the choice loses most:", ""]
+    lines.append(
+        tables.table(
+            ["case", "chosen", "fastest", "loss"],
+            [
+                [
+                    f"{row['layer']} n={row['n']} {row['pass']} {row['dtype']} {row['layout']}",
+                    row["chosen"],
+                    loss(row)[1],
+                    f"{loss(row)[0]:.2f}",
+                ]
+                for row in worst
+            ],
+        )
+    )
+    found = judged(rows)
+    if found["cases"]:
+        lines += [
+            "",
+            f"In {found['cases']} undisturbed cases of {len(rows)} the choice loses {found['mean'] - 1:.1%} in "
+            f"the mean (at most {MOST_MEAN - 1:.0%}), {found['usual']:.1%} of them at most "
+            f"{MOST_USUAL - 1:.0%} (at least {USUAL_SHARE:.0%}), and {found['worst'] - 1:.0%} at most "
+            f"({MOST - 1:.0%}): {'as it should be' if found['good'] else 'NOT as it should be'}.",
+        ]
+    return "\n".join(lines)
+
+
+def read(path: Path) -> tuple[dict, list[dict]]:
+    """The head and the rows of a sweep's file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SystemExit(
+            f"a sweep must be a CSV file that `python -m bench sweep` has written: {path}: {error.strerror}"
+        ) from None
+    head = dict(line[1:].strip().split("=", 1) for line in lines if line.startswith("#") and "=" in line)
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    if "kernels" not in head or not rows or not set(FIXED) <= set(rows[0]) or None in rows[-1].values():
+        raise SystemExit(
+            f"a sweep must be a CSV file that `python -m bench sweep` has written, with a head that names "
+            f"the kernels, and whole rows: {path}"
+        )
+    return head, rows
+
+
+def head_of(machine: dict) -> dict:
+    return {
+        "cpu": machine["cpu"],
+        "isa": machine["isa"],
+        "threads": machine["threads"],
+        "warm_allocator": machine["warm_allocator"],
+        "torch": machine["torch"],
+        "kernels": kernels_digest(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench sweep",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="The exit status is 1 where the choice loses more than it may.",
+    )
+    environment.add_case_options(parser, suites=shapes.suites(), only=[])
+    environment.add_common_options(parser)
+    parser.add_argument("--judge", nargs="+", type=Path, metavar="FILE.csv", help="measure nothing, judge these files")
+    options = parser.parse_args(arguments)
+    options.seconds = options.seconds or 0.1
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if options.judge:
+        found = [read(path) for path in options.judge]
+        print("\n\n".join(text(*one) for one in found))
+        return int(any(judged(rows)["good"] is False for _, rows in found))
+    import torch
+
+    from bench import cases
+    from conv_ext.settings import ALGORITHMS
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    chosen = shapes.distinct(shapes.load(options.suite, options.only, options.batch))
+    todo = cases.cases(chosen, options.passes, options.dtype, options.layout, "auto", options.precision)
+    names = [name for name in ALGORITHMS["cpu"] if name not in ("auto", "reference")]
+    head = head_of(environment.machine())
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    path = options.out or FOLDER / f"{head['isa']}-{head['threads']}threads-{stamp}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file, torch.no_grad():
+        file.writelines(f"# {name}={value}\n" for name, value in head.items())
+        writer = csv.DictWriter(file, [*FIXED, TORCH, *names], restval="", lineterminator="\n")
+        writer.writeheader()
+
+        def one(case) -> dict:
+            row = measure(case, options.seconds)
+            writer.writerow(row)
+            file.flush()
+            return row
+
+        rows = environment.collect(todo, one, lambda case: case.name)
+    if not rows:
+        print("nothing was measured", file=sys.stderr)
+        return 1
+    head, rows = read(path)
+    print(text(head, rows))
+    print(f"\n{len(rows)} of {len(todo)} cases; written to {path}")
+    return int(judged(rows)["good"] is False)

@@ -96,7 +96,7 @@ class PassPlan:
         )
 
     def _mark(self, name: str, reason: str | None, possible: bool) -> str:
-        """What is said of a candidate: one that yields can be forced, one that cannot compute the problem is refused."""
+        """What is said of a candidate; one that can be forced is never said to be one that cannot."""
         if name == self.algorithm:
             return "chosen: conv_ext.algorithm says so" if self.forced else "chosen"
         if not possible:

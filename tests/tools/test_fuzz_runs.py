@@ -118,7 +118,7 @@ static void run(const ConvProblem& z, Pass, const Plan&, const Buffers&, const E
   if (z.dtype == DType::Float64) for (volatile int i = 0;; ++i) {{}}
   if (z.dtype == DType::BFloat16) *reinterpret_cast<volatile int*>(8) = 1;
 }}
-static const KernelLibrary library = {{{{"baseline", 16, 4, 3, 4, 3, 2, 2, 4, Bf16Dot::None}}, run}};
+static const KernelLibrary library = {{machine_of(Isa::Baseline), run}};
 extern "C" const KernelLibrary* conv_ext_kernel_library() {{ return &library; }}
 '''
     )

@@ -130,7 +130,7 @@ def reached(path):
 
 # What judges shares no code with what it judges: the definitions know common/ alone, their folder also how an algorithm
 # is called and planned.
-CALLED_BY = {CSRC / "cpu" / name for name in ("algorithms.h", "candidates.h", "kernels.h", "pass.h", "plan.h")}
+CALLED_BY = {CSRC / "cpu" / f"{name}.h" for name in ("algorithms", "candidates", "kernels", "machine", "pass", "plan")}
 REFERENCE = CSRC / "cpu" / "reference"
 
 

@@ -94,7 +94,12 @@ def info() -> int:
     _print_entries(running, 2)
     print("built")
     built = conv_ext.build_info()
-    _print_entries(built, 2)
+    shown = dict(built)
+    if not built["cuda"]:
+        why = "" if torch.version.cuda else f", and torch {torch.__version__} is no CUDA build"
+        shown["cuda"] = f'no{why}: the README\'s section "On a GPU" says how to build with it'
+        shown["cuda_architectures"] = "none"
+    _print_entries(shown, 2)
     print("GPUs")
     _print_entries(gpus(built) or {"none": "torch sees no CUDA device"}, 2)
     return 0

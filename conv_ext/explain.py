@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -32,23 +33,37 @@ def _count(value: float) -> str:
 
 
 def _is_channels_last(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    """As the kernels see it (is_channels_last, csrc/common/buffers.h): a slice of the channels is, too."""
+
+    def ordered(fastest_first: tuple[int, ...]) -> bool:
+        least = 0
+        for d in fastest_first:
+            if tensor.size(d) != 1:
+                if tensor.stride(d) < least:
+                    return False
+                least = tensor.size(d) * tensor.stride(d)
+        return True
+
+    return ordered((1, 3, 2, 0)) and not ordered((3, 2, 1, 0))
 
 
 @dataclass(frozen=True)
 class PassPlan:
     """How one pass would be computed.
 
+    algorithm: None where `conv_ext.algorithm` forces one that cannot compute this pass; `refused` has the words of the
+        error that the call raises, and what follows from a plan is empty. forced: whether one is forced.
     candidates: (name, reason, possible) of every algorithm in the plan's order; the reason is None where nothing speaks
         against it, and an algorithm that is possible in spite of its reason can be forced.
     tiles: outputs and channels per task (on CUDA: of a block). workspace_bytes: shared by all threads; scratch_bytes:
         for each thread.
-    as_1x1: the kernel covers its input, and is computed as a 1x1 kernel over C R S channels.
+    as_1x1: the kernel covers its input, and is computed as a 1x1 kernel over C R S channels. channels_last: whether
+        one of the operands lies so, its rows and columns perhaps with gaps between them.
     flops: multiplications and additions of real numbers. bytes: operands and result, each touched once.
     """
 
     name: str
-    algorithm: str
+    algorithm: str | None
     isa: str
     candidates: tuple
     tiles: dict
@@ -58,23 +73,35 @@ class PassPlan:
     flops: float
     bytes: float
     as_1x1: bool
+    channels_last: bool = False
+    forced: bool = False
+    refused: str | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.algorithm} ({self.isa})"]
-        for name, reason, _ in self.candidates:
-            mark = "chosen" if name == self.algorithm else f"no: {reason}" if reason else "possible"
-            lines.append(f"    {name:<10} {mark}")
+        rows = [(name, self._mark(name, reason, possible)) for name, reason, possible in self.candidates]
         if self.as_1x1:
-            lines.append("    computed as a 1x1 kernel over C R S channels")
+            rows.append(("computed", "as a 1x1 kernel over C R S channels"))
         if self.tiles:
             tiles = ", ".join(f"{k} {v}" for k, v in self.tiles.items())
-            lines.append(f"    tiles      {tiles}; {self.tasks} tasks")
-        lines.append(
-            f"    memory     workspace {_bytes(self.workspace_bytes)}, scratch {_bytes(self.scratch_bytes)} a thread"
-        )
+            rows.append(("tiles", f"{tiles}; {self.tasks} tasks"))
+        if not self.refused:
+            memory = f"workspace {_bytes(self.workspace_bytes)}, scratch {_bytes(self.scratch_bytes)} a thread"
+            rows.append(("memory", memory))
         intensity = f", {self.flops / self.bytes:.1f} FLOP per byte" if self.bytes else ""
-        lines.append(f"    work       {_count(self.flops)}FLOP, {_bytes(self.bytes)}{intensity}")
-        return "\n".join(lines)
+        rows.append(("work", f"{_count(self.flops)}FLOP, {_bytes(self.bytes)}{intensity}"))
+        width = max(len(name) for name, _ in rows)
+        chosen = f"none, {self.refused}" if self.refused else self.algorithm
+        return "\n".join(
+            [f"{self.name}: {chosen} ({self.isa})", *(f"    {name:<{width}} {text}" for name, text in rows)]
+        )
+
+    def _mark(self, name: str, reason: str | None, possible: bool) -> str:
+        """What is said of a candidate; one that can be forced is never said to be one that cannot."""
+        if name == self.algorithm:
+            return "chosen: conv_ext.algorithm says so" if self.forced else "chosen"
+        if not possible:
+            return f"cannot: {reason}"
+        return f"can, but leaves it to others: {reason}" if reason else "can"
 
 
 @dataclass(frozen=True)
@@ -98,7 +125,11 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
     a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d or ConvTranspose2d, ours or torch's, which is explained
     as `conv_ext.convert` would make it. As there, one operand that is contiguous as ``torch.channels_last`` alone
-    decides for that layout. The algorithm and precision settings in force are those that the call would get.
+    decides for that layout, and so does a slice of such a tensor's channels. The algorithm and precision settings in
+    force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the reason.
+
+    Of each algorithm it prints "chosen", "can" (it stands behind the chosen one), "can, but leaves it to others" and
+    why (``conv_ext.algorithm`` can force it), or "cannot" and why.
 
     A sequence is an image of one row. A transposed layer is explained as the convolution that it is the input gradient
     of: `.input_grad` is what its forward runs, `.forward` its own input gradient.
@@ -164,6 +195,20 @@ def _precision(tensor: torch.Tensor) -> str:
     return current_precision(tensor.device.type) if tensor.dtype == torch.float32 else "ieee"
 
 
+def _plan_or_refusal(plan: Callable[[str], PassPlan], algorithm: str) -> PassPlan:
+    """Of a pass that the forced algorithm cannot compute: the candidates, none of them chosen."""
+    try:
+        return plan(algorithm)
+    except RuntimeError as error:
+        usual = plan("auto")
+        if algorithm not in (name for name, _, possible in usual.candidates if not possible):
+            raise
+        refused = str(error).splitlines()[0]
+        return replace(
+            usual, algorithm=None, forced=True, refused=refused, tiles={}, tasks=0, workspace_bytes=0, scratch_bytes=0
+        )
+
+
 def _explained(
     operand, input, weight, output, stride, padding, dilation, groups, activation, input_stride=None
 ) -> Explanation:
@@ -181,17 +226,23 @@ def _explained(
         capability = 10 * major + minor
     plans = {}
     for each in PASSES:
-        plan = _C.plan(
-            each.name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, current_algorithm(),
-            precision, channels_last, capability, **strides,
-        )  # fmt: skip
-        plans[each.name] = PassPlan(name=plan.pop("pass"), candidates=tuple(plan.pop("candidates")), **plan)
+
+        def plan(algorithm: str, name=each.name) -> PassPlan:
+            found = _C.plan(
+                name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, algorithm, precision,
+                channels_last, capability, **strides,
+            )  # fmt: skip
+            candidates = tuple(found.pop("candidates"))
+            return PassPlan(name=found.pop("pass"), candidates=candidates, forced=algorithm != "auto", **found)
+
+        plans[each.name] = _plan_or_refusal(plan, current_algorithm())
     n, c, h, w = input
     k, _, r, s = sizes[1]
     problem = (
         f"N {n}  C {c}  H {h}  W {w}   K {k}  R {r}  S {s}   P {output[2]}  Q {output[3]}   "
-        f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}, {precision}"
-        + (", channels_last" if channels_last else "")
+        f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}"
+        + (f", precision {precision}" if operand.dtype == torch.float32 else "")
+        + (", channels_last" if plans["forward"].channels_last else "")
         + ("" if activation == "none" else f", {activation}")
     )
     return Explanation(problem, **plans)

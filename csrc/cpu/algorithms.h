@@ -2,8 +2,12 @@
 // line here.
 //
 // NAME(Enumerator, folder): the folder's plan.cpp has folder_declines, folder_yields, prepare_folder and
-// describe_folder (candidates.h says what they do), and another source of it has select_folder (pass.h).
+// describe_folder (candidates.h says what they do), and another source of it has select_folder (library.cpp).
+//
+// Only plan.cpp, library.cpp and tests include this: a new line compiles these again, and no other algorithm.
 #pragma once
+
+#include <stdint.h>
 
 #define CONV_EXT_ALGORITHMS(NAME)   \
   NAME(Depthwise, depthwise)        \
@@ -14,3 +18,13 @@
   NAME(Panels, panels)              \
   NAME(Direct, direct)              \
   NAME(Reference, reference)
+
+namespace conv_ext {
+
+#define CONV_EXT_NAME(Enumerator, folder) Enumerator,
+enum class Algorithm : int32_t { CONV_EXT_ALGORITHMS(CONV_EXT_NAME) };
+#undef CONV_EXT_NAME
+
+constexpr int kCandidateCount = int(Algorithm::Reference) + 1;
+
+}  // namespace conv_ext

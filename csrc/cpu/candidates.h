@@ -24,10 +24,7 @@ struct Candidate {
   Algorithm algorithm;
   const char* name;
   // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
-  const char* declines(const PlanInput& input) const {
-    const char* const reason = algorithm == Algorithm::Reference ? nullptr : beyond_tiles(input.problem);
-    return reason != nullptr ? reason : cannot(input);
-  }
+  const char* declines(const PlanInput& input) const;
   const char* (*cannot)(const PlanInput&);
   // Why it is passed over although it could compute the problem; nullptr where it is wanted. A forced algorithm is not
   // asked.
@@ -36,8 +33,15 @@ struct Candidate {
   void (*describe)(const PlanInput&, const Plan&, Facts*);
 };
 
-constexpr int kCandidateCount = int(Algorithm::Reference) + 1;
-extern const Candidate kCandidates[kCandidateCount];
+// All of them, in the order of algorithms.h.
+struct Candidates {
+  const Candidate* first;
+  int count;
+  const Candidate* begin() const { return first; }
+  const Candidate* end() const { return first + count; }
+  const Candidate& operator[](int index) const { return first[index]; }
+};
+extern const Candidates kCandidates;
 
 constexpr int64_t kScratchLimit = int64_t(16) << 20;  // bytes a thread may use for its packed tile
 

@@ -1,8 +1,14 @@
 // The one symbol of a kernel library: its row of machine.h and its entry point.
+#include "algorithms.h"
 #include "base/simd.h"
 #include "pass.h"
 
 namespace conv_ext {
+
+// In the folder of each algorithm: its code for a pass and a dtype; nullptr for a dtype that its plan declines.
+#define CONV_EXT_NAME(Enumerator, folder) RunPlan select_##folder(Pass pass, DType dtype);
+CONV_EXT_ALGORITHMS(CONV_EXT_NAME)
+#undef CONV_EXT_NAME
 
 #if defined(CONV_EXT_WITNESS)
 Witness witness{};

@@ -8,11 +8,6 @@ namespace conv_ext {
 
 using RunPlan = void (*)(const ConvProblem&, const Plan&, const Buffers&, const Executor&);
 
-// In the folder of each algorithm: its code for a pass and a dtype; nullptr for a dtype that its plan declines.
-#define CONV_EXT_NAME(Enumerator, folder) RunPlan select_##folder(Pass pass, DType dtype);
-CONV_EXT_ALGORITHMS(CONV_EXT_NAME)
-#undef CONV_EXT_NAME
-
 template <Pass its_pass>
 struct PassOf {
   static constexpr Pass value = its_pass;

@@ -1,6 +1,7 @@
 // The plan room: which algorithm computes a problem.
 #include <string.h>
 
+#include "algorithms.h"
 #include "plan_common.h"
 
 namespace conv_ext {
@@ -15,11 +16,26 @@ const char* beyond_tiles(const ConvProblem& z) {
   return nullptr;
 }
 
+// In the plan.cpp of each folder; candidates.h says what they do.
+#define CONV_EXT_NAME(Enumerator, folder)          \
+  const char* folder##_declines(const PlanInput&); \
+  const char* folder##_yields(const PlanInput&);   \
+  void prepare_##folder(const PlanInput&, Plan*);  \
+  void describe_##folder(const PlanInput&, const Plan&, Facts*);
+CONV_EXT_ALGORITHMS(CONV_EXT_NAME)
+#undef CONV_EXT_NAME
+
 // The first that neither declines nor yields runs: the list stands in algorithms.h.
 #define CONV_EXT_CANDIDATE(Enumerator, folder) \
   {Algorithm::Enumerator, #folder, folder##_declines, folder##_yields, prepare_##folder, describe_##folder},
-const Candidate kCandidates[kCandidateCount] = {CONV_EXT_ALGORITHMS(CONV_EXT_CANDIDATE)};
+constexpr Candidate kInOrder[kCandidateCount] = {CONV_EXT_ALGORITHMS(CONV_EXT_CANDIDATE)};
 #undef CONV_EXT_CANDIDATE
+const Candidates kCandidates = {kInOrder, kCandidateCount};
+
+const char* Candidate::declines(const PlanInput& input) const {
+  const char* const reason = algorithm == Algorithm::Reference ? nullptr : beyond_tiles(input.problem);
+  return reason != nullptr ? reason : cannot(input);
+}
 
 const Candidate* choose(const PlanInput& input, const char* forced, const char** reason) {
   const bool any = strcmp(forced, "auto") == 0;

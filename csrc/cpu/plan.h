@@ -6,13 +6,10 @@
 #pragma once
 
 #include "../common/indexing.h"
-#include "algorithms.h"
 
 namespace conv_ext {
 
-#define CONV_EXT_NAME(Enumerator, folder) Enumerator,
-enum class Algorithm : int32_t { CONV_EXT_ALGORITHMS(CONV_EXT_NAME) };
-#undef CONV_EXT_NAME
+enum class Algorithm : int32_t;  // the list is in algorithms.h
 
 struct Plan {
   Algorithm algorithm;

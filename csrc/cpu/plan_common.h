@@ -73,13 +73,4 @@ inline const char* memory_declines(const PlanInput& input, Prepare prepare, cons
   return memory_declines(plan, too_large);
 }
 
-// In the plan.cpp of each folder; candidates.h says what they do.
-#define CONV_EXT_NAME(Enumerator, folder)          \
-  const char* folder##_declines(const PlanInput&); \
-  const char* folder##_yields(const PlanInput&);   \
-  void prepare_##folder(const PlanInput&, Plan*);  \
-  void describe_##folder(const PlanInput&, const Plan&, Facts*);
-CONV_EXT_ALGORITHMS(CONV_EXT_NAME)
-#undef CONV_EXT_NAME
-
 }  // namespace conv_ext

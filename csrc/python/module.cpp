@@ -127,6 +127,7 @@ py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::st
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = merged;
+  text["channels_last"] = problem.channels_last;
   text["tiles"] = dict_of(facts);
   text["tasks"] = empty ? 0 : plan.tasks;
   text["workspace_bytes"] = plan.workspace_bytes;
@@ -152,6 +153,7 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = covers;
+  text["channels_last"] = given.channels_last;
   text["tiles"] = dict_of(empty ? Facts() : describe_cuda_plan(pass, plan));
   text["tasks"] = plan.blocks;
   text["workspace_bytes"] = plan.workspace_bytes;

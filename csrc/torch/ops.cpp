@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "../common/indexing.h"
@@ -346,16 +347,17 @@ std::vector<SymInt> result_size(Pass pass, const Tensor& a, const Tensor& b, con
 
 namespace {
 
-// Why a forced algorithm does not run: it has another name, or a reason of its own.
-template <class Candidates>
-[[noreturn]] void refuse(const Candidates& candidates, Pass pass, const std::string& forced, const char* reason) {
+// Why a forced algorithm does not run: it has another name, or a reason of its own. others: those of other_tensors.
+template <class List, class Others>
+[[noreturn]] void refuse(const List& candidates, const Others& others, const char* other_tensors, Pass pass,
+                         const std::string& forced, const char* reason) {
+  const auto is_among = [&](const auto& list) {
+    return std::any_of(std::begin(list), std::end(list), [&](const auto& c) { return forced == c.name; });
+  };
   std::string names = "auto";
-  bool known = forced == "auto";
-  for (const auto& c : candidates) {
-    names += std::string(", ") + c.name;
-    known = known || forced == c.name;
-  }
-  TORCH_CHECK(known, "algorithm must be one of ", names, ", got ", forced);
+  for (const auto& c : candidates) names += std::string(", ") + c.name;
+  const std::string whose = is_among(others) ? std::string(", which is for ") + other_tensors : "";
+  TORCH_CHECK(forced == "auto" || is_among(candidates), "algorithm must be one of ", names, ", got ", forced, whose);
   TORCH_CHECK(false, "algorithm ", forced, " cannot compute this ", pass_name(pass), ": ", reason);
 }
 
@@ -365,7 +367,7 @@ const Candidate& choose_or_throw(const PlanInput& input, std::string_view algori
   const std::string forced(algorithm);
   const char* reason = nullptr;
   const Candidate* candidate = choose(input, forced.c_str(), &reason);
-  if (candidate == nullptr) refuse(kCandidates, input.pass, forced, reason);
+  if (candidate == nullptr) refuse(kCandidates, kCudaCandidates, "CUDA tensors", input.pass, forced, reason);
   return *candidate;
 }
 
@@ -374,7 +376,7 @@ const CudaCandidate& choose_cuda_or_throw(const ConvProblem& problem, Pass pass,
   const std::string forced(algorithm);
   const char* reason = nullptr;
   const CudaCandidate* candidate = choose_cuda(problem, pass, traits, forced.c_str(), &reason);
-  if (candidate == nullptr) refuse(kCudaCandidates, pass, forced, reason);
+  if (candidate == nullptr) refuse(kCudaCandidates, kCandidates, "CPU tensors", pass, forced, reason);
   return *candidate;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "../../csrc/cpu/broadcast/layout.h"
+#include "../../csrc/cpu/algorithms.h"
 #include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/depthwise/layout.h"
 #include "../../csrc/cpu/implicit_gemm/layout.h"

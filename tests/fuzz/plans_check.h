@@ -14,6 +14,7 @@
 #include "../../csrc/cpu/grouped/layout.h"
 #include "../../csrc/cpu/implicit_gemm/layout.h"
 #include "../../csrc/cpu/panels/layout.h"
+#include "../../csrc/cpu/algorithms.h"
 #include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/winograd/layout.h"
 #include "problem_text.h"

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "../../csrc/common/witness.h"
+#include "../../csrc/cpu/algorithms.h"
 #include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/kernels.h"
 #include "problem_text.h"

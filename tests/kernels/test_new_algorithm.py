@@ -24,8 +24,10 @@ def compiled(source: Path, to: Path, flags: str) -> Path:
     return to
 
 
-@pytest.mark.skipif(not (ROOT / "build" / "kernels" / ISA).is_dir(), reason="needs a checkout that was built")
-@pytest.mark.skipif(ISA not in available_isas(), reason=f"needs a processor with {ISA}")
+@pytest.mark.skipif(
+    ISA not in available_isas() or not (ROOT / "build" / "kernels" / ISA).is_dir(),
+    reason=f"needs a checkout that was built with {ISA} (CONV_EXT_ISAS=all), and a processor that has it",
+)
 def test_a_new_algorithm_is_a_folder_and_a_line(tmp_path):
     csrc = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc", csrc, ignore=shutil.ignore_patterns("torch", "python"))
@@ -35,6 +37,8 @@ def test_a_new_algorithm_is_a_folder_and_a_line(tmp_path):
     names.write_text(names.read_text().replace(BEFORE, LINE + BEFORE))
 
     # Everything that has the list: the plans, the driver and the library's entry. No other kernel has to know.
+    knows = {path for path in (ROOT / "csrc").rglob("*") if path.is_file() and 'algorithms.h"' in path.read_text()}
+    assert {path.relative_to(ROOT / "csrc" / "cpu").as_posix() for path in knows} == {"library.cpp", "plan.cpp"}
     settings = fuzz_build.kernel_settings()
     flags = f"{settings['KERNEL_FLAGS']} -O1 {settings['ISA_FLAGS'][ISA]}"
     objects = [ROOT / "build" / "kernels" / ISA / f"{name}.o" for name in settings["KERNEL_SOURCES"]]

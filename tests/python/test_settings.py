@@ -1,6 +1,7 @@
 """What the caller allows: precision and algorithm, from the setting to the kernel that the profiler shows."""
 
 import copy
+import re
 import threading
 
 import pytest
@@ -129,7 +130,8 @@ def test_every_name_of_either_device_is_taken_and_the_call_says_which_are_its_ow
     assert names == set(settings.ALGORITHMS["cpu"]) and {"wgmma", "direct"} <= set(settings.ALGORITHMS["cuda"])
     for name in ("auto", *names, *settings.ALGORITHMS["cuda"]):
         assert conv_ext.algorithm(name).value == name
-    with conv_ext.algorithm("wgmma"), pytest.raises(RuntimeError, match="algorithm must be one of"):
+    said = "algorithm must be one of auto, .* got wgmma, which is for CUDA tensors"
+    with conv_ext.algorithm("wgmma"), pytest.raises(RuntimeError, match=said):
         conv_ext.conv2d(x, w)
 
 
@@ -144,6 +146,48 @@ def test_explain_knows_the_layout():
 
     assert "rows of the result are long" in reason(plain) and reason(last) is None
     assert conv_ext.explain(x, w.to(memory_format=torch.channels_last)).forward == last.forward
+
+
+def test_explain_knows_a_slice_of_channels_for_channels_last():
+    x, w = torch.empty(2, 80, 66, 66).to(memory_format=torch.channels_last)[:, :40], torch.empty(48, 40, 3, 3)
+    assert not x.is_contiguous(memory_format=torch.channels_last)
+    assert ", channels_last" in conv_ext.explain(x, w).problem and conv_ext.explain(x, w).forward.channels_last
+    transposed = conv_ext.explain(conv_ext.ConvTranspose2d(40, 8, 3), x)
+    assert ", channels_last" in transposed.problem
+    assert "channels_last" not in conv_ext.explain(x.contiguous(), w).problem
+
+
+def test_explain_under_a_forced_algorithm_shows_what_its_passes_cannot():
+    x, w = torch.randn(1, 8, 9, 9), torch.randn(16, 8, 3, 3)
+    with conv_ext.algorithm("broadcast"):
+        found = conv_ext.explain(x, w)
+        conv_ext.conv2d(x, w)
+    refused = found.weight_grad
+    assert found.forward.algorithm == "broadcast" and refused.algorithm is None and refused.tiles == {}
+    assert refused.refused == "algorithm broadcast cannot compute this weight_grad: it is for forward and input_grad"
+    assert re.search(r"broadcast +chosen: conv_ext.algorithm says so", str(found.forward))
+    assert "weight_grad: none, algorithm broadcast cannot compute" in str(refused) and "chosen" not in str(refused)
+    assert not re.search("memory|tiles", str(refused)) and found.forward.refused is None
+    with conv_ext.algorithm("wgmma"), pytest.raises(RuntimeError, match="got wgmma, which is for CUDA tensors"):
+        conv_ext.explain(x, w)
+
+
+def test_explain_says_which_can_be_forced():
+    x, w = torch.empty(2, 40, 66, 66), torch.empty(48, 40, 1, 1)
+    forward = conv_ext.explain(x, w).forward
+    shown = str(forward)
+    assert re.search(r"broadcast +can, but leaves it to others: a kernel of 1 x 1", shown)
+    assert re.search(r"depthwise +cannot: it is for depthwise problems", shown) and re.search(
+        r"reference +can$", shown, re.M
+    )
+    for name, _, possible in forward.candidates:
+        if possible:
+            with conv_ext.algorithm(name):
+                assert conv_ext.explain(x, w).forward.algorithm == name
+    begins = {re.match(r" +\S+ +", line).end() for line in shown.splitlines()[1:]}
+    assert len(begins) == 1, "one column"
+    assert ", precision ieee" in conv_ext.explain(x, w).problem
+    assert conv_ext.explain(x.bfloat16(), w.bfloat16()).problem.endswith("   bfloat16")
 
 
 # ---- explain(layer, x)

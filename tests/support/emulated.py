@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "amx-emulated"
 KERNELS = ROOT / "build" / "kernels"
 LIBRARY = ROOT / "conv_ext" / "lib" / f"libconv_ext_{NAME}.so"
-REASON = "needs a checkout that was built, and a processor with AVX-512"
+REASON = "needs a checkout that was built with avx512 in it (CONV_EXT_ISAS=all), and a processor that has it"
 
 
 def possible(isas: list[str]) -> bool:

@@ -4,11 +4,13 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-SETUP = Path(__file__).resolve().parents[2] / "setup.py"
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = ROOT / "setup.py"
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def built(tmp_path, monkeypatch):
             (root / "csrc" / "cpu" / source).write_text("\n".join(lines) + "\n")
         shutil.copy(SETUP, root)
         monkeypatch.setattr("setuptools.setup", lambda **_: None)
+        monkeypatch.delenv("CONV_EXT_ISAS", raising=False)  # of a make that runs these tests
         monkeypatch.setenv("CXX", compiler) if compiler else monkeypatch.delenv("CXX", raising=False)
         functions = runpy.run_path(str(root / "setup.py"))
         assert functions["KERNEL_SOURCES"] == ["direct/direct.cpp", "forward.cpp"]
@@ -71,6 +74,44 @@ def test_the_instruction_sets_that_are_built(built, monkeypatch):
         monkeypatch.setenv("CONV_EXT_ISAS", wrong)
         with pytest.raises(SystemExit, match=f"CONV_EXT_ISAS must be all, native or names of baseline.*got '{wrong}'"):
             functions["chosen_isas"]()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_last_choice_of_instruction_sets_holds_for_the_next_make(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("setup.py", "pyproject.toml", "csrc/a.h"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    outside = {"CONV_EXT_ISAS", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}
+    environment = {key: value for key, value in os.environ.items() if key not in outside}
+    for given, built in (
+        ([], "all"),
+        (["CONV_EXT_ISAS=native"], "native"),
+        ([], "native"),
+        (["CONV_EXT_ISAS=all"], "all"),
+    ):
+        words = ["make", "-n", "build", "VENV=", *given]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert f"CONV_EXT_ISAS='{built}' " in done.stdout, done.stdout
+        kept = tmp_path / "build" / ".isas"
+        before = kept.stat().st_mtime_ns
+        subprocess.run(["make", "-n", "build", "VENV="], cwd=tmp_path, env=environment, capture_output=True, check=True)
+        assert kept.read_text() == f"{built}\n" and kept.stat().st_mtime_ns == before, "nothing is built anew"
+
+
+def test_a_script_beside_a_checkout_imports_the_package_within_it(tmp_path):
+    """Python takes a folder conv_ext/ beside a script for a package, unless it finds a real one on sys.path."""
+    script = tmp_path / "script.py"
+    script.write_text("import conv_ext\nprint(conv_ext.__file__)\n")
+
+    def found():
+        return subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+
+    inside = str(ROOT / "conv_ext" / "__init__.py")
+    if found() != inside:
+        pytest.skip("needs this checkout to be installed as editable")
+    (tmp_path / "conv_ext").symlink_to(ROOT)
+    assert found() == inside, "make build installs it as pyproject.toml says"
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs /proc/cpuinfo")

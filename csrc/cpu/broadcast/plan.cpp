@@ -17,8 +17,12 @@ constexpr int64_t weight_bytes(const Machine& machine) { return machine.caches.l
 static_assert(in_every_row(source_bytes, 192 << 10) && in_every_row(sum_bytes, 24 << 10) &&
               in_every_row(kept_sum_bytes, 384 << 10) && in_every_row(weight_bytes, 28 << 10));
 
-constexpr double kInterleaved = 2.0;  // cycles to pack a number where images lie side by side
-constexpr int64_t kFewColumns = 64;   // outputs up to which a row's ends count
+// What the estimates below are made with, beside the rates of machine.h. They only choose between register tiles that
+// all are right, and are no measurements: about so many cycles are taken for
+constexpr double kPackedBesideImages = 2;  // packing a number where images lie side by side: gathered one by one
+constexpr double kBesideAProduct = 0.5;    // what a register tile does beside a product: the loop, the next tap
+
+constexpr int64_t kFewColumns = 64;  // outputs up to which a row's ends count
 
 // The fewest taps that a phase has, but for those without any.
 int64_t fewest_taps(const Axis& axis) { return max_of(1, axis.taps / tap_distance(axis)); }
@@ -43,7 +47,7 @@ double tile_cost(const Rates& rates, int64_t outputs, int64_t vectors, bool from
   const double weights = from_second_level ? double(vectors) * rates.l2_cycles : 0;
   double cost = rates.latency;
   for (const double other : {products, loads, weights}) cost = cost > other ? cost : other;
-  return cost + 0.5;
+  return cost + kBesideAProduct;
 }
 
 // Cycles or so of a row of outputs and one row of taps, for all channels of the result and one image.
@@ -98,7 +102,7 @@ RegisterTile fastest_tile(const PlanInput& input) {
       if (images < 1) continue;
       double cost = double(rows_of_taps) *
                     row_cost(machine.rates, horizontal, longest, all_vectors, vectors, images, from_second_level);
-      if (images > 1) cost += kInterleaved * double(vertical.source) * double(horizontal.source);
+      if (images > 1) cost += kPackedBesideImages * double(vertical.source) * double(horizontal.source);
       if (best == 0 || cost <= best) {
         best = cost;
         fastest = {vectors, images};
@@ -149,7 +153,7 @@ void prepare_with(const RegisterTile& tile, const PlanInput& input, Plan* plan) 
   own = {};
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes, taps = z.r * z.s;
-  const int64_t group_m = max_of(1, result_channels(z, pass)), channels = source_channels(z, pass);
+  const int64_t channels = source_channels(z, pass);
   own.products = max_of(min_of(product(channels, taps), kMostProducts), taps);
   own.weights = weight_panels(z, pass, strides, lanes, true, 1, tile.vectors);
   own.images = tile.images;

@@ -182,7 +182,7 @@ inline void dot_tiles(const DotRows& a, int rows) {
   if (two_rows && two_blocks) tile_store<3>(a.out + 16 * a.out_pitch + 16, out_pitch);
 }
 
-inline void dot_tile(const DotRows& a, TileScope& scope, int rows, int blocks) {
+inline void pairs_tile(const DotRows& a, TileScope& scope, int rows, int blocks) {
   scope.shape(rows);
   if (rows > 16) {
     blocks == 2 ? dot_tiles<true, true>(a, rows) : dot_tiles<true, false>(a, rows);
@@ -194,7 +194,7 @@ inline void dot_tile(const DotRows& a, TileScope& scope, int rows, int blocks) {
 #elif defined(CONV_EXT_BF16_DOT)
 
 struct TileScope {};
-inline void dot_tile(const DotRows& a, TileScope&, int rows, int blocks) { dot_vectors(a, rows, blocks); }
+inline void pairs_tile(const DotRows& a, TileScope&, int rows, int blocks) { dot_vectors(a, rows, blocks); }
 
 #endif
 

@@ -5,7 +5,7 @@
 //   for each tile of outputs of a group (in parallel):
 //     pack the source that it reads: [image][row][column][channel]
 //     for each phase, blocks of outputs, line of neighbouring outputs:
-//       dot_tile, write
+//       pairs_tile, write
 //
 // Where the weights are larger than the source, all of the source is packed first, and the tasks are blocks of outputs.
 //
@@ -185,7 +185,7 @@ struct DotGather {
           for (int64_t q = 0; q < length; q += rows) {
             const int now = int(min_of(rows, length - q));
             a.x = line + q * a.pitch;
-            dot_tile(a, scope, now, blocks_now);
+            pairs_tile(a, scope, now, blocks_now);
             if (own.parts > 1) {
               scale_back(out, a.out_pitch, now, biases);
               mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);

@@ -140,15 +140,16 @@ void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
 const char* implicit_gemm_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   if (z.dtype != DType::BFloat16 && z.dtype != DType::Float32) return "it is for bfloat16 and float32";
-  if (machine.bf16_dot == Bf16Dot::None) return "the instruction set has no products of bfloat16";
+  if (machine.bf16_dot == Bf16Dot::None)
+    return "this instruction set cannot multiply bfloat16 (avx512_bf16 and amx can)";
   const int64_t parts = dot_parts(z, machine);
   if (parts == 0)
-    return "the precision forbids rounding to bfloat16, and the instruction set has no tiles for its parts";
+    return "the precision setting does not let float32 be rounded to bfloat16, and unrounded it is for AMX alone";
   if (parts > 1 && (z.group_c() < kDotLanes || z.group_k() < kDotLanes))
-    return "float32 in parts is for 16 channels of a group or more";
+    return "float32 as a sum of bfloat16 is for 16 channels of a group or more";
   // A sum of six products rounds more than once: beside one or two numbers that shows.
   if (parts > 1 && pass == Pass::WeightGrad && product(z.n, z.p, z.q) < kLeastSummed)
-    return "float32 in parts is for sums of 4 products or more";
+    return "float32 as a sum of bfloat16 is for sums of 4 products or more";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
   if (result_channels(z, pass) < kLeastOutputs)
     return "fewer than 4 output channels of a group leave most lanes of a vector idle";
@@ -162,9 +163,10 @@ const char* implicit_gemm_yields(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const int64_t parts = dot_parts(z, machine);
   // Measured on the same layers: of three parts the AVX-512 algorithms were faster in 347, on average twice as fast.
-  if (parts == 3) return "six products of parts on the tiles take longer than float32 products of the other algorithms";
+  if (parts == 3)
+    return "float32 as the sum of three bfloat16 takes six products on AMX: float32 products of others are faster";
   if (parts == 2 && min_of(z.group_c(), z.group_k()) < kTileChannels)
-    return "three products of parts on the tiles repay packing from 128 channels on";
+    return "float32 as the sum of two bfloat16 takes three products on AMX, which repays packing from 128 channels on";
   return nullptr;
 }
 

@@ -5,7 +5,7 @@
 //     for each tile of outputs:
 //       pack the upstream gradient [K][output], the input [image][row][column][channel],
 //       and of that [block of 16 lanes][pair of outputs][16][2]
-//       for each pair of lane blocks, 14 rows of K: dot_tile
+//       for each pair of lane blocks, 14 rows of K: pairs_tile
 //   add the parts, write
 //
 // Start reading at run_implicit_weight_grad, at the end.
@@ -54,11 +54,11 @@ struct DotWeightGrad {
           write16(to + t / z.s * result.row + t % z.s * result.column + c,
                   _mm512_maskz_loadu_ps(mask16(count - c), lanes + t * count + c), count - c);
     } else if (result.column == 1 && result.row == z.s && taps() > 1) {
-      for (int64_t c0 = 0; c0 < count; c0 += 16) {
+      for (int64_t c = 0; c < count; c += 16) {
         for (int64_t t0 = 0; t0 < taps(); t0 += 16) {
-          const int64_t some = min_of(16, taps() - t0), wide = min_of(16, count - c0);
+          const int64_t some = min_of(16, taps() - t0), wide = min_of(16, count - c);
           __m512i square[16];
-          const float* const from = lanes + t0 * count + c0;
+          const float* const from = lanes + t0 * count + c;
 #pragma GCC unroll 16
           for (int i = 0; i < 16; ++i)
             square[i] =
@@ -67,8 +67,8 @@ struct DotWeightGrad {
           alignas(64) __m512i turned[16];
 #pragma GCC unroll 16
           for (int i = 0; i < 16; ++i) turned[i] = square[i];
-          for (int64_t c = 0; c < wide; ++c)
-            write16(to + (c0 + c) * result.channel + t0, _mm512_castsi512_ps(turned[c]), some);
+          for (int64_t i = 0; i < wide; ++i)
+            write16(to + (c + i) * result.channel + t0, _mm512_castsi512_ps(turned[i]), some);
         }
       }
     } else {
@@ -170,7 +170,7 @@ struct DotWeightGrad {
       for (int64_t k = 0; k < rows; k += tile_rows) {
         a.x = m.grad + k * own.grad_pitch;
         a.start = a.out = sums + k * block_lanes() + b * kDotLanes;
-        dot_tile(a, scope, int(min_of(tile_rows, rows - k)), blocks_now);
+        pairs_tile(a, scope, int(min_of(tile_rows, rows - k)), blocks_now);
       }
       b += blocks_now;
     }

@@ -209,6 +209,14 @@ constexpr int64_t kShortRow = 8, kLongRow = 48, kFewTaps = 192;
 
 }  // namespace
 
+void prepare_panels(const PlanInput& input, Plan* plan) {
+  if (input.pass == Pass::WeightGrad) {
+    prepare_weight_grad(input, plan);
+  } else {
+    prepare_gather(input, plan);
+  }
+}
+
 const char* panels_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   if (element_bytes(z.dtype) != accumulator_bytes(z.dtype)) return "it is for float32 and float64";
@@ -238,14 +246,6 @@ const char* panels_yields(const PlanInput& input) {
       return "the input channels and taps are too few to repay packing the upstream gradient";
   }
   return nullptr;
-}
-
-void prepare_panels(const PlanInput& input, Plan* plan) {
-  if (input.pass == Pass::WeightGrad) {
-    prepare_weight_grad(input, plan);
-  } else {
-    prepare_gather(input, plan);
-  }
 }
 
 void describe_panels(const PlanInput& input, const Plan& plan, Facts* facts) {

@@ -354,36 +354,41 @@ class Check:
         unserved = [name for name in self.machine.capabilities() if not gpu_runner.serves(there, name)]
         return f"the runner is compiled for {' '.join(there)}, and the device is {unserved[0]}" if unserved else ""
 
+    def lacks(self, step: Step) -> list[str]:
+        """What a step wants of the machine, and is not there."""
+        by_itself = step.name in BUILDS and step.name in self.named  # compiles for a device that is elsewhere
+        return [want for want in step.wants if want in self.machine.lacks and not (want == "device" and by_itself)]
+
     def why_not(self, step: Step, chosen: list[Step]) -> str:
-        """What a step lacks here; nothing where it can run."""
-        by_itself = step.name in BUILDS and step.name in self.named
-        for want in step.wants:
-            if want in self.machine.lacks and not (want == "device" and by_itself):
-                return self.machine.lacks[want]
-        for name in () if by_itself else step.needs:
-            fault = (
-                self.runner_fault()
-                if name == "runner"
-                else ""
-                if any((ROOT / "conv_ext").glob("_C*.so"))
-                else "conv_ext/_C is not built"
-            )
+        """Why a step cannot run here; nothing where it can."""
+        if wants := self.lacks(step):
+            return "; ".join(self.machine.lacks[want] for want in wants)
+        if step.name in BUILDS and step.name in self.named:
+            return ""
+        for name in step.needs:
             needed = next((other for other in chosen if other.name == name), None)
-            if needed and (why := self.why_not(needed, chosen)) and (fault or name == "build"):
+            if name == "runner":
+                fault, also = self.runner_fault(), f', or `make gpu-runner ARCHS="{" ".join(self.architectures())}"`'
+            else:
+                fault, also = "" if any((ROOT / "conv_ext").glob("_C*.so")) else "conv_ext/_C is not built", ""
+            why = self.why_not(needed, chosen) if needed else ""
+            if why:
                 return f"{fault or 'conv_ext/_C cannot be built'}: {why}"
-            if not needed and fault:
-                return f"{fault}: name {name}, too" + (
-                    f', or `make gpu-runner ARCHS="{" ".join(self.architectures())}"`' if name == "runner" else ""
-                )
+            if fault and not needed:
+                return f"{fault}: name {name}, too{also}"
         return ""
 
     def tell_machine(self, chosen: list[Step]) -> None:
-        """What is here, and which steps are left out for what is not."""
+        """What is here, what is not, and which steps are left out for that."""
         say(f"-- here: {self.machine.text()}")
-        open_steps = [step for step in chosen if self.named or self.state(step) != "done" or step.name in BUILDS]
-        self.lacking = {step.name: why for step in open_steps if (why := self.why_not(step, chosen))}
-        for why in dict.fromkeys(self.lacking.values()):
-            names = [name for name, other in self.lacking.items() if other == why]
+        still = [step for step in chosen if self.named or self.state(step) != "done" or step.name in BUILDS]
+        self.lacking = {step.name: why for step in still if (why := self.why_not(step, chosen))}
+        left_out: dict[str, list[str]] = {}
+        for step in still:
+            for why in [self.machine.lacks[want] for want in self.lacks(step)] or [self.lacking.get(step.name)]:
+                if why:
+                    left_out.setdefault(why, []).append(step.name)
+        for why, names in left_out.items():
             say(f"== left out: {', '.join(names)}: {why}")
         if (fault := self.runner_fault()) and any(s.name == "runner" for s in chosen) and "runner" not in self.lacking:
             say(f"-- {fault}: it is compiled for {' '.join(self.architectures())}")
@@ -763,11 +768,8 @@ def read_lines(path: Path) -> list[dict]:
 def telling(lines: list[str]) -> str:
     """The first line that tells of an error, at the beginning of a line; else the last."""
     lines = [line.rstrip() for line in lines if line.strip()]
-    sign = re.compile(
-        r"\b(error|fatal|Segmentation|Aborted|Killed)\b|^E  |^FAILED|\w(Error|Exception)\b|==ERROR==|"
-        + LACKING.pattern,
-        re.IGNORECASE,
-    )
+    sign = re.compile(r"\b(error|fatal|Segmentation|Aborted|Killed)\b|^E  |^FAILED|\w(Error|Exception)\b|==ERROR==|" +
+                      LACKING.pattern, re.IGNORECASE)
     nothing = re.compile(r"\b(no|0) errors?\b", re.IGNORECASE)
     found = [line for line in lines if sign.search(line) and not line[0].isspace() and not nothing.search(line)]
     return short((found or lines[-1:] or [""])[0].strip(), 200)

@@ -209,14 +209,11 @@ def test_without_a_device_nothing_is_started_and_the_next_pass_does_all(check, t
     monkeypatch.setenv("DEVICES", NO_DEVICE)
     status, ends, pass_ = check()
     assert status == 3 and not ends and not tools()
-    assert all(
-        "there is no CUDA device (nvidia-smi says NVIDIA-SMI has failed" in pass_.of_this_pass[step.name]
-        for step in gpu_check.STEPS
-    )
+    assert all("there is no CUDA device (nvidia-smi says NVIDIA-SMI has failed" in pass_.of_this_pass[step.name]
+               for step in gpu_check.STEPS)
     screen = capsys.readouterr().out
-    assert "left out: runner, build, device, right, wgmma" in screen and re.search(
-        "^scaling +not run +there", screen, re.M
-    )
+    assert "left out: runner, build, device, right, wgmma" in screen
+    assert re.search("^scaling +not run +there is no CUDA", screen, re.M)
     monkeypatch.setenv("GPU_CHECK_RUNNER", str(tmp_path / "tools" / "runner"))
     monkeypatch.delenv("DEVICES")
     status, ends, _ = check()
@@ -245,9 +242,8 @@ def test_what_is_not_there_costs_its_steps_alone_and_they_are_tried_again(
         status, ends, pass_ = check(*dict.fromkeys(few))
         screen = capsys.readouterr().out
         assert status == 3 and set(ends) == set(few) - set(lost), screen
-        assert (
-            f"left out: {', '.join(s.name for s in gpu_check.STEPS if s.name in lost)}: " in screen and words in screen
-        )
+        names = ", ".join(step.name for step in gpu_check.STEPS if step.name in lost)
+        assert f"left out: {names}: " in screen and words in screen
     if tool:
         (tmp_path / "tools" / tool).write_text(TOOL)
         (tmp_path / "tools" / tool).chmod(0o755)
@@ -269,10 +265,8 @@ def test_what_a_python_lacks_while_it_runs_is_no_failure_and_the_log_is_named(ch
     assert "exit status 1: ModuleNotFoundError: No module named 'numpy'" in screen and "networks.log" in screen
     status, ends, _ = check(
         "compare",
-        mischief={
-            "bench.gpu_cases": "say ImportError: libcudnn.so.9: cannot open shared object file",
-            "-m bench.gpu_cases": "exit 1",
-        },
+        mischief={"bench.gpu_cases": "say ImportError: libcudnn.so.9: cannot open shared object file",
+                  "-m bench.gpu_cases": "exit 1"},
     )
     assert status == 3 and ends["compare"]["status"] == "missing" and "libcudnn.so.9" in ends["compare"]["text"]
 
@@ -308,9 +302,8 @@ def test_the_runner_has_to_be_for_the_device(check, tools, monkeypatch, tmp_path
     assert step["runner"].command(pass_)[-2:] == ["--arch", "86"]
     assert pass_.environment(step["build"])["TORCH_CUDA_ARCH_LIST"] == "8.6"
     (folder / "built.json").unlink()
-    assert (
-        check("device")[0] == 3 and "there is no runner of these sources: name runner, too" in capsys.readouterr().out
-    )
+    assert check("device")[0] == 3
+    assert "there is no runner of these sources: name runner, too" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("built, serving, not_serving", [

@@ -615,7 +615,7 @@ class Check:
             say("== interrupted: what has been answered is kept")
         finally:
             self.stop()
-        print(self.table(), flush=True)
+        say(self.table())
         return self.status() if self.archive() else self.status() or 3
 
     def run_stages(self, steps: list[Step], named: bool) -> None:
@@ -785,7 +785,8 @@ def short(text: str, most: int) -> str:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more: what is known is kept all the same
+        print(text, flush=True)
 
 
 def unpack(archive: Path, work: Path) -> None:

@@ -469,24 +469,23 @@ class Check:
         if not status:
             return "done", last_line(log)
         text = telling(log.read_text(errors="replace").splitlines())
-        lacks = status in (126, 127) or status == 3 and step.name == "device" or LACKING.search(text)
+        # pytest has a 3 of its own.
+        lacks = LACKING.search(text) if step.name != "device" else lacks_something(f"exit status {status}", [text])
         return "missing" if lacks else "failed", f"exit status {status}: {text}"
+
+    def given_up(self, step: Step, status: str, text: str, said: list[str]) -> tuple[str, str]:
+        """How a step ends whose programs do not answer; its log has what they said instead."""
+        (self.work / f"{step.name}.log").write_text("\n".join([text, *said]) + "\n")
+        return status, f"{text}: {telling(said)}" if said else text
 
     def run_lines(self, step: Step, seconds: float) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
         todo, asked = self.open_lines(step), Counter()
         lines, broken, deaths, hangs = iter(todo), [], Counter(), Counter()
-        lacks = False
-        log = self.work / f"{step.name}.log"
-        log.unlink(missing_ok=True)
         environment, command = self.environment(step), step.command(self)
-
-        def give_up(text: str, said: list[str]) -> None:
-            broken.append(f"{text}: {telling(said)}" if said else text)
-            log.write_text("\n".join([text, *said]) + "\n")
+        (self.work / f"{step.name}.log").unlink(missing_ok=True)
 
         def work() -> None:
-            nonlocal lacks
             program, row = None, {}
             try:
                 while not (broken or self.stopped.is_set()):
@@ -515,18 +514,14 @@ class Check:
                         program = None
                     if out_of_time or self.stopped.is_set():
                         return
-                    lacks_now = verdict in (f"died: exit status {number}" for number in (3, 126, 127))
-                    if lacks_now or verdict.startswith("died") and any(map(LACKING.search, said)):
-                        lacks = True
-                        give_up(verdict, said)
+                    if verdict.startswith("died") and lacks_something(verdict, said):
+                        broken.append(self.given_up(step, "missing", verdict, said))
                         return
                     hangs[kind] += verdict.startswith("hang")
-                    if verdict.startswith("died"):
-                        deaths["in a row"] += 1
-                        if deaths["in a row"] >= MOST_DEATHS:
-                            give_up(f"{MOST_DEATHS} processes died, one after the other", said)
-                    else:
-                        deaths["in a row"] = 0
+                    deaths["in a row"] = deaths["in a row"] + 1 if verdict.startswith("died") else 0
+                    if deaths["in a row"] >= MOST_DEATHS:
+                        text = f"{MOST_DEATHS} processes died, one after the other"
+                        broken.append(self.given_up(step, "failed", text, said))
                     if errors := [text for text in said if is_error(text)]:
                         verdict = f"wrong: {errors[0]}; its verdict: {verdict}"
                     row = {"step": step.name, "line": line, "verdict": verdict, "kernels": self.kernels,
@@ -536,8 +531,7 @@ class Check:
                     self.write("answers", row)
                     asked[verdict.split(":")[0]] += 1
             except OSError as error:
-                lacks = True
-                broken.append(str(error))
+                broken.append(("missing", str(error)))
             finally:
                 if program is not None:
                     late = [text for text in program.close() if is_error(text) and "ERROR SUMMARY" not in text]
@@ -553,7 +547,8 @@ class Check:
             thread.join()
         text = ", ".join(f"{count} {what}" for what, count in asked.most_common()) or "nothing to ask"
         if broken:
-            return "missing" if lacks else "failed", f"{text}; {broken[0]}"
+            status, why = broken[0]
+            return status, f"{text}; {why}"
         rest = len(todo) - sum(asked.values())
         if rest:
             return "short", f"{text}; {rest} lines are left"
@@ -763,6 +758,11 @@ def read_lines(path: Path) -> list[dict]:
         except ValueError:
             continue
     return rows
+
+
+def lacks_something(verdict: str, said: list[str]) -> bool:
+    """Of a program that ended: whether that is due to the machine. Ours end with 3 where there is no device."""
+    return bool(re.search(r"exit status (3|126|127)$", verdict) or any(map(LACKING.search, said)))
 
 
 def telling(lines: list[str]) -> str:

@@ -9,7 +9,8 @@
 #   make build CONV_EXT_ISAS=native   kernels for this processor's best instruction set alone: a third of the time.
 #                              The choice holds for every later make, until CONV_EXT_ISAS=all (or make clean)
 #   make build, make clean, make lint; make format does what ruff and clang-format would have
-#   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc
+#   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc.
+#                              Without ARCHS: for the devices here, or for 90a where there is none
 
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
@@ -22,7 +23,7 @@ SECONDS ?= 60
 SEED ?=
 ONLY ?=
 CASE ?=
-ARCHS ?= 90a
+ARCHS ?=
 
 # Pinned, so that a new release of theirs does not fail a change of ours.
 TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 clang-format==18.1.8
@@ -91,7 +92,7 @@ format: $(DEPENDENCIES)
 build: $(STAMP)
 
 gpu-runner:
-	$(PYTHON) bench/gpu_runner.py --arch $(ARCHS)
+	PATH="$$PATH:/usr/local/cuda/bin" $(PYTHON) bench/gpu_runner.py $(if $(ARCHS),--arch $(ARCHS))
 
 $(VENV)/.dependencies-%: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)

@@ -160,8 +160,22 @@ def cuda_architectures() -> list[str]:
     return options
 
 
-def build_cuda_library(build: Path, target: Path) -> None:
-    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C is linked to, and copies it to `target`."""
+def prebuilt_cuda_library() -> tuple[Path, list[str]] | None:
+    """What `make gpu-runner` has built of these sources, and for what, where that serves TORCH_CUDA_ARCH_LIST."""
+    sys.path.insert(0, str(ROOT))
+    from bench import gpu_runner
+
+    library, there = gpu_runner.library(), gpu_runner.record().get("architectures", [])
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    fits = all(gpu_runner.serves(there, capability) for capability in re.findall(r"\d+\.\d+", asked))
+    return (library, [f"sm_{name}" for name in there]) if library and fits and "+PTX" not in asked else None
+
+
+def build_cuda_library(build: Path, target: Path) -> list[str]:
+    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C is linked to, and copies it to `target`.
+
+    Returns what it is compiled for.
+    """
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release (\d+)\.", version)
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
@@ -171,14 +185,10 @@ def build_cuda_library(build: Path, target: Path) -> None:
             "or set CONV_EXT_CUDA=0"
         )
     build.mkdir(parents=True, exist_ok=True)
-    if takes_prebuilt():
-        sys.path.insert(0, str(ROOT))
-        from bench import gpu_runner
-
-        if prebuilt := gpu_runner.library():
-            install_library(prebuilt, build)
-            install_library(prebuilt, target)
-            return
+    if takes_prebuilt() and (prebuilt := prebuilt_cuda_library()):
+        install_library(prebuilt[0], build)
+        install_library(prebuilt[0], target)
+        return prebuilt[1]
     objects = [f"{source.name}.o" for source in CUDA_SOURCES]
     lines = [
         f"nvcc = {shlex.quote(shutil.which('nvcc')).replace('$', '$$')}",
@@ -205,6 +215,7 @@ def build_cuda_library(build: Path, target: Path) -> None:
         path.write_text(text)
     subprocess.run(["ninja", "-C", str(build), "-j", os.environ["MAX_JOBS"]], check=True)
     install_library(build / CUDA_LIBRARY, target)
+    return [option.rsplit("code=", 1)[1] for option in cuda_architectures()]
 
 
 def install_library(library: Path, target: Path) -> None:
@@ -273,9 +284,10 @@ class Build(BuildExtension):
         os.environ["MAX_JOBS"] = str(compile_jobs())
         package = Path(self.get_ext_fullpath("conv_ext._C")).resolve().parent
         self.build_kernel_libraries(package / "lib")
+        architectures: list[str] = []
         if wants_cuda():
             build = ROOT / "build" / "cuda"
-            build_cuda_library(build, package / "lib")
+            architectures = build_cuda_library(build, package / "lib")
             for extension in self.extensions:
                 extension.library_dirs.append(str(build))
                 extension.libraries.append("conv_ext_cuda")
@@ -285,7 +297,7 @@ class Build(BuildExtension):
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
             "cuda": wants_cuda(),
-            "cuda_architectures": [option.rsplit("code=", 1)[1] for option in cuda_architectures() if wants_cuda()],
+            "cuda_architectures": architectures,
             "sources": source_digest(),
             "isas": chosen_isas(),
         }

@@ -3,17 +3,20 @@
 A pass takes the steps in their order. A step starts only if the time that it needs to be of use is left; what takes
 longer than its limit gets an interrupt (SIGINT), and five seconds later the end (SIGKILL). Most steps ask a program
 line by line, so that one problem that hangs or crashes costs itself alone, and every answer is kept as it comes:
-another pass asks only for what is missing, and again for what was answered before the kernels changed.
+another pass asks only for what is missing, and again for what was answered before the kernels changed. What the steps
+need of the machine is looked for first; a step that lacks something of it is left out, and another pass tries it again.
 
-environment:
+environment (empty is as if not set; paths are seen from the checkout):
   BUDGET              seconds of this pass (330)
   GPU_CHECK_OUT       folder of the archive gpu_check.tar.gz, which has everything (build/gpu_check_out)
   GPU_CHECK_WORK      folder of what is known so far (build/gpu_check)
   GPU_CHECK_FROM      an archive of an earlier pass to go on from, where that folder is not there any more
-  PYTHON              interpreter with a CUDA build of torch (python3)
-  GPU_CHECK_RUNNER    a runner in place of build/gpu_runner/gpu_runner (which is built where it is missing or stale)
+  PYTHON              interpreter with a CUDA build of torch, and pytest (python3)
+  GPU_CHECK_RUNNER    a runner in place of build/gpu_runner/gpu_runner (which is built where it is missing, stale or not
+                      for the device)
 
-exit status: 0 all that was asked is right, 1 something is wrong, 3 time was short
+exit status: 0 all that was asked is right, 1 something is wrong, 3 something could not be asked: time was short, or the
+machine lacks what a step needs
 """
 
 from __future__ import annotations
@@ -21,18 +24,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +49,13 @@ from bench import gpu_cases, gpu_runner  # noqa: E402  (neither needs torch)
 
 GRACE = 5.0  # seconds between the interrupt and the end
 RESERVE = 10.0  # for what is ended last, the archive and the table
+MARGIN = 5.0  # for what comes before the first step
 MOST_HANGS = 3  # of one dtype, algorithm and pass
 MOST_DEATHS = 12  # processes of a step that may die without an answer, one after the other
 GOOD = ("exact", "ran", "right", "declined")
+# What is said where the machine lacks something, which is no failure of what is checked.
+LACKING = re.compile(r"No module named|command not found|cannot open shared object file|ERR_NVGPUCTRPERM|"
+                     r"[Nn]o CUDA-capable device|finds no CUDA device|CUDA driver version is insufficient")
 
 
 # ---- bounded processes
@@ -121,6 +131,71 @@ class Program:
         return rest
 
 
+# ---- the machine
+
+# Of a Python, without the seconds that an import of torch takes.
+ASK_PYTHON = (
+    "import json, pathlib, runpy; from importlib.util import find_spec; torch = find_spec('torch'); "
+    "there = torch and torch.origin; "
+    "version = runpy.run_path(str(pathlib.Path(torch.origin).with_name('version.py'))) if there else {}; "
+    "print(json.dumps({'torch': version.get('__version__'), 'cuda': version.get('cuda'), "
+    "'pytest': bool(find_spec('pytest')), 'xdist': bool(find_spec('xdist'))}))"
+)
+
+
+@dataclass
+class Machine:
+    """What the steps find here. `lacks`: why something of it is not there."""
+
+    python: str
+    devices: list[tuple[str, str]]  # compute capability, name
+    has: dict = field(default_factory=dict)  # of Python: the versions of torch and of its CUDA; pytest, xdist
+    lacks: dict[str, str] = field(default_factory=dict)
+
+    def capabilities(self) -> list[str]:
+        return sorted({capability for capability, _ in self.devices})
+
+    def words(self) -> tuple[str, ...]:
+        """What a failure may be due to."""
+        return (*self.capabilities(), self.python, str(self.has.get("torch")), str(self.has.get("cuda")))
+
+    def text(self) -> str:
+        devices = ", ".join(f"{name} ({capability})" if capability else name for capability, name in self.devices)
+        return f"{devices or 'no device'}; PYTHON={self.python}: torch {self.has.get('torch') or 'is not there'}"
+
+
+def look(python: str) -> Machine:
+    devices, why = gpu_runner.devices()
+    machine = Machine(python, devices)
+    lacks = machine.lacks
+    if not devices:
+        lacks["device"] = f"there is no CUDA device ({short(why, 120)})"
+    for tool in ("nvcc", "compute-sanitizer", "ncu"):
+        if not shutil.which(tool):
+            lacks[tool] = f"{tool} is not on the PATH"
+    try:
+        asked = subprocess.run([python, "-c", ASK_PYTHON], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        machine.has = json.loads(asked.stdout)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        lacks["torch"] = f"PYTHON={python} does not run ({error})"
+    except ValueError:
+        said = telling((asked.stderr + asked.stdout).splitlines())
+        lacks["torch"] = f"PYTHON={python} does not tell what it has: {said}"
+    has, cuda = machine.has, machine.has.get("cuda")
+    if has and not has["torch"]:
+        lacks["torch"] = f"PYTHON={python} has no torch"
+    elif has and not cuda:
+        lacks["torch"] = f"PYTHON={python} has torch {has['torch']}, which is not built for CUDA"
+    if has and not has["pytest"]:
+        lacks["pytest"] = f"PYTHON={python} has no pytest"
+    if cuda and "nvcc" not in lacks:
+        said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+        release = re.search(r"release (\d+)", said)
+        if release and release[1] != cuda.split(".")[0]:
+            lacks["toolkit"] = f"torch is built for CUDA {cuda}, and nvcc is of release {release[1]}"
+    return machine
+
+
 # ---- the steps
 
 
@@ -138,7 +213,8 @@ class Step:
     each: float = 0  # seconds for one line,
     start: float = 4  # and more for the first of a process: a context, torch, a sanitizer
     one_line: bool = False  # a process for each line
-    needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ("device",)  # of the machine
+    needs: tuple[str, ...] = ()  # other steps
     stage: int = 0  # steps of one stage run side by side
     background: bool = False  # and the stages go on; who needs it waits
     environment: tuple[tuple[str, str], ...] = ()
@@ -155,11 +231,8 @@ def sanitizer(tool: str) -> Callable[[Check], list[str]]:
 def pytest(*arguments: str) -> Callable[[Check], list[str]]:
     """On several processes where pytest-xdist is there: the references are computed by the CPU."""
     def command(check: Check) -> list[str]:
-        try:
-            several = subprocess.run([check.python, "-c", "import xdist"], capture_output=True).returncode == 0
-        except OSError:
-            several = False
-        return [check.python, "-m", "pytest", "-q", "-m", "gpu", *(["-n", "6"] if several else []), *arguments]
+        several = ["-n", "6"] if check.machine.has.get("xdist") else []
+        return [check.python, "-m", "pytest", "-q", "-m", "gpu", *several, *arguments]
 
     return command
 
@@ -187,11 +260,15 @@ def of_cases(check: Check) -> list[str]:
 
 LAYER_TESTS = ("tests/cuda/test_gpu_layer.py", "tests/cuda/test_gpu.py", "-k",
                "test_gpu_layer or graph or stream or tf32 or two_devices or bias_and_relu")
+BUILDS = ("runner", "build")  # where they are named, they need no device
+TORCH, TESTS = ("device", "torch"), ("device", "torch", "pytest")
 STEPS = [
     Step("runner", "the runner, where no prebuilt one fits", 20, 170,
-         lambda check: [sys.executable, "bench/gpu_runner.py", "--arch", check.architecture()]),
+         lambda check: [sys.executable, "bench/gpu_runner.py", "--arch", *check.architectures()],
+         wants=("device", "nvcc")),
     Step("build", "_C against this torch; prebuilt libraries are taken", 30, 200, built,
-         needs=("runner",), background=True, environment=(("CONV_EXT_CUDA", "1"), ("CONV_EXT_PREBUILT", "1"))),
+         wants=("device", "torch", "nvcc", "toolkit"), needs=("runner",), background=True,
+         environment=(("CONV_EXT_CUDA", "1"), ("CONV_EXT_PREBUILT", "1"))),
     Step("device", "what it runs on", 1, 20, lambda check: [str(check.runner()), "--device"], needs=("runner",),
          stage=1),
     Step("right", "which algorithm x dtype x pass is right", 10, 45, of_runner, runner_lines.everything, 8, 8,
@@ -199,26 +276,29 @@ STEPS = [
     Step("wgmma", "wgmma: what is right, what hangs", 10, 45, of_runner, runner_lines.wgmma, 4, 6, 2,
          one_line=True, needs=("runner",), stage=1),
     *(Step(tool, f"compute-sanitizer's {tool}", 10, 40, sanitizer(tool),
-           without_wgmma if tool == "racecheck" else runner_lines.sanitized, 2, 15, 15, needs=("runner",), stage=2)
+           without_wgmma if tool == "racecheck" else runner_lines.sanitized, 2, 15, 15,
+           wants=("device", "compute-sanitizer"), needs=("runner",), stage=2)
       for tool in ("memcheck", "initcheck", "synccheck", "racecheck")),
-    Step("layer", "streams, graphs, roads, errors, through torch", 20, 40, pytest(*LAYER_TESTS), needs=("build",),
-         stage=3),
+    Step("layer", "streams, graphs, roads, errors, through torch", 20, 40, pytest(*LAYER_TESTS), wants=TESTS,
+         needs=("build",), stage=3),
     Step("ceilings", "products and a copy, by torch", 8, 25, of_cases, gpu_cases.ceilings, each=10, start=30,
-         needs=("build",), stage=4),
+         wants=TORCH, needs=("build",), stage=4),
     Step("compare", "ratios to cuDNN, errors of both sides", 25, 125, of_cases, gpu_cases.lines, each=15, start=30,
-         needs=("build",), stage=5),
+         wants=TORCH, needs=("build",), stage=5),
     Step("sweep", "the plan's constants: algorithms, tiles, splits", 12, 55, of_runner, runner_lines.sweep, each=15,
          needs=("runner",), stage=6),
-    Step("ncu", "why: one launch of each main kernel", 10, 25, profiler, needs=("runner",), stage=7),
+    Step("ncu", "why: one launch of each main kernel", 10, 25, profiler, wants=("device", "ncu"), needs=("runner",),
+         stage=7),
     Step("networks", "training steps, converted and not", 40, 90,
          lambda check: [check.python, "-m", "bench", "network", "--device", "cuda", "--quick", "--layout",
                         "channels_last", "--what", "step", "--network", "alexnet", "vgg16", "resnet50", "--out",
-                        str(check.work / "networks.json")], needs=("build",), stage=8),
+                        str(check.work / "networks.json")], wants=TORCH, needs=("build",), stage=8),
     Step("tests", "every algorithm through torch, against float64", 60, 150,
-         pytest("tests/cuda/test_gpu.py", "tests/cuda/test_gpu_wgmma.py"), needs=("build",), stage=9),
+         pytest("tests/cuda/test_gpu.py", "tests/cuda/test_gpu_wgmma.py"), wants=TESTS, needs=("build",), stage=9),
     Step("scaling", "the CPU's kernels on many cores", 25, 40,
          lambda check: [check.python, "-m", "bench", "scaling", "--threads", str(min(16, os.cpu_count() or 1)),
-                        "--seconds", "0.5", "--out", str(check.work / "scaling.json")], needs=("build",), stage=10),
+                        "--seconds", "0.5", "--out", str(check.work / "scaling.json")], wants=TORCH,
+         needs=("build",), stage=10),
 ]
 
 
@@ -230,9 +310,11 @@ class Check:
                  out: Path = ROOT / "build" / "gpu_check_out"):
         self.began = time.monotonic()
         self.budget, self.steps, self.work, self.out = budget, steps, work, out
-        self.python = os.environ.get("PYTHON", "python3")
-        self.kernels = gpu_runner.kernel_digest()[:12]
-        self.everything = self._digest()
+        self.python = os.environ.get("PYTHON") or "python3"
+        self.machine = look(self.python)
+        self.lacking: dict[str, str] = {}  # why a step cannot run here
+        self.kernels = " ".join([gpu_runner.kernel_digest()[:12], *self.machine.capabilities()])
+        self.everything = self._digest(self.machine.words())
         self.named: list[str] = []
         self.lock = threading.Lock()
         self.running: set[subprocess.Popen] = set()
@@ -246,11 +328,11 @@ class Check:
         self.interrupted = False
 
     @staticmethod
-    def _digest() -> str:
+    def _digest(words: Iterable[str]) -> str:
         folders = [ROOT / name for name in ("csrc", "bench", "tests", "conv_ext")]
         paths = [path for folder in folders for path in folder.rglob("*")
                  if path.suffix in (".py", ".sh", ".h", ".cuh", ".cu", ".cpp")]
-        return gpu_runner.digest([*paths, ROOT / "setup.py"])[:12]
+        return gpu_runner.digest([*paths, ROOT / "setup.py"], *words)[:12]
 
     def left(self) -> float:
         return self.budget - RESERVE - (time.monotonic() - self.began)
@@ -259,19 +341,57 @@ class Check:
         given = os.environ.get("GPU_CHECK_RUNNER")
         return Path(given) if given else gpu_runner.FOLDER / "gpu_runner"
 
-    def architecture(self) -> str:
-        """Of the prebuilt runner, or of the device."""
-        known = gpu_runner.record().get("architectures")
-        if known:
-            return known[0]
-        ask = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        try:
-            said = subprocess.run(ask, capture_output=True, text=True, timeout=20).stdout.split()
-        except (OSError, subprocess.TimeoutExpired):
-            said = []
-        numbers = [word for word in said if re.fullmatch(r"\d+\.\d", word)]  # else what a driver says that is not there
-        capability = (numbers or ["9.0"])[0].replace(".", "")
-        return f"{capability}a" if int(capability) >= 90 else capability
+    def architectures(self) -> tuple[str, ...]:
+        return gpu_runner.architectures_of(self.machine.capabilities())
+
+    def runner_fault(self) -> str:
+        """Why there is no runner for these devices."""
+        if os.environ.get("GPU_CHECK_RUNNER"):
+            return ""
+        if not (gpu_runner.runner() and gpu_runner.library()):
+            return "there is no runner of these sources"
+        there = gpu_runner.record()["architectures"]
+        unserved = [name for name in self.machine.capabilities() if not gpu_runner.serves(there, name)]
+        return f"the runner is compiled for {' '.join(there)}, and the device is {unserved[0]}" if unserved else ""
+
+    def lacks(self, step: Step) -> list[str]:
+        """What a step wants of the machine, and is not there."""
+        by_itself = step.name in BUILDS and step.name in self.named  # compiles for a device that is elsewhere
+        return [want for want in step.wants if want in self.machine.lacks and not (want == "device" and by_itself)]
+
+    def why_not(self, step: Step, chosen: list[Step]) -> str:
+        """Why a step cannot run here; nothing where it can."""
+        if wants := self.lacks(step):
+            return "; ".join(self.machine.lacks[want] for want in wants)
+        if step.name in BUILDS and step.name in self.named:
+            return ""
+        for name in step.needs:
+            needed = next((other for other in chosen if other.name == name), None)
+            if name == "runner":
+                fault, also = self.runner_fault(), f', or `make gpu-runner ARCHS="{" ".join(self.architectures())}"`'
+            else:
+                fault, also = "" if any((ROOT / "conv_ext").glob("_C*.so")) else "conv_ext/_C is not built", ""
+            why = self.why_not(needed, chosen) if needed else ""
+            if why:
+                return f"{fault or 'conv_ext/_C cannot be built'}: {why}"
+            if fault and not needed:
+                return f"{fault}: name {name}, too{also}"
+        return ""
+
+    def tell_machine(self, chosen: list[Step]) -> None:
+        """What is here, what is not, and which steps are left out for that."""
+        say(f"-- here: {self.machine.text()}")
+        still = [step for step in chosen if self.named or self.state(step) != "done" or step.name in BUILDS]
+        self.lacking = {step.name: why for step in still if (why := self.why_not(step, chosen))}
+        left_out: dict[str, list[str]] = {}
+        for step in still:
+            for why in [self.machine.lacks[want] for want in self.lacks(step)] or [self.lacking.get(step.name)]:
+                if why:
+                    left_out.setdefault(why, []).append(step.name)
+        for why, names in left_out.items():
+            say(f"== left out: {', '.join(names)}: {why}")
+        if (fault := self.runner_fault()) and any(s.name == "runner" for s in chosen) and "runner" not in self.lacking:
+            say(f"-- {fault}: it is compiled for {' '.join(self.architectures())}")
 
     # ---- what is known
 
@@ -281,7 +401,9 @@ class Check:
             (self.ends if name == "steps" else self.answers).append(row)
 
     def state(self, step: Step) -> str:
-        """How its last run ended: "done" counts while the kernels are the same, "failed" while nothing has changed."""
+        """How its last run ended: "done" counts while kernels and device are the same, "failed" while nothing has
+        changed, and what was short of time or lacked something on the machine is tried again always.
+        """
         for row in reversed(self.ends):
             if row["step"] == step.name:
                 same = row["kernels"] == self.kernels
@@ -316,8 +438,8 @@ class Check:
         say(f"-- {step.name}: {step.answers} (up to {seconds:.0f} s)")
         try:
             status, text = (self.run_lines if step.lines else self.run_command)(step, seconds)
-        except OSError as error:
-            status, text = "failed", str(error)
+        except OSError as error:  # there is no such program, or no room
+            status, text = "missing", str(error)
         took = time.monotonic() - began
         self.of_this_pass[step.name] = status
         self.write("steps", {"step": step.name, "status": status, "text": text, "seconds": round(took, 1),
@@ -327,8 +449,8 @@ class Check:
     def environment(self, step: Step) -> dict[str, str]:
         found = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(step.environment)}
         if step.name == "build":
-            architecture = self.architecture()
-            found.setdefault("TORCH_CUDA_ARCH_LIST", re.sub(r"(\d)(a?)$", r".\1\2", architecture))
+            names = [re.sub(r"(\d)(a?)$", r".\1\2", name) for name in self.architectures()]
+            found.setdefault("TORCH_CUDA_ARCH_LIST", " ".join(names))
         return found
 
     def run_command(self, step: Step, seconds: float) -> tuple[str, str]:
@@ -344,13 +466,24 @@ class Check:
             finally:
                 self.running.discard(process)
                 signal_group(process, signal.SIGKILL)  # what it has left behind
-        return ("failed", f"exit status {status}: {last_line(log)}") if status else ("done", last_line(log))
+        if not status:
+            return "done", last_line(log)
+        text = telling(log.read_text(errors="replace").splitlines())
+        # pytest has a 3 of its own.
+        lacks = LACKING.search(text) if step.name != "device" else lacks_something(f"exit status {status}", [text])
+        return "missing" if lacks else "failed", f"exit status {status}: {text}"
+
+    def given_up(self, step: Step, status: str, text: str, said: list[str]) -> tuple[str, str]:
+        """How a step ends whose programs do not answer; its log has what they said instead."""
+        (self.work / f"{step.name}.log").write_text("\n".join([text, *said]) + "\n")
+        return status, f"{text}: {telling(said)}" if said else text
 
     def run_lines(self, step: Step, seconds: float) -> tuple[str, str]:
         deadline = time.monotonic() + seconds
         todo, asked = self.open_lines(step), Counter()
         lines, broken, deaths, hangs = iter(todo), [], Counter(), Counter()
         environment, command = self.environment(step), step.command(self)
+        (self.work / f"{step.name}.log").unlink(missing_ok=True)
 
         def work() -> None:
             program, row = None, {}
@@ -381,16 +514,14 @@ class Check:
                         program = None
                     if out_of_time or self.stopped.is_set():
                         return
-                    if "exit status 3" in verdict or "exit status 127" in verdict:
-                        broken.append(" ".join(said[-3:]) or verdict)
+                    if verdict.startswith("died") and lacks_something(verdict, said):
+                        broken.append(self.given_up(step, "missing", verdict, said))
                         return
                     hangs[kind] += verdict.startswith("hang")
-                    if verdict.startswith("died"):
-                        deaths["in a row"] += 1
-                        if deaths["in a row"] >= MOST_DEATHS:
-                            broken.append(f"{MOST_DEATHS} processes died, one after the other: {' '.join(said[-3:])}")
-                    else:
-                        deaths["in a row"] = 0
+                    deaths["in a row"] = deaths["in a row"] + 1 if verdict.startswith("died") else 0
+                    if deaths["in a row"] >= MOST_DEATHS:
+                        text = f"{MOST_DEATHS} processes died, one after the other"
+                        broken.append(self.given_up(step, "failed", text, said))
                     if errors := [text for text in said if is_error(text)]:
                         verdict = f"wrong: {errors[0]}; its verdict: {verdict}"
                     row = {"step": step.name, "line": line, "verdict": verdict, "kernels": self.kernels,
@@ -400,7 +531,7 @@ class Check:
                     self.write("answers", row)
                     asked[verdict.split(":")[0]] += 1
             except OSError as error:
-                broken.append(str(error))
+                broken.append(("missing", str(error)))
             finally:
                 if program is not None:
                     late = [text for text in program.close() if is_error(text) and "ERROR SUMMARY" not in text]
@@ -416,7 +547,8 @@ class Check:
             thread.join()
         text = ", ".join(f"{count} {what}" for what, count in asked.most_common()) or "nothing to ask"
         if broken:
-            return "failed", f"{text}; {broken[0]}"
+            status, why = broken[0]
+            return status, f"{text}; {why}"
         rest = len(todo) - sum(asked.values())
         if rest:
             return "short", f"{text}; {rest} lines are left"
@@ -433,6 +565,9 @@ class Check:
                 self.of_this_pass[step.name] = "failed before"
                 say(f"== {step.name} has failed before, and nothing has changed: name it to run it again")
                 return False
+        if step.name in self.lacking:
+            self.of_this_pass[step.name] = f"not run: {self.lacking[step.name]}"
+            return False
         for name in step.needs:
             if name in self.threads:
                 say(f"-- {step.name} waits for {name}")
@@ -443,7 +578,12 @@ class Check:
                 return False
         if self.left() < step.least:
             self.of_this_pass[step.name] = "not run: short of time"
-            say(f"== {step.name} wants {step.least:.0f} s, and {max(0.0, self.left()):.0f} are left: start again")
+            says = f"== {step.name} wants {step.least:.0f} s, and "
+            if self.budget - RESERVE < step.least + MARGIN:  # another pass would have no more
+                least = math.ceil(step.least + MARGIN + RESERVE)
+                say(f"{says}BUDGET={self.budget:.0f} is too short for that: it must be {least} or more")
+            else:
+                say(f"{says}{max(0.0, self.left()):.0f} are left: start again")
             return False
         return True
 
@@ -453,8 +593,9 @@ class Check:
         if named and all(step.background for step in chosen):
             chosen = [replace(step, background=False) for step in chosen]
         try:
-            if not named and (os.environ.get("GPU_CHECK_RUNNER") or gpu_runner.runner() and gpu_runner.library()):
+            if not named and not self.runner_fault():
                 chosen = [step for step in chosen if step.name != "runner"]
+            self.tell_machine(chosen)
             self.run_stages(chosen, bool(named))
             while not named and self.left() > 30:  # what was cut short goes on
                 rest = [replace(step, limit=self.left()) for step in chosen
@@ -469,9 +610,8 @@ class Check:
             say("== interrupted: what has been answered is kept")
         finally:
             self.stop()
-        print(self.table(), flush=True)
-        self.archive()
-        return self.status()
+        say(self.table())
+        return self.status() if self.archive() else self.status() or 3
 
     def run_stages(self, steps: list[Step], named: bool) -> None:
         for stage in sorted({step.stage for step in steps}):
@@ -542,21 +682,38 @@ class Check:
         for step in self.steps:
             row = last.get(step.name)
             now = self.of_this_pass.get(step.name)
-            status = now if now and now.startswith("not run") else row["status"] if row else "-"
-            text = f"{row['seconds']:6.1f}  {short(row['text'], 110)}" if row and not status.startswith("not") else ""
+            if now and now.startswith("not run"):
+                lines.append(f"{step.name:10} {'not run':12} {'':6}  {now.removeprefix('not run: ')}")
+                continue
+            status = row["status"] if row else "-"
+            wrong = status not in ("done", "-")
+            text = f"{row['seconds']:6.1f}  {short(row['text'], 200 if wrong else 110)}" if row else ""
             lines.append(f"{step.name:10} {status:12} {text}")
+            log = self.work / f"{step.name}.log"
+            if wrong and log.is_file():
+                lines.append(f"{'':30}  all of it: {os.path.relpath(log)}")
         return "\n".join([*parts, "", *lines, f"this pass took {time.monotonic() - self.began:.0f} s"])
 
     def answers_now(self) -> list[dict]:
         return [row for step in self.steps if step.lines for row in self.rows(step.name)]
 
-    def archive(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
+    def archive(self) -> bool:
+        """What the check has written, and nothing else that lies there; whether it could."""
         target = self.out / "gpu_check.tar.gz"
-        with tarfile.open(target.with_suffix(".new"), "w:gz") as file:
-            file.add(self.work, arcname="gpu_check")
-        target.with_suffix(".new").replace(target)
+        names = {"steps.jsonl", "answers.jsonl", "compare.json"}
+        names |= {f"{step.name}.{kind}" for step in self.steps for kind in ("log", "json")}
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(target.with_suffix(".new"), "w:gz") as file:
+                for path in sorted(self.work / name for name in names):
+                    if path.is_file():
+                        file.add(path, arcname=f"gpu_check/{path.name}")
+            target.with_suffix(".new").replace(target)
+        except OSError as error:
+            say(f"there is no archive ({error}); what is known lies in {os.path.relpath(self.work)}")
+            return False
         say(f"all of it: {os.path.relpath(target)}, {target.stat().st_size / 2**20:.1f} MiB")
+        return True
 
 
 def kind_of(line: str) -> str:
@@ -603,6 +760,21 @@ def read_lines(path: Path) -> list[dict]:
     return rows
 
 
+def lacks_something(verdict: str, said: list[str]) -> bool:
+    """Of a program that ended: whether that is due to the machine. Ours end with 3 where there is no device."""
+    return bool(re.search(r"exit status (3|126|127)$", verdict) or any(map(LACKING.search, said)))
+
+
+def telling(lines: list[str]) -> str:
+    """The first line that tells of an error, at the beginning of a line; else the last."""
+    lines = [line.rstrip() for line in lines if line.strip()]
+    sign = re.compile(r"\b(error|fatal|Segmentation|Aborted|Killed)\b|^E  |^FAILED|\w(Error|Exception)\b|==ERROR==|" +
+                      LACKING.pattern, re.IGNORECASE)
+    nothing = re.compile(r"\b(no|0) errors?\b", re.IGNORECASE)
+    found = [line for line in lines if sign.search(line) and not line[0].isspace() and not nothing.search(line)]
+    return short((found or lines[-1:] or [""])[0].strip(), 200)
+
+
 def last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return short(lines[-1], 200) if lines else ""
@@ -613,7 +785,8 @@ def short(text: str, most: int) -> str:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it any more: what is known is kept all the same
+        print(text, flush=True)
 
 
 def unpack(archive: Path, work: Path) -> None:
@@ -641,20 +814,32 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"there is no step {unknown[0]}; there are {', '.join(step.name for step in STEPS)}")
     try:
-        budget = float(os.environ.get("BUDGET", "330"))
+        budget = float(os.environ.get("BUDGET") or 330)
     except ValueError:
-        parser.error(f"BUDGET must be a number of seconds, got {os.environ['BUDGET']!r}")
+        budget = math.nan
+    if not RESERVE < budget < math.inf:  # and no NaN
+        parser.error(f"BUDGET must be a number of seconds, more than {RESERVE:.0f}, got {os.environ['BUDGET']!r}")
+    given = os.environ.get("GPU_CHECK_RUNNER")
+    if given and not (os.path.isfile(given) and os.access(given, os.X_OK)):
+        parser.error(f"GPU_CHECK_RUNNER must be a program, got {given}")
     # Also where a shell has started this in the background, and with it an interrupt that is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, stop_on_term)
-    work, out = (Path(os.environ.get(name, ROOT / "build" / usual)).absolute()
-                 for name, usual in (("GPU_CHECK_WORK", "gpu_check"), ("GPU_CHECK_OUT", "gpu_check_out")))
+    work, out = folders = [Path(os.environ.get(name) or ROOT / "build" / usual).absolute()
+                           for name, usual in (("GPU_CHECK_WORK", "gpu_check"), ("GPU_CHECK_OUT", "gpu_check_out"))]
     earlier = os.environ.get("GPU_CHECK_FROM")
     if earlier and not work.exists():
         try:
             unpack(Path(earlier), work)
         except (OSError, tarfile.TarError) as error:
             parser.error(f"GPU_CHECK_FROM must be an archive that an earlier pass has left: {error}")
+    for name, folder in zip(("GPU_CHECK_WORK", "GPU_CHECK_OUT"), folders):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            parser.error(f"{name} must be a folder that can be written to, got {folder}: {error.strerror}")
     return Check(budget, STEPS, work, out).run(options.steps)
 
 

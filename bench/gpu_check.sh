@@ -5,9 +5,9 @@
 #   BUDGET=600 bench/gpu_check.sh      another number of seconds
 #   bench/gpu_check.sh --help          the steps, and what else can be set
 #
-# Before, where compiling costs nothing: `make build gpu-runner`. docs/testing.md has the whole road.
+# PYTHON names the Python whose torch is built for CUDA (python3). Before, where compiling costs nothing:
+# `make build gpu-runner ARCHS=90a`, or what the device will be. docs/testing.md has the whole road.
 set -eu
 cd "$(dirname "$0")/.."
-command -v nvcc > /dev/null || PATH=$PATH:/usr/local/cuda/bin
-export PATH
+export PATH="$PATH:/usr/local/cuda/bin"
 exec python3 bench/gpu_check.py "$@"

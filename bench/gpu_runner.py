@@ -74,6 +74,43 @@ def library(folder: Path | None = None) -> Path | None:
     return path if path.is_file() and record(folder).get("kernels") == kernel_digest() else None
 
 
+def devices() -> tuple[list[tuple[str, str]], str]:
+    """Compute capability ("9.0", nothing where it is not known) and name of each device here; why there is none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return [], "CUDA_VISIBLE_DEVICES hides all"
+    ask = ["nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(ask, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20).stdout
+    except FileNotFoundError:
+        if any(Path("/dev").glob("nvidia[0-9]*")):
+            return [("", "a device (nvidia-smi is not on the PATH)")], ""
+        return [], "nvidia-smi is not on the PATH"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [], f"nvidia-smi: {error}"
+    if "not a valid field" in said:
+        return [("", "a device (nvidia-smi is too old to tell which)")], ""
+    found = re.findall(r"^(\d+\.\d+), *(.*\S)", said, re.MULTILINE)
+    return found, "" if found else f"nvidia-smi says {' '.join(said.split()) or 'nothing'}"
+
+
+def architectures_of(capabilities: Iterable[str]) -> tuple[str, ...]:
+    """What to compile for where those devices are; the usual where none is known."""
+    numbers = dict.fromkeys(capability.replace(".", "") for capability in capabilities if capability)
+    return tuple("90a" if number == "90" else number for number in numbers) or USUAL
+
+
+def serves(architectures: Iterable[str], capability: str) -> bool:
+    """Whether code for those architectures runs on a device: on its own major version from its minor one on, with an
+    "a" on exactly its own. Where the capability is not known, the device tells.
+    """
+    major, _, minor = capability.partition(".")
+    return not capability or any(
+        (own[:-1], own[-1]) == (major, minor) if own != known else own[:-1] == major and own[-1] <= minor
+        for known in architectures
+        for own in [known.rstrip("a")]
+    )
+
+
 def units(csrc: Path = ROOT / "csrc") -> list[Path]:
     """What the runner is compiled of."""
     sources = files("cuda", csrc)
@@ -139,15 +176,17 @@ def build(architectures: tuple[str, ...] = USUAL, jobs: int | None = None, folde
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python bench/gpu_runner.py", description=__doc__)
-    parser.add_argument("--arch", nargs="+", default=list(USUAL), metavar="80",
-                        help="compute capabilities to compile for (default: 90a; wgmma.cu is for 90a always)")
+    parser.add_argument("--arch", nargs="+", metavar="80",
+                        help="compute capabilities to compile for (default: those of the devices here, 90a where there "
+                        "is none; wgmma.cu is for 90a always)")
     parser.add_argument("--jobs", type=int, help="compilers at once (default: MAX_JOBS, or one for each processor)")
     options = parser.parse_args(arguments)
-    wrong = [name for name in options.arch if not re.fullmatch(r"\d+a?", name)]
+    wrong = [name for name in options.arch or () if not re.fullmatch(r"\d+a?", name)]
     if wrong:
         parser.error(f"--arch must be a compute capability without its point, such as 80 or 90a, got {wrong[0]}")
+    chosen = tuple(options.arch or architectures_of(capability for capability, _ in devices()[0]))
     try:
-        print(build(tuple(options.arch), options.jobs))
+        print(f"{build(chosen, options.jobs)} (for {', '.join(chosen)})")
     except subprocess.CalledProcessError as error:
         return error.returncode
     except FileNotFoundError as error:

@@ -71,11 +71,11 @@ int run_direct_gather(const RealCall& call, const GatherRoles& roles) {
   p.horizontal = axis_of(horizontal_axis(z, roles.pass));
   p.images = z.n;
   p.groups = int32_t(z.groups);
-  p.rows = int32_t(roles.rows);
-  p.channels = int32_t(roles.channels);
+  p.result_channels = int32_t(roles.rows);
+  p.source_channels = int32_t(roles.channels);
   p.height = int32_t(roles.result_size[2]);
   p.width = int32_t(roles.result_size[3]);
-  p.channels_first = z.channels_last;
+  p.along_channels = z.channels_last;
   p.source = {static_cast<const T*>(roles.source.data), int32_t(roles.source_h), int32_t(roles.source_w)};
   const Strides from = strides_of(roles.source), to = strides_of(roles.result);
   p.from_n = from.n;
@@ -95,7 +95,7 @@ int run_direct_gather(const RealCall& call, const GatherRoles& roles) {
   const auto kernel = call.plan.direct_channels == 4   ? direct_gather<T, Sum, 4>
                       : call.plan.direct_channels == 2 ? direct_gather<T, Sum, 2>
                                                        : direct_gather<T, Sum, 1>;
-  return launch(kernel, call.plan.blocks, kDirectThreads, 0, call.stream, p);
+  return launch(kernel, call.plan.blocks, kCudaDirectThreads, 0, call.stream, p);
 }
 
 template <class Math>

@@ -158,11 +158,11 @@ constexpr int64_t kCudaShortestPart = 512;     // numbers
 // lose half of float32's bound on Ampere (1024 would lose 0.8 of it), a quarter on Hopper.
 constexpr int64_t kCudaLongestChain = 768;
 inline int64_t cuda_block_k(DType dtype) { return element_bytes(dtype) == 2 ? 32 : 16; }  // numbers of one step
-constexpr int64_t kCudaDirectThreads = 128, kCudaDirectTaps = 9;
+constexpr int kCudaDirectThreads = 128, kCudaDirectTaps = 9;  // of a block; the weights of a pair that it computes
 // Pairs of channels that a block of direct's weight_grad computes, side by side in its threads.
 inline int64_t cuda_direct_pairs(const ConvProblem& z) { return z.channels_last ? 32 : 1; }
 
-// The three products that a pass is made of; the phases of a strided input_grad count once, by the largest.
+// The sizes of the product of matrices that a pass is; of the phases of a strided input_grad those of the largest.
 struct CudaShape {
   int64_t gemm_m, gemm_n, gemm_k;  // of a group
   int64_t phases_h, phases_w;

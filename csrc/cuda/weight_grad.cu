@@ -66,9 +66,9 @@ int run_direct_weight_grad(const RealCall& call) {
   p.positions = z.n * z.p * z.q;
   p.step = call.plan.steps;
   p.pairs = z.k * z.group_c();
-  p.rows = int32_t(z.group_k());
-  p.channels = int32_t(z.group_c());
-  p.tap_blocks = int32_t(ceil_div(z.r * z.s, kDirectTaps));
+  p.group_k = int32_t(z.group_k());
+  p.group_c = int32_t(z.group_c());
+  p.tap_blocks = int32_t(ceil_div(z.r * z.s, kCudaDirectTaps));
   p.splits = int32_t(call.plan.splits);
   p.input = {static_cast<const T*>(b.input.data), int32_t(z.h), int32_t(z.w)};
   p.grad = static_cast<const T*>(b.output.data);
@@ -94,7 +94,8 @@ int run_direct_weight_grad(const RealCall& call) {
   p.to_h = to.h;
   p.to_w = to.w;
   const auto kernel = cuda_direct_pairs(z) == 32 ? direct_weight_grad<T, Sum, 32> : direct_weight_grad<T, Sum, 1>;
-  const int error = launch(kernel, call.plan.blocks, kDirectThreads, kDirectThreads * int(sizeof(Sum)), call.stream, p);
+  const int error =
+      launch(kernel, call.plan.blocks, kCudaDirectThreads, kCudaDirectThreads * int(sizeof(Sum)), call.stream, p);
   if (error || p.splits == 1) return error;
   return launch_reduce<T, Sum>(call, b.weight, size, kOrderOfOutputs, 0, p.result.partial, NotAgain{});
 }

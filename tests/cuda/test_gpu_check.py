@@ -75,8 +75,10 @@ elif arguments[:2] == ["-m", "bench.gpu_cases"]:
             "precision": words["precision"], "layout": words["layout"], "algorithm": words["algorithm"],
             "kind": "1x1", "ratio": 2.5, "right": True, "error_ours": 1.0, "error_theirs": 2.0, "device": "cuda"}})
     serve(row)
-elif arguments == ["-c", "import xdist"]:
-    sys.exit(1)
+elif name == "nvidia-smi":
+    print(os.environ.get("DEVICES", "9.0, NVIDIA H100"))
+elif arguments[:1] == ["-c"]:
+    print(os.environ.get("HAS") or json.dumps({{"torch": "2.13.0", "cuda": "13.0", "pytest": True, "xdist": False}}))
 else:
     print("done: " + " ".join([name, *arguments])[:60])
 """
@@ -99,7 +101,10 @@ def tools(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(gpu_check, "GRACE", 0.3)
     monkeypatch.setattr(gpu_check, "RESERVE", 0.0)
-    return lambda: calls.read_text().splitlines()
+    monkeypatch.setattr(gpu_check, "MARGIN", 0.0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    looks = ("nvidia-smi --query-gpu", "python -c ", "nvcc --version")  # what the machine has
+    return lambda: [call for call in calls.read_text().splitlines() if not call.startswith(looks)]
 
 
 @pytest.fixture
@@ -177,10 +182,160 @@ def test_the_rest_of_a_kind_that_has_hung_three_times_is_skipped(check):
     assert [verdict.split(":")[0] for verdict in answers(pass_, "right").values()] == ["hang"] * 3 + ["skipped"] * 5
 
 
-def test_without_a_device_a_step_ends_at_once(check, tools):
-    status, ends, pass_ = check("right", mischief={"runner": "exit 3"})
-    assert status == 1 and ends["right"]["status"] == "failed" and "exit 3 was asked for" in ends["right"]["text"]
-    assert not answers(pass_, "right") and len(tools()) <= 8
+def test_a_step_whose_programs_find_no_device_ends_at_once_and_is_tried_again(check, tools):
+    status, ends, pass_ = check("right", "device", mischief={"runner": "exit 3"})
+    assert status == 3 and ends["right"]["status"] == ends["device"]["status"] == "missing"
+    assert "exit 3 was asked for" in ends["right"]["text"] and "exit 3 was" in (pass_.work / "right.log").read_text()
+    assert not answers(pass_, "right") and len(tools()) <= 9
+    status, ends, _ = check()
+    assert status == 0 and ends["right"]["status"] == ends["device"]["status"] == "done"
+
+
+# ---- what the machine lacks
+
+NO_DEVICE = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+
+
+def without(monkeypatch, tmp_path, name):
+    """Takes a tool away, of which another may lie further back on the PATH."""
+    (tmp_path / "tools" / name).unlink()
+    found = gpu_check.shutil.which
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda tool: None if tool == name else found(tool))
+
+
+def test_without_a_device_nothing_is_started_and_the_next_pass_does_all(check, tools, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("GPU_CHECK_RUNNER", "")
+    monkeypatch.setattr(gpu_runner, "FOLDER", tmp_path / "none")  # nor is anything compiled
+    monkeypatch.setenv("DEVICES", NO_DEVICE)
+    status, ends, pass_ = check()
+    assert status == 3 and not ends and not tools()
+    assert all("there is no CUDA device (nvidia-smi says NVIDIA-SMI has failed" in pass_.of_this_pass[step.name]
+               for step in gpu_check.STEPS)
+    screen = capsys.readouterr().out
+    assert "left out: runner, build, device, right, wgmma" in screen
+    assert re.search("^scaling +not run +there is no CUDA", screen, re.M)
+    monkeypatch.setenv("GPU_CHECK_RUNNER", str(tmp_path / "tools" / "runner"))
+    monkeypatch.delenv("DEVICES")
+    status, ends, _ = check()
+    assert status == 0 and len(ends) == len(gpu_check.STEPS) - 1
+
+
+@pytest.mark.parametrize("tool, has, python, lost, words", [
+    ("compute-sanitizer", None, None, SANITIZERS, "compute-sanitizer is not on the PATH"),
+    ("ncu", None, None, ("ncu",), "ncu is not on the PATH"),
+    (None, {"torch": None, "cuda": None, "pytest": True}, None, ("build", "layer", "compare"), "has no torch"),
+    (None, {"torch": "2.13.0+cpu", "cuda": None, "pytest": True}, None, ("build", "scaling"), "is not built for CUDA"),
+    (None, {"torch": "2.13.0", "cuda": "13.0", "pytest": False}, None, ("layer", "tests"), "has no pytest"),
+    (None, None, "no-such-python", ("build", "networks"), "PYTHON=no-such-python does not run"),
+])  # fmt: skip
+def test_what_is_not_there_costs_its_steps_alone_and_they_are_tried_again(
+    check, monkeypatch, tmp_path, capsys, tool, has, python, lost, words
+):
+    few = ("device", "ncu", *SANITIZERS, *lost)
+    with monkeypatch.context() as lacking:
+        if tool:
+            without(lacking, tmp_path, tool)
+        if has:
+            lacking.setenv("HAS", json.dumps(has))
+        if python:
+            lacking.setenv("PYTHON", python)
+        status, ends, pass_ = check(*dict.fromkeys(few))
+        screen = capsys.readouterr().out
+        assert status == 3 and set(ends) == set(few) - set(lost), screen
+        names = ", ".join(step.name for step in gpu_check.STEPS if step.name in lost)
+        assert f"left out: {names}: " in screen and words in screen
+    if tool:
+        (tmp_path / "tools" / tool).write_text(TOOL)
+        (tmp_path / "tools" / tool).chmod(0o755)
+    status, ends, _ = check()
+    assert status == 0 and set(lost) <= set(ends)
+
+
+def test_a_toolkit_of_another_release_than_torchs_is_told_before_it_compiles(check, monkeypatch, capsys):
+    status, ends, _ = check("build", mischief={"nvcc --version": "say Cuda compilation tools, release 12.4, V12.4"})
+    assert status == 3 and not ends
+    assert "torch is built for CUDA 13.0, and nvcc is of release 12" in capsys.readouterr().out
+
+
+def test_what_a_python_lacks_while_it_runs_is_no_failure_and_the_log_is_named(check, capsys):
+    mischief = {"bench network": "say ModuleNotFoundError: No module named 'numpy'", "-m bench network": "exit 1"}
+    status, ends, pass_ = check("networks", mischief=mischief)
+    assert status == 3 and ends["networks"]["status"] == "missing"
+    screen = capsys.readouterr().out  # what tells, not the last line
+    assert "exit status 1: ModuleNotFoundError: No module named 'numpy'" in screen and "networks.log" in screen
+    status, ends, _ = check(
+        "compare",
+        mischief={"bench.gpu_cases": "say ImportError: libcudnn.so.9: cannot open shared object file",
+                  "-m bench.gpu_cases": "exit 1"},
+    )
+    assert status == 3 and ends["compare"]["status"] == "missing" and "libcudnn.so.9" in ends["compare"]["text"]
+
+
+def test_a_failure_is_tried_again_by_another_python_or_device(check, monkeypatch):
+    check(mischief={"test_gpu_layer": "exit 1"})
+    assert "layer" not in check()[1]
+    monkeypatch.setenv("HAS", json.dumps({"torch": "2.14.0", "cuda": "13.0", "pytest": True}))
+    status, ends, _ = check()
+    assert status == 0 and ends["layer"]["status"] == "done" and "right" not in ends
+    monkeypatch.setenv("DEVICES", "8.0, NVIDIA A100")
+    status, ends, _ = check()  # another device is asked all again
+    assert status == 0 and {"layer", "right", "compare"} <= set(ends)
+
+
+def test_the_runner_has_to_be_for_the_device(check, tools, monkeypatch, tmp_path, capsys):
+    folder = tmp_path / "built"
+    folder.mkdir()
+    for name in ("gpu_runner", gpu_runner.LIBRARY):
+        (folder / name).write_text(TOOL.replace('if name == "runner"', 'if name == "gpu_runner"'))
+        (folder / name).chmod(0o755)
+    known = {"runner": gpu_runner.runner_digest(), "kernels": gpu_runner.kernel_digest(), "architectures": ["90a"]}
+    (folder / "built.json").write_text(json.dumps(known))
+    monkeypatch.setattr(gpu_runner, "FOLDER", folder)
+    monkeypatch.delenv("GPU_CHECK_RUNNER")
+    status, ends, _ = check("device")
+    assert status == 0 and ends["device"]["status"] == "done"
+    monkeypatch.setenv("DEVICES", "8.6, NVIDIA A10")
+    status, ends, pass_ = check("device")
+    words = 'the runner is compiled for 90a, and the device is 8.6: name runner, too, or `make gpu-runner ARCHS="86"`'
+    assert status == 3 and not ends and words in capsys.readouterr().out
+    step = {step.name: step for step in gpu_check.STEPS}
+    assert step["runner"].command(pass_)[-2:] == ["--arch", "86"]
+    assert pass_.environment(step["build"])["TORCH_CUDA_ARCH_LIST"] == "8.6"
+    (folder / "built.json").unlink()
+    assert check("device")[0] == 3
+    assert "there is no runner of these sources: name runner, too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("built, serving, not_serving", [
+    (["90a"], ["9.0", ""], ["8.0", "10.0"]), (["80", "90a"], ["8.0", "8.6", "9.0"], ["7.5", "12.0"]),
+    (["86"], ["8.9"], ["8.0"]), (["120"], ["12.1"], ["10.0"]), ([], [""], ["9.0"]),
+])  # fmt: skip
+def test_which_devices_code_runs_on(built, serving, not_serving):
+    assert all(gpu_runner.serves(built, capability) for capability in serving)
+    assert not any(gpu_runner.serves(built, capability) for capability in not_serving)
+
+
+def test_what_is_compiled_for_the_devices_that_are_there(tools, monkeypatch):
+    for said, expected in (
+        ("9.0, H100", ("90a",)),
+        ("8.0, A100\n8.0, A100\n12.0, B", ("80", "120")),
+        ("none", ("90a",)),
+        ('Field "compute_cap" is not a valid field to query.', ("90a",)),
+    ):
+        monkeypatch.setenv("DEVICES", said)
+        assert gpu_runner.architectures_of(capability for capability, _ in gpu_runner.devices()[0]) == expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_runner.devices() == ([], "CUDA_VISIBLE_DEVICES hides all")
+
+
+@pytest.mark.parametrize("log, line", [
+    ("a.cu(3): error: x is undefined\n\n1 error detected\nmake: *** stop", "a.cu(3): error: x is undefined"),
+    ("Traceback (most recent call last):\n  raise ValueError('error')\nValueError: no\nend", "ValueError: no"),
+    (".F.\n    error = 3\nE   AssertionError: wrong\nFAILED tests/a.py::b\n1 failed", "E   AssertionError: wrong"),
+    ("0 errors\nall is well", "all is well"), ("", ""),
+])  # fmt: skip
+def test_the_line_that_tells(log, line):
+    assert gpu_check.telling(log.splitlines()) == line
 
 
 def test_programs_that_die_one_after_the_other_end_their_step(check):
@@ -219,7 +374,12 @@ def test_steps_of_a_stage_run_side_by_side_and_a_build_beside_the_stages(check):
 def test_no_step_starts_that_is_of_no_use_in_what_is_left(check, tools, capsys):
     status, ends, pass_ = check("compare", budget=20, compare={"least": 25})
     assert status == 3 and not ends and not tools()
-    assert "compare wants 25 s, and 20 are left: start again" in capsys.readouterr().out
+    assert "compare wants 25 s, and BUDGET=20 is too short for that: it must be 25 or more" in capsys.readouterr().out
+    status, ends, pass_ = check(
+        "layer", "compare", budget=3, mischief={"test_gpu_layer": "hang"}, layer={"limit": 1.5}, compare={"least": 2.5}
+    )
+    assert status == 3 and set(ends) == {"layer"}
+    assert "compare wants 2 s, and 1 are left: start again" in capsys.readouterr().out
 
 
 def test_what_was_cut_short_goes_on_in_the_next_pass_and_what_is_there_is_kept(check, tools):
@@ -302,13 +462,46 @@ def test_the_script_takes_an_earlier_archive_and_ends_cleanly_on_a_signal(tools,
     "arguments, environment, words",
     [
         (["nonsense"], {}, "there is no step nonsense; there are runner, build"),
-        ([], {"BUDGET": "long"}, "BUDGET must be a number of seconds, got 'long'"),
+        *(
+            ([], {"BUDGET": bad}, f"BUDGET must be a number of seconds, more than 10, got '{bad}'")
+            for bad in ("long", "nan", "-5", "inf", "10")
+        ),
+        ([], {"GPU_CHECK_RUNNER": "/nowhere"}, "GPU_CHECK_RUNNER must be a program, got /nowhere"),
+        ([], {"GPU_CHECK_WORK": "/proc/no"}, "GPU_CHECK_WORK must be a folder that can be written to, got /proc/no: "),
+        ([], {"GPU_CHECK_OUT": str(SCRIPT)}, f"GPU_CHECK_OUT must be a folder that can be written to, got {SCRIPT}: "),
         ([], {"GPU_CHECK_FROM": "/nowhere", "GPU_CHECK_WORK": "/nowhere/work"}, "must be an archive that an earlier"),
         (["--help"], {}, "training steps, converted and not"),
     ],
 )
-def test_the_script_tells_what_it_does_not_understand(arguments, environment, words):
-    assert words in script(*arguments, **environment).communicate(timeout=60)[0]
+def test_the_script_tells_what_it_does_not_understand(arguments, environment, words, tmp_path):
+    environment = {"GPU_CHECK_WORK": str(tmp_path / "work"), **environment}
+    process = script(*arguments, **environment)
+    said = process.communicate(timeout=60)[0]
+    assert words in said and "Traceback" not in said and process.returncode in (0, 2)
+
+
+def test_an_empty_setting_is_as_if_not_set(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check, "Check", lambda *given: seen.append(given) or type("", (), {"run": lambda *_: 0})())
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)
+    for name in ("BUDGET", "GPU_CHECK_OUT", "GPU_CHECK_WORK", "GPU_CHECK_FROM", "GPU_CHECK_RUNNER"):
+        monkeypatch.setenv(name, "")
+    assert gpu_check.main([]) == 0
+    assert seen == [(330, gpu_check.STEPS, tmp_path / "build" / "gpu_check", tmp_path / "build" / "gpu_check_out")]
+
+
+def test_an_archive_has_nothing_else_that_lies_there(check, tmp_path, capsys):
+    for name in ("other.txt", "folder/answers.jsonl"):
+        path = tmp_path / "work" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    assert check("device")[0] == 0
+    with tarfile.open(tmp_path / "out" / "gpu_check.tar.gz") as archive:
+        assert sorted(archive.getnames()) == ["gpu_check/device.log", "gpu_check/steps.jsonl"]
+    (tmp_path / "out" / "gpu_check.tar.gz").unlink()
+    (tmp_path / "out" / "gpu_check.tar.gz").mkdir()
+    assert check("device")[0] == 3 and "there is no archive" in capsys.readouterr().out
 
 
 # ---- what is asked

@@ -81,6 +81,8 @@ def test_without_nvcc_that_is_told(monkeypatch, tmp_path, capsys):
 BAD = {
     "pass=forward": "a problem must have dtype=",
     f"{GOOD_LINE} colour=red": "there is no key colour",
+    "foo=3": "there is no key foo: see --help",  # before what is missing
+    "=3": "there is no key : see --help",
     f"{GOOD_LINE} c=4": "a key must stand there once, got c again",
     f"{GOOD_LINE} once": "a problem is made of key=value, got once",
     GOOD_LINE.replace("float32", "float"): "dtype must be one of float32, float64, bfloat16, float16, complex64, "

@@ -63,7 +63,7 @@ constexpr const char* kCheckNames[] = {"exact",    "special",    "huge",    "ima
 constexpr const char* kMemoryNames[] = {"guarded", "exact"};
 enum class Check { Exact, Special, Huge, Images, Accuracy, Magnitudes, Sampled, None };
 
-// The words of a line, each asked for once; what is then left is no key.
+// The words of a line, of keys that kHelp has, each asked for once.
 class Words {
  public:
   explicit Words(const std::string& line) {
@@ -71,8 +71,10 @@ class Words {
     for (std::string word; words >> word;) {
       const size_t equals = word.find('=');
       if (equals == std::string::npos) throw std::invalid_argument("a problem is made of key=value, got " + word);
-      if (!values_.emplace(word.substr(0, equals), word.substr(equals + 1)).second)
-        throw std::invalid_argument("a key must stand there once, got " + word.substr(0, equals) + " again");
+      const std::string key = word.substr(0, equals);
+      if (key.empty() || std::string(kHelp).find(" " + key + "=") == std::string::npos) no_key(key);
+      if (!values_.emplace(key, word.substr(equals + 1)).second)
+        throw std::invalid_argument("a key must stand there once, got " + key + " again");
     }
   }
   std::string text(const std::string& key, const char* usual) {
@@ -124,10 +126,13 @@ class Words {
     return numbers<1>(key, usual, least, most)[0];
   }
   void end() const {
-    if (!values_.empty()) throw std::invalid_argument("there is no key " + values_.begin()->first + ": see --help");
+    if (!values_.empty()) no_key(values_.begin()->first);
   }
 
  private:
+  [[noreturn]] static void no_key(const std::string& key) {
+    throw std::invalid_argument("there is no key " + key + ": see --help");
+  }
   std::map<std::string, std::string> values_;
 };
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu_runner
+
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = ROOT / "setup.py"
 
@@ -163,3 +165,30 @@ def test_kernel_libraries_that_were_built_elsewhere_are_taken(built, monkeypatch
     assert builds("1") and not builds("1")
     with pytest.raises(SystemExit, match="CONV_EXT_PREBUILT must be 0 or 1, got 'yes'"):
         builds("yes")
+
+
+@pytest.mark.parametrize(
+    "there, asked, taken",
+    [
+        (["90a"], None, True),
+        (["90a"], "9.0a", True),
+        (["80", "90a"], "8.6;9.0", True),
+        (["90a"], "8.0", False),
+        (["80"], "8.0 9.0", False),
+        (["90a"], "9.0+PTX", False),
+    ],
+)
+def test_a_cuda_library_that_was_built_elsewhere_is_taken_where_it_serves_the_devices(
+    built, monkeypatch, there, asked, taken
+):
+    _, functions = built("plain", "")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(gpu_runner, "library", lambda: Path("library.so"))
+    monkeypatch.setattr(gpu_runner, "record", lambda: {"architectures": there})
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if asked:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    found = functions["prebuilt_cuda_library"]()
+    assert found == ((Path("library.so"), [f"sm_{name}" for name in there]) if taken else None)
+    monkeypatch.setattr(gpu_runner, "library", lambda: None)
+    assert functions["prebuilt_cuda_library"]() is None

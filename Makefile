@@ -44,8 +44,7 @@ endif
 
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml build/.isas
 # What was chosen last holds where nothing is said; another choice of instruction sets is built anew.
-ISAS := $(or $(CONV_EXT_ISAS),$(shell cat build/.isas 2> /dev/null),all)
-$(shell mkdir -p build; echo '$(ISAS)' | cmp -s - build/.isas || echo '$(ISAS)' > build/.isas)
+export ISAS := $(or $(CONV_EXT_ISAS),$(shell cat build/.isas 2> /dev/null),all)
 
 # One process for each processor, where pytest-xdist is there; who is done takes tests from the others.
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
@@ -102,12 +101,17 @@ $(VENV)/.dependencies-%: pyproject.toml Makefile
 	-$(if $(shell command -v nvcc),$(RUN) -m pip install --quiet $(CUDA_TOOLS))
 	touch $@
 
+# Looked at by every make, and written where the choice is another one.
+build/.isas: FORCE
+	@mkdir -p build; echo "$$ISAS" | cmp -s - $@ || echo "$$ISAS" > $@
+FORCE:
+
 $(STAMP): $(DEPENDENCIES) $(SOURCES)
 ifeq ($(VENV),)
-	CONV_EXT_ISAS='$(ISAS)' $(RUN) setup.py --quiet build_ext --inplace
+	CONV_EXT_ISAS="$$ISAS" $(RUN) setup.py --quiet build_ext --inplace
 	mkdir -p build
 else
-	CONV_EXT_ISAS='$(ISAS)' $(RUN) -m pip install --quiet --no-build-isolation --no-deps -e .
+	CONV_EXT_ISAS="$$ISAS" $(RUN) -m pip install --quiet --no-build-isolation --no-deps -e .
 endif
 	touch $@
 

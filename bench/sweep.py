@@ -11,6 +11,7 @@ import argparse
 import csv
 import datetime
 import hashlib
+import math
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -103,7 +104,7 @@ def text(head: dict, rows: list[dict]) -> str:
     """Tables of one sweep: the choice by class and pass, the fastest algorithms, and where the choice loses most."""
     groups, fastest = defaultdict(list), defaultdict(Counter)
     for row in rows:
-        key = (row["layout"], row["dtype"], row["kind"], row["pass"])
+        key = tuple(row[name] for name in ("layout", "dtype", "precision", "kind", "pass"))
         groups[key].append(row)
         if row["chosen"] != "reference" and not int(row["disturbed"]):
             fastest[key][loss(row)[1]] += 1
@@ -125,7 +126,7 @@ def text(head: dict, rows: list[dict]) -> str:
             ["case", "chosen", "fastest", "loss"],
             [
                 [
-                    f"{row['layer']} n={row['n']} {row['pass']} {row['dtype']} {row['layout']}",
+                    f"{row['layer']} n={row['n']} {row['pass']} {row['dtype']} {row['precision']} {row['layout']}",
                     row["chosen"],
                     loss(row)[1],
                     f"{loss(row)[0]:.2f}",
@@ -135,33 +136,49 @@ def text(head: dict, rows: list[dict]) -> str:
         )
     )
     found = judged(rows)
-    if found["cases"]:
-        lines += [
-            "",
-            f"In {found['cases']} undisturbed cases of {len(rows)} the choice loses {found['mean'] - 1:.1%} in "
-            f"the mean (at most {MOST_MEAN - 1:.0%}), {found['usual']:.1%} of them at most "
-            f"{MOST_USUAL - 1:.0%} (at least {USUAL_SHARE:.0%}), and {found['worst'] - 1:.0%} at most "
-            f"({MOST - 1:.0%}): {'as it should be' if found['good'] else 'NOT as it should be'}.",
-        ]
+    if not found["cases"]:
+        verdict = "Nothing can be said of the choice: every case was disturbed, or left to the reference."
+    else:
+        verdict = (
+            f"In {found['cases']} undisturbed cases of {len(rows)} the choice loses {found['mean'] - 1:.1%} in the mean"
+            f" (at most {MOST_MEAN - 1:.0%}), {found['usual']:.1%} of them at most {MOST_USUAL - 1:.0%} (at least "
+            f"{USUAL_SHARE:.0%}), and {found['worst'] - 1:.0%} at most ({MOST - 1:.0%}): "
+            f"{'as it should be' if found['good'] else 'NOT as it should be'}."
+        )
+    lines += ["", verdict]
     return "\n".join(lines)
 
 
 def read(path: Path) -> tuple[dict, list[dict]]:
     """The head and the rows of a sweep's file."""
+
+    def refuse(why) -> SystemExit:
+        return SystemExit(f"a sweep must be a CSV file that `python -m bench sweep` has written: {path}: {why}")
+
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise SystemExit(
-            f"a sweep must be a CSV file that `python -m bench sweep` has written: {path}: {error.strerror}"
-        ) from None
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise refuse(error.strerror if isinstance(error, OSError) else "it is no text") from None
+    lines = content.splitlines()
     head = dict(line[1:].strip().split("=", 1) for line in lines if line.startswith("#") and "=" in line)
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    if "kernels" not in head or not rows or not set(FIXED) <= set(rows[0]) or None in rows[-1].values():
-        raise SystemExit(
-            f"a sweep must be a CSV file that `python -m bench sweep` has written, with a head that names "
-            f"the kernels, and whole rows: {path}"
-        )
+    if "kernels" not in head or not rows or not {*FIXED, TORCH} <= set(rows[0]):
+        raise refuse("its head has to name the kernels, and rows have to follow")
+    if not content.endswith("\n"):
+        raise refuse("its last line is cut off")
+    for row in rows:
+        if not _is_whole(row):
+            raise refuse(f"this row is not whole: {', '.join(str(value) for value in row.values())}")
     return head, rows
+
+
+def _is_whole(row: dict) -> bool:
+    if None in row or None in row.values() or row["disturbed"] not in ("0", "1") or not row.get(row["chosen"]):
+        return False
+    try:
+        return all(0 < float(ms) < math.inf for name, ms in row.items() if name not in FIXED and ms)
+    except ValueError:
+        return False
 
 
 def head_of(machine: dict) -> dict:
@@ -182,7 +199,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="The exit status is 1 where the choice loses more than it may.",
+        epilog="The exit status is 1 where the choice loses more than it may, or cases are missing.",
     )
     environment.add_case_options(parser, suites=shapes.suites(), only=[])
     environment.add_common_options(parser)
@@ -197,7 +214,7 @@ def main(arguments: list[str]) -> int:
     if options.judge:
         found = [read(path) for path in options.judge]
         print("\n\n".join(text(*one) for one in found))
-        return int(any(judged(rows)["good"] is False for _, rows in found))
+        return int(not all(judged(rows)["good"] for _, rows in found))
     import torch
 
     from bench import cases
@@ -211,8 +228,12 @@ def main(arguments: list[str]) -> int:
     head = head_of(environment.machine())
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     path = options.out or FOLDER / f"{head['isa']}-{head['threads']}threads-{stamp}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file, torch.no_grad():
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        raise SystemExit(f"--out must be a file that can be written, got {path}: {error.strerror}") from None
+    with opened as file, torch.no_grad():
         file.writelines(f"# {name}={value}\n" for name, value in head.items())
         writer = csv.DictWriter(file, [*FIXED, TORCH, *names], restval="", lineterminator="\n")
         writer.writeheader()
@@ -230,4 +251,4 @@ def main(arguments: list[str]) -> int:
     head, rows = read(path)
     print(text(head, rows))
     print(f"\n{len(rows)} of {len(todo)} cases; written to {path}")
-    return int(judged(rows)["good"] is False)
+    return int(len(rows) < len(todo) or not judged(rows)["good"])

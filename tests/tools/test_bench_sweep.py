@@ -37,6 +37,13 @@ def test_disturbed_rows_and_the_reference_do_not_count():
     assert sweep.judged(rows) == {"cases": 1, "mean": 1.0, "usual": 1.0, "worst": 1.0, "good": True}
     assert sweep.judged(rows[:2])["good"] is None
     assert "NOT as it should be" not in sweep.text({"isa": "avx2"}, rows)
+    assert "Nothing can be said of the choice" in sweep.text({"isa": "avx2"}, rows[:2])
+
+
+def test_precisions_are_classes_of_their_own():
+    rows = [row(direct=1.0), row(direct=3.0, panels=1.0) | {"precision": "tf32"}]
+    said = sweep.text({"isa": "avx2"}, rows)
+    assert "nchw float32 ieee 1x1 forward" in said and "s/a n=1 forward float32 tf32 nchw" in said
 
 
 def test_a_sweep_measures_every_algorithm_that_can_and_reads_its_file_again(tmp_path, capsys):
@@ -58,13 +65,44 @@ def run(arguments: list[str]) -> int:
         return main()
 
 
-@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", "# kernels=1\nlayout,chosen\nnchw,direct\n"])
+HEAD = "# kernels=1\n" + ",".join([*sweep.FIXED, sweep.TORCH, "direct", "panels"]) + "\n"
+ROW = "nchw,float32,ieee,s/a,1,1x1,forward,direct,0,0.1,1.0,\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"\xff\xfe",
+        "a,b\n1,2\n",
+        "# kernels=1\nlayout,chosen\nnchw,direct\n",
+        HEAD,
+        HEAD + ROW.rstrip(),
+        HEAD + "nchw,float32,ieee\n" + ROW,
+        HEAD + ROW.replace(",\n", ",,5\n"),
+        HEAD + ROW.replace(",0,0.1", ",,0.1"),
+        HEAD + ROW.replace("1.0", "nan"),
+        HEAD + ROW.replace("1.0", "fast"),
+        HEAD + ROW.replace("1.0,", ",2.0"),
+    ],
+)
 def test_what_is_no_sweep_is_told(tmp_path, content):
     path = tmp_path / "other.csv"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit, match="must be a CSV file that `python -m bench sweep` has written"):
         sweep.read(path)
+
+
+def test_a_whole_file_is_read(tmp_path):
+    (tmp_path / "sweep.csv").write_text(HEAD + ROW)
+    assert sweep.judged(sweep.read(tmp_path / "sweep.csv")[1])["good"]
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(SystemExit, match="--out must be a file that can be written, got .*: Is a directory"):
+        run(["sweep", "--only", "lenet5/c3", "--out", str(tmp_path)])
 
 
 def test_the_digest_follows_from_plans_and_kernels(tmp_path):

@@ -1,4 +1,5 @@
 // The one symbol of a kernel library: its row of machine.h and its entry point.
+#include "../common/witness.h"
 #include "algorithms.h"
 #include "base/simd.h"
 #include "pass.h"

@@ -157,7 +157,7 @@ struct BlockCopy {
       }
     }
     if (from_channel == 1 && to_position == 1) return turn_squares();
-    if (from_position != 1 || to_position != 1) return copy_elements(0);
+    if (from_position != 1 || to_position != 1) return copy_elements();
     positions <= 4 * L ? copy_short_rows() : copy_long_rows();
   }
 
@@ -165,9 +165,9 @@ struct BlockCopy {
   A* to_at(int64_t c, int64_t i) const { return to + c * to_channel + i * to_position; }
   const T* from_at(int64_t c, int64_t i) const { return from + c * from_channel + i * from_position; }
 
-  void copy_elements(int64_t first) const {
+  void copy_elements() const {
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t i = first; i < positions; ++i) write<A, A>(to_at(c, i), read<A>(from_at(c, i)));
+      for (int64_t i = 0; i < positions; ++i) write<A, A>(to_at(c, i), read<A>(from_at(c, i)));
   }
 
   // copy(i, count) for all positions, kLanes at a time; the last ones may be copied twice. A few positions alone are
@@ -180,7 +180,7 @@ struct BlockCopy {
     if constexpr (parts) {
       copy(0, positions);
     } else {
-      copy_elements(0);
+      copy_elements();
     }
   }
 

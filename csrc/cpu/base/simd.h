@@ -246,11 +246,9 @@ constexpr uint32_t every_lane(int k) {
     if ((k * kLanes<A> + i) % step == 0) mask |= 1u << i;
   return mask;
 }
-#endif
 // The first `count` lanes to every `step`-th element from an address on. What lies between is not touched.
 template <class A, int step>
 inline __attribute__((always_inline)) void store_every(A* to, Vec<A> v, int64_t count) {
-#if defined(__AVX512F__)
   constexpr int L = kLanes<A>;
   const int64_t extent = (count - 1) * step + 1;
 #pragma GCC unroll 16
@@ -267,11 +265,11 @@ inline __attribute__((always_inline)) void store_every(A* to, Vec<A> v, int64_t 
     else
       _mm512_mask_storeu_pd(to + k * L, __mmask8(mask), (__m512d)spread);
   }
-#else
-  for (int64_t i = 0; i < count; ++i)
-    memcpy(to + i * step, reinterpret_cast<const char*>(&v) + i * sizeof(A), sizeof(A));
-#endif
 }
+#else
+template <class A, int step>
+void store_every(A* to, Vec<A> v, int64_t count);  // only where kMaskedStores
+#endif
 
 // The sum of each of kLanes vectors, in a fixed order, as one vector: round by round the two halves of every block
 // are added, and two vectors of half blocks become one.

@@ -168,17 +168,14 @@ struct PanelsAlongPositions {
                [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
                  A* const run = to + (at - panel.first);
                  const int64_t h = i * op.vertical.step() + f.row[t], w = j * step + f.column[t];
-                 // Positions [low, high) of the run read the source, the others the padding.
                  const bool outside = h < 0 || h >= op.vertical.source;
-                 const int64_t low = outside ? count : min_of(count, w < 0 ? ceil_div(-w, step) : 0);
-                 const int64_t high =
-                     outside ? count : max_of(low, min_of(count, w < columns ? ceil_div(columns - w, step) : 0));
-                 if (low > 0) clear_block(run, width, b.c, low);
-                 if (high > low)
-                   pack_block(run + low, width, 1,
-                              from + n * op.source.n + h * op.source.row + (w + low * step) * op.source.column,
-                              op.source.channel, step * op.source.column, b.c, high - low);
-                 if (count > high) clear_block(run + high, width, b.c, count - high);
+                 const Range inside = outside ? Range{count, count} : range_inside(w, step, count, columns);
+                 if (inside.first > 0) clear_block(run, width, b.c, inside.first);
+                 if (inside.count() > 0)
+                   pack_block(run + inside.first, width, 1,
+                              from + n * op.source.n + h * op.source.row + (w + inside.first * step) * op.source.column,
+                              op.source.channel, step * op.source.column, b.c, inside.count());
+                 if (count > inside.last) clear_block(run + inside.last, width, b.c, count - inside.last);
                });
   }
 };

@@ -80,7 +80,7 @@ def add_environment_options(parser: argparse.ArgumentParser) -> None:
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help="threads for both sides (default: torch's own choice)")
     add_environment_options(parser)
-    parser.add_argument("--out", type=Path, help="the JSON file to write (default: a new one in bench/results)")
+    parser.add_argument("--out", type=Path, help="the file to write (default: a new one in bench/results)")
 
 
 def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: list[str]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench import environment, precision, shapes, tables
 
-FOLDER = environment.RESULTS / "sweeps"
+KEPT = environment.RESULTS / "sweeps"  # those that the repository keeps, and that the tests judge
 CSRC = Path(__file__).parents[1] / "csrc"
 FIXED = ("layout", "dtype", "precision", "layer", "n", "kind", "pass", "chosen", "disturbed")
 TORCH = "torch_ms"
@@ -173,7 +173,9 @@ def read(path: Path) -> tuple[dict, list[dict]]:
 
 
 def _is_whole(row: dict) -> bool:
-    if None in row or None in row.values() or row["disturbed"] not in ("0", "1") or not row.get(row["chosen"]):
+    if None in row or None in row.values() or row["disturbed"] not in ("0", "1"):
+        return False
+    if row["chosen"] != "reference" and not row.get(row["chosen"]):
         return False
     try:
         return all(0 < float(ms) < math.inf for name, ms in row.items() if name not in FIXED and ms)
@@ -227,7 +229,7 @@ def main(arguments: list[str]) -> int:
     names = [name for name in ALGORITHMS["cpu"] if name not in ("auto", "reference")]
     head = head_of(environment.machine())
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    path = options.out or FOLDER / f"{head['isa']}-{head['threads']}threads-{stamp}.csv"
+    path = options.out or environment.RESULTS / f"sweep-{head['isa']}-{head['threads']}threads-{stamp}.csv"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = path.open("w", encoding="utf-8", newline="")

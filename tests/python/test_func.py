@@ -7,9 +7,9 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, stack_module_state, vjp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import conv_ext
+from calls import Calls
 from conv_ext.autograd import Forward, InputGrad, WeightGrad
 from devices import device, randn
 
@@ -140,19 +140,6 @@ def test_the_other_functions(ours, torchs, shapes):
             vmap(f, (None, 0, 0))(x, *tensors(many(shapes[1], 0), many(shapes[2], 0))),
         ))  # fmt: skip
     torch.testing.assert_close(*results)
-
-
-class Calls(TorchDispatchMode):
-    """Counts the operators that reach a kernel."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "conv_ext":
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
 
 
 # operator, its Function, the operands' shapes, the size argument, the Function's trailing arguments

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import conv_ext
+from calls import Calls
 from conv_ext import autograd
 from devices import device, randn
 
@@ -242,17 +242,6 @@ def test_overrides_come_before_every_check():
     assert conv_ext.conv2d(Unlike(), "no weight", stride=None) == "conv2d"
     assert conv_ext.conv1d(randn(2), Unlike(), padding=2.5) == "conv1d"
     assert conv_ext.conv_transpose2d(1, 2, Unlike()) == "conv_transpose2d"
-
-
-class Calls(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "conv_ext":
-            self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

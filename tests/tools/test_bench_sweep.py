@@ -96,7 +96,8 @@ def test_what_is_no_sweep_is_told(tmp_path, content):
 
 
 def test_a_whole_file_is_read(tmp_path):
-    (tmp_path / "sweep.csv").write_text(HEAD + ROW)
+    left_to_the_reference = ROW.replace("direct,0,0.1,1.0", "reference,0,0.1,")
+    (tmp_path / "sweep.csv").write_text(HEAD + ROW + left_to_the_reference)
     assert sweep.judged(sweep.read(tmp_path / "sweep.csv")[1])["good"]
 
 
@@ -116,7 +117,7 @@ def test_the_digest_follows_from_plans_and_kernels(tmp_path):
     assert sweep.kernels_digest(tmp_path) != before
 
 
-KEPT = sorted(sweep.FOLDER.glob("*.csv"))
+KEPT = sorted(sweep.KEPT.glob("*.csv"))
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

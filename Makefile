@@ -6,7 +6,7 @@
 #   make demo VENV=            build in place against the torch of the active Python; nothing is downloaded
 #   make test TORCH=torch==2.11.0 TORCH_INDEX=https://...   another build of torch, from a pip index of your choice
 #   make demo ARGS="--epochs 5"  make test ARGS="-k adjoint"  make test WORKERS=0   (in one process)
-#   make build CONV_EXT_ISAS=native   kernels for this processor's best instruction set alone: a third of the time.
+#   make build CONV_EXT_ISAS=native   kernels for this processor's best instruction set alone: half of the time.
 #                              The choice holds for every later make, until CONV_EXT_ISAS=all (or make clean)
 #   make build, make clean, make lint; make format does what ruff and clang-format would have
 #   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc.

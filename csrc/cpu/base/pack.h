@@ -73,13 +73,40 @@ inline __attribute__((always_inline)) Halves narrow_halves(Vec<float> v) {
   return __builtin_convertvector((nan & (high | 0x40u)) | (~nan & rounded), Halves);
 }
 
+// The same for either type of two bytes.
+#if defined(__F16C__)
+constexpr bool kFloat16Lanes = true;
+inline __attribute__((always_inline)) Vec<float> widen_halves(Halves halves, float16) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps((__m256i)halves);
+#else
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)halves);
+#endif
+}
+inline __attribute__((always_inline)) Halves narrow_halves(Vec<float> v, float16) {
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#endif
+}
+#else
+constexpr bool kFloat16Lanes = false;
+Vec<float> widen_halves(Halves halves, float16);
+Halves narrow_halves(Vec<float> v, float16);
+#endif
+inline __attribute__((always_inline)) Vec<float> widen_halves(Halves halves, bfloat16) { return widen_halves(halves); }
+inline __attribute__((always_inline)) Halves narrow_halves(Vec<float> v, bfloat16) { return narrow_halves(v); }
+template <class A, class T>
+constexpr bool kHalves = sizeof(A) == 4 && (is_same<T, bfloat16> || (is_same<T, float16> && kFloat16Lanes));
+
 // kLanes neighbours, or the first `count` of them (the rest is zero), as the accumulator's type; and back.
 template <class A, class T>
 inline __attribute__((always_inline)) Vec<A> read_lanes(const T* p) {
   if constexpr (sizeof(T) == sizeof(A)) {
     return load(p);
-  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
-    return widen_halves(load_halves(p, kLanes<A>));
+  } else if constexpr (kHalves<A, T>) {
+    return widen_halves(load_halves(p, kLanes<A>), T{});
   } else {
     A lane[kLanes<A>];
     for (int i = 0; i < kLanes<A>; ++i) lane[i] = read<A>(p + i);
@@ -90,8 +117,8 @@ template <class A, class T>
 inline __attribute__((always_inline)) Vec<A> read_lanes(const T* p, int64_t count) {
   if constexpr (sizeof(T) == sizeof(A)) {
     return load_first(p, count);
-  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
-    return widen_halves(load_halves(p, count));
+  } else if constexpr (kHalves<A, T>) {
+    return widen_halves(load_halves(p, count), T{});
   } else {
     A lane[kLanes<A>] = {};
     for (int64_t i = 0; i < count; ++i) lane[i] = read<A>(p + i);
@@ -102,8 +129,8 @@ template <class T, class A>
 inline __attribute__((always_inline)) void write_lanes(T* p, Vec<A> v) {
   if constexpr (sizeof(T) == sizeof(A)) {
     store(p, v);
-  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
-    store_halves(p, narrow_halves(v), kLanes<A>);
+  } else if constexpr (kHalves<A, T>) {
+    store_halves(p, narrow_halves(v, T{}), kLanes<A>);
   } else {
     A lane[kLanes<A>];
     store(lane, v);
@@ -114,8 +141,8 @@ template <class T, class A>
 inline __attribute__((always_inline)) void write_lanes(T* p, Vec<A> v, int64_t count) {
   if constexpr (sizeof(T) == sizeof(A)) {
     store_first(p, v, count);
-  } else if constexpr (is_same<T, bfloat16> && sizeof(A) == 4) {
-    store_halves(p, narrow_halves(v), count);
+  } else if constexpr (kHalves<A, T>) {
+    store_halves(p, narrow_halves(v, T{}), count);
   } else {
     A lane[kLanes<A>];
     store(lane, v);
@@ -138,36 +165,58 @@ inline __attribute__((always_inline)) void write_some(T* p, Vec<A> v, int64_t co
   }
 }
 
+template <class X, class Y, bool second>
+struct WiderOf {
+  typedef X type;
+};
+template <class X, class Y>
+struct WiderOf<X, Y, true> {
+  typedef Y type;
+};
+
 // A block of channels x positions: to[c * to_channel + i * to_position] = from[c * from_channel + i * from_position].
-// Start reading at run.
-template <class A, class T>
+// One of the two types is the accumulator's, the other one what is widened to it or what it is rounded to. Start
+// reading at run.
+template <class To, class From>
 struct BlockCopy {
-  A* to;
+  typedef typename WiderOf<To, From, (sizeof(To) < sizeof(From))>::type A;
+  To* to;
   int64_t to_channel, to_position;
-  const T* from;
+  const From* from;
   int64_t from_channel, from_position;
   int64_t channels, positions;
   static constexpr int L = kLanes<A>;
 
   void run() const {
-    if constexpr (is_same<A, T>) {
+    if constexpr (is_same<To, From>) {
       if (read_every<2, 3, 4, 6, 8, 12>() || turn_few_channels()) return;
       if constexpr (kMaskedStores) {
         if (write_every<2, 3, 4>()) return;
       }
     }
-    if (from_channel == 1 && to_position == 1) return turn_squares();
+    if (from_channel == 1 && to_position == 1) {
+      // Of a few numbers in a row whole vectors would mostly be thrown away.
+      if (!is_same<To, From> && min_of(channels, positions) <= L / 4) return copy_elements();
+      return turn_squares();
+    }
     if (from_position != 1 || to_position != 1) return copy_elements();
     positions <= 4 * L ? copy_short_rows() : copy_long_rows();
   }
 
  private:
-  A* to_at(int64_t c, int64_t i) const { return to + c * to_channel + i * to_position; }
-  const T* from_at(int64_t c, int64_t i) const { return from + c * from_channel + i * from_position; }
+  To* to_at(int64_t c, int64_t i) const { return to + c * to_channel + i * to_position; }
+  const From* from_at(int64_t c, int64_t i) const { return from + c * from_channel + i * from_position; }
 
+  // The longer loop is the inner one.
   void copy_elements() const {
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t i = 0; i < positions; ++i) write<A, A>(to_at(c, i), read<A>(from_at(c, i)));
+    const auto copy = [this](int64_t c, int64_t i) { write<To, A>(to_at(c, i), read<A>(from_at(c, i))); };
+    if (channels > positions) {
+      for (int64_t i = 0; i < positions; ++i)
+        for (int64_t c = 0; c < channels; ++c) copy(c, i);
+    } else {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = 0; i < positions; ++i) copy(c, i);
+    }
   }
 
   // copy(i, count) for all positions, kLanes at a time; the last ones may be copied twice. A few positions alone are
@@ -197,7 +246,7 @@ struct BlockCopy {
         return false;
       by_vectors<kMaskedStores>([&](int64_t i, int64_t count) __attribute__((always_inline)) {
         for (int64_t c = 0; c < channels; ++c)
-          write_some<A, A>(to_at(c, i), load_every<A, step>(from_at(c, i), count), count);
+          write_some<To, A>(to_at(c, i), load_every<A, step>(from_at(c, i), count), count);
       });
       return true;
     }
@@ -237,10 +286,10 @@ struct BlockCopy {
     for (int64_t c = 0; c < channels; c += L)
       for (int64_t i = 0; i < positions; i += L) turn_square(from_at(c, i), to_at(c, i), channels - c, positions - i);
   }
-  __attribute__((always_inline)) void turn_square(const T* f, A* t, int64_t down, int64_t across) const {
+  __attribute__((always_inline)) void turn_square(const From* f, To* t, int64_t down, int64_t across) const {
     Vec<A> square[L];
     if (down >= L && across >= L) {
-      if constexpr (sizeof(T) == sizeof(A)) {
+      if constexpr (is_same<From, A>) {
         load_transposed<A>(square, f, from_position);
       } else {
 #pragma GCC unroll 16
@@ -248,14 +297,14 @@ struct BlockCopy {
         transpose<A>(square);
       }
 #pragma GCC unroll 16
-      for (int j = 0; j < L; ++j) store(t + j * to_channel, square[j]);
+      for (int j = 0; j < L; ++j) write_lanes<To, A>(t + j * to_channel, square[j]);
     } else {
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) square[j] = read_some<A>(f + j * from_position, j < across ? down : 0);
       transpose<A>(square);
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j)
-        if (j < down) write_some<A, A>(t + j * to_channel, square[j], across);
+        if (j < down) write_some<To, A>(t + j * to_channel, square[j], across);
     }
   }
 
@@ -271,24 +320,24 @@ struct BlockCopy {
   __attribute__((always_inline)) void copy_vectors() const {
     const int64_t rest = positions - vectors * L;
     for (int64_t c = 0; c < channels; ++c) {
-      A* const t = to + c * to_channel;
-      const T* const f = from + c * from_channel;
+      To* const t = to + c * to_channel;
+      const From* const f = from + c * from_channel;
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) store(t + v * L, read_lanes<A>(f + v * L));
-      write_some<A, A>(t + vectors * L, read_some<A>(f + vectors * L, rest), rest);
+      for (int v = 0; v < vectors; ++v) write_lanes<To, A>(t + v * L, read_lanes<A>(f + v * L));
+      write_some<To, A>(t + vectors * L, read_some<A>(f + vectors * L, rest), rest);
     }
   }
   void copy_long_rows() const {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t i = 0; i < positions; i += L)
-        write_some<A, A>(to_at(c, i), read_some<A>(from_at(c, i), positions - i), positions - i);
+        write_some<To, A>(to_at(c, i), read_some<A>(from_at(c, i), positions - i), positions - i);
   }
 };
 
-template <class A, class T>
-inline void pack_block(A* to, int64_t to_channel, int64_t to_position, const T* from, int64_t from_channel,
+template <class To, class From>
+inline void pack_block(To* to, int64_t to_channel, int64_t to_position, const From* from, int64_t from_channel,
                        int64_t from_position, int64_t channels, int64_t positions) {
-  BlockCopy<A, T>{to, to_channel, to_position, from, from_channel, from_position, channels, positions}.run();
+  BlockCopy<To, From>{to, to_channel, to_position, from, from_channel, from_position, channels, positions}.run();
 }
 
 template <class A>

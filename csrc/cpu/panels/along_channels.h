@@ -10,7 +10,7 @@ template <class A>
 struct PanelsAlongChannels {
   static constexpr int L = kLanes<A>;
 
-  const PanelsOperands<A>& op;
+  const GatherOperands<A>& op;
   const PanelsTask& task;
   AlongChannelsScratch<A> local;
   const PanelsPhase& f;
@@ -23,7 +23,7 @@ struct PanelsAlongChannels {
   // the phase as well: sums have room in the scratch either way.
   int64_t result_step;
 
-  PanelsAlongChannels(const PanelsOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask& its_task,
+  PanelsAlongChannels(const GatherOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask& its_task,
                       void* scratch)
       : op(operands), task(its_task), f(its_task.f), positions(its_task.last - its_task.first) {
     Carver memory(scratch);

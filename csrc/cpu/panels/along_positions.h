@@ -13,7 +13,7 @@ struct PanelsAlongPositions {
   static constexpr int L = kLanes<A>;
   static constexpr int64_t kWidest = kPanelP * L;  // positions of a panel
 
-  const PanelsOperands<A>& op;
+  const GatherOperands<A>& op;
   const PanelsTask& task;
   AlongPositionsScratch<A> local;
   const PanelsPhase& f;
@@ -21,7 +21,7 @@ struct PanelsAlongPositions {
   int64_t panels, blocks;  // of positions; of channels and taps
   const A* source;         // of the group
 
-  PanelsAlongPositions(const PanelsOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask& its_task,
+  PanelsAlongPositions(const GatherOperands<A>& operands, const PanelsGatherPlan& own, const PanelsTask& its_task,
                        void* scratch)
       : op(operands), task(its_task), f(its_task.f) {
     Carver memory(scratch);

@@ -20,7 +20,7 @@
 namespace conv_ext {
 
 template <class A>
-void run_panels_task(const PanelsOperands<A>& op, const PanelsGatherPlan& own, int64_t index, void* scratch) {
+void run_panels_task(const GatherOperands<A>& op, const PanelsGatherPlan& own, int64_t index, void* scratch) {
   const int64_t part = index % own.parts_m;
   index /= own.parts_m;
   const int64_t block = index % own.blocks;
@@ -59,7 +59,7 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
   Carver memory(b.workspace);
   PanelsGatherWorkspace<A> workspace = panels_gather_workspace<A>(z, pass, own, memory);
   workspace.taps.build(TapOrder::ByNumber, own.weights.joined_taps);
-  PanelsOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, b);
+  GatherOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, b);
   if (own.one_row && given.w == 1) {  // the stride of a single column has no say
     op.source.column = op.source.row;
     op.result.column = op.result.row;

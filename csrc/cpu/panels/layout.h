@@ -35,9 +35,10 @@ struct PanelBlocks {
     return ceil_div(all_channels, channels) * ceil_div(all_taps, taps);
   }
 };
-inline PanelBlocks panel_blocks(int64_t channels, int64_t taps) {
-  const int64_t cut_taps = max_of(1, ceil_div(taps, kPanelProducts));
-  return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps), kPanelProducts)), cut_taps};
+// Of so many elements' channels, each of which has products with all its parts.
+inline PanelBlocks panel_blocks(int64_t channels, int64_t taps, int64_t parts = 1) {
+  const int64_t cut_taps = max_of(1, ceil_div(taps * parts, kPanelProducts));
+  return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps, parts), kPanelProducts)), cut_taps};
 }
 
 // How the weights of a group are cut into panels, and how their packing is shared out (plan_weights.h).
@@ -45,17 +46,27 @@ struct WeightPanels {
   // What the lanes of a vector are: neighbouring channels of the result, whose weights are packed as panels of vectors,
   // or neighbouring positions, whose source becomes panels while the weights are read where they lie.
   bool along_channels;
+  bool packed;               // as panels; else read where they lie
+  bool cuts_taps;            // into several chains, where they are many
   bool taps_are_neighbours;  // in memory, with other channels further away: they are turned round by whole vectors
   int64_t joined_taps;       // taps of a row that are read as channels, being their neighbours in memory; else 1
   int64_t channels;          // of a group's source, each of them as often as taps are joined
+  int64_t parts;             // real numbers of an element, which are counted as channels
+  int64_t unit;              // of a panel's channels: a vector; where lanes are positions, an element
   int64_t panels;            // of a group: vectors of channels; where lanes are positions, a few rows each
   int64_t panel_channels;    // channels of the widest panel, with those that fill up its last vector
   int64_t padded_m;          // channels of a group's result, with those that fill up the last vector
   int64_t panels_per_task, packing_tasks;  // of the loop that packs
+
+  PanelBlocks blocks(int64_t taps) const {
+    PanelBlocks b = panel_blocks(channels / parts, taps, parts);
+    if (!cuts_taps) b.taps = 1;
+    return b;
+  }
 };
 template <class A>
 inline A* packed_weights(const ConvProblem& z, const WeightPanels& w, Carver& memory) {
-  return memory.take<A>(w.along_channels ? z.groups : 0, w.padded_m, w.channels, product(z.r, z.s) / w.joined_taps);
+  return memory.take<A>(w.packed ? z.groups : 0, w.padded_m, w.channels, product(z.r, z.s) / w.joined_taps);
 }
 
 // Lines of memory that are prefetched for what comes next, at most.

@@ -1,4 +1,5 @@
-// The operands of forward and input_grad by panels: how channels, taps and phases are cut, and the packing of weights.
+// The operands of forward and input_grad: how channels, taps and phases are cut, the packing of weights, the writing of
+// results.
 #pragma once
 
 #include "../base/roles.h"
@@ -36,21 +37,23 @@ struct PanelsChain {
   int64_t before;  // products of the blocks before it
 };
 
-template <class A>
-struct PanelsOperands {
+// Both parts of complex numbers are channels: all channels are counted in real numbers.
+template <class T, class A = T>
+struct GatherOperands {
   const ConvProblem& z;
   const WeightPanels& plan;
   Axis vertical, horizontal;
   TapTable table;
   A* packed_weight;
-  View<A> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
+  int64_t parts;                   // real numbers of an element
+  View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
   int64_t weight_group;            // elements between the weights of two groups
   int64_t group_m;                 // channels of a group's result
   const Buffers& buffers;
 
   static constexpr int L = kLanes<A>;
 
-  PanelsOperands(const ConvProblem& problem, Pass pass, const WeightPanels& panels, const TapTable& taps, A* packed,
+  GatherOperands(const ConvProblem& problem, Pass pass, const WeightPanels& panels, const TapTable& taps, A* packed,
                  const Buffers& b)
       : z(problem),
         plan(panels),
@@ -58,11 +61,12 @@ struct PanelsOperands {
         horizontal(horizontal_axis(problem, pass)),
         table(taps),
         packed_weight(packed),
-        source(view_of<A>(source_of(pass, b), 1)),
-        result(view_of<A>(result_of(pass, b), 1)),
-        weight(weights_by_role<A>(pass, b)),
+        parts(parts_of(problem.dtype)),
+        source(view_of<T>(source_of(pass, b), parts)),
+        result(view_of<T>(result_of(pass, b), parts)),
+        weight(weights_by_role<T>(pass, b, parts)),
         weight_group(group_step(problem, pass, weight)),
-        group_m(result_channels(problem, pass)),
+        group_m(result_channels(problem, pass) * parts),
         buffers(b) {
     // Joined taps are as far apart as the plan says, whatever the strides of a single column or channel.
     if (plan.joined_taps > 1) source.channel = weight.channel = 1, source.column = problem.c;
@@ -73,8 +77,9 @@ struct PanelsOperands {
   int64_t channels() const { return plan.channels; }
 
   PanelsSlice slice_at(int64_t i) const {
-    const int64_t unit = plan.along_channels ? L : 1, units = plan.along_channels ? plan.padded_m / L : plan.padded_m;
-    const int64_t first = part_begin(units, plan.panels, i) * unit, last = part_begin(units, plan.panels, i + 1) * unit;
+    const int64_t units = plan.padded_m / plan.unit;
+    const int64_t first = part_begin(units, plan.panels, i) * plan.unit,
+                  last = part_begin(units, plan.panels, i + 1) * plan.unit;
     return {first, min_of(group_m, last) - first, last - first};
   }
 
@@ -90,15 +95,15 @@ struct PanelsOperands {
     f.row = table.row + f.begin;
     f.column = table.column + f.begin;
     f.weight = table.tap + f.begin;
-    f.blocks = panel_blocks(channels(), f.taps);
+    f.blocks = plan.blocks(f.taps);
     return f;
   }
   PanelsChain block_at(const PanelsPhase& f, int64_t index) const {
     const PanelBlocks& p = f.blocks;
     const int64_t ic = index / p.taps, it = index % p.taps;
     PanelsChain b;
-    b.c0 = part_begin(channels(), p.channels, ic);
-    b.c = part_begin(channels(), p.channels, ic + 1) - b.c0;
+    b.c0 = part_begin(channels() / parts, p.channels, ic) * parts;
+    b.c = part_begin(channels() / parts, p.channels, ic + 1) * parts - b.c0;
     b.t0 = part_begin(f.taps, p.taps, it);
     b.t = part_begin(f.taps, p.taps, it + 1) - b.t0;
     b.before = b.c0 * f.taps + b.t0 * b.c;
@@ -109,23 +114,39 @@ struct PanelsOperands {
     return packed_weight + (group * taps() + f.begin) * plan.padded_m * channels() + s.m0 * f.taps * channels() +
            b.before * s.width;
   }
-  const A* weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
+  // Channels of elements, not of their parts.
+  const T* weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
     return weight.data + group * weight_group + m * weight.n + c * weight.channel + tap / z.s * weight.row +
            tap % z.s * weight.column;
   }
-  A* result_at(int64_t channel, const PanelsPhase& f, int64_t n, int64_t i, int64_t j) const {
-    return result.data + n * result.n + channel * result.channel + (f.h + i * vertical.output_step()) * result.row +
-           (f.w + j * horizontal.output_step()) * result.column;
+  // A complex weight as four real ones, of both parts of the source: (wr, wi) and (-wi, wr), for
+  // (out_re, out_im) = (wr xr - wi xi, wr xi + wi xr).
+  void pack_complex(A* to, int64_t to_channel, const T* from, int64_t channels, int64_t m) const {
+    for (int64_t c = 0; c < channels; ++c, to += 2 * to_channel, from += weight.channel)
+      for (int64_t i = 0; i < m; ++i) {
+        const T* const w = from + i * weight.n;
+        const A re = read<A>(w), im = read<A>(w + 1);
+        to[2 * i] = re;
+        to[2 * i + 1] = im;
+        to[to_channel + 2 * i] = -im;
+        to[to_channel + 2 * i + 1] = re;
+      }
+  }
+  T* result_at(int64_t channel, const PanelsPhase& f, int64_t n, int64_t i, int64_t j) const {
+    return result.data + n * result.n + channel / parts * result.channel + channel % parts +
+           (f.h + i * vertical.output_step()) * result.row + (f.w + j * horizontal.output_step()) * result.column;
   }
   // Elements between neighbouring results of a phase.
   int64_t column_step() const { return horizontal.output_step() * result.column; }
-  // Finished sums, `channel_step` and `position_step` apart, to `count` neighbouring results of `m` channels. Memory is
-  // written along what is neighbours there.
-  void write_sums(A* to, const A* from, int64_t channel_step, int64_t position_step, int64_t m, int64_t count) const {
-    if (result.channel == 1)
-      pack_block(to, column_step(), 1, from, position_step, channel_step, count, m);
-    else
-      pack_block(to, result.channel, column_step(), from, channel_step, position_step, m, count);
+  // Finished sums, `channel_step` and `position_step` apart, to `count` neighbouring results of `m` channels, the first
+  // of which begins an element. Memory is written along what is neighbours there.
+  void write_sums(T* to, const A* from, int64_t channel_step, int64_t position_step, int64_t m, int64_t count) const {
+    for (int64_t part = 0; part < parts; ++part, ++to, from += channel_step) {
+      if (result.channel == 1)
+        pack_block(to, column_step(), 1, from, position_step, channel_step, count, m);
+      else
+        pack_block(to, result.channel, column_step(), from, channel_step * parts, position_step, m / parts, count);
+    }
   }
 
   void pack_slice(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
@@ -143,9 +164,13 @@ struct PanelsOperands {
     for (int64_t t = 0; t < f.taps && !turned; ++t)
       for (int64_t i = 0; i < f.blocks.count(); ++i) {
         const PanelsChain b = block_at(f, i);
-        if (t >= b.t0 && t < b.t0 + b.t)
-          pack_block(packed_at(group, f, s, b) + (t - b.t0) * b.c * s.width, s.width, 1,
-                     weight_at(group, s.m0, b.c0, f.weight[t]), weight.channel, weight.n, b.c, s.m);
+        if (t < b.t0 || t >= b.t0 + b.t) continue;
+        A* const to = packed_at(group, f, s, b) + (t - b.t0) * b.c * s.width;
+        const T* const from = weight_at(group, s.m0 / parts, b.c0 / parts, f.weight[t]);
+        if (parts == 1)
+          pack_block(to, s.width, 1, from, weight.channel, weight.n, b.c, s.m);
+        else
+          pack_complex(to, s.width, from, b.c / parts, s.m / parts);
       }
   }
   // The taps of a channel, or of all channels, are neighbours in memory: they are turned round by whole vectors.
@@ -154,7 +179,7 @@ struct PanelsOperands {
     const bool joined = weight.channel == taps();
     const int64_t runs = joined ? 1 : b.c, length = joined ? b.c * taps() : taps();
     for (int64_t run = 0; run < runs; ++run) {
-      const A* const from = weight_at(group, s.m0, b.c0 + run, 0);
+      const T* const from = weight_at(group, s.m0, b.c0 + run, 0);
       for (int64_t m = 0; m < s.m; m += L) {
         const int64_t rows = min_of(L, s.m - m);
         int64_t tap = 0, c = run;

@@ -20,22 +20,25 @@ constexpr int64_t kWorthPacking = 1 << 15;  // elements of weights that are wort
 
 // `widest`: vectors of the widest panel; where the lanes are positions, the most rows of one.
 inline WeightPanels weight_panels(const ConvProblem& z, Pass pass, const Strides& strides, int64_t lanes,
-                                  bool along_channels, int64_t joined_taps, int64_t widest) {
-  const int64_t group_m = max_of(1, result_channels(z, pass));
-  const int64_t unit = along_channels ? lanes : 1, units = ceil_div(group_m, unit);
+                                  bool along_channels, int64_t joined_taps, int64_t widest, bool packed) {
   WeightPanels w{};
+  w.parts = parts_of(z.dtype);
+  w.unit = along_channels ? lanes : w.parts;
+  const int64_t group_m = max_of(1, product(result_channels(z, pass), w.parts)), units = ceil_div(group_m, w.unit);
   w.along_channels = along_channels;
+  w.packed = packed;
+  w.cuts_taps = true;
   w.joined_taps = joined_taps;
-  w.channels = source_channels(z, pass) * joined_taps;
-  w.panels = ceil_div(units, widest);
-  w.panel_channels = ceil_div(units, w.panels) * unit;
-  w.padded_m = units * unit;
+  w.channels = product(source_channels(z, pass), w.parts, joined_taps);
+  w.panels = ceil_div(units, along_channels ? widest : max_of(1, widest / w.unit));
+  w.panel_channels = ceil_div(units, w.panels) * w.unit;
+  w.padded_m = units * w.unit;
   const int64_t* const stride = strides.weight;
-  w.taps_are_neighbours = joined_taps == 1 && stride[0] != 1 && stride[1] != 1 && are_neighbours(z.s, stride[3]) &&
-                          (z.r == 1 || stride[2] == z.s);
+  w.taps_are_neighbours = joined_taps == 1 && w.parts == 1 && stride[0] != 1 && stride[1] != 1 &&
+                          are_neighbours(z.s, stride[3]) && (z.r == 1 || stride[2] == z.s);
   const int64_t elements = product(w.panel_channels, w.channels, z.r, z.s) / joined_taps;
   w.panels_per_task = max_of(1, kWorthPacking / max_of(1, elements));
-  w.packing_tasks = along_channels ? ceil_div(product(z.groups, w.panels), w.panels_per_task) : 0;
+  w.packing_tasks = packed ? ceil_div(product(z.groups, w.panels), w.panels_per_task) : 0;
   return w;
 }
 

@@ -1,9 +1,10 @@
-// Plans of the broadcast algorithm: register tiles that leave no lanes idle, tiles of the source that fit the caches.
+// Plans of products over a packed source: register tiles that leave no lanes idle, tiles of the source that fit the
+// caches.
 #include <initializer_list>
 
 #include "../panels/plan_weights.h"
 #include "../plan_common.h"
-#include "layout.h"
+#include "windows_layout.h"
 
 namespace conv_ext {
 namespace {
@@ -22,7 +23,11 @@ static_assert(in_every_row(source_bytes, 192 << 10) && in_every_row(sum_bytes, 2
 constexpr double kPackedBesideImages = 2;  // packing a number where images lie side by side: gathered one by one
 constexpr double kBesideAProduct = 0.5;    // what a register tile does beside a product: the loop, the next tap
 
-constexpr int64_t kFewColumns = 64;  // outputs up to which a row's ends count
+constexpr int64_t kFewColumns = 64;       // outputs up to which a row's ends count, and below which none is cut
+constexpr int64_t kMostImages = 128;      // side by side, where lanes are positions
+constexpr double kInterleaveCost = 1.15;  // packing images side by side is slower than copying rows
+constexpr int64_t kRepayPacking = 128;    // channels of the result that repay packing the source
+constexpr double kNarrowTile = 0.5;       // vectors that a run of lanes loses, its last register tile being narrow
 
 // The fewest taps that a phase has, but for those without any.
 int64_t fewest_taps(const Axis& axis) { return max_of(1, axis.taps / tap_distance(axis)); }
@@ -93,8 +98,8 @@ RegisterTile fastest_tile(const PlanInput& input) {
     rows_of_taps += taps_of(vertical, i, i + 1);
   RegisterTile fastest = usual;
   double best = 0;
-  for (int64_t vectors = 1; vectors <= min_of(kBroadcastV, all_vectors); ++vectors) {
-    const int64_t longest = broadcast_positions(machine, vectors);
+  for (int64_t vectors = 1; vectors <= min_of(kWindowV, all_vectors); ++vectors) {
+    const int64_t longest = window_outputs(machine, vectors);
     const bool from_second_level =
         min_of(product(channels, taps), kPanelProducts) * vectors * machine.vector_bytes > weight_bytes(machine);
     const int64_t side_by_side = z.n / max_of(1, ceil_div(z.n, longest));
@@ -112,34 +117,55 @@ RegisterTile fastest_tile(const PlanInput& input) {
   return best > 0 ? fastest : usual;
 }
 
+// Small groups: several to a task, so that neighbouring channels are read together.
+int64_t groups_together(const ConvProblem& z) {
+  const int64_t channels = max_of(1, max_of(z.group_c(), z.group_k()) * parts_of(z.dtype));
+  return max_of(1, min_of(z.groups, kChannelsTogether / channels));
+}
+
+// Which vectors, and beside what.
+struct Lanes {
+  bool along_channels;
+  int64_t widest, images;  // vectors of channels of a panel, or channels beside vectors of positions
+  bool flat;
+};
+
 // Rows are cut into parts half as many again until one row is left, then columns into twice as many: this makes enough
 // steps for the longest of both.
 constexpr int kMostCuts = 128;
 
 // Tiles of outputs: enough of them, and so small that the source of one and the sums that are held together fit.
-void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, BroadcastPlan* own) {
+// `panels`: of weights, whose sums a task holds.
+void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, int64_t panels, WindowsPlan* own) {
   const auto& [z, pass, machine, strides] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const int64_t bytes = accumulator_bytes(z.dtype), image_blocks = ceil_div(max_of(1, z.n), own->images);
+  const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes;
+  const int64_t image_blocks = ceil_div(max_of(1, z.n), own->images);
   const int64_t count_h = max_of(1, vertical.longest_count()), count_w = max_of(1, horizontal.longest_count());
-  const int64_t position_bytes = product(own->images, own->weights.panels, own->weights.panel_channels, bytes);
+  const int64_t width = own->weights.panel_channels, panels_held = keeps_sums ? panels : 1;
   int64_t cut_h = min_of(count_h, max_of(1, ceil_div(enough, product(z.groups, image_blocks)))), cut_w = 1;
-  const int64_t most_source = source_bytes(machine), most_sums = kept_sum_bytes(machine);
-  const int64_t column_bytes =
-      product(own->images, int64_t(sizeof(OutputRun)) + product(own->weights.panel_channels, bytes));
+  const int64_t most_sums = keeps_sums ? kept_sum_bytes(machine) : sum_bytes(machine);
   const auto fits = [&] {
     own->tile_h = ceil_div(count_h, cut_h);
     own->tile_w = ceil_div(count_w, cut_w);
-    own->channel_pitch = shape_of(vertical, horizontal, own->tile_h, own->tile_w, own->images).channel_pitch;
-    return product(own->channel_pitch, own->tile_c, bytes) <= most_source &&
-           product(own->tile_w, column_bytes) <= kScratchLimit / 4 * 3 &&
-           (!keeps_sums || product(own->tile_h, own->tile_w, position_bytes) <= most_sums);
+    const Shape shape = shape_of(vertical, horizontal, own->tile_h, own->tile_w, own->images);
+    own->channel_pitch = shape.channel_pitch;
+    const auto sums_of = [&](int64_t rows) {
+      return product(RowsOfSums::of(*own, rows, own->tile_w, shape.pitch, lanes).all, panels_held, width);
+    };
+    own->rows = keeps_sums ? own->tile_h : max_of(1, min_of(own->tile_h, most_sums / product(sums_of(1), bytes)));
+    own->sums = sums_of(own->rows);
+    const int64_t outputs = RowsOfSums::of(*own, own->flat ? own->rows : 1, own->tile_w, shape.pitch, lanes).all;
+    own->runs = own->weights.along_channels ? outputs : ceil_div(outputs, lanes);
+    const int64_t row_bytes = product(own->runs, int64_t(sizeof(OutputRun))) + product(sums_of(1) / panels_held, bytes);
+    return product(own->task_groups, own->channel_pitch, own->tile_c, bytes) <= source_bytes(machine) &&
+           row_bytes <= kScratchLimit / 4 * 3 && (!keeps_sums || product(own->sums, bytes) <= most_sums);
   };
   for (int step = 0; step < kMostCuts && !fits(); ++step) {
     CONV_EXT_PLAN_STEP();
     if (own->tile_h > 1) {
       cut_h = min_of(count_h, cut_h + max_of(1, cut_h / 2));
-    } else if (own->tile_w > kFewColumns) {
+    } else if (product(own->tile_w, own->images) > kFewColumns && own->tile_w > 1) {
       cut_w *= 2;
     } else {
       return;
@@ -147,41 +173,135 @@ void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, Broadcas
   }
 }
 
-void prepare_with(const RegisterTile& tile, const PlanInput& input, Plan* plan) {
+// Lanes are positions: whether those of a row are whole vectors, and neighbours where the result lies.
+bool writes_whole_vectors(const PlanInput& input, const WindowsPlan& own) {
   const auto& [z, pass, machine, strides] = input;
-  BroadcastPlan& own = plan->own<BroadcastPlan>();
+  const Axis horizontal = horizontal_axis(z, pass);
+  const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
+  return element_bytes(z.dtype) == accumulator_bytes(z.dtype) && parts_of(z.dtype) == 1 && own.images == 1 &&
+         !own.flat && horizontal.output_step() == 1 && result_of(pass, strides)[3] == 1 && own.tile_w % lanes == 0 &&
+         horizontal.output % lanes == 0;
+}
+
+void prepare_with(const Lanes& tile, const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  WindowsPlan& own = plan->own<WindowsPlan>();
   own = {};
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes, taps = z.r * z.s;
-  const int64_t channels = source_channels(z, pass);
-  own.products = max_of(min_of(product(channels, taps), kMostProducts), taps);
-  own.weights = weight_panels(z, pass, strides, lanes, true, 1, tile.vectors);
+  const int64_t channels = source_channels(z, pass), parts = parts_of(z.dtype);
+  own.weights = weight_panels(z, pass, strides, lanes, tile.along_channels, 1, tile.widest, true);
+  own.weights.cuts_taps = false;
+  own.products = max_of(min_of(product(channels, taps, parts), kMostProducts), taps * parts);
   own.images = tile.images;
-  own.in_place = result_channels_are_neighbours(z, pass, strides);
+  own.flat = tile.flat;
   const int64_t slices = own.weights.panels, width = own.weights.panel_channels;
-  const bool several_chains = panel_blocks(channels, taps).count() > 1;
+  const bool several_chains = own.weights.blocks(taps).count() > 1;
+  own.task_groups = several_chains || tile.along_channels ? 1 : groups_together(z);
   const int64_t fewest = fewest_taps(vertical) * fewest_taps(horizontal);
-  own.tile_c = ceil_div(max_of(1, channels), panel_blocks(channels, fewest).channels);
+  own.tile_c = product(ceil_div(max_of(1, channels), own.weights.blocks(fewest).channels), parts);
   const bool share = z.flops() >= kWorthSharing;
   const int64_t enough = share ? kEnoughTasks / 2 : 1;
-  cut_tiles(input, enough, several_chains, &own);
-  own.rows = several_chains
-                 ? own.tile_h
-                 : max_of(1, min_of(own.tile_h, sum_bytes(machine) / product(own.tile_w, own.images, width, bytes)));
-  own.sums = product(own.rows, own.tile_w, own.images, several_chains ? slices : 1, width);
-  const int64_t tiles =
-      product(ceil_div(max_of(1, z.n), own.images), z.groups, ceil_div(max_of(1, vertical.longest_count()), own.tile_h),
-              ceil_div(max_of(1, horizontal.longest_count()), own.tile_w));
-  own.parts_m = share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1;
+  // The sums of a few columns and all panels of a task fit. Where lanes are positions a small map is not cut, but the
+  // panels are shared out, as long as they repay packing the source once more.
+  int64_t least_parts = 1;
+  if (several_chains) {
+    const int64_t few_sums = product(kFewColumns, own.weights.padded_m, bytes), most_sums = kept_sum_bytes(machine);
+    least_parts = min_of(slices, ceil_div(few_sums, most_sums));
+    if (!tile.along_channels) {
+      cut_tiles(input, enough, true, 1, &own);
+      const int64_t all_sums = product(own.sums / width, own.weights.padded_m, bytes);
+      least_parts = max_of(least_parts, min_of(ceil_div(all_sums, most_sums), own.weights.padded_m / kRepayPacking));
+    }
+  }
+  cut_tiles(input, enough, several_chains, ceil_div(slices, least_parts), &own);
+  own.in_place = tile.along_channels ? result_channels_are_neighbours(z, pass, strides)
+                                     : !several_chains && writes_whole_vectors(input, own);
+  own.clears = several_chains;
+  const int64_t tiles = product(ceil_div(max_of(1, z.n), own.images), ceil_div(z.groups, own.task_groups),
+                                ceil_div(max_of(1, vertical.longest_count()), own.tile_h),
+                                ceil_div(max_of(1, horizontal.longest_count()), own.tile_w));
+  own.parts_m = max_of(least_parts, share && tiles < enough ? min_of(slices, ceil_div(enough, tiles)) : 1);
   plan->tasks = product(tiles, own.parts_m);
   count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
-    broadcast_workspace<decltype(number)>(z, pass, own, workspace);
-    broadcast_scratch<decltype(number)>(own, scratch);
+    windows_workspace<decltype(number)>(z, pass, own, workspace);
+    windows_scratch<decltype(number)>(own, scratch);
   });
+}
+
+// ---- lanes are channels
+
+void prepare_with(const RegisterTile& tile, const PlanInput& input, Plan* plan) {
+  prepare_with(Lanes{true, tile.vectors, tile.images, false}, input, plan);
 }
 void prepare_usual_tile(const PlanInput& input, Plan* plan) { prepare_with(usual_tile(input), input, plan); }
 
+// ---- lanes are positions
+
+// Vectors per output of a plan, where every run of lanes costs some vectors beside its own.
+double lane_vectors(const WindowsPlan& own, int64_t pitch, int64_t lanes) {
+  const int64_t rows = own.rows, runs = own.flat ? 1 : rows;
+  const int64_t all = RowsOfSums::of(own, rows, own.tile_w, pitch, lanes).all;
+  return (double(all) / double(lanes) + double(runs) * kNarrowTile) /
+         (double(rows) * double(own.tile_w) * double(own.images));
+}
+
+void prepare_lanes_of_one_image(const PlanInput& input, Plan* plan) {
+  prepare_with(Lanes{false, window_channels(input.machine), 1, false}, input, plan);
+}
+
 }  // namespace
+
+// Images side by side fill vectors that one small image cannot. Whether the algorithm declines must not follow from N:
+// that is asked of a single image.
+void prepare_direct(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
+  const bool share = z.flops() >= kWorthSharing;
+  Lanes best{false, window_channels(machine), 1, false};
+  double best_cost = 0;
+  for (int64_t images = 1; images <= kMostImages; images *= 2) {
+    // Enough blocks of images are kept for several threads.
+    if (images > 1 && (images >= 2 * z.n || (share && images * 4 > z.n))) break;
+    for (const bool flat : {true, false}) {
+      const Lanes tile{false, window_channels(machine), images, flat};
+      prepare_with(tile, input, plan);
+      const WindowsPlan& own = plan->own<WindowsPlan>();
+      if (plan->scratch_bytes > kScratchLimit) continue;
+      const int64_t pitch = packed_extent(horizontal, own.tile_w).longest;
+      const double cost = lane_vectors(own, pitch, lanes) * (images > 1 ? kInterleaveCost : 1.0);
+      if (best_cost != 0 && cost >= best_cost) continue;
+      best = tile;
+      best_cost = cost;
+    }
+    if (best_cost * double(lanes) < 1.1) break;  // the vectors are full already
+  }
+  prepare_with(best, input, plan);
+}
+
+const char* direct_declines(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
+  if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
+    return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
+  if (z.r > (1 << 20) / z.s) return "the kernel has more than 2^20 taps";
+  return memory_declines(input, prepare_lanes_of_one_image,
+                         "the smallest packed tile exceeds 16 MiB of scratch for each thread");
+}
+
+const char* direct_yields(const PlanInput&) { return nullptr; }
+
+void describe_direct(const PlanInput&, const Plan& plan, Facts* facts) {
+  const WindowsPlan& own = plan.own<WindowsPlan>();
+  add_facts(facts, {{"lanes", own.flat ? "positions across rows" : "positions within rows"},
+                    {"rows", own.tile_h},
+                    {"columns", own.tile_w},
+                    {"images", own.images},
+                    {"channels", own.weights.panel_channels},
+                    {"parts of channels", own.parts_m}});
+}
 
 // Which tile is the fastest follows from N, whether the algorithm declines may not: that is asked of the usual tile.
 void prepare_broadcast(const PlanInput& input, Plan* plan) {
@@ -226,7 +346,7 @@ const char* broadcast_yields(const PlanInput& input) {
 }
 
 void describe_broadcast(const PlanInput&, const Plan& plan, Facts* facts) {
-  const BroadcastPlan& own = plan.own<BroadcastPlan>();
+  const WindowsPlan& own = plan.own<WindowsPlan>();
   add_facts(facts, {{"lanes", "channels"},
                     {"channels", own.weights.panel_channels},
                     {"rows", own.tile_h},

@@ -3,10 +3,10 @@
 
 #include <array>
 
-#include "../../csrc/cpu/broadcast/layout.h"
 #include "../../csrc/cpu/algorithms.h"
 #include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/depthwise/layout.h"
+#include "../../csrc/cpu/gemm/windows_layout.h"
 #include "../../csrc/cpu/implicit_gemm/layout.h"
 #include "../../csrc/cpu/panels/layout.h"
 #include "../../csrc/cpu/winograd/layout.h"
@@ -32,8 +32,9 @@ inline Order order_of(const conv_ext::Plan& plan) {
       return {plan.own<WinogradPlan>().outputs, plan.own<WinogradPlan>().filter};
     case Algorithm::ImplicitGemm:
       return {plan.own<ImplicitGemmPlan>().parts};
-    case Algorithm::Broadcast: {
-      const BroadcastPlan& own = plan.own<BroadcastPlan>();
+    case Algorithm::Broadcast:
+    case Algorithm::Direct: {
+      const WindowsPlan& own = plan.own<WindowsPlan>();
       return {own.weights.joined_taps, own.weights.channels, own.products, own.tile_c};
     }
     case Algorithm::Panels: {

@@ -8,9 +8,8 @@
 #include <vector>
 
 #include "../../csrc/common/indexing.h"
-#include "../../csrc/cpu/broadcast/layout.h"
 #include "../../csrc/cpu/depthwise/layout.h"
-#include "../../csrc/cpu/direct/layout.h"
+#include "../../csrc/cpu/gemm/windows_layout.h"
 #include "../../csrc/cpu/grouped/layout.h"
 #include "../../csrc/cpu/implicit_gemm/layout.h"
 #include "../../csrc/cpu/panels/layout.h"
@@ -107,7 +106,6 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   };
   Wide tile_k = 1, tile_c = 1;
   const auto blocks_of = [&](const auto& own) { tile_k = own.tile_k, tile_c = own.tile_c; };
-  if (algorithm == Algorithm::Direct) blocks_of(plan.own<conv_ext::DirectPlan>());
   if (algorithm == Algorithm::Panels) blocks_of(plan.own<conv_ext::PanelsPlan>().grad);
   if (algorithm == Algorithm::ImplicitGemm) blocks_of(plan.own<conv_ext::ImplicitGemmPlan>());
   if (algorithm == Algorithm::Winograd) blocks_of(plan.own<conv_ext::WinogradPlan>());
@@ -117,53 +115,6 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
           most(s.channels, 1) * s.taps * s.bytes * 2;
   if (s.weight_grad && algorithm == Algorithm::Depthwise) set = rounded_up(z.c, s.lanes) * s.taps * s.bytes;
   return tables + set + (s.weight_grad ? kMostPartial : 0);
-}
-
-inline void check_direct(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan, Verdict* v) {
-  const auto& own = plan.own<conv_ext::DirectPlan>();
-  v->within(own.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
-  v->within(own.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
-  v->within(own.images, 1, least(128, most(1, 2 * s.n - 1)), "images side by side are some of the batch");
-  v->within(own.task_groups, 1, s.groups, "task_groups are some of the groups");
-  if (v->rule) return;
-  const Wide tiles = divided_up(s.n, own.images) * divided_up(s.groups, own.task_groups);
-  // Of small tiles the positions are counted tap by tap.
-  if (s.taps <= 64) {
-    const conv_ext::PackedExtent down = conv_ext::packed_extent(s.vertical, own.tile_h),
-                                 across = conv_ext::packed_extent(s.horizontal, own.tile_w);
-    const Wide packed = Wide(across.regions) * down.positions * across.longest * own.images;
-    v->expect(own.channel_pitch >= packed, "a packed channel fits its pitch");
-    v->expect(own.channel_pitch <= packed + 32, "a packed channel is not much shorter than its pitch");
-  }
-  if (!s.weight_grad) {
-    const int64_t block = conv_ext::direct_tile(machine).gather_m;
-    v->expect(own.task_m >= 1 && own.task_m % block == 0 && own.task_m < s.rows_m + block,
-              "task_m is some of the channels, in whole register tiles");
-    v->expect(plan.scratch_bytes >= s.channels * own.task_groups * own.channel_pitch * s.bytes,
-              "a packed tile fits the scratch");
-    v->expect(plan.workspace_bytes >= s.groups * s.rows_m * s.channels * s.taps * s.bytes,
-              "the weights fit the workspace");
-    v->expect(plan.tasks == tiles * divided_up(s.count_h, own.tile_h) * divided_up(s.count_w, own.tile_w) *
-                                divided_up(s.rows_m, own.task_m),
-              "tasks are all tiles");
-    return;
-  }
-  v->within(own.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
-  v->within(own.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
-  v->expect(own.grad_pitch >= Wide(own.tile_w) * own.images, "a row of the gradient fits its pitch");
-  if (v->rule) return;
-  const Wide units = divided_up(s.n, own.images) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
-  const Wide sums = s.groups * s.rows_m * s.channels * s.taps * s.bytes;
-  v->within(own.splits, 1, units, "splits are some of the tiles");
-  v->expect(own.splits == 1 || own.splits * sums <= kMostPartial, "partial sums take at most 8 MiB");
-  v->expect(plan.workspace_bytes >= own.splits * sums, "the partial sums fit the workspace");
-  v->expect(
-      plan.scratch_bytes >= s.parts * s.bytes * own.task_groups *
-                                (Wide(own.tile_c) * own.channel_pitch + Wide(own.tile_k) * own.tile_h * own.grad_pitch),
-      "the packed tiles fit the scratch");
-  v->expect(plan.tasks == divided_up(s.groups, own.task_groups) * divided_up(z.group_k(), own.tile_k) *
-                              divided_up(z.group_c(), own.tile_c) * own.splits,
-            "tasks are all blocks of the result and parts of the sums");
 }
 
 inline void check_depthwise(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
@@ -326,48 +277,67 @@ inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan
 // How weights become panels, whose vectors run along channels or along positions.
 inline void check_weight_panels(const Sizes& s, const ConvProblem& z, const conv_ext::WeightPanels& w, int64_t widest,
                                 Verdict* v) {
-  const Wide unit = w.along_channels ? s.lanes : Wide(1), units = divided_up(most(1, s.rows_m), unit);
+  const Wide unit = w.along_channels ? s.lanes : s.parts, units = divided_up(most(1, s.rows_m), unit);
+  v->expect(w.unit == unit && w.parts == s.parts, "a panel has whole vectors, or whole elements");
   v->expect(w.joined_taps == 1 || (w.joined_taps == z.s && !s.inverse && s.groups == 1),
             "joined taps are those of a row");
   v->expect(w.channels == s.channels * w.joined_taps, "joined taps are read as channels");
   v->expect(w.padded_m == units * unit, "channels fill up the last vector");
-  v->expect(w.panels == divided_up(units, widest), "panels are all channels, as few as can be");
+  v->expect(w.panels == divided_up(units, w.along_channels ? widest : widest / int64_t(unit)), "panels are all channels, as few as can be");
   if (v->rule) return;
   v->expect(w.panel_channels == divided_up(units, w.panels) * unit, "the widest panel is one of evenly wide ones");
   const Wide all = s.groups * w.panels;
-  v->expect(w.panels_per_task >= 1 && w.packing_tasks == (w.along_channels ? divided_up(all, w.panels_per_task) : 0),
-            "all panels of vectors of channels are packed");
+  v->expect(w.panels_per_task >= 1 && w.packing_tasks == (w.packed ? divided_up(all, w.panels_per_task) : 0),
+            "all panels that are not read in place are packed");
 }
 
-inline void check_broadcast(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan,
-                            Verdict* v) {
-  const auto& own = plan.own<conv_ext::BroadcastPlan>();
+inline void check_windows(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::WindowsPlan>();
+  const bool channels = plan.algorithm == Algorithm::Broadcast;  // are lanes, else positions
   v->within(own.tile_h, 1, most(1, s.count_h), "tile_h is among the outputs of a phase");
   v->within(own.tile_w, 1, most(1, s.count_w), "tile_w is among the outputs of a phase");
   v->within(own.rows, 1, own.tile_h, "rows are some of a tile");
   v->within(own.tile_c, 1, most(1, s.channels), "tile_c is some of the channels");
-  v->within(own.weights.panels, 1, divided_up(most(1, s.rows_m), s.lanes), "panels are some of the vectors");
+  v->within(own.task_groups, 1, channels ? Wide(1) : s.groups, "task_groups are some of the groups");
+  v->within(own.weights.panels, 1, divided_up(most(1, s.rows_m), channels ? s.lanes : s.parts),
+            "panels are some of the vectors or channels");
+  v->expect(own.weights.along_channels == channels && own.weights.packed && !own.weights.cuts_taps &&
+                own.weights.joined_taps == 1,
+            "the weights are packed, tap by tap");
   if (v->rule) return;
-  const Wide vectors = own.weights.panel_channels / s.lanes;
-  v->within(int64_t(vectors), 1, conv_ext::kBroadcastV, "vectors are those of a register tile");
-  v->expect(own.weights.along_channels && own.weights.joined_taps == 1, "vectors run along channels, tap by tap");
+  const int64_t vectors = own.weights.panel_channels / int64_t(s.lanes);
+  if (channels) v->within(vectors, 1, conv_ext::kWindowV, "vectors are those of a register tile");
   if (v->rule) return;
-  check_weight_panels(s, z, own.weights, int64_t(vectors), v);
-  v->within(own.images, 1, least(most(1, s.n), conv_ext::broadcast_positions(machine, int64_t(vectors))),
+  check_weight_panels(s, z, own.weights, channels ? vectors : conv_ext::window_channels(machine), v);
+  v->within(own.images, 1, channels ? least(most(1, s.n), conv_ext::window_outputs(machine, vectors))
+                                    : least(128, most(1, 2 * s.n - 1)),
             "images are some of the batch, and of a register tile");
   v->within(own.parts_m, 1, own.weights.panels, "parts_m are some of the panels");
+  const bool several = s.channels * s.taps > conv_ext::kPanelProducts && s.channels > s.parts;
   v->expect(own.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");
-  const Wide panels = s.channels * s.taps > conv_ext::kPanelProducts ? own.weights.panels : 1;
-  v->expect(own.sums == Wide(own.rows) * own.tile_w * own.images * panels * own.weights.panel_channels,
-            "sums are those of some rows, of all panels where several chains are added");
+  v->expect(!several || own.task_groups == 1, "several chains are those of one group");
+  v->expect(!several || own.rows == own.tile_h, "sums of several chains are held for all rows of a tile");
   if (v->rule) return;
+  // Of small tiles the positions are counted tap by tap.
+  if (s.taps <= 64) {
+    const conv_ext::PackedExtent down = conv_ext::packed_extent(s.vertical, own.tile_h),
+                                 across = conv_ext::packed_extent(s.horizontal, own.tile_w);
+    const Wide packed = Wide(across.regions) * down.positions * across.longest * own.images;
+    v->expect(own.channel_pitch >= packed, "a packed channel fits its pitch");
+    v->expect(own.channel_pitch <= packed + 32, "a packed channel is not much shorter than its pitch");
+  }
+  const Wide row = Wide(own.tile_w) * own.images, lanes = channels ? Wide(1) : s.lanes;
+  const Wide sums = own.flat ? own.rows * row : own.rows * rounded_up(row, lanes);
+  v->expect(own.sums >= sums * (several ? divided_up(own.weights.panels, own.parts_m) : 1) * own.weights.panel_channels,
+            "sums are those of some rows, of all panels of a task where several chains are added");
+  v->expect(own.runs >= divided_up(row, lanes), "there is a run for every output of a row, or every vector");
   v->expect(plan.workspace_bytes >= s.groups * own.weights.padded_m * (s.channels * s.taps + 1) * s.bytes,
             "weights and bias fit the workspace");
-  v->expect(plan.scratch_bytes >= (Wide(own.tile_c) * own.channel_pitch + own.sums) * s.bytes + own.products * Wide(8) +
-                                      Wide(own.tile_w) * own.images * 40 + Wide(own.tile_h) * 16,
+  v->expect(plan.scratch_bytes >= (Wide(own.task_groups) * own.tile_c * own.channel_pitch + own.sums) * s.bytes +
+                                      own.products * Wide(8) + own.runs * Wide(32) + Wide(own.tile_h) * 16,
             "a packed tile, its sums, offsets and runs fit the scratch");
-  v->expect(plan.tasks == divided_up(s.n, own.images) * s.groups * divided_up(s.count_h, own.tile_h) *
-                              divided_up(s.count_w, own.tile_w) * own.parts_m,
+  v->expect(plan.tasks == divided_up(s.n, own.images) * divided_up(s.groups, own.task_groups) *
+                              divided_up(s.count_h, own.tile_h) * divided_up(s.count_w, own.tile_w) * own.parts_m,
             "tasks are all tiles");
 }
 
@@ -461,13 +431,11 @@ inline const char* check_plan(const ConvProblem& z, Pass pass, const Machine& ma
       check_implicit_gemm(s, z, p, &v);
       break;
     case Algorithm::Broadcast:
-      check_broadcast(s, z, machine, p, &v);
+    case Algorithm::Direct:
+      check_windows(s, z, machine, p, &v);
       break;
     case Algorithm::Panels:
       check_panels(s, z, machine, p, &v);
-      break;
-    case Algorithm::Direct:
-      check_direct(s, z, machine, p, &v);
       break;
     case Algorithm::Reference:
       v.expect(p.workspace_bytes == 0 && p.scratch_bytes == 0, "the reference needs no memory");

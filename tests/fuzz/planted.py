@@ -30,64 +30,64 @@ class Planted:
         return self.source.endswith("plan.cpp")
 
 
-BROADCAST, GROUPED, DOT = "broadcast/broadcast.cpp", "grouped/grouped.cpp", "implicit_gemm/implicit_gemm.cpp"
+WINDOWS, GROUPED, DOT = "gemm/windows.cpp", "grouped/grouped.cpp", "implicit_gemm/implicit_gemm.cpp"
 ALL = (
     Planted(
         "a_tail_off_by_one",
-        "cpu/broadcast/broadcast.h",
-        "joined ? rows * t.width : t.width;",
-        "joined ? rows * t.width : t.width - (t.width == 5);",
-        BROADCAST,
+        "cpu/gemm/windows.h",
+        "joined ? rows * t.width : t.width);",
+        "joined ? rows * t.width : t.width - (t.width == 5));",
+        WINDOWS,
     ),
     Planted(
         "a_missing_phase",
-        "cpu/broadcast/broadcast.h",
+        "cpu/gemm/windows.h",
         "for (int64_t phase = 0; phase < op.phases(); ++phase)\n      run_phase",
         "for (int64_t phase = 0; phase < min_of(3, op.phases()); ++phase)\n      run_phase",
-        BROADCAST,
+        WINDOWS,
     ),
-    Planted("a_block_that_begins_anew", "cpu/broadcast/broadcast.h", "a.add = !begin;", "a.add = false;", BROADCAST),
+    Planted("a_block_that_begins_anew", "cpu/gemm/windows.h", "a.add = !chain.begin;", "a.add = false;", WINDOWS),
     Planted(
         "the_last_bias_left_out",
-        "cpu/broadcast/broadcast.h",
-        "op.buffers, group * group_m, group_m, padded_m);",
-        "op.buffers, group * group_m, group_m - 1, padded_m);",
-        BROADCAST,
+        "cpu/gemm/windows.h",
+        "op.buffers, group * group_m, group_m, padded_m, op.parts);",
+        "op.buffers, group * group_m, group_m - 1, padded_m, op.parts);",
+        WINDOWS,
     ),
     Planted(
         "images_beyond_the_batch",
-        "cpu/broadcast/broadcast.h",
+        "cpu/gemm/windows.h",
         "t.n1 = min_of(op.z.n, t.n0 + own.images);",
         "t.n1 = t.n0 + own.images;",
-        BROADCAST,
+        WINDOWS,
     ),
     Planted(
         "padding_that_is_not_cleared",
-        "cpu/broadcast/broadcast.h",
-        "memset(packed, 0,",
-        "if (t.i0 == 0) memset(packed, 0,",
-        BROADCAST,
+        "cpu/gemm/windows.h",
+        "if (own.clears) memset",
+        "if (own.clears && t.i0 == 0) memset",
+        WINDOWS,
     ),
     Planted(
         "memory_that_threads_share",
-        "cpu/broadcast/broadcast.h",
+        "cpu/gemm/windows.h",
         "    Tile t;\n    t.j0",
         "    static Tile t;\n    t.j0",
-        BROADCAST,
+        WINDOWS,
     ),
     Planted(
         "a_weight_that_is_not_finite_unseen",
-        "cpu/broadcast/broadcast.h",
+        "cpu/gemm/windows.h",
         "finite = finite && zeros[l] == A(0);",
         "finite = finite && (l == 1 || zeros[l] == A(0));",
-        BROADCAST,
+        WINDOWS,
     ),
     Planted(
         "a_whole_vector_read_at_the_end",
         "cpu/base/pack.h",
         "read_some<A>(from_at(c, i), positions - i), positions - i)",
         "read_lanes<A>(from_at(c, i)), positions - i)",
-        "direct/direct.cpp",
+        WINDOWS,
     ),
     Planted(
         "a_whole_vector_of_strided_elements_read_at_the_end",
@@ -99,9 +99,9 @@ ALL = (
     Planted(
         "a_whole_vector_written_at_the_end",
         "cpu/base/pack.h",
-        "write_some<A, A>(t + vectors * L, read_some<A>(f + vectors * L, rest), rest);",
-        "store(t + vectors * L, read_some<A>(f + vectors * L, rest));",
-        "direct/direct.cpp",
+        "write_some<To, A>(t + vectors * L, read_some<A>(f + vectors * L, rest), rest);",
+        "write_lanes<To, A>(t + vectors * L, read_some<A>(f + vectors * L, rest));",
+        WINDOWS,
     ),
     Planted(
         "a_last_tile_beyond_its_row",
@@ -137,15 +137,15 @@ ALL = (
         "cpu/base/reduction.h",
         "for (int64_t part = 1; part < parts; ++part)",
         "for (int64_t part = 1; part + 1 < parts; ++part)",
-        "direct/direct.cpp",
+        "panels/panels.cpp",
     ),
     Planted(
         "a_workspace_short_by_one",
-        "cpu/direct/plan.cpp",
-        "\n    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);\n  });",
-        "\n    direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);\n  });\n"
+        "cpu/gemm/plan.cpp",
+        "\n    windows_scratch<decltype(number)>(own, scratch);\n  });",
+        "\n    windows_scratch<decltype(number)>(own, scratch);\n  });\n"
         "  plan->workspace_bytes -= 64;",
-        "cpu/direct/plan.cpp",
+        "cpu/gemm/plan.cpp",
     ),
     Planted(
         "scratch_without_the_last_square",
@@ -156,17 +156,17 @@ ALL = (
     ),
     Planted(
         "scratch_for_one_slice",
-        "cpu/broadcast/plan.cpp",
-        "several_chains ? slices : 1, width);",
-        "width);",
-        "cpu/broadcast/plan.cpp",
+        "cpu/gemm/plan.cpp",
+        "panels_held = keeps_sums ? panels : 1;",
+        "panels_held = 1;",
+        "cpu/gemm/plan.cpp",
     ),
     Planted(
         "tasks_without_the_splits",
-        "cpu/direct/plan.cpp",
-        "plan->tasks = tasks * own.splits;",
-        "plan->tasks = tasks;",
-        "cpu/direct/plan.cpp",
+        "cpu/panels/plan.cpp",
+        "plan->tasks = product(tasks(), own.splits);",
+        "plan->tasks = tasks();",
+        "cpu/panels/plan.cpp",
     ),
     Planted(
         "scratch_without_the_window",
@@ -177,11 +177,12 @@ ALL = (
     ),
     Planted(
         "tasks_of_its_own",
-        "cpu/direct/direct.h",
-        "  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n    Carver local(scratch);\n    task.run_tile",
-        "  parallel_for(executor, 2 * plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {\n"
-        "    index /= 2;\n    Carver local(scratch);\n    task.run_tile",
-        "direct/direct.cpp",
+        "cpu/gemm/windows.h",
+        "  parallel_for(executor, plan.tasks, plan.scratch_bytes,\n"
+        "               [&](int64_t index, void* scratch) { task.run_task(index, scratch); });",
+        "  parallel_for(executor, 2 * plan.tasks, plan.scratch_bytes,\n"
+        "               [&](int64_t index, void* scratch) { task.run_task(index / 2, scratch); });",
+        WINDOWS,
     ),
     Planted(
         "a_variant_of_its_own",
@@ -222,17 +223,17 @@ ALL = (
     ),
     Planted(
         "an_algorithm_by_a_cache",
-        "cpu/broadcast/plan.cpp",
+        "cpu/gemm/plan.cpp",
         "const int64_t most = !strided ? kMostWeights :",
         "const int64_t most = !strided ? machine.caches.l1_bytes :",
-        "cpu/broadcast/plan.cpp",
+        "cpu/gemm/plan.cpp",
     ),
     Planted(
         "offsets_that_are_not_counted",
-        "cpu/broadcast/layout.h",
+        "cpu/gemm/windows_layout.h",
         "s.offset = memory.take<int64_t>(own.products);",
         "s.offset = memory.take<int64_t>(0);",
-        "cpu/broadcast/plan.cpp",
+        "cpu/gemm/plan.cpp",
     ),
 )
 

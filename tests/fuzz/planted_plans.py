@@ -26,15 +26,15 @@ class Planted:
 
 ALL = (
     Planted(
-        "a_tile_of_no_columns", "cpu/direct/plan.cpp",
-        "shape.tile_w <= 1 || shape.tile_w * images <= kFewLanes", "shape.tile_w * images <= kFewLanes",
+        "a_tile_of_no_columns", "cpu/gemm/plan.cpp",
+        "kFewColumns && own->tile_w > 1) {", "kFewColumns) {",
     ),
     Planted(
         "a_loop_without_end", "cpu/panels/plan.cpp",
         "i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1", "share && tasks() < kEnoughTasks",
     ),
     Planted(
-        "a_product_that_overflows", "cpu/broadcast/plan.cpp",
+        "a_product_that_overflows", "cpu/gemm/plan.cpp",
         "plan->tasks = product(tiles, own.parts_m);", "plan->tasks = tiles * own.parts_m * kHuge;", "address",
     ),
     Planted(
@@ -42,9 +42,9 @@ ALL = (
         "if (z.r > 4096 / z.s) return", "if (false) return",
     ),
     Planted(
-        "tasks_that_leave_out_the_last", "cpu/direct/plan.cpp",
-        "plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));",
-        "plan->tasks = product(tiles, rows_m / own.task_m);",
+        "tasks_that_leave_out_the_last", "cpu/gemm/plan.cpp",
+        "ceil_div(max_of(1, horizontal.longest_count()), own.tile_w));",
+        "max_of(1, horizontal.longest_count() / own.tile_w));",
     ),
     Planted(
         "more_splits_than_outputs", "cpu/winograd/plan.cpp",
@@ -69,18 +69,18 @@ ALL = (
         "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
     ),
     Planted(
-        "scratch_of_one_group", "cpu/direct/plan.cpp",
-        "int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {\n",
-        "int64_t scratch_bytes(const PlanInput& input, DirectPlan own) {\n  own.task_groups = 1;\n",
+        "scratch_of_one_group", "cpu/gemm/plan.cpp",
+        "windows_scratch<decltype(number)>(own, scratch);",
+        "WindowsPlan one = own;\n    one.task_groups = 1;\n    windows_scratch<decltype(number)>(one, scratch);",
     ),
     Planted(
         "a_workspace_of_one_group", "cpu/winograd/plan.cpp",
         "\n  lay_out();\n}", "\n  lay_out();\n  plan->workspace_bytes /= z.groups;\n}",
     ),
     Planted(
-        "sums_without_a_limit", "cpu/direct/plan.cpp",
-        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes)",
-        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, 1)",
+        "sums_without_a_limit", "cpu/panels/plan.cpp",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, sum_bytes)",
+        "splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, 1)",
     ),
     Planted(
         "rows_of_a_last_tile_left_out", "cpu/depthwise/plan.cpp",
@@ -93,7 +93,7 @@ ALL = (
         "own->tile_c = own->source_in_place ? g.z.c : packed_channels(g);",
     ),
     Planted(
-        "an_algorithm_by_a_cache", "cpu/broadcast/plan.cpp",
+        "an_algorithm_by_a_cache", "cpu/gemm/plan.cpp",
         "const int64_t most = !strided ? kMostWeights :", "const int64_t most = !strided ? machine.caches.l2_bytes :",
     ),
     Planted(

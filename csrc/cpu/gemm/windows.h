@@ -78,8 +78,10 @@ struct Windows {
   }
   int64_t list_runs(const Tile& t, const PanelsPhase& f, int64_t taps_w, int64_t rows, int64_t channels) const {
     int64_t count = 0;
+    // Of columns [first, last), from an image of the first one on.
     const auto add = [&](int64_t at, int64_t taken, int64_t first, int64_t last) {
-      t.local.runs[count++] = {at, taken, taps_of(op.horizontal, f.column, 1, taps_w, t.j0 + first, t.j0 + last)};
+      t.local.runs[count++] = {first, at - first * own.images, at, taken,
+                               taps_of(op.horizontal, f.column, 1, taps_w, t.j0 + first, t.j0 + last)};
     };
     if constexpr (!along_channels) {
       const int64_t vectors = ceil_div(own.flat ? rows_of_sums(t, rows).all : t.width * own.images, L),
@@ -113,6 +115,12 @@ struct Windows {
   // The last panel may have lanes without channels, and is then summed in the scratch and copied.
   bool is_in_place(const PanelsSlice& s) const { return is_same<T, A> && own.in_place && s.m == s.width; }
 
+  static WindowTile<A> tile_for(const PanelsSlice& s, int64_t count) {
+    if constexpr (along_channels)
+      return select_window_tile<A, true>(count, s.width / L);
+    else
+      return select_window_tile<A, false>(s.width, count);
+  }
   // Elements between the sums of neighbouring outputs.
   int64_t output_step(const PanelsSlice& s) const { return along_channels ? s.width : 1; }
 
@@ -132,6 +140,8 @@ struct Windows {
     // nothing is, -0 changes nothing.
     a.zero = *adds_padding != 0 ? -A(0) : A(0);
     a.segment_step = taps_w * chain.b.c;
+    WindowTile<A> tile = nullptr;
+    int64_t tile_count = 0;
     for (int64_t i = first; i < last; i += own.flat ? last - first : 1) {
       const Range down = t.local.rows[i];
       for (int64_t q = 0; q < runs; ++q) {
@@ -150,14 +160,12 @@ struct Windows {
         a.out_pitch = along_channels ? s.width : sums.all;
         if constexpr (is_same<T, A>) {
           if (in_place) {
-            a.out = op.result_at(channel, f, t.n0 + run.at % own.images, t.i0 + i, t.j0 + run.at / own.images);
+            a.out = op.result_at(channel, f, t.n0 + run.image, t.i0 + i, t.j0 + run.column);
             a.out_pitch = !along_channels ? op.result.channel : own.images > 1 ? op.result.n : op.column_step();
           }
         }
-        if constexpr (along_channels)
-          select_window_tile<A, true>(run.count, s.width / L)(a);
-        else
-          select_window_tile<A, false>(s.width, run.count)(a);
+        if (run.count != tile_count) tile = tile_for(s, tile_count = run.count);
+        tile(a);
         if (chain.end && op.buffers.relu && in_place)
           for (int64_t m = 0; m < (along_channels ? run.count : s.width); ++m)
             rectify_all<T>(a.out + m * a.out_pitch, along_channels ? s.width : run.count * L);

@@ -76,8 +76,9 @@ inline WindowsWorkspace<A> windows_workspace(const ConvProblem& z, Pass pass, co
 
 // Outputs that a register tile takes, and the columns of taps that lead them to the source.
 struct OutputRun {
-  int64_t at;     // the first one: column * images + image, in its row or the first of several
-  int64_t count;  // of outputs, or of vectors of them where they are lanes
+  int64_t column, image;  // the first of them, in its row or the first of several rows
+  int64_t at;             // column * images + image
+  int64_t count;          // of outputs, or of vectors of them where they are lanes
   Range taps;
 };
 template <class A>

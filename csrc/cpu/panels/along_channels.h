@@ -144,8 +144,11 @@ struct PanelsAlongChannels {
     a.start_row = 0;
     a.add = index > 0;
     a.out_row = out_row;
+    PanelTile<A> panel_tile = nullptr;
+    int64_t rows = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const Tile tile = tile_at(i);
+      if (tile.count != rows) panel_tile = select_panel_tile<A>(int(rows = tile.count), int(s.width / L));
       if (i + 2 < tiles) prefetch_sources(tile, b);
       a.rows = local.source + tile.first * sources() + (reads_padding ? b.t0 * tile.count : 0);
       a.rows_step = reads_padding ? tile.count : 0;
@@ -155,7 +158,7 @@ struct PanelsAlongChannels {
       } else {
         a.nothing_ahead();
       }
-      select_panel_tile<A>(int(tile.count), int(s.width / L))(a);
+      panel_tile(a);
     }
   }
   // What the next tile reads, on its way: its strides defeat the processor's own prefetching.

@@ -283,7 +283,8 @@ inline void check_weight_panels(const Sizes& s, const ConvProblem& z, const conv
             "joined taps are those of a row");
   v->expect(w.channels == s.channels * w.joined_taps, "joined taps are read as channels");
   v->expect(w.padded_m == units * unit, "channels fill up the last vector");
-  v->expect(w.panels == divided_up(units, w.along_channels ? widest : widest / int64_t(unit)), "panels are all channels, as few as can be");
+  v->expect(w.panels == divided_up(units, w.along_channels ? widest : widest / int64_t(unit)),
+            "panels are all channels, as few as can be");
   if (v->rule) return;
   v->expect(w.panel_channels == divided_up(units, w.panels) * unit, "the widest panel is one of evenly wide ones");
   const Wide all = s.groups * w.panels;
@@ -301,17 +302,18 @@ inline void check_windows(const Sizes& s, const ConvProblem& z, const Machine& m
   v->within(own.task_groups, 1, channels ? Wide(1) : s.groups, "task_groups are some of the groups");
   v->within(own.weights.panels, 1, divided_up(most(1, s.rows_m), channels ? s.lanes : s.parts),
             "panels are some of the vectors or channels");
-  v->expect(own.weights.along_channels == channels && own.weights.packed && !own.weights.cuts_taps &&
-                own.weights.joined_taps == 1,
+  v->expect(own.weights.along_channels == channels && own.weights.packed &&
+                own.weights.chains == conv_ext::ChainsOf::ChannelsAlone && own.weights.joined_taps == 1,
             "the weights are packed, tap by tap");
   if (v->rule) return;
   const int64_t vectors = own.weights.panel_channels / int64_t(s.lanes);
   if (channels) v->within(vectors, 1, conv_ext::kWindowV, "vectors are those of a register tile");
   if (v->rule) return;
   check_weight_panels(s, z, own.weights, channels ? vectors : conv_ext::window_channels(machine), v);
-  v->within(own.images, 1, channels ? least(most(1, s.n), conv_ext::window_outputs(machine, vectors))
-                                    : least(128, most(1, 2 * s.n - 1)),
-            "images are some of the batch, and of a register tile");
+  v->within(
+      own.images, 1,
+      channels ? least(most(1, s.n), conv_ext::window_outputs(machine, vectors)) : least(128, most(1, 2 * s.n - 1)),
+      "images are some of the batch, and of a register tile");
   v->within(own.parts_m, 1, own.weights.panels, "parts_m are some of the panels");
   const bool several = s.channels * s.taps > conv_ext::kPanelProducts && s.channels > s.parts;
   v->expect(own.products >= least(s.channels * s.taps, conv_ext::kPanelProducts), "products are those of a chain");

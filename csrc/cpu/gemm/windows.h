@@ -27,8 +27,6 @@ struct Windows {
   const GatherOperands<T, A>& op;
   const PackedTaps& tables;
   A* packed_bias;  // (groups, padded_m)
-  // Not 0: products of the padding may show, and are added too, for a weight is not finite, or a bias is -0.
-  int32_t* adds_padding;
 
   struct Tile {
     int64_t n0, n1, i0, j0, height, width;
@@ -59,7 +57,7 @@ struct Windows {
   // Of `count` taps, offset[i * step], those that lead outputs [first, last) to the source: they are neighbours.
   Range taps_of(const Axis& axis, const int64_t* offset, int64_t step, int64_t count, int64_t first,
                 int64_t last) const {
-    if (*adds_padding != 0) return {0, count};
+    if (*op.adds_padding != 0) return {0, count};
     const auto reads = [&](int64_t i) {
       const int64_t low = first * axis.step() + offset[i * step], high = (last - 1) * axis.step() + offset[i * step];
       return high >= 0 && low < axis.source;
@@ -138,7 +136,7 @@ struct Windows {
     a.add = !chain.begin;
     // A sum of products that round to zero may be -0, and padding would make it +0: it is, whatever is left out. Where
     // nothing is, -0 changes nothing.
-    a.zero = *adds_padding != 0 ? -A(0) : A(0);
+    a.zero = *op.adds_padding != 0 ? -A(0) : A(0);
     a.segment_step = taps_w * chain.b.c;
     WindowTile<A> tile = nullptr;
     int64_t tile_count = 0;
@@ -262,26 +260,6 @@ struct Windows {
     for (int64_t phase = 0; phase < op.phases(); ++phase)
       run_phase(t, op.phase_at(phase), min_of(own.tile_h, count_h - t.i0));
   }
-
-  void pack_bias() const {
-    const int64_t group_m = op.group_m, padded_m = op.plan.padded_m;
-    for (int64_t group = 0; group < op.z.groups; ++group) {
-      A* const biases = packed_bias + group * padded_m;
-      conv_ext::pack_bias<T, A>(biases, op.buffers, group * group_m, group_m, padded_m, op.parts);
-      for (int64_t m = 0; m < group_m; ++m)
-        if (biases[m] == A(0) && __builtin_signbit(biases[m])) *adds_padding = 1;
-    }
-  }
-  void pack_checked(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
-    op.pack_slice(group, f, s);
-    const A* const packed = op.packed_at(group, f, s, op.block_at(f, 0));
-    const int64_t count = f.taps * op.channels() * s.width;
-    Vec<A> zeros{};
-    for (int64_t i = 0; i < count; i += L) zeros += read_some<A>(packed + i, count - i) * A(0);
-    bool finite = true;
-    for (int l = 0; l < L; ++l) finite = finite && zeros[l] == A(0);
-    if (!finite) __atomic_store_n(adds_padding, 1, __ATOMIC_RELAXED);
-  }
 };
 
 template <class T, class A, bool along_channels>
@@ -290,11 +268,13 @@ void run_windows(const ConvProblem& z, Pass pass, const Plan& plan, const Buffer
   Carver memory(b.workspace);
   WindowsWorkspace<A> workspace = windows_workspace<A>(z, pass, own, memory);
   workspace.tables.build(own.tile_h, own.tile_w, own.images);
-  const GatherOperands<T, A> op(z, pass, own.weights, workspace.tables.taps, workspace.weights, b);
-  const Windows<T, A, along_channels> task{own, op, workspace.tables, workspace.bias, workspace.adds_padding};
-  *workspace.adds_padding = 0;
-  if (b.bias != nullptr) task.pack_bias();
-  op.pack_weights(executor, [&](int64_t group, const auto& f, const auto& s) { task.pack_checked(group, f, s); });
+  const GatherOperands<T, A> op(z, pass, own.weights, workspace.tables.taps, workspace.weights, workspace.adds_padding,
+                                b);
+  op.pack_weights(executor);
+  for (int64_t group = 0; group < z.groups; ++group)
+    pack_bias<T>(workspace.bias + group * own.weights.padded_m, b, group * op.group_m, op.group_m, own.weights.padded_m,
+                 op.parts);
+  const Windows<T, A, along_channels> task{own, op, workspace.tables, workspace.bias};
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { task.run_task(index, scratch); });
 }

@@ -37,7 +37,7 @@ struct PanelsAlongChannels {
   void run() const {
     CONV_EXT_RUNS("channels");
     A* windows = local.windows;
-    for (int64_t tile = 0; tile < tiles; ++tile) windows = find_sources(tile_at(tile), windows);
+    for (int64_t tile = 0; tile < tiles; ++tile) windows = find_sources(tile_at(tile), local.reads + tile, windows);
     for (int64_t index = task.s0; index < task.s1; ++index) run_panel(op.slice_at(index));
   }
 
@@ -75,7 +75,8 @@ struct PanelsAlongChannels {
     return to;
   }
   // Lists what the positions of a tile read. Windows are copied to the given place; returns their end.
-  A* find_sources(const Tile& tile, A* windows) const {
+  A* find_sources(const Tile& tile, Range* reads, A* windows) const {
+    *reads = {f.taps, 0};
     const int64_t step = op.horizontal.step(), first = task.first + tile.first;
     const A* const base = op.source.data + task.group * op.channels() * op.source.channel;
     const A** const to = local.source + tile.first * sources();
@@ -86,6 +87,7 @@ struct PanelsAlongChannels {
                  for (int64_t t = 0; t < sources(); ++t) {
                    const int64_t h = i * op.vertical.step() + (reads_padding ? f.row[t] : 0);
                    const int64_t columns = h >= 0 && h < op.vertical.source ? op.horizontal.source : 0;
+                   if (columns > 0) *reads = {min_of(reads->first, t), max_of(reads->last, t + 1)};
                    int64_t w = j * step + (reads_padding ? f.column[t] : 0);
                    const A* from = image + h * op.source.row + w * op.source.column;
                    for (int64_t l = 0; l < count; ++l, w += step, from += step * op.source.column) {
@@ -122,6 +124,14 @@ struct PanelsAlongChannels {
                                s.m, count);
                });
   }
+  // Taps that read nothing but padding for all positions of a register tile are left out of its sums.
+  bool leaves_out() const { return reads_padding && *op.adds_padding == 0; }
+  Range taps_of(int64_t tile, const PanelsChain& b) const {
+    if (!leaves_out()) return {b.t0, b.t0 + b.t};
+    const Range reads = local.reads[tile];
+    const int64_t first = min_of(max_of(b.t0, reads.first), b.t0 + b.t);
+    return {first, max_of(first, min_of(b.t0 + b.t, reads.last))};
+  }
   void list_next_lines(const PanelsSlice& s, int64_t out_row) const {
     const int v = int(s.width / L);
     for (int64_t l = 0; l < kMostProducts; ++l) {
@@ -134,15 +144,15 @@ struct PanelsAlongChannels {
     for (int64_t t = 0; t < b.t; ++t)
       local.offset[t] = b.c0 * op.source.channel +
                         (reads_padding ? 0 : f.row[b.t0 + t] * op.source.row + f.column[b.t0 + t] * op.source.column);
+    const A* const panel = op.packed_at(task.group, f, s, b);
     PanelArguments<A> a;
-    a.offset = local.offset;
-    a.segments = b.t;
     a.count = b.c;
     a.step = op.source.channel;
-    a.panel = op.packed_at(task.group, f, s, b);
     a.start = index == 0 && op.buffers.bias != nullptr ? local.bias : nullptr;
     a.start_row = 0;
     a.add = index > 0;
+    // A sum of products that round to zero may be -0, and padding would make it +0: it is, whatever is left out.
+    a.zero = leaves_out() ? A(0) : -A(0);
     a.out_row = out_row;
     PanelTile<A> panel_tile = nullptr;
     int64_t rows = 0;
@@ -150,7 +160,12 @@ struct PanelsAlongChannels {
       const Tile tile = tile_at(i);
       if (tile.count != rows) panel_tile = select_panel_tile<A>(int(rows = tile.count), int(s.width / L));
       if (i + 2 < tiles) prefetch_sources(tile, b);
-      a.rows = local.source + tile.first * sources() + (reads_padding ? b.t0 * tile.count : 0);
+      const Range taps = taps_of(i, b);
+      if (taps.count() == 0 && index > 0) continue;
+      a.segments = taps.count();
+      a.offset = local.offset + (taps.first - b.t0);
+      a.panel = panel + (taps.first - b.t0) * b.c * s.width;
+      a.rows = local.source + tile.first * sources() + (reads_padding ? taps.first * tile.count : 0);
       a.rows_step = reads_padding ? tile.count : 0;
       a.out = out + tile.first * out_row;
       if (in_place && index == 0 && i + 1 < tiles) {

@@ -59,12 +59,12 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
   Carver memory(b.workspace);
   PanelsGatherWorkspace<A> workspace = panels_gather_workspace<A>(z, pass, own, memory);
   workspace.taps.build(TapOrder::ByNumber, own.weights.joined_taps);
-  GatherOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, b);
+  GatherOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, workspace.adds_padding, b);
   if (own.one_row && given.w == 1) {  // the stride of a single column has no say
     op.source.column = op.source.row;
     op.result.column = op.result.row;
   }
-  op.pack_weights(executor, [&](int64_t group, const auto& f, const auto& s) { op.pack_slice(group, f, s); });
+  op.pack_weights(executor);
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { run_panels_task<A>(op, own, index, scratch); });
 }

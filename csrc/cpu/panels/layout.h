@@ -41,13 +41,24 @@ inline PanelBlocks panel_blocks(int64_t channels, int64_t taps, int64_t parts = 
   return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps, parts), kPanelProducts)), cut_taps};
 }
 
+// The same where whole runs of channels are wanted: taps are cut first.
+inline PanelBlocks blocks_of_taps(int64_t channels, int64_t taps) {
+  if (channels > kPanelProducts) return {ceil_div(channels, kPanelProducts), max_of(1, taps)};
+  const int64_t together = kPanelProducts / max_of(1, channels);  // taps
+  return {1, max_of(1, ceil_div(taps, together))};
+}
+
+// What is cut into chains: channels, and taps where these are many; taps, and channels where these are many; or
+// channels alone.
+enum class ChainsOf : int32_t { Channels, Taps, ChannelsAlone };
+
 // How the weights of a group are cut into panels, and how their packing is shared out (plan_weights.h).
 struct WeightPanels {
   // What the lanes of a vector are: neighbouring channels of the result, whose weights are packed as panels of vectors,
   // or neighbouring positions, whose source becomes panels while the weights are read where they lie.
   bool along_channels;
-  bool packed;               // as panels; else read where they lie
-  bool cuts_taps;            // into several chains, where they are many
+  bool packed;  // as panels; else read where they lie
+  ChainsOf chains;
   bool taps_are_neighbours;  // in memory, with other channels further away: they are turned round by whole vectors
   int64_t joined_taps;       // taps of a row that are read as channels, being their neighbours in memory; else 1
   int64_t channels;          // of a group's source, each of them as often as taps are joined
@@ -59,8 +70,9 @@ struct WeightPanels {
   int64_t panels_per_task, packing_tasks;  // of the loop that packs
 
   PanelBlocks blocks(int64_t taps) const {
+    if (chains == ChainsOf::Taps) return blocks_of_taps(channels, taps);
     PanelBlocks b = panel_blocks(channels / parts, taps, parts);
-    if (!cuts_taps) b.taps = 1;
+    if (chains == ChainsOf::ChannelsAlone) b.taps = 1;
     return b;
   }
 };
@@ -89,13 +101,15 @@ struct PanelsGatherPlan {
 template <class A>
 struct PanelsGatherWorkspace {
   TapTable taps;
-  A* weights;  // (groups, phases, panels, blocks), each (taps, channels, width of the panel)
+  int32_t* adds_padding;  // (1)
+  A* weights;             // (groups, phases, panels, blocks), each (taps, channels, width of the panel)
 };
 template <class A>
 inline PanelsGatherWorkspace<A> panels_gather_workspace(const ConvProblem& z, Pass pass, const PanelsGatherPlan& own,
                                                         Carver& memory) {
   PanelsGatherWorkspace<A> w;
   w.taps.lay_out(z, pass, memory);
+  w.adds_padding = memory.take<int32_t>(1);
   w.weights = packed_weights<A>(z, own.weights, memory);
   return w;
 }
@@ -105,6 +119,7 @@ template <class A>
 struct AlongChannelsScratch {
   int64_t* offset;      // (taps) of a block, from a position's source to the tap's
   const A** source;     // tile by tile (taps, positions), or (positions) where the phase reads no padding
+  Range* reads;         // (tiles) taps that do not read padding alone
   A* sums;              // (positions, panel_channels)
   A* bias;              // (panel_channels)
   int32_t* next_lines;  // bytes from the results of a register tile to those of the next one, line by line
@@ -119,6 +134,7 @@ inline AlongChannelsScratch<A> along_channels_scratch(const ConvProblem& z, cons
   AlongChannelsScratch<A> s;
   s.offset = memory.take<int64_t>(taps);
   s.source = memory.take<const A*>(own.block, taps);
+  s.reads = memory.take<Range>(own.block);
   s.sums = memory.take<A>(own.sums);
   s.bias = memory.take<A>(w.panel_channels);
   s.next_lines = memory.take<int32_t>(kMostProducts);

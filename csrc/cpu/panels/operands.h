@@ -45,6 +45,9 @@ struct GatherOperands {
   Axis vertical, horizontal;
   TapTable table;
   A* packed_weight;
+  // Not 0: products of the padding may show, and are added too, for a weight is not finite, or a bias is -0. Else taps
+  // that read nothing but padding may be left out.
+  int32_t* adds_padding;
   int64_t parts;                   // real numbers of an element
   View<T> source, result, weight;  // weight seen as (gemm_m, channels, R, S)
   int64_t weight_group;            // elements between the weights of two groups
@@ -54,13 +57,14 @@ struct GatherOperands {
   static constexpr int L = kLanes<A>;
 
   GatherOperands(const ConvProblem& problem, Pass pass, const WeightPanels& panels, const TapTable& taps, A* packed,
-                 const Buffers& b)
+                 int32_t* padding, const Buffers& b)
       : z(problem),
         plan(panels),
         vertical(vertical_axis(problem, pass)),
         horizontal(horizontal_axis(problem, pass)),
         table(taps),
         packed_weight(packed),
+        adds_padding(padding),
         parts(parts_of(problem.dtype)),
         source(view_of<T>(source_of(pass, b), parts)),
         result(view_of<T>(result_of(pass, b), parts)),
@@ -209,13 +213,27 @@ struct GatherOperands {
     return -1;
   }
 
-  // Packs all weights: pack(group, phase, panel).
-  template <class Pack>
-  void pack_weights(const Executor& executor, Pack pack) const {
+  void pack_checked(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
+    pack_slice(group, f, s);
+    const A* const packed = packed_at(group, f, s, block_at(f, 0));
+    const int64_t count = f.taps * channels() * s.width;
+    Vec<A> zeros{};
+    for (int64_t i = 0; i < count; i += L) zeros += read_some<A>(packed + i, count - i) * A(0);
+    bool finite = true;
+    for (int l = 0; l < L; ++l) finite = finite && zeros[l] == A(0);
+    if (!finite) __atomic_store_n(adds_padding, 1, __ATOMIC_RELAXED);
+  }
+  // Packs all weights, and finds out whether products of the padding may show.
+  void pack_weights(const Executor& executor) const {
+    *adds_padding = 0;
+    for (int64_t m = 0; m < z.groups * group_m && buffers.bias != nullptr; ++m) {
+      const A bias = bias_at<T, A>(buffers, m, parts);
+      if (bias == A(0) && __builtin_signbit(bias)) *adds_padding = 1;
+    }
     const int64_t count = z.groups * plan.panels;
     parallel_for(executor, plan.packing_tasks, 0, [&](int64_t task, void*) {
       for (int64_t i = task * plan.panels_per_task; i < min_of(count, (task + 1) * plan.panels_per_task); ++i)
-        for (int64_t f = 0; f < phases(); ++f) pack(i / plan.panels, phase_at(f), slice_at(i % plan.panels));
+        for (int64_t f = 0; f < phases(); ++f) pack_checked(i / plan.panels, phase_at(f), slice_at(i % plan.panels));
     });
   }
 };

@@ -27,7 +27,7 @@ inline WeightPanels weight_panels(const ConvProblem& z, Pass pass, const Strides
   const int64_t group_m = max_of(1, product(result_channels(z, pass), w.parts)), units = ceil_div(group_m, w.unit);
   w.along_channels = along_channels;
   w.packed = packed;
-  w.cuts_taps = true;
+  w.chains = along_channels ? ChainsOf::Taps : ChainsOf::Channels;
   w.joined_taps = joined_taps;
   w.channels = product(source_channels(z, pass), w.parts, joined_taps);
   w.panels = ceil_div(units, along_channels ? widest : max_of(1, widest / w.unit));

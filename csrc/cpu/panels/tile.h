@@ -28,6 +28,7 @@ struct PanelArguments {
   const A* start;  // (M, V * kLanes): what the chains begin with, the bias; nullptr: zeros
   int64_t start_row;
   bool add;  // the finished chains are added to what `out` holds
+  A zero;    // added to every sum
   // What is wanted later: ahead + ahead_offset[i] bytes is prefetched into the second level of cache with the i-th of
   // segments * count products, one line in the time of some 24 multiply-adds of vectors.
   const char* ahead;
@@ -87,12 +88,13 @@ void panel_tile(const PanelArguments<A>& a) {
       __builtin_prefetch(ahead + *ahead_offset, 0, 2);
     }
   }
+  const Vec<A> zero = splat(a.zero);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       A* const out = a.out + m * a.out_row + v * L;
-      store(out, a.add ? load(out) + sum[m][v] : sum[m][v]);
+      store(out, (a.add ? load(out) + sum[m][v] : sum[m][v]) + zero);
     }
 }
 

@@ -164,6 +164,7 @@ struct PanelsGrad {
       a.panel = local.lanes;
       a.start = nullptr;
       a.add = i > first;
+      a.zero = -A(0);
       a.out = out;
       const Tile next = tile_at(i + 1 < last ? i + 1 : i);
       run_tile(local, b, t, i + 1 < last ? &next : nullptr, a);

@@ -178,9 +178,9 @@ const char* winograd_yields(const PlanInput& input) {
       double(vertical_axis(z, pass).output) * double(horizontal_axis(z, pass).output) * double(z.r) * double(z.s);
   // The other algorithms stay further below the processor's peak than these products do; with groups they do not. Over
   // 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x 14) and lose from 1.17 on (7 x 7), weight_grad gains up
-  // to 1.48 (28 x 28, 16 and 32 channels), and so do the others where the result is one vector of channels.
+  // to 1.48 (28 x 28, 16 and 32 channels), and so do the others where either operand has one vector of channels.
   const bool large = product(z.r, z.s) > 9;
-  const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && result_channels(z, pass) <= lanes);
+  const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && min_of(z.c, z.k) <= lanes);
   const double worth = large && narrow ? 1.5 : pass == Pass::WeightGrad ? 1.3 : z.groups == 1 ? 1.16 : 1.0;
   const double cost = cost_of(z, pass, choose_variant(z, pass));
   if (cost > worth * direct) return "the transforms would cost more than the products save";

@@ -31,11 +31,13 @@ except ImportError as error:
 
 CPU = ROOT / "csrc" / "cpu"
 CUDA = ROOT / "csrc" / "cuda"
-# What a folder holds is found: its plan.cpp belongs to _C, the other sources are kernels.
+# What a folder holds is found: its plans (plan.cpp, plan_*.cpp) belong to _C, the other sources are kernels.
 PLAN_SOURCES = [
-    path.relative_to(ROOT).as_posix() for folder in (CPU, CUDA) for path in sorted(folder.rglob("plan.cpp"))
+    path.relative_to(ROOT).as_posix() for folder in (CPU, CUDA) for path in sorted(folder.rglob("plan*.cpp"))
 ]
-KERNEL_SOURCES = [path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if path.name != "plan.cpp"]
+KERNEL_SOURCES = [
+    path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if not path.name.startswith("plan")
+]
 CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
 EXTENSION_SOURCES = [
     *PLAN_SOURCES,

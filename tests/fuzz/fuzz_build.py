@@ -121,7 +121,7 @@ def ninja_file(kind: str, root: Path = ROOT, driver: Path = ROOT / "tests" / "fu
 
 
 def plan_sources(root: Path = ROOT) -> list[Path]:
-    return sorted((root / "csrc").rglob("plan.cpp"))
+    return sorted((root / "csrc").rglob("plan*.cpp"))
 
 
 def object_name(source: Path, root: Path = ROOT) -> str:

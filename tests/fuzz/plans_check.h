@@ -9,10 +9,10 @@
 
 #include "../../csrc/common/indexing.h"
 #include "../../csrc/cpu/depthwise/layout.h"
+#include "../../csrc/cpu/gemm/layout.h"
 #include "../../csrc/cpu/gemm/windows_layout.h"
 #include "../../csrc/cpu/grouped/layout.h"
 #include "../../csrc/cpu/implicit_gemm/layout.h"
-#include "../../csrc/cpu/panels/layout.h"
 #include "../../csrc/cpu/algorithms.h"
 #include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/winograd/layout.h"

@@ -27,7 +27,7 @@ class Planted:
 
     @property
     def is_plan(self) -> bool:
-        return self.source.endswith("plan.cpp")
+        return Path(self.source).name.startswith("plan")
 
 
 WINDOWS, GROUPED, DOT = "gemm/windows.cpp", "grouped/grouped.cpp", "implicit_gemm/implicit_gemm.cpp"
@@ -50,8 +50,8 @@ ALL = (
     Planted(
         "the_last_bias_left_out",
         "cpu/gemm/windows.h",
-        "op.buffers, group * group_m, group_m, padded_m, op.parts);",
-        "op.buffers, group * group_m, group_m - 1, padded_m, op.parts);",
+        "b, group * op.group_m, op.group_m, own",
+        "b, group * op.group_m, op.group_m - 1, own",
         WINDOWS,
     ),
     Planted(
@@ -77,7 +77,7 @@ ALL = (
     ),
     Planted(
         "a_weight_that_is_not_finite_unseen",
-        "cpu/gemm/windows.h",
+        "cpu/gemm/operands.h",
         "finite = finite && zeros[l] == A(0);",
         "finite = finite && (l == 1 || zeros[l] == A(0));",
         WINDOWS,
@@ -94,7 +94,7 @@ ALL = (
         "cpu/base/simd.h",
         "rest > 0 ? load_first(from + k * L, rest) : Vec<A>{}",
         "rest > 0 ? load(from + k * L) : Vec<A>{}",
-        "panels/panels.cpp",
+        "gemm/panels.cpp",
     ),
     Planted(
         "a_whole_vector_written_at_the_end",
@@ -137,15 +137,15 @@ ALL = (
         "cpu/base/reduction.h",
         "for (int64_t part = 1; part < parts; ++part)",
         "for (int64_t part = 1; part + 1 < parts; ++part)",
-        "panels/panels.cpp",
+        "gemm/panels.cpp",
     ),
     Planted(
         "a_workspace_short_by_one",
-        "cpu/gemm/plan.cpp",
+        "cpu/gemm/plan_windows.cpp",
         "\n    windows_scratch<decltype(number)>(own, scratch);\n  });",
         "\n    windows_scratch<decltype(number)>(own, scratch);\n  });\n"
         "  plan->workspace_bytes -= 64;",
-        "cpu/gemm/plan.cpp",
+        "cpu/gemm/plan_windows.cpp",
     ),
     Planted(
         "scratch_without_the_last_square",
@@ -156,17 +156,17 @@ ALL = (
     ),
     Planted(
         "scratch_for_one_slice",
-        "cpu/gemm/plan.cpp",
+        "cpu/gemm/plan_windows.cpp",
         "panels_held = keeps_sums ? panels : 1;",
         "panels_held = 1;",
-        "cpu/gemm/plan.cpp",
+        "cpu/gemm/plan_windows.cpp",
     ),
     Planted(
         "tasks_without_the_splits",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
         "plan->tasks = product(tasks(), own.splits);",
         "plan->tasks = tasks();",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
     ),
     Planted(
         "scratch_without_the_window",
@@ -202,38 +202,38 @@ ALL = (
     ),
     Planted(
         "zeros_shorter_than_a_position",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
         "c.zeros = c.weights.joined_taps > 1 ? c.weights.channels : channel_span(input);",
         "c.zeros = 1;",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
     ),
     Planted(
         "taps_joined_across_a_gap",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
         "(z.w == 1 || strides.input[3] == z.c)",
         "(z.w == 1 || strides.input[3] >= z.c)",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
     ),
     Planted(
         "chains_by_a_cache",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
         "product(z.c, z.r, z.s) <= kMostJoined;",
         "product(z.c, z.r, z.s) * 64 <= machine.caches.l1_bytes;",
-        "cpu/panels/plan.cpp",
+        "cpu/gemm/plan_panels.cpp",
     ),
     Planted(
         "an_algorithm_by_a_cache",
-        "cpu/gemm/plan.cpp",
+        "cpu/gemm/plan_windows.cpp",
         "const int64_t most = !strided ? kMostWeights :",
         "const int64_t most = !strided ? machine.caches.l1_bytes :",
-        "cpu/gemm/plan.cpp",
+        "cpu/gemm/plan_windows.cpp",
     ),
     Planted(
         "offsets_that_are_not_counted",
         "cpu/gemm/windows_layout.h",
         "s.offset = memory.take<int64_t>(own.products);",
         "s.offset = memory.take<int64_t>(0);",
-        "cpu/gemm/plan.cpp",
+        "cpu/gemm/plan_windows.cpp",
     ),
 )
 

@@ -26,15 +26,15 @@ class Planted:
 
 ALL = (
     Planted(
-        "a_tile_of_no_columns", "cpu/gemm/plan.cpp",
+        "a_tile_of_no_columns", "cpu/gemm/plan_windows.cpp",
         "kFewColumns && own->tile_w > 1) {", "kFewColumns) {",
     ),
     Planted(
-        "a_loop_without_end", "cpu/panels/plan.cpp",
+        "a_loop_without_end", "cpu/gemm/plan_panels.cpp",
         "i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1", "share && tasks() < kEnoughTasks",
     ),
     Planted(
-        "a_product_that_overflows", "cpu/gemm/plan.cpp",
+        "a_product_that_overflows", "cpu/gemm/plan_windows.cpp",
         "plan->tasks = product(tiles, own.parts_m);", "plan->tasks = tiles * own.parts_m * kHuge;", "address",
     ),
     Planted(
@@ -42,7 +42,7 @@ ALL = (
         "if (z.r > 4096 / z.s) return", "if (false) return",
     ),
     Planted(
-        "tasks_that_leave_out_the_last", "cpu/gemm/plan.cpp",
+        "tasks_that_leave_out_the_last", "cpu/gemm/plan_windows.cpp",
         "ceil_div(max_of(1, horizontal.longest_count()), own.tile_w));",
         "max_of(1, horizontal.longest_count() / own.tile_w));",
     ),
@@ -52,11 +52,11 @@ ALL = (
         "splits_of_sums(ceil_div(kEnoughTasks, tasks), kHuge,",
     ),
     Planted(
-        "a_block_of_positions_too_short", "cpu/panels/plan.cpp",
+        "a_block_of_positions_too_short", "cpu/gemm/plan_panels.cpp",
         "c.block = ceil_div(positions, c.blocks);", "c.block = positions / c.blocks;",
     ),
     Planted(
-        "rows_of_weights_without_room", "cpu/panels/plan.cpp",
+        "rows_of_weights_without_room", "cpu/gemm/plan_panels.cpp",
         "own->task_rows = ceil_div(slices, parts_m) * panel_m;",
         "own->task_rows = slices / parts_m * panel_m;",
     ),
@@ -69,7 +69,7 @@ ALL = (
         "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
     ),
     Planted(
-        "scratch_of_one_group", "cpu/gemm/plan.cpp",
+        "scratch_of_one_group", "cpu/gemm/plan_windows.cpp",
         "windows_scratch<decltype(number)>(own, scratch);",
         "WindowsPlan one = own;\n    one.task_groups = 1;\n    windows_scratch<decltype(number)>(one, scratch);",
     ),
@@ -78,7 +78,7 @@ ALL = (
         "\n  lay_out();\n}", "\n  lay_out();\n  plan->workspace_bytes /= z.groups;\n}",
     ),
     Planted(
-        "sums_without_a_limit", "cpu/panels/plan.cpp",
+        "sums_without_a_limit", "cpu/gemm/plan_panels.cpp",
         "splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, sum_bytes)",
         "splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, 1)",
     ),
@@ -93,11 +93,11 @@ ALL = (
         "own->tile_c = own->source_in_place ? g.z.c : packed_channels(g);",
     ),
     Planted(
-        "an_algorithm_by_a_cache", "cpu/gemm/plan.cpp",
+        "an_algorithm_by_a_cache", "cpu/gemm/plan_windows.cpp",
         "const int64_t most = !strided ? kMostWeights :", "const int64_t most = !strided ? machine.caches.l2_bytes :",
     ),
     Planted(
-        "chains_by_a_cache", "cpu/panels/plan.cpp",
+        "chains_by_a_cache", "cpu/gemm/plan_panels.cpp",
         "product(z.c, z.r, z.s) <= kMostJoined;", "product(z.c, z.r, z.s) * 64 <= machine.caches.l1_bytes;",
     ),
     Planted(

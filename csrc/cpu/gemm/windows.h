@@ -14,7 +14,7 @@
 // run_windows.
 #pragma once
 
-#include "../panels/operands.h"
+#include "operands.h"
 #include "window_tile.h"
 
 namespace conv_ext {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../base/taps.h"
-#include "../panels/layout.h"
+#include "layout.h"
 
 namespace conv_ext {
 

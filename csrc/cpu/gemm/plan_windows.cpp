@@ -2,7 +2,7 @@
 // caches.
 #include <initializer_list>
 
-#include "../panels/plan_weights.h"
+#include "plan_weights.h"
 #include "../plan_common.h"
 #include "windows_layout.h"
 

@@ -233,8 +233,10 @@ const char* panels_yields(const PlanInput& input) {
   if (2 * result_channels(z, pass) * accumulator_bytes(z.dtype) < machine.vector_bytes)
     return "the channels of a group's result fill less than half a vector";
   if (!z.channels_last) {
-    // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory.
-    if (pass != Pass::WeightGrad && horizontal.longest_count() >= kLongRow) return "the rows of the result are long";
+    // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory. A single tap is
+    // packed once either way, and panels are faster by 1.1 to 1.4.
+    if (pass != Pass::WeightGrad && z.r * z.s > 1 && horizontal.longest_count() >= kLongRow)
+      return "the rows of the result are long";
     const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
     if (pass != Pass::WeightGrad && z.r * z.s > 1 && padded && result_channels(z, pass) <= kFewChannels &&
         horizontal.longest_count() > kShortRow)

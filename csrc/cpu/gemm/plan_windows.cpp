@@ -324,7 +324,7 @@ void prepare_broadcast(const PlanInput& input, Plan* plan) {
 const char* broadcast_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
-  if (z.dtype != DType::Float32 && z.dtype != DType::Float64) return "it is for float32 and float64";
+  if (parts_of(z.dtype) > 1) return "it is for real numbers";
   if (z.r > kPanelProducts / z.s) return "the kernel has more than 192 taps";
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (vertical.phases() > kMaxPhases / horizontal.phases())
@@ -339,18 +339,16 @@ constexpr int64_t kMostWeights = 1 << 20, kMostStrided = 16 << 20, kMostScattere
 constexpr int64_t kLongRow = 48, kLineBytes = 64, kManyTurned = 2 << 20;
 constexpr double kMostPadded = 0.125;
 
-const char* broadcast_yields(const PlanInput& input) {
+namespace {
+
+// Why an operand had better be read where it lies; nullptr where packing is faster.
+const char* in_place_is_faster(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const bool inverse = pass == Pass::InputGrad;
-  const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
-  const int64_t rows_m = result_channels(z, pass);
-  if (z.groups > 1) return "it is for a single group";
   // Weights that are turned round are packed as panels faster than they are read in place, at 7 x 7 by 1.04 to 1.4.
   const int64_t weight_bytes = product(z.weight_elements(), accumulator_bytes(z.dtype));
   if (z.r * z.s == 1 && (z.channels_last || !inverse || weight_bytes < kManyTurned))
     return "a kernel of 1 x 1 does not repay packing the source";
-  if (4 * rows_m < 3 * round_up(rows_m, lanes))
-    return "the channels of the result leave more than a quarter of their vectors idle";
   // Measured on 3 x 3 and 5 x 5 kernels with 16 to 832 channels: packing repays a single line of memory, or columns of
   // padding that are left out (5 x 5 at 7 x 7: 1.15, its gradient without padding 1.7).
   if (source_channels(z, pass) * accumulator_bytes(z.dtype) > kLineBytes &&
@@ -360,6 +358,23 @@ const char* broadcast_yields(const PlanInput& input) {
   const bool strided = z.stride_h > 1 || z.stride_w > 1, scattered = inverse && !z.channels_last;
   const int64_t most = !strided ? kMostWeights : scattered ? kMostScattered : kMostStrided;
   if (z.r * z.s > 1 && weight_bytes > most) return "the weights are too many to be read for every tile";
+  return nullptr;
+}
+
+}  // namespace
+
+const char* broadcast_yields(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
+  const int64_t rows_m = result_channels(z, pass);
+  if (z.groups > 1) return "it is for a single group";
+  if (4 * rows_m < 3 * round_up(rows_m, lanes))
+    return "the channels of the result leave more than a quarter of their vectors idle";
+  // Beside panels, which read in place.
+  if (element_bytes(z.dtype) == accumulator_bytes(z.dtype)) {
+    const char* const reason = in_place_is_faster(input);
+    if (reason != nullptr) return reason;
+  }
   // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory.
   if (!z.channels_last && horizontal_axis(z, pass).longest_count() >= kLongRow && rows_m > kFewChannels)
     return "the rows of the result are long and its channels many";

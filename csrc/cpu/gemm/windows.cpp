@@ -14,9 +14,8 @@ void run_windows_of(const ConvProblem& problem, const Plan& plan, const Buffers&
 RunPlan select_broadcast(Pass pass, DType dtype) {
   return with_types_and_pass(dtype, pass, [](auto types, auto its_pass) -> RunPlan {
     typedef decltype(types) Types;
-    typedef typename Types::A A;
-    if constexpr (decltype(its_pass)::value != Pass::WeightGrad && is_same<typename Types::T, A>)
-      return run_windows_of<A, A, true, decltype(its_pass)::value>;
+    if constexpr (decltype(its_pass)::value != Pass::WeightGrad)
+      return run_windows_of<typename Types::T, typename Types::A, true, decltype(its_pass)::value>;
     return nullptr;
   });
 }

@@ -12,6 +12,8 @@ constexpr int64_t kMostExtent = int64_t(1) << 40;      // of a dimension, the pa
 constexpr int64_t kMostElements = int64_t(1) << 50;    // of a tensor, the padding included
 constexpr int64_t kEnoughTasks = 16;                   // for an even load on a few threads
 constexpr int64_t kWorkspaceLimit = int64_t(1) << 42;  // bytes of one call, 4 TiB: more is nobody's memory
+constexpr int64_t kMostTasks = 64;                     // that are wanted for as many threads
+constexpr double kTaskOperations = 16e6;  // of a task that many threads share, some 0.2 ms
 constexpr double kWorthSharing = 2e6;               // operations below which a second thread costs more than it brings
 constexpr int64_t kChannelsTogether = 16;           // small groups are packed together up to so many channels
 constexpr int64_t kGradBlock = 64;                  // weight_grad: channels of each operand per tile
@@ -38,6 +40,13 @@ inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile
   const PackedExtent down = packed_extent(vertical, tile_h), across = packed_extent(horizontal, tile_w);
   return {tile_h, tile_w, images, across.longest,
           spread_pitch(product(across.regions, down.positions, across.longest, images))};
+}
+
+// forward, input_grad: tasks that are wanted, for a few threads or, of much work, for many.
+inline int64_t enough_tasks(const ConvProblem& z) {
+  if (z.flops() < kWorthSharing) return 1;
+  const double many = z.flops() / kTaskOperations;
+  return many >= double(kMostTasks) ? kMostTasks : max_of(kEnoughTasks / 2, int64_t(many));
 }
 
 // weight_grad: into how many parts a sum over so many units is cut, where so many are wanted.

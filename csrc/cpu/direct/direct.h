@@ -1,18 +1,15 @@
-// The direct algorithm: an implicit matrix product over packed tiles, written once for every type, pass and layout.
+// The direct algorithm: an implicit matrix product over packed tiles, written once for every type and layout, forward
+// and input_grad.
 //
-//   forward, input_grad                          weight_grad
-//     pack all weights                             for each block of K x C (in parallel):
-//     for each tile of outputs (in parallel):        for each tile of outputs:
-//       pack the source that it reads                   pack the upstream gradient and the input
-//       for each phase, block of channels, lanes:       for each block of K, of taps:
-//         gather_tile, scatter                             dot_tile
-//                                                  add the parts, write
+//   pack all weights
+//   for each tile of outputs (in parallel):
+//     pack the source that it reads
+//     for each phase, block of channels, lanes: gather_tile, scatter
 //
 // Start reading at run_direct, at the end. The operands' roles stand in common/roles.h.
 #pragma once
 
 #include "../base/pack.h"
-#include "../base/reduction.h"
 #include "../base/roles.h"
 #include "tile.h"
 #include "layout.h"
@@ -30,7 +27,7 @@ void pack_channels(A* packed, const DirectPlan& own, int64_t pitch, View<T> view
     pack_tile(packed + part * own.channel_pitch, layout, view, channels, n0, n1, rows, columns, i0, j0, height);
 }
 
-// forward and input_grad: everything that the tasks share.
+// Everything that the tasks share.
 template <class T, class A>
 struct Gather {
   const ConvProblem& z;
@@ -203,7 +200,7 @@ void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers
   const int64_t parts = parts_of(z.dtype);
   const DirectPlan& own = plan.own<DirectPlan>();
   Carver memory(b.workspace);
-  DirectWorkspace<A> w = direct_workspace<A>(z, pass, own, memory);
+  DirectWorkspace<A> w = direct_workspace<A>(z, pass, memory);
   w.tables.build(own.tile_h, own.tile_w, own.images);
   const View<T> weight = weights_by_role<T>(pass, b, parts);
   Gather<T, A> task{z,
@@ -228,169 +225,9 @@ void run_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers
   });
 }
 
-// weight_grad: everything that the tasks share.
-template <class T, class A>
-struct WeightGrad {
-  const ConvProblem& z;
-  const DirectPlan& own;
-  const PackedTaps& tables;
-  View<T> input, grad, result;
-  int64_t parts;
-  A* sums;  // of every pair of real rows: (splits, groups, K/g parts, C/g parts, R S)
-
-  static constexpr int L = kLanes<A>;
-  int64_t taps() const { return z.r * z.s; }
-  // Members, because the divisions in them take long beside what the loops do.
-  const int64_t row_sums = z.group_c() * parts * z.r * z.s, group_sums = z.group_k() * parts * row_sums;
-  int64_t grad_channel() const { return own.tile_h * own.grad_pitch; }
-
-  // Some groups, and of each a block of K x C, in one part of the reduction.
-  struct Block {
-    int64_t group, groups, split, k0, c0;
-    int64_t rows_k, rows_c, tap_rows;  // real rows of either operand, and those of the input with the taps of each
-  };
-  Block block_at(int64_t index) const {
-    const int64_t blocks_k = ceil_div(z.group_k(), own.tile_k), blocks_c = ceil_div(z.group_c(), own.tile_c);
-    const int64_t group_blocks = ceil_div(z.groups, own.task_groups);
-    Block b;
-    b.c0 = index % blocks_c * own.tile_c;
-    index /= blocks_c;
-    b.k0 = index % blocks_k * own.tile_k;
-    index /= blocks_k;
-    b.group = index % group_blocks * own.task_groups;
-    b.groups = min_of(own.task_groups, z.groups - b.group);
-    b.split = index / group_blocks;
-    b.rows_k = min_of(own.tile_k, z.group_k() - b.k0) * parts;
-    b.rows_c = min_of(own.tile_c, z.group_c() - b.c0) * parts;
-    b.tap_rows = b.rows_c * taps();
-    return b;
-  }
-  // The sums of a row of K and the block's rows of the input.
-  A* sums_of(const Block& b, int64_t group, int64_t k) const {
-    return sums + (b.split * z.groups + b.group + group) * group_sums + (b.k0 * parts + k) * row_sums +
-           b.c0 * parts * taps();
-  }
-
-  struct Tile {  // of outputs
-    int64_t n0, n1, i0, j0, height, width;
-  };
-
-  void run_task(int64_t index, const DirectScratch<A>& s) const {
-    const Block b = block_at(index);
-    for (int64_t c = 0; c < b.rows_c; ++c)
-      for (int64_t t = 0; t < taps(); ++t) s.offset[c * taps() + t] = c * own.channel_pitch + tables.offset[t];
-    for (int64_t k = 0; k < b.groups * b.rows_k; ++k) {
-      A* const row = sums_of(b, k / b.rows_k, k % b.rows_k);
-      for (int64_t t = 0; t < b.tap_rows; ++t) row[t] = A(0);
-    }
-    const int64_t tiles_h = ceil_div(z.p, own.tile_h), tiles_w = ceil_div(z.q, own.tile_w);
-    const int64_t units = ceil_div(z.n, own.images) * tiles_h * tiles_w;
-    for (int64_t u = part_begin(units, own.splits, b.split); u < part_begin(units, own.splits, b.split + 1); ++u) {
-      Tile t;
-      t.j0 = u % tiles_w * own.tile_w;
-      t.i0 = u / tiles_w % tiles_h * own.tile_h;
-      t.n0 = u / tiles_w / tiles_h * own.images;
-      t.n1 = min_of(z.n, t.n0 + own.images);
-      t.height = min_of(own.tile_h, z.p - t.i0);
-      t.width = min_of(own.tile_w, z.q - t.j0);
-      pack_channels(s.source, own, tables.columns.longest, input, parts, b.group * z.group_c() + b.c0,
-                    b.groups * b.rows_c / parts, t.n0, t.n1, tables.rows, tables.columns, t.i0, t.j0, t.height);
-      pack_grad(b, t, s.grad);
-      multiply(b, t, s);
-    }
-  }
-
-  // The upstream gradient: rows of width * images lanes, filled up with zeros to whole vectors.
-  void pack_grad(const Block& b, const Tile& t, A* to) const {
-    const int64_t lanes = t.width * own.images;
-    for (int64_t k = 0; k < b.groups * b.rows_k; ++k)
-      for (int64_t p = 0; p < t.height; ++p)
-        for (int64_t i = t.n1 - t.n0 < own.images ? 0 : lanes; i < round_up(lanes, L); ++i)
-          to[k * grad_channel() + p * own.grad_pitch + i] = A(0);
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t p = 0; p < t.height; ++p)
-        for (int64_t n = t.n0; n < t.n1; ++n)
-          pack_block(to + part * grad_channel() + p * own.grad_pitch + (n - t.n0), grad_channel() * parts, own.images,
-                     grad.data + n * grad.n + (b.group * z.group_k() + b.k0) * grad.channel + (t.i0 + p) * grad.row +
-                         t.j0 * grad.column + part,
-                     grad.channel, grad.column, b.groups * b.rows_k / parts, t.width);
-  }
-
-  void multiply(const Block& b, const Tile& t, const DirectScratch<A>& s) const {
-    const int64_t lanes = t.width * own.images, pitch = tables.columns.longest;
-    DotArguments<A> a;
-    a.g_channel = grad_channel();
-    // Where no column lies between two rows, they are one.
-    const bool joined = t.width == pitch && round_up(lanes, L) == lanes && own.grad_pitch == lanes;
-    a.rows = joined ? 1 : t.height;
-    a.lanes = joined ? lanes * t.height : lanes;
-    a.g_row = own.grad_pitch;
-    a.x_row = pitch * own.images;
-    a.out_pitch = row_sums;
-    for (int64_t group = 0; group < b.groups; ++group) {
-      a.x = s.source + group * b.rows_c * own.channel_pitch;
-      for (int64_t k = 0; k < b.rows_k;) {
-        const int block = block_rows(b.rows_k - k, kDotM);
-        a.g = s.grad + (group * b.rows_k + k) * grad_channel();
-        A* const sums_k = sums_of(b, group, k);
-        for (int64_t row = 0; row < b.tap_rows;) {
-          const int block_t = block_taps(b.tap_rows - row);
-          a.offset = s.offset + row;
-          a.out = sums_k + row;
-          select_dot_tile<A>(block, block_t)(a);
-          row += block_t;
-        }
-        k += block;
-      }
-    }
-  }
-
-  // The parts of the reduction in order, then (re, im) = (gr xr - gi xi, gr xi + gi xr).
-  void write_row(int64_t k) const {
-    const int64_t group = k / z.group_k(), row = k % z.group_k(), channels = z.group_c(), count = taps();
-    A* const its_sums = sums + group * group_sums + row * parts * row_sums;
-    add_parts(its_sums, parts * row_sums, own.splits, z.groups * group_sums);
-    const auto total = [&](int64_t gp, int64_t c, int64_t xp, int64_t t) {
-      return its_sums[gp * row_sums + (c * parts + xp) * count + t];
-    };
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t t = 0; t < count; ++t) {
-        const int64_t tap = tables.taps.tap[t];
-        T* to = result.data + k * result.n + c * result.channel + tap / z.s * result.row + tap % z.s * result.column;
-        if (parts == 1) {
-          write<T>(to, total(0, c, 0, t));
-        } else {
-          write<T>(to, A(total(0, c, 0, t) - total(1, c, 1, t)));
-          write<T>(to + 1, A(total(0, c, 1, t) + total(1, c, 0, t)));
-        }
-      }
-  }
-};
-
-template <class T, class A>
-void run_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
-  const int64_t parts = parts_of(z.dtype);
-  const DirectPlan& own = plan.own<DirectPlan>();
-  Carver memory(b.workspace);
-  DirectWorkspace<A> w = direct_workspace<A>(z, Pass::WeightGrad, own, memory);
-  w.tables.build(own.tile_h, own.tile_w, own.images);
-  const WeightGrad<T, A> task{
-      z,     own,   w.tables, view_of<T>(b.input, parts), view_of<T>(b.output, parts), view_of<T>(b.weight, parts),
-      parts, w.sums};
-  parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
-    Carver local(scratch);
-    task.run_task(index, direct_scratch<A>(z, Pass::WeightGrad, own, local));
-  });
-  parallel_for(executor, z.k, 0, [&](int64_t k, void*) { task.write_row(k); });
-}
-
 template <class T, class A, Pass pass>
 void run_direct(const ConvProblem& problem, const Plan& plan, const Buffers& buffers, const Executor& executor) {
-  if constexpr (pass == Pass::WeightGrad) {
-    run_weight_grad<T, A>(problem, plan, buffers, executor);
-  } else {
-    run_gather<T, A>(problem, pass, plan, buffers, executor);
-  }
+  run_gather<T, A>(problem, pass, plan, buffers, executor);
 }
 
 }  // namespace conv_ext

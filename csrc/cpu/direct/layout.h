@@ -14,21 +14,18 @@ struct DirectPlan {
   bool flat;
   int64_t channel_pitch;  // elements of one packed source channel of a tile
   int64_t task_groups;    // groups per task: small ones are packed together
-  int64_t task_m;         // forward, input_grad: outputs of the gemm_m dimension per task
-  // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
-  int64_t tile_k, tile_c, splits;
-  int64_t grad_pitch;  // elements of one packed row of the upstream gradient
+  int64_t task_m;         // outputs of the gemm_m dimension per task
 };
 
-// The largest register tiles. forward, input_grad: rows of gemm_m by vectors of positions, which stay in registers
-// beside the vectors of x and one weight: 24 + 3 + 1 of 32 (AVX-512), 12 + 3 + 1 of 16 (AVX2). Two loads in three
-// multiply-adds is what the load ports sustain. weight_grad: rows of K by those of (C/g R S).
+// The largest register tile: rows of gemm_m by vectors of positions, which stay in registers beside the vectors of x
+// and one weight: 24 + 3 + 1 of 32 (AVX-512), 12 + 3 + 1 of 16 (AVX2). Two loads in three multiply-adds is what the
+// load ports sustain.
 struct DirectTile {
-  int gather_m, gather_v, dot_m, dot_t;
+  int gather_m, gather_v;
 };
 constexpr DirectTile direct_tile(const Machine& machine) {
-  if (machine.registers == 32) return {8, 3, 4, 6};
-  return machine.fuses ? DirectTile{4, 3, 2, 6} : DirectTile{4, 2, 2, 3};
+  if (machine.registers == 32) return {8, 3};
+  return machine.fuses ? DirectTile{4, 3} : DirectTile{4, 2};
 }
 // Vectors of a tile of so many rows, at most: fewer rows leave room for more.
 constexpr int kMaxTileVectors = 6;
@@ -47,42 +44,29 @@ static_assert(kOverread >= kMaxTileVectors * machine_of(Isa::Avx512).vector_byte
 template <class A>
 struct DirectWorkspace {
   PackedTaps tables;
-  A* bias;           // forward, input_grad: (groups, gemm_m)
-  A* packed_weight;  // forward, input_grad: for each group and pair of phases (gemm_m / block, channels, taps, block)
-  A* sums;           // weight_grad: of each pair of rows (splits, groups, K/g, C/g, R S)
+  A* bias;           // (groups, gemm_m)
+  A* packed_weight;  // for each group and pair of phases (gemm_m / block, channels, taps, block)
 };
 template <class A>
-inline DirectWorkspace<A> direct_workspace(const ConvProblem& z, Pass pass, const DirectPlan& own, Carver& memory) {
+inline DirectWorkspace<A> direct_workspace(const ConvProblem& z, Pass pass, Carver& memory) {
   const int64_t parts = parts_of(z.dtype);
   DirectWorkspace<A> w{};
   w.tables.lay_out(z, pass, memory);
-  if (pass == Pass::WeightGrad) {
-    w.sums = memory.take<A>(own.splits, z.k, z.group_c(), z.r * z.s, parts * parts);
-  } else {
-    const int64_t rows_m = result_channels(z, pass) * parts;
-    w.bias = memory.take<A>(z.groups, rows_m);
-    w.packed_weight = memory.take<A>(z.weight_elements(), parts * parts);
-  }
+  w.bias = memory.take<A>(z.groups, result_channels(z, pass) * parts);
+  w.packed_weight = memory.take<A>(z.weight_elements(), parts * parts);
   return w;
 }
 
 template <class A>
 struct DirectScratch {
-  int64_t* offset;  // weight_grad: (C/g of the block, R S) of each row of the input and tap
-  A* grad;          // weight_grad: (groups, K/g of the block, tile_h, grad_pitch)
-  A* source;        // (groups, channels, channel_pitch)
+  A* source;  // (groups, channels, channel_pitch)
 };
 template <class A>
 inline DirectScratch<A> direct_scratch(const ConvProblem& z, Pass pass, const DirectPlan& own, Carver& memory) {
   const int64_t parts = parts_of(z.dtype);
   constexpr int64_t kBehind = kOverread / int64_t(sizeof(A));
   DirectScratch<A> s{};
-  int64_t channels = source_channels(z, pass) * parts;
-  if (pass == Pass::WeightGrad) {
-    channels = own.tile_c * parts;
-    s.offset = memory.take<int64_t>(channels, z.r, z.s);
-    s.grad = memory.take<A>(product(own.task_groups, own.tile_k * parts), own.tile_h, own.grad_pitch);
-  }
+  const int64_t channels = source_channels(z, pass) * parts;
   s.source = memory.take<A>(product(own.task_groups, channels, own.channel_pitch) + kBehind);
   return s;
 }

@@ -11,7 +11,6 @@ constexpr int64_t kMaxImages = 128;       // images side by side
 constexpr int64_t kFewLanes = 64;         // lanes of a row that is not cut, whatever its channels take
 constexpr double kInterleaveCost = 1.15;  // packing images side by side is slower than copying rows
 constexpr double kNarrowTile = 0.5;       // forward: vectors that a run of lanes loses, its last tile being narrow
-constexpr int64_t kGradLanes = 1024;  // weight_grad: lanes per tile, so that summing a register tile's lanes is rare
 // Bytes of a packed tile, as a bound that is cheap to know, below which it is nowhere near the limit.
 constexpr int64_t kSmallTile = 384 << 10;
 
@@ -53,17 +52,14 @@ double lane_vectors(const Shape& shape, int64_t lanes, bool flat, double run_cos
 
 void lay_out(const PlanInput& input, const DirectPlan& own, Plan* plan) {
   count_memory(input.problem.dtype, plan, [&](auto number, Carver& workspace, Carver& scratch) {
-    direct_workspace<decltype(number)>(input.problem, input.pass, own, workspace);
+    direct_workspace<decltype(number)>(input.problem, input.pass, workspace);
     direct_scratch<decltype(number)>(input.problem, input.pass, own, scratch);
   });
 }
-int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {
-  Plan counted{};
-  lay_out(input, own, &counted);
-  return counted.scratch_bytes;
-}
 
-void prepare_gather(const PlanInput& input, Plan* plan) {
+}  // namespace
+
+void prepare_direct(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   DirectPlan& own = plan->own<DirectPlan>();
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
@@ -108,78 +104,9 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   lay_out(input, own, plan);
 }
 
-void prepare_weight_grad(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
-  DirectPlan& own = plan->own<DirectPlan>();
-  const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
-  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
-                lanes = machine.vector_bytes / bytes_each;
-  own.tile_k = min_of(z.group_k(), kGradBlock);
-  own.tile_c = min_of(z.group_c(), kGradBlock);
-  own.task_groups = groups_together(z);
-
-  Shape best{};
-  double best_cost = 0;
-  for (int64_t images = 1; images <= kMaxImages && images < 2 * z.n; images *= 2) {
-    Shape shape = fit_tile(vertical, horizontal, images, parts, bytes_each, max_of(1, kGradLanes / images), machine);
-    // Beside one channel the scratch has gradients and offsets: less than the other half.
-    if (images > 1 && product(parts, shape.channel_pitch, bytes_each) > kScratchLimit / 2) break;
-    const int64_t rows = max_of(1, kGradLanes / round_up(shape.tile_w * images, lanes));
-    const int64_t cut = max_of(ceil_div(z.p, shape.tile_h), ceil_div(z.p, rows));
-    shape = shape_of(vertical, horizontal, ceil_div(z.p, cut), shape.tile_w, images);
-    // A tile of few lanes pays for the sums across its vectors again and again: some 8 vectors' worth each time.
-    const double outputs = double(shape.tile_h) * double(shape.tile_w) * double(images);
-    const double vectors = lane_vectors(shape, lanes, false, 0) + 8.0 / outputs;
-    const double cost = vectors * (images > 1 ? kInterleaveCost : 1.0);
-    if (images == 1 || cost < best_cost) {
-      best = shape;
-      best_cost = cost;
-    }
-  }
-  own.tile_h = best.tile_h;
-  own.tile_w = best.tile_w;
-  own.images = best.images;
-  own.channel_pitch = best.channel_pitch;
-  own.grad_pitch = round_up(best.tile_w * best.images, lanes);
-  // A block of several groups takes each of them whole; of one group channels of the larger operand are left out.
-  const int64_t most_bytes = most_tile_bytes(machine), block_k = direct_tile(machine).dot_m;
-  shrink_until([&] { return scratch_bytes(input, own) <= most_bytes; },
-               [&] {
-                 const bool input_larger =
-                     product(own.tile_c, own.channel_pitch) > product(own.tile_k, own.tile_h, own.grad_pitch);
-                 if (own.task_groups > 1) {
-                   own.task_groups = ceil_div(own.task_groups, 2);
-                 } else if (own.tile_c > 1 && (input_larger || own.tile_k <= block_k)) {
-                   own.tile_c = ceil_div(own.tile_c, 2);
-                 } else if (own.tile_k > block_k) {
-                   own.tile_k = round_up(ceil_div(own.tile_k, 2), block_k);
-                 } else {
-                   return false;
-                 }
-                 return true;
-               });
-
-  const int64_t tasks = product(ceil_div(z.groups, own.task_groups), ceil_div(z.group_k(), own.tile_k),
-                                ceil_div(z.group_c(), own.tile_c));
-  const int64_t units = product(ceil_div(z.n, best.images), ceil_div(z.p, best.tile_h), ceil_div(z.q, best.tile_w));
-  const int64_t sum_bytes = product(z.weight_elements(), parts * parts * bytes_each);
-  own.splits = z.flops() >= kWorthSharing ? splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes) : 1;
-  plan->tasks = tasks * own.splits;
-  lay_out(input, own, plan);
-}
-
-}  // namespace
-
-void prepare_direct(const PlanInput& input, Plan* plan) {
-  if (input.pass == Pass::WeightGrad) {
-    prepare_weight_grad(input, plan);
-  } else {
-    prepare_gather(input, plan);
-  }
-}
-
 const char* direct_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
+  if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
@@ -194,14 +121,13 @@ const char* direct_declines(const PlanInput& input) {
 
 const char* direct_yields(const PlanInput&) { return nullptr; }
 
-void describe_direct(const PlanInput& input, const Plan& plan, Facts* facts) {
+void describe_direct(const PlanInput&, const Plan& plan, Facts* facts) {
   const DirectPlan& own = plan.own<DirectPlan>();
-  add_facts(facts, {{"rows", own.tile_h}, {"columns", own.tile_w}, {"images", own.images}});
-  if (input.pass == Pass::WeightGrad) {
-    add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
-  } else {
-    add_facts(facts, {{"channels", own.task_m}, {"lanes", own.flat ? "across rows" : "within rows"}});
-  }
+  add_facts(facts, {{"rows", own.tile_h},
+                    {"columns", own.tile_w},
+                    {"images", own.images},
+                    {"channels", own.task_m},
+                    {"lanes", own.flat ? "across rows" : "within rows"}});
 }
 
 }  // namespace conv_ext

@@ -137,7 +137,7 @@ ALL = (
         "cpu/base/reduction.h",
         "for (int64_t part = 1; part < parts; ++part)",
         "for (int64_t part = 1; part + 1 < parts; ++part)",
-        "direct/direct.cpp",
+        "panels/panels.cpp",
     ),
     Planted(
         "a_workspace_short_by_one",
@@ -163,10 +163,10 @@ ALL = (
     ),
     Planted(
         "tasks_without_the_splits",
-        "cpu/direct/plan.cpp",
-        "plan->tasks = tasks * own.splits;",
-        "plan->tasks = tasks;",
-        "cpu/direct/plan.cpp",
+        "cpu/panels/plan.cpp",
+        "plan->tasks = product(blocks, own.splits);",
+        "plan->tasks = blocks;",
+        "cpu/panels/plan.cpp",
     ),
     Planted(
         "scratch_without_the_window",
@@ -198,6 +198,27 @@ ALL = (
         "    carver.take<A>(1);\n    if constexpr (pass == Pass::WeightGrad)\n",
         "winograd/winograd.cpp",
         witness=True,
+    ),
+    Planted(
+        "numbers_behind_a_row",
+        "cpu/panels/grad_tile.h",
+        "return keep<A>(load(x), mask);",
+        "return load(x);",
+        "panels/panels.cpp",
+    ),
+    Planted(
+        "an_imaginary_part_with_the_wrong_sign",
+        "cpu/panels/weight_grad.h",
+        "A(at[next_part] + at[lane_step])",
+        "A(at[next_part] - at[lane_step])",
+        "panels/panels.cpp",
+    ),
+    Planted(
+        "groups_of_a_task_at_one_place",
+        "cpu/panels/weight_grad.h",
+        "a.x_offset = group * b.rows * own.channel_pitch;",
+        "a.x_offset = 0;",
+        "panels/panels.cpp",
     ),
     Planted(
         "zeros_shorter_than_a_position",

@@ -69,18 +69,18 @@ ALL = (
         "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
     ),
     Planted(
-        "scratch_of_one_group", "cpu/direct/plan.cpp",
-        "int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {\n",
-        "int64_t scratch_bytes(const PlanInput& input, DirectPlan own) {\n  own.task_groups = 1;\n",
+        "scratch_of_one_group", "cpu/panels/plan.cpp",
+        "panels_grad_scratch<decltype(number)>(z, own, scratch);",
+        "auto one = own;\n    one.task_groups = 1;\n    panels_grad_scratch<decltype(number)>(z, one, scratch);",
     ),
     Planted(
         "a_workspace_of_one_group", "cpu/winograd/plan.cpp",
         "\n  lay_out();\n}", "\n  lay_out();\n  plan->workspace_bytes /= z.groups;\n}",
     ),
     Planted(
-        "sums_without_a_limit", "cpu/direct/plan.cpp",
-        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes)",
-        "splits_of_sums(ceil_div(kEnoughTasks, tasks), units, 1)",
+        "sums_without_a_limit", "cpu/panels/plan.cpp",
+        "splits_of_sums(ceil_div(kEnoughTasks, blocks), units, sum_bytes)",
+        "splits_of_sums(ceil_div(kEnoughTasks, blocks), units, 1)",
     ),
     Planted(
         "rows_of_a_last_tile_left_out", "cpu/depthwise/plan.cpp",

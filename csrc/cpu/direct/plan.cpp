@@ -106,7 +106,7 @@ void prepare_direct(const PlanInput& input, Plan* plan) {
 
 const char* direct_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
+  if (pass == Pass::WeightGrad) return "its weight_grad is that of panels";
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";

@@ -23,8 +23,8 @@ constexpr int64_t kGradLanes = 1024, kMostImages = 128, kFewLanes = 64;
 // Costs of packing a vector, in multiply-adds of vectors; measured with AVX-512: copied as it lies, turned round, put
 // together number by number (images side by side).
 constexpr double kCopied = 1, kTurned = 3, kInterleaved = 24;
-// The sums across the lanes of a register tile, in vectors of its positions.
-constexpr double kLaneSums = 8;
+// The sums across the lanes of a register tile, in vectors of its positions; images side by side beside rows.
+constexpr double kLaneSums = 8, kSideBySide = 1.15;
 
 // A kernel of one tap that reads no padding: what it reads for each output lies where it will be multiplied.
 bool is_pointwise(const ConvProblem& z) {
@@ -75,6 +75,7 @@ void prepare_grad_along_channels(const PlanInput& input, Plan* plan) {
   const bool along_input = runs_along_input(z);
   own.lanes_are = along_input ? GradLanes::InputChannels : GradLanes::OutputChannels;
   own.prefetches = z.bytes() > kWorthPrefetching;
+  own.taps_first = strides.weight[1] == 1 && taps > 1;
   const int64_t all_lanes = max_of(1, along_input ? z.group_c() : z.group_k()) * parts;
   const int64_t all_rows = max_of(1, along_input ? z.group_k() : z.group_c());
   const int64_t lane_bytes = positions * own.batch * machine.vector_bytes;  // of one vector of lanes
@@ -146,7 +147,8 @@ PositionTile position_tile(const PlanInput& input) {
     // Beside one channel the scratch has gradients and pointers: less than the other half.
     if (images > 1 && product(channel_bytes, shape.channel_pitch) > kScratchLimit / 2) break;
     const double outputs = double(shape.tile_h) * double(shape.tile_w) * double(images);
-    const double vectors = double(shape.tile_h) * double(ceil_div(shape.tile_w * images, lanes)) + kLaneSums;
+    const double vectors = (double(shape.tile_h) * double(ceil_div(shape.tile_w * images, lanes)) + kLaneSums) *
+                           (images > 1 ? kSideBySide : 1);
     const double packed = images > 1 ? kInterleaved : z.channels_last ? kTurned : kCopied;
     const double cost = sizes.k * sizes.rows * vectors / outputs + (sizes.k + sizes.c) / sizes.lanes * packed;
     if (images == 1 || cost < best.cost) best = {shape, cost};
@@ -160,19 +162,20 @@ void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Pl
   const int64_t parts = parts_of(z.dtype), lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   own.lanes_are = GradLanes::Positions;
   own.in_place = own.prefetches = false;
+  own.taps_first = false;  // the taps of a channel read the same lines of memory
   own.tile_h = shape.tile_h;
   own.tile_w = shape.tile_w;
   own.batch = own.images = shape.images;
   own.channel_pitch = own.image_pitch = shape.channel_pitch;
   own.grad_pitch = round_up(own.tile_w * own.images, lanes);
-  own.tile_k = min_of(max_of(1, z.group_k()), kGradBlock);
-  own.tile_c = min_of(max_of(1, z.group_c()), kGradBlock);
+  own.tile_k = min_of(z.group_k(), kGradBlock);
+  own.tile_c = min_of(z.group_c(), kGradBlock);
   // Small groups share a task, so that neighbouring channels are read together.
-  const int64_t group_channels = max_of(1, max_of(z.group_c(), z.group_k()) * parts);
+  const int64_t group_channels = max_of(z.group_c(), z.group_k()) * parts;
   own.task_groups = max_of(1, min_of(z.groups, kChannelsTogether / group_channels));
   const auto blocks = [&] {
-    return product(ceil_div(z.groups, own.task_groups), ceil_div(max_of(1, z.group_k()), own.tile_k),
-                   ceil_div(max_of(1, z.group_c()), own.tile_c));
+    return product(ceil_div(z.groups, own.task_groups), ceil_div(z.group_k(), own.tile_k),
+                   ceil_div(z.group_c(), own.tile_c));
   };
   const auto lay_out = [&] {
     own.lanes = own.tile_k * parts;
@@ -200,7 +203,7 @@ void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Pl
                });
 }
 
-// The same of lanes that are channels.
+// What an output costs where lanes are channels.
 double cost_along_channels(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const GradSizes sizes = grad_sizes(input);
@@ -212,10 +215,7 @@ double cost_along_channels(const PlanInput& input) {
 }
 
 void prepare_weight_grad(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
-  PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
-  own = {};
-  own.taps_first = strides.weight[1] == 1 && z.r * z.s > 1;
+  plan->own<PanelsPlan>().grad = {};
   const PositionTile tile = position_tile(input);
   if (cost_along_channels(input) <= tile.cost) {
     prepare_grad_along_channels(input, plan);

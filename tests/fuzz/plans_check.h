@@ -103,7 +103,7 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   }
   // The gradient is summed with the channels of either operand in whole blocks.
   const auto in_blocks = [&](Wide channels, Wide block) {
-    return divided_up(channels, most(1, block)) * rounded_up(most(1, block), s.lanes);
+    return divided_up(channels / s.parts, most(1, block)) * rounded_up(most(1, block) * s.parts, s.lanes);
   };
   Wide tile_k = 1, tile_c = 1, groups = s.groups;
   const auto blocks_of = [&](const auto& own) { tile_k = own.tile_k, tile_c = own.tile_c; };

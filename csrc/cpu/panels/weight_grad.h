@@ -130,9 +130,9 @@ struct PanelsGrad {
       to += t.positions() * panel.width;
     }
   }
-  // Neighbouring positions of a panel.
+  // Neighbouring positions of a panel: both parts at once where channels are neighbours.
   void pack_run(A* to, const Panel& panel, const T* from, int64_t run) const {
-    const int64_t step = lanes.channel == parts ? 1 : parts;  // both parts at once where channels are neighbours
+    const int64_t step = lanes.channel == parts ? 1 : parts;
     for (int64_t part = 0; part < step; ++part)
       pack_block(to + part, panel.width, step, from + part, lanes.column, lanes.channel / parts * step, run,
                  panel.used / step);
@@ -191,8 +191,10 @@ struct PanelsGrad {
       const Tile t = tile_at(i), next = tile_at(i + 1 < last ? i + 1 : i);
       if (!own.in_place) pack_rows(local.rows, b, t);
       if (along_positions()) {
+        pack_grad(local.lanes, b, t);
         run_dots(local, b, t, i > first, out);
       } else {
+        pack_lanes(local.lanes, b, t);
         run_panels(local, b, t, i + 1 < last ? &next : nullptr, i > first, out);
       }
     }
@@ -217,7 +219,6 @@ struct PanelsGrad {
   // All panels and rows of a tile. What the next one reads is on its way meanwhile.
   void run_panels(const PanelsGradScratch<A>& local, const Block& b, const Tile& t, const Tile* next, bool add,
                   A* out) const {
-    pack_lanes(local.lanes, b, t);
     PanelArguments<A> a = scalars_of(local, t);
     a.panel = local.lanes;
     a.start = nullptr;
@@ -262,7 +263,6 @@ struct PanelsGrad {
   }
   // All K and rows of a tile.
   void run_dots(const PanelsGradScratch<A>& local, const Block& b, const Tile& t, bool add, A* out) const {
-    pack_grad(local.lanes, b, t);
     const int64_t count = t.width * own.images, pitch = tables.columns.longest, tap_rows = b.rows * taps();
     // Where no column lies between two rows, they are one.
     const bool joined = t.width == pitch && count == own.grad_pitch;

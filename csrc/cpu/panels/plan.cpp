@@ -23,8 +23,9 @@ constexpr int64_t kGradLanes = 1024, kMostImages = 128, kFewLanes = 64;
 // Costs of packing a vector, in multiply-adds of vectors; measured with AVX-512: copied as it lies, turned round, put
 // together number by number (images side by side).
 constexpr double kCopied = 1, kTurned = 3, kInterleaved = 24;
-// The sums across the lanes of a register tile, in vectors of its positions; images side by side beside rows.
-constexpr double kLaneSums = 8, kSideBySide = 1.15;
+// The sums across the lanes of a register tile, in vectors of its positions; a multiply-add where images lie side by
+// side; one of a single tap, whose channels share no line of memory.
+constexpr double kLaneSums = 8, kSideBySide = 1.15, kOneTap = 1.2;
 
 // A kernel of one tap that reads no padding: what it reads for each output lies where it will be multiplied.
 bool is_pointwise(const ConvProblem& z) {
@@ -148,7 +149,7 @@ PositionTile position_tile(const PlanInput& input) {
     if (images > 1 && product(channel_bytes, shape.channel_pitch) > kScratchLimit / 2) break;
     const double outputs = double(shape.tile_h) * double(shape.tile_w) * double(images);
     const double vectors = (double(shape.tile_h) * double(ceil_div(shape.tile_w * images, lanes)) + kLaneSums) *
-                           (images > 1 ? kSideBySide : 1);
+                           (images > 1 ? kSideBySide : 1) * (z.r * z.s == 1 ? kOneTap : 1);
     const double packed = images > 1 ? kInterleaved : z.channels_last ? kTurned : kCopied;
     const double cost = sizes.k * sizes.rows * vectors / outputs + (sizes.k + sizes.c) / sizes.lanes * packed;
     if (images == 1 || cost < best.cost) best = {shape, cost};

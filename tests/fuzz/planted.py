@@ -164,8 +164,8 @@ ALL = (
     Planted(
         "tasks_without_the_splits",
         "cpu/gemm/plan_panels.cpp",
-        "plan->tasks = product(tasks(), own.splits);",
-        "plan->tasks = tasks();",
+        "plan->tasks = product(blocks, own.splits);",
+        "plan->tasks = blocks;",
         "cpu/gemm/plan_panels.cpp",
     ),
     Planted(
@@ -199,6 +199,27 @@ ALL = (
         "    carver.take<A>(1);\n    if constexpr (pass == Pass::WeightGrad)\n",
         "winograd/winograd.cpp",
         witness=True,
+    ),
+    Planted(
+        "numbers_behind_a_row",
+        "cpu/gemm/grad_tile.h",
+        "return keep<A>(load(x), mask);",
+        "return load(x);",
+        "gemm/panels.cpp",
+    ),
+    Planted(
+        "an_imaginary_part_with_the_wrong_sign",
+        "cpu/gemm/weight_grad.h",
+        "A(at[next_part] + at[lane_step])",
+        "A(at[next_part] - at[lane_step])",
+        "gemm/panels.cpp",
+    ),
+    Planted(
+        "groups_of_a_task_at_one_place",
+        "cpu/gemm/weight_grad.h",
+        "a.x_offset = group * b.rows * own.channel_pitch;",
+        "a.x_offset = 0;",
+        "gemm/panels.cpp",
     ),
     Planted(
         "zeros_shorter_than_a_position",

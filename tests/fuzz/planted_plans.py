@@ -79,8 +79,8 @@ ALL = (
     ),
     Planted(
         "sums_without_a_limit", "cpu/gemm/plan_panels.cpp",
-        "splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, sum_bytes)",
-        "splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, 1)",
+        "splits_of_sums(ceil_div(kEnoughTasks, blocks), units, sum_bytes)",
+        "splits_of_sums(ceil_div(kEnoughTasks, blocks), units, 1)",
     ),
     Planted(
         "rows_of_a_last_tile_left_out", "cpu/depthwise/plan.cpp",

@@ -31,7 +31,7 @@ def test_long_sums(kind, dtype):
 
 
 @pytest.mark.usefixtures("each_isa")
-@pytest.mark.parametrize("algorithm", ["direct", "depthwise"])
+@pytest.mark.parametrize("algorithm", ["panels", "depthwise"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_some_sums_are_cut_into_parts(algorithm, channels_last):
     """Or the tests above would not see a part that is lost."""

@@ -20,7 +20,7 @@ def leaves():
     return [torch.randn(shape, requires_grad=True) for shape in (X, W, B)]
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "reference"])
+@pytest.mark.parametrize("algorithm", ["panels", "reference"])
 def test_the_profiler_shows_each_pass_with_its_algorithm(algorithm):
     operands = leaves()
     with conv_ext.algorithm(algorithm), torch.profiler.profile() as profile:

@@ -120,7 +120,6 @@ struct PanelsAlongPositions {
     a.panel = local.panel;
     a.out_row = a.start_row = width;
     a.add = !begin;
-    a.zero = -A(0);
     a.step = op.weight.channel;
     // On their way meanwhile: the results of the last block, and what the next panel reads.
     const bool same_block = p + 1 < panels, last = !same_block && end;

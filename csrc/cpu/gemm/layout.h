@@ -185,28 +185,43 @@ inline AlongPositionsScratch<A> along_positions_scratch(const ConvProblem& z, co
 
 // ---- weight_grad
 
+// What the lanes of a vector are: output or input channels of a group, or positions of the output.
+enum class GradLanes : int32_t { OutputChannels, InputChannels, Positions };
+
+// The register tile whose lanes are positions: rows of K by those of (C/g, R S).
+struct GradTile {
+  int k, rows;
+};
+constexpr GradTile grad_tile(const Machine& machine) {
+  if (machine.registers == 32) return {4, 6};
+  return machine.fuses ? GradTile{2, 6} : GradTile{2, 3};
+}
+
+// Both parts of complex numbers are channels here: what counts "numbers" counts them one by one.
 struct PanelsGradPlan {
-  // Outputs of a tile; images of a tile, one after the other.
-  int64_t tile_h, tile_w, batch;
+  GradLanes lanes_are;
+  int64_t tile_h, tile_w, batch;       // outputs of a tile, of so many images
+  int64_t images;                      // of them side by side, in neighbouring lanes; the others follow one another
   int64_t image_pitch, channel_pitch;  // elements of an image in a packed channel, and of the channel
+  int64_t grad_pitch;                  // lanes are positions: elements of one packed row of the upstream gradient
+  int64_t task_groups;                 // groups of a task: of several small ones each is taken whole
   int64_t tile_k, tile_c;              // block of (K/g, C/g) per task
   int64_t splits;                      // into how many parts, added in order, the reduction is cut
-  bool along_input;                    // vectors run along C instead of K
   bool in_place;                       // the operand whose channels are not lanes is read where it lies
-  bool taps_first;   // the rows of a block are (taps, channels), as channels_last weights are; else (channels, taps)
-  bool prefetches;   // what the next tile reads is prefetched
-  int64_t lanes;     // of a block: channels in vectors, with what fills up the last one
-  int64_t channels;  // of a block: those of the other operand
+  bool taps_first;  // the rows of a block are (taps, channels), as channels_last weights are; else (channels, taps)
+  bool prefetches;  // what the next tile reads is prefetched
+  int64_t lanes;    // of a block and group: numbers of one operand; in vectors, with what fills up the last one
+  int64_t rows;     // of a block and group: numbers of the other operand
 };
 
 // Sums of one block in one part of the reduction.
 inline int64_t panels_grad_block(const ConvProblem& z, const PanelsGradPlan& own) {
-  return product(own.lanes, own.channels, z.r, z.s);
+  return product(own.task_groups, own.lanes, own.rows, z.r, z.s);
 }
 template <class A>
 struct PanelsGradWorkspace {
   PackedTaps tables;
-  A* sums;  // (splits, blocks), each (panels, rows, width of the panel)
+  A* sums;  // (splits, blocks), each (panels, rows, width of the panel), or (groups, lanes, rows)
 };
 template <class A>
 inline PanelsGradWorkspace<A> panels_grad_workspace(const ConvProblem& z, const PanelsGradPlan& own, int64_t tasks,
@@ -219,20 +234,24 @@ inline PanelsGradWorkspace<A> panels_grad_workspace(const ConvProblem& z, const 
 
 template <class A>
 struct PanelsGradScratch {
-  const A** row;        // (channels, taps) of a block, or (taps, channels)
+  const A** row;        // (rows, taps) of a block's first group, or (taps, rows)
   int64_t* offset;      // (rows of a tile)
   LinesAhead ahead[2];  // of the operand that is packed as lanes, and of the other one
-  A* lanes;             // panel by panel (positions, width of the panel)
-  A* rows;              // (channels, channel_pitch)
+  A* lanes;             // panel by panel (positions, width of the panel), or (groups, lanes, tile_h, grad_pitch)
+  A* rows;              // (groups, rows, channel_pitch)
 };
 template <class A>
 inline PanelsGradScratch<A> panels_grad_scratch(const ConvProblem& z, const PanelsGradPlan& own, Carver& memory) {
+  // Lanes that are positions are read in whole vectors: less than one behind the last row.
+  constexpr int64_t kBehind = machine_of(Isa::Avx512).vector_bytes / int64_t(sizeof(A));
+  const bool positions = own.lanes_are == GradLanes::Positions;
   PanelsGradScratch<A> s;
-  s.row = memory.take<const A*>(own.channels, z.r, z.s);
-  s.offset = memory.take<int64_t>(own.batch, own.tile_h);
-  for (LinesAhead& lines : s.ahead) lines = no_lines_ahead(memory);
-  s.lanes = memory.take<A>(own.lanes, own.batch, own.tile_h, own.tile_w);
-  s.rows = memory.take<A>(own.in_place ? 0 : own.channels, own.channel_pitch);
+  s.row = memory.take<const A*>(own.rows, z.r, z.s);
+  s.offset = memory.take<int64_t>(positions ? 0 : own.batch, own.tile_h);
+  for (LinesAhead& lines : s.ahead) lines = own.prefetches ? no_lines_ahead(memory) : LinesAhead{nullptr, 0};
+  s.lanes = memory.take<A>(product(own.task_groups, own.lanes), own.tile_h,
+                           positions ? own.grad_pitch : product(own.batch, own.tile_w));
+  s.rows = memory.take<A>(own.in_place ? 0 : product(own.task_groups, own.rows, own.channel_pitch) + kBehind);
   return s;
 }
 

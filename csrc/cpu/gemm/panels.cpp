@@ -1,4 +1,4 @@
-// The panel algorithm, for float32 and float64; the plan declines the other types.
+// The panel algorithm: weight_grad of every type, forward and input_grad of float32 and float64.
 #include "panels.h"
 
 #include "../pass.h"
@@ -8,8 +8,10 @@ namespace conv_ext {
 RunPlan select_panels(Pass pass, DType dtype) {
   return with_types_and_pass(dtype, pass, [](auto types, auto its_pass) -> RunPlan {
     typedef decltype(types) Types;
+    typedef typename Types::T T;
     typedef typename Types::A A;
-    if constexpr (is_same<typename Types::T, A>) return run_panels<A, decltype(its_pass)::value>;
+    constexpr Pass kPass = decltype(its_pass)::value;
+    if constexpr (kPass == Pass::WeightGrad || is_same<T, A>) return run_panels<T, A, kPass>;
     return nullptr;
   });
 }

@@ -6,10 +6,10 @@
 
 namespace conv_ext {
 
-template <class A, Pass pass>
+template <class T, class A, Pass pass>
 void run_panels(const ConvProblem& problem, const Plan& plan, const Buffers& buffers, const Executor& executor) {
   if constexpr (pass == Pass::WeightGrad) {
-    run_panels_grad<A>(problem, plan, buffers, executor);
+    run_panels_grad<T, A>(problem, plan, buffers, executor);
   } else {
     run_panels_gather<A>(problem, pass, plan, buffers, executor);
   }

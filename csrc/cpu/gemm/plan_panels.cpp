@@ -17,38 +17,73 @@ constexpr int64_t kRowsOfTask = 256,
 // vectors so long is 36 KiB with AVX-512.
 constexpr int64_t kPanelPositions = 144;
 constexpr double kWorthPrefetching = 1 << 20;  // bytes of all three operands
+// weight_grad, lanes are positions: outputs of a tile, so that summing a register tile's lanes is rare; images side by
+// side; lanes of a row that is not cut, whatever its channels take.
+constexpr int64_t kGradLanes = 1024, kMostImages = 128, kFewLanes = 64;
+// Costs of packing a vector, in multiply-adds of vectors; measured with AVX-512: copied as it lies, turned round, put
+// together number by number (images side by side).
+constexpr double kCopied = 1, kTurned = 3, kInterleaved = 24;
+// The sums across the lanes of a register tile, in vectors of its positions; a multiply-add where images lie side by
+// side; one of a single tap, whose channels share no line of memory.
+constexpr double kLaneSums = 8, kSideBySide = 1.15, kOneTap = 1.2;
 
 // A kernel of one tap that reads no padding: what it reads for each output lies where it will be multiplied.
 bool is_pointwise(const ConvProblem& z) {
   return z.r * z.s == 1 && !z.pad_top && !z.pad_bottom && !z.pad_left && !z.pad_right;
 }
 
-void prepare_weight_grad(const PlanInput& input, Plan* plan) {
+// weight_grad: how many parts of the reduction its blocks are worth, and the memory of all.
+void share_out_grad(const PlanInput& input, int64_t blocks, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
-  own = {};
+  const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
+  const int64_t sum_bytes = product(panels_grad_block(z, own), blocks, accumulator_bytes(z.dtype));
+  const bool share = z.flops() >= kWorthSharing;
+  own.splits = share ? splits_of_sums(ceil_div(kEnoughTasks, blocks), units, sum_bytes) : 1;
+  plan->tasks = product(blocks, own.splits);
+  count_memory(z.dtype, plan, [&, &z = z](auto number, Carver& workspace, Carver& scratch) {
+    panels_grad_workspace<decltype(number)>(z, own, plan->tasks, workspace);
+    panels_grad_scratch<decltype(number)>(z, own, scratch);
+  });
+}
+
+// Reading in place is for numbers of the type that sums are formed in.
+bool reads_in_place(const ConvProblem& z) {
+  return is_pointwise(z) && element_bytes(z.dtype) == parts_of(z.dtype) * accumulator_bytes(z.dtype);
+}
+
+// The operand with more channels is read in place, where one can be and the other one's columns are neighbours.
+bool runs_along_input(const ConvProblem& z) {
+  return reads_in_place(z) && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
+}
+
+void prepare_grad_along_channels(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
-  const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes_each, taps = z.r * z.s;
+  const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
+                lanes = machine.vector_bytes / bytes_each, taps = z.r * z.s;
   own.tile_w = ceil_div(z.q, ceil_div(z.q, kPanelPositions));
   own.tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, kPanelPositions / own.tile_w)));
   const int64_t positions = own.tile_h * own.tile_w;
   own.batch = positions == product(z.p, z.q) ? max_of(1, min_of(z.n, kPanelPositions / positions)) : 1;
+  own.images = own.task_groups = 1;
   const PackedExtent down = packed_extent(vertical, own.tile_h), across = packed_extent(horizontal, own.tile_w);
   own.image_pitch = product(across.regions, down.positions, across.longest);
   own.channel_pitch = spread_pitch(product(own.image_pitch, own.batch));
 
-  // The operand with more channels is read in place, where one can be and the other one's columns are neighbours.
-  own.in_place = is_pointwise(z);
-  own.along_input = own.in_place && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
-  own.taps_first = strides.weight[1] == 1 && taps > 1;
+  own.in_place = reads_in_place(z);
+  const bool along_input = runs_along_input(z);
+  own.lanes_are = along_input ? GradLanes::InputChannels : GradLanes::OutputChannels;
   own.prefetches = z.bytes() > kWorthPrefetching;
-  const int64_t all_lanes = max_of(1, own.along_input ? z.group_c() : z.group_k());
-  const int64_t all_rows = max_of(1, own.along_input ? z.group_k() : z.group_c());
+  own.taps_first = strides.weight[1] == 1 && taps > 1;
+  const int64_t all_lanes = max_of(1, along_input ? z.group_c() : z.group_k()) * parts;
+  const int64_t all_rows = max_of(1, along_input ? z.group_k() : z.group_c());
   const int64_t lane_bytes = positions * own.batch * machine.vector_bytes;  // of one vector of lanes
   const int64_t vectors = ceil_div(all_lanes, lanes),
                 most = max_of(panel_vectors(machine), grad_panel_bytes(machine) / lane_bytes);
   const int64_t tile_lanes = min_of(all_lanes, ceil_div(vectors, ceil_div(vectors, most)) * lanes);
-  int64_t cut = max_of(1, ceil_div(product(all_rows, own.channel_pitch, bytes_each), grad_row_bytes(machine)));
+  int64_t cut = max_of(1, ceil_div(product(all_rows, parts, own.channel_pitch, bytes_each), grad_row_bytes(machine)));
   const auto tile_rows = [&] { return ceil_div(all_rows, cut); };
   const auto tasks = [&] {
     return product(z.groups, ceil_div(all_lanes, tile_lanes), ceil_div(all_rows, tile_rows()));
@@ -57,25 +92,138 @@ void prepare_weight_grad(const PlanInput& input, Plan* plan) {
   const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   // More tasks: narrower blocks first, then parts of the reduction; where it has none, still narrower blocks.
   const auto narrow = [&] {
-    return tile_rows() * taps < (product(tasks(), units) < kEnoughTasks ? kLeastRowsOfTask : kRowsOfTask) * 2;
+    return product(tile_rows(), parts, taps) <
+           (product(tasks(), units) < kEnoughTasks ? kLeastRowsOfTask : kRowsOfTask) * 2;
   };
   // A single row cannot be cut, and twice as many parts as tasks that are wanted make enough of them.
   for (int i = 0; i < 2 * kEnoughTasks && share && tasks() < kEnoughTasks && tile_rows() > 1 && !narrow(); ++i) {
     CONV_EXT_PLAN_STEP();
     ++cut;
   }
-  own.tile_k = own.along_input ? tile_rows() : tile_lanes;
-  own.tile_c = own.along_input ? tile_lanes : tile_rows();
+  own.tile_k = along_input ? tile_rows() : tile_lanes / parts;
+  own.tile_c = along_input ? tile_lanes / parts : tile_rows();
   own.lanes = round_up(tile_lanes, lanes);
-  own.channels = tile_rows();
+  own.rows = tile_rows() * parts;
+  share_out_grad(input, tasks(), plan);
+}
 
-  const int64_t sum_bytes = product(panels_grad_block(z, own), tasks(), bytes_each);
-  own.splits = share ? splits_of_sums(ceil_div(kEnoughTasks, tasks()), units, sum_bytes) : 1;
-  plan->tasks = product(tasks(), own.splits);
-  count_memory(z.dtype, plan, [&, &z = z](auto number, Carver& workspace, Carver& scratch) {
-    panels_grad_workspace<decltype(number)>(z, own, plan->tasks, workspace);
-    panels_grad_scratch<decltype(number)>(z, own, scratch);
-  });
+// What both operands are in one position: real numbers, and rows of the product.
+struct GradSizes {
+  double k, c, rows, lanes;
+};
+GradSizes grad_sizes(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const double parts = double(parts_of(z.dtype)), k = parts * double(z.group_k()), c = parts * double(z.group_c());
+  return {k, c, c * double(z.r) * double(z.s), double(machine.vector_bytes / accumulator_bytes(z.dtype))};
+}
+
+// weight_grad, lanes are positions: a tile of outputs whose rows fill vectors, and what an output costs.
+struct PositionTile {
+  Shape shape;
+  double cost;
+};
+PositionTile position_tile(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const GradSizes sizes = grad_sizes(input);
+  const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
+  const int64_t channel_bytes = parts_of(z.dtype) * accumulator_bytes(z.dtype), lanes = int64_t(sizes.lanes);
+  PositionTile best{};
+  for (int64_t images = 1; images <= kMostImages && images < 2 * z.n; images *= 2) {
+    int64_t cut_w = ceil_div(z.q, max_of(1, kGradLanes / images)), width = ceil_div(z.q, cut_w);
+    int64_t cut_h = ceil_div(z.p, max_of(1, kGradLanes / round_up(width * images, lanes)));
+    Shape shape{};
+    const auto cut = [&, &z = z] {
+      width = ceil_div(z.q, cut_w);
+      shape = shape_of(vertical, horizontal, ceil_div(z.p, cut_h), width, images);
+    };
+    cut();
+    shrink_until(
+        [&, &machine = machine] { return product(channel_bytes, shape.channel_pitch) <= most_tile_bytes(machine); },
+        [&] {
+          if (shape.tile_h <= 1 && (width <= 1 || width * images <= kFewLanes)) return false;
+          (shape.tile_h > 1 ? cut_h : cut_w) *= 2;
+          cut();
+          return true;
+        });
+    // Beside one channel the scratch has gradients and pointers: less than the other half.
+    if (images > 1 && product(channel_bytes, shape.channel_pitch) > kScratchLimit / 2) break;
+    const double outputs = double(shape.tile_h) * double(shape.tile_w) * double(images);
+    const double vectors = (double(shape.tile_h) * double(ceil_div(shape.tile_w * images, lanes)) + kLaneSums) *
+                           (images > 1 ? kSideBySide : 1) * (z.r * z.s == 1 ? kOneTap : 1);
+    const double packed = images > 1 ? kInterleaved : z.channels_last ? kTurned : kCopied;
+    const double cost = sizes.k * sizes.rows * vectors / outputs + (sizes.k + sizes.c) / sizes.lanes * packed;
+    if (images == 1 || cost < best.cost) best = {shape, cost};
+  }
+  return best;
+}
+
+void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
+  const int64_t parts = parts_of(z.dtype), lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
+  own.lanes_are = GradLanes::Positions;
+  own.in_place = own.prefetches = false;
+  own.taps_first = false;  // the taps of a channel read the same lines of memory
+  own.tile_h = shape.tile_h;
+  own.tile_w = shape.tile_w;
+  own.batch = own.images = shape.images;
+  own.channel_pitch = own.image_pitch = shape.channel_pitch;
+  own.grad_pitch = round_up(own.tile_w * own.images, lanes);
+  own.tile_k = min_of(z.group_k(), kGradBlock);
+  own.tile_c = min_of(z.group_c(), kGradBlock);
+  // Small groups share a task, so that neighbouring channels are read together.
+  const int64_t group_channels = max_of(z.group_c(), z.group_k()) * parts;
+  own.task_groups = max_of(1, min_of(z.groups, kChannelsTogether / group_channels));
+  const auto blocks = [&] {
+    return product(ceil_div(z.groups, own.task_groups), ceil_div(z.group_k(), own.tile_k),
+                   ceil_div(z.group_c(), own.tile_c));
+  };
+  const auto lay_out = [&] {
+    own.lanes = own.tile_k * parts;
+    own.rows = own.tile_c * parts;
+    share_out_grad(input, blocks(), plan);
+  };
+  lay_out();
+  // A block of several groups takes each of them whole; of one group channels of the larger operand are left out.
+  const int64_t block_k = grad_tile(machine).k;
+  shrink_until([&] { return plan->scratch_bytes <= most_tile_bytes(machine); },
+               [&] {
+                 const bool input_larger =
+                     product(own.tile_c, own.channel_pitch) > product(own.tile_k, own.tile_h, own.grad_pitch);
+                 if (own.task_groups > 1) {
+                   own.task_groups = ceil_div(own.task_groups, 2);
+                 } else if (own.tile_c > 1 && (input_larger || own.tile_k <= block_k)) {
+                   own.tile_c = ceil_div(own.tile_c, 2);
+                 } else if (own.tile_k > block_k) {
+                   own.tile_k = round_up(ceil_div(own.tile_k, 2), block_k);
+                 } else {
+                   return false;
+                 }
+                 lay_out();
+                 return true;
+               });
+}
+
+// What an output costs where lanes are channels.
+double cost_along_channels(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const GradSizes sizes = grad_sizes(input);
+  const bool along_input = runs_along_input(z);
+  const int64_t lanes = int64_t(sizes.lanes), numbers = int64_t(along_input ? sizes.c : sizes.k);
+  const double rows = along_input ? sizes.k : sizes.rows;
+  const double packed = reads_in_place(z) ? 0 : sizes.c / sizes.lanes * (z.channels_last ? kTurned : kCopied);
+  return double(ceil_div(numbers, lanes)) * (rows + (z.channels_last ? kCopied : kTurned)) + packed;
+}
+
+void prepare_weight_grad(const PlanInput& input, Plan* plan) {
+  plan->own<PanelsPlan>().grad = {};
+  const PositionTile tile = position_tile(input);
+  if (cost_along_channels(input) <= tile.cost) {
+    prepare_grad_along_channels(input, plan);
+    if (plan->scratch_bytes <= kScratchLimit) return;
+  }
+  // The smallest of these takes less.
+  prepare_grad_along_positions(input, tile.shape, plan);
 }
 
 // Elements that the positions of a task read, in the second level of cache; rows of weights of such a block, of the
@@ -207,7 +355,7 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   });
 }
 
-constexpr int64_t kShortRow = 8, kLongRow = 48, kFewTaps = 192;
+constexpr int64_t kShortRow = 8, kLongRow = 48, kMostGradTaps = 1 << 20;
 
 }  // namespace
 
@@ -221,7 +369,12 @@ void prepare_panels(const PlanInput& input, Plan* plan) {
 
 const char* panels_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  if (element_bytes(z.dtype) != accumulator_bytes(z.dtype)) return "it is for float32 and float64";
+  if (pass == Pass::WeightGrad) {
+    if (z.r > kMostGradTaps / z.s) return "the kernel has more than 2^20 taps";
+    return memory_declines(input, prepare_panels, "the smallest packed tile exceeds 16 MiB of scratch for each thread");
+  }
+  if (element_bytes(z.dtype) != accumulator_bytes(z.dtype))
+    return "forward and input_grad are for float32 and float64 here";
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
@@ -231,23 +384,18 @@ const char* panels_declines(const PlanInput& input) {
 
 const char* panels_yields(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
+  if (pass == Pass::WeightGrad) return nullptr;
   const Axis horizontal = horizontal_axis(z, pass);
   if (2 * result_channels(z, pass) * accumulator_bytes(z.dtype) < machine.vector_bytes)
     return "the channels of a group's result fill less than half a vector";
   if (!z.channels_last) {
     // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory. A single tap is
     // packed once either way, and panels are faster by 1.1 to 1.4.
-    if (pass != Pass::WeightGrad && z.r * z.s > 1 && horizontal.longest_count() >= kLongRow)
+    if (z.r * z.s > 1 && horizontal.longest_count() >= kLongRow)
       return "the rows of the result are long";
     const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
-    if (pass != Pass::WeightGrad && z.r * z.s > 1 && padded && result_channels(z, pass) <= kFewChannels &&
-        horizontal.longest_count() > kShortRow)
+    if (z.r * z.s > 1 && padded && result_channels(z, pass) <= kFewChannels && horizontal.longest_count() > kShortRow)
       return "the channels of a group's result are too few to repay packing positions";
-    if (pass == Pass::WeightGrad && z.groups > 1 &&
-        2 * z.group_k() * accumulator_bytes(z.dtype) <= machine.vector_bytes)
-      return "the channels of a group fill half a vector at most";
-    if (pass == Pass::WeightGrad && z.group_c() <= 4 && z.group_c() * z.r * z.s < kFewTaps && z.q >= kLongRow)
-      return "the input channels and taps are too few to repay packing the upstream gradient";
   }
   return nullptr;
 }
@@ -255,7 +403,10 @@ const char* panels_yields(const PlanInput& input) {
 void describe_panels(const PlanInput& input, const Plan& plan, Facts* facts) {
   const PanelsPlan& own = plan.own<PanelsPlan>();
   if (input.pass == Pass::WeightGrad) {
-    add_facts(facts, {{"lanes", own.grad.along_input ? "input channels" : "output channels"},
+    const GradLanes lanes = own.grad.lanes_are;
+    add_facts(facts, {{"lanes", lanes == GradLanes::Positions       ? "positions"
+                                : lanes == GradLanes::InputChannels ? "input channels"
+                                                                    : "output channels"},
                       {"other operand", own.grad.in_place ? "in place" : "packed"},
                       {"images", own.grad.batch},
                       {"rows", own.grad.tile_h},

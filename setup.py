@@ -55,11 +55,14 @@ SM90_OPTION = "-gencode=arch=compute_90a,code=sm_90a"
 KERNEL_FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra -Wno-maybe-uninitialized"
 )
+X86 = platform.machine() in ("x86_64", "AMD64")
+if X86:  # GCC 12 moves 8 bytes through an MMX register, after which numbers of long double are not right
+    KERNEL_FLAGS += " -mno-mmx"
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 # Every kernel library that there is, from the least instruction set to the most.
 ISA_FLAGS = {"baseline": ""}
-if platform.machine() in ("x86_64", "AMD64"):
+if X86:
     ISA_FLAGS |= {
         "avx2": AVX2,
         "avx512": AVX512,

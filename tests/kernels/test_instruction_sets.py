@@ -1,5 +1,10 @@
 """The choice of the instruction set: by the processor, by CONV_EXT_ISA, and with the same results."""
 
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 import conv_ext
@@ -30,6 +35,16 @@ def test_the_variable_chooses():
     chosen, results = zip(*(child.stdout.split(maxsplit=1) for child in children.values()))
     assert list(chosen) == available_isas()
     assert len(set(results)) == 1 and len(results[0]) > 100
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (of binutils)")
+@pytest.mark.parametrize("isa", available_isas())
+def test_no_mmx(isa):
+    """After an MMX instruction the long doubles of the definitions are NaN, until EMMS."""
+    library = Path(conv_ext.__file__).parent / "lib" / f"libconv_ext_{isa}.so"
+    code = subprocess.run(["objdump", "-d", "--no-show-raw-insn", library], capture_output=True, text=True, check=True)
+    assert "%xmm0" in code.stdout
+    assert not re.findall(r".*%mm[0-7].*", code.stdout)
 
 
 @pytest.mark.parametrize("isa", available_isas())

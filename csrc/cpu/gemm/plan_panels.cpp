@@ -212,7 +212,9 @@ double cost_along_channels(const PlanInput& input) {
   const int64_t lanes = int64_t(sizes.lanes), numbers = int64_t(along_input ? sizes.c : sizes.k);
   const double rows = along_input ? sizes.k : sizes.rows;
   const double packed = reads_in_place(z) ? 0 : sizes.c / sizes.lanes * (z.channels_last ? kTurned : kCopied);
-  return double(ceil_div(numbers, lanes)) * (rows + (z.channels_last ? kCopied : kTurned)) + packed;
+  // No vector turns numbers of 16 bytes round.
+  const double turned = z.dtype == DType::Complex128 ? kInterleaved : kTurned;
+  return double(ceil_div(numbers, lanes)) * (rows + (z.channels_last ? kCopied : turned)) + packed;
 }
 
 void prepare_weight_grad(const PlanInput& input, Plan* plan) {

@@ -130,9 +130,15 @@ struct PanelsGrad {
       to += t.positions() * panel.width;
     }
   }
-  // Neighbouring positions of a panel: both parts at once where channels are neighbours.
+  // Neighbouring positions of a panel. Both parts of a number move at once: as neighbours where channels are, or as one
+  // number of twice the bytes.
   void pack_run(A* to, const Panel& panel, const T* from, int64_t run) const {
     const int64_t step = lanes.channel == parts ? 1 : parts;
+    if constexpr (kInPlace && sizeof(A) == 4) {
+      if (step == 2)
+        return pack_block(reinterpret_cast<double*>(to), panel.width / 2, 1, reinterpret_cast<const double*>(from),
+                          lanes.column / 2, lanes.channel / 2, run, panel.used / 2);
+    }
     for (int64_t part = 0; part < step; ++part)
       pack_block(to + part, panel.width, step, from + part, lanes.column, lanes.channel / parts * step, run,
                  panel.used / step);

@@ -48,7 +48,8 @@ PLANS_FLAGS = {
 
 def kernel_settings(setup: Path = ROOT / "setup.py") -> dict:
     """What setup.py says of the kernel libraries, without running it: that would import torch."""
-    names = {"CPU", "KERNEL_SOURCES", "PASS_SOURCES", "KERNEL_FLAGS", "AVX2", "AVX512", "ISA_FLAGS", "SHARES_PASSES"}
+    names = {"CPU", "X86", "AVX2", "AVX512"}
+    names |= {"KERNEL_SOURCES", "PASS_SOURCES", "KERNEL_FLAGS", "ISA_FLAGS", "SHARES_PASSES"}
     wanted = []
     for node in ast.parse(setup.read_text()).body:
         inner = node.body if isinstance(node, ast.If) else [node]

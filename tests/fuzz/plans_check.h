@@ -106,7 +106,7 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   };
   Wide tile_k = 1, tile_c = 1, groups = s.groups;
   const auto blocks_of = [&](const auto& own) { tile_k = own.tile_k, tile_c = own.tile_c; };
-  if (algorithm == Algorithm::Panels && s.weight_grad) {
+  if ((algorithm == Algorithm::Panels || algorithm == Algorithm::Direct) && s.weight_grad) {
     blocks_of(plan.own<conv_ext::PanelsPlan>().grad);
     groups = rounded_up(s.groups, plan.own<conv_ext::PanelsPlan>().grad.task_groups);
   }
@@ -295,7 +295,56 @@ inline void check_weight_panels(const Sizes& s, const ConvProblem& z, const conv
             "all panels that are not read in place are packed");
 }
 
+inline void check_panels_grad(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+  using conv_ext::GradLanes;
+  const auto& own = plan.own<conv_ext::PanelsPlan>().grad;
+  const bool positions = own.lanes_are == GradLanes::Positions, along_input = own.lanes_are == GradLanes::InputChannels;
+  v->expect(positions || along_input || own.lanes_are == GradLanes::OutputChannels, "lanes are channels or positions");
+  v->within(own.tile_h, 1, z.p, "tile_h is some of the rows");
+  v->within(own.tile_w, 1, z.q, "tile_w is some of the columns");
+  v->within(own.batch, 1, positions ? least(128, most(1, 2 * s.n - 1)) : s.n, "batch is some of the images");
+  v->expect(own.images == (positions ? own.batch : 1), "images lie side by side where lanes are positions");
+  v->within(own.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
+  v->within(own.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
+  v->within(own.task_groups, 1, positions ? s.groups : 1, "task_groups are some of the groups");
+  v->expect(own.task_groups == 1 || (own.tile_k == z.group_k() && own.tile_c == z.group_c()),
+            "of several groups a task has all channels");
+  const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
+  const bool same_type = conv_ext::element_bytes(z.dtype) == s.parts * s.bytes;
+  v->expect(own.in_place == (!positions && s.taps == 1 && !padded && same_type),
+            "one tap without padding is read in place, where nothing is widened");
+  v->expect(own.in_place || !along_input, "vectors run along C where it is not packed otherwise");
+  if (v->rule) return;
+  // Of small tiles the positions are counted tap by tap.
+  if (s.taps <= 64) {
+    const conv_ext::PackedExtent down = conv_ext::packed_extent(s.vertical, own.tile_h),
+                                 across = conv_ext::packed_extent(s.horizontal, own.tile_w);
+    const Wide packed = Wide(across.regions) * down.positions * across.longest * own.batch;
+    v->expect(own.channel_pitch >= packed, "a packed channel fits its pitch");
+    v->expect(own.channel_pitch <= packed + 32, "a packed channel is not much shorter than its pitch");
+  }
+  const Wide units = divided_up(s.n, own.batch) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
+  const Wide blocks = divided_up(s.groups, own.task_groups) * divided_up(most(1, z.group_k()), own.tile_k) *
+                      divided_up(most(1, z.group_c()), own.tile_c);
+  const Wide lanes_of_task = s.parts * (along_input ? own.tile_c : own.tile_k);
+  v->expect(own.lanes == (positions ? lanes_of_task : rounded_up(lanes_of_task, s.lanes)),
+            "lanes of a block are one operand's channels, in whole vectors");
+  v->expect(own.rows == s.parts * (along_input ? own.tile_k : own.tile_c), "rows of a block are the other operand's");
+  const Wide block = Wide(own.task_groups) * own.lanes * own.rows * s.taps * s.bytes;
+  v->within(own.splits, 1, units, "splits are some of the tiles");
+  v->expect(own.splits == 1 || own.splits * blocks * block <= kMostPartial, "partial sums take at most 8 MiB");
+  v->expect(plan.workspace_bytes >= own.splits * blocks * block, "the partial sums fit the workspace");
+  v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
+  const Wide line = Wide(own.tile_w) * own.batch;
+  v->expect(!positions || own.grad_pitch == rounded_up(line, s.lanes), "a row of the gradient is whole vectors");
+  const Wide lanes = Wide(own.lanes) * own.tile_h * (positions ? Wide(own.grad_pitch) : line);
+  const Wide rows = own.in_place ? 0 : Wide(own.rows) * own.channel_pitch;
+  v->expect(plan.scratch_bytes >= (lanes + rows) * own.task_groups * s.bytes + own.rows * s.taps * 8,
+            "the panels and rows fit the scratch");
+}
+
 inline void check_windows(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan, Verdict* v) {
+  if (s.weight_grad) return check_panels_grad(s, z, plan, v);
   const auto& own = plan.own<conv_ext::WindowsPlan>();
   const bool channels = plan.algorithm == Algorithm::Broadcast;  // are lanes, else positions
   v->within(own.tile_h, 1, most(1, s.count_h), "tile_h is among the outputs of a phase");
@@ -344,54 +393,6 @@ inline void check_windows(const Sizes& s, const ConvProblem& z, const Machine& m
   v->expect(plan.tasks == divided_up(s.n, own.images) * divided_up(s.groups, own.task_groups) *
                               divided_up(s.count_h, own.tile_h) * divided_up(s.count_w, own.tile_w) * own.parts_m,
             "tasks are all tiles");
-}
-
-inline void check_panels_grad(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
-  using conv_ext::GradLanes;
-  const auto& own = plan.own<conv_ext::PanelsPlan>().grad;
-  const bool positions = own.lanes_are == GradLanes::Positions, along_input = own.lanes_are == GradLanes::InputChannels;
-  v->expect(positions || along_input || own.lanes_are == GradLanes::OutputChannels, "lanes are channels or positions");
-  v->within(own.tile_h, 1, z.p, "tile_h is some of the rows");
-  v->within(own.tile_w, 1, z.q, "tile_w is some of the columns");
-  v->within(own.batch, 1, positions ? least(128, most(1, 2 * s.n - 1)) : s.n, "batch is some of the images");
-  v->expect(own.images == (positions ? own.batch : 1), "images lie side by side where lanes are positions");
-  v->within(own.tile_k, 1, most(1, z.group_k()), "tile_k is some of the channels");
-  v->within(own.tile_c, 1, most(1, z.group_c()), "tile_c is some of the channels");
-  v->within(own.task_groups, 1, positions ? s.groups : 1, "task_groups are some of the groups");
-  v->expect(own.task_groups == 1 || (own.tile_k == z.group_k() && own.tile_c == z.group_c()),
-            "of several groups a task has all channels");
-  const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
-  const bool same_type = conv_ext::element_bytes(z.dtype) == s.parts * s.bytes;
-  v->expect(own.in_place == (!positions && s.taps == 1 && !padded && same_type),
-            "one tap without padding is read in place, where nothing is widened");
-  v->expect(own.in_place || !along_input, "vectors run along C where it is not packed otherwise");
-  if (v->rule) return;
-  // Of small tiles the positions are counted tap by tap.
-  if (s.taps <= 64) {
-    const conv_ext::PackedExtent down = conv_ext::packed_extent(s.vertical, own.tile_h),
-                                 across = conv_ext::packed_extent(s.horizontal, own.tile_w);
-    const Wide packed = Wide(across.regions) * down.positions * across.longest * own.batch;
-    v->expect(own.channel_pitch >= packed, "a packed channel fits its pitch");
-    v->expect(own.channel_pitch <= packed + 32, "a packed channel is not much shorter than its pitch");
-  }
-  const Wide units = divided_up(s.n, own.batch) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
-  const Wide blocks = divided_up(s.groups, own.task_groups) * divided_up(most(1, z.group_k()), own.tile_k) *
-                      divided_up(most(1, z.group_c()), own.tile_c);
-  const Wide lanes_of_task = s.parts * (along_input ? own.tile_c : own.tile_k);
-  v->expect(own.lanes == (positions ? lanes_of_task : rounded_up(lanes_of_task, s.lanes)),
-            "lanes of a block are one operand's channels, in whole vectors");
-  v->expect(own.rows == s.parts * (along_input ? own.tile_k : own.tile_c), "rows of a block are the other operand's");
-  const Wide block = Wide(own.task_groups) * own.lanes * own.rows * s.taps * s.bytes;
-  v->within(own.splits, 1, units, "splits are some of the tiles");
-  v->expect(own.splits == 1 || own.splits * blocks * block <= kMostPartial, "partial sums take at most 8 MiB");
-  v->expect(plan.workspace_bytes >= own.splits * blocks * block, "the partial sums fit the workspace");
-  v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
-  const Wide line = Wide(own.tile_w) * own.batch;
-  v->expect(!positions || own.grad_pitch == rounded_up(line, s.lanes), "a row of the gradient is whole vectors");
-  const Wide lanes = Wide(own.lanes) * own.tile_h * (positions ? Wide(own.grad_pitch) : line);
-  const Wide rows = own.in_place ? 0 : Wide(own.rows) * own.channel_pitch;
-  v->expect(plan.scratch_bytes >= (lanes + rows) * own.task_groups * s.bytes + own.rows * s.taps * 8,
-            "the panels and rows fit the scratch");
 }
 
 inline void check_panels(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan, Verdict* v) {

@@ -288,6 +288,7 @@ void share_out_channels(const PlanInput& input, int64_t positions, int64_t enoug
   c.parts_m = min_of(c.weights.panels, ceil_div(enough, c.blocks));
   if (c.blocks * c.parts_m < enough) c.blocks = min_of(ceil_div(positions, 8), ceil_div(enough, c.parts_m));
   c.block = ceil_div(positions, c.blocks);
+  c.blocks = ceil_div(positions, c.block);  // none is empty
   c.sums = product(c.block, c.weights.panel_channels);
   c.zeros = c.weights.joined_taps > 1 ? c.weights.channels : channel_span(input);
 }
@@ -337,8 +338,8 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
                               along_channels ? panel_vectors(machine) : most_panel_rows(machine), along_channels);
   own.one_row = has_one_row(input);
   own.prefetches = z.bytes() > kWorthPrefetching;
-  // Where all is read in place, tasks for many threads cost nothing. Panels of positions are packed for each part of the
-  // weights: 1.37 times the gradient of 512 channels at 7 x 7.
+  // Where all is read in place, tasks for many threads cost nothing. Panels of positions are packed for each part of
+  // the weights: 1.37 times the gradient of 512 channels at 7 x 7.
   if (along_channels) {
     share_out_channels(input, positions, ceil_div(enough_tasks(z), product(z.groups, phases)), &own);
   } else {
@@ -393,8 +394,7 @@ const char* panels_yields(const PlanInput& input) {
   if (!z.channels_last) {
     // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory. A single tap is
     // packed once either way, and panels are faster by 1.1 to 1.4.
-    if (z.r * z.s > 1 && horizontal.longest_count() >= kLongRow)
-      return "the rows of the result are long";
+    if (z.r * z.s > 1 && horizontal.longest_count() >= kLongRow) return "the rows of the result are long";
     const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
     if (z.r * z.s > 1 && padded && result_channels(z, pass) <= kFewChannels && horizontal.longest_count() > kShortRow)
       return "the channels of a group's result are too few to repay packing positions";

@@ -7,6 +7,12 @@
 #include "windows_layout.h"
 
 namespace conv_ext {
+
+// The weight_grad of direct is that of panels.
+const char* panels_declines(const PlanInput& input);
+void prepare_panels(const PlanInput& input, Plan* plan);
+void describe_panels(const PlanInput& input, const Plan& plan, Facts* facts);
+
 namespace {
 
 // Bytes: of a packed tile; of sums before any is written, where one chain ends a result, and where several are added;
@@ -268,6 +274,7 @@ void prepare_lanes_of_one_image(const PlanInput& input, Plan* plan) {
 // that is asked of a single image.
 void prepare_direct(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
+  if (pass == Pass::WeightGrad) return prepare_panels(input, plan);
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   const bool share = z.flops() >= kWorthSharing;
@@ -295,7 +302,7 @@ void prepare_direct(const PlanInput& input, Plan* plan) {
 const char* direct_declines(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
+  if (pass == Pass::WeightGrad) return panels_declines(input);
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
     return "stride_h * stride_w is above 4096: that many phases of input_grad would be computed one by one";
   if (z.r > (1 << 20) / z.s) return "the kernel has more than 2^20 taps";
@@ -305,7 +312,8 @@ const char* direct_declines(const PlanInput& input) {
 
 const char* direct_yields(const PlanInput&) { return nullptr; }
 
-void describe_direct(const PlanInput&, const Plan& plan, Facts* facts) {
+void describe_direct(const PlanInput& input, const Plan& plan, Facts* facts) {
+  if (input.pass == Pass::WeightGrad) return describe_panels(input, plan, facts);
   const WindowsPlan& own = plan.own<WindowsPlan>();
   add_facts(facts, {{"lanes", own.flat ? "positions across rows" : "positions within rows"},
                     {"rows", own.tile_h},

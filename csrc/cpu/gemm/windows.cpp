@@ -20,7 +20,11 @@ RunPlan select_broadcast(Pass pass, DType dtype) {
   });
 }
 
+RunPlan select_panels(Pass pass, DType dtype);
+
+// Its weight_grad is that of panels.
 RunPlan select_direct(Pass pass, DType dtype) {
+  if (pass == Pass::WeightGrad) return select_panels(pass, dtype);
   return with_types_and_pass(dtype, pass, [](auto types, auto its_pass) -> RunPlan {
     typedef decltype(types) Types;
     if constexpr (decltype(its_pass)::value != Pass::WeightGrad)

@@ -68,6 +68,7 @@ struct WeightPanels {
   int64_t panel_channels;    // channels of the widest panel, with those that fill up its last vector
   int64_t padded_m;          // channels of a group's result, with those that fill up the last vector
   int64_t panels_per_task, packing_tasks;  // of the loop that packs
+  bool meets_padding;                      // some products are of padding: whether all weights are finite matters
 
   PanelBlocks blocks(int64_t taps) const {
     if (chains == ChainsOf::Taps) return blocks_of_taps(channels, taps);

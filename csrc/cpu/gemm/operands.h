@@ -143,10 +143,12 @@ struct GatherOperands {
   // Elements between neighbouring results of a phase.
   int64_t column_step() const { return horizontal.output_step() * result.column; }
   // Finished sums, `channel_step` and `position_step` apart, to `count` neighbouring results of `m` channels, the first
-  // of which begins an element. Memory is written along what is neighbours there.
+  // of which begins an element. Memory is written along what is neighbours there; of a few channels by vectors of
+  // positions.
   void write_sums(T* to, const A* from, int64_t channel_step, int64_t position_step, int64_t m, int64_t count) const {
+    const bool few = position_step == 1 && column_step() <= 4;
     for (int64_t part = 0; part < parts; ++part, ++to, from += channel_step) {
-      if (result.channel == 1)
+      if (result.channel == 1 && !few)
         pack_block(to, column_step(), 1, from, position_step, channel_step, count, m);
       else
         pack_block(to, result.channel, column_step(), from, channel_step * parts, position_step, m / parts, count);
@@ -215,6 +217,7 @@ struct GatherOperands {
 
   void pack_checked(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
     pack_slice(group, f, s);
+    if (!plan.meets_padding) return;
     const A* const packed = packed_at(group, f, s, block_at(f, 0));
     const int64_t count = f.taps * channels() * s.width;
     Vec<A> zeros{};

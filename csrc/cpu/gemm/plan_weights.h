@@ -38,6 +38,8 @@ inline WeightPanels weight_panels(const ConvProblem& z, Pass pass, const Strides
                           are_neighbours(z.s, stride[3]) && (z.r == 1 || stride[2] == z.s);
   const int64_t elements = product(w.panel_channels, w.channels, z.r, z.s) / joined_taps;
   w.panels_per_task = max_of(1, kWorthPacking / max_of(1, elements));
+  w.meets_padding =
+      z.pad_top || z.pad_bottom || z.pad_left || z.pad_right || (pass == Pass::InputGrad && z.r * z.s > 1);
   w.packing_tasks = packed ? ceil_div(product(z.groups, w.panels), w.panels_per_task) : 0;
   return w;
 }

@@ -1,108 +1,113 @@
-// AMX: a register tile of two by two matrices of 16 x 16 sums, each the product of 16 rows of 32 bfloat16 numbers with
-// 16 pairs of 16 lanes.
+// AMX: blocks of 32 x 32 sums, in registers that each hold 16 rows of 64 bytes.
 //
-// The tile instructions stand behind five functions, which are written twice: with the compiler's intrinsics, and in
-// plain C++ with the arithmetic that the processor's manual defines. The second is what the tests run (the library
-// "amx-emulated"): the first has been compiled, but it has not run on a processor yet.
+// The tile instructions stand behind six functions, which are written twice: with the compiler's intrinsics, and in
+// AVX-512 with the arithmetic that the processor's manual defines. The second is what the tests run (the library
+// "amx-emulated").
+//
+// Every tile has 16 rows: shorter ones take as long. A task configures them once; rows that belong to nothing are read
+// as they lie, and their sums are not written.
 #pragma once
 
-#include "dot_bf16.h"
+#include "../../common/parts.h"
+#include "tiles_layout.h"
+#include "../base/simd.h"
+
+#if defined(__AMX_BF16__) || defined(CONV_EXT_AMX_EMULATED)
+#define CONV_EXT_AMX
 
 namespace conv_ext {
 
-#if defined(CONV_EXT_AMX)
-
-// Tiles 0 to 3 are the sums (two rows of blocks by two), 4 and 5 rows of x, 6 and 7 blocks of w.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-inline TileConfig tile_config(int rows0, int rows1) {
-  TileConfig config;
-  const int rows[8] = {rows0, rows0, rows1, rows1, rows0, rows1, 16, 16};
-  for (int t = 0; t < 8; ++t) {
-    config.rows[t] = uint8_t(rows[t]);
-    config.row_bytes[t] = rows[t] > 0 ? 64 : 0;
-  }
-  return config;
-}
+static_assert(kMachine.bf16_dot == Bf16Dot::Tiles);
 
 #if defined(CONV_EXT_AMX_EMULATED)
 
 struct EmulatedTiles {
-  TileConfig config;
   alignas(64) float data[8][16][16];
 };
 inline EmulatedTiles& emulated_tiles() {
   static thread_local EmulatedTiles tiles;
   return tiles;
 }
-inline void tile_configure(const TileConfig& config) {
-  emulated_tiles().config = config;
-  memset(emulated_tiles().data, 0, sizeof(emulated_tiles().data));
-}
-inline void tile_release() {}
+inline void tiles_configure() { memset(&emulated_tiles(), 0, sizeof(EmulatedTiles)); }
+inline void tiles_release() {}
 template <int t>
-inline void tile_load(const void* from, int64_t stride) {
-  for (int i = 0; i < emulated_tiles().config.rows[t]; ++i)
-    memcpy(emulated_tiles().data[t][i], static_cast<const char*>(from) + i * stride, 64);
+inline void tile_zero() {
+  memset(emulated_tiles().data[t], 0, sizeof(emulated_tiles().data[t]));
 }
 template <int t>
-inline void tile_store(void* to, int64_t stride) {
-  for (int i = 0; i < emulated_tiles().config.rows[t]; ++i)
-    memcpy(static_cast<char*>(to) + i * stride, emulated_tiles().data[t][i], 64);
+inline void tile_load(const void* from) {
+  memcpy(emulated_tiles().data[t], from, sizeof(emulated_tiles().data[t]));
 }
-inline float flushed(float f) { return __builtin_fabsf(f) < 0x1p-126f ? 0.0f : f; }
+template <int t>
+inline void tile_store(float* to, int64_t pitch) {
+  for (int i = 0; i < 16; ++i) memcpy(to + i * pitch, emulated_tiles().data[t][i], 64);
+}
+// Subnormal operands and sums are zero, whatever the caller's mode.
+inline __attribute__((always_inline)) __m512 flushed(__m512 v) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(v), _mm512_set1_ps(0x1p-126f), _CMP_NLT_UQ), v);
+}
+inline __attribute__((always_inline)) __m512 half_of(const float* pairs, int half) {
+  const __m512i v = _mm512_load_si512(pairs);
+  return flushed(
+      (__m512)(half != 0 ? _mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))) : _mm512_slli_epi32(v, 16)));
+}
 // The products of even and odd elements are summed apart, then added to each other and to the tile.
 template <int sums, int rows, int lanes>
 inline void tile_dot() {
   EmulatedTiles& tiles = emulated_tiles();
-  uint32_t x[16], w[16][16];
-  memcpy(w, tiles.data[lanes], sizeof(w));
-  for (int m = 0; m < tiles.config.rows[sums]; ++m) {
-    memcpy(x, tiles.data[rows][m], sizeof(x));
-    float part[2][16] = {};
-    for (int k = 0; k < 16; ++k)
-      for (int half = 0; half < 2; ++half) {
-        const float a = flushed(float_of(half ? x[k] & 0xffff0000u : x[k] << 16));
-        for (int n = 0; n < 16; ++n) {
-          const float b = flushed(float_of(half ? w[k][n] & 0xffff0000u : w[k][n] << 16));
-          part[half][n] = flushed(part[half][n] + a * b);
-        }
-      }
-    for (int n = 0; n < 16; ++n)
-      tiles.data[sums][m][n] = flushed(tiles.data[sums][m][n] + flushed(part[0][n] + part[1][n]));
+  __m512 w[2][16];
+  for (int k = 0; k < 16; ++k)
+    for (int half = 0; half < 2; ++half) w[half][k] = half_of(tiles.data[lanes][k], half);
+  for (int m = 0; m < 16; ++m) {
+    __m512 part[2] = {};
+    for (int half = 0; half < 2; ++half) {
+      alignas(64) float x[16];
+      _mm512_store_ps(x, half_of(tiles.data[rows][m], half));
+      for (int k = 0; k < 16; ++k)  // the products are exact
+        part[half] = flushed(_mm512_fmadd_ps(_mm512_set1_ps(x[k]), w[half][k], part[half]));
+    }
+    float* const sum = tiles.data[sums][m];
+    _mm512_store_ps(sum, flushed(_mm512_add_ps(_mm512_load_ps(sum), flushed(_mm512_add_ps(part[0], part[1])))));
   }
 }
+inline void tiles_fence() {}
 
 #else
 
-// The intrinsics take the number of a tile as text, and do not tell the compiler which memory they read and write.
-inline void tile_configure(const TileConfig& config) {
-  __atomic_signal_fence(__ATOMIC_SEQ_CST);
-  _tile_loadconfig(&config);
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+// _tile_loadconfig does not say that it reads memory: the compiler may leave out what was to be stored there.
+inline void tiles_configure() {
+  const TileConfig config;
+  asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
 }
-inline void tile_release() { _tile_release(); }
+inline void tiles_release() { _tile_release(); }
+// The intrinsics do not say which memory they read and write either: before loads and after stores stands a fence for
+// the compiler. They take the number of a tile as text.
+inline __attribute__((always_inline)) void tiles_fence() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 template <int t>
-inline __attribute__((always_inline)) void tile_load(const void* from, int64_t stride) {
-  __atomic_signal_fence(__ATOMIC_SEQ_CST);
-  if constexpr (t == 0) _tile_loadd(0, from, stride);
-  if constexpr (t == 1) _tile_loadd(1, from, stride);
-  if constexpr (t == 2) _tile_loadd(2, from, stride);
-  if constexpr (t == 3) _tile_loadd(3, from, stride);
-  if constexpr (t == 4) _tile_loadd(4, from, stride);
-  if constexpr (t == 5) _tile_loadd(5, from, stride);
-  if constexpr (t == 6) _tile_loadd(6, from, stride);
-  if constexpr (t == 7) _tile_loadd(7, from, stride);
+inline __attribute__((always_inline)) void tile_zero() {
+  if constexpr (t == 0) _tile_zero(0);
+  if constexpr (t == 1) _tile_zero(1);
+  if constexpr (t == 2) _tile_zero(2);
+  if constexpr (t == 3) _tile_zero(3);
 }
 template <int t>
-inline __attribute__((always_inline)) void tile_store(void* to, int64_t stride) {
-  if constexpr (t == 0) _tile_stored(0, to, stride);
-  if constexpr (t == 1) _tile_stored(1, to, stride);
-  if constexpr (t == 2) _tile_stored(2, to, stride);
-  if constexpr (t == 3) _tile_stored(3, to, stride);
-  __atomic_signal_fence(__ATOMIC_SEQ_CST);
+inline __attribute__((always_inline)) void tile_load(const void* from) {
+  if constexpr (t == 4) _tile_loadd(4, from, 64);
+  if constexpr (t == 5) _tile_loadd(5, from, 64);
+  if constexpr (t == 6) _tile_loadd(6, from, 64);
+  if constexpr (t == 7) _tile_loadd(7, from, 64);
+}
+template <int t>
+inline __attribute__((always_inline)) void tile_store(float* to, int64_t pitch) {
+  if constexpr (t == 0) _tile_stored(0, to, pitch * 4);
+  if constexpr (t == 1) _tile_stored(1, to, pitch * 4);
+  if constexpr (t == 2) _tile_stored(2, to, pitch * 4);
+  if constexpr (t == 3) _tile_stored(3, to, pitch * 4);
 }
 template <int sums, int rows, int lanes>
 inline __attribute__((always_inline)) void tile_dot() {
@@ -110,92 +115,96 @@ inline __attribute__((always_inline)) void tile_dot() {
   if constexpr (sums == 1) _tile_dpbf16ps(1, 4, 7);
   if constexpr (sums == 2) _tile_dpbf16ps(2, 5, 6);
   if constexpr (sums == 3) _tile_dpbf16ps(3, 5, 7);
-  static_assert(rows == 4 + sums / 2 && lanes == 6 + sums % 2, "tiles as TileConfig has them");
+  static_assert(rows == 4 + sums / 2 && lanes == 6 + sums % 2, "tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 lanes");
 }
 
 #endif
 
-// The tiles' shapes during one task; nobody else may have configured them meanwhile.
+// The tiles of one task; nobody else may configure them meanwhile.
 class TileScope {
  public:
-  TileScope() = default;
-  ~TileScope() {
-    if (rows_ > 0) tile_release();
-  }
+  TileScope() { tiles_configure(); }
+  ~TileScope() { tiles_release(); }
   TileScope(const TileScope&) = delete;
-  void shape(int rows) {
-    if (rows == rows_) return;
-    rows_ = rows;
-    tile_configure(tile_config(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16));
-  }
-
- private:
-  int rows_ = 0;
 };
 
-template <bool two_rows, bool two_blocks>
-inline void dot_tiles(const DotRows& a, int rows) {
-  const int64_t pitch = a.pitch * int64_t(sizeof(bfloat16)), start_pitch = a.start_pitch * 4,
-                out_pitch = a.out_pitch * 4;
-  tile_load<0>(a.start, start_pitch);
-  if (two_blocks) tile_load<1>(a.start + 16, start_pitch);
-  if (two_rows) tile_load<2>(a.start + 16 * a.start_pitch, start_pitch);
-  if (two_rows && two_blocks) tile_load<3>(a.start + 16 * a.start_pitch + 16, start_pitch);
-  const auto multiply = [&](const bfloat16* x, int64_t x_pitch, const bfloat16* w, int64_t block)
-      __attribute__((always_inline)) {
-    tile_load<4>(x, x_pitch);
-    tile_load<6>(w, 64);
-    tile_dot<0, 4, 6>();
-    if (two_blocks) {
-      tile_load<7>(w + block, 64);
-      tile_dot<1, 4, 7>();
-    }
-    if (two_rows) {
-      tile_load<5>(reinterpret_cast<const char*>(x) + 16 * x_pitch, x_pitch);
-      tile_dot<2, 5, 6>();
-      if (two_blocks) tile_dot<3, 5, 7>();
-    }
-  };
-  for (int product = kSplitProducts - a.parts * (a.parts + 1) / 2; product < kSplitProducts; ++product) {
-    const bfloat16* const x_plane = a.x + kSplitProduct[product][0] * a.x_part;
-    const bfloat16* const w_plane = a.w + kSplitProduct[product][1] * a.w_part;
-    for (const Segment *s = a.segment, *last = s + a.segments; s != last; ++s) {
-      const bfloat16* x = x_plane + s->x;
-      const bfloat16* w = w_plane + s->w * kPairBlock;
-      int64_t e = s->elements;
-      for (; e >= 32; e -= 32, x += 32, w += 16 * kPairBlock) multiply(x, pitch, w, a.block);
-      if (e == 0) continue;
-      // What follows the segment may not be multiplied: it is read as zeros, in both operands.
-      alignas(64) bfloat16 x_rest[32][32], w_rest[2][16 * kPairBlock];
-      memset(x_rest, 0, sizeof(x_rest));
-      memset(w_rest, 0, sizeof(w_rest));
-      for (int m = 0; m < rows; ++m)
-        memcpy(x_rest[m], reinterpret_cast<const char*>(x) + m * pitch, size_t(e) * sizeof(bfloat16));
-      for (int block = 0; block <= int(two_blocks); ++block)
-        memcpy(w_rest[block], w + block * a.block, size_t((e + 1) / 2) * kPairBlock * sizeof(bfloat16));
-      multiply(x_rest[0], 64, w_rest[0], 16 * kPairBlock);
-    }
+// Of the two tiles of rows (x) and of lanes (w) of a step: bytes from the first to the second, and between parts.
+struct TilePitch {
+  int64_t x_second, x_part, w_second, w_part;
+};
+
+// What a step multiplies, (part of x, part of w), in an order that changes one of them at a time: 14 loads for the 24
+// dots of three parts, 8 for the 12 of two.
+template <int parts>
+constexpr int kProducts = parts * (parts + 1) / 2;
+constexpr int kWalk[3][6][2] = {{{0, 0}}, {{1, 0}, {0, 0}, {0, 1}}, {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 0}, {0, 2}}};
+// Each dot rounds the whole sum: so many of them, 384 products of three parts, end a chain, which is then added to a
+// float32. Longer ones round more (on numbers of one sign, 4608 products: 4 u A, 24 u A in a single chain).
+constexpr int64_t kChainDots = 72;
+
+template <int parts, int product, bool two_rows, class Between>
+inline __attribute__((always_inline)) void tile_product(const char* x, const char* w, const TilePitch& pitch,
+                                                        const Between& between) {
+  constexpr int x_part = kWalk[parts - 1][product][0], w_part = kWalk[parts - 1][product][1];
+  if constexpr (product == 0 || x_part != kWalk[parts - 1][product > 0 ? product - 1 : 0][0]) {
+    tile_load<4>(x + x_part * pitch.x_part);
+    if constexpr (two_rows) tile_load<5>(x + x_part * pitch.x_part + pitch.x_second);
   }
-  tile_store<0>(a.out, out_pitch);
-  if (two_blocks) tile_store<1>(a.out + 16, out_pitch);
-  if (two_rows) tile_store<2>(a.out + 16 * a.out_pitch, out_pitch);
-  if (two_rows && two_blocks) tile_store<3>(a.out + 16 * a.out_pitch + 16, out_pitch);
+  if constexpr (product == 0 || w_part != kWalk[parts - 1][product > 0 ? product - 1 : 0][1]) {
+    tile_load<6>(w + w_part * pitch.w_part);
+    tile_load<7>(w + w_part * pitch.w_part + pitch.w_second);
+  }
+  tile_dot<0, 4, 6>();
+  tile_dot<1, 4, 7>();
+  if constexpr (two_rows) {
+    tile_dot<2, 5, 6>();
+    tile_dot<3, 5, 7>();
+  }
+  between(product);
+  if constexpr (product + 1 < kProducts<parts>) tile_product<parts, product + 1, two_rows>(x, w, pitch, between);
 }
 
-inline void pairs_tile(const DotRows& a, TileScope& scope, int rows, int blocks) {
-  scope.shape(rows);
-  if (rows > 16) {
-    blocks == 2 ? dot_tiles<true, true>(a, rows) : dot_tiles<true, false>(a, rows);
-  } else {
-    blocks == 2 ? dot_tiles<false, true>(a, rows) : dot_tiles<false, false>(a, rows);
+// sums[32][32] = the products of so many steps, or are increased by them. Steps say where theirs begin (x, w), and go
+// on to the next (next()); between(i) is other work, done while the tiles multiply.
+template <int parts, bool two_rows, class Steps, class Between>
+inline __attribute__((always_inline)) void multiply_rows(Steps& steps, int64_t count, const TilePitch& pitch,
+                                                         float* sums, bool add, const Between& between) {
+  constexpr int64_t rows = two_rows ? kTileEdge : kTileEdge / 2;
+  alignas(64) float chain_sums[kTileEdge * kTileEdge];
+  const int64_t chains = ceil_div(count, kChainDots / kProducts<parts>);
+  for (int64_t chain = 0; chain < chains; ++chain) {
+    tiles_fence();
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+    for (int64_t left = part_of(count, chains, chain).count(); left > 0; --left, steps.next())
+      tile_product<parts, 0, two_rows>(steps.x(), steps.w(), pitch, between);
+    const bool more = add || chain > 0;
+    float* const to = more ? chain_sums : sums;
+    tile_store<0>(to, kTileEdge);
+    tile_store<1>(to + 16, kTileEdge);
+    if constexpr (two_rows) {
+      tile_store<2>(to + 16 * kTileEdge, kTileEdge);
+      tile_store<3>(to + 16 * kTileEdge + 16, kTileEdge);
+    }
+    tiles_fence();
+    if (more)
+      for (int64_t i = 0; i < rows * kTileEdge; i += 16) store(sums + i, load(sums + i) + load(chain_sums + i));
   }
+  if (chains == 0 && !add) memset(sums, 0, sizeof(chain_sums));
 }
-
-#elif defined(CONV_EXT_BF16_DOT)
-
-struct TileScope {};
-inline void pairs_tile(const DotRows& a, TileScope&, int rows, int blocks) { dot_vectors(a, rows, blocks); }
-
-#endif
+struct NoWork {
+  void operator()(int) const {}
+};
+template <int parts, class Steps, class Between = NoWork>
+inline __attribute__((always_inline)) void multiply_block(Steps steps, int64_t count, const TilePitch& pitch,
+                                                          int64_t rows, float* sums, bool add,
+                                                          const Between& between = {}) {
+  if (rows > 16) return multiply_rows<parts, true>(steps, count, pitch, sums, add, between);
+  multiply_rows<parts, false>(steps, count, pitch, sums, add, between);
+}
 
 }  // namespace conv_ext
+
+#endif

@@ -1,6 +1,5 @@
 // The plan of the implicit matrix product of bfloat16: its tiles, its memory, and what it declines.
-#include "../plan_common.h"
-#include "layout.h"
+#include "tiles_plan.h"
 
 namespace conv_ext {
 namespace {
@@ -14,9 +13,8 @@ constexpr int64_t kLeastBlockRows = 64;
 constexpr int64_t kDotPanel = 400 << 10;
 constexpr int64_t kLeastSummed = 4;   // products of float32 in parts
 constexpr int64_t kLeastOutputs = 4;  // fewer leave most lanes of a vector idle
-// float32 in two parts: channels of a group, of either operand, from which the tiles are level with the other
-// algorithms (352 layers on an Emerald Rapids, two threads, three parts' times halved for two).
-constexpr int64_t kTileChannels = 128;
+
+constexpr const char* kScheduleNames[] = {"weights", "source", "line"};
 
 // Into how many bfloat16 numbers an operand is cut; 0: the precision forbids that, or nothing would be gained.
 int64_t dot_parts(const ConvProblem& z, const Machine& machine) {
@@ -30,7 +28,7 @@ int64_t dot_parts(const ConvProblem& z, const Machine& machine) {
 void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
-  const int64_t part_bytes = own.parts * 2;  // of an element of both operands
+  constexpr int64_t kBytes = 2;  // of an element of both operands
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const Reach down = packed_reach(vertical), across = packed_reach(horizontal);
   const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
@@ -39,10 +37,10 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   const auto tile_h = [&] { return ceil_div(count_h, cut_h); };
   const auto tile_w = [&] { return ceil_div(count_w, cut_w); };
   const int64_t most_bytes = most_tile_bytes(machine);
-  const auto bytes = [&] { return product(down.extent(tile_h()), across.extent(tile_w()), channels, part_bytes); };
+  const auto bytes = [&] { return product(down.extent(tile_h()), across.extent(tile_w()), channels, kBytes); };
   shrink_until([&] { return bytes() <= most_bytes; },
                [&] {
-                 if (tile_h() <= 1 && tile_w() <= kDotRowsOfVectors) return false;
+                 if (tile_h() <= 1 && tile_w() <= kDotRows) return false;
                  (tile_h() > 1 ? cut_h : cut_w) *= 2;
                  return true;
                });
@@ -59,16 +57,16 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   }
   const int64_t tiles =
       product(ceil_div(z.n, own.images), z.groups, ceil_div(count_h, own.tile_h), ceil_div(count_w, own.tile_w));
-  const int64_t block_bytes = product(dot_block_elements(z, channels), part_bytes);
+  const int64_t block_bytes = product(dot_block_elements(z, channels), kBytes);
   const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
-  const int64_t tile_bytes = own.parts * aligned(product(own.images, bytes()) / own.parts);
-  own.channel_pitch = tile_bytes / part_bytes;
+  const int64_t tile_bytes = aligned(product(own.images, bytes()));
+  own.channel_pitch = tile_bytes / kBytes;
   // A thread's scratch has either a tile or the weights of a task. Where it has no room for one of them N may not
   // decide which: the other would be declined.
   const bool room_for_either = max_of(tile_bytes, product(kDotBlocks, block_bytes)) <= kScratchLimit &&
                                product(blocks, block_bytes) <= kWorkspaceLimit / 2;
-  own.weights_in_tasks = room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes);
-  if (own.weights_in_tasks) {
+  if (room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {
+    own.schedule = DotSchedule::Source;
     own.task_m = kDotBlocks * kDotLanes;
     const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));
     own.splits = min_of(tiles / z.groups, ceil_div(kEnoughTasks, parts_m));
@@ -124,6 +122,7 @@ void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   own.parts = dot_parts(z, machine);
+  if (machine.bf16_dot == Bf16Dot::Tiles) return prepare_tiles(input, plan);
   if (pass == Pass::WeightGrad) {
     prepare_dot_weight_grad(input, plan);
   } else {
@@ -162,11 +161,9 @@ const char* implicit_gemm_declines(const PlanInput& input) {
 const char* implicit_gemm_yields(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const int64_t parts = dot_parts(z, machine);
-  // Measured on the same layers: of three parts the AVX-512 algorithms were faster in 347, on average twice as fast.
-  if (parts == 3)
-    return "float32 as the sum of three bfloat16 takes six products on AMX: float32 products of others are faster";
-  if (parts == 2 && min_of(z.group_c(), z.group_k()) < kTileChannels)
-    return "float32 as the sum of two bfloat16 takes three products on AMX, which repays packing from 128 channels on";
+  if (parts > 1 && !tiles_pay(z, pass, parts))
+    return "float32 as a sum of bfloat16 numbers takes three or six products on AMX, which would not repay packing "
+           "here";
   return nullptr;
 }
 
@@ -176,7 +173,7 @@ void describe_implicit_gemm(const PlanInput& input, const Plan& plan, Facts* fac
   if (input.pass == Pass::WeightGrad) {
     add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
   } else {
-    add_facts(facts, {{"channels", own.task_m}, {"first", own.weights_in_tasks ? "source" : "weights"}});
+    add_facts(facts, {{"channels", own.task_m}, {"first", kScheduleNames[int(own.schedule)]}});
   }
 }
 

@@ -47,9 +47,8 @@ inline __attribute__((always_inline)) __m512 flushed(__m512 v) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(v), _mm512_set1_ps(0x1p-126f), _CMP_NLT_UQ), v);
 }
 inline __attribute__((always_inline)) __m512 half_of(const float* pairs, int half) {
-  const __m512i v = _mm512_load_si512(pairs);
-  return flushed(
-      (__m512)(half != 0 ? _mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))) : _mm512_slli_epi32(v, 16)));
+  const Vec<uint32_t> v = (Vec<uint32_t>)load(pairs);
+  return flushed((__m512)(half != 0 ? v & 0xffff0000u : v << 16));
 }
 // The products of even and odd elements are summed apart, then added to each other and to the tile.
 template <int sums, int rows, int lanes>
@@ -133,24 +132,31 @@ struct TilePitch {
   int64_t x_second, x_part, w_second, w_part;
 };
 
-// What a step multiplies, (part of x, part of w), in an order that changes one of them at a time: 14 loads for the 24
-// dots of three parts, 8 for the 12 of two.
+// What a step multiplies, (part of x, part of w), in an order that changes one of them at a time: two parts need 8
+// loads for 12 dots. Of three, all steps of a chain first add the small products and then the large one, 16 loads for
+// 24 dots (14 in one walk): each dot rounds the whole sum, and while it is small that is nothing.
 template <int parts>
 constexpr int kProducts = parts * (parts + 1) / 2;
-constexpr int kWalk[3][6][2] = {{{0, 0}}, {{1, 0}, {0, 0}, {0, 1}}, {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 0}, {0, 2}}};
-// Each dot rounds the whole sum: so many of them, 384 products of three parts, end a chain, which is then added to a
-// float32. Longer ones round more (on numbers of one sign, 4608 products: 4 u A, 24 u A in a single chain).
-constexpr int64_t kChainDots = 72;
+template <int parts>
+constexpr int kFirstWalk = parts == 3 ? 5 : kProducts<parts>;
+constexpr int kWalk[3][6][2] = {{{0, 0}}, {{1, 0}, {0, 0}, {0, 1}}, {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}}};
+// So many steps end a chain, which is then added to a float32: 384 products of three parts, whose largest error on
+// numbers of one sign is 4 u A then (in one walk 8.5, in one chain of 4608 products 24).
+template <int parts>
+constexpr int64_t kChainSteps = parts == 1   ? 72
+                                : parts == 2 ? 24
+                                             : 12;
 
-template <int parts, int product, bool two_rows, class Between>
-inline __attribute__((always_inline)) void tile_product(const char* x, const char* w, const TilePitch& pitch,
-                                                        const Between& between) {
+template <int parts, int product, int last, bool two_rows, class Between>
+inline __attribute__((always_inline)) void tile_products(const char* x, const char* w, const TilePitch& pitch,
+                                                         const Between& between) {
   constexpr int x_part = kWalk[parts - 1][product][0], w_part = kWalk[parts - 1][product][1];
-  if constexpr (product == 0 || x_part != kWalk[parts - 1][product > 0 ? product - 1 : 0][0]) {
+  constexpr bool first = product == 0 || product == kFirstWalk<parts>;
+  if constexpr (first || x_part != kWalk[parts - 1][first ? 0 : product - 1][0]) {
     tile_load<4>(x + x_part * pitch.x_part);
     if constexpr (two_rows) tile_load<5>(x + x_part * pitch.x_part + pitch.x_second);
   }
-  if constexpr (product == 0 || w_part != kWalk[parts - 1][product > 0 ? product - 1 : 0][1]) {
+  if constexpr (first || w_part != kWalk[parts - 1][first ? 0 : product - 1][1]) {
     tile_load<6>(w + w_part * pitch.w_part);
     tile_load<7>(w + w_part * pitch.w_part + pitch.w_second);
   }
@@ -161,7 +167,7 @@ inline __attribute__((always_inline)) void tile_product(const char* x, const cha
     tile_dot<3, 5, 7>();
   }
   between(product);
-  if constexpr (product + 1 < kProducts<parts>) tile_product<parts, product + 1, two_rows>(x, w, pitch, between);
+  if constexpr (product + 1 < last) tile_products<parts, product + 1, last, two_rows>(x, w, pitch, between);
 }
 
 // sums[32][32] = the products of so many steps, or are increased by them. Steps say where theirs begin (x, w), and go
@@ -171,15 +177,20 @@ inline __attribute__((always_inline)) void multiply_rows(Steps& steps, int64_t c
                                                          float* sums, bool add, const Between& between) {
   constexpr int64_t rows = two_rows ? kTileEdge : kTileEdge / 2;
   alignas(64) float chain_sums[kTileEdge * kTileEdge];
-  const int64_t chains = ceil_div(count, kChainDots / kProducts<parts>);
+  const int64_t chains = ceil_div(count, kChainSteps<parts>);
   for (int64_t chain = 0; chain < chains; ++chain) {
     tiles_fence();
     tile_zero<0>();
     tile_zero<1>();
     tile_zero<2>();
     tile_zero<3>();
-    for (int64_t left = part_of(count, chains, chain).count(); left > 0; --left, steps.next())
-      tile_product<parts, 0, two_rows>(steps.x(), steps.w(), pitch, between);
+    const int64_t its = part_of(count, chains, chain).count();
+    Steps again = steps;
+    for (int64_t i = 0; i < its; ++i, steps.next())
+      tile_products<parts, 0, kFirstWalk<parts>, two_rows>(steps.x(), steps.w(), pitch, between);
+    if constexpr (kFirstWalk<parts> < kProducts<parts>)
+      for (int64_t i = 0; i < its; ++i, again.next())
+        tile_products<parts, kFirstWalk<parts>, kProducts<parts>, two_rows>(again.x(), again.w(), pitch, between);
     const bool more = add || chain > 0;
     float* const to = more ? chain_sums : sums;
     tile_store<0>(to, kTileEdge);

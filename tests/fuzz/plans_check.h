@@ -330,9 +330,9 @@ inline void check_tiles_gather(const Sizes& s, const ConvProblem& z, const Plan&
     return;
   }
   v->expect(plan.workspace_bytes >= s.groups * panels * panel, "the weights fit the workspace");
-  if (own.schedule == conv_ext::DotSchedule::Line) {
+  if (own.schedule != conv_ext::DotSchedule::Weights) {
     v->expect(s.taps == 1 && z.p == z.h && z.q == z.w, "a line is that of the source");
-    v->within(own.splits, 1, divided_up(s.n * z.p * z.q, 32), "splits are some of the line");
+    v->within(own.splits, 1, s.n * divided_up(Wide(z.p) * z.q, 32), "splits are some of the line");
     v->expect(plan.scratch_bytes >= 2 * blocks * own.parts * 2048, "two blocks of positions fit the scratch");
     v->expect(plan.tasks == s.groups * own.splits, "tasks are all parts of the line");
     return;

@@ -147,35 +147,43 @@ constexpr int64_t kChainSteps = parts == 1   ? 72
                                 : parts == 2 ? 24
                                              : 12;
 
-template <int parts, int product, int last, bool two_rows, class Between>
+// Which tiles of a block there are; and whether the source's part comes second, for its positions are the lanes: the
+// order of the sums is that of the source's and the weights' parts.
+template <bool its_two_rows, bool its_two_lanes, bool its_source_in_lanes>
+struct BlockOf {
+  static constexpr bool two_rows = its_two_rows, two_lanes = its_two_lanes, source_in_lanes = its_source_in_lanes;
+};
+
+template <int parts, int product, int last, class Block, class Between>
 inline __attribute__((always_inline)) void tile_products(const char* x, const char* w, const TilePitch& pitch,
                                                          const Between& between) {
-  constexpr int x_part = kWalk[parts - 1][product][0], w_part = kWalk[parts - 1][product][1];
+  constexpr int x_operand = Block::source_in_lanes, w_operand = !Block::source_in_lanes;
+  constexpr const int(&walk)[6][2] = kWalk[parts - 1];
+  constexpr int x_part = walk[product][x_operand], w_part = walk[product][w_operand];
   constexpr bool first = product == 0 || product == kFirstWalk<parts>;
-  if constexpr (first || x_part != kWalk[parts - 1][first ? 0 : product - 1][0]) {
+  constexpr int before = first ? product : product - 1;
+  if constexpr (first || x_part != walk[before][x_operand]) {
     tile_load<4>(x + x_part * pitch.x_part);
-    if constexpr (two_rows) tile_load<5>(x + x_part * pitch.x_part + pitch.x_second);
+    if constexpr (Block::two_rows) tile_load<5>(x + x_part * pitch.x_part + pitch.x_second);
   }
-  if constexpr (first || w_part != kWalk[parts - 1][first ? 0 : product - 1][1]) {
+  if constexpr (first || w_part != walk[before][w_operand]) {
     tile_load<6>(w + w_part * pitch.w_part);
-    tile_load<7>(w + w_part * pitch.w_part + pitch.w_second);
+    if constexpr (Block::two_lanes) tile_load<7>(w + w_part * pitch.w_part + pitch.w_second);
   }
   tile_dot<0, 4, 6>();
-  tile_dot<1, 4, 7>();
-  if constexpr (two_rows) {
-    tile_dot<2, 5, 6>();
-    tile_dot<3, 5, 7>();
-  }
+  if constexpr (Block::two_lanes) tile_dot<1, 4, 7>();
+  if constexpr (Block::two_rows) tile_dot<2, 5, 6>();
+  if constexpr (Block::two_rows && Block::two_lanes) tile_dot<3, 5, 7>();
   between(product);
-  if constexpr (product + 1 < last) tile_products<parts, product + 1, last, two_rows>(x, w, pitch, between);
+  if constexpr (product + 1 < last) tile_products<parts, product + 1, last, Block>(x, w, pitch, between);
 }
 
 // sums[32][32] = the products of so many steps, or are increased by them. Steps say where theirs begin (x, w), and go
 // on to the next (next()); between(i) is other work, done while the tiles multiply.
-template <int parts, bool two_rows, class Steps, class Between>
-inline __attribute__((always_inline)) void multiply_rows(Steps& steps, int64_t count, const TilePitch& pitch,
-                                                         float* sums, bool add, const Between& between) {
-  constexpr int64_t rows = two_rows ? kTileEdge : kTileEdge / 2;
+template <int parts, class Block, class Steps, class Between>
+inline __attribute__((always_inline)) void multiply_tiles(Steps steps, int64_t count, const TilePitch& pitch,
+                                                          float* sums, bool add, const Between& between) {
+  constexpr int64_t rows = Block::two_rows ? kTileEdge : kTileEdge / 2, lanes = Block::two_lanes ? kTileEdge : 16;
   alignas(64) float chain_sums[kTileEdge * kTileEdge];
   const int64_t chains = ceil_div(count, kChainSteps<parts>);
   for (int64_t chain = 0; chain < chains; ++chain) {
@@ -187,33 +195,39 @@ inline __attribute__((always_inline)) void multiply_rows(Steps& steps, int64_t c
     const int64_t its = part_of(count, chains, chain).count();
     Steps again = steps;
     for (int64_t i = 0; i < its; ++i, steps.next())
-      tile_products<parts, 0, kFirstWalk<parts>, two_rows>(steps.x(), steps.w(), pitch, between);
+      tile_products<parts, 0, kFirstWalk<parts>, Block>(steps.x(), steps.w(), pitch, between);
     if constexpr (kFirstWalk<parts> < kProducts<parts>)
       for (int64_t i = 0; i < its; ++i, again.next())
-        tile_products<parts, kFirstWalk<parts>, kProducts<parts>, two_rows>(again.x(), again.w(), pitch, between);
+        tile_products<parts, kFirstWalk<parts>, kProducts<parts>, Block>(again.x(), again.w(), pitch, between);
     const bool more = add || chain > 0;
     float* const to = more ? chain_sums : sums;
     tile_store<0>(to, kTileEdge);
-    tile_store<1>(to + 16, kTileEdge);
-    if constexpr (two_rows) {
-      tile_store<2>(to + 16 * kTileEdge, kTileEdge);
-      tile_store<3>(to + 16 * kTileEdge + 16, kTileEdge);
-    }
+    if constexpr (Block::two_lanes) tile_store<1>(to + 16, kTileEdge);
+    if constexpr (Block::two_rows) tile_store<2>(to + 16 * kTileEdge, kTileEdge);
+    if constexpr (Block::two_rows && Block::two_lanes) tile_store<3>(to + 16 * kTileEdge + 16, kTileEdge);
     tiles_fence();
-    if (more)
-      for (int64_t i = 0; i < rows * kTileEdge; i += 16) store(sums + i, load(sums + i) + load(chain_sums + i));
+    for (int64_t i = 0; i < rows && more; ++i)
+      for (int64_t l = i * kTileEdge; l < i * kTileEdge + lanes; l += 16)
+        store(sums + l, load(sums + l) + load(chain_sums + l));
   }
   if (chains == 0 && !add) memset(sums, 0, sizeof(chain_sums));
 }
 struct NoWork {
   void operator()(int) const {}
 };
+// With the source in rows, of which so many are there; or, in multiply_lanes, in lanes.
 template <int parts, class Steps, class Between = NoWork>
-inline __attribute__((always_inline)) void multiply_block(Steps steps, int64_t count, const TilePitch& pitch,
-                                                          int64_t rows, float* sums, bool add,
-                                                          const Between& between = {}) {
-  if (rows > 16) return multiply_rows<parts, true>(steps, count, pitch, sums, add, between);
-  multiply_rows<parts, false>(steps, count, pitch, sums, add, between);
+inline __attribute__((always_inline)) void multiply_rows(const Steps& steps, int64_t count, const TilePitch& pitch,
+                                                         int64_t rows, float* sums, bool add,
+                                                         const Between& between = {}) {
+  if (rows > 16) return multiply_tiles<parts, BlockOf<true, true, false>>(steps, count, pitch, sums, add, between);
+  multiply_tiles<parts, BlockOf<false, true, false>>(steps, count, pitch, sums, add, between);
+}
+template <int parts, class Steps, class Between>
+inline __attribute__((always_inline)) void multiply_lanes(const Steps& steps, int64_t count, const TilePitch& pitch,
+                                                          int64_t lanes, float* sums, const Between& between) {
+  if (lanes > 16) return multiply_tiles<parts, BlockOf<true, true, true>>(steps, count, pitch, sums, false, between);
+  multiply_tiles<parts, BlockOf<true, false, true>>(steps, count, pitch, sums, false, between);
 }
 
 }  // namespace conv_ext

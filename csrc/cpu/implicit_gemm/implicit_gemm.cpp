@@ -1,5 +1,5 @@
 // The implicit matrix product, all passes: what alone differs between the AVX-512 libraries, which share the rest.
-#include "tiles_gather.h"
+#include "tiles_line.h"
 #include "tiles_weight_grad.h"
 #include "weight_grad.h"
 #include "../pass.h"

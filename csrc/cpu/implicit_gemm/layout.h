@@ -13,9 +13,9 @@ namespace conv_ext {
 constexpr int kDotLanes = 16, kDotBlocks = 4;
 constexpr int kDotRows = 14;
 
-// forward, input_grad: what is packed first, for all tasks; each packs what it needs of the other. AMX: 1x1 kernels
-// take the positions of all images as one line, whose next ones are packed while the tiles multiply.
-enum class DotSchedule : int32_t { Weights, Source, Line };
+// forward, input_grad: what is packed first, for all tasks; each packs what it needs of the other. AMX: or the weights,
+// and positions of 1x1 kernels are a line, whose next ones are packed while the tiles multiply; as rows, or as lanes.
+enum class DotSchedule : int32_t { Weights, Source, Line, Lanes };
 
 struct ImplicitGemmPlan {
   int64_t parts;                   // bfloat16 numbers that an operand is cut into

@@ -14,7 +14,7 @@ constexpr int64_t kDotPanel = 400 << 10;
 constexpr int64_t kLeastSummed = 4;   // products of float32 in parts
 constexpr int64_t kLeastOutputs = 4;  // fewer leave most lanes of a vector idle
 
-constexpr const char* kScheduleNames[] = {"weights", "source", "line"};
+constexpr const char* kScheduleNames[] = {"weights", "source", "line", "lanes"};
 
 // Into how many bfloat16 numbers an operand is cut; 0: the precision forbids that, or nothing would be gained.
 int64_t dot_parts(const ConvProblem& z, const Machine& machine) {

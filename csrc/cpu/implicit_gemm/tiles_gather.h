@@ -8,10 +8,9 @@
 // Positions are numbered through the padded width, several images side by side where they are small: a tap is the same
 // distance for all of them, and what is between two rows is computed and not written.
 //
-// Other schedules of the same sums, with the same bits: all of the source is packed first, and the tasks are panels,
-// which pack their weights (deep layers: large weights, few positions); or positions are a line, of which the next 32
-// are packed between the products of these (1x1 kernels whose source has neighbouring channels). Start reading at
-// run_tiles_gather, at the end.
+// Where the weights are large and positions few, all of the source is packed first, and the tasks are panels, which
+// pack their weights. Other schedules of the same sums, for 1x1 kernels, are in tiles_line.h, where run_tiles_gather
+// begins.
 #pragma once
 
 #include "../reference/reference.h"
@@ -35,32 +34,6 @@ struct GatherSteps {
     if (++tap < taps) return;
     tap = 0;
     block += block_pitch;
-  }
-};
-
-// Packs 32 positions of a line, one position's 32 channels at a time.
-template <class T, int parts>
-struct LinePacker {
-  TilePacker<T, parts> packer;
-  View<T> view;
-  int64_t height, width;
-  int64_t position, last;  // in the line of all images
-  char* to;
-  int64_t channel = 0;
-  const T* from = nullptr;
-
-  bool more() const { return position < last; }
-  __attribute__((always_inline)) void pack_next() {
-    if (channel == 0) {
-      const int64_t row = position / width;
-      from = view.data + row / height * view.n + row % height * view.row + position % width * view.column;
-    }
-    packer.pack_neighbours(to + channel / kTileEdge * packer.block_pitch(), from, channel);
-    channel += kTileEdge;
-    if (channel < packer.channels) return;
-    channel = 0;
-    ++position;
-    to += packer.position_pitch;
   }
 };
 
@@ -89,9 +62,16 @@ struct TilesGather {
   void pack_weights(char* to, int64_t group, int64_t panel, int64_t block) const {
     View<T> w = weight;
     w.data += group * group_step(z, pass, weight) + panel * kTileEdge * weight.n + block * kTileEdge * weight.channel;
-    const PanelPacker<T, parts> packer{tables, z.r * z.s, z.s};
-    packer.pack(to, w, min_of(kTileEdge, group_m - panel * kTileEdge), min_of(kTileEdge, channels - block * kTileEdge),
-                block);
+    const int64_t outputs = min_of(kTileEdge, group_m - panel * kTileEdge);
+    const int64_t some = min_of(kTileEdge, channels - block * kTileEdge);
+    if (own.schedule == DotSchedule::Lanes) {
+      const TilePacker<T, parts> rows{kStepBytes, 64, some};
+      to += block * kPartsBytes;
+      rows.pack(to, w.data, w.channel, w.n, outputs);
+      return rows.clear(to + outputs * 64, kTileEdge - outputs);
+    }
+    const PanelPacker<T, parts> panels{tables, z.r * z.s, z.s};
+    panels.pack(to, w, outputs, some, block);
   }
 
   // One tile of outputs of a group.
@@ -135,23 +115,16 @@ struct TilesGather {
     int64_t step_h, step_w;  // between outputs, in the result
     int64_t count() const { return ((rows - 1) * pitch + width) * images; }
   };
-  // Sums of parts are scaled back. Parts of Inf and NaN are NaN, and what overflows may have been finite: such sums are
-  // formed anew.
-  void finish(float* sums, int64_t rows, int64_t lanes, const float* biases, const Positions& at, int64_t n, int64_t m,
-              int64_t h, int64_t w) const {
-    const __m512 scale = _mm512_set1_ps(parts > 1 ? kSumScale : 1.0f);
-    __m512 check = _mm512_setzero_ps();
-    for (int64_t i = 0; i < rows * kTileEdge; i += 16) {
-      const __m512 v = _mm512_fmadd_ps(_mm512_load_ps(sums + i), scale, _mm512_load_ps(biases + i % kTileEdge));
-      _mm512_store_ps(sums + i, v);
-      check = _mm512_fmadd_ps(v, _mm512_setzero_ps(), check);
-    }
-    if (parts > 1 && _mm512_cmp_ps_mask(check, check, _CMP_UNORD_Q) != 0)
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t l = 0; l < lanes; ++l)
-          if (float* const sum = sums + i * kTileEdge + l; *sum - *sum != 0)
-            *sum = float(sum_again<T>(z, pass, buffers, n, at.group * group_m + m + l, h, w + i * at.step_w));
-    if (buffers.relu) rectify_all<T, float>(sums, rows * kTileEdge);
+  // Scales 16 sums of parts back, and adds the bias. Whether one of them is not finite: parts of Inf and NaN are NaN,
+  // and what overflows may have been finite.
+  static __attribute__((always_inline)) bool finish(float* sums, __m512 biases) {
+    const __m512 v = _mm512_fmadd_ps(_mm512_load_ps(sums), _mm512_set1_ps(parts > 1 ? kSumScale : 1.0f), biases);
+    _mm512_store_ps(sums, v);
+    return parts > 1 && _mm512_cmp_ps_mask(_mm512_sub_ps(v, v), _mm512_setzero_ps(), _CMP_NEQ_UQ) != 0;
+  }
+  // Forms such a sum anew.
+  void mend(float* sum, int64_t n, int64_t channel, int64_t h, int64_t w) const {
+    if (*sum - *sum != 0) *sum = float(sum_again<T>(z, pass, buffers, n, channel, h, w));
   }
   void write_block(float* sums, const Positions& at, int64_t m, int64_t first, int64_t count) const {
     const int64_t lanes = min_of(kTileEdge, group_m - m);
@@ -164,7 +137,13 @@ struct TilesGather {
       const int64_t n = at.n0 + row / at.height + image;
       if (column >= at.width || n >= at.n1) continue;
       const int64_t h = at.h0 + row % at.height * at.step_h, w = at.w0 + column * at.step_w;
-      finish(sums + i * kTileEdge, run, lanes, biases, at, n, m, h, w);
+      bool bad = false;
+      for (int64_t e = i * kTileEdge; e < (i + run) * kTileEdge; e += 16)
+        bad |= finish(sums + e, _mm512_load_ps(biases + e % kTileEdge));
+      for (int64_t e = 0; e < run * kTileEdge && bad; ++e)
+        if (e % kTileEdge < lanes)
+          mend(sums + i * kTileEdge + e, n, at.group * group_m + m + e % kTileEdge, h, w + e / kTileEdge * at.step_w);
+      if (buffers.relu) rectify_all<T, float>(sums + i * kTileEdge, run * kTileEdge);
       write_rows(
           sums + i * kTileEdge, kTileEdge, run, lanes,
           result.data + n * result.n + (at.group * group_m + m) * result.channel + h * result.row + w * result.column,
@@ -197,7 +176,7 @@ struct TilesGather {
       const GatherSteps steps{
           x + f * 64, panel + begin * blocks() * kPartsBytes, tables.taps.offset + begin, taps, parts * part_bytes(),
           kPartsBytes};
-      multiply_block<parts>(steps, blocks() * taps, pitch, count, sums, false);
+      multiply_rows<parts>(steps, blocks() * taps, pitch, count, sums, false);
       write_block(sums, at, m, f, count);
     }
   }
@@ -223,97 +202,7 @@ struct TilesGather {
     for (int64_t i = its.first; i < its.last; ++i)
       multiply_tile(tile_at(group, i), packed + (group * tiles() + i) * bytes_of_tile(), scratch, m);
   }
-
-  // A part of the line of all positions of a group, by 32.
-  void run_line(int64_t index, char* scratch) const {
-    static constexpr int64_t kNoOffset = 0;
-    const int64_t group = index / own.splits, length = product(z.n, z.p, z.q);
-    const Range its = part_of(ceil_div(length, kTileEdge), own.splits, index % own.splits);
-    const Positions at{group, 0, z.n, 0, 0, z.p, z.q, z.q, z.n * z.p, 1, 1, 1};
-    const int64_t block_bytes = blocks() * kPartsBytes;
-    const auto packer_of = [&](int64_t block) {
-      return LinePacker<T, parts>{{kStepBytes, 64, channels},
-                                  source_of_group(group),
-                                  z.p,
-                                  z.q,
-                                  block * kTileEdge,
-                                  block < its.last ? min_of(length, (block + 1) * kTileEdge) : 0,
-                                  scratch + block % 2 * block_bytes};
-    };
-    const TilePitch pitch{kTileBytes, kStepBytes, kTileBytes, kStepBytes};
-    alignas(64) float sums[kTileEdge * kTileEdge];
-    const TileScope scope;
-    LinePacker<T, parts> packer = packer_of(its.first);
-    while (packer.more()) packer.pack_next();
-    // So many positions' 32 channels are packed in each step that the next block is done with the last panel.
-    const int64_t each = ceil_div(kTileEdge, panels());
-    for (int64_t block = its.first; block < its.last; ++block) {
-      packer = packer_of(block + 1);
-      const auto pack_next = [&](int i) __attribute__((always_inline)) {
-        for (int64_t unit = part_of(each, kProducts<parts>, i).count(); unit > 0 && packer.more(); --unit)
-          packer.pack_next();
-      };
-      const int64_t count = min_of(kTileEdge, length - block * kTileEdge);
-      for (int64_t panel = 0; panel < panels(); ++panel) {
-        const GatherSteps steps{
-            scratch + block % 2 * block_bytes, shared_panel(group, panel), &kNoOffset, 1, kPartsBytes, kPartsBytes};
-        multiply_block<parts>(steps, blocks(), pitch, count, sums, false, pack_next);
-        write_block(sums, at, panel * kTileEdge, block * kTileEdge, count);
-      }
-      while (packer.more()) packer.pack_next();
-    }
-  }
 };
-
-template <class T, int parts>
-void run_tiles_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
-  const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
-  Carver memory(b.workspace);
-  const TileWorkspace w = tile_workspace(z, pass, own, memory);
-  TilesGather<T, parts> task{z,
-                             own,
-                             pass,
-                             b,
-                             w.tables,
-                             view_of<T>(source_of(pass, b), 1),
-                             view_of<T>(result_of(pass, b), 1),
-                             weights_by_role<T>(pass, b),
-                             w.bias,
-                             w.packed,
-                             result_channels(z, pass),
-                             source_channels(z, pass)};
-  const int64_t panels = task.panels(), blocks = task.blocks();
-  task.tables.build(own, blocks);
-  for (int64_t group = 0; group < z.groups; ++group)
-    pack_bias<T>(task.bias + group * panels * kTileEdge, b, group * task.group_m, task.group_m, panels * kTileEdge);
-  const auto scratch_of = [&](void* scratch) {
-    Carver local(scratch);
-    return tile_scratch(z, pass, own, local).packed;
-  };
-  if (own.schedule == DotSchedule::Source) {
-    CONV_EXT_RUNS("source");
-    parallel_for(executor, z.groups * task.tiles(), 0, [&](int64_t index, void*) {
-      task.pack_tile(task.packed + index * task.bytes_of_tile(),
-                     task.tile_at(index / task.tiles(), index % task.tiles()));
-    });
-    parallel_for(executor, plan.tasks, plan.scratch_bytes,
-                 [&](int64_t index, void* scratch) { task.run_panel(index, scratch_of(scratch)); });
-    return;
-  }
-  parallel_for(executor, z.groups * panels * blocks, 0, [&](int64_t index, void*) {
-    const int64_t panel = index / blocks;
-    task.pack_weights(task.shared_panel(0, panel), panel / panels, panel % panels, index % blocks);
-  });
-  if (own.schedule == DotSchedule::Line) {
-    CONV_EXT_RUNS("line");
-    parallel_for(executor, plan.tasks, plan.scratch_bytes,
-                 [&](int64_t index, void* scratch) { task.run_line(index, scratch_of(scratch)); });
-    return;
-  }
-  CONV_EXT_RUNS("weights");
-  parallel_for(executor, plan.tasks, plan.scratch_bytes,
-               [&](int64_t index, void* scratch) { task.run_tile(index, scratch_of(scratch)); });
-}
 
 }  // namespace conv_ext
 

@@ -2,6 +2,7 @@
 //
 //   source       [c/32][part][position][32]
 //   weights      [panel of 32 outputs][phase][c/32][tap][part][2][16 pairs][16 outputs][2]
+//   both exchanged, where positions are lanes
 //   weight_grad  gradient [k/32][32 positions][part][2][16 k][32], input [c/16][part][position][16][2]
 //
 // Pairs are (i, i + 16) of 32 channels or positions, so that numbers are split and paired without a shuffle.
@@ -110,7 +111,7 @@ inline TileScratch tile_scratch(const ConvProblem& z, Pass pass, const ImplicitG
     if (own.splits == 1) s.sums = memory.take<float>(grad_block_sums(z, own));
   } else if (own.schedule == DotSchedule::Source) {
     s.packed = memory.take<char>(panel_bytes(z, channels, own.parts));
-  } else if (own.schedule == DotSchedule::Line) {
+  } else if (own.schedule != DotSchedule::Weights) {
     s.packed = memory.take<char>(2, tile_blocks(channels), own.parts, kStepBytes);
   } else {
     s.packed = memory.take<char>(packed_tile_bytes(channels, own.parts, own.channel_pitch * 2));

@@ -49,13 +49,18 @@ inline bool tiles_pay(const ConvProblem& z, Pass pass, int64_t parts) {
   return kTileSpare * (waste + packing) < rates.gain;
 }
 
-// 1x1 kernels whose outputs are the positions of the source, of which a position's channels are neighbours.
-inline bool is_line(const PlanInput& input) {
+// 1x1 kernels whose outputs are the positions of the source, where a position's channels are neighbours, or all
+// positions of a channel; of other problems the weights are packed first.
+inline DotSchedule line_schedule(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const bool one = z.r == 1 && z.s == 1 && z.stride_h == 1 && z.stride_w == 1;
   const bool padded = z.pad_top != 0 || z.pad_bottom != 0 || z.pad_left != 0 || z.pad_right != 0;
-  return one && !padded && source_of(pass, strides)[1] == 1 &&
-         product(2, tile_blocks(source_channels(z, pass)), kTileEdge, 64) <= most_tile_bytes(machine);
+  const bool room = product(2, tile_blocks(source_channels(z, pass)), kTileEdge, 64) <= most_tile_bytes(machine);
+  if (!one || padded || !room) return DotSchedule::Weights;
+  const auto &source = source_of(pass, strides), &result = result_of(pass, strides);
+  if (source[1] == 1) return DotSchedule::Line;
+  const auto dense_plane = [&](const int64_t(&stride)[4]) { return stride[3] == 1 && stride[2] == z.q; };
+  return dense_plane(source) && dense_plane(result) ? DotSchedule::Lanes : DotSchedule::Weights;
 }
 
 // Cuts a tile of all outputs until it fits; then puts small images side by side.
@@ -112,11 +117,13 @@ inline void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
     // A panel is packed by each task that has it.
     own.splits = max_of(1, min_of(tiles(), kEnoughTasks / 2 / product(z.groups, panels)));
     plan->tasks = product(z.groups, panels, own.splits);
-  } else if (is_line(input)) {
-    own.schedule = DotSchedule::Line;
+  } else if (line_schedule(input) != DotSchedule::Weights) {
+    own.schedule = line_schedule(input);
     const int64_t length = product(z.n, z.p, z.q);
     const int64_t wanted = share ? max_of(ceil_div(kEnoughTasks, z.groups), ceil_div(length, kLineTask)) : 1;
-    own.splits = min_of(ceil_div(length, kTileEdge), wanted);
+    const int64_t blocks = own.schedule == DotSchedule::Line ? ceil_div(length, kTileEdge)
+                                                             : product(z.n, ceil_div(product(z.p, z.q), kTileEdge));
+    own.splits = min_of(blocks, wanted);
     plan->tasks = product(z.groups, own.splits);
   } else {
     own.schedule = DotSchedule::Weights;

@@ -143,7 +143,7 @@ struct TilesWeightGrad {
           const GradSteps steps{m.grad + k / kTileEdge * (own.grad_pitch / kTileEdge) * parts * kStepBytes,
                                 m.input + c / 16 * parts * part_bytes() + tables.offset[tap] * 64, parts * kStepBytes,
                                 taps() == 1 ? kTileBytes : kStepBytes};
-          multiply_block<parts>(steps, steps_of(t), pitch, b.rows - k, sums, add);
+          multiply_rows<parts>(steps, steps_of(t), pitch, b.rows - k, sums, add);
         }
   }
 

@@ -62,7 +62,7 @@ ALL = (
     ),
     Planted(
         "a_workspace_for_the_whole_batch", "cpu/implicit_gemm/plan.cpp",
-        "share && product(tiles, tile_bytes) <= product(blocks, block_bytes);", "share;",
+        "share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {", "share) {",
     ),
     Planted(
         "a_block_of_too_many_channels", "cpu/implicit_gemm/plan.cpp",

@@ -140,12 +140,14 @@ constexpr int kProducts = parts * (parts + 1) / 2;
 template <int parts>
 constexpr int kFirstWalk = parts == 3 ? 5 : kProducts<parts>;
 constexpr int kWalk[3][6][2] = {{{0, 0}}, {{1, 0}, {0, 0}, {0, 1}}, {{2, 0}, {1, 0}, {1, 1}, {0, 1}, {0, 2}, {0, 0}}};
-// So many steps end a chain, which is then added to a float32: 384 products of three parts, whose largest error on
-// numbers of one sign is 4 u A then (in one walk 8.5, in one chain of 4608 products 24).
+// Into how many chains a sum of so many steps is cut, which are added in float32: the large products round as often as
+// a chain has steps, the whole sum as often as there are chains. Their largest error on numbers of one sign is below 4
+// u A up to 4608 products (in a single walk and chain 24). Two parts, and one, need no more than these.
 template <int parts>
-constexpr int64_t kChainSteps = parts == 1   ? 72
-                                : parts == 2 ? 24
-                                             : 12;
+inline int64_t chains_of(int64_t steps) {
+  if (parts < 3) return max_of(1, ceil_div(steps, parts == 2 ? 24 : 72));
+  return steps <= 8 ? 1 : 1 + ceil_div(steps, 24);
+}
 
 // Which tiles of a block there are; and whether the source's part comes second, for its positions are the lanes: the
 // order of the sums is that of the source's and the weights' parts.
@@ -185,7 +187,7 @@ inline __attribute__((always_inline)) void multiply_tiles(Steps steps, int64_t c
                                                           float* sums, bool add, const Between& between) {
   constexpr int64_t rows = Block::two_rows ? kTileEdge : kTileEdge / 2, lanes = Block::two_lanes ? kTileEdge : 16;
   alignas(64) float chain_sums[kTileEdge * kTileEdge];
-  const int64_t chains = ceil_div(count, kChainSteps<parts>);
+  const int64_t chains = chains_of<parts>(count);
   for (int64_t chain = 0; chain < chains; ++chain) {
     tiles_fence();
     tile_zero<0>();
@@ -210,7 +212,6 @@ inline __attribute__((always_inline)) void multiply_tiles(Steps steps, int64_t c
       for (int64_t l = i * kTileEdge; l < i * kTileEdge + lanes; l += 16)
         store(sums + l, load(sums + l) + load(chain_sums + l));
   }
-  if (chains == 0 && !add) memset(sums, 0, sizeof(chain_sums));
 }
 struct NoWork {
   void operator()(int) const {}

@@ -78,11 +78,9 @@ struct alignas(64) TileConfig {
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-// _tile_loadconfig does not say that it reads memory: the compiler may leave out what was to be stored there.
-inline void tiles_configure() {
-  const TileConfig config;
-  asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
-}
+// _tile_loadconfig does not say which memory it reads: stores to a local one the compiler may leave out.
+inline constexpr TileConfig kTileConfig;
+inline void tiles_configure() { _tile_loadconfig(&kTileConfig); }
 inline void tiles_release() { _tile_release(); }
 // The intrinsics do not say which memory they read and write either: before loads and after stores stands a fence for
 // the compiler. They take the number of a tile as text.

@@ -241,12 +241,15 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   } else {
     own.schedule = DotSchedule::Weights;
     const auto tasks = [&] { return product(z.groups, tiles()); };
+    // Lower tiles pack more rows twice.
+    const auto rows_of = [&](int64_t height) { return packed_extent(vertical, height).positions; };
     while (share && tasks() < kEnoughTasks && own.images == 1 && own.tile_h > 1 &&
-           product(own.tile_h, own.tile_w) >= 2 * kFewPositions) {
+           product(own.tile_h, own.tile_w) >= 2 * kFewPositions &&
+           8 * rows_of(ceil_div(own.tile_h, 2)) <= 5 * rows_of(own.tile_h)) {
       CONV_EXT_PLAN_STEP();
       own.tile_h = ceil_div(own.tile_h, 2);
     }
-    const int64_t parts_m = share ? min_of(panels, ceil_div(kEnoughTasks, tasks())) : 1;
+    const int64_t parts_m = share ? min_of(panels, ceil_div(kEnoughTasks / 2, tasks())) : 1;
     own.task_m = product(ceil_div(panels, parts_m), kTileEdge);
     plan->tasks = product(tasks(), ceil_div(rows_m, own.task_m));
   }

@@ -69,6 +69,14 @@ ALL = (
         "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
     ),
     Planted(
+        "a_line_of_too_many_parts", "cpu/implicit_gemm/plan.cpp",
+        "own.splits = min_of(blocks, wanted);", "own.splits = wanted;",
+    ),
+    Planted(
+        "a_schedule_without_memory", "cpu/implicit_gemm/plan.cpp",
+        "own.channel_pitch = part_bytes() / 2;", "own.channel_pitch = part_bytes() / 4;",
+    ),
+    Planted(
         "scratch_of_one_group", "cpu/direct/plan.cpp",
         "int64_t scratch_bytes(const PlanInput& input, const DirectPlan& own) {\n",
         "int64_t scratch_bytes(const PlanInput& input, DirectPlan own) {\n  own.task_groups = 1;\n",

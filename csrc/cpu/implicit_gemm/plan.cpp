@@ -122,12 +122,12 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
 // Measured on an Emerald Rapids: weights of so many bytes beside so few outputs are packed by the tasks that multiply
 // them, and all of the source before.
 constexpr int64_t kDeepWeights = 1200 << 10, kDeepOutputs = 256;
-constexpr int64_t kFewPositions = 64;    // of a tile that is cut no further for the sake of more tasks
-constexpr int64_t kManyPositions = 256;  // up to which small images are put together
+constexpr int64_t kFewRows = 8, kFewPositions = 64;  // of a tile: fewer overlap more, or are no work for a task
+constexpr int64_t kManyPositions = 256;  // of a tile of small images put together, and of one of weight_grad
 constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
-// weight_grad: positions of a tile, and bounds of a task's block: K, C times taps, and bytes of sums, which share the
-// second level of cache with both packed operands.
-constexpr int64_t kGradPositions = 256, kGradRows = 256, kGradLanes = 576, kGradSums = 400 << 10;
+// weight_grad: bounds of a task's block: K, C times taps, and bytes of sums, which share the second level of cache with
+// both packed operands.
+constexpr int64_t kGradRows = 256, kGradLanes = 576, kGradSums = 400 << 10;
 
 // Whether the packing pays, counted in the time of the multiply-adds that it takes part in, which a tile's block does
 // 2.04 times as fast in three parts as the other algorithms (at 150 GFLOP/s a core), 3.97 times in two. From a cost
@@ -176,10 +176,10 @@ DotSchedule line_schedule(const PlanInput& input) {
   return dense_plane(source) && dense_plane(result) ? DotSchedule::Lanes : DotSchedule::Weights;
 }
 
-// Cuts a tile of all outputs until it fits; then puts small images side by side.
+// Cuts a tile of all outputs until it fits, wide ones to few rows that overlap little; puts small images side by side.
 template <class Bytes>
-void cut_tile(const ConvProblem& z, int64_t count_h, int64_t count_w, int64_t least_w, int64_t together,
-              ImplicitGemmPlan* own, Bytes fits) {
+void cut_tile(const ConvProblem& z, int64_t count_h, int64_t count_w, int64_t least_w, ImplicitGemmPlan* own,
+              Bytes fits) {
   int64_t cut_h = 1, cut_w = 1;
   own->images = 1;
   const auto set = [&] {
@@ -189,12 +189,13 @@ void cut_tile(const ConvProblem& z, int64_t count_h, int64_t count_w, int64_t le
   set();
   shrink_until(fits, [&] {
     if (own->tile_h <= 1 && own->tile_w <= least_w) return false;
-    (own->tile_h > 1 ? cut_h : cut_w) *= 2;
+    const bool rows = own->tile_h > kFewRows || (own->tile_h > 1 && own->tile_w <= kFewPositions);
+    (rows ? cut_h : cut_w) *= 2;
     set();
     return true;
   });
   if (cut_h > 1 || cut_w > 1) return;
-  while (product(2 * own->images, count_h, count_w) <= together && own->images < z.n) {
+  while (product(2 * own->images, count_h, count_w) <= kManyPositions && own->images < z.n) {
     CONV_EXT_PLAN_STEP();
     own->images *= 2;
     if (fits()) continue;
@@ -213,7 +214,7 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   const bool share = z.flops() >= kWorthSharing;
   const auto part_bytes = [&] { return packed_part_bytes(vertical, horizontal, own.tile_h, own.tile_w, own.images); };
   const auto tile_bytes = [&] { return packed_tile_bytes(channels, own.parts, part_bytes()); };
-  cut_tile(z, count_h, count_w, 16, kManyPositions, &own, [&] { return tile_bytes() <= most_bytes; });
+  cut_tile(z, count_h, count_w, 16, &own, [&] { return tile_bytes() <= most_bytes; });
   const auto tiles = [&] { return tiles_of_group(z, own, vertical, horizontal); };
 
   const int64_t weights = product(panels, panel_bytes(z, channels, own.parts));
@@ -273,7 +274,7 @@ void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
   const auto flat = [&] {
     return product(product(own.tile_h - 1, packed_extent(horizontal, own.tile_w).longest) + own.tile_w, own.images);
   };
-  cut_tile(z, z.p, z.q, kTileEdge, kGradPositions, &own, [&] { return flat() <= kGradPositions; });
+  cut_tile(z, z.p, z.q, kTileEdge, &own, [&] { return flat() <= kManyPositions; });
   own.channel_pitch =
       (packed_part_bytes(vertical, horizontal, own.tile_h, own.tile_w, own.images) / 64 + kTileEdge) * kTileEdge;
   own.grad_pitch = round_up(flat(), kTileEdge);

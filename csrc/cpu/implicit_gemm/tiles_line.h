@@ -195,9 +195,13 @@ void run_tiles_gather(const ConvProblem& z, Pass pass, const Plan& plan, const B
                  [&](int64_t index, void* scratch) { task.run_panel(index, scratch_of(scratch)); });
     return;
   }
-  parallel_for(executor, z.groups * panels * blocks, 0, [&](int64_t index, void*) {
-    const int64_t panel = index / blocks;
-    task.pack_weights(task.shared_panel(0, panel), panel / panels, panel % panels, index % blocks);
+  const int64_t units = z.groups * panels * blocks, packers = min_of(units, plan.tasks);
+  parallel_for(executor, packers, 0, [&](int64_t index, void*) {
+    const Range its = part_of(units, packers, index);
+    for (int64_t unit = its.first; unit < its.last; ++unit) {
+      const int64_t panel = unit / blocks;
+      task.pack_weights(task.shared_panel(0, panel), panel / panels, panel % panels, unit % blocks);
+    }
   });
   if (own.schedule != DotSchedule::Weights) {
     const TilesLine<T, parts> line{task};

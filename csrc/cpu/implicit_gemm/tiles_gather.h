@@ -8,9 +8,9 @@
 // Positions are numbered through the padded width, several images side by side where they are small: a tap is the same
 // distance for all of them, and what is between two rows is computed and not written.
 //
-// Where the weights are large and positions few, all of the source is packed first, and the tasks are panels, which
-// pack their weights. Other schedules of the same sums, for 1x1 kernels, are in tiles_line.h, where run_tiles_gather
-// begins.
+// Where the weights are large and positions few, all of the source is packed first, and the tasks are panels, which pack
+// their weights between the products of the first 32 positions. Other schedules of the same sums, for 1x1 kernels, are
+// in tiles_line.h, where run_tiles_gather begins.
 #pragma once
 
 #include "../reference/reference.h"
@@ -37,6 +37,20 @@ struct GatherSteps {
   }
 };
 
+// The same, while the weights are packed: those of a block before its first step.
+template <class T, int parts>
+struct PackingSteps : GatherSteps {
+  PanelPacker<T, parts>* packer;
+  int64_t its_block = 0;
+
+  void next() {
+    GatherSteps::next();
+    if (tap != 0) return;
+    packer->pack_until(++its_block + 1);
+    tiles_fence();
+  }
+};
+
 template <class T, int parts>
 struct TilesGather {
   const ConvProblem& z;
@@ -59,19 +73,21 @@ struct TilesGather {
   int64_t bytes_of_tile() const { return packed_tile_bytes(channels, parts, part_bytes()); }
   int64_t tiles() const { return tiles_of_group(z, own, vertical(), horizontal()); }
 
-  void pack_weights(char* to, int64_t group, int64_t panel, int64_t block) const {
+  // A panel, or of its blocks of channels those from `block` on.
+  PanelPacker<T, parts> packer_of(char* to, int64_t group, int64_t m, int64_t block, int64_t last,
+                                  typename PanelPacker<T, parts>::Rows& rows) const {
     View<T> w = weight;
-    w.data += group * group_step(z, pass, weight) + panel * kTileEdge * weight.n + block * kTileEdge * weight.channel;
-    const int64_t outputs = min_of(kTileEdge, group_m - panel * kTileEdge);
-    const int64_t some = min_of(kTileEdge, channels - block * kTileEdge);
-    if (own.schedule == DotSchedule::Lanes) {
-      const TilePacker<T, parts> rows{kStepBytes, 64, some};
-      to += block * kPartsBytes;
-      rows.pack(to, w.data, w.channel, w.n, outputs);
-      return rows.clear(to + outputs * 64, kTileEdge - outputs);
-    }
-    const PanelPacker<T, parts> panels{tables, z.r * z.s, z.s};
-    panels.pack(to, w, outputs, some, block);
+    w.data += group * group_step(z, pass, weight) + m * weight.n;
+    return {tables, w, min_of(kTileEdge, group_m - m), channels, z.r * z.s, z.s, to, block, last, rows};
+  }
+  void pack_weights(char* to, int64_t group, int64_t m, int64_t block) const {
+    typename PanelPacker<T, parts>::Rows memory;
+    PanelPacker<T, parts> packer = packer_of(to, group, m, block, block + 1, memory);
+    if (own.schedule != DotSchedule::Lanes) return packer.pack_until(block + 1);
+    const TilePacker<T, parts> rows{kStepBytes, 64, min_of(kTileEdge, channels - block * kTileEdge)};
+    to += block * kPartsBytes;
+    rows.pack(to, packer.weights.data + block * kTileEdge * weight.channel, weight.channel, weight.n, packer.outputs);
+    rows.clear(to + packer.outputs * 64, kTileEdge - packer.outputs);
   }
 
   // One tile of outputs of a group.
@@ -151,8 +167,9 @@ struct TilesGather {
     }
   }
 
-  // A panel for all phases of a tile.
-  void multiply_tile(const Tile& t, const char* x, const char* panel, int64_t m) const {
+  // A panel for all phases of a tile. What is not packed of it yet is packed between the first products.
+  void multiply_tile(const Tile& t, const char* x, const char* panel, int64_t m,
+                     PanelPacker<T, parts>* packer = nullptr) const {
     const int64_t step_h = vertical().output_step(), step_w = horizontal().output_step();
     const int64_t pitch = tables.taps.columns.longest;
     for (int64_t fh = 0; fh < vertical().phases(); ++fh) {
@@ -163,11 +180,12 @@ struct TilesGather {
         const Positions at{
             t.group,    t.n0,   t.n1,  fh + t.i0 * step_h, fw + t.j0 * step_w, height, width, pitch, height,
             own.images, step_h, step_w};
-        multiply_phase(at, fh * horizontal().phases() + fw, x, panel, m);
+        multiply_phase(at, fh * horizontal().phases() + fw, x, panel, m, packer);
       }
     }
   }
-  void multiply_phase(const Positions& at, int64_t phase, const char* x, const char* panel, int64_t m) const {
+  void multiply_phase(const Positions& at, int64_t phase, const char* x, const char* panel, int64_t m,
+                      PanelPacker<T, parts>* packer) const {
     alignas(64) float sums[kTileEdge * kTileEdge];
     const int64_t begin = tables.taps.taps.begin[phase], taps = tables.taps.taps.count(phase);
     const TilePitch pitch{kTileBytes, part_bytes(), kTileBytes, kStepBytes};
@@ -176,7 +194,16 @@ struct TilesGather {
       const GatherSteps steps{
           x + f * 64, panel + begin * blocks() * kPartsBytes, tables.taps.offset + begin, taps, parts * part_bytes(),
           kPartsBytes};
-      multiply_rows<parts>(steps, blocks() * taps, pitch, count, sums, false);
+      if (packer != nullptr && packer->more() && taps > 0) {
+        packer->pack_until(1);
+        const auto pack_next = [&](int) {
+          if (packer->more()) packer->pack_next();
+        };
+        multiply_rows<parts>(PackingSteps<T, parts>{steps, packer}, blocks() * taps, pitch, count, sums, false,
+                             pack_next);
+      } else {
+        multiply_rows<parts>(steps, blocks() * taps, pitch, count, sums, false);
+      }
       write_block(sums, at, m, f, count);
     }
   }
@@ -196,11 +223,12 @@ struct TilesGather {
   void run_panel(int64_t index, char* scratch) const {
     const int64_t m = index % panels() * kTileEdge;
     const int64_t part = index / panels() % own.splits, group = index / panels() / own.splits;
-    for (int64_t block = 0; block < blocks(); ++block) pack_weights(scratch, group, m / kTileEdge, block);
+    typename PanelPacker<T, parts>::Rows rows;
+    PanelPacker<T, parts> packer = packer_of(scratch, group, m, 0, blocks(), rows);
     const TileScope scope;
     const Range its = part_of(tiles(), own.splits, part);
     for (int64_t i = its.first; i < its.last; ++i)
-      multiply_tile(tile_at(group, i), packed + (group * tiles() + i) * bytes_of_tile(), scratch, m);
+      multiply_tile(tile_at(group, i), packed + (group * tiles() + i) * bytes_of_tile(), scratch, m, &packer);
   }
 };
 

@@ -200,7 +200,7 @@ void run_tiles_gather(const ConvProblem& z, Pass pass, const Plan& plan, const B
     const Range its = part_of(units, packers, index);
     for (int64_t unit = its.first; unit < its.last; ++unit) {
       const int64_t panel = unit / blocks;
-      task.pack_weights(task.shared_panel(0, panel), panel / panels, panel % panels, unit % blocks);
+      task.pack_weights(task.shared_panel(0, panel), panel / panels, panel % panels * kTileEdge, unit % blocks);
     }
   });
   if (own.schedule != DotSchedule::Weights) {

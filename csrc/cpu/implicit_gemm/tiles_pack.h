@@ -134,51 +134,71 @@ inline void for_each_run(const PackedTaps& taps, int64_t images, const View<T>& 
   }
 }
 
-// A block of up to 32 channels of the weights of up to 32 outputs, all taps. `weights` begins at the first of either.
+// Packs a panel: the weights of up to 32 outputs, from 32 channels to the next, in units that are small enough to stand
+// between products. Of each 16 outputs, 32 channels and 16 taps, squares are turned so that outputs are neighbours,
+// then split.
 template <class T, int parts>
 struct PanelPacker {
-  static constexpr int64_t kTaps = 16;  // at a time
-  const TileTables& tables;
-  int64_t taps, taps_of_row;
-
-  // rows[c * c_step + t * t_step][16 outputs]
-  struct Steps {
-    int64_t c, t;
+  static constexpr int64_t kTaps = 16;
+  struct alignas(64) Rows {
+    float of[kTileEdge * kTaps * 16];  // [of a channel and tap][16 outputs]
   };
-  Steps load_rows(float* rows, const View<T>& w, int64_t outputs, int64_t channels, int64_t tap, int64_t count) const {
-    const bool neighbours = w.column == 1 && w.row == taps_of_row;
-    if (w.n != 1 && neighbours && taps > 1) {
-      const bool whole = count == taps && w.channel == taps;
-      for (int64_t c = 0; c < (whole ? 1 : channels); ++c)
-        positions_to_lanes(rows + c * count * 16, w.data + c * w.channel + tap, w.n, 1, outputs,
-                           whole ? channels * count : count);
-      return {count, 1};
-    }
-    for (int64_t t = 0; t < count; ++t)
-      positions_to_lanes(rows + t * channels * 16,
-                         w.data + (tap + t) / taps_of_row * w.row + (tap + t) % taps_of_row * w.column, w.n, w.channel,
-                         outputs, channels);
-    return {1, channels};
+  const TileTables& tables;
+  View<T> weights;  // from the first output and channel on
+  int64_t outputs, channels, taps, taps_of_row;
+  char* panel;
+  int64_t block, last;  // 32 channels: the next, and the end
+  Rows& rows;
+  int64_t half = 0, tap = 0, unit = 0;
+
+  bool more() const { return block < last; }
+  // Until the first blocks are packed.
+  void pack_until(int64_t blocks) {
+    while (block < min_of(blocks, last)) pack_next();
   }
-  void pack(char* panel, View<T> w, int64_t outputs, int64_t channels, int64_t block) const {
-    alignas(64) float rows[kTileEdge * kTaps * 16];
-    for (int64_t half = 0; half < 2; ++half, w.data += 16 * w.n) {
-      const int64_t lanes = max_of(0, min_of(16, outputs - 16 * half));
-      for (int64_t tap = 0; tap < taps; tap += kTaps) {
-        const int64_t count = min_of(kTaps, taps - tap);
-        const Steps step = lanes > 0 ? load_rows(rows, w, lanes, channels, tap, count) : Steps{0, 0};
-        for (int64_t t = 0; t < count; ++t) {
-          if (tables.slot[tap + t] < 0) continue;
-          char* const to = panel + (tables.slot[tap + t] + block * tables.slot_step[tap + t]) * parts * kStepBytes +
-                           half * kTileBytes;
-          const auto row = [&](int64_t c) {
-            return lanes > 0 && c < channels ? _mm512_load_ps(rows + (c * step.c + t * step.t) * 16)
-                                             : _mm512_setzero_ps();
-          };
-          for (int64_t c = 0; c < 16; ++c) store_pairs<T, parts>(to + c * 64, kStepBytes, row(c), row(c + 16));
-        }
-      }
+  __attribute__((noinline)) void pack_next() {
+    const int64_t count = min_of(kTaps, taps - tap), its_channels = min_of(kTileEdge, channels - block * kTileEdge);
+    const int64_t lanes = max_of(0, min_of(16, outputs - 16 * half));
+    // Taps that are neighbours are turned together, with those of the next channels where these follow.
+    const bool by_taps = weights.n != 1 && weights.column == 1 && weights.row == taps_of_row && taps > 1;
+    const bool joined = by_taps && count == taps && weights.channel == taps;
+    const int64_t squares = joined ? ceil_div(its_channels * count, 16) : by_taps ? its_channels : 2 * count;
+    const T* const from = weights.data + 16 * half * weights.n + block * kTileEdge * weights.channel;
+    if (unit >= squares) {
+      split((unit - squares) / 2, (unit - squares) % 2 * 8, its_channels, by_taps ? count : 1,
+            by_taps ? 1 : its_channels);
+    } else if (joined) {
+      positions_to_lanes(rows.of + unit * 256, from + unit * 16, weights.n, 1, lanes,
+                         min_of(16, its_channels * count - unit * 16));
+    } else if (by_taps) {
+      positions_to_lanes(rows.of + unit * count * 16, from + unit * weights.channel + tap, weights.n, 1, lanes, count);
+    } else {
+      const int64_t t = tap + unit / 2, c = unit % 2 * 16;
+      positions_to_lanes(rows.of + (unit / 2 * its_channels + c) * 16,
+                         from + c * weights.channel + t / taps_of_row * weights.row + t % taps_of_row * weights.column,
+                         weights.n, weights.channel, lanes, max_of(0, min_of(16, its_channels - c)));
     }
+    if (++unit < squares + 2 * count) return;
+    unit = 0;
+    tap += kTaps;
+    if (tap < taps) return;
+    tap = 0;
+    if (++half < 2) return;
+    half = 0;
+    ++block;
+  }
+
+ private:
+  // Eight pairs, from channel c on, of the t-th of these taps.
+  void split(int64_t t, int64_t c, int64_t its_channels, int64_t channel_step, int64_t tap_step) const {
+    const int64_t slot = tables.slot[tap + t];
+    if (slot < 0) return;
+    char* const to = panel + (slot + block * tables.slot_step[tap + t]) * parts * kStepBytes + half * kTileBytes;
+    const auto row = [&](int64_t channel) {
+      return channel < its_channels ? _mm512_load_ps(rows.of + (channel * channel_step + t * tap_step) * 16)
+                                    : _mm512_setzero_ps();
+    };
+    for (int64_t i = c; i < c + 8; ++i) store_pairs<T, parts>(to + i * 64, kStepBytes, row(i), row(i + 16));
   }
 };
 

@@ -227,6 +227,8 @@ SCHEDULES = [  # one image packs all of its source first, so many do not
     (Problem("deep_1x1", 1, 512, 4, 4, 520, 1, 1), 64, LINES),
     (Problem("deep_3x3", 1, 128, 5, 5, 320, 3, 3, padding=(1, 1, 1, 1)), 64, EITHER_LAYOUT),
     (Problem("deep_strided", 1, 384, 6, 5, 352, 2, 2, (2, 2)), 200, EITHER_LAYOUT),
+    (Problem("deep_1x1_strided", 1, 512, 7, 7, 528, 1, 1, (2, 2)), 64, EITHER_LAYOUT),
+    (Problem("deep_groups", 1, 800, 5, 6, 820, 1, 3, groups=2), 64, EITHER_LAYOUT),
 ]
 
 
@@ -237,7 +239,7 @@ def test_every_schedule_has_the_same_bits(pass_name, z, many, layouts):
     def schedule(a, b, z):
         x, w = (a, b) if pass_name == "forward" else (laid_out(torch.empty(z.input_shape), layout), b)
         with conv_ext.algorithm("implicit_gemm"):
-            plans = conv_ext.explain(x, w, stride=z.stride, padding=z.padding[0])
+            plans = conv_ext.explain(x, w, stride=z.stride, padding=z.padding[0], groups=z.groups)
         return getattr(plans, pass_name).tiles["first"]
 
     a, b = operands(pass_name, replace(z, n=many), torch.float32, "signed")
@@ -246,11 +248,12 @@ def test_every_schedule_has_the_same_bits(pass_name, z, many, layouts):
         whole = laid_out(a, layout)
         assert schedule(whole, b, replace(z, n=many)) == expected_schedule
         assert schedule(whole[7:8], b, z) == "source"
+        results.append(call(pass_name, whole, b, replace(z, n=many), None, "implicit_gemm")[7:8])
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(call(pass_name, whole, b, replace(z, n=many), None, "implicit_gemm")[7:8])
             results.append(call(pass_name, whole[7:8], b, z, None, "implicit_gemm"))
     assert all(same_bits(results[0], other) for other in results[1:])
+    assert_within_bound(results[0], reference(pass_name, a[7:8], b, z), torch.float32)
 
 
 @every_pass

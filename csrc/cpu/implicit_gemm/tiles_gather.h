@@ -8,9 +8,9 @@
 // Positions are numbered through the padded width, several images side by side where they are small: a tap is the same
 // distance for all of them, and what is between two rows is computed and not written.
 //
-// Where the weights are large and positions few, all of the source is packed first, and the tasks are panels, which pack
-// their weights between the products of the first 32 positions. Other schedules of the same sums, for 1x1 kernels, are
-// in tiles_line.h, where run_tiles_gather begins.
+// Where the weights are large and positions few, all of the source is packed first, and the tasks are panels, which
+// pack their weights between the products of the first 32 positions. Other schedules of the same sums, for 1x1 kernels,
+// are in tiles_line.h, where run_tiles_gather begins.
 #pragma once
 
 #include "../reference/reference.h"

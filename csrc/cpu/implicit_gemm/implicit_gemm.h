@@ -1,5 +1,5 @@
-// The implicit matrix product of bfloat16: forward and input_grad over packed tiles; weight_grad is in
-// weight_grad.h.
+// The implicit matrix product of bfloat16 by AVX512_BF16: forward and input_grad over packed tiles; weight_grad is in
+// weight_grad.h. AMX's is in tiles_gather.h.
 //
 //   pack all weights: [block of 16 outputs][tap, channel pair][16][2]
 //   for each tile of outputs of a group (in parallel):

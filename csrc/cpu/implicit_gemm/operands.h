@@ -1,4 +1,5 @@
-// The operands of the implicit matrix product: the order of its reduction, the packed source, the packed weights.
+// The operands of the implicit matrix product by AVX512_BF16: the order of its reduction, the packed source, the packed
+// weights.
 #pragma once
 
 #include "dot_bf16.h"

@@ -1,5 +1,5 @@
-// The implicit matrix product of bfloat16 in weight_grad: rows are K, lanes are taps and channels, and what is summed
-// over is the outputs, two neighbours at a time.
+// The implicit matrix product of bfloat16 by AVX512_BF16 in weight_grad: rows are K, lanes are taps and channels, and
+// what is summed over is the outputs, two neighbours at a time.
 //
 //   for each block of K x C (in parallel):
 //     for each tile of outputs:

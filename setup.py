@@ -71,7 +71,7 @@ if X86:
         "amx-emulated": f"{AVX512} -DCONV_EXT_AMX_EMULATED -O1",  # for tests alone
     }
 # These differ from AVX-512 in the implicit matrix product alone, and take the other objects from there.
-PASS_SOURCES = [name for name in KERNEL_SOURCES if name not in ("implicit_gemm/implicit_gemm.cpp", "library.cpp")]
+PASS_SOURCES = [name for name in KERNEL_SOURCES if name not in ("gemm/pairs.cpp", "library.cpp")]
 SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
 EMULATED = "amx-emulated"  # built by the tests that want it
 # Flags of /proc/cpuinfo that a processor has to have, beside those of the sets before.

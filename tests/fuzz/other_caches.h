@@ -8,7 +8,7 @@
 #include "../../csrc/cpu/depthwise/layout.h"
 #include "../../csrc/cpu/gemm/layout.h"
 #include "../../csrc/cpu/gemm/windows_layout.h"
-#include "../../csrc/cpu/implicit_gemm/layout.h"
+#include "../../csrc/cpu/gemm/pairs_layout.h"
 #include "../../csrc/cpu/winograd/layout.h"
 
 namespace fuzz {

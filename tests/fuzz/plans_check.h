@@ -12,7 +12,7 @@
 #include "../../csrc/cpu/gemm/layout.h"
 #include "../../csrc/cpu/gemm/windows_layout.h"
 #include "../../csrc/cpu/grouped/layout.h"
-#include "../../csrc/cpu/implicit_gemm/layout.h"
+#include "../../csrc/cpu/gemm/tiles_layout.h"
 #include "../../csrc/cpu/algorithms.h"
 #include "../../csrc/cpu/candidates.h"
 #include "../../csrc/cpu/winograd/layout.h"
@@ -78,13 +78,16 @@ inline Sizes sizes_of(const ConvProblem& z, Pass pass, const Machine& machine) {
 
 // The most workspace that a plan may ask for: one set of packed weights or of sums, channels rounded up to what the
 // algorithm's vectors and panels hold, 8 MiB of partial sums beyond that, and tables.
-inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algorithm, const Plan& plan) {
+inline Wide most_workspace(const Sizes& s, const ConvProblem& z, const Machine& machine, Algorithm algorithm,
+                           const Plan& plan) {
+  const bool tiles_dot = machine.bf16_dot == conv_ext::Bf16Dot::Tiles;
+  const Wide dot_block = tiles_dot ? 32 : 16;
   const Wide tables = kMostTables + 256 * (s.taps + z.r + z.s) + 64 * s.phases;
   const Wide vectors = 4 * s.lanes;  // as many of them as a panel has
   const Wide bias = s.groups * rounded_up(s.rows_m, vectors) * s.bytes;
   Wide set = s.groups * rounded_up(s.rows_m, vectors) * rounded_up(s.channels, 2) * s.taps * s.bytes + bias;
   if (algorithm == Algorithm::ImplicitGemm)
-    set = s.groups * rounded_up(s.rows_m, 16) * rounded_up(s.channels, 2) * s.taps * 2 *
+    set = s.groups * rounded_up(s.rows_m, dot_block) * rounded_up(s.channels, tiles_dot ? 32 : 2) * s.taps * 2 *
               plan.own<conv_ext::ImplicitGemmPlan>().parts +
           bias;
   if (algorithm == Algorithm::Depthwise) set = rounded_up(z.c, s.lanes) * (s.taps + 1) * s.bytes;
@@ -102,7 +105,8 @@ inline Wide most_workspace(const Sizes& s, const ConvProblem& z, Algorithm algor
   }
   // The gradient is summed with the channels of either operand in whole blocks.
   const auto in_blocks = [&](Wide channels, Wide block) {
-    return divided_up(channels / s.parts, most(1, block)) * rounded_up(most(1, block) * s.parts, s.lanes);
+    const Wide rounding = algorithm == Algorithm::ImplicitGemm ? dot_block : s.lanes;
+    return divided_up(channels / s.parts, most(1, block)) * rounded_up(most(1, block) * s.parts, rounding);
   };
   Wide tile_k = 1, tile_c = 1, groups = s.groups;
   const auto blocks_of = [&](const auto& own) { tile_k = own.tile_k, tile_c = own.tile_c; };
@@ -235,13 +239,74 @@ inline void check_grouped(const Sizes& s, const ConvProblem& z, Pass pass, const
             "a block of the result fits the scratch");
 }
 
-inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+// The packed positions of a tile, and those that AMX's tiles go through, by 32.
+inline Wide packed_positions(const Sizes& s, const conv_ext::ImplicitGemmPlan& own) {
+  const conv_ext::PackedExtent down = conv_ext::packed_extent(s.vertical, own.tile_h),
+                               across = conv_ext::packed_extent(s.horizontal, own.tile_w);
+  return Wide(across.regions) * down.positions * across.longest * own.images;
+}
+inline Wide flat_positions(const Sizes& s, const conv_ext::ImplicitGemmPlan& own) {
+  return ((own.tile_h - 1) * Wide(conv_ext::packed_extent(s.horizontal, own.tile_w).longest) + own.tile_w) * own.images;
+}
+inline void check_tiles_weight_grad(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
   const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
+  v->within(own.tile_k, 1, z.group_k(), "tile_k is some of the channels");
+  v->within(own.tile_c, 1, z.group_c(), "tile_c is some of the channels");
+  v->expect(own.grad_pitch >= flat_positions(s, own), "the gradient of a tile fits its pitch");
+  v->expect(own.channel_pitch >= (packed_positions(s, own) + 31) * 32, "the input of a tile fits its pitch");
+  if (v->rule) return;
+  const Wide units = divided_up(s.n, own.images) * divided_up(z.p, own.tile_h) * divided_up(z.q, own.tile_w);
+  const Wide blocks = s.groups * divided_up(z.group_k(), own.tile_k) * divided_up(z.group_c(), own.tile_c);
+  const Wide block = rounded_up(own.tile_k, 32) * rounded_up(own.tile_c, 32) * s.taps * 4;
+  v->within(own.splits, 1, units, "splits are some of the tiles");
+  v->expect(own.splits == 1 ||
+                (own.splits * blocks * block <= kMostPartial && plan.workspace_bytes >= own.splits * blocks * block),
+            "partial sums take at most 8 MiB, which the workspace has");
+  v->expect(plan.scratch_bytes >=
+                (rounded_up(own.tile_k, 32) * own.grad_pitch + rounded_up(own.tile_c, 32) * own.channel_pitch / 16) *
+                        2 * own.parts +
+                    (own.splits == 1 ? block : 0),
+            "the packed tiles and the sums of a block fit the scratch");
+  v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
+}
+inline void check_tiles_gather(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
+  const Wide tiles =
+      divided_up(s.n, own.images) * divided_up(s.count_h, own.tile_h) * divided_up(s.count_w, own.tile_w);
+  const Wide blocks = divided_up(s.channels, 32), panels = divided_up(s.rows_m, 32);
+  const Wide panel = blocks * s.taps * own.parts * 2048, tile = blocks * own.parts * own.channel_pitch * 2 + 31 * 64;
+  v->expect(own.channel_pitch >= packed_positions(s, own) * 32, "32 channels of a tile fit their pitch");
+  if (own.schedule == conv_ext::DotSchedule::Source) {
+    v->within(own.splits, 1, tiles, "splits are some of the tiles of a group");
+    v->expect(plan.workspace_bytes >= s.groups * tiles * tile, "the packed source fits the workspace");
+    v->expect(plan.scratch_bytes >= panel, "a panel fits the scratch");
+    v->expect(plan.tasks == s.groups * panels * own.splits, "tasks are all panels and splits");
+    return;
+  }
+  v->expect(plan.workspace_bytes >= s.groups * panels * panel, "the weights fit the workspace");
+  if (own.schedule != conv_ext::DotSchedule::Weights) {
+    v->expect(s.taps == 1 && z.p == z.h && z.q == z.w, "a line is that of the source");
+    v->within(own.splits, 1, s.n * divided_up(Wide(z.p) * z.q, 32), "splits are some of the line");
+    v->expect(plan.scratch_bytes >= 2 * blocks * own.parts * 2048, "two blocks of positions fit the scratch");
+    v->expect(plan.tasks == s.groups * own.splits, "tasks are all parts of the line");
+    return;
+  }
+  v->expect(own.task_m >= 1 && (own.task_m % 32 == 0 || own.task_m >= s.rows_m), "task_m is whole panels");
+  if (v->rule) return;
+  v->expect(plan.scratch_bytes >= tile, "a packed tile fits the scratch");
+  v->expect(plan.tasks == s.groups * tiles * divided_up(s.rows_m, own.task_m), "tasks are all tiles");
+}
+
+inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan,
+                                Verdict* v) {
+  const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
+  const bool tiles_dot = machine.bf16_dot == conv_ext::Bf16Dot::Tiles;
   v->within(own.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
   v->within(own.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
-  v->within(own.parts, 1, 3, "an operand is cut into 1 to 3 parts");
+  v->within(own.parts, 1, tiles_dot ? 3 : 1, "an operand is cut into 1 to 3 parts, by tiles alone");
   v->expect(own.images >= 1 && own.images < 2 * s.n, "images are some of the batch");
   if (v->rule) return;
+  if (tiles_dot) return s.weight_grad ? check_tiles_weight_grad(s, z, plan, v) : check_tiles_gather(s, z, plan, v);
   if (s.weight_grad) {
     v->within(own.tile_k, 1, z.group_k(), "tile_k is some of the channels");
     v->within(own.tile_c, 1, z.group_c(), "tile_c is some of the channels");
@@ -252,8 +317,7 @@ inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan
     v->within(own.splits, 1, units, "splits are some of the tiles");
     v->expect(own.splits == 1 || (own.splits * sums <= kMostPartial && plan.workspace_bytes >= own.splits * sums),
               "partial sums take at most 8 MiB, which the workspace has");
-    v->expect(plan.scratch_bytes >= Wide(own.parts) * own.tile_k * own.grad_pitch * 2,
-              "the packed gradient fits the scratch");
+    v->expect(plan.scratch_bytes >= Wide(own.tile_k) * own.grad_pitch * 2, "the packed gradient fits the scratch");
     v->expect(
         plan.tasks == s.groups * divided_up(z.group_k(), own.tile_k) * divided_up(z.group_c(), own.tile_c) * own.splits,
         "tasks are all blocks of the result and parts of the sums");
@@ -263,16 +327,15 @@ inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Plan
   if (v->rule) return;
   const Wide tiles =
       divided_up(s.n, own.images) * s.groups * divided_up(s.count_h, own.tile_h) * divided_up(s.count_w, own.tile_w);
-  const Wide weights = s.groups * s.rows_m * s.channels * s.taps * 2 * own.parts;
-  if (own.weights_in_tasks) {
+  const Wide weights = s.groups * s.rows_m * s.channels * s.taps * 2;
+  if (own.schedule == conv_ext::DotSchedule::Source) {
     v->within(own.splits, 1, tiles / s.groups, "splits are some of the tiles of a group");
-    v->expect(plan.workspace_bytes >= tiles * own.channel_pitch * 2 * own.parts,
-              "the packed source fits the workspace");
+    v->expect(plan.workspace_bytes >= tiles * own.channel_pitch * 2, "the packed source fits the workspace");
     v->expect(plan.tasks == s.groups * divided_up(s.rows_m, own.task_m) * own.splits,
               "tasks are all panels and splits");
   } else {
     v->expect(plan.workspace_bytes >= weights, "the weights fit the workspace");
-    v->expect(plan.scratch_bytes >= Wide(own.channel_pitch) * 2 * own.parts, "a packed tile fits the scratch");
+    v->expect(plan.scratch_bytes >= Wide(own.channel_pitch) * 2, "a packed tile fits the scratch");
     v->expect(plan.tasks == tiles * divided_up(s.rows_m, own.task_m), "tasks are all tiles");
   }
 }
@@ -454,7 +517,7 @@ inline const char* check_plan(const ConvProblem& z, Pass pass, const Machine& ma
       check_grouped(s, z, pass, machine, p, &v);
       break;
     case Algorithm::ImplicitGemm:
-      check_implicit_gemm(s, z, p, &v);
+      check_implicit_gemm(s, z, machine, p, &v);
       break;
     case Algorithm::Broadcast:
     case Algorithm::Direct:
@@ -468,7 +531,7 @@ inline const char* check_plan(const ConvProblem& z, Pass pass, const Machine& ma
       return v.rule;
   }
   if (v.rule) return v.rule;
-  v.expect(p.workspace_bytes <= most_workspace(s, z, algorithm, p),
+  v.expect(p.workspace_bytes <= most_workspace(s, z, machine, algorithm, p),
            "the workspace is one set of weights or sums, 8 MiB more");
   return v.rule;
 }

@@ -30,7 +30,7 @@ class Planted:
         return Path(self.source).name.startswith("plan")
 
 
-WINDOWS, GROUPED, DOT = "gemm/windows.cpp", "grouped/grouped.cpp", "implicit_gemm/implicit_gemm.cpp"
+WINDOWS, GROUPED, DOT = "gemm/windows.cpp", "grouped/grouped.cpp", "gemm/pairs.cpp"
 ALL = (
     Planted(
         "a_tail_off_by_one",
@@ -126,11 +126,35 @@ ALL = (
     ),
     Planted(
         "a_line_that_runs_on",
-        "cpu/implicit_gemm/implicit_gemm.h",
+        "cpu/gemm/pairs_gather.h",
         "const int64_t count = min_of(now - i, width - column);",
         "const int64_t count = min_of(now - i, width - column + (width == 7));",
         DOT,
         "avx512_bf16",
+    ),
+    Planted(
+        "positions_of_another_row",
+        "cpu/gemm/tiles_gather.h",
+        "if (column >= at.width || n >= at.n1) continue;",
+        "if (column > at.width || n >= at.n1) continue;",
+        DOT,
+        "amx-emulated",
+    ),
+    Planted(
+        "channels_that_are_not_cleared",
+        "cpu/gemm/tiles_line.h",
+        "channel < channels ? positions - half * 16 : 0",
+        "positions - half * 16",
+        DOT,
+        "amx-emulated",
+    ),
+    Planted(
+        "small_products_without_their_chain",
+        "cpu/gemm/amx.h",
+        "    Steps again = steps;",
+        "    Steps again = steps;\n    if (chain > 0) again.next();",
+        DOT,
+        "amx-emulated",
     ),
     Planted(
         "a_part_that_is_not_added",

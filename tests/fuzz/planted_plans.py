@@ -61,12 +61,20 @@ ALL = (
         "own->task_rows = slices / parts_m * panel_m;",
     ),
     Planted(
-        "a_workspace_for_the_whole_batch", "cpu/implicit_gemm/plan.cpp",
-        "share && product(tiles, tile_bytes) <= product(blocks, block_bytes);", "share;",
+        "a_workspace_for_the_whole_batch", "cpu/gemm/plan_pairs.cpp",
+        "share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {", "share) {",
     ),
     Planted(
-        "a_block_of_too_many_channels", "cpu/implicit_gemm/plan.cpp",
+        "a_block_of_too_many_channels", "cpu/gemm/plan_pairs.cpp",
         "ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));", "kDotBlockRows;",
+    ),
+    Planted(
+        "a_line_of_too_many_parts", "cpu/gemm/plan_pairs.cpp",
+        "own.splits = min_of(blocks, wanted);", "own.splits = wanted;",
+    ),
+    Planted(
+        "a_schedule_without_memory", "cpu/gemm/plan_pairs.cpp",
+        "own.channel_pitch = part_bytes() / 2;", "own.channel_pitch = part_bytes() / 4;",
     ),
     Planted(
         "scratch_of_one_group", "cpu/gemm/plan_windows.cpp",

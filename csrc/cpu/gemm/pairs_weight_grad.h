@@ -1,5 +1,5 @@
-// The implicit matrix product of bfloat16 in weight_grad: rows are K, lanes are taps and channels, and what is summed
-// over is the outputs, two neighbours at a time.
+// The implicit matrix product of bfloat16 by AVX512_BF16 in weight_grad: rows are K, lanes are taps and channels, and
+// what is summed over is the outputs, two neighbours at a time.
 //
 //   for each block of K x C (in parallel):
 //     for each tile of outputs:
@@ -12,17 +12,16 @@
 #pragma once
 
 #include "../base/reduction.h"
-#include "implicit_gemm.h"
-
-namespace conv_ext {
+#include "pairs_gather.h"
 
 #if defined(CONV_EXT_BF16_DOT)
+
+namespace conv_ext {
 
 template <class T>
 struct DotWeightGrad {
   const ConvProblem& z;
   const ImplicitGemmPlan& own;
-  const Buffers& buffers;
   View<T> input, grad, result;
 
   int64_t taps() const { return z.r * z.s; }
@@ -31,22 +30,8 @@ struct DotWeightGrad {
   int64_t blocks_k() const { return ceil_div(z.group_k(), own.tile_k); }
   int64_t lanes_total() const { return blocks_c() * block_lanes(); }
 
-  // Sums that are not finite, anew: parts of Inf and NaN are NaN.
-  void mend(int64_t k, int64_t c0, int64_t count, float* lanes) const {
-    for (int64_t l = 0; l < count * taps(); ++l)
-      if (lanes[l] - lanes[l] != 0)
-        lanes[l] =
-            float(sum_again<T>(z, Pass::WeightGrad, buffers, k, c0 + l % count, l / count / z.s, l / count % z.s));
-  }
-
   // Sums of one k, lanes ordered (tap, channel), to the weights of channels [c0, c0 + count).
   void write_row(int64_t k, int64_t c0, int64_t count, float* lanes) const {
-    if (own.parts > 1) {
-      const __m512 scale = _mm512_set1_ps(kSumScale);
-      for (int64_t l = 0; l < block_lanes(); l += kDotLanes)
-        _mm512_storeu_ps(lanes + l, _mm512_mul_ps(_mm512_loadu_ps(lanes + l), scale));
-      mend(k, c0, count, lanes);
-    }
     T* const to = result.data + k * result.n + c0 * result.channel;
     if (result.channel == 1) {
       for (int64_t t = 0; t < taps(); ++t)
@@ -115,25 +100,22 @@ struct DotWeightGrad {
   }
 
   // Adds a tile of outputs to sums[rows][block_lanes].
-  void add_tile(const DotScratch<bfloat16>& m, TileScope& scope, float* sums, int64_t group, int64_t k0, int64_t rows,
-                int64_t c0, int64_t n0, int64_t n1, int64_t i0, int64_t j0, int64_t height, int64_t width) const {
+  void add_tile(const DotScratch<bfloat16>& m, float* sums, int64_t group, int64_t k0, int64_t rows, int64_t c0,
+                int64_t n0, int64_t n1, int64_t i0, int64_t j0, int64_t height, int64_t width) const {
     const DotTables& tables = m.tables;
     const int64_t packed_rows = tables.down.extent(height);
     const int64_t outputs = (n1 - n0) * height * width, pairs = ceil_div(outputs, 2);
     // The upstream gradient, with a zero behind an odd number of outputs.
     const bool joined = grad.row == width * grad.column || height == 1;
     const int64_t lines = joined ? 1 : height, length = joined ? height * width : width;
-    const int64_t g_part = own.tile_k * own.grad_pitch;
-    for_each_part(own.parts, grad, [&](int part, auto view) {
-      for (int64_t n = n0; n < n1; ++n)
-        for (int64_t p = 0; p < lines; ++p)
-          pack_bf16(m.grad + part * g_part + ((n - n0) * lines + p) * length, own.grad_pitch, 1,
-                    view.data + n * view.n + (group * z.group_k() + k0) * view.channel + (i0 + p) * view.row +
-                        j0 * view.column,
-                    view.channel, view.column, rows, length);
-      if (outputs % 2 != 0)
-        for (int64_t k = 0; k < rows; ++k) m.grad[part * g_part + k * own.grad_pitch + outputs] = bfloat16{0};
-    });
+    for (int64_t n = n0; n < n1; ++n)
+      for (int64_t p = 0; p < lines; ++p)
+        pack_bf16(
+            m.grad + ((n - n0) * lines + p) * length, own.grad_pitch, 1,
+            grad.data + n * grad.n + (group * z.group_k() + k0) * grad.channel + (i0 + p) * grad.row + j0 * grad.column,
+            grad.channel, grad.column, rows, length);
+    if (outputs % 2 != 0)
+      for (int64_t k = 0; k < rows; ++k) m.grad[k * own.grad_pitch + outputs] = bfloat16{0};
 
     int64_t next = 0;
     for (int64_t n = 0; n < n1 - n0; ++n)
@@ -143,14 +125,12 @@ struct DotWeightGrad {
               ((n * packed_rows + p * tables.down.output_step) * tables.pitch + q * tables.across.output_step) *
               tables.channels;
     const int64_t lanes = tables.channels * taps(), block_pitch = pairs * kPairBlock;
-    const int64_t w_part = block_lanes() / kDotLanes * block_pitch;
-    for_each_part(own.parts, input, [&](int part, auto view) {
-      view.data += (group * z.group_c() + c0) * view.channel;
-      pack_source(m.input, tables, view, n0, n1, i0, j0, packed_rows, tables.pitch);
-      for (int64_t i = 0; i < pairs; ++i)
-        interleave(m.pairs + part * w_part + i * kPairBlock, block_pitch, tables, m.input + m.at[2 * i],
-                   2 * i + 1 < outputs ? m.input + m.at[2 * i + 1] : nullptr, m.flat, lanes);
-    });
+    View<T> view = input;
+    view.data += (group * z.group_c() + c0) * view.channel;
+    pack_source(m.input, tables, view, n0, n1, i0, j0, packed_rows, tables.pitch);
+    for (int64_t i = 0; i < pairs; ++i)
+      interleave(m.pairs + i * kPairBlock, block_pitch, tables, m.input + m.at[2 * i],
+                 2 * i + 1 < outputs ? m.input + m.at[2 * i + 1] : nullptr, m.flat, lanes);
 
     const Segment all{0, 0, 2 * pairs};
     DotRows a;
@@ -159,9 +139,6 @@ struct DotWeightGrad {
     a.segments = 1;
     a.block = block_pitch;
     a.start_pitch = a.out_pitch = block_lanes();
-    a.parts = int(own.parts);
-    a.x_part = g_part;
-    a.w_part = w_part;
     const int64_t blocks = ceil_div(lanes, kDotLanes);
     const int tile_rows = dot_tile_rows(rows);
     for (int64_t b = 0; b < blocks;) {
@@ -170,7 +147,7 @@ struct DotWeightGrad {
       for (int64_t k = 0; k < rows; k += tile_rows) {
         a.x = m.grad + k * own.grad_pitch;
         a.start = a.out = sums + k * block_lanes() + b * kDotLanes;
-        pairs_tile(a, scope, int(min_of(tile_rows, rows - k)), blocks_now);
+        pairs_tile(a, int(min_of(tile_rows, rows - k)), blocks_now);
       }
       b += blocks_now;
     }
@@ -183,7 +160,6 @@ struct DotWeightGrad {
     const int64_t k0 = kb * own.tile_k, rows = min_of(own.tile_k, z.group_k() - k0);
     const int64_t c0 = cb * own.tile_c, channels = min_of(own.tile_c, z.group_c() - c0);
     Carver memory(scratch);
-    TileScope scope;
     DotScratch<bfloat16> m = dot_scratch<bfloat16>(z, Pass::WeightGrad, own, memory);
     m.tables.build(own.tile_w, channels);
     float* sums = m.sums;
@@ -195,8 +171,8 @@ struct DotWeightGrad {
     for (int64_t unit = part_begin(units, own.splits, split); unit < part_begin(units, own.splits, split + 1); ++unit) {
       const int64_t j0 = unit % tiles_w * own.tile_w, i0 = unit / tiles_w % tiles_h * own.tile_h;
       const int64_t n0 = unit / tiles_w / tiles_h * own.images;
-      add_tile(m, scope, sums, group, k0, rows, c0, n0, min_of(z.n, n0 + own.images), i0, j0,
-               min_of(own.tile_h, z.p - i0), min_of(own.tile_w, z.q - j0));
+      add_tile(m, sums, group, k0, rows, c0, n0, min_of(z.n, n0 + own.images), i0, j0, min_of(own.tile_h, z.p - i0),
+               min_of(own.tile_w, z.q - j0));
     }
     if (own.splits > 1) return;
     for (int64_t k = 0; k < rows; ++k) write_row(group * z.group_k() + k0 + k, c0, channels, sums + k * block_lanes());
@@ -215,7 +191,7 @@ struct DotWeightGrad {
 template <class T>
 void run_implicit_weight_grad(const ConvProblem& z, const Plan& plan, const Buffers& b, const Executor& executor) {
   const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
-  const DotWeightGrad<T> task{z, own, b, view_of<T>(b.input, 1), view_of<T>(b.output, 1), view_of<T>(b.weight, 1)};
+  const DotWeightGrad<T> task{z, own, view_of<T>(b.input, 1), view_of<T>(b.output, 1), view_of<T>(b.weight, 1)};
   Carver memory(b.workspace);
   float* const partial = dot_workspace<bfloat16>(z, Pass::WeightGrad, own, memory).partial;
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
@@ -224,19 +200,6 @@ void run_implicit_weight_grad(const ConvProblem& z, const Plan& plan, const Buff
     parallel_for(executor, z.k * task.blocks_c(), 0, [&](int64_t index, void*) { task.add_parts(index, partial); });
 }
 
-#endif
-
-template <class T, Pass pass>
-void run_implicit_gemm(const ConvProblem& problem, const Plan& plan, const Buffers& buffers, const Executor& executor) {
-#if defined(CONV_EXT_BF16_DOT)
-  if constexpr (pass == Pass::WeightGrad) {
-    run_implicit_weight_grad<T>(problem, plan, buffers, executor);
-  } else {
-    run_implicit_gather<T>(problem, pass, plan, buffers, executor);
-  }
-#else
-  (void)problem, (void)plan, (void)buffers, (void)executor;  // the plan does not choose it here
-#endif
-}
-
 }  // namespace conv_ext
+
+#endif

@@ -11,30 +11,18 @@
 #pragma once
 
 #include "../../common/indexing.h"
-#include "../../common/parts.h"
 #include "../base/extents.h"
 #include "../base/simd.h"
-#include "layout.h"
+#include "pairs_layout.h"
 
-// What multiplies pairs: AMX, emulated or not, before AVX512_BF16. Without either the implicit matrix product is empty.
-#if defined(__AMX_BF16__) || defined(CONV_EXT_AMX_EMULATED)
-#define CONV_EXT_AMX
-#endif
-#if defined(CONV_EXT_AMX) || defined(__AVX512BF16__)
+// AMX goes before (amx.h).
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
 #define CONV_EXT_BF16_DOT
-#endif
 
 namespace conv_ext {
 
-#if defined(CONV_EXT_AMX)
-static_assert(kMachine.bf16_dot == Bf16Dot::Tiles);
-#elif defined(CONV_EXT_BF16_DOT)
 static_assert(kMachine.bf16_dot == Bf16Dot::Vectors);
-#else
-static_assert(kMachine.bf16_dot == Bf16Dot::None);
-#endif
 
-constexpr int kDotRows = most_dot_rows(kMachine.bf16_dot);
 constexpr int kPairBlock = 2 * kDotLanes;  // elements of w for one pair
 
 struct DotRows {
@@ -48,11 +36,7 @@ struct DotRows {
   int64_t start_pitch;  // 0: one row for all
   float* out;
   int64_t out_pitch;
-  int parts;               // of each operand; AVX512_BF16 takes one
-  int64_t x_part, w_part;  // elements between parts
 };
-
-#if defined(CONV_EXT_BF16_DOT) && !defined(CONV_EXT_AMX)
 
 template <int M, int V>
 void dot_rows(const DotRows& a) {
@@ -111,19 +95,17 @@ void dot_rows(const DotRows& a) {
 
 constexpr int max_dot_rows(int v) { return v == 4 ? 6 : kDotRows; }
 
-inline void dot_vectors(const DotRows& a, int rows, int blocks) {
+inline void pairs_tile(const DotRows& a, int rows, int blocks) {
   with_one_of<4, 2, 1>(blocks, [&](auto vectors) {
     constexpr int V = decltype(vectors)::value;
     with_extent<max_dot_rows(V)>(rows, [&](auto m) { dot_rows<decltype(m)::value, V>(a); });
   });
 }
 
-#endif
-
 // Evenly high tiles of a run of rows, and how many blocks of lanes go with them.
 inline int dot_tile_rows(int64_t rows) { return int(ceil_div(rows, ceil_div(rows, kDotRows))); }
-inline int dot_tile_blocks(int rows, int64_t blocks) {
-  return kDotRows == kDotRowsOfVectors && rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1;
-}
+inline int dot_tile_blocks(int rows, int64_t blocks) { return rows <= 6 && blocks >= 4 ? 4 : blocks >= 2 ? 2 : 1; }
 
 }  // namespace conv_ext
+
+#endif

@@ -8,21 +8,23 @@
 
 namespace conv_ext {
 
-// The register tile: rows by blocks of lanes. Outputs, or channels and taps, whose pairs lie together are a block. With
-// AVX512_BF16 14 rows beside two blocks, 28 sums of 32 registers, or 6 beside four; 14 divides the usual maps. With AMX
-// two rows of matrices by two.
+// The register tile of AVX512_BF16: rows by blocks of lanes. Outputs, or channels and taps, whose pairs lie together
+// are a block. 14 rows beside two blocks, 28 sums of 32 registers, or 6 beside four; 14 divides the usual maps.
 constexpr int kDotLanes = 16, kDotBlocks = 4;
-constexpr int kDotRowsOfVectors = 14, kDotRowsOfMatrices = 32;
-constexpr int most_dot_rows(Bf16Dot dot) { return dot == Bf16Dot::Tiles ? kDotRowsOfMatrices : kDotRowsOfVectors; }
+constexpr int kDotRows = 14;
+
+// forward, input_grad: what is packed first, for all tasks; each packs what it needs of the other. AMX: or the weights,
+// and positions of 1x1 kernels are a line, whose next ones are packed while the tiles multiply; as rows, or as lanes.
+enum class DotSchedule : int32_t { Weights, Source, Line, Lanes };
 
 struct ImplicitGemmPlan {
   int64_t parts;                   // bfloat16 numbers that an operand is cut into
-  int64_t tile_h, tile_w, images;  // outputs of a tile and phase; images one after the other
-  int64_t channel_pitch;           // elements of one part of a packed tile
+  int64_t tile_h, tile_w, images;  // outputs of a tile and phase; images one after the other (AMX: side by side)
+  int64_t channel_pitch;           // elements of one part of a packed tile (AMX: of 32 channels of it)
   int64_t task_m;                  // forward, input_grad: outputs of the gemm_m dimension per task
-  bool weights_in_tasks;           // the source is packed for all tasks, the weights by each
+  DotSchedule schedule;
   // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut. Where the
-  // weights are packed in tasks: tasks that share out the tiles.
+  // source is packed first, or is a line: tasks that share out the tiles.
   int64_t tile_k, tile_c, splits;
   int64_t grad_pitch;  // elements of one packed row of the upstream gradient
 };
@@ -88,7 +90,7 @@ struct DotTables {
   }
 };
 
-// Elements of a packed block of weights, of one part: every tap may be a segment of its own, with half a pair.
+// Elements of a packed block of weights: every tap may be a segment of its own, with half a pair.
 inline int64_t dot_block_elements(const ConvProblem& z, int64_t channels) {
   return product(z.r, z.s, ceil_div(channels, 2), 2 * kDotLanes);
 }
@@ -102,8 +104,8 @@ template <class Half>
 struct DotWorkspace {
   DotTables tables;  // forward, input_grad
   float* bias;       // forward, input_grad: (groups, blocks, 16)
-  // forward, input_grad: what all tasks share, the weights (groups, blocks, parts, pairs, 16, 2), or the tiles of the
-  // source (groups, tiles, parts, channel_pitch).
+  // forward, input_grad: what all tasks share, the weights (groups, blocks, pairs, 16, 2), or the tiles of the source
+  // (groups, tiles, channel_pitch).
   Half* packed;
   float* partial;  // weight_grad in several parts: (splits, blocks of C, K, lanes)
 };
@@ -119,26 +121,26 @@ inline DotWorkspace<Half> dot_workspace(const ConvProblem& z, Pass pass, const I
   const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
   w.tables.lay_out(z, pass, memory);
   w.bias = memory.take<float>(blocks, kDotLanes);
-  if (own.weights_in_tasks) {
+  if (own.schedule == DotSchedule::Source) {
     const Axis &vertical = w.tables.taps.vertical, &horizontal = w.tables.taps.horizontal;
     const int64_t tiles = product(z.groups, ceil_div(z.n, own.images), ceil_div(vertical.longest_count(), own.tile_h),
                                   ceil_div(horizontal.longest_count(), own.tile_w));
-    w.packed = memory.take<Half>(tiles, own.parts, own.channel_pitch);
+    w.packed = memory.take<Half>(tiles, own.channel_pitch);
   } else {
-    w.packed = memory.take<Half>(blocks, own.parts, dot_block_elements(z, channels));
+    w.packed = memory.take<Half>(blocks, dot_block_elements(z, channels));
   }
   return w;
 }
 
 template <class Half>
 struct DotScratch {
-  Half* packed;  // forward, input_grad: a tile of the source (parts, channel_pitch), or the weights of a task
+  Half* packed;  // forward, input_grad: a tile of the source, or the weights of a task
   // weight_grad
   DotTables tables;
   int64_t* at;  // (outputs) packed place of each
   Half* flat;   // (2, lanes) where taps begin within blocks of lanes
-  Half* grad;   // (parts, tile_k, grad_pitch)
-  Half* pairs;  // (parts, lanes / 16, pairs of outputs, 16, 2)
+  Half* grad;   // (tile_k, grad_pitch)
+  Half* pairs;  // (lanes / 16, pairs of outputs, 16, 2)
   Half* input;  // (images, rows, columns, tile_c)
   float* sums;  // (tile_k, lanes) of a reduction in one part
 };
@@ -147,17 +149,17 @@ inline DotScratch<Half> dot_scratch(const ConvProblem& z, Pass pass, const Impli
   DotScratch<Half> s{};
   if (pass != Pass::WeightGrad) {
     const int64_t channels = source_channels(z, pass);
-    s.packed = own.weights_in_tasks
-                   ? memory.take<Half>(own.task_m / kDotLanes, own.parts, dot_block_elements(z, channels))
-                   : memory.take<Half>(own.parts, own.channel_pitch);
+    s.packed = own.schedule == DotSchedule::Source
+                   ? memory.take<Half>(own.task_m / kDotLanes, dot_block_elements(z, channels))
+                   : memory.take<Half>(own.channel_pitch);
     return s;
   }
   const int64_t outputs = product(own.images, own.tile_h, own.tile_w), lanes = dot_block_lanes(z, own);
   s.tables.lay_out(z, pass, memory);
   s.at = memory.take<int64_t>(outputs);
   s.flat = memory.take<Half>(2, round_up(product(own.tile_c, z.r, z.s), 32));
-  s.grad = memory.take<Half>(own.parts, own.tile_k, own.grad_pitch);
-  s.pairs = memory.take<Half>(own.parts, lanes, round_up(outputs, 2));
+  s.grad = memory.take<Half>(own.tile_k, own.grad_pitch);
+  s.pairs = memory.take<Half>(lanes, round_up(outputs, 2));
   s.input = memory.take<Half>(own.images, packed_reach(s.tables.taps.vertical).extent(own.tile_h),
                               packed_reach(s.tables.taps.horizontal).extent(own.tile_w), own.tile_c);
   if (own.splits == 1) s.sums = memory.take<float>(own.tile_k, lanes);

@@ -1,5 +1,5 @@
-// The implicit matrix product of bfloat16: forward and input_grad over packed tiles; weight_grad is in
-// weight_grad.h.
+// The implicit matrix product of bfloat16 by AVX512_BF16: forward and input_grad over packed tiles; weight_grad is in
+// pairs_weight_grad.h. AMX's is in tiles_gather.h.
 //
 //   pack all weights: [block of 16 outputs][tap, channel pair][16][2]
 //   for each tile of outputs of a group (in parallel):
@@ -13,12 +13,11 @@
 // every output, at the same distances from its own place. Start reading at run_implicit_gather, at the end.
 #pragma once
 
-#include "../reference/reference.h"
-#include "operands.h"
-
-namespace conv_ext {
+#include "pairs_operands.h"
 
 #if defined(CONV_EXT_BF16_DOT)
+
+namespace conv_ext {
 
 template <class T>
 struct DotGather {
@@ -33,15 +32,10 @@ struct DotGather {
   bfloat16* packed;  // what all tasks share: the weights, or the tiles of the source
 
   int64_t blocks() const { return ceil_div(group_m, kDotLanes); }
-  int64_t weight_part() const { return tables.pairs * kPairBlock; }
-  int64_t block_size() const { return own.parts * weight_part(); }
-  int64_t tile_size() const { return own.parts * own.channel_pitch; }
+  int64_t block_size() const { return tables.pairs * kPairBlock; }
   void pack_weights(bfloat16* to, int64_t group, int64_t first, int64_t count) const {
-    for_each_part(own.parts, weight, [&](int part, auto view) {
-      const DotWeights<typename ViewedType<decltype(view)>::type> weights{
-          tables, view, group_step(z, pass, weight), group_m, block_size(), pass == Pass::InputGrad};
-      weights.pack(to + part * weight_part(), group, first, count);
-    });
+    const DotWeights<T> weights{tables, weight, group_step(z, pass, weight), group_m, pass == Pass::InputGrad};
+    weights.pack(to, group, first, count);
   }
 
   // One tile of outputs of a group and the packed source that it reads.
@@ -68,90 +62,26 @@ struct DotGather {
     return t;
   }
   void pack_tile(bfloat16* to, const Tile& t) const {
-    for_each_part(own.parts, source, [&](int part, auto view) {
-      view.data += t.group * group_channels * view.channel;
-      pack_source(to + part * own.channel_pitch, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
-    });
-  }
-
-  // Sums [row][lane] to a row of outputs: rows are neighbouring columns, lanes output channels.
-  void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to) const {
-    const int64_t column_step = tables.taps.horizontal.output_step() * result.column;
-    if (result.channel == 1) {
-      for (int64_t i = 0; i < rows; ++i, out += pitch, to += column_step) {
-        int64_t l = 0;
-        for (; l + 2 * kDotLanes <= lanes; l += 2 * kDotLanes)
-          write32(to + l, _mm512_loadu_ps(out + l), _mm512_loadu_ps(out + l + kDotLanes));
-        for (; l < lanes; l += kDotLanes) write16(to + l, _mm512_loadu_ps(out + l), lanes - l);
-      }
-      return;
-    }
-    if (rows > kDotLanes) {
-      write_rows(out + kDotLanes * pitch, pitch, rows - kDotLanes, lanes, to + kDotLanes * column_step);
-      rows = kDotLanes;
-    }
-    for (int64_t l0 = 0; l0 < lanes; l0 += kDotLanes) {
-      __m512i square[kDotLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kDotLanes; ++i)
-        square[i] = i < rows ? _mm512_loadu_si512(out + i * pitch + l0) : _mm512_setzero_si512();
-      turn_square(square);
-      alignas(64) __m512i turned[kDotLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kDotLanes; ++i) turned[i] = square[i];
-      const int64_t some = min_of(kDotLanes, lanes - l0);
-      T* t = to + l0 * result.channel;
-      for (int64_t l = 0; l < some; ++l, t += result.channel) {
-        if (column_step == 1) {
-          write16(t, _mm512_castsi512_ps(turned[l]), rows);
-        } else {
-          const float* const f = reinterpret_cast<const float*>(turned + l);
-          for (int64_t i = 0; i < rows; ++i) write<T>(t + i * column_step, f[i]);
-        }
-      }
-    }
-  }
-
-  // Sums of parts are scaled back, and have the bias added, which is not in parts.
-  static void scale_back(float* out, int64_t pitch, int64_t rows, const float* bias) {
-    const __m512 scale = _mm512_set1_ps(kSumScale);
-    for (int64_t i = 0; i < rows; ++i, out += pitch)
-      for (int64_t l = 0; l < pitch; l += kDotLanes)
-        _mm512_storeu_ps(out + l, _mm512_fmadd_ps(_mm512_loadu_ps(out + l), scale, _mm512_loadu_ps(bias + l)));
-  }
-  // Parts of Inf and NaN are NaN, and what overflows may have been finite: such sums are formed anew. Rows are outputs
-  // from column q of `row` on, which counts the rows of all images.
-  void mend(float* out, int64_t pitch, int64_t rows, int64_t lanes, const Tile& t, int64_t fh, int64_t fw, int64_t m,
-            int64_t row, int64_t q, int64_t width, int64_t height) const {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t l = 0; l < lanes; ++l) {
-        if (out[i * pitch + l] - out[i * pitch + l] == 0) continue;
-        const int64_t line = row + (q + i) / width;
-        const int64_t h = fh + (t.i0 + line % height) * tables.taps.vertical.output_step();
-        const int64_t w = fw + (t.j0 + (q + i) % width) * tables.taps.horizontal.output_step();
-        out[i * pitch + l] =
-            float(sum_again<T>(z, pass, buffers, t.n0 + line / height, t.group * group_m + m + l, h, w));
-      }
-    }
+    View<T> view = source;
+    view.data += t.group * group_channels * view.channel;
+    pack_source(to, tables, view, t.n0, t.n1, t.i0, t.j0, t.rows, t.pitch);
   }
 
   // All phases of a tile for outputs [m_begin, m_end); `weights` holds their blocks.
-  void multiply(const Tile& t, const bfloat16* x, const bfloat16* weights, int64_t m_begin, int64_t m_end,
-                TileScope& scope) const {
+  void multiply(const Tile& t, const bfloat16* x, const bfloat16* weights, int64_t m_begin, int64_t m_end) const {
     for (int64_t fh = 0; fh < tables.taps.vertical.phases(); ++fh) {
       const int64_t height = min_of(t.height, tables.taps.vertical.count(fh) - t.i0);
       for (int64_t fw = 0; fw < tables.taps.horizontal.phases() && height > 0; ++fw) {
         const int64_t width = min_of(t.width, tables.taps.horizontal.count(fw) - t.j0);
-        if (width > 0) multiply_phase(t, fh, fw, height, width, x, weights, m_begin, m_end, scope);
+        if (width > 0) multiply_phase(t, fh, fw, height, width, x, weights, m_begin, m_end);
       }
     }
   }
 
   // Lines are rows of outputs; where every output reads one position, all outputs of the tile are one line.
   void multiply_phase(const Tile& t, int64_t fh, int64_t fw, int64_t height, int64_t width, const bfloat16* x,
-                      const bfloat16* weights, int64_t m_begin, int64_t m_end, TileScope& scope) const {
+                      const bfloat16* weights, int64_t m_begin, int64_t m_end) const {
     alignas(64) float out[kDotRows * 2 * kDotLanes];
-    alignas(64) static constexpr float kZeros[kDotBlocks * kDotLanes] = {};
     const int64_t phase = fh * tables.taps.horizontal.phases() + fw, images = t.n1 - t.n0;
     const int64_t row_step = tables.taps.vertical.output_step() * result.row;
     const int64_t column_step = tables.taps.horizontal.output_step() * result.column;
@@ -162,9 +92,6 @@ struct DotGather {
     a.block = block_size();
     a.start_pitch = 0;
     a.out = out;
-    a.parts = int(own.parts);
-    a.x_part = own.channel_pitch;
-    a.w_part = weight_part();
     const bool joined = t.single && width == t.pitch && height == t.rows;
     const int64_t length = joined ? images * height * width : width;
     const int rows = dot_tile_rows(length);
@@ -172,8 +99,7 @@ struct DotGather {
       const int blocks_now = dot_tile_blocks(rows, ceil_div(m_end - m, kDotLanes));
       const int64_t lanes = min_of(blocks_now * kDotLanes, m_end - m);
       a.w = weights + (m - m_begin) / kDotLanes * block_size();
-      const float* const biases = bias + t.group * blocks() * kDotLanes + m;
-      a.start = own.parts > 1 ? kZeros : biases;
+      a.start = bias + t.group * blocks() * kDotLanes + m;
       a.out_pitch = blocks_now * kDotLanes;
       T* const corner = result.data + t.n0 * result.n + (t.group * group_m + m) * result.channel +
                         (fh + t.i0 * tables.taps.vertical.output_step()) * result.row +
@@ -185,21 +111,18 @@ struct DotGather {
           for (int64_t q = 0; q < length; q += rows) {
             const int now = int(min_of(rows, length - q));
             a.x = line + q * a.pitch;
-            pairs_tile(a, scope, now, blocks_now);
-            if (own.parts > 1) {
-              scale_back(out, a.out_pitch, now, biases);
-              mend(out, a.out_pitch, now, lanes, t, fh, fw, m, n * height + p, q, width, height);
-            }
+            pairs_tile(a, now, blocks_now);
             if (buffers.relu) rectify_all<T, float>(out, now * a.out_pitch);
             if (!joined) {
-              write_rows(out, a.out_pitch, now, lanes, to + q * column_step);
+              write_rows(out, a.out_pitch, now, lanes, to + q * column_step, result.channel, column_step);
               continue;
             }
             for (int64_t i = 0; i < now;) {
               const int64_t column = (q + i) % width, row = (q + i) / width;
               const int64_t count = min_of(now - i, width - column);
               write_rows(out + i * a.out_pitch, a.out_pitch, count, lanes,
-                         corner + row / height * result.n + row % height * row_step + column * column_step);
+                         corner + row / height * result.n + row % height * row_step + column * column_step,
+                         result.channel, column_step);
               i += count;
             }
           }
@@ -215,9 +138,8 @@ struct DotGather {
     index /= parts_m;
     const Tile t = tile_at(index / tiles_of_group(), index % tiles_of_group());
     pack_tile(scratch, t);
-    TileScope scope;
     multiply(t, scratch, packed + (t.group * blocks() + m0 / kDotLanes) * block_size(), m0,
-             min_of(group_m, m0 + own.task_m), scope);
+             min_of(group_m, m0 + own.task_m));
   }
   // ... or, where there is more to pack of the weights, the other way round.
   void run_block(int64_t index, bfloat16* scratch) const {
@@ -225,9 +147,8 @@ struct DotGather {
     const int64_t part = index / parts_m % own.splits, group = index / parts_m / own.splits;
     const int64_t m1 = min_of(group_m, m0 + own.task_m), tiles = tiles_of_group();
     pack_weights(scratch, group, m0 / kDotLanes, ceil_div(m1 - m0, kDotLanes));
-    TileScope scope;
     for (int64_t i = part_begin(tiles, own.splits, part); i < part_begin(tiles, own.splits, part + 1); ++i)
-      multiply(tile_at(group, i), packed + (group * tiles + i) * tile_size(), scratch, m0, m1, scope);
+      multiply(tile_at(group, i), packed + (group * tiles + i) * own.channel_pitch, scratch, m0, m1);
   }
 };
 
@@ -254,11 +175,11 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   const int64_t blocks = task.blocks(), lanes = blocks * kDotLanes;
   for (int64_t group = 0; group < z.groups; ++group)
     pack_bias<T>(task.bias + group * lanes, b, group * task.group_m, task.group_m, lanes);
-  if (own.weights_in_tasks) {
+  if (own.schedule == DotSchedule::Source) {
     CONV_EXT_RUNS("source");
     const int64_t tiles = task.tiles_of_group();
     parallel_for(executor, z.groups * tiles, 0, [&](int64_t index, void*) {
-      task.pack_tile(task.packed + index * task.tile_size(), task.tile_at(index / tiles, index % tiles));
+      task.pack_tile(task.packed + index * task.own.channel_pitch, task.tile_at(index / tiles, index % tiles));
     });
     parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
       Carver local(scratch);
@@ -279,6 +200,6 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   });
 }
 
-#endif
-
 }  // namespace conv_ext
+
+#endif

@@ -1,14 +1,15 @@
-// The operands of the implicit matrix product: the order of its reduction, the packed source, the packed weights.
+// The operands of the implicit matrix product by AVX512_BF16: the order of its reduction, the packed source, the packed
+// weights.
 #pragma once
 
-#include "amx.h"
-#include "layout.h"
+#include "dot_bf16.h"
+#include "pairs_layout.h"
 #include "pack_bf16.h"
 #include "../base/roles.h"
 
-namespace conv_ext {
-
 #if defined(CONV_EXT_BF16_DOT)
+
+namespace conv_ext {
 
 // The source that outputs from (i0, j0) on read, with zeros for the padding: [image][row][column][channel], of `rows`
 // packed rows of `columns` positions. The view starts at the first channel.
@@ -41,7 +42,6 @@ struct DotWeights {
   const DotTables& tables;
   View<T> view;
   int64_t group_step, group_m;
-  int64_t block_pitch;  // elements between packed blocks
   bool input_grad;
 
   int64_t taps() const { return taps_of_row() * tables.taps.vertical.taps; }
@@ -68,7 +68,7 @@ struct DotWeights {
     const bool by_taps = view.column == 1 && view.row == taps_of_row();
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t m = (first + block) * kDotLanes, lanes = min_of(kDotLanes, group_m - m);
-      bfloat16* const t = to + block * block_pitch;
+      bfloat16* const t = to + block * block_size();
       if (!whole_pairs || (view.n != 1 && view.channel != 1 && !by_taps)) {
         pack_one_by_one(t, group, m, lanes);
       } else if (view.channel == 1 && view.n != 1) {
@@ -83,7 +83,7 @@ struct DotWeights {
     for (int64_t c = 0; c < channels(); c += 2) {
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t m = (first + block) * kDotLanes;
-        pack_pair(to + block * block_pitch, group, m, min_of(kDotLanes, group_m - m), c);
+        pack_pair(to + block * block_size(), group, m, min_of(kDotLanes, group_m - m), c);
       }
     }
   }
@@ -148,6 +148,6 @@ struct DotWeights {
   }
 };
 
-#endif
-
 }  // namespace conv_ext
+
+#endif

@@ -35,19 +35,6 @@ inline __attribute__((always_inline)) __m512i bits16(const bfloat16* p, int64_t 
 inline __attribute__((always_inline)) __m512i bits16(const float* p, int64_t count) {
   return round_to_bf16(_mm512_maskz_loadu_ps(mask16(count), p));
 }
-// float32 read as one of its parts (parts.h), scaled.
-template <int part>
-struct FloatPart {
-  float value;
-};
-template <int part>
-inline __attribute__((always_inline)) __m512i bits16(const FloatPart<part>* p, int64_t count) {
-  __m512 rest = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask16(count), p), _mm512_set1_ps(kPartScale));
-#pragma GCC unroll 2
-  for (int i = 0; i < part; ++i)
-    rest = _mm512_sub_ps(rest, _mm512_castsi512_ps(_mm512_slli_epi32(round_to_bf16(rest), 16)));
-  return round_to_bf16(rest);
-}
 inline __attribute__((always_inline)) void write16(bfloat16* p, __m512 v, int64_t count) {
   _mm256_mask_storeu_epi16(p, mask16(count), _mm512_cvtepi32_epi16(round_to_bf16(v)));
 }
@@ -100,6 +87,43 @@ inline __attribute__((always_inline)) void turn_square(__m512i* row) {
     row[c + 12] = _mm512_shuffle_i32x4(half[c + 4], half[c + 12], 0xdd);
   }
 }
+// Sums [row][lane] to a row of outputs: rows are neighbouring columns, lanes output channels.
+template <class T>
+void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to, int64_t channel_step,
+                int64_t column_step) {
+  if (channel_step == 1) {
+    for (int64_t i = 0; i < rows; ++i, out += pitch, to += column_step) {
+      int64_t l = 0;
+      for (; l + 32 <= lanes; l += 32) write32(to + l, _mm512_loadu_ps(out + l), _mm512_loadu_ps(out + l + 16));
+      for (; l < lanes; l += 16) write16(to + l, _mm512_loadu_ps(out + l), lanes - l);
+    }
+    return;
+  }
+  if (rows > 16) {
+    write_rows(out + 16 * pitch, pitch, rows - 16, lanes, to + 16 * column_step, channel_step, column_step);
+    rows = 16;
+  }
+  for (int64_t l0 = 0; l0 < lanes; l0 += 16) {
+    __m512i square[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      square[i] = i < rows ? _mm512_loadu_si512(out + i * pitch + l0) : _mm512_setzero_si512();
+    turn_square(square);
+    alignas(64) __m512i turned[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) turned[i] = square[i];
+    const int64_t some = min_of(16, lanes - l0);
+    T* t = to + l0 * channel_step;
+    for (int64_t l = 0; l < some; ++l, t += channel_step) {
+      if (column_step == 1) {
+        write16(t, _mm512_castsi512_ps(turned[l]), rows);
+      } else {
+        const float* const f = reinterpret_cast<const float*>(turned + l);
+        for (int64_t i = 0; i < rows; ++i) write<T>(t + i * column_step, f[i]);
+      }
+    }
+  }
+}
 inline bfloat16 bf16_of(float f) { return narrow<bfloat16>(f); }
 inline bfloat16 bf16_of(bfloat16 t) { return t; }
 template <class T>
@@ -107,35 +131,6 @@ inline __attribute__((always_inline)) bfloat16 read_bf16(const T* p) {
   T number;
   memcpy(&number, p, sizeof(T));
   return bf16_of(number);
-}
-
-template <int part>
-inline bfloat16 read_bf16(const FloatPart<part>* p) {
-  // Not p->value: numbers may lie at any byte address, where no member may be named.
-  float rest = read<float>(reinterpret_cast<const float*>(p)) * kPartScale;
-  for (int i = 0; i < part; ++i) rest -= widen<float>(narrow<bfloat16>(rest));
-  return narrow<bfloat16>(rest);
-}
-template <class V>
-struct ViewedType;
-template <class T>
-struct ViewedType<View<T>> {
-  typedef T type;
-};
-// A view of float32 as one of their parts.
-template <int part>
-inline View<FloatPart<part>> part_of(const View<float>& v) {
-  return {reinterpret_cast<FloatPart<part>*>(v.data), v.n, v.channel, v.row, v.column};
-}
-// Calls pack(part, view) for each part of the numbers that a view shows. A single part is the number itself, rounded.
-template <class T, class Pack>
-inline void for_each_part(int64_t parts, const View<T>& view, Pack pack) {
-  if (parts == 1) return pack(0, view);
-  if constexpr (is_same<T, float>) {
-    pack(0, part_of<0>(view));
-    pack(1, part_of<1>(view));
-    if (parts > 2) pack(2, part_of<2>(view));
-  }
 }
 
 template <class T>

@@ -1,0 +1,365 @@
+// The plan of the implicit matrix product of bfloat16: its tiles, its memory, what it declines, and where AMX pays.
+#include "../plan_common.h"
+#include "tiles_layout.h"
+
+namespace conv_ext {
+namespace {
+
+constexpr int64_t kLineRows = 256;       // outputs of a tile up to which small images are put together
+constexpr int64_t kDotChain = 512;       // weight_grad: outputs per tile, and products in one chain of sums
+constexpr int64_t kDotBlockLanes = 320;  // weight_grad: lanes of a task, where 16 channels are not more
+constexpr int64_t kDotBlockRows = 256;   // weight_grad: K of a task
+constexpr int64_t kLeastBlockRows = 64;
+// weight_grad: bytes of a tile's packed lanes. They end a chain where lanes are many, and follow from no cache.
+constexpr int64_t kDotPanel = 400 << 10;
+constexpr int64_t kLeastSummed = 4;   // products of float32 in parts
+constexpr int64_t kLeastOutputs = 4;  // fewer leave most lanes of a vector idle
+
+constexpr const char* kScheduleNames[] = {"weights", "source", "line", "lanes"};
+
+// Into how many bfloat16 numbers an operand is cut; 0: the precision forbids that, or nothing would be gained.
+int64_t dot_parts(const ConvProblem& z, const Machine& machine) {
+  if (z.dtype == DType::BFloat16) return 1;
+  if (z.dtype != DType::Float32) return 0;
+  if (z.precision == Precision::BF16) return 1;
+  if (machine.bf16_dot != Bf16Dot::Tiles) return 0;
+  return z.precision == Precision::TF32 ? 2 : 3;
+}
+
+void prepare_dot_gather(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  constexpr int64_t kBytes = 2;  // of an element of both operands
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const Reach down = packed_reach(vertical), across = packed_reach(horizontal);
+  const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
+  const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
+  int64_t cut_h = 1, cut_w = 1;
+  const auto tile_h = [&] { return ceil_div(count_h, cut_h); };
+  const auto tile_w = [&] { return ceil_div(count_w, cut_w); };
+  const int64_t most_bytes = most_tile_bytes(machine);
+  const auto bytes = [&] { return product(down.extent(tile_h()), across.extent(tile_w()), channels, kBytes); };
+  shrink_until([&] { return bytes() <= most_bytes; },
+               [&] {
+                 if (tile_h() <= 1 && tile_w() <= kDotRows) return false;
+                 (tile_h() > 1 ? cut_h : cut_w) *= 2;
+                 return true;
+               });
+  own.tile_h = tile_h();
+  own.tile_w = tile_w();
+  own.images = 1;
+  const bool share = z.flops() >= kWorthSharing;
+  if (cut_h == 1 && cut_w == 1) {
+    while (product(2 * own.images, count_h, count_w) <= kLineRows && product(2 * own.images, bytes()) <= most_bytes &&
+           own.images < z.n && !(share && 8 * own.images > z.n)) {
+      CONV_EXT_PLAN_STEP();
+      own.images *= 2;
+    }
+  }
+  const int64_t tiles =
+      product(ceil_div(z.n, own.images), z.groups, ceil_div(count_h, own.tile_h), ceil_div(count_w, own.tile_w));
+  const int64_t block_bytes = product(dot_block_elements(z, channels), kBytes);
+  const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
+  const int64_t tile_bytes = aligned(product(own.images, bytes()));
+  own.channel_pitch = tile_bytes / kBytes;
+  // A thread's scratch has either a tile or the weights of a task. Where it has no room for one of them N may not
+  // decide which: the other would be declined.
+  const bool room_for_either = max_of(tile_bytes, product(kDotBlocks, block_bytes)) <= kScratchLimit &&
+                               product(blocks, block_bytes) <= kWorkspaceLimit / 2;
+  if (room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {
+    own.schedule = DotSchedule::Source;
+    own.task_m = kDotBlocks * kDotLanes;
+    const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));
+    own.splits = min_of(tiles / z.groups, ceil_div(kEnoughTasks, parts_m));
+    plan->tasks = product(parts_m, own.splits);
+    return;
+  }
+  int64_t parts_m = 1;
+  if (share && tiles < kEnoughTasks) parts_m = min_of(ceil_div(kEnoughTasks, tiles), ceil_div(rows_m, 2 * kDotLanes));
+  own.task_m = round_up(ceil_div(rows_m, parts_m), 2 * kDotLanes);
+  plan->tasks = product(tiles, ceil_div(rows_m, own.task_m));
+}
+
+void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  const int64_t taps = z.r * z.s;
+  own.tile_k = ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));
+  own.tile_c = z.group_c();
+  if (product(own.tile_c, taps) > kDotBlockLanes && own.tile_c > kDotLanes) {
+    const int64_t most = max_of(kDotLanes, kDotBlockLanes / taps / kDotLanes * kDotLanes);
+    own.tile_c = round_up(ceil_div(z.group_c(), ceil_div(z.group_c(), most)), kDotLanes);
+  }
+  const auto task_count = [&] {
+    return product(z.groups, ceil_div(z.group_k(), own.tile_k), ceil_div(z.group_c(), own.tile_c));
+  };
+  // Where that makes enough tasks, fewer rows for each rather than parts of the reduction, which cost a pass over the
+  // sums.
+  if (z.flops() >= kWorthSharing && task_count() < kEnoughTasks &&
+      product(task_count(), own.tile_k) >= kEnoughTasks * kLeastBlockRows)
+    shrink_until([&] { return task_count() >= kEnoughTasks; },
+                 [&] {
+                   if (own.tile_k <= 1) return false;
+                   own.tile_k = ceil_div(own.tile_k, 2);
+                   return true;
+                 });
+  const int64_t block_lanes = round_up(product(own.tile_c, taps), kDotLanes);
+  const int64_t outputs = max_of(2 * kDotLanes, min_of(kDotChain, kDotPanel / (2 * block_lanes)));
+  own.tile_w = ceil_div(z.q, ceil_div(z.q, outputs));
+  own.tile_h = ceil_div(z.p, ceil_div(z.p, max_of(1, outputs / own.tile_w)));
+  own.images = own.tile_h < z.p || own.tile_w < z.q ? 1 : max_of(1, min_of(z.n, outputs / product(z.p, z.q)));
+  const int64_t tile_outputs = own.images * own.tile_h * own.tile_w;
+  own.grad_pitch = (ceil_div(tile_outputs + 1, 32) | 1) * 32;
+  const int64_t tasks = task_count();
+  const int64_t units = product(ceil_div(z.n, own.images), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
+  const int64_t sum_bytes = product(z.k, ceil_div(z.group_c(), own.tile_c), block_lanes, 4);
+  own.splits = z.flops() >= kWorthSharing ? splits_of_sums(ceil_div(kEnoughTasks, tasks), units, sum_bytes) : 1;
+  plan->tasks = product(tasks, own.splits);
+}
+
+// AMX from here on.
+
+// Measured on an Emerald Rapids: weights of so many bytes beside so few outputs are packed by the tasks that multiply
+// them, and all of the source before.
+constexpr int64_t kDeepWeights = 1200 << 10, kDeepOutputs = 256;
+constexpr int64_t kFewRows = 8, kFewPositions = 64;  // of a tile: fewer overlap more, or are no work for a task
+constexpr int64_t kManyPositions = 256;  // of a tile of small images put together, and of one of weight_grad
+constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
+// weight_grad: bounds of a task's block: K, C times taps, and bytes of sums, which share the second level of cache with
+// both packed operands.
+constexpr int64_t kGradRows = 256, kGradLanes = 576, kGradSums = 400 << 10;
+
+// Whether the packing pays, counted in the time of the multiply-adds that it takes part in, which a tile's block does
+// 2.04 times as fast in three parts as the other algorithms (at 150 GFLOP/s a core), 3.97 times in two. From a cost
+// model fitted over 53 layers on one core of an Emerald Rapids, weights packed at the call, in both layouts:
+//
+//   padded blocks / blocks + (source numbers * a + results * b + weights * c) / multiply-adds of one image  <  gain
+//
+// A fifth of the gain is kept to spare, and fewer than 64 channels of a group were not measured.
+struct TileRates {
+  double gain, source, result, weights;
+};
+constexpr TileRates kTileRates[2][2] = {{{3.97, 85, 54, 50}, {3.97, 34, 38, 50}},   // two parts: NCHW, channels_last
+                                        {{2.04, 45, 27, 30}, {2.04, 18, 19, 30}}};  // three parts
+constexpr double kTileSpare = 1.2;
+constexpr int64_t kLeastTileChannels = 64;
+
+bool tiles_pay(const ConvProblem& z, Pass pass, int64_t parts) {
+  if (min_of(z.group_c(), z.group_k()) < kLeastTileChannels) return false;
+  // Of weight_grad both operands are packed anew for every block: 1x1 kernels were level.
+  if (pass == Pass::WeightGrad && z.r * z.s == 1) return false;
+  const TileRates& rates = kTileRates[parts - 2][z.channels_last];
+  const double input = double(z.c) * double(z.h) * double(z.w), output = double(z.k) * double(z.p) * double(z.q);
+  const double weights = double(z.k) * double(z.group_c()) * double(z.r) * double(z.s);
+  const double products = weights * double(z.p) * double(z.q);
+  const bool input_grad = pass == Pass::InputGrad;
+  const int64_t rows = input_grad ? product(z.h, z.w) : product(z.p, z.q);
+  const auto padded = [](int64_t count, int64_t block) { return double(round_up(count, block)) / double(count); };
+  const double waste = padded(rows, 16) * padded(z.group_c(), kTileEdge) * padded(z.group_k(), kTileEdge);
+  const double packing = ((input_grad ? output : input) * rates.source + (input_grad ? input : output) * rates.result +
+                          weights * rates.weights) /
+                         products;
+  return kTileSpare * (waste + packing) < rates.gain;
+}
+
+// 1x1 kernels whose outputs are the positions of the source, where a position's channels are neighbours, or all
+// positions of a channel; of other problems the weights are packed first.
+DotSchedule line_schedule(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const bool one = z.r == 1 && z.s == 1 && z.stride_h == 1 && z.stride_w == 1;
+  const bool padded = z.pad_top != 0 || z.pad_bottom != 0 || z.pad_left != 0 || z.pad_right != 0;
+  const bool room = product(2, tile_blocks(source_channels(z, pass)), kTileEdge, 64) <= most_tile_bytes(machine);
+  if (!one || padded || !room) return DotSchedule::Weights;
+  const auto &source = source_of(pass, strides), &result = result_of(pass, strides);
+  if (source[1] == 1) return DotSchedule::Line;
+  const auto dense_plane = [&](const int64_t(&stride)[4]) { return stride[3] == 1 && stride[2] == z.q; };
+  return dense_plane(source) && dense_plane(result) ? DotSchedule::Lanes : DotSchedule::Weights;
+}
+
+// Cuts a tile of all outputs until it fits, wide ones to few rows that overlap little; puts small images side by side.
+template <class Bytes>
+void cut_tile(const ConvProblem& z, int64_t count_h, int64_t count_w, int64_t least_w, ImplicitGemmPlan* own,
+              Bytes fits) {
+  int64_t cut_h = 1, cut_w = 1;
+  own->images = 1;
+  const auto set = [&] {
+    own->tile_h = ceil_div(count_h, cut_h);
+    own->tile_w = ceil_div(count_w, cut_w);
+  };
+  set();
+  shrink_until(fits, [&] {
+    if (own->tile_h <= 1 && own->tile_w <= least_w) return false;
+    const bool rows = own->tile_h > kFewRows || (own->tile_h > 1 && own->tile_w <= kFewPositions);
+    (rows ? cut_h : cut_w) *= 2;
+    set();
+    return true;
+  });
+  if (cut_h > 1 || cut_w > 1) return;
+  while (product(2 * own->images, count_h, count_w) <= kManyPositions && own->images < z.n) {
+    CONV_EXT_PLAN_STEP();
+    own->images *= 2;
+    if (fits()) continue;
+    own->images /= 2;
+    return;
+  }
+}
+
+void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
+  const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
+  const int64_t panels = tile_blocks(rows_m), most_bytes = most_tile_bytes(machine);
+  const bool share = z.flops() >= kWorthSharing;
+  const auto part_bytes = [&] { return packed_part_bytes(vertical, horizontal, own.tile_h, own.tile_w, own.images); };
+  const auto tile_bytes = [&] { return packed_tile_bytes(channels, own.parts, part_bytes()); };
+  cut_tile(z, count_h, count_w, 16, &own, [&] { return tile_bytes() <= most_bytes; });
+  const auto tiles = [&] { return tiles_of_group(z, own, vertical, horizontal); };
+
+  const int64_t weights = product(panels, panel_bytes(z, channels, own.parts));
+  const bool deep = share && weights > kDeepWeights && product(count_h, count_w) <= kDeepOutputs &&
+                    product(tiles(), tile_bytes()) <= weights;
+  // A thread's scratch has either a tile or a panel. Where it has no room for one of them N may not decide which.
+  const bool room_for_either = max_of(tile_bytes(), panel_bytes(z, channels, own.parts)) <= kScratchLimit &&
+                               product(z.groups, weights) <= kWorkspaceLimit / 2;
+  own.task_m = rows_m;
+  own.splits = 1;
+  if (deep && room_for_either) {
+    own.schedule = DotSchedule::Source;
+    own.task_m = kTileEdge;
+    // A panel is packed by each task that has it.
+    own.splits = max_of(1, min_of(tiles(), kEnoughTasks / 2 / product(z.groups, panels)));
+    plan->tasks = product(z.groups, panels, own.splits);
+  } else if (line_schedule(input) != DotSchedule::Weights) {
+    own.schedule = line_schedule(input);
+    const int64_t length = product(z.n, z.p, z.q);
+    const int64_t wanted = share ? max_of(ceil_div(kEnoughTasks, z.groups), ceil_div(length, kLineTask)) : 1;
+    const int64_t blocks = own.schedule == DotSchedule::Line ? ceil_div(length, kTileEdge)
+                                                             : product(z.n, ceil_div(product(z.p, z.q), kTileEdge));
+    own.splits = min_of(blocks, wanted);
+    plan->tasks = product(z.groups, own.splits);
+  } else {
+    own.schedule = DotSchedule::Weights;
+    const auto tasks = [&] { return product(z.groups, tiles()); };
+    // Lower tiles pack more rows twice.
+    const auto rows_of = [&](int64_t height) { return packed_extent(vertical, height).positions; };
+    while (share && tasks() < kEnoughTasks && own.images == 1 && own.tile_h > 1 &&
+           product(own.tile_h, own.tile_w) >= 2 * kFewPositions &&
+           8 * rows_of(ceil_div(own.tile_h, 2)) <= 5 * rows_of(own.tile_h)) {
+      CONV_EXT_PLAN_STEP();
+      own.tile_h = ceil_div(own.tile_h, 2);
+    }
+    const int64_t parts_m = share ? min_of(panels, ceil_div(kEnoughTasks / 2, tasks())) : 1;
+    own.task_m = product(ceil_div(panels, parts_m), kTileEdge);
+    plan->tasks = product(tasks(), ceil_div(rows_m, own.task_m));
+  }
+  own.channel_pitch = part_bytes() / 2;
+}
+
+void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const int64_t taps = product(z.r, z.s);
+  // Evenly large blocks of at most so many channels, in whole panels.
+  const auto block_of = [](int64_t channels, int64_t most) {
+    const int64_t blocks = ceil_div(channels, max_of(kTileEdge, most / kTileEdge * kTileEdge));
+    return min_of(channels, round_up(ceil_div(channels, blocks), kTileEdge));
+  };
+  own.tile_c = block_of(z.group_c(), min_of(kGradRows, kGradLanes / taps));
+  own.tile_k =
+      block_of(z.group_k(),
+               min_of(kGradRows, kGradSums / product(round_up(own.tile_c, kTileEdge), taps, int64_t(sizeof(float)))));
+  const auto flat = [&] {
+    return product(product(own.tile_h - 1, packed_extent(horizontal, own.tile_w).longest) + own.tile_w, own.images);
+  };
+  cut_tile(z, z.p, z.q, kTileEdge, &own, [&] { return flat() <= kManyPositions; });
+  own.channel_pitch =
+      (packed_part_bytes(vertical, horizontal, own.tile_h, own.tile_w, own.images) / 64 + kTileEdge) * kTileEdge;
+  own.grad_pitch = round_up(flat(), kTileEdge);
+  own.splits = 1;
+  const int64_t units = tiles_of_group(z, own, vertical, horizontal), blocks = grad_blocks(z, own);
+  if (z.flops() >= kWorthSharing)
+    own.splits = splits_of_sums(ceil_div(kEnoughTasks, blocks), units,
+                                product(blocks, grad_block_sums(z, own), int64_t(sizeof(float))));
+  plan->tasks = product(blocks, own.splits);
+}
+
+void prepare_tiles(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  if (pass == Pass::WeightGrad) {
+    prepare_tiles_weight_grad(input, plan);
+  } else {
+    prepare_tiles_gather(input, plan);
+  }
+  Carver workspace, scratch;
+  tile_workspace(z, pass, own, workspace);
+  tile_scratch(z, pass, own, scratch);
+  plan->workspace_bytes = workspace.bytes();
+  plan->scratch_bytes = scratch.bytes();
+}
+
+}  // namespace
+
+void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  own.parts = dot_parts(z, machine);
+  if (machine.bf16_dot == Bf16Dot::Tiles) return prepare_tiles(input, plan);
+  if (pass == Pass::WeightGrad) {
+    prepare_dot_weight_grad(input, plan);
+  } else {
+    prepare_dot_gather(input, plan);
+  }
+  // uint16_t stands for bfloat16.
+  Carver workspace, scratch;
+  dot_workspace<uint16_t>(z, pass, own, workspace);
+  dot_scratch<uint16_t>(z, pass, own, scratch);
+  plan->workspace_bytes = workspace.bytes();
+  plan->scratch_bytes = scratch.bytes();
+}
+
+const char* implicit_gemm_declines(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  if (z.dtype != DType::BFloat16 && z.dtype != DType::Float32) return "it is for bfloat16 and float32";
+  if (machine.bf16_dot == Bf16Dot::None)
+    return "this instruction set cannot multiply bfloat16 (avx512_bf16 and amx can)";
+  const int64_t parts = dot_parts(z, machine);
+  if (parts == 0)
+    return "the precision setting does not let float32 be rounded to bfloat16, and unrounded it is for AMX alone";
+  if (parts > 1 && (z.group_c() < kDotLanes || z.group_k() < kDotLanes))
+    return "float32 as a sum of bfloat16 is for 16 channels of a group or more";
+  // A sum of six products rounds more than once: beside one or two numbers that shows.
+  if (parts > 1 && pass == Pass::WeightGrad && product(z.n, z.p, z.q) < kLeastSummed)
+    return "float32 as a sum of bfloat16 is for sums of 4 products or more";
+  if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
+  if (result_channels(z, pass) < kLeastOutputs)
+    return "fewer than 4 output channels of a group leave most lanes of a vector idle";
+  if (pass == Pass::InputGrad && z.stride_h > 64 / z.stride_w)
+    return "stride_h * stride_w is above 64: each of that many phases of input_grad would take few of a line's outputs";
+  return memory_declines(input, prepare_implicit_gemm,
+                         "the smallest packed tile exceeds 16 MiB of scratch for each thread");
+}
+
+const char* implicit_gemm_yields(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const int64_t parts = dot_parts(z, machine);
+  if (parts > 1 && !tiles_pay(z, pass, parts))
+    return "float32 as a sum of bfloat16 numbers takes three or six products on AMX, which would not repay packing "
+           "here";
+  return nullptr;
+}
+
+void describe_implicit_gemm(const PlanInput& input, const Plan& plan, Facts* facts) {
+  const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
+  add_facts(facts, {{"rows", own.tile_h}, {"columns", own.tile_w}, {"images", own.images}});
+  if (input.pass == Pass::WeightGrad) {
+    add_facts(facts, {{"K/g", own.tile_k}, {"C/g", own.tile_c}, {"splits", own.splits}});
+  } else {
+    add_facts(facts, {{"channels", own.task_m}, {"first", kScheduleNames[int(own.schedule)]}});
+  }
+}
+
+}  // namespace conv_ext

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.tables import geometric_mean, number, table
 
@@ -17,17 +17,31 @@ class Aim:
     each_case: float
 
 
-# (dtype, precision, instruction set that both sides are held to, or None)
+# (dtype, precision, layout): without AMX, and with it; and with both sides held to AVX2.
 LAYERS = {
-    ("float32", "ieee", None): Aim(1.6, 1.0, 0.8),
-    ("float32", "tf32", None): Aim(2.5, 1.2, 0.9),
-    ("float64", "ieee", None): Aim(1.5, 1.1, 0.9),
-    ("bfloat16", "ieee", None): Aim(1.5, 1.0, 0.8),
-    ("float32", "ieee", "avx2"): Aim(1.0, 0.9, 0.7),
+    ("float32", "ieee", "nchw"): Aim(1.6, 1.15, 0.9),
+    ("float32", "ieee", "channels_last"): Aim(1.4, 1.15, 0.9),
+    ("float32", "tf32", "nchw"): Aim(1.8, 1.15, 0.9),
+    ("float32", "tf32", "channels_last"): Aim(1.6, 1.15, 0.9),
+    ("float64", "ieee", "nchw"): Aim(2.8, 1.15, 0.9),
+    ("float64", "ieee", "channels_last"): Aim(2.8, 1.15, 0.9),
+    ("bfloat16", "ieee", "nchw"): Aim(1.5, 1.15, 0.9),
+    ("bfloat16", "ieee", "channels_last"): Aim(1.4, 1.15, 0.9),
 }
+LAYERS_AMX = LAYERS | {
+    ("float32", "ieee", "nchw"): Aim(1.7, 1.2, 0.9),
+    ("float32", "ieee", "channels_last"): Aim(1.6, 1.2, 0.9),
+    ("float32", "tf32", "nchw"): Aim(2.8, 1.2, 0.9),
+    ("float32", "tf32", "channels_last"): Aim(2.8, 1.2, 0.9),
+    ("bfloat16", "ieee", "nchw"): Aim(2.2, 1.2, 0.9),
+    ("bfloat16", "ieee", "channels_last"): Aim(2.2, 1.2, 0.9),
+}
+LAYERS_AVX2 = {("float32", "ieee", layout): Aim(1.5, 1.0, 0.8) for layout in ("nchw", "channels_last")}
+# float32 under "ieee", a batch of one image: the mean without AMX, and with it.
+ONE_IMAGE, ONE_IMAGE_AMX = 1.9, 2.2
 # (network, precision) of a training step; and of every network's forward at batch 1.
 TRAINING_STEP = {
-    ("lenet5", "ieee"): 1.2, ("alexnet", "ieee"): 1.2, ("vgg16", "ieee"): 1.3,
+    ("lenet5", "ieee"): 1.2, ("alexnet", "ieee"): 1.4, ("vgg16", "ieee"): 1.8, ("resnet50", "ieee"): 1.4,
     ("lenet5", "tf32"): 1.3, ("alexnet", "tf32"): 1.5, ("vgg16", "tf32"): 1.8,
 }
 FORWARD_OF_ONE = 1.0
@@ -134,18 +148,28 @@ def judged(rows: list[dict], aim: Aim) -> list[str]:
     ]
 
 
-def text(rows: list[dict], cap: str | None) -> str:
-    """For each (dtype, precision) of the rows, over all their layouts and batches; those of a GPU have a table."""
+def aim_of(dtype: str, precision: str, layout: str, images: set[int], cap: str | None, isa: str | None) -> Aim | None:
+    """The aim of layers; None where none is set."""
+    amx = isa == "amx" and cap is None
+    table = LAYERS_AVX2 if cap == "avx2" else LAYERS_AMX if amx else LAYERS
+    aim = table.get((dtype, precision, layout))
+    if aim and images == {1} and (dtype, precision, cap) == ("float32", "ieee", None):
+        return replace(aim, mean=ONE_IMAGE_AMX if amx else ONE_IMAGE)
+    return aim
+
+
+def text(rows: list[dict], cap: str | None, isa: str | None = None) -> str:
+    """For each (dtype, precision, layout) of the rows, over all their batches; those of a GPU have a table."""
     on_gpu = [row for row in rows if row.get("device") == "cuda"]
     rows = [row for row in rows if row.get("device") != "cuda"]
     groups = defaultdict(list)
     for row in rows:
         if "ratio" in row:
-            groups[row["dtype"], row["precision"]].append(row)
+            groups[row["dtype"], row["precision"], row["layout"]].append(row)
     lines = []
-    for (dtype, precision), members in groups.items():
-        aim = LAYERS.get((dtype, precision, cap))
+    for (dtype, precision, layout), members in groups.items():
+        aim = aim_of(dtype, precision, layout, {row["n"] for row in members}, cap, isa)
         held = f", both sides held to {cap}" if cap else ""
-        lines.append(f"Aims for {dtype}, {precision}{held}:" + ("" if aim else " none is set"))
+        lines.append(f"Aims for {dtype}, {precision}, {layout}{held}:" + ("" if aim else " none is set"))
         lines += [f"  {line}" for line in judged(members, aim)] if aim else []
     return "\n\n".join(filter(None, ["\n".join(lines), cuda_text(on_gpu) if on_gpu else ""]))

@@ -95,7 +95,7 @@ def run_text(result: dict, every_row: bool = False) -> str:
         reasons = sorted({row["declined"] for row in rows if "declined" in row})
         parts += [f"Not computed by {algorithm}: {sum('declined' in row for row in rows)} cases ({'; '.join(reasons)})"
                   ] if reasons else []
-    return "\n\n".join(filter(None, [*parts, aims.text(result["cases"], result["machine"]["cap"])]))
+    return "\n\n".join(filter(None, [*parts, aims.text(result["cases"], result["machine"]["cap"], result["machine"].get("isa"))]))
 
 
 def network_text(result: dict, _: bool = False) -> str:
@@ -182,11 +182,12 @@ def print_aims_of_all(results: list[dict]) -> None:
     groups = defaultdict(list)
     for result in results:
         if result["command"] == "run":
-            groups[result["machine"]["cap"], result["machine"]["warm_allocator"]].append(result)
-    for (cap, warm), members in groups.items():
+            machine = result["machine"]
+            groups[machine["cap"], machine["warm_allocator"], machine.get("isa")].append(result)
+    for (cap, warm, isa), members in groups.items():
         if len(members) > 1:
             print(f"\nOver {len(members)} files, allocator {'warm' if warm else 'as it comes'}:")
-            print(aims.text(compare.pooled(members), cap))
+            print(aims.text(compare.pooled(members), cap, isa))
 
 
 def main(arguments: list[str]) -> int:

@@ -445,7 +445,10 @@ inline void check_windows(const Sizes& s, const ConvProblem& z, const Machine& m
   }
   const Wide row = Wide(own.tile_w) * own.images, lanes = channels ? Wide(1) : s.lanes;
   const Wide sums = own.flat ? own.rows * row : own.rows * rounded_up(row, lanes);
-  v->expect(own.sums >= sums * (several ? divided_up(own.weights.panels, own.parts_m) : 1) * own.weights.panel_channels,
+  const bool held = channels || !own.in_place;  // vectors of positions are summed where the result lies, or held
+  v->expect(!held ? own.sums == 0
+                  : own.sums >=
+                        sums * (several ? divided_up(own.weights.panels, own.parts_m) : 1) * own.weights.panel_channels,
             "sums are those of some rows, of all panels of a task where several chains are added");
   v->expect(own.runs >= divided_up(row, lanes), "there is a run for every output of a row, or every vector");
   v->expect(plan.workspace_bytes >= s.groups * own.weights.padded_m * (s.channels * s.taps + 1) * s.bytes,

@@ -167,8 +167,7 @@ ALL = (
         "a_workspace_short_by_one",
         "cpu/gemm/plan_windows.cpp",
         "\n    windows_scratch<decltype(number)>(own, scratch);\n  });",
-        "\n    windows_scratch<decltype(number)>(own, scratch);\n  });\n"
-        "  plan->workspace_bytes -= 64;",
+        "\n    windows_scratch<decltype(number)>(own, scratch);\n  });\n  plan->workspace_bytes -= 64;",
         "cpu/gemm/plan_windows.cpp",
     ),
     Planted(

@@ -77,8 +77,9 @@ def test_aims_are_judged_over_all_over_classes_and_one_by_one():
     assert [line.split(":")[0] for line in lines] == ["MISSED", "MISSED", "MISSED"]
     assert "1.50" in lines[0] and "below it: strided" in lines[1] and "s/strided n=1 forward" in lines[2]
     text = aims.text([row("1x1", 2.0), row("1x1", 1.0, dtype="float16"), {"right": False}], None)
-    assert "float32, ieee:\n  reached" in text and "float16, ieee: none is set" in text
-    assert "aim 0.7" in aims.text([row("1x1", 2.0)], "avx2")
+    assert "float32, ieee, nchw:\n  reached" in text and "float16, ieee, nchw: none is set" in text
+    assert "aim 0.8" in aims.text([row("1x1", 2.0)], "avx2")
+    assert "aim 1.9" in aims.text([row("1x1", 2.0)], None) and "aim 2.2" in aims.text([row("1x1", 2.0)], None, "amx")
 
 
 def test_a_comparison_tells_what_stands_out_of_the_noise():

@@ -65,6 +65,8 @@ def test_only_the_binding_knows_torch(path):
 
 # Nothing that the linker could share between instruction sets: C headers and the compiler's intrinsics alone.
 KERNEL_HEADERS = {"<stdint.h>", "<stddef.h>", "<string.h>", "<math.h>", "<float.h>", "<immintrin.h>"}
+
+
 def is_plan(path):
     return path.suffix == ".cpp" and path.name.startswith("plan")
 
@@ -165,8 +167,10 @@ def test_the_architectures_table_is_the_list_of_algorithms():
     rows = re.findall(
         r"^\| `(\w+)` \|", ARCHITECTURE.read_text().split("## The algorithms of the CPU")[1], re.MULTILINE
     )
-    planned = [re.findall(r"^void prepare_(\w+)\(const PlanInput& input, Plan\* plan\) {", p.read_text(), re.MULTILINE)
-               for p in PLAN_SOURCES]
+    planned = [
+        re.findall(r"^void prepare_(\w+)\(const PlanInput& input, Plan\* plan\) {", p.read_text(), re.MULTILINE)
+        for p in PLAN_SOURCES
+    ]
     assert sorted(LISTED) == sorted(name for names in planned for name in names if name in LISTED)
     assert all(set(names) & set(LISTED) for names in planned), "each plan is one of a listed algorithm"
     wanted = "a row for each algorithm, in the order of csrc/cpu/algorithms.h"

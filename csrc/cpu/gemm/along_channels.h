@@ -13,7 +13,7 @@ struct PanelsAlongChannels {
   const GatherOperands<A>& op;
   const PanelsTask& task;
   AlongChannelsScratch<A> local;
-  const PanelsPhase& f;
+  const GatherPhase& f;
   int64_t positions, tiles;
   // Where no padding is read the taps are offsets that all positions share; else each position has its own sources, and
   // those in the padding lead to zeros. A property of the phase, that changes nothing but the addresses.
@@ -104,7 +104,7 @@ struct PanelsAlongChannels {
   }
 
   // One panel of weights for all positions of the task.
-  void run_panel(const PanelsSlice& s) const {
+  void run_panel(const WeightPanel& s) const {
     const int64_t channel = task.group * op.group_m + s.m0;
     const bool in_place = result_step > 0 && s.m == s.width;
     A* const out = in_place ? op.result_at(channel, f, task.first / f.width / f.height, task.first / f.width % f.height,
@@ -126,21 +126,21 @@ struct PanelsAlongChannels {
   }
   // Taps that read nothing but padding for all positions of a register tile are left out of its sums.
   bool leaves_out() const { return reads_padding && *op.adds_padding == 0; }
-  Range taps_of(int64_t tile, const PanelsChain& b) const {
+  Range taps_of(int64_t tile, const ProductChain& b) const {
     if (!leaves_out()) return {b.t0, b.t0 + b.t};
     const Range reads = local.reads[tile];
     const int64_t first = min_of(max_of(b.t0, reads.first), b.t0 + b.t);
     return {first, max_of(first, min_of(b.t0 + b.t, reads.last))};
   }
-  void list_next_lines(const PanelsSlice& s, int64_t out_row) const {
+  void list_next_lines(const WeightPanel& s, int64_t out_row) const {
     const int v = int(s.width / L);
     for (int64_t l = 0; l < kMostProducts; ++l) {
       const int64_t element = (panel_rows(v) + l / v) * out_row + l % v * L;
       local.next_lines[l] = l < panel_rows(v) * v ? int32_t(element * int64_t(sizeof(A))) : 0;
     }
   }
-  void run_block(const PanelsSlice& s, int64_t index, A* out, int64_t out_row, bool in_place) const {
-    const PanelsChain b = op.block_at(f, index);
+  void run_block(const WeightPanel& s, int64_t index, A* out, int64_t out_row, bool in_place) const {
+    const ProductChain b = op.block_at(f, index);
     for (int64_t t = 0; t < b.t; ++t)
       local.offset[t] = b.c0 * op.source.channel +
                         (reads_padding ? 0 : f.row[b.t0 + t] * op.source.row + f.column[b.t0 + t] * op.source.column);
@@ -177,7 +177,7 @@ struct PanelsAlongChannels {
     }
   }
   // What the next tile reads, on its way: its strides defeat the processor's own prefetching.
-  void prefetch_sources(const Tile& tile, const PanelsChain& b) const {
+  void prefetch_sources(const Tile& tile, const ProductChain& b) const {
     if (op.source.channel != 1) return;
     const int64_t m = tile.count;
     const A** const next = local.source + (tile.first + m) * sources() + (reads_padding ? b.t0 * m : 0);

@@ -9,14 +9,14 @@ namespace conv_ext {
 
 template <class A>
 struct PanelsAlongPositions {
-  typedef PanelsChain Block;
+  typedef ProductChain Block;
   static constexpr int L = kLanes<A>;
   static constexpr int64_t kWidest = kPanelP * L;  // positions of a panel
 
   const GatherOperands<A>& op;
   const PanelsTask& task;
   AlongPositionsScratch<A> local;
-  const PanelsPhase& f;
+  const GatherPhase& f;
   int64_t m_begin, m;      // channels of the result
   int64_t panels, blocks;  // of positions; of channels and taps
   const A* source;         // of the group
@@ -26,7 +26,7 @@ struct PanelsAlongPositions {
       : op(operands), task(its_task), f(its_task.f) {
     Carver memory(scratch);
     local = along_positions_scratch<A>(op.z, own, memory);
-    const PanelsSlice last = op.slice_at(task.s1 - 1);
+    const WeightPanel last = op.slice_at(task.s1 - 1);
     m_begin = op.slice_at(task.s0).m0;
     m = last.m0 + last.m - m_begin;
     panels = ceil_div(task.last - task.first, kPanelP);
@@ -90,7 +90,7 @@ struct PanelsAlongPositions {
            (at % f.width * op.horizontal.step() + f.column[0]) * op.source.column;
   }
   // The next rows of weights, on their way to the second level of cache: strides defeat the processor's prefetching.
-  void prefetch_weights(const PanelsSlice& s, const Block& b) const {
+  void prefetch_weights(const WeightPanel& s, const Block& b) const {
     constexpr int64_t kLine = 64 / int64_t(sizeof(A));
     const A* const at = op.weight_at(task.group, s.m0 + s.m, b.c0, 0);
     const bool by_rows = op.weight.channel < op.weight.n;
@@ -130,7 +130,7 @@ struct PanelsAlongPositions {
     const int64_t next_position = min_of(same_block ? panel.first + width : task.first * L, f.positions - 1);
     const A* const next = reads.count > 0 ? source_at(same_block ? b.c0 : b.c0 + b.c, next_position) : nullptr;
     for (int64_t i = task.s0; i < task.s1; ++i) {
-      const PanelsSlice s = op.slice_at(i);
+      const WeightPanel s = op.slice_at(i);
       if (p == 0 && i + 1 < task.s1) prefetch_weights(s, b);
       a.rows = local.rows + (s.m0 - m_begin);
       a.out = sums + (s.m0 - m_begin) * width;

@@ -27,7 +27,7 @@ constexpr int64_t kFewChannels = 32;  // of a group's result: vectors run along 
 // bits. A panel of three vectors so long is 36 KiB with AVX-512.
 constexpr int64_t kPanelProducts = 192;                // of a chain, where a channel has no more taps than that
 constexpr int64_t kMostProducts = 2 * kPanelProducts;  // of the longest chain
-struct PanelBlocks {
+struct ChainCuts {
   int64_t channels, taps;  // into how many parts each of them is cut
   int64_t count() const { return product(channels, taps); }
   // Products of the longest block.
@@ -36,13 +36,13 @@ struct PanelBlocks {
   }
 };
 // Of so many elements' channels, each of which has products with all its parts.
-inline PanelBlocks panel_blocks(int64_t channels, int64_t taps, int64_t parts = 1) {
+inline ChainCuts chain_cuts(int64_t channels, int64_t taps, int64_t parts = 1) {
   const int64_t cut_taps = max_of(1, ceil_div(taps * parts, kPanelProducts));
   return {cut_taps > 1 ? channels : max_of(1, ceil_div(product(channels, taps, parts), kPanelProducts)), cut_taps};
 }
 
 // The same where whole runs of channels are wanted: taps are cut first.
-inline PanelBlocks blocks_of_taps(int64_t channels, int64_t taps) {
+inline ChainCuts chains_of_taps(int64_t channels, int64_t taps) {
   if (channels > kPanelProducts) return {ceil_div(channels, kPanelProducts), max_of(1, taps)};
   const int64_t together = kPanelProducts / max_of(1, channels);  // taps
   return {1, max_of(1, ceil_div(taps, together))};
@@ -70,9 +70,9 @@ struct WeightPanels {
   int64_t panels_per_task, packing_tasks;  // of the loop that packs
   bool meets_padding;                      // some products are of padding: whether all weights are finite matters
 
-  PanelBlocks blocks(int64_t taps) const {
-    if (chains == ChainsOf::Taps) return blocks_of_taps(channels, taps);
-    PanelBlocks b = panel_blocks(channels / parts, taps, parts);
+  ChainCuts blocks(int64_t taps) const {
+    if (chains == ChainsOf::Taps) return chains_of_taps(channels, taps);
+    ChainCuts b = chain_cuts(channels / parts, taps, parts);
     if (chains == ChainsOf::ChannelsAlone) b.taps = 1;
     return b;
   }

@@ -22,17 +22,17 @@ inline void visit_runs(int64_t first, int64_t last, int64_t height, int64_t widt
 }
 
 // A panel: some vectors of a group's channels, or rows of them where the vectors run along positions.
-struct PanelsSlice {
+struct WeightPanel {
   int64_t m0, m, width;  // first channel, how many, and with those that fill up the last vector
 };
-struct PanelsPhase {
+struct GatherPhase {
   int64_t h, w, height, width, positions;
   const int64_t *row, *column, *weight;  // of each of its taps
   int64_t begin, taps;
-  PanelBlocks blocks;
+  ChainCuts blocks;
 };
 // One block of channels and taps, which is summed in one chain.
-struct PanelsChain {
+struct ProductChain {
   int64_t c0, c, t0, t;
   int64_t before;  // products of the blocks before it
 };
@@ -80,15 +80,15 @@ struct GatherOperands {
   int64_t phases() const { return vertical.phases() * horizontal.phases(); }
   int64_t channels() const { return plan.channels; }
 
-  PanelsSlice slice_at(int64_t i) const {
+  WeightPanel slice_at(int64_t i) const {
     const int64_t units = plan.padded_m / plan.unit;
     const int64_t first = part_begin(units, plan.panels, i) * plan.unit,
                   last = part_begin(units, plan.panels, i + 1) * plan.unit;
     return {first, min_of(group_m, last) - first, last - first};
   }
 
-  PanelsPhase phase_at(int64_t index) const {
-    PanelsPhase f;
+  GatherPhase phase_at(int64_t index) const {
+    GatherPhase f;
     f.h = index / horizontal.phases();
     f.w = index % horizontal.phases();
     f.height = vertical.count(f.h);
@@ -102,10 +102,10 @@ struct GatherOperands {
     f.blocks = plan.blocks(f.taps);
     return f;
   }
-  PanelsChain block_at(const PanelsPhase& f, int64_t index) const {
-    const PanelBlocks& p = f.blocks;
+  ProductChain block_at(const GatherPhase& f, int64_t index) const {
+    const ChainCuts& p = f.blocks;
     const int64_t ic = index / p.taps, it = index % p.taps;
-    PanelsChain b;
+    ProductChain b;
     b.c0 = part_begin(channels() / parts, p.channels, ic) * parts;
     b.c = part_begin(channels() / parts, p.channels, ic + 1) * parts - b.c0;
     b.t0 = part_begin(f.taps, p.taps, it);
@@ -114,7 +114,7 @@ struct GatherOperands {
     return b;
   }
   // (taps, channels, width) of a block.
-  A* packed_at(int64_t group, const PanelsPhase& f, const PanelsSlice& s, const PanelsChain& b) const {
+  A* packed_at(int64_t group, const GatherPhase& f, const WeightPanel& s, const ProductChain& b) const {
     return packed_weight + (group * taps() + f.begin) * plan.padded_m * channels() + s.m0 * f.taps * channels() +
            b.before * s.width;
   }
@@ -136,7 +136,7 @@ struct GatherOperands {
         to[to_channel + 2 * i + 1] = re;
       }
   }
-  T* result_at(int64_t channel, const PanelsPhase& f, int64_t n, int64_t i, int64_t j) const {
+  T* result_at(int64_t channel, const GatherPhase& f, int64_t n, int64_t i, int64_t j) const {
     return result.data + n * result.n + channel / parts * result.channel + channel % parts +
            (f.h + i * vertical.output_step()) * result.row + (f.w + j * horizontal.output_step()) * result.column;
   }
@@ -155,11 +155,11 @@ struct GatherOperands {
     }
   }
 
-  void pack_slice(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
+  void pack_slice(int64_t group, const GatherPhase& f, const WeightPanel& s) const {
     // Of a phase with few of the taps, whole vectors of all taps would mostly be thrown away.
     const bool turned = plan.taps_are_neighbours && 4 * f.taps >= taps();
     for (int64_t i = 0; i < f.blocks.count(); ++i) {
-      const PanelsChain b = block_at(f, i);
+      const ProductChain b = block_at(f, i);
       A* const to = packed_at(group, f, s, b);
       if (s.m < s.width)
         for (int64_t j = 0; j < b.t * b.c; ++j)
@@ -169,7 +169,7 @@ struct GatherOperands {
     // Tap by tap through all channels, so that memory is read in long runs.
     for (int64_t t = 0; t < f.taps && !turned; ++t)
       for (int64_t i = 0; i < f.blocks.count(); ++i) {
-        const PanelsChain b = block_at(f, i);
+        const ProductChain b = block_at(f, i);
         if (t < b.t0 || t >= b.t0 + b.t) continue;
         A* const to = packed_at(group, f, s, b) + (t - b.t0) * b.c * s.width;
         const T* const from = weight_at(group, s.m0 / parts, b.c0 / parts, f.weight[t]);
@@ -180,8 +180,8 @@ struct GatherOperands {
       }
   }
   // The taps of a channel, or of all channels, are neighbours in memory: they are turned round by whole vectors.
-  void pack_neighbouring_taps(A* to, int64_t group, const PanelsPhase& f, const PanelsSlice& s,
-                              const PanelsChain& b) const {
+  void pack_neighbouring_taps(A* to, int64_t group, const GatherPhase& f, const WeightPanel& s,
+                              const ProductChain& b) const {
     const bool joined = weight.channel == taps();
     const int64_t runs = joined ? 1 : b.c, length = joined ? b.c * taps() : taps();
     for (int64_t run = 0; run < runs; ++run) {
@@ -208,14 +208,14 @@ struct GatherOperands {
     }
   }
   // A tap's place in its phase; -1 if it belongs to another one.
-  int64_t place_of(const PanelsPhase& f, int64_t tap) const {
+  int64_t place_of(const GatherPhase& f, int64_t tap) const {
     if (f.taps == taps()) return tap;
     for (int64_t t = 0; t < f.taps; ++t)
       if (f.weight[t] == tap) return t;
     return -1;
   }
 
-  void pack_checked(int64_t group, const PanelsPhase& f, const PanelsSlice& s) const {
+  void pack_checked(int64_t group, const GatherPhase& f, const WeightPanel& s) const {
     pack_slice(group, f, s);
     if (!plan.meets_padding) return;
     const A* const packed = packed_at(group, f, s, block_at(f, 0));
@@ -243,7 +243,7 @@ struct GatherOperands {
 
 // A task: positions [first, last) of a phase (of them or of vectors of them), panels [s0, s1) of a group's weights.
 struct PanelsTask {
-  PanelsPhase f;
+  GatherPhase f;
   int64_t group, first, last, s0, s1;
 };
 

@@ -300,7 +300,7 @@ void share_out_positions(const PlanInput& input, int64_t positions, int64_t enou
   const int64_t channels = own->weights.channels, slices = own->weights.panels, group_m = own->weights.padded_m;
   const int64_t vectors = ceil_div(positions, lanes), panel_v = panel_vectors_of_most_rows(machine);
   const int64_t panels = ceil_div(vectors, panel_v), panel_m = most_panel_rows(machine);
-  const int64_t most_panels = panel_blocks(channels, taps).count() > 1 ? kPanelsOfBlock : 4 * kPanelsOfBlock;
+  const int64_t most_panels = chain_cuts(channels, taps).count() > 1 ? kPanelsOfBlock : 4 * kPanelsOfBlock;
   const auto enough_tasks = [&](int64_t task_panels, int64_t parts) {
     return product(ceil_div(panels, task_panels), parts) >= enough;
   };
@@ -321,7 +321,7 @@ void share_out_positions(const PlanInput& input, int64_t positions, int64_t enou
   own->panel_lanes = panel_v * lanes;
   // Phases with fewer taps than others may have longer blocks.
   own->products =
-      max_of(panel_blocks(channels, taps).longest(channels, taps), min_of(product(channels, taps), kMostProducts));
+      max_of(chain_cuts(channels, taps).longest(channels, taps), min_of(product(channels, taps), kMostProducts));
   own->sums = product(own->task_rows, own->block, lanes);
 }
 

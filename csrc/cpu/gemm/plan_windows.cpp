@@ -237,7 +237,7 @@ void prepare_with(const Lanes& tile, const PlanInput& input, Plan* plan) {
                                      : !several_chains && writes_whole_vectors(input, own);
   own.clears = several_chains;
   // Nothing is held: each panel is done with all rows, for as many planes of the result as it has channels.
-  if (!tile.along_channels && own.in_place) own.rows = own.tile_h;
+  if (!tile.along_channels && own.in_place) own.rows = own.tile_h, own.sums = 0;
   const int64_t tiles = product(ceil_div(max_of(1, z.n), own.images), ceil_div(z.groups, own.task_groups),
                                 ceil_div(max_of(1, vertical.longest_count()), own.tile_h),
                                 ceil_div(max_of(1, horizontal.longest_count()), own.tile_w));

@@ -42,8 +42,8 @@ struct Windows {
   // What stays the same for the rows of a phase with one panel of weights.
   struct Chain {
     int64_t group;
-    PanelsSlice s;
-    PanelsChain b;
+    WeightPanel s;
+    ProductChain b;
     int64_t taps_w;
     const A* source;
     A* sums;
@@ -69,12 +69,12 @@ struct Windows {
   }
 
   // Cuts a row of outputs, or `rows` rows that are one run of lanes, into what register tiles take; returns how many.
-  int64_t cut_row(Tile& t, const PanelsPhase& f, int64_t taps_w, int64_t rows, int64_t channels) const {
+  int64_t cut_row(Tile& t, const GatherPhase& f, int64_t taps_w, int64_t rows, int64_t channels) const {
     if (t.cut.rows != rows || t.cut.channels != channels)
       t.cut = {rows, channels, list_runs(t, f, taps_w, rows, channels)};
     return t.cut.count;
   }
-  int64_t list_runs(const Tile& t, const PanelsPhase& f, int64_t taps_w, int64_t rows, int64_t channels) const {
+  int64_t list_runs(const Tile& t, const GatherPhase& f, int64_t taps_w, int64_t rows, int64_t channels) const {
     int64_t count = 0;
     // Of columns [first, last), from an image of the first one on.
     const auto add = [&](int64_t at, int64_t taken, int64_t first, int64_t last) {
@@ -111,20 +111,20 @@ struct Windows {
   }
 
   // The last panel may have lanes without channels, and is then summed in the scratch and copied.
-  bool is_in_place(const PanelsSlice& s) const { return is_same<T, A> && own.in_place && s.m == s.width; }
+  bool is_in_place(const WeightPanel& s) const { return is_same<T, A> && own.in_place && s.m == s.width; }
 
-  static WindowTile<A> tile_for(const PanelsSlice& s, int64_t count) {
+  static WindowTile<A> tile_for(const WeightPanel& s, int64_t count) {
     if constexpr (along_channels)
       return select_window_tile<A, true>(count, s.width / L);
     else
       return select_window_tile<A, false>(s.width, count);
   }
   // Elements between the sums of neighbouring outputs.
-  int64_t output_step(const PanelsSlice& s) const { return along_channels ? s.width : 1; }
+  int64_t output_step(const WeightPanel& s) const { return along_channels ? s.width : 1; }
 
   // A block of channels for rows [first, last) of a tile, with one panel of weights.
-  void run_rows(Tile& t, const PanelsPhase& f, const Chain& chain, int64_t first, int64_t last) const {
-    const PanelsSlice& s = chain.s;
+  void run_rows(Tile& t, const GatherPhase& f, const Chain& chain, int64_t first, int64_t last) const {
+    const WeightPanel& s = chain.s;
     const int64_t row_outputs = tables.columns.longest * own.images, taps_w = chain.taps_w;
     const int64_t channel = chain.group * op.group_m + s.m0;
     const int64_t runs = cut_row(t, f, taps_w, last - first, s.width);
@@ -173,7 +173,7 @@ struct Windows {
   }
 
   // Copies the sums of rows [first, last) to their places.
-  void scatter(const Tile& t, const PanelsPhase& f, int64_t channel, const PanelsSlice& s, A* sums, int64_t first,
+  void scatter(const Tile& t, const GatherPhase& f, int64_t channel, const WeightPanel& s, A* sums, int64_t first,
                int64_t last) const {
     const int64_t rows = last - first;
     const RowsOfSums held = rows_of_sums(t, rows);
@@ -189,7 +189,7 @@ struct Windows {
   }
 
   // One phase of a tile.
-  void run_phase(Tile& t, const PanelsPhase& f, int64_t packed_height) const {
+  void run_phase(Tile& t, const GatherPhase& f, int64_t packed_height) const {
     t.height = min_of(own.tile_h, f.height - t.i0);
     t.width = min_of(own.tile_w, f.width - t.j0);
     if (t.height <= 0 || t.width <= 0) return;
@@ -204,7 +204,7 @@ struct Windows {
   }
   // One of its groups. Where there are several blocks of channels, each is packed when its turn comes, and the sums of
   // all panels are kept; else they are written by a few rows at a time.
-  void run_group(Tile& t, const PanelsPhase& f, Chain& chain, int64_t index_g, int64_t packed_height) const {
+  void run_group(Tile& t, const GatherPhase& f, Chain& chain, int64_t index_g, int64_t packed_height) const {
     const int64_t blocks = f.blocks.count(), panel_sums = rows_of_sums(t, own.rows).all;
     chain.group = t.group0 + index_g;
     chain.source = t.local.source + index_g * own.tile_c * own.channel_pitch;
@@ -225,7 +225,7 @@ struct Windows {
     }
   }
   // Packs the source of a block of channels of all groups, unless it is there.
-  void pack_source(Tile& t, const PanelsChain& b, int64_t height) const {
+  void pack_source(Tile& t, const ProductChain& b, int64_t height) const {
     if (t.packed_first == b.c0 && t.packed_count == b.c) return;
     t.packed_first = b.c0;
     t.packed_count = b.c;

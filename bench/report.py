@@ -95,7 +95,8 @@ def run_text(result: dict, every_row: bool = False) -> str:
         reasons = sorted({row["declined"] for row in rows if "declined" in row})
         parts += [f"Not computed by {algorithm}: {sum('declined' in row for row in rows)} cases ({'; '.join(reasons)})"
                   ] if reasons else []
-    return "\n\n".join(filter(None, [*parts, aims.text(result["cases"], result["machine"]["cap"], result["machine"].get("isa"))]))
+    machine = result["machine"]
+    return "\n\n".join(filter(None, [*parts, aims.text(result["cases"], machine["cap"], machine.get("isa"))]))
 
 
 def network_text(result: dict, _: bool = False) -> str:

@@ -171,17 +171,16 @@ const char* winograd_yields(const PlanInput& input) {
   const int64_t lanes = lanes_of(z, machine);
   if (z.r < 3 || z.s < 3) return "a kernel smaller than 3 x 3 saves no products";
   if (z.group_c() < lanes || z.group_k() < lanes) return "there are fewer channels than a vector holds";
-  if (z.groups > 1 && z.precision == Precision::Ieee && min_of(z.group_c(), z.group_k()) <= lanes)
-    return "the channels of a group fit a vector: other algorithms are near the processor's peak";
   const bool input_grad = pass == Pass::InputGrad;
   const double direct =
       double(vertical_axis(z, pass).output) * double(horizontal_axis(z, pass).output) * double(z.r) * double(z.s);
-  // The other algorithms stay further below the processor's peak than these products do; with groups they do not. Over
-  // 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x 14) and lose from 1.17 on (7 x 7), weight_grad gains up
-  // to 1.48 (28 x 28, 16 and 32 channels), and so do the others where either operand has one vector of channels.
+  // The other algorithms stay further below the processor's peak than these products do, most of all with groups
+  // (ResNeXt's, of 16 and 32 channels: 1.15 to 1.3). Over 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x
+  // 14) and lose from 1.17 on (7 x 7), weight_grad gains up to 1.48 (28 x 28, 16 and 32 channels), and so do the others
+  // where either operand has one vector of channels.
   const bool large = product(z.r, z.s) > 9;
   const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && min_of(z.c, z.k) <= lanes);
-  const double worth = large && narrow ? 1.5 : pass == Pass::WeightGrad ? 1.3 : z.groups == 1 ? 1.16 : 1.0;
+  const double worth = z.groups > 1 || (large && narrow) ? 1.5 : pass == Pass::WeightGrad ? 1.3 : 1.16;
   const double cost = cost_of(z, pass, choose_variant(z, pass));
   if (cost > worth * direct) return "the transforms would cost more than the products save";
   // The broadcast algorithm leaves the padding out: the gradient of 5 x 5 kernels without padding (8 x 8 to 12 x 12)

@@ -354,7 +354,7 @@ inline void check_weight_panels(const Sizes& s, const ConvProblem& z, const conv
   if (v->rule) return;
   v->expect(w.panel_channels == divided_up(units, w.panels) * unit, "the widest panel is one of evenly wide ones");
   const Wide all = s.groups * w.panels;
-  v->expect(w.panels_per_task >= 1 && w.packing_tasks == (w.packed ? divided_up(all, w.panels_per_task) : 0),
+  v->expect(w.panels_per_task >= 1 && w.packing_tasks == (w.packed() ? divided_up(all, w.panels_per_task) : 0),
             "all panels that are not read in place are packed");
 }
 
@@ -417,7 +417,7 @@ inline void check_windows(const Sizes& s, const ConvProblem& z, const Machine& m
   v->within(own.task_groups, 1, channels ? Wide(1) : s.groups, "task_groups are some of the groups");
   v->within(own.weights.panels, 1, divided_up(most(1, s.rows_m), channels ? s.lanes : s.parts),
             "panels are some of the vectors or channels");
-  v->expect(own.weights.along_channels == channels && own.weights.packed &&
+  v->expect(own.weights.along_channels == channels && own.weights.packed() &&
                 own.weights.chains == conv_ext::ChainsOf::ChannelsAlone && own.weights.joined_taps == 1,
             "the weights are packed, tap by tap");
   if (v->rule) return;

@@ -10,8 +10,9 @@
 //           for each few positions: panel_tile           write the results of the last block
 //         write the results
 //
-// Positions are numbered through all images, so that none is lost at the end of a row. The order of the sums is the
-// same either way, and follows from the channels and the taps alone. Start reading at run_panels_gather.
+// Positions are numbered through all images, so that none is lost at the end of a row. The order of the sums
+// follows from the channels and the taps, and from which of the two it is: the memory layout decides that. Start
+// reading at run_panels_gather.
 #pragma once
 
 #include "along_channels.h"

@@ -1,4 +1,5 @@
-// What the plan of the panel algorithm says, and where its tables, weights, panels and sums lie.
+// Weights as panels, and the chains of products, for all of the engine but pairs of bfloat16; what the plan of the
+// panel algorithm says, and where its tables, weights, panels and sums lie.
 #pragma once
 
 #include "../base/taps.h"
@@ -48,8 +49,8 @@ inline ChainCuts chains_of_taps(int64_t channels, int64_t taps) {
   return {1, max_of(1, ceil_div(taps, together))};
 }
 
-// What is cut into chains: channels, and taps where these are many; taps, and channels where these are many; or
-// channels alone.
+// What is cut into chains: channels, and taps where these are many, of weights that are read where they lie; of packed
+// ones taps, and channels where these are many (the source is read in place), or channels alone (it is packed).
 enum class ChainsOf : int32_t { Channels, Taps, ChannelsAlone };
 
 // How the weights of a group are cut into panels, and how their packing is shared out (plan_weights.h).
@@ -57,7 +58,6 @@ struct WeightPanels {
   // What the lanes of a vector are: neighbouring channels of the result, whose weights are packed as panels of vectors,
   // or neighbouring positions, whose source becomes panels while the weights are read where they lie.
   bool along_channels;
-  bool packed;  // as panels; else read where they lie
   ChainsOf chains;
   bool taps_are_neighbours;  // in memory, with other channels further away: they are turned round by whole vectors
   int64_t joined_taps;       // taps of a row that are read as channels, being their neighbours in memory; else 1
@@ -70,6 +70,7 @@ struct WeightPanels {
   int64_t panels_per_task, packing_tasks;  // of the loop that packs
   bool meets_padding;                      // some products are of padding: whether all weights are finite matters
 
+  bool packed() const { return chains != ChainsOf::Channels; }
   ChainCuts blocks(int64_t taps) const {
     if (chains == ChainsOf::Taps) return chains_of_taps(channels, taps);
     ChainCuts b = chain_cuts(channels / parts, taps, parts);
@@ -79,7 +80,7 @@ struct WeightPanels {
 };
 template <class A>
 inline A* packed_weights(const ConvProblem& z, const WeightPanels& w, Carver& memory) {
-  return memory.take<A>(w.packed ? z.groups : 0, w.padded_m, w.channels, product(z.r, z.s) / w.joined_taps);
+  return memory.take<A>(w.packed() ? z.groups : 0, w.padded_m, w.channels, product(z.r, z.s) / w.joined_taps);
 }
 
 // Lines of memory that are prefetched for what comes next, at most.

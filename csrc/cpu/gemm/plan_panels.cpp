@@ -335,7 +335,8 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   const bool along_channels = runs_along_channels(input);
   own.weights = weight_panels(z, pass, strides, lanes, along_channels, joins_taps(input) ? z.s : 1,
-                              along_channels ? panel_vectors(machine) : most_panel_rows(machine), along_channels);
+                              along_channels ? panel_vectors(machine) : most_panel_rows(machine),
+                              along_channels ? ChainsOf::Taps : ChainsOf::Channels);
   own.one_row = has_one_row(input);
   own.prefetches = z.bytes() > kWorthPrefetching;
   // Where all is read in place, tasks for many threads cost nothing. Panels of positions are packed for each part of

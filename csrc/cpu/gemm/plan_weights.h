@@ -1,4 +1,4 @@
-// How the weights of forward and input_grad are cut into panels: for the plans of the panel algorithm and of broadcast.
+// How the weights of forward and input_grad are cut into panels: for all plans of the engine but pairs of bfloat16.
 #pragma once
 
 #include "../../common/roles.h"
@@ -20,14 +20,13 @@ constexpr int64_t kWorthPacking = 1 << 15;  // elements of weights that are wort
 
 // `widest`: vectors of the widest panel; where the lanes are positions, the most rows of one.
 inline WeightPanels weight_panels(const ConvProblem& z, Pass pass, const Strides& strides, int64_t lanes,
-                                  bool along_channels, int64_t joined_taps, int64_t widest, bool packed) {
+                                  bool along_channels, int64_t joined_taps, int64_t widest, ChainsOf chains) {
   WeightPanels w{};
   w.parts = parts_of(z.dtype);
   w.unit = along_channels ? lanes : w.parts;
   const int64_t group_m = max_of(1, product(result_channels(z, pass), w.parts)), units = ceil_div(group_m, w.unit);
   w.along_channels = along_channels;
-  w.packed = packed;
-  w.chains = along_channels ? ChainsOf::Taps : ChainsOf::Channels;
+  w.chains = chains;
   w.joined_taps = joined_taps;
   w.channels = product(source_channels(z, pass), w.parts, joined_taps);
   w.panels = ceil_div(units, along_channels ? widest : max_of(1, widest / w.unit));
@@ -40,7 +39,7 @@ inline WeightPanels weight_panels(const ConvProblem& z, Pass pass, const Strides
   w.panels_per_task = max_of(1, kWorthPacking / max_of(1, elements));
   w.meets_padding =
       z.pad_top || z.pad_bottom || z.pad_left || z.pad_right || (pass == Pass::InputGrad && z.r * z.s > 1);
-  w.packing_tasks = packed ? ceil_div(product(z.groups, w.panels), w.panels_per_task) : 0;
+  w.packing_tasks = w.packed() ? ceil_div(product(z.groups, w.panels), w.panels_per_task) : 0;
   return w;
 }
 

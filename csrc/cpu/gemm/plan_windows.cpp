@@ -208,8 +208,7 @@ void prepare_with(const Lanes& tile, const PlanInput& input, Plan* plan) {
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes, taps = z.r * z.s;
   const int64_t channels = source_channels(z, pass), parts = parts_of(z.dtype);
-  own.weights = weight_panels(z, pass, strides, lanes, tile.along_channels, 1, tile.widest, true);
-  own.weights.chains = ChainsOf::ChannelsAlone;
+  own.weights = weight_panels(z, pass, strides, lanes, tile.along_channels, 1, tile.widest, ChainsOf::ChannelsAlone);
   own.products = max_of(min_of(product(channels, taps, parts), kMostProducts), taps * parts);
   own.images = tile.images;
   own.flat = tile.flat;

@@ -139,7 +139,7 @@ def declined(case: Case, o: Operands) -> str | None:
     """Why the forced algorithm cannot compute the case; None where it can, or none is forced."""
     if case.algorithm == "auto":
         return None
-    reasons = {name: None if possible else reason for name, reason, possible in plan(case, o).candidates}
+    reasons = {name: None if possible else reason for name, reason, possible, _ in plan(case, o).candidates}
     if case.algorithm not in reasons:
         raise SystemExit(f"--algorithm must be auto or one of {', '.join(reasons)}, got {case.algorithm}")
     return reasons[case.algorithm]

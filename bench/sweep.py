@@ -45,7 +45,7 @@ def measure(case, seconds: float) -> dict:
 
     o = cases.operands(case)
     plan = cases.plan(case, o)
-    possible = [name for name, _, can in plan.candidates if can and name != "reference"]
+    possible = [name for name, _, can, _ in plan.candidates if can and name != "reference"]
     row = {
         "layout": case.layout,
         "dtype": case.dtype,

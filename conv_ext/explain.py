@@ -53,8 +53,11 @@ class PassPlan:
 
     algorithm: None where `conv_ext.algorithm` forces one that cannot compute this pass; `refused` has the words of the
         error that the call raises, and what follows from a plan is empty. forced: whether one is forced.
-    candidates: (name, reason, possible) of every algorithm in the plan's order; the reason is None where nothing speaks
-        against it, and an algorithm that is possible in spite of its reason can be forced.
+    candidates: (name, reason, possible, cycles) of every algorithm. On a CPU the reason says why it cannot compute the
+        pass, and is None where it can; cycles are those of a core that it is estimated to take, of a forward or
+        input_grad for one image, and None where there is no estimate: the plan takes the fewest. On CUDA the first
+        without a reason is taken; one that is possible in spite of its reason can be forced.
+    works: what the estimates of cycles count, for `python -m bench fit`: name: (loops, counts).
     tiles: outputs and channels per task (on CUDA: of a block). workspace_bytes: shared by all threads; scratch_bytes:
         for each thread.
     as_1x1: the kernel covers its input, and is computed as a 1x1 kernel over C R S channels. channels_last: whether
@@ -70,6 +73,7 @@ class PassPlan:
     tasks: int
     workspace_bytes: int
     scratch_bytes: int
+    works: dict = field(repr=False)
     flops: float
     bytes: float
     as_1x1: bool
@@ -78,7 +82,7 @@ class PassPlan:
     refused: str | None = None
 
     def __str__(self) -> str:
-        rows = [(name, self._mark(name, reason, possible)) for name, reason, possible in self.candidates]
+        rows = [(candidate[0], self._mark(*candidate)) for candidate in self.candidates]
         if self.as_1x1:
             rows.append(("computed", "as a 1x1 kernel over C R S channels"))
         if self.tiles:
@@ -95,12 +99,16 @@ class PassPlan:
             [f"{self.name}: {chosen} ({self.isa})", *(f"    {name:<{width}} {text}" for name, text in rows)]
         )
 
-    def _mark(self, name: str, reason: str | None, possible: bool) -> str:
+    def _mark(self, name: str, reason: str | None, possible: bool, cycles: float | None) -> str:
         """What is said of a candidate; one that can be forced is never said to be one that cannot."""
-        if name == self.algorithm:
-            return "chosen: conv_ext.algorithm says so" if self.forced else "chosen"
         if not possible:
             return f"cannot: {reason}"
+        estimate = f", estimated at {_count(cycles)}cycles" if cycles is not None else ""
+        if name == self.algorithm:
+            return f"chosen: conv_ext.algorithm says so{estimate}" if self.forced else f"chosen{estimate}"
+        least = min((own for *_, own in self.candidates if own is not None), default=None)
+        if cycles is not None and least:
+            return f"can{estimate}, {cycles / least:.3g} times the least"
         return f"can, but leaves it to others: {reason}" if reason else "can"
 
 
@@ -128,8 +136,9 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     decides for that layout, and so does a slice of such a tensor's channels. The algorithm and precision settings in
     force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the reason.
 
-    Of each algorithm it prints "chosen", "can" (it stands behind the chosen one), "can, but leaves it to others" and
-    why (``conv_ext.algorithm`` can force it), or "cannot" and why.
+    Of each algorithm it prints "chosen", "can" with the cycles of a core that it is estimated to take (for one image;
+    a weight_grad for all), or "cannot" and why; on CUDA "can, but leaves it to others" and why, too. What can may be
+    forced by ``conv_ext.algorithm``.
 
     A sequence is an image of one row. A transposed layer is explained as the convolution that it is the input gradient
     of: `.input_grad` is what its forward runs, `.forward` its own input gradient.
@@ -201,7 +210,7 @@ def _plan_or_refusal(plan: Callable[[str], PassPlan], algorithm: str) -> PassPla
         return plan(algorithm)
     except RuntimeError as error:
         usual = plan("auto")
-        if algorithm not in (name for name, _, possible in usual.candidates if not possible):
+        if algorithm not in (name for name, _, possible, _ in usual.candidates if not possible):
             raise
         refused = str(error).splitlines()[0]
         return replace(

@@ -15,7 +15,7 @@ def _algorithms(capability: int) -> tuple[str, ...]:
     """The names in the plan of the CPU (0), or of a CUDA device."""
     size = (1, 1, 1, 1)
     plan = _C.plan("forward", "float32", size, size, size, (1, 1), (0, 0, 0, 0), (1, 1), 1, capability=capability)
-    return tuple(name for name, _, _ in plan["candidates"])
+    return tuple(name for name, *_ in plan["candidates"])
 
 
 # By device; tuples, which Dynamo takes for constants.

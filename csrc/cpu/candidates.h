@@ -3,7 +3,7 @@
 
 #include "../common/buffers.h"
 #include "../common/facts.h"
-#include "machine.h"
+#include "costs.h"
 #include "plan.h"
 
 namespace conv_ext {
@@ -26,9 +26,11 @@ struct Candidate {
   // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
   const char* declines(const PlanInput& input) const;
   const char* (*cannot)(const PlanInput&);
-  // Why it is passed over although it could compute the problem; nullptr where it is wanted. A forced algorithm is not
-  // asked.
-  const char* (*yields)(const PlanInput&);
+  // What it would do, of a problem that it can compute, and how long that is estimated to take (costs.h). A forced
+  // algorithm is not asked.
+  Work work_of(const PlanInput& input) const;
+  double cycles(const PlanInput& input) const;
+  Work (*work)(const PlanInput&);
   void (*prepare)(const PlanInput&, Plan*);
   void (*describe)(const PlanInput&, const Plan&, Facts*);
 };
@@ -45,17 +47,11 @@ extern const Candidates kCandidates;
 
 constexpr int64_t kScratchLimit = int64_t(16) << 20;  // bytes a thread may use for its packed tile
 
-// The first candidate that does not decline. `forced` names one instead ("auto": none): nullptr is then returned, with
-// the reason in *reason, where it declines or the name is unknown.
+// The one that takes the fewest cycles of those that do not decline, of equals the first. `forced` names one instead
+// ("auto": none): nullptr is then returned, with the reason in *reason, where it declines or the name is unknown.
 const Candidate* choose(const PlanInput& input, const char* forced, const char** reason);
 
 // An empty problem is not planned: nothing runs.
-inline Plan make_plan(const PlanInput& input, const Candidate& candidate) {
-  Plan plan{};
-  plan.algorithm = candidate.algorithm;
-  plan.tasks = 1;
-  candidate.prepare(input, &plan);
-  return plan;
-}
+Plan make_plan(const PlanInput& input, const Candidate& candidate);
 
 }  // namespace conv_ext

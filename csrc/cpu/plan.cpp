@@ -19,32 +19,80 @@ const char* beyond_tiles(const ConvProblem& z) {
 // In the plan.cpp of each folder; candidates.h says what they do.
 #define CONV_EXT_NAME(Enumerator, folder)          \
   const char* folder##_declines(const PlanInput&); \
-  const char* folder##_yields(const PlanInput&);   \
+  Work folder##_work(const PlanInput&);            \
   void prepare_##folder(const PlanInput&, Plan*);  \
   void describe_##folder(const PlanInput&, const Plan&, Facts*);
 CONV_EXT_ALGORITHMS(CONV_EXT_NAME)
 #undef CONV_EXT_NAME
 
-// The first that neither declines nor yields runs: the list stands in algorithms.h.
 #define CONV_EXT_CANDIDATE(Enumerator, folder) \
-  {Algorithm::Enumerator, #folder, folder##_declines, folder##_yields, prepare_##folder, describe_##folder},
+  {Algorithm::Enumerator, #folder, folder##_declines, folder##_work, prepare_##folder, describe_##folder},
 constexpr Candidate kInOrder[kCandidateCount] = {CONV_EXT_ALGORITHMS(CONV_EXT_CANDIDATE)};
 #undef CONV_EXT_CANDIDATE
 const Candidates kCandidates = {kInOrder, kCandidateCount};
 
+namespace {
+
+// The machine with the caches that every row has. Neither which algorithm computes a problem nor whether it can follows
+// from other ones.
+Machine with_usual_caches(Machine machine) {
+  machine.caches = kAssumedCaches;
+  return machine;
+}
+
+}  // namespace
+
 const char* Candidate::declines(const PlanInput& input) const {
-  const char* const reason = algorithm == Algorithm::Reference ? nullptr : beyond_tiles(input.problem);
-  return reason != nullptr ? reason : cannot(input);
+  if (algorithm == Algorithm::Reference) return nullptr;
+  const char* const reason = beyond_tiles(input.problem);
+  if (reason != nullptr) return reason;
+  const Machine usual = with_usual_caches(input.machine);
+  return cannot({input.problem, input.pass, usual, input.strides});
+}
+
+double Candidate::cycles(const PlanInput& input) const {
+  return cycles_of(input.problem, input.machine, work_of(input));
+}
+
+Work Candidate::work_of(const PlanInput& input) const {
+  const Machine usual = with_usual_caches(input.machine);
+  return work({input.problem, input.pass, usual, input.strides});
+}
+
+Plan make_plan(const PlanInput& input, const Candidate& candidate) {
+  const auto planned = [&](const Machine& machine) {
+    Plan plan{};
+    plan.algorithm = candidate.algorithm;
+    plan.tasks = 1;
+    candidate.prepare({input.problem, input.pass, machine, input.strides}, &plan);
+    return plan;
+  };
+  const Plan plan = planned(input.machine);
+  // What does not decline has room with the usual caches.
+  const bool room = plan.scratch_bytes <= kScratchLimit && plan.workspace_bytes <= kWorkspaceLimit;
+  return room ? plan : planned(with_usual_caches(input.machine));
 }
 
 const Candidate* choose(const PlanInput& input, const char* forced, const char** reason) {
-  const bool any = strcmp(forced, "auto") == 0;
-  *reason = "no algorithm has this name";
-  for (const Candidate& candidate : kCandidates) {
-    if (!any && strcmp(forced, candidate.name) != 0) continue;
-    *reason = candidate.declines(input);
-    if (any && *reason == nullptr) *reason = candidate.yields(input);
-    if (*reason == nullptr) return &candidate;
+  if (strcmp(forced, "auto") != 0) {
+    *reason = "no algorithm has this name";
+    for (const Candidate& candidate : kCandidates) {
+      if (strcmp(forced, candidate.name) != 0) continue;
+      *reason = candidate.declines(input);
+      if (*reason == nullptr) return &candidate;
+    }
+    return nullptr;
+  }
+  // Whether it declines is asked of the cheapest alone, and then of the next: that takes longer than an estimate.
+  double cycles[kCandidateCount];
+  for (int i = 0; i < kCandidateCount; ++i) cycles[i] = kCandidates[i].cycles(input);
+  for (int asked = 0; asked < kCandidateCount; ++asked) {
+    int cheapest = kCandidateCount - 1;  // the reference, which never declines
+    for (int i = cheapest - 1; i >= 0; --i)
+      if (cycles[i] <= cycles[cheapest]) cheapest = i;
+    *reason = kCandidates[cheapest].declines(input);
+    if (*reason == nullptr) return &kCandidates[cheapest];
+    cycles[cheapest] = kMostCycles;
   }
   return nullptr;
 }

@@ -84,17 +84,42 @@ Buffers buffers_without_memory(const ConvProblem& z, const std::vector<int64_t>&
   return buffers;
 }
 
-// Who could compute the problem, in the plan's order: (name, reason or None, whether it can be forced).
-template <class Candidates, class Declines, class Yields>
-py::list reasons_of(const Candidates& candidates, Declines declines, Yields yields) {
+py::object text_or_none(const char* text) { return text ? py::object(py::str(text)) : py::none(); }
+
+// Who could compute the problem, in the order of the list: (name, reason or None, whether it can be forced, cycles that
+// it is estimated to take or None where nothing is known of them).
+py::list candidates_of(const PlanInput& input) {
   py::list list;
-  for (const auto& candidate : candidates) {
-    const char* reason = declines(candidate);
-    const bool possible = reason == nullptr;
-    if (possible) reason = yields(candidate);
-    list.append(py::make_tuple(candidate.name, reason ? py::object(py::str(reason)) : py::none(), possible));
+  for (const Candidate& candidate : kCandidates) {
+    const char* const reason = candidate.declines(input);
+    const double cycles = candidate.cycles(input);
+    const bool known = reason == nullptr && cycles < kMostCycles / 2;
+    list.append(py::make_tuple(candidate.name, text_or_none(reason), reason == nullptr,
+                               known ? py::object(py::float_(cycles)) : py::none()));
   }
   return list;
+}
+// On CUDA the first that neither declines nor yields runs.
+py::list cuda_candidates_of(const ConvProblem& problem, Pass pass, const CudaTraits& traits) {
+  py::list list;
+  for (const CudaCandidate& candidate : kCudaCandidates) {
+    const char* reason = candidate.declines(problem, pass, traits);
+    const bool possible = reason == nullptr;
+    if (possible) reason = candidate.yields(problem, pass, traits);
+    list.append(py::make_tuple(candidate.name, text_or_none(reason), possible, py::none()));
+  }
+  return list;
+}
+
+// What the estimates count, for who fits their cycles: name: (loops, counts).
+py::dict works_of(const PlanInput& input) {
+  py::dict dict;
+  for (const Candidate& candidate : kCandidates) {
+    const Work work = candidate.work_of(input);
+    if (work.nest == Nest::Never) continue;
+    dict[candidate.name] = py::make_tuple(nest_name(work.nest), std::vector<double>(work.count, work.count + kCounts));
+  }
+  return dict;
 }
 
 bool is_empty(const ConvProblem& z) {
@@ -121,9 +146,8 @@ py::dict describe(Pass pass, ConvProblem problem, Buffers buffers, const std::st
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = machine.name;
-  text["candidates"] = reasons_of(
-      kCandidates, [&](const Candidate& c) { return c.declines(input); },
-      [&](const Candidate& c) { return c.yields(input); });
+  text["candidates"] = candidates_of(input);
+  text["works"] = works_of(input);
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = merged;
@@ -147,9 +171,8 @@ py::dict describe_cuda(Pass pass, const ConvProblem& given, const std::string& a
   text["pass"] = pass_name(pass);
   text["algorithm"] = chosen.name;
   text["isa"] = "sm_" + std::to_string(capability);
-  text["candidates"] = reasons_of(
-      kCudaCandidates, [&](const CudaCandidate& c) { return c.declines(problem, pass, traits); },
-      [&](const CudaCandidate& c) { return c.yields(problem, pass, traits); });
+  text["candidates"] = cuda_candidates_of(problem, pass, traits);
+  text["works"] = py::dict();
   text["flops"] = problem.flops();
   text["bytes"] = problem.bytes();
   text["as_1x1"] = covers;

@@ -29,7 +29,7 @@ def plan(
 
 
 def reasons(found):
-    return {name: reason for name, reason, _ in found["candidates"]}
+    return {name: reason for name, reason, *_ in found["candidates"]}
 
 
 @pytest.mark.parametrize("pass_name", GATHERING)
@@ -216,7 +216,7 @@ def test_every_no_has_a_reason_and_something_always_runs():
         for pass_name in PASSES:
             found = plan(pass_name, z)
             assert found["tasks"] >= 1 and found["isa"] == "sm_80"
-            for name, reason, possible in found["candidates"]:
+            for name, reason, possible, _ in found["candidates"]:
                 assert possible or reason
                 if name == found["algorithm"]:
                     assert reason is None

@@ -67,7 +67,7 @@ def candidates(pass_name, z, dtype, precision):
         False,
         10 * major + minor,
     )
-    return [name for name, _, possible in found["candidates"] if possible and name != "wgmma"]  # test_gpu_wgmma.py
+    return [name for name, _, possible, _ in found["candidates"] if possible and name != "wgmma"]  # test_gpu_wgmma.py
 
 
 @pytest.mark.parametrize("pass_name", PASSES)

@@ -35,7 +35,7 @@ def runs(pass_name, z, dtype, precision):
     sizes = (z.input_shape, z.weight_shape, z.output_shape)
     found = _C.plan(pass_name, dtype_name(dtype), *sizes, z.stride, z.padding, z.dilation, z.groups, "auto", precision,
                     False, 90)  # fmt: skip
-    return next(possible for name, _, possible in found["candidates"] if name == "wgmma")
+    return next(possible for name, _, possible, _ in found["candidates"] if name == "wgmma")
 
 
 @pytest.mark.parametrize("pass_name", PASSES)

@@ -173,7 +173,7 @@ class Checker {
     const Machine other = other_machine(library);
     const conv_ext::PlanInput with_others{problem, pass, other, strides};
     const Candidate* chosen = conv_ext::choose(input, "auto", &reason);
-    if (chosen == nullptr) return fail("none-chosen", "auto", "every algorithm declines or yields");
+    if (chosen == nullptr) return fail("none-chosen", "auto", "every algorithm declines");
     if (case_.l1 && conv_ext::choose(with_others, "auto", &reason) != chosen)
       fail("caches", "auto", "another algorithm is chosen with other caches");
     for (int i = 0; i < conv_ext::kCandidateCount; ++i) {

@@ -91,9 +91,10 @@ def test_each_candidate_runs_or_says_why_not():
     for z in SMALL + CORNERS:
         for pass_name in PASSES:
             found = candidates(pass_name, z, torch.float32)
-            names = [name for name, _, _ in found]
-            assert len(set(names)) == len(names) and found[-1] == ("reference", None, True)
-            for name, reason, possible in found:
+            names = [name for name, *_ in found]
+            assert len(set(names)) == len(names) and found[-1] == ("reference", None, True, None)
+            for name, reason, possible, cycles in found:
+                assert possible or cycles is None
                 if not possible:
                     declined += 1
                     with pytest.raises(RuntimeError, match=f"algorithm {name} cannot.*{re.escape(reason)}"):

@@ -126,7 +126,7 @@ def test_an_algorithm_that_is_none_is_refused_at_once(name):
 
 def test_every_name_of_either_device_is_taken_and_the_call_says_which_are_its_own():
     x, w = torch.randn(1, 2, 4, 5), torch.randn(3, 2, 2, 3)
-    names = {name for name, _, _ in conv_ext.explain(x, w).forward.candidates}
+    names = {name for name, *_ in conv_ext.explain(x, w).forward.candidates}
     assert names == set(settings.ALGORITHMS["cpu"]) and {"wgmma", "direct"} <= set(settings.ALGORITHMS["cuda"])
     for name in ("auto", *names, *settings.ALGORITHMS["cuda"]):
         assert conv_ext.algorithm(name).value == name
@@ -141,10 +141,13 @@ def test_explain_knows_the_layout():
     last = conv_ext.explain(x.to(memory_format=torch.channels_last), w, stride=1)
     assert last.problem == plain.problem + ", channels_last"
 
-    def reason(explanation):
-        return {name: why for name, why, _ in explanation.forward.candidates}["broadcast"]
+    def cycles(explanation):
+        return {name: own for name, *_, own in explanation.forward.candidates if own is not None}
 
-    assert "rows of the result are long" in reason(plain) and "where they lie" in reason(last)
+    assert all(cycles(plain)[name] != cycles(last)[name] for name in ("broadcast", "direct", "panels"))
+    for explanation in (plain, last):
+        estimates = cycles(explanation)
+        assert explanation.forward.algorithm == min(estimates, key=estimates.get)
     assert conv_ext.explain(x, w.to(memory_format=torch.channels_last)).forward.channels_last
 
 
@@ -176,11 +179,12 @@ def test_explain_says_which_can_be_forced():
     x, w = torch.empty(2, 40, 66, 66), torch.empty(48, 40, 1, 1)
     forward = conv_ext.explain(x, w).forward
     shown = str(forward)
-    assert re.search(r"broadcast +can, but leaves it to others: a kernel of 1 x 1", shown)
+    assert re.search(r"panels +chosen, estimated at [\d.]+ [kM]cycles$", shown, re.M)
+    assert re.search(r"broadcast +can, estimated at [\d.]+ [kM]cycles, [\d.]+ times the least$", shown, re.M)
     assert re.search(r"depthwise +cannot: it is for depthwise problems", shown) and re.search(
         r"reference +can$", shown, re.M
     )
-    for name, _, possible in forward.candidates:
+    for name, _, possible, _ in forward.candidates:
         if possible:
             with conv_ext.algorithm(name):
                 assert conv_ext.explain(x, w).forward.algorithm == name

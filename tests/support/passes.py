@@ -136,7 +136,7 @@ def candidates(
 
 
 def applicable(pass_name: str, z: Problem, dtype: torch.dtype, precision: str = "ieee") -> list[str]:
-    return [name for name, _, possible in candidates(pass_name, z, dtype, precision) if possible]
+    return [name for name, _, possible, _ in candidates(pass_name, z, dtype, precision) if possible]
 
 
 def algorithms_by_precision(pass_name: str, z: Problem, dtype: torch.dtype) -> list[tuple[str, str]]:

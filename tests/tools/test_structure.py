@@ -71,7 +71,7 @@ def is_plan(path):
     return path.suffix == ".cpp" and path.name.startswith("plan")
 
 
-PLANS = {"plan_common.h", "candidates.h", "facts.h"}
+PLANS = {"plan_common.h", "candidates.h", "costs.h", "cost_table.h", "facts.h"}
 KERNEL_SOURCES = [
     f for f in (*under("csrc", "common"), *under("csrc", "cpu")) if f.name not in PLANS and not is_plan(f)
 ]
@@ -139,7 +139,7 @@ def reached(path):
 
 # What judges shares no code with what it judges: the definitions know common/ alone, their folder also how an algorithm
 # is called and planned.
-CALLED_BY = {CSRC / "cpu" / f"{name}.h" for name in ("candidates", "kernels", "machine", "pass", "plan")}
+CALLED_BY = {CSRC / "cpu" / f"{name}.h" for name in ("candidates", "costs", "kernels", "machine", "pass", "plan")}
 REFERENCE = CSRC / "cpu" / "reference"
 
 

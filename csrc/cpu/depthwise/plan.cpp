@@ -238,23 +238,53 @@ const char* depthwise_declines(const PlanInput& input) {
   return memory_declines(plan, "one block of rows exceeds 16 MiB of scratch for each thread");
 }
 
-constexpr int64_t kShortRow = 16;
+namespace {
 
-const char* grouped_declines(const PlanInput& input);
-const char* grouped_yields(const PlanInput& input);
+Work work_by_channels(const Given& g, const LoopSizes& s) {
+  const double vectors = s.results * s.vectors(double(g.z.c)), row_taps = vectors / s.row * s.down.taps;
+  if (g.weight_grad)
+    return {Nest::DepthwiseChannelsGrad,
+            {vectors * s.taps * s.down.inside, vectors, s.source_v, row_taps, 0, 0, 0, 0, 0, 1}};
+  const bool strided = g.vertical.step() > 1;
+  return {Nest::DepthwiseChannels,
+          {vectors * s.taps * s.down.inside, vectors, s.source_v, row_taps, s.phases ? vectors : 0,
+           strided ? vectors * s.taps : 0, 0, 0, 0, 1 / kImagesOfCall}};
+}
 
-const char* depthwise_yields(const PlanInput& input) {
+Work work_by_columns(const Given& g, const LoopSizes& s) {
+  DepthwisePlan own{};
+  plan_columns_reads(g, &own);
+  const double maps = s.images * s.groups;
+  const double rows = double(s.vertical.output) * double(s.horizontal.phases()) * maps;
+  const double vectors = rows * s.vectors(s.row);
+  const double source_copied = own.source_in_place ? 0 : s.sources * s.groups;
+  const double result_copied = own.result_in_place ? 0 : s.results * s.groups;
+  const bool pairs = own.columns.column_step == 2;
+  if (g.weight_grad) {
+    const Nest nest = !own.source_in_place ? Nest::DepthwiseColumnsCopiedGrad
+                      : pairs              ? Nest::DepthwiseColumnPairsGrad
+                                           : Nest::DepthwiseColumnsGrad;
+    return {nest,
+            {vectors * s.taps, vectors, rows * s.down.taps, maps * s.taps, source_copied, result_copied, 0, 0, 0, 1}};
+  }
+  const Nest nest = own.columns.spreads    ? Nest::DepthwiseColumnsSpread
+                    : !own.result_in_place ? Nest::DepthwiseColumnPhases
+                    : !own.source_in_place ? Nest::DepthwiseColumnsCopied
+                    : pairs                ? Nest::DepthwiseColumnPairs
+                                           : Nest::DepthwiseColumns;
+  return {nest,
+          {vectors * s.taps * s.across.inside, vectors, rows * s.down.taps, rows, maps, source_copied, result_copied, 0,
+           0, 1 / kImagesOfCall}};
+}
+
+}  // namespace
+
+Work depthwise_work(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  // Then lanes would be columns, which channels_last would have to be turned round for.
-  if (z.channels_last && 2 * z.c * accumulator_bytes(z.dtype) < machine.vector_bytes)
-    return "the channels fill less than half a vector";
-  // Measured with AVX-512: a window with the channels of a position together takes half the time or less than rows of
-  // float32 with a stride, and 0.5 to 0.75 of it where these are short.
-  const bool short_rows = z.stride_w > 1 || min_of(z.w, z.q) <= kShortRow;
-  if (z.dtype == DType::BFloat16 && !z.channels_last && machine.vector_bytes == 64 && short_rows &&
-      grouped_declines(input) == nullptr && grouped_yields(input) == nullptr)
-    return "rows of bfloat16 are short or strided: channels of a position fill vectors better";
-  return nullptr;
+  if (z.groups != z.c || z.groups != z.k || is_complex(z.dtype)) return kNever;
+  const Given g(input);
+  const LoopSizes s(z, pass, machine);
+  return g.lanes_are() == DepthwiseLanes::Channels ? work_by_channels(g, s) : work_by_columns(g, s);
 }
 
 void describe_depthwise(const PlanInput& input, const Plan& plan, Facts* facts) {

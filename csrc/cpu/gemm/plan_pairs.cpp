@@ -1,4 +1,6 @@
 // The plan of the implicit matrix product of bfloat16: its tiles, its memory, what it declines, and where AMX pays.
+#include <cmath>
+
 #include "../plan_common.h"
 #include "tiles_layout.h"
 
@@ -129,25 +131,27 @@ constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
 // both packed operands.
 constexpr int64_t kGradRows = 256, kGradLanes = 576, kGradSums = 400 << 10;
 
-// Whether the packing pays, counted in the time of the multiply-adds that it takes part in, which a tile's block does
-// 2.04 times as fast in three parts as the other algorithms (at 150 GFLOP/s a core), 3.97 times in two. From a cost
-// model fitted over 53 layers on one core of an Emerald Rapids, weights packed at the call, in both layouts:
+// What AMX's tiles take, in cycles of the multiply-adds that it takes part in. A block of tiles is done 2.04 times as
+// fast in three parts as by the other algorithms (at 150 GFLOP/s a core), 3.97 times in two. From a cost model fitted
+// over 53 layers on one core of an Emerald Rapids, weights packed at the call, in both layouts:
 //
-//   padded blocks / blocks + (source numbers * a + results * b + weights * c) / multiply-adds of one image  <  gain
+//   multiply-adds / gain * padded blocks / blocks + (source numbers * a + results * b + weights * c) / gain
 //
-// A fifth of the gain is kept to spare, and fewer than 64 channels of a group were not measured.
+// They are taken where a fifth of the gain is left besides, and not for fewer than 64 channels of a group, which were
+// not measured; bfloat16 has no other algorithm that is near.
 struct TileRates {
   double gain, source, result, weights;
 };
 constexpr TileRates kTileRates[2][2] = {{{3.97, 85, 54, 50}, {3.97, 34, 38, 50}},   // two parts: NCHW, channels_last
                                         {{2.04, 45, 27, 30}, {2.04, 18, 19, 30}}};  // three parts
-constexpr double kTileSpare = 1.2;
+constexpr double kTileSpare = 1.2, kCyclesOfMultiplyAdd = 1;
 constexpr int64_t kLeastTileChannels = 64;
 
-bool tiles_pay(const ConvProblem& z, Pass pass, int64_t parts) {
-  if (min_of(z.group_c(), z.group_k()) < kLeastTileChannels) return false;
+Work tiles_work(const ConvProblem& z, Pass pass, const Machine& machine, int64_t parts) {
+  if (parts == 1) return {Nest::Tiles, {}};
+  if (min_of(z.group_c(), z.group_k()) < kLeastTileChannels) return kNever;
   // Of weight_grad both operands are packed anew for every block: 1x1 kernels were level.
-  if (pass == Pass::WeightGrad && z.r * z.s == 1) return false;
+  if (pass == Pass::WeightGrad && z.r * z.s == 1) return kNever;
   const TileRates& rates = kTileRates[parts - 2][z.channels_last];
   const double input = double(z.c) * double(z.h) * double(z.w), output = double(z.k) * double(z.p) * double(z.q);
   const double weights = double(z.k) * double(z.group_c()) * double(z.r) * double(z.s);
@@ -159,7 +163,10 @@ bool tiles_pay(const ConvProblem& z, Pass pass, int64_t parts) {
   const double packing = ((input_grad ? output : input) * rates.source + (input_grad ? input : output) * rates.result +
                           weights * rates.weights) /
                          products;
-  return kTileSpare * (waste + packing) < rates.gain;
+  const double share = kTileSpare * (waste + packing) / rates.gain, lanes = double(machine.vector_bytes / 4);
+  if (!(share < 1)) return kNever;
+  const double images = pass == Pass::WeightGrad ? double(z.n) : 1;
+  return {Nest::Tiles, {images * products / lanes * kCyclesOfMultiplyAdd * share}};
 }
 
 // 1x1 kernels whose outputs are the positions of the source, where a position's channels are neighbours, or all
@@ -343,13 +350,24 @@ const char* implicit_gemm_declines(const PlanInput& input) {
                          "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 
-const char* implicit_gemm_yields(const PlanInput& input) {
+Work implicit_gemm_work(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  const int64_t parts = dot_parts(z, machine);
-  if (parts > 1 && !tiles_pay(z, pass, parts))
-    return "float32 as a sum of bfloat16 numbers takes three or six products on AMX, which would not repay packing "
-           "here";
-  return nullptr;
+  const int64_t parts = machine.bf16_dot == Bf16Dot::None ? 0 : dot_parts(z, machine);
+  if (parts == 0) return kNever;
+  if (machine.bf16_dot == Bf16Dot::Tiles) return tiles_work(z, pass, machine, parts);
+  const LoopSizes s(z, pass, machine);
+  const double lanes = double(kDotLanes), vectors = std::ceil(s.m / lanes), pairs = std::ceil(s.c / 2);
+  const double positions = s.results * s.groups * s.taps;
+  if (pass == Pass::WeightGrad) {
+    // Pairs of positions.
+    const double sums = s.m * std::ceil(s.c * s.taps / lanes);
+    return {Nest::PairsGrad,
+            {s.results / 2 * s.groups * sums, s.source_v, s.source_v * s.taps, s.result_v, s.weight_v,
+             s.results / s.row * s.groups * sums / s.taps, 0, 0, 0, 1}};
+  }
+  return {Nest::Pairs,
+          {positions * pairs * vectors, s.source_v, s.result_v, s.weight_v, positions, positions * vectors,
+           s.results / s.row * s.groups * s.taps * vectors, s.phases ? s.result_v : 0, 0, 1 / kImagesOfCall}};
 }
 
 void describe_implicit_gemm(const PlanInput& input, const Plan& plan, Facts* facts) {

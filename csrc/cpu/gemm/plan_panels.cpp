@@ -1,4 +1,7 @@
 // Plans of the panel algorithm: which blocks of its three operands meet in the caches.
+#include <algorithm>
+#include <cmath>
+
 #include "../plan_common.h"
 #include "layout.h"
 #include "plan_weights.h"
@@ -359,7 +362,8 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   });
 }
 
-constexpr int64_t kShortRow = 8, kLongRow = 48, kMostGradTaps = 1 << 20;
+constexpr int64_t kMostGradTaps = 1 << 20;
+constexpr double kFewImages = 4;  // of an estimate: their positions fill vectors together
 
 }  // namespace
 
@@ -386,21 +390,54 @@ const char* panels_declines(const PlanInput& input) {
   return memory_declines(input, prepare_panels, "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
-const char* panels_yields(const PlanInput& input) {
+namespace {
+
+Work panels_grad_work(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  if (pass == Pass::WeightGrad) return nullptr;
-  const Axis horizontal = horizontal_axis(z, pass);
-  if (2 * result_channels(z, pass) * accumulator_bytes(z.dtype) < machine.vector_bytes)
-    return "the channels of a group's result fill less than half a vector";
-  if (!z.channels_last) {
-    // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory. A single tap is
-    // packed once either way, and panels are faster by 1.1 to 1.4.
-    if (z.r * z.s > 1 && horizontal.longest_count() >= kLongRow) return "the rows of the result are long";
-    const bool padded = z.pad_top || z.pad_bottom || z.pad_left || z.pad_right;
-    if (z.r * z.s > 1 && padded && result_channels(z, pass) <= kFewChannels && horizontal.longest_count() > kShortRow)
-      return "the channels of a group's result are too few to repay packing positions";
+  const LoopSizes s(z, pass, machine);
+  const double by_positions = position_tile(input).cost, by_channels = cost_along_channels(input);
+  const bool channels = by_channels <= by_positions;
+  return {channels ? Nest::PanelsChannelsGrad : Nest::PanelsPositionsGrad,
+          {s.results * s.groups * (channels ? by_channels : by_positions), s.weight_v, s.source_v, s.result_v, 0, 0, 0,
+           0, 0, 1}};
+}
+
+Work panels_gather_work(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  const LoopSizes s(z, pass, machine);
+  const double lanes = double(s.lanes), scattered = s.phases ? s.result_v : 0, once = 1 / kImagesOfCall;
+  if (runs_along_channels(input)) {
+    const double joined = joins_taps(input) ? double(z.s) : 1;
+    const double all = s.vectors(s.m), panels = std::ceil(all / double(panel_vectors(machine)));
+    const double vectors = std::ceil(all / panels), rows = double(panel_rows(machine, int(vectors)));
+    const double tiles = s.results / rows * s.groups * panels, taps = s.taps / joined;
+    const bool neighbours =
+        source_channels_are_neighbours(z, pass, strides) && result_channels_are_neighbours(z, pass, strides);
+    return {neighbours ? Nest::PanelsChannels : Nest::PanelsFewChannels,
+            {tiles * s.c * s.taps * s.down.inside * tile_cycles(machine.rates, rows, vectors, false),
+             tiles * taps * s.down.inside, tiles, s.result_v, s.weight_v, s.results * s.groups * taps,
+             s.source_v * s.taps * panels, s.source_v, scattered, once}};
   }
-  return nullptr;
+  const double most_rows = double(most_panel_rows(machine)), vectors = double(panel_vectors_of_most_rows(machine));
+  const double panels = std::ceil(s.m / most_rows), passes = std::ceil(s.m / double(rows_of_weights(machine)));
+  // Vectors that the positions of a phase fill, of so many images.
+  const double positions = s.row * s.rows, filled = std::ceil(kFewImages * positions / lanes) * lanes;
+  const double packed = s.results * s.taps * s.c * s.groups / lanes * passes;
+  const bool forward = pass == Pass::Forward, strided = forward && z.stride_w > 1;
+  const bool one_chain = s.c * s.taps <= double(kPanelProducts);
+  const double block = lanes * vectors * double(one_chain ? 4 * kPanelsOfBlock : kPanelsOfBlock);
+  const double weights = s.weight_v * std::max(1.0, positions / block * kImagesOfCall);
+  const double cycles = tile_cycles(machine.rates, s.m / panels, vectors, false);
+  return {Nest::PanelsPositions,
+          {s.results / lanes / vectors * panels * s.c * s.taps * s.groups * cycles * filled / (kFewImages * positions),
+           strided ? 0 : packed, strided ? packed : 0, s.results / s.row * s.taps * s.c * s.groups * passes, s.result_v,
+           forward ? weights : 0, forward ? 0 : weights, scattered, 0, once}};
+}
+
+}  // namespace
+
+Work panels_work(const PlanInput& input) {
+  return input.pass == Pass::WeightGrad ? panels_grad_work(input) : panels_gather_work(input);
 }
 
 void describe_panels(const PlanInput& input, const Plan& plan, Facts* facts) {

@@ -1,6 +1,7 @@
 // Plans of products over a packed source: register tiles that leave no lanes idle, tiles of the source that fit the
 // caches.
-#include <initializer_list>
+#include <algorithm>
+#include <cmath>
 
 #include "plan_weights.h"
 #include "../plan_common.h"
@@ -27,13 +28,15 @@ static_assert(in_every_row(source_bytes, 192 << 10) && in_every_row(sum_bytes, 2
 // What the estimates below are made with, beside the rates of machine.h. They only choose between register tiles that
 // all are right, and are no measurements: about so many cycles are taken for
 constexpr double kPackedBesideImages = 2;  // packing a number where images lie side by side: gathered one by one
-constexpr double kBesideAProduct = 0.5;    // what a register tile does beside a product: the loop, the next tap
 
 constexpr int64_t kFewColumns = 64;       // outputs up to which a row's ends count, and below which none is cut
 constexpr int64_t kMostImages = 128;      // side by side, where lanes are positions
 constexpr double kInterleaveCost = 1.15;  // packing images side by side is slower than copying rows
 constexpr int64_t kRepayPacking = 128;    // channels of the result that repay packing the source
 constexpr double kNarrowTile = 0.5;       // vectors that a run of lanes loses, its last register tile being narrow
+
+constexpr int64_t kManyTaps = 1024;  // beyond which images are not tried side by side
+constexpr int64_t kFewPieces = 8;    // of a row, that an estimate looks at one by one
 
 // The fewest taps that a phase has, but for those without any.
 int64_t fewest_taps(const Axis& axis) { return max_of(1, axis.taps / tap_distance(axis)); }
@@ -50,25 +53,6 @@ int64_t taps_of(const Axis& axis, int64_t first, int64_t last) {
   return count;
 }
 
-// Of the products of a row of outputs, those that read the padding.
-double padded_share(const Axis& axis) {
-  const int64_t count = min_of(max_of(1, axis.longest_count()), kFewColumns), taps = taps_of(axis, 0, count);
-  int64_t inside = 0;
-  for (int64_t i = 0; i < count; ++i) inside += taps_of(axis, i, i + 1);
-  return taps == 0 ? 0 : 1 - double(inside) / double(product(taps, count));
-}
-
-// Cycles or so of one product of a register tile: of its multiply-adds, of its loads, of the weights where they come
-// from the second level of cache; never fewer than a chain waits for itself.
-double tile_cost(const Rates& rates, int64_t outputs, int64_t vectors, bool from_second_level) {
-  const double products = double(outputs * vectors) / rates.multiply_adds;
-  const double loads = double(outputs + vectors) / rates.loads;
-  const double weights = from_second_level ? double(vectors) * rates.l2_cycles : 0;
-  double cost = rates.latency;
-  for (const double other : {products, loads, weights}) cost = cost > other ? cost : other;
-  return cost + kBesideAProduct;
-}
-
 // Cycles or so of a row of outputs and one row of taps, for all channels of the result and one image.
 double row_cost(const Rates& rates, const Axis& horizontal, int64_t longest, int64_t all_vectors, int64_t vectors,
                 int64_t images, bool from_second_level) {
@@ -79,12 +63,13 @@ double row_cost(const Rates& rates, const Axis& horizontal, int64_t longest, int
     const int64_t parts = ceil_div(width, longest);
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t first = width * i / parts, last = width * (i + 1) / parts;
-      cost += double(taps_of(horizontal, first, last)) * tile_cost(rates, last - first, vectors, from_second_level);
+      cost += double(taps_of(horizontal, first, last)) *
+              tile_cycles(rates, double(last - first), double(vectors), from_second_level);
     }
   } else {
     for (int64_t i = 0; i < width; ++i)
-      cost +=
-          double(taps_of(horizontal, i, i + 1)) * tile_cost(rates, images, vectors, from_second_level) / double(images);
+      cost += double(taps_of(horizontal, i, i + 1)) *
+              tile_cycles(rates, double(images), double(vectors), from_second_level) / double(images);
   }
   return cost * double(slices) * each / double(vectors);
 }
@@ -276,7 +261,7 @@ void prepare_lanes_of_one_image(const PlanInput& input, Plan* plan) {
 void prepare_direct(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides] = input;
   if (pass == Pass::WeightGrad) return prepare_panels(input, plan);
-  const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
+  const Axis horizontal = horizontal_axis(z, pass);
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   const bool share = z.flops() >= kWorthSharing;
   Lanes best{false, window_channels(machine), 1, false};
@@ -284,6 +269,7 @@ void prepare_direct(const PlanInput& input, Plan* plan) {
   for (int64_t images = 1; images <= kMostImages; images *= 2) {
     // Enough blocks of images are kept for several threads.
     if (images > 1 && (images >= 2 * z.n || (share && images * 4 > z.n))) break;
+    if (images > 1 && z.r * z.s > kManyTaps) break;  // each tile that is planned is a walk over them
     for (const bool flat : {true, false}) {
       const Lanes tile{false, window_channels(machine), images, flat};
       prepare_with(tile, input, plan);
@@ -311,7 +297,26 @@ const char* direct_declines(const PlanInput& input) {
                          "the smallest packed tile exceeds 16 MiB of scratch for each thread");
 }
 
-const char* direct_yields(const PlanInput&) { return nullptr; }
+Work direct_work(const PlanInput& input) {
+  const auto& [z, pass, machine, strides] = input;
+  if (pass == Pass::WeightGrad) return kNever;  // that of panels
+  const LoopSizes s(z, pass, machine);
+  const double lanes = double(s.lanes), vectors = double(window_vectors(machine, window_channels(machine)));
+  // Lanes run across rows, whose ends are thrown away, or each row fills its vectors: what takes fewer of them.
+  const double pitch = s.row + double((z.s - 1) * z.dilation_w / z.stride_w);
+  const double held = double(sum_bytes(machine) / (window_channels(machine) * accumulator_bytes(z.dtype)));
+  const double rows = std::max(1.0, std::min(s.rows, std::floor(held / pitch)));
+  const double across = (std::ceil(((rows - 1) * pitch + s.row) / lanes) + kNarrowTile) / (rows * s.row);
+  const double within = (std::ceil(s.row / lanes) + kNarrowTile) / s.row;
+  const double panels = std::ceil(s.m / double(window_channels(machine)));
+  const double steps = s.results * std::min(across, within) / vectors * panels * s.groups * s.taps;
+  const bool whole = s.horizontal.output % s.lanes == 0 && s.horizontal.longest_count() % s.lanes == 0;
+  return {Nest::WindowsPositions,
+          {steps * s.c * tile_cycles(machine.rates, s.m / panels, vectors, false), s.source_v, s.result_v,
+           whole && !s.phases ? 0 : s.result_v, s.weight_v, steps,
+           steps / s.taps * std::ceil(s.c * s.taps / double(kPanelProducts)), s.phases ? s.result_v : 0, 0,
+           1 / kImagesOfCall}};
+}
 
 void describe_direct(const PlanInput& input, const Plan& plan, Facts* facts) {
   if (input.pass == Pass::WeightGrad) return describe_panels(input, plan, facts);
@@ -341,53 +346,55 @@ const char* broadcast_declines(const PlanInput& input) {
   return memory_declines(input, prepare_usual_tile, "the smallest tile exceeds 16 MiB of scratch for each thread");
 }
 
-// Bytes of weights: that stay in the second level of cache; with stride, where the other algorithms are further from
-// the processor's peak; the same where the gradient is scattered into short rows. They choose the algorithm, and with
-// it the order of the sums: they follow from no cache.
-constexpr int64_t kMostWeights = 1 << 20, kMostStrided = 16 << 20, kMostScattered = 4 << 20;
-constexpr int64_t kLongRow = 48, kLineBytes = 64, kManyTurned = 2 << 20;
-constexpr double kMostPadded = 0.125;
-
-namespace {
-
-// Why an operand had better be read where it lies; nullptr where packing is faster.
-const char* in_place_is_faster(const PlanInput& input) {
+Work broadcast_work(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  const bool inverse = pass == Pass::InputGrad;
-  // Weights that are turned round are packed as panels faster than they are read in place, at 7 x 7 by 1.04 to 1.4.
-  const int64_t weight_bytes = product(z.weight_elements(), accumulator_bytes(z.dtype));
-  if (z.r * z.s == 1 && (z.channels_last || !inverse || weight_bytes < kManyTurned))
-    return "a kernel of 1 x 1 does not repay packing the source";
-  // Measured on 3 x 3 and 5 x 5 kernels with 16 to 832 channels: packing repays a single line of memory, or columns of
-  // padding that are left out (5 x 5 at 7 x 7: 1.15, its gradient without padding 1.7).
-  if (source_channels(z, pass) * accumulator_bytes(z.dtype) > kLineBytes &&
-      padded_share(horizontal_axis(z, pass)) < kMostPadded && source_channels_are_neighbours(z, pass, strides) &&
-      result_channels_are_neighbours(z, pass, strides))
-    return "the channels of a position are read where they lie";
-  const bool strided = z.stride_h > 1 || z.stride_w > 1, scattered = inverse && !z.channels_last;
-  const int64_t most = !strided ? kMostWeights : scattered ? kMostScattered : kMostStrided;
-  if (z.r * z.s > 1 && weight_bytes > most) return "the weights are too many to be read for every tile";
-  return nullptr;
-}
-
-}  // namespace
-
-const char* broadcast_yields(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
-  const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
-  const int64_t rows_m = result_channels(z, pass);
-  if (z.groups > 1) return "it is for a single group";
-  if (4 * rows_m < 3 * round_up(rows_m, lanes))
-    return "the channels of the result leave more than a quarter of their vectors idle";
-  // Beside panels, which read in place.
-  if (element_bytes(z.dtype) == accumulator_bytes(z.dtype)) {
-    const char* const reason = in_place_is_faster(input);
-    if (reason != nullptr) return reason;
+  if (pass == Pass::WeightGrad || parts_of(z.dtype) > 1) return kNever;
+  const LoopSizes s(z, pass, machine);
+  const int64_t columns = s.horizontal.longest_count(), all_vectors = int64_t(s.vectors(s.m));
+  const bool few = columns <= kFewColumns;
+  const double row_taps = double(s.vertical.output) * s.down.taps * s.down.inside;
+  const double taps_of_row = s.across.taps * double(s.horizontal.output);
+  // The register tile as it would be chosen, but for N: of few columns any, and images side by side where that is
+  // faster.
+  double best = 0, width = 1, slices = 1;
+  const int64_t usual = usual_tile(input).vectors;
+  for (int64_t vectors = few ? 1 : usual; vectors <= (few ? min_of(kWindowV, all_vectors) : usual); ++vectors) {
+    const int64_t longest = window_outputs(machine, vectors), pieces = ceil_div(columns, longest);
+    const bool from_second_level =
+        std::min(s.c * double(z.r * z.s), double(kPanelProducts)) * double(vectors * machine.vector_bytes) >
+        double(weight_bytes(machine));
+    const auto cycles = [&](double outputs) {
+      return tile_cycles(machine.rates, outputs, double(vectors), from_second_level) * double(all_vectors) /
+             double(vectors);
+    };
+    double each = 0;
+    if (pieces <= kFewPieces) {
+      for (int64_t i = 0; i < pieces; ++i) {
+        const Range part = part_of(columns, pieces, i);
+        each += taps_met(s.horizontal, part.first, part.last) * cycles(double(part.count()));
+      }
+    } else {
+      const double outputs = s.row / double(pieces);
+      each = taps_of_row * s.across.inside / outputs * cycles(outputs);
+    }
+    if (best == 0 || each <= best) {
+      best = each;
+      width = s.row / double(pieces);
+      slices = double(ceil_div(all_vectors, vectors));
+    }
+    const double beside = taps_of_row * s.across.inside * cycles(double(longest)) / double(longest) +
+                          kPackedBesideImages * s.sources / std::max(1.0, row_taps);
+    if (few && beside < best) {
+      best = beside;
+      width = double(longest);
+      slices = double(ceil_div(all_vectors, vectors));
+    }
   }
-  // Measured against the direct algorithm, whose vectors then lie within rows as they are in memory.
-  if (!z.channels_last && horizontal_axis(z, pass).longest_count() >= kLongRow && rows_m > kFewChannels)
-    return "the rows of the result are long and its channels many";
-  return nullptr;
+  const double tiles = s.results / width * slices * s.groups;
+  const bool narrow = s.c <= 4;
+  return {Nest::WindowsChannels,
+          {row_taps * best * s.c * s.groups, narrow ? 0 : s.source_v, narrow ? s.source_v : 0, s.result_v, s.weight_v,
+           tiles * s.taps, tiles, s.phases ? s.result_v : 0, 0, 1 / kImagesOfCall}};
 }
 
 void describe_broadcast(const PlanInput&, const Plan& plan, Facts* facts) {

@@ -95,21 +95,24 @@ const char* grouped_declines(const PlanInput& input) {
   return memory_declines(input, prepare_grouped, "the smallest window exceeds 16 MiB of scratch for each thread");
 }
 
-const char* grouped_yields(const PlanInput& input) {
+Work grouped_work(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
-  const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
-  const GroupUnits units = group_units(z, pass, lanes);
-  if (units.several() && lanes < 8) return "there is no instruction to spread channels over so short vectors";
-  if (z.dtype == DType::BFloat16 && machine.bf16_dot != Bf16Dot::None && max_of(units.result, units.source) >= lanes)
-    return "a group fills a vector: products of pairs of bfloat16 do twice the work";
-  if (2 * units.together * units.result < units.vectors * lanes)
-    return "the channels of the result fill less than half of the vectors";
-  // Measured with AVX-512 against the direct algorithm, whose vectors then lie as the memory does.
-  if (!z.channels_last && 2 * units.together * units.source < units.blocks * lanes)
-    return "the channels of the source fill less than half of the vectors";
-  if (!z.channels_last && z.r * z.s == 1 && max_of(units.source, units.result) > lanes)
-    return "a single tap does not repay turning the channels round";
-  return nullptr;
+  if (z.groups == 1 || is_complex(z.dtype) || max_of(z.group_c(), z.group_k()) > kMostChannels) return kNever;
+  const LoopSizes s(z, pass, machine);
+  const GroupUnits u = group_units(z, pass, s.lanes);
+  // There is no instruction to spread channels over so short vectors.
+  if (u.several() && s.lanes < 8) return {Nest::Unknown, {}};
+  const double units = double(u.units), vectors = units * double(u.vectors);
+  const double sources = s.sources * units * double(u.blocks);
+  if (pass == Pass::WeightGrad) {
+    const double sums = vectors * double(z.r * z.s) * double(u.source);
+    return {u.several() ? Nest::GroupedSeveralGrad : Nest::GroupedOneGrad,
+            {s.results * sums * s.inside, sources, s.results * vectors, s.results / s.row * sums, s.images * sums,
+             s.results * vectors * double(z.r * z.s), 0, 0, 0, 1}};
+  }
+  return {u.several() ? Nest::GroupedSeveral : Nest::GroupedOne,
+          {s.results * vectors * double(u.source) * s.taps * s.down.inside, sources, s.results * vectors,
+           s.results / 8 * vectors * s.taps, s.results / s.row * units, s.weight_v, 0, 0, 0, 1 / kImagesOfCall}};
 }
 
 void describe_grouped(const PlanInput& input, const Plan& plan, Facts* facts) {

@@ -5,7 +5,7 @@
 namespace conv_ext {
 
 const char* reference_declines(const PlanInput&) { return nullptr; }
-const char* reference_yields(const PlanInput&) { return nullptr; }
+Work reference_work(const PlanInput&) { return {Nest::Unknown, {}}; }
 void prepare_reference(const PlanInput& input, Plan* plan) { plan->tasks = planes_of(input.problem, input.pass); }
 void describe_reference(const PlanInput&, const Plan&, Facts*) {}
 

@@ -1,4 +1,5 @@
 // Which transform the Winograd algorithm uses, in which blocks, and where it is worth its transforms.
+#include <cmath>
 #include <initializer_list>
 
 #include "../plan_common.h"
@@ -166,28 +167,30 @@ const char* winograd_declines(const PlanInput& input) {
                          "one block of tiles exceeds 16 MiB of scratch for each thread");
 }
 
-const char* winograd_yields(const PlanInput& input) {
+Work winograd_work(const PlanInput& input) {
   const auto& [z, pass, machine, strides] = input;
   const int64_t lanes = lanes_of(z, machine);
-  if (z.r < 3 || z.s < 3) return "a kernel smaller than 3 x 3 saves no products";
-  if (z.group_c() < lanes || z.group_k() < lanes) return "there are fewer channels than a vector holds";
-  const bool input_grad = pass == Pass::InputGrad;
-  const double direct =
-      double(vertical_axis(z, pass).output) * double(horizontal_axis(z, pass).output) * double(z.r) * double(z.s);
-  // The other algorithms stay further below the processor's peak than these products do, most of all with groups
-  // (ResNeXt's, of 16 and 32 channels: 1.15 to 1.3). Over 5 x 5 kernels forward and input_grad gain up to 1.15 (14 x
-  // 14) and lose from 1.17 on (7 x 7), weight_grad gains up to 1.48 (28 x 28, 16 and 32 channels), and so do the others
-  // where either operand has one vector of channels.
-  const bool large = product(z.r, z.s) > 9;
-  const bool narrow = pass == Pass::WeightGrad || (z.groups == 1 && min_of(z.c, z.k) <= lanes);
-  const double worth = z.groups > 1 || (large && narrow) ? 1.5 : pass == Pass::WeightGrad ? 1.3 : 1.16;
-  const double cost = cost_of(z, pass, choose_variant(z, pass));
-  if (cost > worth * direct) return "the transforms would cost more than the products save";
-  // The broadcast algorithm leaves the padding out: the gradient of 5 x 5 kernels without padding (8 x 8 to 12 x 12)
-  // gains 1.4 where the transforms cost 2.4 times those products, 1.3 at 2.1.
-  if (input_grad && z.groups == 1 && cost > 1.7 * double(z.p) * double(z.q) * double(z.r) * double(z.s))
-    return "most of the products that the transforms save are of padding";
-  return nullptr;
+  if (z.dtype != DType::Float32 || z.stride_h != 1 || z.stride_w != 1 || z.dilation_h != 1 || z.dilation_w != 1)
+    return kNever;
+  // A kernel smaller than 3 x 3 saves no products, and fewer channels than a vector holds leave lanes idle.
+  if (z.r < 3 || z.s < 3 || z.group_c() < lanes || z.group_k() < lanes) return kNever;
+  const LoopSizes s(z, pass, machine);
+  const Variant v = choose_variant(z, pass);
+  const double points = double((v.outputs + v.filter - 1) * (v.outputs + v.filter - 1));
+  const double tiles = s.images * double(ceil_div(s.vertical.output, v.outputs)) *
+                       double(ceil_div(s.horizontal.output, v.outputs)) * s.groups;
+  const double pieces = double(ceil_div(z.r, v.filter)) * double(ceil_div(z.s, v.filter));
+  const double weights = s.weight_v / double(z.r * z.s) * points * pieces;
+  const double rows = double(product_rows(machine)), cycles = tile_cycles(machine.rates, rows, kProductV, false);
+  const auto panels = [&](double channels) { return std::ceil(channels / double(kProductV * lanes)); };
+  if (pass == Pass::WeightGrad)
+    return {Nest::WinogradGrad,
+            {tiles * points * pieces * s.m / rows * panels(s.c) * cycles, tiles * points * s.c / double(lanes),
+             tiles * points * s.m / double(lanes), weights, 0, 0, 0, 0, 0, 1}};
+  return {v.outputs == 2 ? Nest::Winograd2x2 : Nest::Winograd4x4,
+          {tiles / rows * points * pieces * s.filled(s.c) * panels(s.m) * cycles,
+           tiles * points * s.vectors(s.c) * pieces, tiles * points * s.vectors(s.m), weights, s.source_v, s.result_v,
+           tiles * points * panels(s.m), 0, 0, 1 / kImagesOfCall}};
 }
 
 void describe_winograd(const PlanInput& input, const Plan& plan, Facts* facts) {

@@ -175,7 +175,7 @@ inline PackedExtent packed_extent(const Axis& axis, int64_t tile) {
     if (axis.dilation / axis.stride > tile) return apart;
     const int64_t reach = axis.offset(0) - axis.offset(axis.taps - 1);
     if (ceil_div(axis.dilation, axis.stride) > tile) {  // by `tile`, or by one more, which ends a region
-      constexpr int64_t kFewTaps = 4096;
+      constexpr int64_t kFewTaps = 512;
       if (axis.taps <= kFewTaps) return walk_regions(axis, tile, [](int64_t, int64_t, const Region&, int64_t) {});
       const int64_t joined = ceil_div(axis.stride, axis.dilation % axis.stride);  // at most
       return {reach - (axis.taps - 1) * tile + 1, product(axis.taps, tile), product(min_of(axis.taps, joined), tile)};

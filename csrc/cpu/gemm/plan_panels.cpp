@@ -427,11 +427,13 @@ Work panels_gather_work(const PlanInput& input) {
   const bool one_chain = s.c * s.taps <= double(kPanelProducts);
   const double block = lanes * vectors * double(one_chain ? 4 * kPanelsOfBlock : kPanelsOfBlock);
   const double weights = s.weight_v * std::max(1.0, positions / block * kImagesOfCall);
+  // Weights that are read across their rows and do not stay in the second level.
+  const bool far = !forward && product(z.weight_elements(), accumulator_bytes(z.dtype)) > 2 * machine.caches.l2_bytes;
   const double cycles = tile_cycles(machine.rates, s.m / panels, vectors, false);
   return {Nest::PanelsPositions,
           {s.results / lanes / vectors * panels * s.c * s.taps * s.groups * cycles * filled / (kFewImages * positions),
            strided ? 0 : packed, strided ? packed : 0, s.results / s.row * s.taps * s.c * s.groups * passes, s.result_v,
-           forward ? weights : 0, forward ? 0 : weights, scattered, 0, once}};
+           forward ? weights : 0, forward ? 0 : weights, scattered, far ? weights : 0, once}};
 }
 
 }  // namespace

@@ -309,13 +309,12 @@ Work direct_work(const PlanInput& input) {
   const double across = (std::ceil(((rows - 1) * pitch + s.row) / lanes) + kNarrowTile) / (rows * s.row);
   const double within = (std::ceil(s.row / lanes) + kNarrowTile) / s.row;
   const double panels = std::ceil(s.m / double(window_channels(machine)));
-  const double steps = s.results * std::min(across, within) / vectors * panels * s.groups * s.taps;
+  const double tiles = s.results * std::min(across, within) / vectors * panels * s.groups, steps = tiles * s.taps;
   const bool whole = s.horizontal.output % s.lanes == 0 && s.horizontal.longest_count() % s.lanes == 0;
   return {Nest::WindowsPositions,
           {steps * s.c * tile_cycles(machine.rates, s.m / panels, vectors, false), s.source_v, s.result_v,
            whole && !s.phases ? 0 : s.result_v, s.weight_v, steps,
-           steps / s.taps * std::ceil(s.c * s.taps / double(kPanelProducts)), s.phases ? s.result_v : 0, 0,
-           1 / kImagesOfCall}};
+           tiles * std::ceil(s.c * s.taps / double(kPanelProducts)), s.phases ? s.result_v : 0, 0, 1 / kImagesOfCall}};
 }
 
 void describe_direct(const PlanInput& input, const Plan& plan, Facts* facts) {

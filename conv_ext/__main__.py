@@ -1,10 +1,11 @@
-"""`python -m conv_ext demo | summary | info`: the demo, the table of a network, and what this build is."""
+"""`conv-ext demo | summary | info`, as `python -m conv_ext` too: the demo, a network's table, what this build is."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from .models import NETWORKS
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2)."""
     text = "2-D convolution for PyTorch by three kernels of its own."
-    parser = argparse.ArgumentParser(prog="python -m conv_ext", description=text)
+    called = "conv-ext" if Path(sys.argv[0]).stem == "conv-ext" else "python -m conv_ext"
+    parser = argparse.ArgumentParser(prog=called, description=text)
     parser.add_argument("--version", action="version", version=conv_ext.__version__)
     commands = parser.add_subparsers(dest="command", metavar="command")
     text = "train a small network on real images with torch's convolution and with ours; or transfer one to new classes"

@@ -12,7 +12,12 @@ PACKAGE = Path(__file__).resolve().parent
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "baseline")
 # AMX's tiles in plain C++, for tests on other processors: never chosen, only named.
 EMULATED = "amx-emulated"
-REBUILD = f"    {sys.executable} -m pip install --no-build-isolation -e ."
+CHECKOUT = (PACKAGE.parent / "csrc").is_dir()  # else an installed package
+# What is to be built anew: the checkout, or a source distribution, with the torch that is running.
+REBUILD = f"    {sys.executable} -m pip install --no-build-isolation " + (
+    "-e ." if CHECKOUT else "--no-deps --force-reinstall PATH-OF-THE-SOURCE-DISTRIBUTION"
+)
+ANOTHER = "Rebuild it:" if CHECKOUT else "Install the wheel for that torch, or build from the source distribution:"
 
 
 def _shadowed():
@@ -33,6 +38,15 @@ def _source_digest(sources: Path) -> str:
     return digest.hexdigest()
 
 
+def _version(torch_version: str) -> str:
+    """Without what follows a plus: 2.13.0+cpu and 2.13.0+cu130 are builds of one and the same C++ interface."""
+    return torch_version.partition("+")[0]
+
+
+def _major(cuda_version: str | None) -> str | None:
+    return cuda_version and cuda_version.partition(".")[0]
+
+
 def _check_build() -> dict:
     record_file = PACKAGE / "_build.json"
     running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
@@ -43,12 +57,20 @@ def _check_build() -> dict:
         raise ImportError(f"conv_ext at {PACKAGE} has no compiled extension. {hint}")
     build = json.loads(record_file.read_text())
     built = f"torch {build['torch']}, {build['python']}"
-    if built != running:
+    same_torch = _version(build["torch"]) == _version(torch.__version__)
+    if not same_torch or build["python"] != sys.implementation.cache_tag:
         raise ImportError(
-            f"conv_ext at {PACKAGE} was built with {built}, but what is running is {running}. Rebuild it:\n{REBUILD}"
+            f"conv_ext at {PACKAGE} was built with {built}, but what is running is {running}. {ANOTHER}\n{REBUILD}"
+        )
+    kernels = build.get("cuda_version")  # that the CUDA kernels were compiled for, where there are any
+    if kernels and _major(kernels) != _major(torch.version.cuda):
+        runs_on = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
+        raise ImportError(
+            f"conv_ext at {PACKAGE} was built with kernels for CUDA {kernels}, but torch {torch.__version__} is built "
+            f"for {runs_on}. {ANOTHER}\n{REBUILD}"
         )
     sources = PACKAGE.parent / "csrc"
-    if sources.is_dir() and _source_digest(sources) != build["sources"]:
+    if CHECKOUT and _source_digest(sources) != build["sources"]:
         raise ImportError(
             f"conv_ext at {PACKAGE} is stale: csrc has changed since it was built (with {built}). "
             f"Rebuild it:\n{REBUILD}"
@@ -62,7 +84,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"conv_ext at {PACKAGE} was built with torch {BUILD['torch']}, {BUILD['python']}, and does not load with "
-        f"torch {torch.__version__}, {sys.implementation.cache_tag}: {error}. Rebuild it:\n{REBUILD}"
+        f"torch {torch.__version__}, {sys.implementation.cache_tag}: {error}. {ANOTHER}\n{REBUILD}"
     ) from error
 
 

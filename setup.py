@@ -35,7 +35,7 @@ KERNEL_SOURCES = [
     path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if not path.name.startswith("plan")
 ]
 CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
-EXTENSION_SOURCES = [  # and cuda.cpp or without_cuda.cpp
+EXTENSION_SOURCES = [  # and those for CUDA, or without_cuda.cpp
     *PLAN_SOURCES,
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
@@ -177,7 +177,7 @@ def prebuilt_cuda_library() -> tuple[Path, list[str]] | None:
 
 
 def build_cuda_library(build: Path, target: Path) -> list[str]:
-    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C is linked to, and copies it to `target`.
+    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C opens, and copies it to `target`.
 
     Returns what it is compiled for.
     """
@@ -330,13 +330,10 @@ class Build(BuildExtension):
         architectures: list[str] = []
         (extension,) = self.extensions
         extension.extra_compile_args += openmp_flags()
-        extension.sources.append("csrc/torch/cuda.cpp" if wants_cuda() else "csrc/torch/without_cuda.cpp")
         if wants_cuda():
-            build = ROOT / "build" / "cuda"
-            architectures = build_cuda_library(build, package / "lib")
-            extension.library_dirs.append(str(build))
-            extension.libraries.append("conv_ext_cuda")
-            extension.extra_link_args.append("-Wl,-rpath,$ORIGIN/lib")
+            architectures = build_cuda_library(ROOT / "build" / "cuda", package / "lib")
+        names = ("cuda", "cuda_library") if wants_cuda() else ("without_cuda",)
+        extension.sources += [f"csrc/torch/{name}.cpp" for name in names]
         super().run()
         record = {
             "torch": torch.__version__,

@@ -100,7 +100,10 @@ def info() -> int:
     if not built["cuda"]:
         why = "" if torch.version.cuda else f", and torch {torch.__version__} is no CUDA build"
         shown["cuda"] = f'no{why}: the README\'s section "On a GPU" says how to build with it'
-        shown["cuda_architectures"] = "none"
+        if built["cuda_version"]:
+            theirs = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA build"
+            shown["cuda"] = f"not loaded: for CUDA {built['cuda_version']}, and torch {torch.__version__} is {theirs}"
+        shown["cuda_architectures"] = shown["cuda_architectures"] or "none"
     _print_entries(shown, 2)
     print("GPUs")
     _print_entries(gpus(built) or {"none": "torch sees no CUDA device"}, 2)

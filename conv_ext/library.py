@@ -62,13 +62,6 @@ def _check_build() -> dict:
         raise ImportError(
             f"conv_ext at {PACKAGE} was built with {built}, but what is running is {running}. {ANOTHER}\n{REBUILD}"
         )
-    kernels = build.get("cuda_version")  # that the CUDA kernels were compiled for, where there are any
-    if kernels and _major(kernels) != _major(torch.version.cuda):
-        runs_on = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
-        raise ImportError(
-            f"conv_ext at {PACKAGE} was built with kernels for CUDA {kernels}, but torch {torch.__version__} is built "
-            f"for {runs_on}. {ANOTHER}\n{REBUILD}"
-        )
     sources = PACKAGE.parent / "csrc"
     if CHECKOUT and _source_digest(sources) != build["sources"]:
         raise ImportError(
@@ -110,11 +103,24 @@ def _load_kernels():
 _load_kernels()
 
 
+def _load_cuda(build: dict) -> bool:
+    """Loads the CUDA kernels, where this build has some for the major version of CUDA that torch is built for."""
+    kernels = build.get("cuda_version")
+    if not build["cuda"] or (kernels and _major(kernels) != _major(torch.version.cuda)):
+        return False
+    _C.load_cuda_library(str(PACKAGE / "lib" / "libconv_ext_cuda.so"))
+    return True
+
+
+CUDA_LOADED = _load_cuda(BUILD)
+
+
 def build_info() -> dict:
     """What the compiled part was built with, and what it runs on.
 
-    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it),
-    ``cuda_architectures`` (for which: sm_90 is machine code, compute_90 what newer devices compile at first use);
+    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it and
+    loaded, which takes a torch for the same major version of CUDA), ``cuda_version`` (for which they are built, or
+    None), ``cuda_architectures`` (for which: sm_90 is machine code, compute_90 what newer devices compile at first use);
     ``isas`` (built), ``isas_available`` (this processor), ``isa`` (in use; ``CONV_EXT_ISA`` forces one);
     ``running_torch``; ``threads`` (torch's, for one operator).
     """
@@ -126,7 +132,8 @@ def build_info() -> dict:
         "torch": BUILD["torch"],
         "python": compiled["python"],
         "compiler": compiled["compiler"],
-        "cuda": BUILD["cuda"],
+        "cuda": CUDA_LOADED,
+        "cuda_version": BUILD.get("cuda_version"),
         "cuda_architectures": BUILD.get("cuda_architectures", []),
         "isas": BUILD["isas"],
         "isas_available": available_isas(),

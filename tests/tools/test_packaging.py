@@ -199,7 +199,6 @@ RECORD = {
     ({"torch": "1.99.0+cpu"}, r"was built with torch 1\.99\.0\+cpu, .*Install the wheel for that torch.*--force-rein"),
     ({"torch": f"{TORCH}.1"}, "Install the wheel for that torch"),
     ({"python": "cpython-39"}, "cpython-39, but what is running is"),
-    ({"cuda": True, "cuda_version": "99.1"}, r"kernels for CUDA 99\.1, but torch .* is built for (CUDA|the CPU alone)"),
 ])  # fmt: skip
 def test_an_installed_package_is_for_its_torch(monkeypatch, tmp_path, changed, said):
     monkeypatch.setattr(library, "PACKAGE", tmp_path)
@@ -212,6 +211,21 @@ def test_an_installed_package_is_for_its_torch(monkeypatch, tmp_path, changed, s
     else:
         with pytest.raises(ImportError, match=f"(?s){said}"):
             library._check_build()
+
+
+@pytest.mark.parametrize("built, running, loads", [
+    ({"cuda": False}, "13.0", False),
+    ({"cuda": True, "cuda_version": "13.0"}, "13.1", True),
+    ({"cuda": True, "cuda_version": "13.0"}, "12.8", False),
+    ({"cuda": True, "cuda_version": "13.0"}, None, False),
+])  # fmt: skip
+def test_cuda_kernels_are_loaded_by_a_torch_for_their_cuda(monkeypatch, built, running, loads):
+    """The library needs torch's libcudart: it is not touched where there is none, or another one."""
+    asked = []
+    monkeypatch.setattr(library._C, "load_cuda_library", asked.append)
+    monkeypatch.setattr(torch.version, "cuda", running)
+    assert library._load_cuda({**RECORD, **built}) is loads and len(asked) == loads
+    assert not asked or asked[0].endswith("libconv_ext_cuda.so")
 
 
 def test_types_are_part_of_the_package():

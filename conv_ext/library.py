@@ -120,7 +120,7 @@ def build_info() -> dict:
 
     Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it and
     loaded, which takes a torch for the same major version of CUDA), ``cuda_version`` (for which they are built, or
-    None), ``cuda_architectures`` (for which: sm_90 is machine code, compute_90 what newer devices compile at first use);
+    None), ``cuda_architectures`` (of devices: sm_90 is machine code, compute_90 what newer ones compile at first use);
     ``isas`` (built), ``isas_available`` (this processor), ``isa`` (in use; ``CONV_EXT_ISA`` forces one);
     ``running_torch``; ``threads`` (torch's, for one operator).
     """

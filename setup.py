@@ -332,6 +332,8 @@ class Build(BuildExtension):
         extension.extra_compile_args += openmp_flags()
         if wants_cuda():
             architectures = build_cuda_library(ROOT / "build" / "cuda", package / "lib")
+        else:
+            (package / "lib" / CUDA_LIBRARY).unlink(missing_ok=True)  # of a build before this one
         names = ("cuda", "cuda_library") if wants_cuda() else ("without_cuda",)
         extension.sources += [f"csrc/torch/{name}.cpp" for name in names]
         super().run()

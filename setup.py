@@ -12,22 +12,18 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 TORCH = "torch==2.13.0"
 ROOT = Path(__file__).resolve().parent
 
+# What compiles needs torch. A source distribution, and a look at the metadata, do not.
 try:
     import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
-    sys.exit(
-        f"conv_ext is built against the torch that it will run with, and this Python has none ({error}).\n"
-        f"Python: {sys.executable}\n"
-        "Install torch first, then build without isolation (an isolated build would fetch another torch):\n"
-        f"    {sys.executable} -m pip install '{TORCH}' setuptools wheel ninja pybind11\n"
-        f"    {sys.executable} -m pip install --no-build-isolation -e ."
-    )
+    torch, BuildExtension, CppExtension, NO_TORCH = None, build_ext, Extension, str(error)
 
 CPU = ROOT / "csrc" / "cpu"
 CUDA = ROOT / "csrc" / "cuda"
@@ -39,7 +35,7 @@ KERNEL_SOURCES = [
     path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if not path.name.startswith("plan")
 ]
 CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
-EXTENSION_SOURCES = [
+EXTENSION_SOURCES = [  # and those for CUDA, or without_cuda.cpp
     *PLAN_SOURCES,
     "csrc/torch/ops.cpp",
     "csrc/torch/cpu.cpp",
@@ -74,6 +70,9 @@ if X86:
 PASS_SOURCES = [name for name in KERNEL_SOURCES if name not in ("gemm/pairs.cpp", "library.cpp")]
 SHARES_PASSES = {"avx512_bf16": "avx512", "amx": "avx512", "amx-emulated": "avx512"}
 EMULATED = "amx-emulated"  # built by the tests that want it
+# A kernel library that lacks a symbol is an error when it is linked, and not when it is loaded. The linkers of Linux
+# have to be told; macOS's does so by itself and has no such option.
+LINK_COMPLETE = "-Wl,-z,defs" if sys.platform.startswith("linux") else ""
 # Flags of /proc/cpuinfo that a processor has to have, beside those of the sets before.
 CPU_FLAGS = {
     "avx2": {"avx2", "fma", "f16c"},
@@ -129,7 +128,8 @@ def takes_prebuilt() -> bool:
 
 def compile_jobs() -> int:
     """As many compilers at once as there are cores, MAX_JOBS if that is set, and 1.5 GiB of free memory for each."""
-    jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
+    jobs = int(os.environ.get("MAX_JOBS") or cores or 1)
     known = os.path.exists("/proc/meminfo")
     memory = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()) if known else None
     return max(1, min(jobs, int(memory[1]) // (3 << 19) if memory else 1))
@@ -177,7 +177,7 @@ def prebuilt_cuda_library() -> tuple[Path, list[str]] | None:
 
 
 def build_cuda_library(build: Path, target: Path) -> list[str]:
-    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C is linked to, and copies it to `target`.
+    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C opens, and copies it to `target`.
 
     Returns what it is compiled for.
     """
@@ -255,7 +255,7 @@ def ninja_file(build: Path) -> str:
         "  deps = gcc",
         "  description = compiling $out",
         "rule link",
-        "  command = $cxx -shared -Wl,-z,defs $in -o $out",
+        f"  command = $cxx -shared {LINK_COMPLETE} $in -o $out",
         "  description = linking $out",
     ]
     for isa, flags in ISA_FLAGS.items():
@@ -271,37 +271,77 @@ def ninja_file(build: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def find_ninja() -> None:
+    """Puts the scripts of this Python on the PATH, where pip has put ninja: its environment need not be activated."""
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    if shutil.which("ninja") is None:
+        sys.exit(f"conv_ext is built by ninja, which is not there: {sys.executable} -m pip install ninja")
+
+
+def missing_torch() -> str:
+    """Why there is nothing to build against, and what to do about it."""
+    isolated = re.search(r"[/\\](pip-build-env|build-env|builds-v\d)", "\n".join([sys.prefix, *sys.path]))
+    if isolated:
+        where = (
+            "this build runs in an environment that pip (or build, or uv) made for it, which has no torch, whatever "
+            "the environment has that you install into.\nBuild without that isolation, where torch is:"
+        )
+    else:
+        where = f"{sys.executable} has none ({NO_TORCH}).\nInstall it first, then build without isolation:"
+    return (
+        f"conv_ext is compiled against the torch that it will run with, and {where}\n"
+        f"    python -m pip install '{TORCH}' 'setuptools>=77' ninja\n"
+        "    python -m pip install --no-build-isolation ."
+    )
+
+
+def openmp_flags() -> list[str]:
+    """OpenMP when compiling alone: torch's own run-time library, loaded already, provides the symbols."""
+    if sys.platform != "darwin":
+        return ["-fopenmp"]
+    # Apple's compiler has no header of it; where torch brings none either, a call computes on one thread.
+    return ["-Xpreprocessor", "-fopenmp"] if (Path(torch.__file__).parent / "include" / "omp.h").is_file() else []
+
+
 class Build(BuildExtension):
     """Builds the kernel libraries first, then _C, and writes down what it built with."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # BuildExtension's own ninja file escapes spaces alone.
-        self.use_ninja = self.use_ninja and not set(":$") & set(str(ROOT))
+        if torch is not None:  # BuildExtension's own ninja file escapes spaces alone
+            self.use_ninja = self.use_ninja and not set(":$") & set(str(ROOT))
 
     def finalize_options(self):
         super().finalize_options()
-        # A place that stays, also for editable installs: what is up to date is not compiled again.
-        version = f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
-        self.build_temp = str(ROOT / "build" / version)
+        if torch is not None:
+            # A place that stays, also for editable installs: what is up to date is not compiled again.
+            version = f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
+            self.build_temp = str(ROOT / "build" / version)
 
     def run(self):
+        if torch is None:
+            sys.exit(missing_torch())
+        if not self.inplace and EMULATED in chosen_isas():
+            sys.exit(f"{EMULATED} is for the tests of a checkout: leave it out of CONV_EXT_ISAS for what is installed")
+        find_ninja()
         os.environ["MAX_JOBS"] = str(compile_jobs())
         package = Path(self.get_ext_fullpath("conv_ext._C")).resolve().parent
         self.build_kernel_libraries(package / "lib")
         architectures: list[str] = []
+        (extension,) = self.extensions
+        extension.extra_compile_args += openmp_flags()
         if wants_cuda():
-            build = ROOT / "build" / "cuda"
-            architectures = build_cuda_library(build, package / "lib")
-            for extension in self.extensions:
-                extension.library_dirs.append(str(build))
-                extension.libraries.append("conv_ext_cuda")
-                extension.extra_link_args.append("-Wl,-rpath,$ORIGIN/lib")
+            architectures = build_cuda_library(ROOT / "build" / "cuda", package / "lib")
+        else:
+            (package / "lib" / CUDA_LIBRARY).unlink(missing_ok=True)  # of a build before this one
+        names = ("cuda", "cuda_library") if wants_cuda() else ("without_cuda",)
+        extension.sources += [f"csrc/torch/{name}.cpp" for name in names]
         super().run()
         record = {
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
             "cuda": wants_cuda(),
+            "cuda_version": torch.version.cuda if wants_cuda() else None,
             "cuda_architectures": architectures,
             "sources": source_digest(),
             "isas": chosen_isas(),
@@ -326,15 +366,33 @@ class Build(BuildExtension):
         record.write_text(json.dumps(kernel_record()) + "\n")
 
 
+def long_description() -> str:
+    """The README for an index page, where links into the checkout lead nowhere: their words stay, pictures go."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    relative = r"\((?![a-z]+:)[^()]*\)"
+    text = re.sub(rf"^!\[[^]]*\]{relative}\n+", "", text, flags=re.MULTILINE)
+    return re.sub(rf"\[([^]]*)\]{relative}", r"\1", text)
+
+
+def required_torch() -> str:
+    """The torch that _C is compiled for: its C++ interface changes from one version to the next.
+
+    Not what follows a plus: 2.13.0+cpu and 2.13.0+cu130 are builds of one interface.
+    """
+    return f"torch=={torch.__version__.partition('+')[0]}" if torch else "torch"
+
+
 setup(
     ext_modules=[
         CppExtension(
             "conv_ext._C",
-            [*EXTENSION_SOURCES, "csrc/torch/cuda.cpp" if wants_cuda() else "csrc/torch/without_cuda.cpp"],
-            # OpenMP when compiling alone: torch's own run-time library, loaded already, provides the symbols.
-            extra_compile_args=["-std=c++20", "-O2", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wall"],
+            EXTENSION_SOURCES,
+            extra_compile_args=["-std=c++20", "-O2", "-fvisibility=hidden", "-g0", "-Wall"],
             extra_link_args=["-ldl"],
         )
     ],
     cmdclass={"build_ext": Build},
+    install_requires=[required_torch()],
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
 )

@@ -1,10 +1,11 @@
-"""`python -m conv_ext demo | summary | info`: the demo, the table of a network, and what this build is."""
+"""`conv-ext demo | summary | info`, as `python -m conv_ext` too: the demo, a network's table, what this build is."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from .models import NETWORKS
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2)."""
     text = "2-D convolution for PyTorch by three kernels of its own."
-    parser = argparse.ArgumentParser(prog="python -m conv_ext", description=text)
+    called = "conv-ext" if Path(sys.argv[0]).stem == "conv-ext" else "python -m conv_ext"
+    parser = argparse.ArgumentParser(prog=called, description=text)
     parser.add_argument("--version", action="version", version=conv_ext.__version__)
     commands = parser.add_subparsers(dest="command", metavar="command")
     text = "train a small network on real images with torch's convolution and with ours; or transfer one to new classes"
@@ -98,7 +100,10 @@ def info() -> int:
     if not built["cuda"]:
         why = "" if torch.version.cuda else f", and torch {torch.__version__} is no CUDA build"
         shown["cuda"] = f'no{why}: the README\'s section "On a GPU" says how to build with it'
-        shown["cuda_architectures"] = "none"
+        if built["cuda_version"]:
+            theirs = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA build"
+            shown["cuda"] = f"not loaded: for CUDA {built['cuda_version']}, and torch {torch.__version__} is {theirs}"
+        shown["cuda_architectures"] = shown["cuda_architectures"] or "none"
     _print_entries(shown, 2)
     print("GPUs")
     _print_entries(gpus(built) or {"none": "torch sees no CUDA device"}, 2)
@@ -112,7 +117,8 @@ def gpus(built: dict) -> dict:
         major, minor = torch.cuda.get_device_capability(index)
         entries: dict[str, Any] = {"name": torch.cuda.get_device_name(index), "compute capability": f"{major}.{minor}"}
         if not built["cuda"]:
-            entries["kernels"] = "none: conv_ext was built without CUDA"
+            theirs = built.get("cuda_version")
+            entries["kernels"] = f"none: conv_ext was built {f'for CUDA {theirs}' if theirs else 'without CUDA'}"
         elif not runs_on(built["cuda_architectures"], major, minor):
             entries["kernels"] = f"none: build again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
         else:

@@ -12,7 +12,12 @@ PACKAGE = Path(__file__).resolve().parent
 ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "baseline")
 # AMX's tiles in plain C++, for tests on other processors: never chosen, only named.
 EMULATED = "amx-emulated"
-REBUILD = f"    {sys.executable} -m pip install --no-build-isolation -e ."
+CHECKOUT = (PACKAGE.parent / "csrc").is_dir()  # else an installed package
+# What is to be built anew: the checkout, or a source distribution, with the torch that is running.
+REBUILD = f"    {sys.executable} -m pip install --no-build-isolation " + (
+    "-e ." if CHECKOUT else "--no-deps --force-reinstall PATH-OF-THE-SOURCE-DISTRIBUTION"
+)
+ANOTHER = "Rebuild it:" if CHECKOUT else "Install the wheel for that torch, or build from the source distribution:"
 
 
 def _shadowed():
@@ -33,6 +38,15 @@ def _source_digest(sources: Path) -> str:
     return digest.hexdigest()
 
 
+def _version(torch_version: str) -> str:
+    """Without what follows a plus: 2.13.0+cpu and 2.13.0+cu130 are builds of one and the same C++ interface."""
+    return torch_version.partition("+")[0]
+
+
+def _major(cuda_version: str | None) -> str | None:
+    return cuda_version and cuda_version.partition(".")[0]
+
+
 def _check_build() -> dict:
     record_file = PACKAGE / "_build.json"
     running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
@@ -43,12 +57,13 @@ def _check_build() -> dict:
         raise ImportError(f"conv_ext at {PACKAGE} has no compiled extension. {hint}")
     build = json.loads(record_file.read_text())
     built = f"torch {build['torch']}, {build['python']}"
-    if built != running:
+    same_torch = _version(build["torch"]) == _version(torch.__version__)
+    if not same_torch or build["python"] != sys.implementation.cache_tag:
         raise ImportError(
-            f"conv_ext at {PACKAGE} was built with {built}, but what is running is {running}. Rebuild it:\n{REBUILD}"
+            f"conv_ext at {PACKAGE} was built with {built}, but what is running is {running}. {ANOTHER}\n{REBUILD}"
         )
     sources = PACKAGE.parent / "csrc"
-    if sources.is_dir() and _source_digest(sources) != build["sources"]:
+    if CHECKOUT and _source_digest(sources) != build["sources"]:
         raise ImportError(
             f"conv_ext at {PACKAGE} is stale: csrc has changed since it was built (with {built}). "
             f"Rebuild it:\n{REBUILD}"
@@ -62,7 +77,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"conv_ext at {PACKAGE} was built with torch {BUILD['torch']}, {BUILD['python']}, and does not load with "
-        f"torch {torch.__version__}, {sys.implementation.cache_tag}: {error}. Rebuild it:\n{REBUILD}"
+        f"torch {torch.__version__}, {sys.implementation.cache_tag}: {error}. {ANOTHER}\n{REBUILD}"
     ) from error
 
 
@@ -88,11 +103,24 @@ def _load_kernels():
 _load_kernels()
 
 
+def _load_cuda(build: dict) -> bool:
+    """Loads the CUDA kernels, where this build has some for the major version of CUDA that torch is built for."""
+    kernels = build.get("cuda_version")
+    if not build["cuda"] or (kernels and _major(kernels) != _major(torch.version.cuda)):
+        return False
+    _C.load_cuda_library(str(PACKAGE / "lib" / "libconv_ext_cuda.so"))
+    return True
+
+
+CUDA_LOADED = _load_cuda(BUILD)
+
+
 def build_info() -> dict:
     """What the compiled part was built with, and what it runs on.
 
-    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it),
-    ``cuda_architectures`` (for which: sm_90 is machine code, compute_90 what newer devices compile at first use);
+    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it and
+    loaded, which takes a torch for the same major version of CUDA), ``cuda_version`` (for which they are built, or
+    None), ``cuda_architectures`` (of devices: sm_90 is machine code, compute_90 what newer ones compile at first use);
     ``isas`` (built), ``isas_available`` (this processor), ``isa`` (in use; ``CONV_EXT_ISA`` forces one);
     ``running_torch``; ``threads`` (torch's, for one operator).
     """
@@ -104,7 +132,8 @@ def build_info() -> dict:
         "torch": BUILD["torch"],
         "python": compiled["python"],
         "compiler": compiled["compiler"],
-        "cuda": BUILD["cuda"],
+        "cuda": CUDA_LOADED,
+        "cuda_version": BUILD.get("cuda_version"),
         "cuda_architectures": BUILD.get("cuda_architectures", []),
         "isas": BUILD["isas"],
         "isas_available": available_isas(),

@@ -1,5 +1,6 @@
 // Forward: the input convolved with the weight. It also holds the kernels of input_grad, which gathers as forward does.
 #include "gather.cuh"
+#include "library.h"
 
 namespace conv_ext {
 namespace cuda {
@@ -58,5 +59,11 @@ int conv_ext::cuda_capability(int device) {
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   return error == cudaSuccess ? 10 * major + minor : -int(error);
+}
+const conv_ext::CudaLibrary* conv_ext_cuda_library() {
+  using namespace conv_ext;
+  static constexpr CudaLibrary kLibrary{
+      {launch_forward, launch_input_grad, launch_weight_grad}, cuda_error_text, cuda_capability};
+  return &kLibrary;
 }
 #endif

@@ -222,6 +222,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("build_info", build_info, "What this module was compiled with.");
   module.def("supported_isas", supported_isas, "Instruction sets that this processor can run, the best first.");
   module.def("load_kernel_library", load_kernel_library, py::arg("path"));
+  module.def("load_cuda_library", load_cuda_library, py::arg("path"));
   module.def("isa", [] { return kernel_library().machine.name; }, "The instruction set of the loaded kernel library.");
   module.def("set_scratch_guard", set_scratch_guard, py::arg("on"),
              "For tests: every scratch block and workspace ends at a page that cannot be touched.");

@@ -2,7 +2,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/record_function.h>
-#include <dlfcn.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -12,6 +11,7 @@
 
 #include "buffers.h"
 #include "fork.h"
+#include "old_glibc.h"
 #include "registration.h"
 #include "thread_memory.h"
 

@@ -5,12 +5,12 @@
 #include <ATen/ATen.h>
 #include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>
-#include <dlfcn.h>
 
 #include <atomic>
 
 #include "../cuda/launch.h"
 #include "buffers.h"
+#include "old_glibc.h"
 #include "registration.h"
 
 namespace conv_ext {

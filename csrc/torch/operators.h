@@ -54,6 +54,8 @@ const char* pass_name(Pass pass);
 // The kernel library that is in use; loading replaces it. Raises where there is none, or it does not load.
 const KernelLibrary& kernel_library();
 void load_kernel_library(const std::string& path);
+// The same for the CUDA kernels of a build that has them.
+void load_cuda_library(const std::string& path);
 
 // For tests: every scratch block and workspace ends at a page that cannot be touched.
 void set_scratch_guard(bool on);

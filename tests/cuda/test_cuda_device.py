@@ -52,7 +52,7 @@ def package(tmp_path_factory):
         done = subprocess.run([compiler, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
 
-    every = [path for path in OBJECTS.rglob("*.o") if path.stem not in ("cuda", "without_cuda")]
+    every = [path for path in OBJECTS.rglob("*.o") if path.stem not in ("cuda", "cuda_library", "without_cuda")]
     # Of sources that are still there: the folder keeps objects of others.
     objects = [o for o in every if (SOURCES / o.relative_to(OBJECTS)).with_suffix(".cpp").is_file()]
     for source in (SOURCES / "torch" / "cuda.cpp", HOST / "host_device.cpp"):

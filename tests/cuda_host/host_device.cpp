@@ -207,6 +207,7 @@ int launch_input_grad(const ConvProblem& z, const CudaPlan& p, const Buffers& b,
 int launch_weight_grad(const ConvProblem& z, const CudaPlan& p, const Buffers& b, void* s) {
   return run(Pass::WeightGrad, z, p, b, s);
 }
+void load_cuda_library(const std::string&) {}  // the launchers are above
 const char* cuda_error_text(int) { return "no error that a device in host memory knows"; }
 int cuda_capability(int) { return 90; }
 

@@ -30,6 +30,7 @@ def built(tmp_path, monkeypatch):
             lines = '#include "simple.h"', "#ifndef CONV_EXT_WORD", "#error", "#endif", "int answer = CONV_EXT_WORD;"
             (root / "csrc" / "cpu" / source).write_text("\n".join(lines) + "\n")
         shutil.copy(SETUP, root)
+        shutil.copy(ROOT / "README.md", root)
         monkeypatch.setattr("setuptools.setup", lambda **_: None)
         monkeypatch.delenv("CONV_EXT_ISAS", raising=False)  # of a make that runs these tests
         monkeypatch.setenv("CXX", compiler) if compiler else monkeypatch.delenv("CXX", raising=False)
@@ -170,6 +171,44 @@ def test_kernel_libraries_that_were_built_elsewhere_are_taken(built, monkeypatch
     assert builds("1") and not builds("1")
     with pytest.raises(SystemExit, match="CONV_EXT_PREBUILT must be 0 or 1, got 'yes'"):
         builds("yes")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("machine", ["arm64", "x86_64"])
+def test_a_build_without_linux(built, monkeypatch, tmp_path, machine):
+    """On macOS: no sched_getaffinity, a linker that knows none of GNU's options, no instruction sets beside arm64's."""
+    compiler = tmp_path / "c++"
+    own = "" if machine == "x86_64" else "-mavx*|-mfma|-mf16c|-mno-mmx|-mamx*|"
+    lines = (
+        "#!/bin/sh",
+        "for word; do",
+        f'  case "$word" in {own}-Wl,*|-z|defs) echo "unknown option: $word"; exit 1;; esac',
+        "done",
+        f'exec {shutil.which("c++")} -DCONV_EXT_WORD=42 "$@"',
+    )
+    compiler.write_text("\n".join(lines) + "\n")
+    compiler.chmod(0o755)
+
+    def builds():
+        root, functions = built(f"{sys.platform}-{machine}", str(compiler))
+        (root / "csrc" / "cpu" / "direct" / "direct.cpp").write_text("int another = 1;\n")
+        folder = root / "build"
+        folder.mkdir()
+        (folder / "build.ninja").write_text(functions["ninja_file"](folder))
+        words = ["ninja", "-C", str(folder), "libconv_ext_baseline.so"]
+        return subprocess.run(words, capture_output=True, text=True), functions
+
+    assert "unknown option" in builds()[0].stdout  # as the compiler is asked on Linux
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    done, functions = builds()
+    assert done.returncode == 0 and "linking libconv_ext_baseline.so" in done.stdout, done.stdout
+    assert ("avx2" in functions["ISA_FLAGS"]) == (machine == "x86_64")
+    assert 1 <= functions["compile_jobs"]() <= os.cpu_count()
+    # Apple's compiler has no -fopenmp of its own, and its header comes with some builds of torch alone.
+    assert functions["openmp_flags"]() in ([], ["-Xpreprocessor", "-fopenmp"])
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,7 @@ def test_info_tells_of_gpus(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
     for built, wanted in (
         ({"cuda": False}, "built without CUDA"),
+        ({"cuda": False, "cuda_version": "99.1"}, "built for CUDA 99.1"),
         ({"cuda": True, "cuda_architectures": ["sm_80"]}, "TORCH_CUDA_ARCH_LIST=9.0"),
         ({"cuda": True, "cuda_architectures": ["sm_90a"]}, "three_tf32"),
     ):

@@ -1,0 +1,52 @@
+// The launchers of cuda/launch.h for cuda.cpp: those of libconv_ext_cuda.so, once that is loaded.
+#include "../cuda/library.h"
+
+#include <c10/util/Exception.h>
+
+#include <atomic>
+#include <string>
+
+#include "old_glibc.h"
+#include "operators.h"
+
+namespace conv_ext {
+namespace {
+
+std::atomic<const CudaLibrary*> loaded_library{nullptr};
+
+const CudaLibrary& library() {
+  const CudaLibrary* const library = loaded_library;
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      library != nullptr, "conv_ext has not loaded its CUDA kernels, since they were built for another major version ",
+      "of CUDA than this torch: python -m conv_ext info says which. Install the wheel for it, or build again with ",
+      "nvcc of that version on the PATH");
+  return *library;
+}
+
+int launch(Pass pass, const ConvProblem& problem, const CudaPlan& plan, const Buffers& buffers, void* stream) {
+  return library().launch[int(pass)](problem, plan, buffers, stream);
+}
+
+}  // namespace
+
+void load_cuda_library(const std::string& path) {
+  void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  TORCH_CHECK(handle != nullptr, "the library of CUDA kernels did not load: ", dlerror());
+  const auto entry = reinterpret_cast<decltype(&conv_ext_cuda_library)>(dlsym(handle, "conv_ext_cuda_library"));
+  TORCH_CHECK(entry != nullptr, "not a library of conv_ext's CUDA kernels: ", path);
+  loaded_library = entry();
+}
+
+int launch_forward(const ConvProblem& problem, const CudaPlan& plan, const Buffers& buffers, void* stream) {
+  return launch(Pass::Forward, problem, plan, buffers, stream);
+}
+int launch_input_grad(const ConvProblem& problem, const CudaPlan& plan, const Buffers& buffers, void* stream) {
+  return launch(Pass::InputGrad, problem, plan, buffers, stream);
+}
+int launch_weight_grad(const ConvProblem& problem, const CudaPlan& plan, const Buffers& buffers, void* stream) {
+  return launch(Pass::WeightGrad, problem, plan, buffers, stream);
+}
+const char* cuda_error_text(int error) { return library().error_text(error); }
+int cuda_capability(int device) { return library().capability(device); }
+
+}  // namespace conv_ext

@@ -83,7 +83,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the file to write (default: a new one in bench/results)")
 
 
-def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: list[str]) -> None:
+def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: list[str],
+                     dtypes: tuple[str, ...] = DTYPES) -> None:
     """`suites` and `only` are the defaults; an option on the command line replaces them."""
     parser.add_argument("--suite", nargs="+", default=suites,
                         help=f"files of bench/shapes (default: {' '.join(suites)})")
@@ -92,7 +93,7 @@ def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: l
     parser.add_argument("--batch", nargs="+", type=batch, default=[TRAIN], metavar="N",
                         help=f"images per call; {TRAIN}: each suite's own (default); several are measured one by one")
     parser.add_argument("--pass", nargs="+", dest="passes", choices=PASSES, default=list(PASSES))
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["float32"])
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["nchw"])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["ieee"],
                         help="what float32 may be rounded to, for both sides (default: ieee)")

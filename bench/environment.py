@@ -1,6 +1,7 @@
 """What a result depends on beside the code: the allocator, the instruction set, the machine, the options in common."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
@@ -8,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,18 @@ def collect(todo: list, measure: Callable[[Any], dict], name: Callable[[Any], st
         except KeyboardInterrupt:
             bar.write(f"interrupted after {len(rows)} of {len(todo)}", file=sys.stderr)
     return rows
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[], object]]:
+    """A bar of so many steps, where tqdm is there and somebody is watching; what it yields is called after each."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda: None
+        return
+    with tqdm(total=total, disable=not sys.stderr.isatty()) as bar:
+        yield bar.update
 
 
 class Bar:

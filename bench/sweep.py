@@ -256,7 +256,8 @@ def main(arguments: list[str]) -> int:
     if options.random:
         head["random"] = f"{options.random}, seed {options.seed}, kinds {options.kinds}"
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    path = options.out or environment.RESULTS / f"sweep-{'random-' if options.random else ''}{head['isa']}-{head['threads']}threads-{stamp}.csv"
+    name = f"{'sweep-random' if options.random else 'sweep'}-{head['isa']}-{head['threads']}threads-{stamp}.csv"
+    path = options.out or environment.RESULTS / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = path.open("w", encoding="utf-8", newline="")

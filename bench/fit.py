@@ -234,6 +234,19 @@ def fit(data: Data, nests: list[str], train: np.ndarray, steps: int = STEPS, tic
     return table
 
 
+def fits(data: Data, nests: list[str], trainings: list[np.ndarray], steps: int) -> list[Table]:
+    """`fit` for each of them, on one thread, so that sums have the same order on every machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with environment.progress(len(trainings) * steps) as tick:
+            return [fit(data, nests, train, steps, tick) for train in trainings]
+    finally:
+        torch.set_num_threads(threads)
+
+
 def is_random(row: dict) -> bool:
     return row["layer"].startswith(f"{sweep_problems.SUITE}/")
 
@@ -330,8 +343,7 @@ def main(arguments: list[str]) -> int:
     trainings = [np.ones(len(data.rows), bool), *(parts != fold for fold in range(options.folds))]
     if not all(train.any() for train in trainings):
         raise SystemExit("there are too few problems to hold some out: give --folds 0")
-    with environment.progress(len(trainings) * options.steps) as tick:
-        found = [fit(data, nests, train, options.steps, tick) for train in trainings]
+    found = fits(data, nests, trainings, options.steps)
     table, taken = cost_table.filled(found[0], in_force, options.keep)
     held_out = None
     if options.folds:

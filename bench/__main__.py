@@ -14,6 +14,7 @@ COMMANDS = {
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),
     "sweep": ("bench.sweep", "every algorithm on every layer: whether the one chosen is the fastest"),
+    "fit": ("bench.fit", "the cycles by which the CPU's plan chooses, fitted to sweeps' times"),
     "keep": ("bench.keep", "results as small tables, which the repository keeps"),
     "report": ("bench.report", "tables, figures and the README's table from results already measured"),
 }
@@ -37,7 +38,7 @@ def main() -> int:
         raise SystemExit(f"a command must be one of {', '.join(COMMANDS)}, got {arguments[0]}")
     command = arguments.pop(0) if arguments[:1] and arguments[0] in COMMANDS else "run"
     try:
-        if command not in ("report", "keep") and not {"-h", "--help"} & set(arguments):
+        if command not in ("report", "keep", "fit") and not {"-h", "--help"} & set(arguments):
             status = restart_if_asked(arguments)
             if status is not None:
                 return status

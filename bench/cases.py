@@ -68,7 +68,8 @@ def operands(case: Case) -> Operands:
     dtype, memory_format = getattr(torch, case.dtype), MEMORY_FORMATS[case.layout]
 
     def normal(*sizes: int) -> torch.Tensor:
-        return torch.randn(sizes, generator=generator, device=case.device).to(dtype)
+        drawn = dtype if dtype.is_complex else torch.float32
+        return torch.randn(sizes, generator=generator, device=case.device, dtype=drawn).to(dtype)
 
     return Operands(
         x=normal(shape.n, shape.c, shape.h, shape.w).contiguous(memory_format=memory_format),
@@ -96,10 +97,20 @@ def theirs(case: Case, o: Operands) -> Callable[[], torch.Tensor]:
     if case.pass_name == "forward":
         return lambda: F.conv2d(o.x, o.w, o.b, shape.stride, shape.padding, shape.dilation, shape.groups)
     which = ("input_grad", "weight_grad").index(case.pass_name)
+    if o.x.is_complex():
+        return lambda: _complex_gradient(shape, o, which)
     mask = [which == 0, which == 1, False]
     backward = torch.ops.aten.convolution_backward
     return lambda: backward(o.g, o.x, o.w, None, shape.stride, shape.padding, shape.dilation, False, [0, 0],
                             shape.groups, mask)[which]
+
+
+def _complex_gradient(shape: Shape, o: Operands, which: int) -> torch.Tensor:
+    """By autograd, for the function behind it takes real numbers alone; without its conjugation, as our operators."""
+    with torch.enable_grad():
+        x, w = (operand.conj().resolve_conj().requires_grad_() for operand in (o.x, o.w))
+        y = F.conv2d(x, w, None, shape.stride, shape.padding, shape.dilation, shape.groups)
+        return torch.autograd.grad(y, (x, w)[which], o.g)[0]
 
 
 def judged_images(case: Case) -> list[int] | None:

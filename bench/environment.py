@@ -1,6 +1,7 @@
 """What a result depends on beside the code: the allocator, the instruction set, the machine, the options in common."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
@@ -8,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the file to write (default: a new one in bench/results)")
 
 
-def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: list[str]) -> None:
+def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: list[str],
+                     dtypes: tuple[str, ...] = DTYPES) -> None:
     """`suites` and `only` are the defaults; an option on the command line replaces them."""
     parser.add_argument("--suite", nargs="+", default=suites,
                         help=f"files of bench/shapes (default: {' '.join(suites)})")
@@ -92,7 +94,7 @@ def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: l
     parser.add_argument("--batch", nargs="+", type=batch, default=[TRAIN], metavar="N",
                         help=f"images per call; {TRAIN}: each suite's own (default); several are measured one by one")
     parser.add_argument("--pass", nargs="+", dest="passes", choices=PASSES, default=list(PASSES))
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=["float32"])
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["nchw"])
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["ieee"],
                         help="what float32 may be rounded to, for both sides (default: ieee)")
@@ -134,6 +136,18 @@ def collect(todo: list, measure: Callable[[Any], dict], name: Callable[[Any], st
         except KeyboardInterrupt:
             bar.write(f"interrupted after {len(rows)} of {len(todo)}", file=sys.stderr)
     return rows
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[], object]]:
+    """A bar of so many steps, where tqdm is there and somebody is watching; what it yields is called after each."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda: None
+        return
+    with tqdm(total=total, disable=not sys.stderr.isatty()) as bar:
+        yield bar.update
 
 
 class Bar:

@@ -15,9 +15,14 @@ ROUNDOFF = {
     "float64": (2.0**-53, 0.0),
     "bfloat16": (2.0**-24, 2.0**-8),
     "float16": (2.0**-24, 2.0**-11),
+    "complex64": (2.0**-24, 0.0),
 }
 OPERAND_ROUNDOFF = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 TILE = 6  # positions each way over which an algorithm that transforms tiles may spread an error
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 @dataclass
@@ -39,15 +44,17 @@ class Judge:
     - "tf32", "bf16", for float32: (2 u_p + gamma_L) A', with u_p = 2^-11 or 2^-8, gamma_L = L u / (1 - L u) and A' the
       largest A of a tile: up to TILE positions away, or, for a weight gradient, all taps of the kernel.
 
+    Each of the two parts of a complex number sums 2 L products, and both count: 4 L stands for L there.
+
     Errors are reported relative to u_out |reference| + u A, whatever was allowed.
     """
 
     def __init__(self, pass_name: str, dtype: str, length: int, compute: Callable[[Callable], torch.Tensor]):
         """compute(f) is the pass by torch's float64 code on operands changed by f: no code in common with ours."""
-        self.pass_name, self.length = pass_name, length
+        self.pass_name, self.length = pass_name, 4 * length if dtype.startswith("complex") else length
         self.u, self.u_out = ROUNDOFF[dtype]
-        self.reference = compute(lambda t: t.double().contiguous())
-        self.magnitude = compute(lambda t: t.double().abs().contiguous())
+        self.reference = compute(lambda t: _wide(t).contiguous())
+        self.magnitude = compute(lambda t: _wide(t).abs().contiguous())
         self.rounding = self.u_out * self.reference.abs()
 
     def bound(self, precision: str) -> torch.Tensor:
@@ -65,7 +72,7 @@ class Judge:
     def __call__(self, result: torch.Tensor, precision: str = "ieee") -> Verdict:
         if result.shape != self.reference.shape:
             return Verdict(math.inf, math.inf, False)
-        error = (result.double() - self.reference).abs()
+        error = (_wide(result) - self.reference).abs()
         right = bool((error <= self.bound(precision)).all())  # false for a NaN
         units = torch.where(error == 0, 0.0, error / (self.rounding + self.u * self.magnitude))
         return Verdict(units.max().item(), units.square().mean().sqrt().item(), right)

@@ -2,7 +2,8 @@
 
 Each result is judged before it is timed. A line is written for each case as it is done, into a CSV file whose first
 lines say what it was measured with; `--judge FILES` reads such files again. Rows that other processes disturbed do not
-count.
+count. `--random COUNT` draws problems in place of networks' layers and leaves torch out: quick samples of many, for
+`python -m bench fit`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from bench import environment, precision, shapes, tables
+from bench import environment, precision, shapes, sweep_problems, tables
 
 KEPT = environment.RESULTS / "sweeps"  # those that the repository keeps, and that the tests judge
 CSRC = Path(__file__).parents[1] / "csrc"
 FIXED = ("layout", "dtype", "precision", "layer", "n", "kind", "pass", "chosen", "disturbed")
 TORCH = "torch_ms"
+DTYPES = (*shapes.DTYPES, "complex64")
+SECONDS = 0.1  # of sampling a case
+RANDOM_SECONDS, RANDOM_SAMPLE_SECONDS = 0.05, 0.002  # many problems tell more than exact times of few
 # What the choice may lose against the fastest algorithm, over the undisturbed rows of a sweep.
 MOST_MEAN, MOST_USUAL, USUAL_SHARE, MOST = 1.03, 1.10, 0.95, 1.25
 
@@ -37,7 +41,10 @@ def kernels_digest(csrc: Path = CSRC) -> str:
 
 
 def measure(case, seconds: float) -> dict:
-    """The times in milliseconds of torch and of each algorithm that can compute the case, all judged first."""
+    """The times in milliseconds of torch and of each algorithm that can compute the case, all judged first.
+
+    Of a random problem torch's stays empty: it takes many times as long where groups are small and numbers are float64.
+    """
     import torch
 
     import conv_ext
@@ -66,13 +73,17 @@ def measure(case, seconds: float) -> dict:
 
         return under_setting
 
-    functions = {TORCH: cases.theirs(case, o)} | {name: ours(name) for name in possible}
+    is_random = case.shape.suite == sweep_problems.SUITE
+    functions = {name: ours(name) for name in possible}
+    if not is_random:
+        functions = {TORCH: cases.theirs(case, o)} | functions
+    sample_seconds = RANDOM_SAMPLE_SECONDS if is_random else timer.SAMPLE_SECONDS
     with precision.allowed(case.precision, case.device):
         judge = cases.judge(case)
         for name in possible:
             if not judge(functions[name](), case.precision).right:
                 raise SystemExit(f"{case.name}: the result of {name} is wrong; nothing was timed")
-        timing = timer.undisturbed(functions, seconds, torch.get_num_threads())
+        timing = timer.undisturbed(functions, seconds, torch.get_num_threads(), sample_seconds=sample_seconds)
     times = {name: f"{timing.median(name) * 1e3:.4g}" for name in functions}
     return row | {"disturbed": int(timing.disturbed)} | times
 
@@ -203,11 +214,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="The exit status is 1 where the choice loses more than it may, or cases are missing.",
     )
-    environment.add_case_options(parser, suites=shapes.suites(), only=[])
+    environment.add_case_options(parser, suites=shapes.suites(), only=[], dtypes=DTYPES)
     environment.add_common_options(parser)
+    parser.add_argument("--random", type=environment.positive, metavar="COUNT",
+                        help="draw so many problems, instead of --suite, --only and --batch")
+    parser.add_argument("--seed", type=int, help="of --random: the same problems for the same number (default: 0)")
+    parser.add_argument("--kinds", choices=list(sweep_problems.KINDS),
+                        help="of --random: all (default), or groups, depthwise and grouped problems nearly alone")
     parser.add_argument("--judge", nargs="+", type=Path, metavar="FILE.csv", help="measure nothing, judge these files")
     options = parser.parse_args(arguments)
-    options.seconds = options.seconds or 0.1
+    named = options.only or options.suite != shapes.suites() or options.batch != [shapes.TRAIN]
+    if options.random and named:
+        parser.error("--random draws its own problems: leave out --suite, --only and --batch")
+    if not options.random and (options.seed is not None or options.kinds):
+        parser.error("--seed and --kinds say which problems --random draws: give --random COUNT")
+    options.seed, options.kinds = options.seed or 0, options.kinds or "all"
+    options.seconds = options.seconds or (RANDOM_SECONDS if options.random else SECONDS)
     return options
 
 
@@ -224,12 +246,18 @@ def main(arguments: list[str]) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    chosen = shapes.distinct(shapes.load(options.suite, options.only, options.batch))
+    if options.random:
+        chosen = sweep_problems.draw(options.random, options.seed, options.kinds)
+    else:
+        chosen = shapes.distinct(shapes.load(options.suite, options.only, options.batch))
     todo = cases.cases(chosen, options.passes, options.dtype, options.layout, "auto", options.precision)
     names = [name for name in ALGORITHMS["cpu"] if name not in ("auto", "reference")]
     head = head_of(environment.machine())
+    if options.random:
+        head["random"] = f"{options.random}, seed {options.seed}, kinds {options.kinds}"
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    path = options.out or environment.RESULTS / f"sweep-{head['isa']}-{head['threads']}threads-{stamp}.csv"
+    name = f"{'sweep-random' if options.random else 'sweep'}-{head['isa']}-{head['threads']}threads-{stamp}.csv"
+    path = options.out or environment.RESULTS / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = path.open("w", encoding="utf-8", newline="")

@@ -42,13 +42,13 @@ class Timing:
 
 
 def undisturbed(functions: dict[str, Callable[[], object]], seconds: float, threads: int,
-                prepare: Callable[[str], object] | None = None) -> Timing:
+                prepare: Callable[[str], object] | None = None, sample_seconds: float = SAMPLE_SECONDS) -> Timing:
     """`alternate`, repeated up to MAX_TRIES times where other processes wanted one of the `threads` cores.
 
     Libraries whose threads spin while they wait suffer from that far more than others: the ratio would be wrong too.
     """
     for _ in range(MAX_TRIES):
-        timing = alternate(functions, seconds, prepare)
+        timing = alternate(functions, seconds, prepare, sample_seconds)
         timing.disturbed = timing.others is not None and timing.others > (os.cpu_count() or 1) - threads + 0.1
         if not timing.disturbed:
             break
@@ -79,7 +79,7 @@ class Others:
 
 
 def alternate(functions: dict[str, Callable[[], object]], seconds: float,
-              prepare: Callable[[str], object] | None = None) -> Timing:
+              prepare: Callable[[str], object] | None = None, sample_seconds: float = SAMPLE_SECONDS) -> Timing:
     """Runs every function in each round, in alternating order, until `seconds` are over and MIN_ROUNDS are done.
 
     `prepare(name)` is called, and then the function once more without being timed, before each sample: for whatever
@@ -101,9 +101,9 @@ def alternate(functions: dict[str, Callable[[], object]], seconds: float,
         repeats = {}
         for name, function in functions.items():
             function()  # the first call pays for pages, caches and lazy initialisation
-            repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(sample(name, 1), 1e-9)))
+            repeats[name] = max(1, math.ceil(sample_seconds / max(sample(name, 1), 1e-9)))
             if repeats[name] > 1:  # one call alone says too much of caches that were cold
-                repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / max(sample(name, repeats[name]), 1e-9)))
+                repeats[name] = max(1, math.ceil(sample_seconds / max(sample(name, repeats[name]), 1e-9)))
         samples = {name: [] for name in functions}
         others = Others()
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import sweep
+from bench import cases, shapes, sweep, sweep_problems
 from bench.__main__ import main
 
 
@@ -57,6 +57,78 @@ def test_a_sweep_measures_every_algorithm_that_can_and_reads_its_file_again(tmp_
     assert not rows[0]["depthwise"] and "1 of 1 cases" in capsys.readouterr().out
     run(["sweep", "--judge", str(path)])
     assert "5x5 stride 1 forward" in capsys.readouterr().out
+
+
+def test_random_problems_are_swept_without_torch_s_times(tmp_path, capsys):
+    path = tmp_path / "sweep.csv"
+    arguments = ["sweep", "--random", "2", "--seed", "5", "--kinds", "groups", "--seconds", "0.001", "--pass",
+                 "input_grad", "--dtype", "float32", "complex64"]
+    assert run([*arguments, "--out", str(path)]) in (0, 1)
+    head, rows = sweep.read(path)
+    assert head["random"] == "2, seed 5, kinds groups" and "4 of 4 cases" in capsys.readouterr().out
+    assert [row["dtype"] for row in rows] == ["float32", "float32", "complex64", "complex64"]
+    drawn = {shape.full_name: shape for shape in sweep_problems.draw(2, 5, "groups")}
+    for row in rows:
+        assert row["torch_ms"] == "" and float(row["direct"]) > 0 and sweep.loss(row)[0] >= 1
+        assert sweep_problems.shape_of(row["layer"], int(row["n"])) == drawn[row["layer"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--random", "2", "--only", "vgg16/*"], "--random draws its own problems: leave out"),
+        (["--random", "2", "--suite", "vgg16"], "--random draws its own problems: leave out"),
+        (["--random", "2", "--batch", "1"], "--random draws its own problems: leave out"),
+        (["--seed", "2"], "give --random COUNT"),
+        (["--kinds", "groups"], "give --random COUNT"),
+        (["--random", "0"], "must be positive, got 0"),
+        (["--random", "2", "--kinds", "none"], "invalid choice: 'none'"),
+    ],
+)
+def test_wrong_options_of_random_problems_are_told(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(["sweep", *arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kinds", sweep_problems.KINDS)
+def test_random_problems_are_drawn_again_and_read_by_their_names(kinds):
+    drawn = sweep_problems.draw(150, 3, kinds)
+    assert drawn == sweep_problems.draw(150, 3, kinds) != sweep_problems.draw(150, 4, kinds)
+    assert len({shape.name for shape in drawn}) == 150
+    for shape in drawn:
+        assert sweep_problems.shape_of(shape.full_name, shape.n) == shape
+        assert shape.p > 0 and shape.q > 0 and shape.c % shape.groups == shape.k % shape.groups == 0
+        assert sweep_problems.LEAST_FLOPS <= shape.flops <= sweep_problems.MOST_FLOPS
+    grouped = sum(shape.groups > 1 for shape in drawn)
+    assert grouped > 120 if kinds == "groups" else 15 < grouped < 75
+    seen = {(shape.kind, shape.stride, shape.dilation) for shape in drawn}
+    assert len(seen) > 8 and any(shape.r != shape.s for shape in drawn)
+
+
+def test_a_layer_is_read_with_the_images_of_its_row():
+    layer = shapes.load(["vgg16"], ["vgg16/conv3_1"])[0]
+    found = sweep_problems.shape_of("vgg16/conv3_1", 7)
+    assert found.n == 7 != layer.n and (found.c, found.h, found.k) == (layer.c, layer.h, layer.k)
+
+
+@pytest.mark.parametrize("name", ["vgg16/conv9", "none/conv1", "random/n1_c2", "random/", "", "random/n1_c2_h3 "])
+def test_a_layer_that_is_none_is_told(name):
+    with pytest.raises(SystemExit, match="a layer must be one of bench/shapes, or random/ and a problem such as"):
+        sweep_problems.shape_of(name, 1)
+
+
+@pytest.mark.parametrize("layout", shapes.LAYOUTS)
+@pytest.mark.parametrize("pass_name", shapes.PASSES)
+def test_complex_numbers_are_judged_part_by_part(pass_name, layout):
+    shape = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
+    case = cases.Case(shape, pass_name, "complex64", layout, "auto")
+    o, judged = cases.operands(case), cases.judge(case)
+    assert o.x.imag.abs().min() > 0
+    result = cases.ours(case, o)()
+    assert judged(result).right and judged(cases.theirs(case, o)()).right
+    for damaged in (result.conj().resolve_conj(), result * (1 + 2e-5), result.real + 0j):
+        assert not judged(damaged).right
 
 
 def run(arguments: list[str]) -> int:

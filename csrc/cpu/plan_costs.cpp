@@ -19,7 +19,7 @@ double cycles_of(const ConvProblem& z, const Machine& machine, const Work& work)
   const float(&each)[kCounts] = kCycles[machine.vector_bytes == 64][type][int(work.nest)][z.channels_last];
   double cycles = 0;
   for (int i = 0; i < kCounts; ++i) cycles += work.count[i] * double(each[i]);
-  return cycles;
+  return cycles > 0 ? cycles : kMostCycles / 2;  // a loop that has not been fitted
 }
 
 }  // namespace conv_ext

@@ -172,8 +172,9 @@ Work winograd_work(const PlanInput& input) {
   const int64_t lanes = lanes_of(z, machine);
   if (z.dtype != DType::Float32 || z.stride_h != 1 || z.stride_w != 1 || z.dilation_h != 1 || z.dilation_w != 1)
     return kNever;
-  // A kernel smaller than 3 x 3 saves no products, and fewer channels than a vector holds leave lanes idle.
-  if (z.r < 3 || z.s < 3 || z.group_c() < lanes || z.group_k() < lanes) return kNever;
+  // A kernel smaller than 3 x 3 saves no products, and fewer channels than a vector holds leave lanes idle: of both
+  // operands' channels, in weight_grad of the input's.
+  if (z.r < 3 || z.s < 3 || z.group_c() < lanes || (pass != Pass::WeightGrad && z.group_k() < lanes)) return kNever;
   const LoopSizes s(z, pass, machine);
   const Variant v = choose_variant(z, pass);
   const double points = double((v.outputs + v.filter - 1) * (v.outputs + v.filter - 1));

@@ -100,7 +100,7 @@ def test_an_image_that_is_indexed_out_of_a_batch_in_channels_last(groups, channe
 @each_isa
 @pytest.mark.parametrize("c", [8, 16])
 def test_depthwise_weights_that_may_lie_either_way(c):
-    """(C, 1, R, S) `.to(memory_format=channels_last)` are the same bytes; torch's result is channels_last all the same."""
+    """(C, 1, R, S) in channels_last are the same bytes; torch's result is channels_last all the same."""
     z = Problem("either", 2, c, 14, 9, c, 3, 3, padding=(1, 1, 1, 1), groups=c)
     for pass_name in ("forward", "input_grad"):
         a, b = operands(pass_name, z, torch.float32, "signed")

@@ -40,6 +40,25 @@ Machine with_usual_caches(Machine machine) {
   return machine;
 }
 
+// The result dense in the problem's layout. Which one it has is torch's rule, which heeds the strides of dimensions of
+// size 1: an image that is taken out of a batch may have its result in another layout than the batch.
+Strides with_usual_result(const PlanInput& input) {
+  const Strides dense = dense_strides(input.problem);
+  Strides strides = input.strides;
+  switch (input.pass) {
+    case Pass::Forward:
+      memcpy(strides.output, dense.output, sizeof(strides.output));
+      break;
+    case Pass::InputGrad:
+      memcpy(strides.input, dense.input, sizeof(strides.input));
+      break;
+    case Pass::WeightGrad:
+      memcpy(strides.weight, dense.weight, sizeof(strides.weight));
+      break;
+  }
+  return strides;
+}
+
 }  // namespace
 
 const char* Candidate::declines(const PlanInput& input) const {
@@ -56,7 +75,8 @@ double Candidate::cycles(const PlanInput& input) const {
 
 Work Candidate::work_of(const PlanInput& input) const {
   const Machine usual = with_usual_caches(input.machine);
-  return work({input.problem, input.pass, usual, input.strides});
+  const Strides strides = with_usual_result(input);
+  return work({input.problem, input.pass, usual, strides});
 }
 
 Plan make_plan(const PlanInput& input, const Candidate& candidate) {

@@ -93,7 +93,8 @@ py::list candidates_of(const PlanInput& input) {
   for (const Candidate& candidate : kCandidates) {
     const char* const reason = candidate.declines(input);
     const double cycles = candidate.cycles(input);
-    const bool known = reason == nullptr && cycles < kMostCycles / 2;
+    // Nothing: it is taken wherever it can be, as bfloat16 is by AMX.
+    const bool known = reason == nullptr && cycles > 0 && cycles < kMostCycles / 2;
     list.append(py::make_tuple(candidate.name, text_or_none(reason), reason == nullptr,
                                known ? py::object(py::float_(cycles)) : py::none()));
   }

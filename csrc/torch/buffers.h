@@ -24,15 +24,21 @@ inline TensorRef ref(const at::Tensor& t) {
   return {const_cast<void*>(t.const_data_ptr()), {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}};
 }
 
+inline at::MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
 // The result in the memory format that F.conv2d would give it.
 inline at::Tensor allocate_result(const ConvProblem& z, Pass pass, const at::Tensor& a, const at::Tensor& b) {
   const bool channels_last = a.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
                              b.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
   const std::array<int64_t, 4> sizes[kPasses] = {
       {z.n, z.k, z.p, z.q}, {z.n, z.c, z.h, z.w}, {z.k, z.group_c(), z.r, z.s}};
-  return at::empty(sizes[int(pass)], a.options().memory_format(channels_last ? at::MemoryFormat::ChannelsLast
-                                                                             : at::MemoryFormat::Contiguous));
+  return at::empty(sizes[int(pass)], a.options().memory_format(memory_format(channels_last)));
 }
+
+// Whether a dense tensor lies so: its strides say nothing of the dimensions of size 1.
+inline bool lies_so(const at::Tensor& t, bool channels_last) { return t.is_contiguous(memory_format(channels_last)); }
 
 // Whether one of the operands is channels_last in a way that the strides of dimensions of size 1 cannot change: torch's
 // own answer, which the result's format follows, heeds them.

@@ -111,9 +111,15 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   ConvProblem problem = validate(pass, a, b, bias, call);
   TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
   problem.channels_last = lies_channels_last(a, b);
-  Tensor result = allocate_result(problem, pass, a, b);
+  const Tensor result = allocate_result(problem, pass, a, b);
+  Tensor computed = result;
+  // The order of the sums in a depthwise convolution follows from the layouts, which are those of the operands alone
+  // where the result is computed in theirs.
+  if (problem.groups > 1 && problem.groups == problem.c && problem.c == problem.k &&
+      !lies_so(result, problem.channels_last))
+    computed = at::empty(result.sizes(), result.options().memory_format(memory_format(problem.channels_last)));
   const KernelLibrary& library = kernel_library();
-  Buffers buffers = buffers_of(pass, a, b, bias, result, call);
+  Buffers buffers = buffers_of(pass, a, b, bias, computed, call);
   const ConvProblem unmerged = problem;
   const Buffers unmerged_buffers = buffers;
   const bool merged = merge_kernel_into_channels(&problem, &buffers);
@@ -128,6 +134,7 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);
   library.run(problem, pass, plan, buffers, Executor{nullptr, run_parallel});
   if (merged && pass == Pass::InputGrad) add_zeros_around_gradient(problem, buffers, unmerged, unmerged_buffers);
+  if (!computed.is_same(result)) result.copy_(computed);
   return result;
 }
 

@@ -58,6 +58,15 @@ def test_it_is_chosen_by_name_alone():
     assert child.stdout.strip() == EMULATED, child.stderr
 
 
+@pytest.mark.usefixtures("emulated")
+def test_explain_has_no_estimate_of_nothing():
+    x, w = torch.empty(1, 64, 8, 8, dtype=torch.bfloat16), torch.empty(64, 64, 3, 3, dtype=torch.bfloat16)
+    plan = conv_ext.explain(x, w, padding=1).forward
+    cycles = {name: own for name, _, _, own in plan.candidates}
+    assert plan.algorithm == "implicit_gemm" and cycles["implicit_gemm"] is None and cycles["broadcast"] > 0
+    assert "estimated at 0" not in str(plan)
+
+
 def test_the_real_one_loads():
     with instruction_set("amx"):
         possible = applicable("forward", LONG, torch.float32)

@@ -82,6 +82,35 @@ def test_an_image_alone_and_in_any_batch(pass_name, z, dtype):
 
 
 @each_isa
+@pytest.mark.parametrize("dtype", SHORT_LIST, ids=dtype_name)
+@pytest.mark.parametrize("groups, channels", [(16, 16), (33, 33), (4, 32), (1, 16)])
+def test_an_image_that_is_indexed_out_of_a_batch_in_channels_last(groups, channels, dtype):
+    """`x[1][None]` has a stride over images by which torch has it, and the result, in NCHW."""
+    for h, w, kernel in ((7, 31, 7), (14, 7, 3), (1, 25, 3)):
+        z = Problem("indexed", 3, channels, h, w, channels, kernel, kernel, padding=(kernel // 2,) * 4, groups=groups)
+        for pass_name in ("forward", "input_grad"):
+            a, b = operands(pass_name, z, dtype, "signed")
+            a = laid_out(a, "channels_last")
+            for algorithm in applicable(pass_name, z, dtype):
+                batch = call(pass_name, a, b, z, algorithm=algorithm)
+                alone = call(pass_name, a[1][None], b, replace(z, n=1), algorithm=algorithm)
+                assert same_bits(alone, batch[1:2]), algorithm
+
+
+@each_isa
+@pytest.mark.parametrize("c", [8, 16])
+def test_depthwise_weights_that_may_lie_either_way(c):
+    """(C, 1, R, S) in channels_last are the same bytes; torch's result is channels_last all the same."""
+    z = Problem("either", 2, c, 14, 9, c, 3, 3, padding=(1, 1, 1, 1), groups=c)
+    for pass_name in ("forward", "input_grad"):
+        a, b = operands(pass_name, z, torch.float32, "signed")
+        other = b.to(memory_format=torch.channels_last)
+        results = [call(pass_name, a, weight, z) for weight in (b, other)]
+        assert other.stride() != b.stride() and results[0].stride() != results[1].stride()
+        assert same_bits(*results)
+
+
+@each_isa
 @pytest.mark.parametrize("dtype, tiny", [(torch.float32, 1e-30), (torch.float64, 1e-200)], ids=["float32", "float64"])
 @pytest.mark.parametrize("size", [(3, 3), (7, 7), (2, 6)])
 def test_the_sign_of_a_zero_in_any_batch(size, dtype, tiny):

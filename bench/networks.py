@@ -48,7 +48,7 @@ NETWORKS = {
     **{name: _network(name, batch) for name, batch in {
         "mnist_convnet": 64, "cifar10_convnet": 64, "alexnet": 16, "alexnet_groups": 16, "zfnet": 8, "vgg11": 4,
         "vgg11_lrn": 4, "vgg13": 4, "vgg16_c": 4, "vgg16": 4, "vgg19": 4, "nin": 32, "nin_imagenet": 16, "googlenet": 8,
-        "resnet18": 8, "resnet34": 8, "resnet50": 8, "resnet101": 4, "resnet152": 4,
+        "resnet18": 8, "resnet34": 8, "resnet50": 8, "resnet101": 4, "resnet152": 4, "mobilenet_v2": 8,
     }.items()},
 }
 

@@ -356,7 +356,7 @@ class Untraceable(nn.Module):
 
 
 def test_refused():
-    with pytest.raises(TypeError, match="fuse takes a torch.nn.Module, got str"):
+    with pytest.raises(TypeError, match="fuse takes a torch.nn.Module or a torch.export.ExportedProgram, got str"):
         conv_ext.fuse("resnet50")
     with pytest.raises(ValueError, match="in eval mode, but Sequential and 1 more is in training mode: model.eval()"):
         conv_ext.fuse(nn.Sequential(nn.Conv2d(3, 3, 1)))

@@ -67,8 +67,18 @@ class Case:
         layers = sum(isinstance(module, nn.Conv2d) for module in self.model.modules())
         rounding = "bf16" if self.dtype == "bfloat16" else self.precision
         self.subject = peers.Subject(self.model, self.x, self.dtype, torch.get_num_threads())
+        self.refused = self._refused()
         theirs = distance([self.model(self.x)], [self.reference])
         self.limit = limit(ONE, rounding, theirs, layers)
+
+    def _refused(self) -> str:
+        """Why torch's own layers cannot compute it, "" where they can: then ours, among which they stand, cannot."""
+        model, x = self.subject.in_layout("nchw")
+        try:
+            model(x)
+        except NotImplementedError as error:
+            return f"torch's layers cannot: {error}"
+        return ""
 
     def row(self, side: peers.Side) -> dict:
         return {"network": self.name, "n": self.n, "dtype": self.dtype, "precision": self.precision,
@@ -77,6 +87,8 @@ class Case:
     def prepared(self, side: peers.Side) -> tuple[dict, peers.Forward | None]:
         """The side's row as far as it is known before it is timed; no function where it is wrong or left out."""
         row = self.row(side)
+        if self.refused:
+            return row | {"skipped": self.refused}, None
         try:
             forward = side.make(self.subject, side.layout)
             scores = forward()

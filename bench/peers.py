@@ -75,9 +75,12 @@ def _eager(subject: Subject, layout: str) -> Forward:
 
 def _frozen(model: nn.Module, x: Tensor) -> Forward:
     """Compiled by torch with its weights as constants, which lets it fold and pack them."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    import torch._inductor.config as inductor
+
+    # The setting itself and not an option of torch.compile, which is not set yet while Dynamo looks at parameters.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), inductor.patch(freezing=True):
         warnings.simplefilter("ignore")
-        compiled = torch.compile(model, options={"freezing": True})
+        compiled = torch.compile(model)
         compiled(x)
     return _called(compiled, x)
 

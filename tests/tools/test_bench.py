@@ -542,3 +542,11 @@ def test_running_statistics_are_those_of_the_images():
     x = 3 * torch.randn(4, 3, 5, 6) + 7
     y = networks.settled(model, x)(x)
     assert not model.training and y.mean().abs() < 0.1 and (y.var() - 1).abs() < 0.2
+
+
+def test_what_torchs_own_layers_cannot_compute_is_left_out(monkeypatch):
+    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.LocalResponseNorm(2)  # which has no bfloat16
+    monkeypatch.setattr(inference, "made", lambda name: torch.nn.Sequential(*layers))
+    rows = inferred(monkeypatch, ("torch", "ours"), name="", make=None, setting="bfloat16")
+    assert len(rows) == 6 and all("torch's layers cannot: " in row["skipped"] and "ms" not in row for row in rows)
+    assert all("ms" in row for row in inferred(monkeypatch, ("ours",), name="", make=None))

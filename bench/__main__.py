@@ -10,6 +10,7 @@ COMMANDS = {
     "run": ("bench.run", "layers of networks, pass by pass, against torch (the default)"),
     "network": ("bench.network", "whole networks, converted and not: training steps, one image, memory"),
     "fused": ("bench.fused", "the forward of networks after conv_ext.fuse, against the same without"),
+    "inference": ("bench.inference", "the forward of networks beside compiled torch, onnxruntime and openvino"),
     "mapped": ("bench.mapped", "MappedConv2d against a masked dense convolution"),
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),

@@ -45,6 +45,15 @@ TRAINING_STEP = {
     ("lenet5", "tf32"): 1.3, ("alexnet", "tf32"): 1.5, ("vgg16", "tf32"): 1.8,
 }
 FORWARD_OF_ONE = 1.0
+# Inference, the time of the best of compiled and frozen torch, onnxruntime and openvino over that of the fastest of
+# ours. Of one image, float32 under "ieee": without AMX, and with it; further settings with AMX; of more images.
+INFERENCE = {
+    "resnet50": (1.2, 2.0), "resnet18": (1.3, 2.0), "vgg16": (1.5, 2.0), "mobilenet": (1.2, 1.2),
+    "googlenet": (1.2, 1.5),
+}
+INFERENCE_AMX_TF32 = {"resnet50": 3.0}
+INFERENCE_AMX_BFLOAT16 = 1.2
+INFERENCE_OF_MANY = 1.0
 
 
 # On CUDA, against cuDNN: the aim for the geometric mean of the rows that fit, and one beyond it. The first line that
@@ -123,6 +132,20 @@ def _cuda_table(rows: list[dict]) -> str:
                       f"{number(worst['ratio'])} ({worst['suite']}/{worst['name']} {worst['pass']})", *errors])
     head = ["class", "cases", "ratio", "aim", "beyond", "worst case", "error ours", "error cuDNN"]
     return table(head, lines)
+
+
+def inference(name: str, n: int, dtype: str, precision: str, amx: bool, cap: str | None) -> float | None:
+    """The aim of a network's inference; None where none is set."""
+    if cap is not None:
+        return None
+    if n > 1:
+        return INFERENCE_OF_MANY
+    name = "mobilenet" if "mobilenet" in name else name.rpartition("/")[2]
+    if dtype == "bfloat16":
+        return INFERENCE_AMX_BFLOAT16 if amx else None
+    if precision == "tf32":
+        return INFERENCE_AMX_TF32.get(name) if amx else None
+    return INFERENCE[name][amx] if name in INFERENCE else None
 
 
 def word(value: float, aim: float) -> str:

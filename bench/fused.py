@@ -8,7 +8,7 @@ import torch
 
 from bench import environment, report, timer
 from bench.network import ONE, distance
-from bench.networks import NETWORKS, data, made
+from bench.networks import NETWORKS, data, made, settled
 
 LIMIT = 1e-5  # of the scores' relative distance: folding rounds each weight once more
 
@@ -29,12 +29,9 @@ def measure(name: str, batch: int, seconds: float) -> dict:
     """The network on torch's layers, on ours, and ours fused, by turns."""
     import conv_ext
 
-    theirs = made(name).eval()
     x, _ = data(name, batch)
+    theirs = settled(made(name), x)
     with torch.no_grad():
-        for _ in range(3):  # running statistics that fit the weights: without them scores grow beyond all bounds
-            theirs.train()(x)
-        theirs.eval()
         fused = conv_ext.fuse(theirs)
         reference = theirs(x)
         ours = conv_ext.convert(made(name).eval())

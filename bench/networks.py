@@ -48,7 +48,7 @@ NETWORKS = {
     **{name: _network(name, batch) for name, batch in {
         "mnist_convnet": 64, "cifar10_convnet": 64, "alexnet": 16, "alexnet_groups": 16, "zfnet": 8, "vgg11": 4,
         "vgg11_lrn": 4, "vgg13": 4, "vgg16_c": 4, "vgg16": 4, "vgg19": 4, "nin": 32, "nin_imagenet": 16, "googlenet": 8,
-        "resnet18": 8, "resnet34": 8, "resnet50": 8, "resnet101": 4, "resnet152": 4,
+        "resnet18": 8, "resnet34": 8, "resnet50": 8, "resnet101": 4, "resnet152": 4, "mobilenet_v2": 8,
     }.items()},
 }
 
@@ -86,6 +86,18 @@ def made(name: str) -> nn.Module:
     """The network with the same weights at every call, in training mode."""
     torch.manual_seed(5)
     return network(name).make()
+
+
+def settled(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model in eval mode, its running statistics those of `x`: without them scores grow beyond all bounds."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for _ in range(2 if norms else 0):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all that it sees
+            model.train()(x)
+    return model.eval()
 
 
 def network(name: str) -> Network:

@@ -158,8 +158,14 @@ def mapped_text(result: dict, _: bool = False) -> str:
     return machine_line(result["machine"]) + "\n\n" + table(head, rows)
 
 
+def inference_text(result: dict, _: bool = False) -> str:
+    from bench import inference  # which prints by this module
+
+    return inference.text(result)
+
+
 TEXTS = {"run": run_text, "network": network_text, "call": call_text, "scaling": scaling_text, "fused": fused_text,
-         "mapped": mapped_text}
+         "mapped": mapped_text, "inference": inference_text}
 
 
 def disturbance(result: dict) -> str:
@@ -213,7 +219,7 @@ def main(arguments: list[str]) -> int:
     results = [environment.load(path) for path in files]
     if options.aims:
         for result in results:
-            if result["command"] == "network":
+            if result["command"] in ("network", "inference"):
                 print(text(result) + "\n")
         pooled = [row for result in results if result["command"] == "run" for row in result["cases"]]
         print(aims.text(pooled, None))

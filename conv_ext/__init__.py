@@ -48,10 +48,10 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "models":  # loaded when it is asked for: an import of conv_ext is not to pay for the networks
-        return _importlib.import_module(".models", __name__)
+    if name in ("inductor", "models"):  # loaded when they are asked for: an import of conv_ext is not to pay for them
+        return _importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "models"})
+    return sorted({*globals(), "inductor", "models"})

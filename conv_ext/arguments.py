@@ -14,6 +14,17 @@ Geometry = tuple[tuple, tuple, tuple, int]  # stride, padding before and after e
 PADDINGS = ("valid", "same", "full", "same_strided")  # torch knows the first two
 
 
+class Sides(tuple):
+    """The zeros before and after each dimension, (top, bottom, left, right), as the padding of a layer.
+
+    For `fuse`, which makes them of padding layers. What a user gives as so many numbers is refused, as torch does it.
+    """
+
+    def last_first(self) -> list[int]:
+        """The same as F.pad counts them: (left, right, top, bottom)."""
+        return [zeros for i in range(len(self) - 2, -1, -2) for zeros in self[i : i + 2]]
+
+
 def _int(value, function: str, name: str):
     """One argument as an int (or SymInt): what torch takes for one."""
     if type(value) is int:
@@ -118,6 +129,8 @@ def normalize(
     dilation = ints(dilation, length, function, "dilation")
     if type(groups) is not int or not 0 <= groups <= INT64_MAX:
         groups = _int(groups, function, "groups")
+    if type(padding) is Sides:
+        return stride, tuple(padding), dilation, groups
     if isinstance(padding, str):
         padding = padding_of(padding, input.shape[-length:], weight.shape[-length:], stride, dilation)
         return stride, padding, dilation, groups

@@ -14,7 +14,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from .arguments import Sides
 from .functional import conv1d, conv2d, conv_transpose2d
+from .fused import restorable, restore
 from .mapped import MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose2d
 
@@ -61,9 +63,12 @@ def revert(model: AnyModule) -> AnyModule:
     """Undo `convert`: make every layer of exactly our types torch's own again, in place, and return `model`.
 
     Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too; the padding "full" is
-    written as numbers then. Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed,
-    where a layer has what torch's have not: an activation (a ReLU of its own would be another module in the tree), or
-    the padding "same_strided", which depends on the input.
+    written as numbers then. In a model that `fuse` has made, activations and paddings that layers have taken in stand
+    beside them again, so that it can be exported (`torch.onnx.export`, say); its normalisations stay folded.
+
+    Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed, where a layer has what
+    torch's have not: an activation that `fuse` did not put there (a ReLU of its own would be another module in the
+    tree), or the padding "same_strided", which depends on the input.
     """
     return _exchange(model, _TORCHS, "revert")
 
@@ -89,7 +94,7 @@ def _report(before: dict[str, tuple[nn.Module, type]]) -> str:
         elif isinstance(module, (*_TORCHS, MappedConv2d)):
             were += 1
         else:
-            left.append(f"    {name}: {_why_left(module, own)}")
+            left.append(f"    {name}: {why_left(module)}")
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(became.items()))
     lines = [f"{_layers(became.total())} became conv_ext's" + (f": {kinds}" if kinds else "")]
     lines += [f"{_layers(were)} had been before"] if were else []
@@ -101,8 +106,9 @@ def _layers(count: int) -> str:
     return f"{count} convolution" + ("" if count == 1 else "s")
 
 
-def _why_left(module: nn.Module, own: type) -> str:
+def why_left(module: nn.Module) -> str:
     """Why `convert` does not touch a convolution."""
+    own = _own_class(module)
     if isinstance(module, torch.jit.ScriptModule):
         return f"{module.original_name} is compiled by TorchScript"
     if own in _OURS:
@@ -127,13 +133,14 @@ def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyMo
         shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"{caller} takes a torch.nn.Module, got {shown}{hint}")
     chosen = []
+    fused = restorable(model) if classes is _TORCHS else set()
     for name, module in model.named_modules():  # each shared module comes once
         own = _own_class(module)
         if own not in classes:
             continue
         if own in _OURS and hasattr(_OURS[own], "activation") and hasattr(module, "activation"):
             continue
-        if hasattr(own, "activation") and module.activation != "none":
+        if hasattr(own, "activation") and module.activation != "none" and module not in fused:
             raise ValueError(
                 f"revert: torch's layers have no activation, but {name or 'the layer'} has {module.activation!r}; set "
                 'it to "none" and put an nn.ReLU behind the layer first'
@@ -143,7 +150,14 @@ def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyMo
                 f"revert: torch's layers have no padding 'same_strided', but {name or 'the layer'} has it; give it "
                 "numbers that fit the size of your images first"
             )
+        if own in _TORCHS and isinstance(module.padding, Sides) and module not in fused:
+            raise ValueError(
+                f"revert: torch's layers have no padding of single sides, but {name or 'the layer'} has "
+                f"{tuple(module.padding)}; revert the model that fuse has returned, with the layer in it"
+            )
         chosen.append((module, own))
+    if fused:
+        restore(model)
     for module, own in chosen:
         if hasattr(own, "activation"):
             vars(module).pop("activation", None)

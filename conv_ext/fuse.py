@@ -1,27 +1,38 @@
-"""`fuse(model)`: batch normalisation folded into our convolutions, and ReLU computed in their epilogue."""
+"""`fuse(model)`: batch normalisations folded into our convolutions, activations and padding computed by them."""
 
 from __future__ import annotations
 
 import copy
+import logging
+import operator
+import textwrap
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from inspect import Parameter, signature
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import ExportedProgram  # `import torch` loads it, too
 from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .convert import convert
+from . import patterns
+from .arguments import Sides, padding_of
+from .convert import convert, why_left
+from .fused import ACTIVATION, NORM, PADDING, Fused, Report, Row
+from .lifting import lift
 from .mapped import MappedConv2d
-from .modules import Conv1d, Conv2d, ConvTranspose2d
+from .modules import Conv1d, Conv2d, ConvTranspose2d, set_sides
+from .patterns import Modules, Norm, undisturbed
 
 __all__ = ["fuse"]
 
 _LAYERS = (Conv1d, Conv2d, ConvTranspose2d, MappedConv2d)
 _TORCHS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
-_RELU_FUNCTIONS = {torch.relu, torch.relu_, F.relu, F.relu_}
-_RELU_METHODS = {"relu", "relu_"}
+_FORMATS = (torch.preserve_format, torch.channels_last, torch.contiguous_format)
+_logger = logging.getLogger("conv_ext")
 
 
 class _Tracer(Tracer):
@@ -31,36 +42,81 @@ class _Tracer(Tracer):
         return isinstance(module, _LAYERS) or super().is_leaf_module(module, name)
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(
+    model: nn.Module | ExportedProgram,
+    *,
+    memory_format: torch.memory_format = torch.preserve_format,
+    verbose: bool = False,
+) -> nn.Module:
     """A new model for inference that computes the same in fewer passes over memory.
 
     Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; then
     every ReLU (module, function or method) that alone reads it moves into the layer, as ``activation="relu"``, but for
-    ConvTranspose2d, which has none. torch's own Conv1d, Conv2d and ConvTranspose2d become ours first, as `convert`
-    makes them. What else there is stays: layers of classes derived from these (the logger "conv_ext" names them, at
-    level INFO), with hooks, parametrizations or a forward put into the object, complex ones, normalisations without
-    running statistics or with a layout of their own. A Conv1d that has taken a normalisation in refuses (C, L).
+    ConvTranspose2d, which has none. Zeros that a padding layer or function puts in front of a Conv1d or Conv2d become
+    the layer's own padding, also where the sides differ. torch's own Conv1d, Conv2d and ConvTranspose2d become ours
+    first, as `convert` makes them; so does a convolution function whose weight is a parameter. What else there is
+    stays, and the report says why: layers with hooks, parametrizations or a forward put into the object, complex ones,
+    normalisations without running statistics or with a layout of their own. A Conv1d that has taken a normalisation in
+    refuses (C, L).
 
     Args:
-        model: an nn.Module in eval mode, all of it. It stays as it is; the new one has copies of its tensors.
+        model: an nn.Module in eval mode, all of it; or what torch.export has made of one in eval mode, an
+            ExportedProgram or its ``module()``: for models that torch.fx cannot trace. It stays as it is; the new one
+            has copies of its tensors.
+        memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
+            layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
+            the images have. The default leaves weights as they are: which layout is faster depends on the network and
+            the processor, and ``python -m bench inference`` tells.
+        verbose: print the report.
 
     Returns:
-        torch.fx.GraphModule: made by symbolic tracing, with the submodules' old names, in eval mode. Scores are those
-        of `model` but for rounding (the same bits where nothing was folded). Layers that a model calls more than once
-        are copied for each call that was changed.
+        torch.fx.GraphModule: with the submodules' old names, in eval mode. Scores are those of `model` but for rounding
+        (the same bits where nothing was folded and no padding taken in). Layers that a model calls more than once are
+        copied for each call that was changed. An exported program is made for the sizes that it was exported for.
 
         Where torch.fx cannot trace the whole (control flow that depends on values or options, as in the models of
         Hugging Face), and where `model` itself has hooks or a forward put into the object, a copy of `model` with its
         own class: each largest part that can be traced is fused, and what was taken out of it is an nn.Identity. There
-        a layer has to be called once, and a ReLU to be a module. A part is taken to be called as a whole: its layers
-        by its own forward alone.
+        a layer has to be called once, and what it takes in to be a module. A part is taken to be called as a whole: its
+        layers by its own forward alone.
 
-    Raises TypeError where `model` is no nn.Module, ValueError where it, or a part of it, is in training mode, and
-    RuntimeError where a lazy layer has no parameters yet, or where it can neither be traced nor has a convolution: the
-    message has torch.fx's reason.
+        The attribute `report` (`conv_ext.fused.Report`) says what was done to each convolution, and what stays and why;
+        copies and pickles have it, too (a model of its own class that has an attribute of that name keeps it).
+        `conv_ext.revert` makes torch's layers of the fused ones, for exporters that know these alone.
+
+    Raises TypeError where `model` is neither, or memory_format no torch.memory_format; ValueError where the model, or a
+    part of it, is in training mode, and for another memory format; RuntimeError where a lazy layer has no parameters
+    yet, or where a model can neither be traced nor has a convolution: the message has torch.fx's reason.
     """
+    if not isinstance(memory_format, torch.memory_format):
+        raise TypeError(f"memory_format must be a torch.memory_format, got {type(memory_format).__name__}")
+    if memory_format not in _FORMATS:
+        raise ValueError(f"memory_format must be one of {', '.join(map(str, _FORMATS))}, got {memory_format}")
+    if isinstance(model, ExportedProgram):
+        model = model.module()
     if not isinstance(model, nn.Module):
-        raise TypeError(f"fuse takes a torch.nn.Module, got {type(model).__name__}")
+        raise TypeError(f"fuse takes a torch.nn.Module or a torch.export.ExportedProgram, got {type(model).__name__}")
+    if _is_exported(model):
+        fused: nn.Module = _fuse_exported(model)
+    else:
+        _check_mode(model)
+        fused = _fuse_module(model)
+    if memory_format is not torch.preserve_format:
+        fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
+    report = vars(fused).get("report")
+    if verbose:
+        print(report)
+    _logger.info("fuse: %s", report)
+    return fused
+
+
+def _is_exported(model: nn.Module) -> bool:
+    """Whether a module is a graph of aten's operators."""
+    nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in nodes)
+
+
+def _check_mode(model: nn.Module) -> None:
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         more = f" and {len(training) - 1} more" if len(training) > 1 else ""
@@ -72,50 +128,133 @@ def fuse(model: nn.Module) -> nn.Module:
     ]
     if lazy:
         raise RuntimeError(f"fuse: {lazy[0]} has no parameters before its first call; call the model once first")
+
+
+def _fuse_module(model: nn.Module) -> nn.Module:
     if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
     fused = convert(copy.deepcopy(model))
-    if not _undisturbed(fused):  # a graph has its class's forward alone
-        return _fuse_parts(fused)
+    if not undisturbed(fused):  # a graph has its class's forward alone
+        return _fuse_parts(fused, "the model has hooks, or a forward of its own")
     tracer = _Tracer()
     try:
         graph = tracer.trace(fused)
     except Exception as error:  # torch.fx raises TraceError, and whatever a forward raises on its proxies
         if any(isinstance(module, _LAYERS) for module in fused.modules()):
-            return _fuse_parts(fused)
+            return _fuse_parts(fused, f"torch.fx cannot trace the whole ({_first_line(error)})")
         raise RuntimeError(
             f"fuse: {type(model).__name__} cannot be traced by torch.fx, and has no convolution layers to be fused one "
             f"by one. torch.fx says: {error}"
         ) from error
-    traced = GraphModule(tracer.root, graph, type(model).__name__)
+    return _fuse_graph(Fused(tracer.root, graph, type(model).__name__), Report("traced by torch.fx"))
+
+
+def _first_line(error: Exception) -> str:
+    return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 120)
+
+
+def _fuse_exported(model: GraphModule) -> Fused:
+    for node in model.graph.nodes:
+        if patterns.is_training(node):
+            raise ValueError(
+                f"fuse takes a model in eval mode, but this program was exported in training mode ({node.name} is in "
+                "it): model.eval() before torch.export.export"
+            )
+    copied = copy.deepcopy(model)
+    return _fuse_graph(Fused(copied, copied.graph, type(model).__name__), Report("exported by torch.export", True))
+
+
+def _fuse_graph(traced: Fused, report: Report) -> Fused:
+    """Fuse a graph in place."""
+    traced.report = report
+    refused = lift(traced)
     modules = dict(traced.named_modules())
-    for node in list(graph.nodes):
-        layer = _fusible(node, modules)
-        if layer is None:
+    for node in list(traced.graph.nodes):
+        if node.name in refused:
+            report.rows.append(Row(node.name, *refused[node.name]))
+        if node.op != "call_module" or not isinstance(modules[node.target], (_ConvNd, MappedConv2d)):
             continue
-        norm = _norm_behind(node, layer, modules)
-        if norm is not None:
+        layer = modules[node.target]
+        row = Row(node.target, type(layer).__name__)
+        report.rows.append(row)
+        if why := _why_not_fusible(layer):
+            row.stays.append(why)
+            continue
+        found = _match(node, layer, modules)
+        row.stays += found.stays
+        if found.anything:
             layer = _own(traced, node, layer, modules)
-            _fold(layer, modules[norm.target])
-            _skip(traced, norm)
-        relu = _relu_behind(node, layer, modules)
-        if relu is not None:
-            _own(traced, node, layer, modules).activation = "relu"
-            _skip(traced, relu)
-    graph.lint()
+            row.layer = node.target
+        row.taken = found.taken(modules)
+        if found.zeros:
+            _take_zeros_in(layer, found.amounts)
+            node.replace_input_with(patterns.source(node), patterns.source(found.zeros))
+        if found.norm:
+            _fold(layer, found.norm)
+            _skip(traced, found.norm.result)
+        if found.activation:
+            layer.activation = patterns.activation(found.activation, modules)
+            _skip(traced, found.activation)
+    _erase_unread(traced, modules)
+    report.others = _others(traced, modules, report)
+    traced.graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced.eval()
 
 
+def _erase_unread(traced: Fused, modules: Modules) -> None:
+    """What was read by nothing but that which is gone: tensors, paddings and what passes numbers on."""
+    for node in reversed(traced.graph.nodes):
+        idle = node.op == "get_attr" or patterns.is_identity(node, modules) or patterns.zeros(node, modules) is not None
+        if idle and not node.users:
+            traced.graph.erase_node(node)
+
+
+def _others(traced: Fused, modules: Modules, report: Report) -> list[tuple[str, str]]:
+    """Normalisations and activations that no row speaks of: what they read is no convolution's."""
+    told = {text.partition(":")[0] for row in report.rows for text in row.stays}
+    found = []
+    for node in traced.graph.nodes:
+        name, norm = patterns.shown(node, modules), patterns.normalisation(node, modules)
+        if name in told or norm is None and patterns.activation(node, modules) is None:
+            continue
+        read = patterns.before(node, modules)
+        why = (
+            norm
+            if isinstance(norm, str)
+            else f"it reads {patterns.shown(read, modules)}"
+            if read
+            else "it reads nothing"
+        )
+        found.append((name, why))
+    return found
+
+
 # ---- a model that cannot be traced: part by part, in place
 
 
-def _fuse_parts(model: nn.Module) -> nn.Module:
+@dataclass(frozen=True)
+class _Chain:
+    """The names of a layer, and of the modules around it that it can take in; "" where there is none."""
+
+    layer: str
+    zeros: str
+    norm: str
+    activation: str
+
+
+def _fuse_parts(model: nn.Module, why: str) -> nn.Module:
     """Fuse in place what lies within each largest part that can be traced."""
     names = defaultdict(list)  # of each module; a shared one has several
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
+    report = Report(f"part by part: {why}")
+    rows = {
+        module: Row(name, type(module).__name__)
+        for name, module in model.named_modules()
+        if isinstance(module, (_ConvNd, MappedConv2d))
+    }
 
     def inside(part: nn.Module, module: nn.Module) -> bool:
         """Whether no other part of the model can call the module."""
@@ -125,29 +264,61 @@ def _fuse_parts(model: nn.Module) -> nn.Module:
     def visit(outer: nn.Module) -> None:
         for name, part in outer.named_children():
             whole = _Tracer().is_leaf_module(part, name)  # a layer, or a ModuleList, which has no forward
-            chains = None if whole else _chains(part)
-            if chains is None:
+            traced = None if whole else _chains(part)
+            if traced is None:
                 visit(part)
                 continue
-            for layer_name, norm_name, relu_name in sorted(chains):
-                removed = [name for name in (norm_name, relu_name) if name]
-                layer = part.get_submodule(layer_name)
-                if not all(inside(part, part.get_submodule(name)) for name in (layer_name, *removed)):
+            chains, stays = traced
+            for layer_name, texts in stays.items():
+                rows[part.get_submodule(layer_name)].stays += texts
+            for chain in sorted(chains, key=lambda chain: chain.layer):
+                layer = part.get_submodule(chain.layer)
+                removed = [part.get_submodule(name) for name in (chain.zeros, chain.norm, chain.activation) if name]
+                if not all(inside(part, module) for module in (layer, *removed)):
+                    rows[layer].stays.append("other parts of the model can call it, or what stands around it")
                     continue
-                if norm_name:
-                    _fold(layer, part.get_submodule(norm_name))
-                if relu_name:
-                    layer.activation = "relu"
-                gone = [part.get_submodule(name) for name in removed]
-                for alias in [alias for module in gone for alias in names[module]]:
-                    model.set_submodule(alias, nn.Identity().eval())
+                _take_in(part, chain, names[part][0], rows[layer], report)
+                for module in removed:
+                    for alias in names[module]:
+                        if not isinstance(module, _NORMS):
+                            report.places[alias] = module
+                        model.set_submodule(alias, nn.Identity().eval())
 
     visit(nn.Sequential(model))
+    for module, row in rows.items():
+        if why := _why_not_fusible(module):
+            row.stays = [why]
+    report.rows = list(rows.values())
+    if not hasattr(model, "report"):
+        model.report = report
     return model.eval()
 
 
-def _chains(part: nn.Module) -> set[tuple[str, str, str]] | None:
-    """(layer, norm or "", ReLU or "") of each layer behind which one of them can go; None where tracing fails.
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def _take_in(part: nn.Module, chain: _Chain, place: str, row: Row, report: Report) -> None:
+    """What a part's chain says, into the layer. place: the part's name in the model, "" where it is the model."""
+    prefix = f"{place}." if place else ""
+    layer, modules = part.get_submodule(chain.layer), dict(part.named_modules(remove_duplicate=False))
+    graph = Graph()  # one call of each, for `patterns`, which knows nodes
+    nodes = {name: graph.call_module(name, (graph.placeholder("x"),)) for name in vars(chain).values() if name}
+    if chain.zeros:
+        report.paddings[row.layer] = {
+            name: vars(layer)[name] for name in ("padding", "_reversed_padding_repeated_twice")
+        }
+        _take_zeros_in(layer, patterns.zeros(nodes[chain.zeros], modules))
+        row.taken.append((PADDING, prefix + chain.zeros))
+    if chain.norm:
+        _fold(layer, patterns.normalisation(nodes[chain.norm], modules))
+        row.taken.append((NORM, prefix + chain.norm))
+    if chain.activation:
+        layer.activation = patterns.activation(nodes[chain.activation], modules)
+        row.taken.append((ACTIVATION, prefix + chain.activation))
+
+
+def _chains(part: nn.Module) -> tuple[set[_Chain], dict[str, list[str]]] | None:
+    """What each layer of a part can take in, and what stays behind it; None where tracing fails.
 
     Code that asks whether an optional argument is None finds a proxy when that is traced, and a caller may give none:
     what is to be fused has to be there in both cases. A part with a forward put into the object is not traced: torch.fx
@@ -161,55 +332,163 @@ def _chains(part: nn.Module) -> set[tuple[str, str, str]] | None:
         defaults = {a.name: a.default for a in arguments if a.default is not Parameter.empty}
         for concrete in [None, defaults] if defaults else [None]:
             graph = _Tracer().trace(part, concrete_args=concrete)
-            found.append(_chains_of(graph, dict(part.named_modules())))
+            found.append(_chains_of(graph, dict(part.named_modules(remove_duplicate=False))))
     except Exception:  # as in `fuse`
         return None
-    return set.intersection(*found)
+    return set.intersection(*(chains for chains, _ in found)), found[0][1]
 
 
-def _chains_of(graph: Graph, modules: dict[str, nn.Module]) -> set[tuple[str, str, str]]:
+def _chains_of(graph: Graph, modules: Modules) -> tuple[set[_Chain], dict[str, list[str]]]:
     called = Counter(modules[node.target] for node in graph.nodes if node.op == "call_module")
     read = {modules.get(node.target.rpartition(".")[0]) for node in graph.nodes if node.op == "get_attr"}
 
-    def alone(module: nn.Module) -> bool:
-        return called[module] == 1 and module not in read
+    def usable(node: Node) -> bool:
+        """Whether a module can go from the tree with this one call of it."""
+        return node.op == "call_module" and called[modules[node.target]] == 1 and modules[node.target] not in read
 
-    found = set()
+    chains, stays = set(), {}
     for node in graph.nodes:
-        layer = _fusible(node, modules)
-        if layer is None or not alone(layer):
+        layer = modules[node.target] if node.op == "call_module" else None
+        if not isinstance(layer, _LAYERS) or _why_not_fusible(layer):
             continue
-        norm = _norm_behind(node, layer, modules)
-        norm = norm if norm is not None and alone(modules[norm.target]) else None
-        relu = _relu_behind(norm or node, layer, modules)
-        relu = relu if relu is not None and relu.op == "call_module" and alone(modules[relu.target]) else None
-        if norm or relu:
-            found.add((node.target, norm.target if norm else "", relu.target if relu else ""))
-    return found
+        if not usable(node):
+            stays[node.target] = ["it is called, or its weight is read, more than once"]
+            continue
+        match = _match(node, layer, modules, usable)
+        stays[node.target] = match.stays
+        if match.anything:
+            nodes = (match.zeros, match.norm and match.norm.result, match.activation)
+            chains.add(_Chain(node.target, *(each.target if each else "" for each in nodes)))
+    return chains, stays
 
 
 # ---- what may be fused
 
 
-def _fusible(node: Node, modules: dict[str, nn.Module]) -> nn.Module | None:
-    """The layer that a node calls, if it is exactly ours and nothing else looks at what passes through it."""
-    if node.op != "call_module":
-        return None
-    layer = modules[node.target]
-    plain = type(layer) in _LAYERS and _undisturbed(layer)
-    return layer if plain and list(layer._parameters) == ["weight", "bias"] else None
+@dataclass
+class _Match:
+    """What a layer can take in around one call of it, and what stays, with why."""
+
+    zeros: Node | None = None
+    amounts: tuple[int, ...] = ()
+    norm: Norm | None = None
+    activation: Node | None = None
+    stays: list[str] = field(default_factory=list)
+
+    @property
+    def anything(self) -> bool:
+        return any((self.zeros, self.norm, self.activation))
+
+    def taken(self, modules: Modules) -> list[tuple[str, str]]:
+        found = [(PADDING, patterns.shown(self.zeros, modules))] if self.zeros else []
+        found += [(NORM, self.norm.name)] if self.norm else []
+        return found + ([(ACTIVATION, patterns.shown(self.activation, modules))] if self.activation else [])
 
 
-def _undisturbed(module: nn.Module) -> bool:
-    """Whether a call of the module is its class's forward and nothing else: no hook, no forward of its own."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return not hooks and not {"forward", "_conv_forward"} & set(vars(module))
+def _why_not_fusible(layer: nn.Module) -> str:
+    """Why a convolution is left as it is; "" where it is exactly ours and nothing else looks at what passes through."""
+    if type(layer) not in _LAYERS:
+        return why_left(layer)
+    if not undisturbed(layer):
+        return "it has hooks, or a forward of its own"
+    return "" if list(layer._parameters) == ["weight", "bias"] else "it has parameters beside weight and bias"
 
 
-def _next(node: Node) -> Node | None:
-    """The one node that reads this one's result, or None where there are several."""
-    users = list(node.users)
-    return users[0] if len(users) == 1 else None
+def _match(
+    node: Node, layer: nn.Module, modules: Modules, usable: Callable[[Node], bool] = lambda node: True
+) -> _Match:
+    """usable: whether a node that fits can be taken in; part by part, only a module can."""
+    found = _Match()
+    _match_zeros(found, node, layer, modules, usable)
+    after = _behind(found, node, modules)
+    norm = None if after is None else patterns.normalisation(after, modules)
+    if norm is not None:
+        why = norm if isinstance(norm, str) else _why_not_folded(layer, norm)
+        if why or not usable(after):
+            found.stays.append(f"{patterns.shown(after, modules)}: {why or _UNUSABLE}")
+            return found
+        found.norm = norm
+        after = _behind(found, norm.result, modules)
+    if after is None:
+        return found
+    if patterns.activation(after, modules) is None:
+        found.stays += filter(None, [patterns.why_it_stays(after, modules)])
+        return found
+    why = "" if usable(after) else _UNUSABLE
+    if getattr(layer, "activation", None) != "none":
+        has = "no" if getattr(layer, "activation", None) is None else "already an"
+        why = f"{type(layer).__name__} has {has} activation"
+    elif layer.weight.is_complex():
+        why = "complex numbers have no order"
+    if why:
+        found.stays.append(f"{patterns.shown(after, modules)}: {why}")
+    else:
+        found.activation = after
+    return found
+
+
+_UNUSABLE = "only a graph can lose it: it is a function, or a module that is called or read elsewhere"
+
+
+def _behind(found: _Match, node: Node, modules: Modules) -> Node | None:
+    """The node that alone reads a result; where there are several, and one of them would fit, that is told."""
+    after = patterns.behind(node, modules)
+    if after is None:
+        fit = [
+            patterns.shown(reader, modules)
+            for reader in patterns.readers(node)
+            if patterns.activation(reader, modules) or isinstance(patterns.normalisation(reader, modules), Norm)
+        ]
+        found.stays += [f"{name}: others read the same result" for name in fit]
+    return after
+
+
+def _why_not_folded(layer: nn.Module, norm: Norm) -> str:
+    if getattr(layer, "activation", "none") != "none":
+        return "the layer has an activation before it"
+    other = nn.BatchNorm2d if isinstance(layer, Conv1d) else nn.BatchNorm1d
+    if norm.kind == other.__name__:
+        return f"{norm.kind} reads other dimensions than {type(layer).__name__} writes"
+    if norm.mean.numel() != layer.out_channels:
+        return f"it has {norm.mean.numel()} features, and the layer {layer.out_channels} output channels"
+    return ""
+
+
+def _match_zeros(found: _Match, node: Node, layer: nn.Module, modules: Modules, usable: Callable[[Node], bool]) -> None:
+    pad = patterns.before(node, modules)
+    amounts = None if pad is None else patterns.zeros(pad, modules)
+    if amounts is None:
+        return
+    why = amounts if isinstance(amounts, str) else ""
+    if not why and type(layer) not in (Conv1d, Conv2d):
+        why = f"{type(layer).__name__} has no padding of single sides"
+    if not why and (layer.padding_mode != "zeros" or layer.padding == "same_strided"):
+        why = f"the layer's own padding, {layer.padding_mode}, {layer.padding}, comes after it"
+    if not why and any(amounts[2 * len(layer.kernel_size) :]):
+        why = "it adds to other dimensions than the layer's"
+    if not why and not usable(pad):
+        why = _UNUSABLE
+    between = pad.next
+    while not why and between is not node:
+        if patterns.writes(between, modules):
+            why = f"{patterns.shown(between, modules)} writes in place before the layer reads"
+        between = between.next
+    if why:
+        found.stays.append(f"{patterns.shown(pad, modules)}: {why}")
+    else:
+        found.zeros, found.amounts = pad, amounts
+
+
+def _take_zeros_in(layer: nn.Module, amounts: tuple[int, ...]) -> None:
+    """Add zeros, which are counted last dimension first, to the layer's own padding."""
+    length = len(layer.kernel_size)
+    own = layer.padding
+    if isinstance(own, str):
+        own = padding_of(own, None, layer.kernel_size, layer.stride, layer.dilation)  # none of these asks for a size
+    elif not isinstance(own, Sides):
+        own = tuple(p for p in own for _ in range(2))
+    amounts = Sides(amounts + (0,) * (2 * length - len(amounts))).last_first()[: 2 * length]
+    set_sides(layer, [a + b for a, b in zip(own, amounts)])
 
 
 def _own(traced: GraphModule, node: Node, layer: nn.Module, modules: dict[str, nn.Module]) -> nn.Module:
@@ -231,17 +510,20 @@ def _own(traced: GraphModule, node: Node, layer: nn.Module, modules: dict[str, n
 
 
 def _skip(traced: GraphModule, node: Node) -> None:
-    """Take a node out of the graph: its readers read what it read."""
-    node.replace_all_uses_with(node.all_input_nodes[0])
+    """Take a node out of the graph: its readers read what it read. A getitem of a tuple goes with what made that."""
+    made = node.all_input_nodes[0] if node.target is operator.getitem else node
+    node.replace_all_uses_with(patterns.source(made))
     traced.graph.erase_node(node)
+    if made is not node:
+        traced.graph.erase_node(made)
 
 
-def _fold(layer, norm: nn.Module) -> None:
+def _fold(layer: nn.Module, norm: Norm) -> None:
     """Give the layer the weight and bias that compute the normalisation as well."""
     weight, old = layer.weight, layer.bias
     with torch.no_grad():
-        scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight)
-        bias = ((0 if old is None else old) - norm.running_mean) * scale + (0 if norm.bias is None else norm.bias)
+        scale = torch.rsqrt(norm.var + norm.eps) * (1 if norm.weight is None else norm.weight)
+        bias = ((0 if old is None else old) - norm.mean) * scale + (0 if norm.bias is None else norm.bias)
         scaled = (weight * _for_each_weight(layer, scale)).to(weight.dtype)
         bias = bias.to(weight.dtype)
     layer.weight = nn.Parameter(scaled, weight.requires_grad)
@@ -259,7 +541,7 @@ def _only_batches(layer: Conv1d, arguments: tuple, keywords: dict) -> None:
         )
 
 
-def _for_each_weight(layer, scale: Tensor) -> Tensor:
+def _for_each_weight(layer: nn.Module, scale: Tensor) -> Tensor:
     """A factor for each output map, as one that the layer's weight can be multiplied with."""
     if isinstance(layer, MappedConv2d):
         fan_ins = torch.tensor([len(row) for row in layer.table.sources], device=scale.device)
@@ -268,28 +550,3 @@ def _for_each_weight(layer, scale: Tensor) -> Tensor:
         of_group = scale.unflatten(0, (layer.groups, 1, -1))
         return of_group.expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)[:, :, None, None]
     return scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-
-
-def _norm_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | None:
-    """The normalisation that alone reads the layer's result, if there is one that can be folded."""
-    after = _next(node)
-    norm = modules[after.target] if after is not None and after.op == "call_module" else None
-    kinds = (nn.BatchNorm1d if isinstance(layer, Conv1d) else nn.BatchNorm2d, nn.SyncBatchNorm)
-    if getattr(layer, "activation", "none") != "none" or type(norm) not in kinds:
-        return None
-    if norm.running_mean is None or norm.num_features != layer.out_channels or after.all_input_nodes != [node]:
-        return None
-    return after if _undisturbed(norm) else None
-
-
-def _relu_behind(node: Node, layer, modules: dict[str, nn.Module]) -> Node | None:
-    """The ReLU that alone reads the node's result, if there is one that the layer can compute."""
-    after = _next(node)
-    can = getattr(layer, "activation", None) == "none" and not layer.weight.is_complex()
-    if after is None or not can or after.all_input_nodes != [node]:
-        return None
-    if after.op == "call_module":
-        relu = modules[after.target]
-        return after if type(relu) is nn.ReLU and _undisturbed(relu) else None
-    is_function = after.op == "call_function" and after.target in _RELU_FUNCTIONS
-    return after if is_function or after.op == "call_method" and after.target in _RELU_METHODS else None

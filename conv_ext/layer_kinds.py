@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from .arguments import Sides
 from .mapped import MappedConv2d
 
 # By the beginning of torch's names, "Adaptive" left out.
@@ -94,7 +95,7 @@ def _window(module: nn.Module, x: Tensor, y: Tensor) -> tuple | None:
     if not hasattr(module, "kernel_size"):
         return None
     padding = getattr(module, "padding", 0)
-    padding = padding if isinstance(padding, str) else pair_of(padding, dimensions, 0)
+    padding = padding if isinstance(padding, (str, Sides)) else pair_of(padding, dimensions, 0)
     kernel = pair_of(module.kernel_size, dimensions)
     if fractional:  # windows at random places; the step that comes nearest
         outputs = y.shape[2:]
@@ -160,7 +161,7 @@ def op_of(module: nn.Module, x: Tensor, y: Tensor) -> str:
     if isinstance(padding, str):
         words += [padding] if padding != "valid" else []
     elif max(padding):
-        words.append(f"p{text(padding)}")
+        words.append(f"p{'/'.join(map(str, padding)) if isinstance(padding, Sides) else text(padding)}")
     words += [f"d{text(dilation)}"] if max(dilation) > 1 else []
     words += [f"g{module.groups}"] if getattr(module, "groups", 1) > 1 else []
     words += ["table"] if isinstance(module, MappedConv2d) else []

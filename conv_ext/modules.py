@@ -12,7 +12,7 @@ from inspect import Parameter, Signature, signature
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import PADDINGS, check_activation, check_operands, padding_of
+from .arguments import PADDINGS, Sides, check_activation, check_operands, padding_of
 from .functional import conv1d, conv2d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
@@ -123,6 +123,13 @@ class ConvTranspose2d(Unscriptable, nn.ConvTranspose2d):
         return conv_transpose2d(
             input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
+
+
+def set_sides(layer: nn.Conv1d | nn.Conv2d, zeros: list[int]) -> None:
+    """Give a layer these zeros before and after each dimension, as plain numbers where that can be said with them."""
+    sides = Sides(zeros)
+    layer.padding = tuple(sides[::2]) if sides[::2] == sides[1::2] else sides
+    layer._reversed_padding_repeated_twice = sides.last_first()
 
 
 def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | int | tuple[int, ...]]:

@@ -44,6 +44,9 @@ normalisation, 3 × 3 in place of 5 × 5); `conv_ext.convert` makes that one our
     "resnet50": """\
 `models.resnet(18 | 34 | 50 | 101 | 152)`, with the stride of a stage in its first 3 × 3 layer (the paper has it in the
 1 × 1 layer before); `load_torchvision` takes torchvision's weights for all five.""",
+    "mobilenet_v2": """\
+`mobilenet_v2(width_mult=1.4)` is the paper's wider one; `load_torchvision` takes torchvision's weights. Most of its
+operations are 1 × 1 layers, and the memory that is gone through is that of its depthwise layers and normalisations.""",
 }
 OPENING = """\
 # Networks

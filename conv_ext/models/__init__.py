@@ -5,6 +5,7 @@ from .catalogue import NETWORKS
 from .convnet import ConvNet, cifar10_convnet, mnist_convnet
 from .googlenet import GoogLeNet, GoogLeNetScores, Inception, googlenet
 from .lenet import LeNet5, lenet5
+from .mobilenet import InvertedResidual, MobileNetV2, mobilenet_v2
 from .nin import NiN, nin
 from .pooling import L2Pool, Maxout, TrainablePool2d
 from .resnet import ResNet, resnet
@@ -16,9 +17,11 @@ __all__ = [
     "GoogLeNet",
     "GoogLeNetScores",
     "Inception",
+    "InvertedResidual",
     "L2Pool",
     "LeNet5",
     "Maxout",
+    "MobileNetV2",
     "NETWORKS",
     "NiN",
     "ResNet",
@@ -30,6 +33,7 @@ __all__ = [
     "googlenet",
     "lenet5",
     "mnist_convnet",
+    "mobilenet_v2",
     "nin",
     "resnet",
     "vgg",

@@ -12,6 +12,7 @@ from .alexnet import alexnet, zfnet
 from .convnet import cifar10_convnet, mnist_convnet
 from .googlenet import googlenet
 from .lenet import lenet5
+from .mobilenet import mobilenet_v2
 from .nin import nin
 from .resnet import STAGES, resnet
 from .vgg import vgg
@@ -47,4 +48,5 @@ NETWORKS: dict[str, Entry] = {
     "nin_imagenet": Entry(partial(nin, images="imagenet"), (3, 224, 224), "its authors' network for ImageNet"),
     "googlenet": Entry(googlenet, (3, 224, 224), "Szegedy et al., 2015"),
     **{f"resnet{n}": Entry(partial(resnet, n), (3, 224, 224), "He, Zhang, Ren and Sun, 2016") for n in STAGES},
+    "mobilenet_v2": Entry(mobilenet_v2, (3, 224, 224), "Sandler, Howard, Zhu, Zhmoginov and Chen, 2018"),
 }  # fmt: skip

@@ -30,6 +30,7 @@ NARROW = {
     "googlenet naive": (lambda: models.googlenet(10, inception="naive", local_response_norm=True, width=1 / 16),
                         (3, 224, 224)),
     **{f"resnet {n}": (lambda n=n: models.resnet(n, 10, width=1 / 16), (3, 64, 64)) for n in (18, 34, 50, 101, 152)},
+    "mobilenet_v2": (lambda: models.mobilenet_v2(10, width_mult=1 / 8), (3, 64, 64)),
 }  # fmt: skip
 
 # parameters of the networks at full size: from the papers' tables where they state them layer by layer (LeNet-5:
@@ -52,6 +53,7 @@ PARAMETERS = [
     (lambda **w: models.resnet(50, **w), 25_557_032),
     (lambda **w: models.resnet(101, **w), 44_549_160),
     (lambda **w: models.resnet(152, **w), 60_192_808),
+    (models.mobilenet_v2, 3_504_872),
 ]
 
 
@@ -127,6 +129,7 @@ def test_loss_and_gradients_are_those_of_torchs_layers(name):
     lambda *c, **w: models.alexnet(*c, width=1 / 16, **w), lambda *c, **w: models.zfnet(*c, width=1 / 16, **w),
     lambda *c, **w: models.vgg("A", *c, width=1 / 16, **w), lambda *c, **w: models.googlenet(*c, width=1 / 16, **w),
     lambda *c, **w: models.resnet(18, *c, width=1 / 16, **w),
+    lambda *c, **w: models.mobilenet_v2(*c, width_mult=1 / 8, **w),
 ])  # fmt: skip
 def test_classes_channels_device_and_dtype(make):
     net = make(7, 2, dtype=torch.float64)
@@ -154,6 +157,8 @@ def test_classes_channels_device_and_dtype(make):
     (lambda: models.nin(images="mnist"), "images must be one of 'cifar10', 'imagenet', got 'mnist'"),
     (lambda: models.googlenet(inception="v3"), "inception must be one of 'reduced', 'naive', got 'v3'"),
     (lambda: models.resnet(51), "layers must be one of 18, 34, 50, 101, 152, got 51"),
+    (lambda: models.mobilenet_v2(width_mult=0), "width_mult must be above 0 and finite, got 0"),
+    (lambda: models.mobilenet_v2(width_mult=float("nan")), "width_mult must be above 0 and finite, got nan"),
 ])  # fmt: skip
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
@@ -169,7 +174,7 @@ def test_images_of_another_size():
         net, x = made(name)
         with pytest.raises(RuntimeError, match=f"takes images of {image}"):
             net(F.pad(x, (0, 40)))
-    for name in ("nin", "resnet 18", "googlenet"):  # a mean over all positions: any size will do
+    for name in ("nin", "resnet 18", "googlenet", "mobilenet_v2"):  # a mean over all positions: any size will do
         net, x = made(name)
         assert net.eval()(F.pad(x, (0, 40))).shape == (4, 10)
 
@@ -261,7 +266,8 @@ def test_googlenet_has_auxiliary_scores_in_training_alone():
 
 
 TORCHVISION = {"vgg11": ("vgg", "A"), "vgg13": ("vgg", "B"), "vgg16": ("vgg", "D"), "vgg19": ("vgg", "E"),
-               **{f"resnet{n}": ("resnet", n) for n in (18, 34, 50, 101, 152)}}  # fmt: skip
+               **{f"resnet{n}": ("resnet", n) for n in (18, 34, 50, 101, 152)},
+               "mobilenet_v2": ("mobilenet_v2",)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -269,8 +275,8 @@ def test_torchvisions_weights(name):
     theirs_of = pytest.importorskip("torchvision").models
     torch.manual_seed(0)
     theirs = getattr(theirs_of, name)(num_classes=10).eval()
-    family, which = TORCHVISION[name]
-    ours = getattr(models, family)(which, 10).eval()
+    family, *which = TORCHVISION[name]
+    ours = getattr(models, family)(*which, 10).eval()
     assert ours.load_torchvision(theirs.state_dict()) is ours
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -286,3 +292,43 @@ def test_weights_that_do_not_fit():
     with pytest.raises(ValueError, match=r"is missing; .* and \d+ more"):
         net.load_torchvision(models.vgg("A", 10, width=1 / 16).state_dict())
     assert net.load_torchvision(copy.deepcopy(net.state_dict())) is net
+
+
+# ---- MobileNetV2
+
+# Table 2 of the paper at full width, 224 x 224: the input of each of its lines, as (positions each way, maps).
+TABLE_2 = [(224, 3), (112, 32), (112, 16), (56, 24), (28, 32), (14, 64), (14, 96), (7, 160), (7, 320), (1, 1280)]
+
+
+def test_mobilenet_v2_has_the_sizes_of_the_papers_table():
+    net = models.mobilenet_v2(device="meta")
+    maps = [torch.empty(1, 3, 224, 224, device="meta")]
+    for layer in net.features:
+        maps.append(layer(maps[-1]))
+    # maps[i] is what the i-th layer reads; a line of the table begins with these.
+    found = [(maps[i].shape[-1], maps[i].shape[1]) for i in (0, 1, 2, 4, 7, 11, 14, 17, 18)]
+    assert [*found, (1, maps[-1].shape[1])] == TABLE_2
+    assert [block.residual for block in net.features[1:18]] == [False, False, True, False, True, True, False] + [
+        True, True, True, False, True, True, False, True, True, False]  # fmt: skip
+    rows = conv_ext.summary(net, (3, 224, 224)).rows
+    products = sum(row.operations for row in rows if row.op.startswith(("conv", "fc")))
+    assert round(products / 1e6) == 301  # "300M" multiplications and additions (table 4)
+
+
+@pytest.mark.parametrize("width_mult", [0.35, 0.5, 0.75, 1.4])
+def test_mobilenet_v2_has_torchvisions_shapes_at_every_width(width_mult):
+    theirs = pytest.importorskip("torchvision").models.mobilenet_v2(width_mult=width_mult)
+    ours = models.mobilenet_v2(width_mult=width_mult, device="meta").state_dict()
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.state_dict().items()}
+    assert list(ours) == list(theirs.state_dict())
+
+
+def test_widths_of_mobilenet_v2_are_multiples_of_eight():
+    """Without torchvision: 0.35 of 24 maps are 8.4, and 8 of them; 1.4 of 1280 are 1792; a last layer keeps 1280."""
+    narrow, wide = (models.mobilenet_v2(width_mult=w, device="meta") for w in (0.35, 1.4))
+    maps = [
+        [layer.weight.shape[0] for layer in net.modules() if isinstance(layer, nn.Conv2d)] for net in (narrow, wide)
+    ]
+    assert all(k % 8 == 0 for each in maps for k in each)
+    assert (maps[0][0], maps[0][2], maps[0][5], maps[0][-1]) == (16, 8, 8, 1280)
+    assert (maps[1][0], maps[1][2], maps[1][5], maps[1][-1]) == (48, 24, 32, 1792)

@@ -13,16 +13,19 @@ import torch
 import torch.nn.functional as F
 
 from bench import (
+    aims,
     cases,
     environment,
     fused,
     gpu,
     gpu_cases,
+    inference,
     judge,
     mapped,
     network,
     networks,
     peaks,
+    peers,
     precision,
     report,
     run,
@@ -384,7 +387,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
             environment.load(tmp_path / "file.json")
 
 
-@pytest.mark.parametrize("command", ["run", "network", "call", "scaling", "report"])
+@pytest.mark.parametrize("command", ["run", "network", "inference", "call", "scaling", "report"])
 def test_every_command_has_a_help_text(monkeypatch, capsys, command):
     for arguments in ([command, "--help"], ["--help"]):
         monkeypatch.setattr(sys, "argv", ["bench", *arguments])
@@ -448,3 +451,102 @@ def test_a_case_of_the_check_on_a_gpu_is_answered_with_its_row(monkeypatch, pass
     monkeypatch.setattr(run, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA error: | an\nillegal one")))
     monkeypatch.setattr(gpu_cases, "read", lambda _: case)
     assert gpu_cases.answer(line) == "failed: CUDA error: / an illegal one"
+
+
+# ---- inference, beside other people's
+
+
+def inferred(monkeypatch=None, groups=("torch", "ours", "onnxruntime"), **planted) -> list[dict]:
+    if planted:
+        sides = tuple(replace(s, make=planted["make"]) if s.name == planted["name"] else s for s in peers.SIDES)
+        monkeypatch.setattr(peers, "SIDES", sides)
+    with torch.no_grad():
+        return inference.measure(inference.Case("lenet5", 1, planted.get("setting", "ieee")), list(groups), 1e-3)
+
+
+@pytest.mark.parametrize("setting", inference.SETTINGS)
+def test_inference_is_compared_before_it_is_timed(monkeypatch, setting):
+    rows = inferred(monkeypatch, ("torch", "ours"), name="", make=None, setting=setting)
+    assert [row["side"] for row in rows] == ["torch"] * 2 + ["ours, converted"] * 2 + ["ours, fused"] * 2
+    assert all(row["right"] and 0 < row["error"] <= row["limit"] and row["ms"] > 0 for row in rows)
+    assert 1.0 in [row["ratio"] for row in rows if row["ours"]] and {row["dtype"] for row in rows} == {
+        inference.SETTINGS[setting][0]}
+    assert all((row["error"] > 1e-4) == (setting == "bfloat16") for row in rows)
+
+
+def test_scores_that_are_wrong_are_not_timed(monkeypatch, tmp_path, capsys):
+    def wrong(subject, layout):
+        model, x = subject.in_layout(layout)
+        return lambda: model(x) * 1.001
+
+    rows = inferred(monkeypatch, ("torch", "ours"), name="ours, fused", make=wrong)
+    assert [row["right"] for row in rows] == [True] * 4 + [False] * 2
+    assert ["ms" in row for row in rows] == [True] * 4 + [False] * 2
+    path = tmp_path / "a.json"
+    options = ["--network", "lenet5", "--batch", "1", "--setting", "ieee", "--side", "ours", "--seconds", "0.001"]
+    assert inference.main([*options, "--out", str(path)]) == 1
+    told = capsys.readouterr().out
+    assert "WRONG: ours, fused, nchw: 1.0e-03 from float64" in told and "1 of 1 cases, 2 of ours wrong" in told
+    assert report.text(environment.load(path)) in told
+    assert "Forward pass in eval mode" in told and "## lenet5, 1 image, float32, ieee" in told
+
+
+def test_a_peer_that_is_missing_or_fails_is_left_out_with_a_word(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda package: None)
+    rows = {row["side"]: row for row in inferred()}
+    assert rows["onnxruntime"]["skipped"] == "onnxruntime not installed: pip install conv_ext[peers]"
+    assert "ms" not in rows["onnxruntime"] and "ratio" in rows["torch"]
+
+    def fails(subject, layout):
+        raise ValueError("no such operator\nand more")
+
+    rows = {row["side"]: row for row in inferred(monkeypatch, name="onnxruntime", make=fails)}
+    assert rows["onnxruntime"]["skipped"] == "ValueError: no such operator"
+    with pytest.raises(ValueError, match="no such operator"):  # ours has to run
+        inferred(monkeypatch, name="ours, converted", make=fails)
+
+
+def test_ours_is_compared_with_the_fastest_peer():
+    def timed(side, ms, ours=False, counts=True, **more):
+        return {"network": "resnet50", "n": 1, "dtype": "float32", "precision": "ieee", "side": side, "layout": "nchw",
+                "ours": ours, "counts": counts, "right": True, "ms": ms, "least_ms": ms, "ratio": ms / 2,
+                "spread": 0.01, "rounds": 5, "error": 1e-6, "disturbed": False, **more}
+
+    rows = [timed("torch", 1.0, counts=False), timed("onnxruntime", 3.0), timed("openvino, f32", 2.5),
+            timed("ours, fused", 2.0, True, False)]
+    of = {"command": "inference", "machine": result([])["machine"], "cases": rows}
+    assert "  reached: resnet50, 1, float32, ieee: 1.25 against openvino, f32, nchw; aim 1.2" in report.text(of)
+    assert report.text(of).index("| torch, nchw") < report.text(of).index("| ours, fused, nchw")
+    of["machine"]["isa"] = "amx"
+    assert "MISSED: resnet50, 1, float32, ieee: 1.25 against openvino" in report.text(of)
+    of["machine"]["cap"] = "avx2"
+    assert "MISSED" not in report.text(of)
+
+
+@pytest.mark.parametrize("name, n, dtype, chosen, amx, aim", [
+    ("resnet50", 1, "float32", "ieee", False, 1.2), ("resnet50", 1, "float32", "ieee", True, 2.0),
+    ("resnet18", 1, "float32", "ieee", False, 1.3), ("vgg16", 1, "float32", "ieee", False, 1.5),
+    ("mobilenet_v2", 1, "float32", "ieee", True, 1.2), ("timm/mobilenetv3_large_100", 1, "float32", "ieee", False, 1.2),
+    ("googlenet", 1, "float32", "ieee", True, 1.5), ("alexnet", 1, "float32", "ieee", True, None),
+    ("resnet50", 1, "float32", "tf32", True, 3.0), ("resnet50", 1, "float32", "tf32", False, None),
+    ("vgg16", 1, "bfloat16", "ieee", True, 1.2), ("vgg16", 1, "bfloat16", "ieee", False, None),
+    ("alexnet", 8, "float32", "ieee", False, 1.0),
+])
+def test_the_aims_of_inference(name, n, dtype, chosen, amx, aim):
+    assert aims.inference(name, n, dtype, chosen, amx, None) == aim
+    assert aims.inference(name, n, dtype, chosen, amx, "avx2") is None
+
+
+def test_running_statistics_are_those_of_the_images():
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+    x = 3 * torch.randn(4, 3, 5, 6) + 7
+    y = networks.settled(model, x)(x)
+    assert not model.training and y.mean().abs() < 0.1 and (y.var() - 1).abs() < 0.2
+
+
+def test_what_torchs_own_layers_cannot_compute_is_left_out(monkeypatch):
+    layers = torch.nn.Conv2d(1, 4, 3), torch.nn.LocalResponseNorm(2)  # which has no bfloat16
+    monkeypatch.setattr(inference, "made", lambda name: torch.nn.Sequential(*layers))
+    rows = inferred(monkeypatch, ("torch", "ours"), name="", make=None, setting="bfloat16")
+    assert len(rows) == 6 and all("torch's layers cannot: " in row["skipped"] and "ms" not in row for row in rows)
+    assert all("ms" in row for row in inferred(monkeypatch, ("ours",), name="", make=None))

@@ -1,0 +1,186 @@
+"""What `fuse` makes of a traced model: a graph module with a report, and the way back to torch's layers."""
+
+from __future__ import annotations
+
+import copy
+import html
+import pickle
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule
+
+from .arguments import Sides
+from .modules import Conv1d, Conv2d, set_sides
+
+__all__ = ["Fused", "Report", "Row"]
+
+PADDING, NORM, ACTIVATION = "padding", "normalisation", "activation"
+_FUNCTIONS = {"relu": F.relu}  # what stands for an activation behind a layer of torch's
+
+
+@dataclass
+class Row:
+    """One convolution: what it took in, as (padding, normalisation or activation; name), and what stays, with why."""
+
+    layer: str
+    kind: str
+    taken: list[tuple[str, str]] = field(default_factory=list)
+    stays: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """What `fuse` did to a model: ``str(report)`` is a table of it, and a notebook shows it as one.
+
+    Attributes:
+        how: by which way the model was read: torch.fx, torch.export, or part by part, and then why.
+        exported: whether by torch.export.
+        rows: a `Row` for each convolution, in the order of the graph (part by part: of the modules).
+        others: (name, why) of each normalisation and activation that stays without a convolution before it.
+        places, paddings: of a model that was fused part by part, what stood where an nn.Identity stands for an
+            activation or a padding, and the attributes that a layer's padding was; `conv_ext.revert` puts them back.
+    """
+
+    how: str
+    exported: bool = False
+    rows: list[Row] = field(default_factory=list)
+    others: list[tuple[str, str]] = field(default_factory=list)
+    places: dict[str, nn.Module] = field(default_factory=dict)
+    paddings: dict[str, dict] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many paddings, normalisations and activations were taken in."""
+        return Counter(what for row in self.rows for what, _ in row.taken)
+
+    def _headline(self) -> str:
+        counts, n = self.counts, len(self.rows)
+        taken = ", ".join(
+            f"{counts[what]} {what}{'' if counts[what] == 1 else 's'}" for what in (PADDING, NORM, ACTIVATION)
+        )
+        return f"{n} convolution{'' if n == 1 else 's'}, {self.how}; taken in: {taken}"
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (row.layer, row.kind, ", ".join(name for _, name in row.taken), "; ".join(row.stays)) for row in self.rows
+        ]
+
+    def __str__(self) -> str:
+        lines = [self._headline()]
+        if self.rows:
+            cells = [("layer", "kind", "with", "what stays, and why"), *self._cells()]
+            widths = [max(len(row[i]) for row in cells) for i in range(3)]
+            lines += ["  " + "  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in cells]
+        if self.others:
+            lines += ["stay as they are:", *(f"  {name}: {why}" for name, why in self.others)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        def line(cells, tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        parts = [f"<p>{html.escape(self._headline())}</p>"]
+        if self.rows:
+            rows = [
+                line(("layer", "kind", "with", "what stays, and why"), "th"),
+                *(line(c, "td") for c in self._cells()),
+            ]
+            parts.append(f"<table>{''.join(rows)}</table>")
+        if self.others:
+            stay = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in self.others)
+            parts.append(f"<p>stay as they are:</p><ul>{stay}</ul>")
+        return "".join(parts)
+
+
+class Fused(GraphModule):
+    """The model that `fuse` returns where it has a graph. `report` is what was done; copies and pickles keep it."""
+
+    report: Report
+
+    def __deepcopy__(self, memo) -> Fused:
+        copied = super().__deepcopy__(memo)
+        copied.report = copy.deepcopy(self.report, memo)
+        return copied
+
+    def __reduce__(self):
+        if self.report.exported:
+            raise pickle.PicklingError(
+                "a model that was fused from an exported program cannot be pickled, as the program's module() cannot: "
+                "keep it by torch.export.save(torch.export.export(fused, example_inputs), path)"
+            )
+        function, arguments = super().__reduce__()
+        return _unpickled, (function, arguments, type(self).__name__)
+
+
+def _unpickled(function, arguments, name: str) -> Fused:
+    """torch.fx makes a plain GraphModule of what was pickled."""
+    plain = function(*arguments)
+    fused = Fused(plain, plain.graph, name)
+    fused.report = plain.report
+    return fused.train(plain.training)
+
+
+# ---- back to torch's layers
+
+_OURS = (Conv1d, Conv2d)  # of those that take something in, the ones that torch has as well
+
+
+def restorable(model: nn.Module) -> set[nn.Module]:
+    """The layers of `model` whose activation and padding `restore` can put beside them."""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        report = vars(module).get("report")
+        if isinstance(module, Fused):
+            found |= {module.get_submodule(node.target) for node in module.graph.nodes if node.op == "call_module"}
+        elif isinstance(report, Report):
+            found |= {module.get_submodule(row.layer) for row in report.rows if row.taken}
+    return found
+
+
+def restore(model: nn.Module) -> None:
+    """Put what `fuse` has given to layers, activations and paddings, into the graph or the module tree again."""
+    for module in list(model.modules()):
+        report = vars(module).get("report")
+        if isinstance(module, Fused):
+            _restore_graph(module)
+        elif isinstance(report, Report):
+            _restore_parts(module, report)
+
+
+def _restore_graph(fused: Fused) -> None:
+    """A layer with an activation gets one behind every call of it, whoever gave it to the layer."""
+    graph, layers = fused.graph, set()
+    for node in [node for node in graph.nodes if node.op == "call_module"]:
+        layer = fused.get_submodule(node.target)
+        if type(layer) not in _OURS:
+            continue
+        layers.add(layer)
+        if layer.activation != "none":
+            with graph.inserting_after(node):
+                behind = graph.call_function(_FUNCTIONS[layer.activation], (node,))
+            node.replace_all_uses_with(behind, delete_user_cb=lambda user, behind=behind: user is not behind)
+        if isinstance(layer.padding, Sides):
+            source = node.args[0] if node.args else node.kwargs["input"]
+            with graph.inserting_before(node):
+                padded = graph.call_function(F.pad, (source, layer.padding.last_first()))
+            node.replace_input_with(source, padded)
+    for layer in layers:
+        layer.activation = "none"
+        if isinstance(layer.padding, Sides):
+            set_sides(layer, [0] * len(layer.padding))
+    fused.recompile()
+
+
+def _restore_parts(model: nn.Module, report: Report) -> None:
+    for name, module in report.places.items():
+        model.set_submodule(name, module)
+    for name, padding in report.paddings.items():
+        vars(model.get_submodule(name)).update(padding)
+    for row in report.rows:
+        if any(what == ACTIVATION for what, _ in row.taken):
+            model.get_submodule(row.layer).activation = "none"
+    report.places.clear()
+    report.paddings.clear()

@@ -1,0 +1,213 @@
+"""Under torch.compile: what stands behind our convolutions in inductor's graph becomes a part of them.
+
+    with conv_ext.inductor.fusing():
+        fast = torch.compile(conv_ext.convert(model.eval()))
+        with torch.no_grad():
+            fast(x)  # compiled here
+
+Inductor writes a batch normalisation as subtractions, products and sums; where parameters are frozen they have
+constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A ReLU
+behind that moves into the operator. The graph is what Dynamo has captured, so that models which torch.fx cannot trace
+have it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch._inductor.config as config
+from torch import Tensor
+from torch._inductor.custom_graph_pass import CustomInferenceAwareGraphPass, get_hash_for_files
+from torch.fx import Graph, Node
+
+__all__ = ["FusePass", "fusing"]
+
+aten = torch.ops.aten
+_FORWARD = torch.ops.conv_ext.forward.default
+_WEIGHT, _BIAS, _ACTIVATION = 1, 2, 9  # arguments of the operator
+_DEFAULTS = ("ieee", "auto", "none")  # of its last three
+_SUMS = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
+_CONVERT = torch.ops.prims.convert_element_type.default
+
+
+@contextlib.contextmanager
+def fusing(freezing: bool = True) -> Iterator[None]:
+    """What torch.compile compiles within the block has `FusePass` in it; it goes on to hold outside.
+
+    A model is compiled by its first call, which has to be within the block, and, for freezing, under torch.no_grad() or
+    torch.inference_mode().
+
+    Args:
+        freezing: that inductor takes parameters for constants (``torch._inductor.config.freezing``, which as an option
+            of torch.compile comes too late): without it a normalisation stays, and what is compiled sees later changes
+            of the model's parameters.
+    """
+    before = config.post_grad_custom_pre_pass
+    others = [] if before is None else [*before] if isinstance(before, (list, tuple)) else [before]
+    passes = others if any(isinstance(other, FusePass) for other in others) else [*others, FusePass()]
+    with config.patch(post_grad_custom_pre_pass=passes, freezing=freezing):
+        yield
+
+
+class FusePass(CustomInferenceAwareGraphPass):
+    """A pass for ``torch._inductor.config.post_grad_custom_pre_pass``; it changes graphs of inference alone."""
+
+    def __call__(self, graph: Graph, is_inference: bool) -> None:  # type: ignore[override]  # as its base does
+        """Fuse, in place, what stands behind each of our convolutions."""
+        if not is_inference:  # a backward pass reads what stands between
+            return
+        for node in graph.find_nodes(op="call_function", target=_FORWARD):
+            _fold(graph, node)
+            _take_activation_in(graph, node)
+
+    def uuid(self) -> bytes | None:
+        """What inductor keeps compiled code under; None: it keeps none.
+
+        Inductor does not look at the numbers of frozen parameters, and takes those of the model at hand when it finds
+        its code again. What is folded here would be another model's.
+        """
+        return None if config.freezing else get_hash_for_files((__file__,))
+
+
+def _arguments(node: Node) -> list:
+    """All arguments of a call of the operator, by their place."""
+    names = [argument.name for argument in _FORWARD._schema.arguments]
+    given = list(node.args)
+    defaults = dict(zip(names[-3:], _DEFAULTS))
+    return given + [node.kwargs.get(name, defaults.get(name)) for name in names[len(given) :]]
+
+
+def _set_arguments(node: Node, arguments: list) -> None:
+    """Give a call these arguments, and inductor what it has noted of them: it reads the operands' strides there."""
+    noted = node.meta.get("eager_input_vals")
+    node.args, node.kwargs = tuple(arguments), {}
+    if noted is not None:
+        before = [*noted[0], *[None] * (len(arguments) - len(noted[0]))]
+        values = [
+            (each.meta["val"] if old is None else old) if isinstance(each, Node) else each
+            for each, old in zip(arguments, before)
+        ]
+        node.meta["eager_input_vals"] = tuple(values), {}
+
+
+def _only_reader(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _constant(graph: Graph, value, channels: int) -> Tensor | None:
+    """A number, or a frozen tensor with one for each channel of (N, K, P, Q), as float64 of size K."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.full((channels,), value, dtype=torch.float64)
+    tensor = _frozen(graph, value)
+    if tensor is None or not tensor.is_floating_point():
+        return None
+    if tensor.numel() == 1 and tensor.dim() <= 4:
+        return tensor.detach().double().reshape(1).expand(channels)
+    along = tensor.dim() in (3, 4) and tensor.shape[-3] == channels == tensor.numel()
+    return tensor.detach().double().reshape(channels) if along else None
+
+
+def _frozen(graph: Graph, value) -> Tensor | None:
+    if not isinstance(value, Node) or value.op != "get_attr" or not isinstance(value.target, str):
+        return None
+    found = getattr(graph.owning_module, value.target, None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _fold(graph: Graph, node: Node) -> None:
+    """Fold products with and sums of constants for each channel that follow one another behind a convolution."""
+    arguments = _arguments(node)
+    weight, bias = _frozen(graph, arguments[_WEIGHT]), _frozen(graph, arguments[_BIAS])
+    if weight is None or weight.is_complex() or arguments[_ACTIVATION] != "none":
+        return
+    if arguments[_BIAS] is not None and bias is None:
+        return
+    channels = weight.shape[0]
+    scale = torch.ones(channels, dtype=torch.float64, device=weight.device)
+    shift = torch.zeros_like(scale) if bias is None else bias.detach().double()
+    last, chain = node, list[Node]()
+    whole: tuple[list[Node], Tensor, Tensor] | None = None
+    while (after := _only_reader(last)) is not None:
+        found = _affine(graph, after, last, channels)
+        if found is None and not (after.target is _CONVERT and chain):
+            break
+        if found is not None:
+            factor, addend = (each.to(weight.device) for each in found)
+            scale, shift = scale * factor, shift * factor + addend
+        chain.append(after)
+        last = after
+        if last.meta["val"].dtype == weight.dtype:  # up to here a number is what the operator can give
+            whole = [*chain], scale, shift
+    if whole is None:
+        return
+    chain, scale, shift = whole
+    folded = (weight.detach().double() * scale[:, None, None, None]).to(weight.dtype)
+    old = [each for each in (arguments[_WEIGHT], arguments[_BIAS]) if each is not None]
+    fake = arguments[_WEIGHT].meta["val"]
+    arguments[_WEIGHT] = _new_constant(graph, node, "weight", _like(folded, weight), fake)
+    arguments[_BIAS] = _new_constant(graph, node, "bias", shift.to(weight.dtype), fake.new_empty(channels))
+    _set_arguments(node, arguments)
+    _erase(graph, node, chain)
+    _erase_unread(graph, old)
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    """The tensor in the memory format of the other."""
+    return torch.empty_like(other).copy_(tensor)
+
+
+def _affine(graph: Graph, node: Node, read: Node, channels: int) -> tuple[Tensor, Tensor] | None:
+    """(factor, addend) of a node that computes read * factor + addend with constants; None of any other."""
+    if node.op != "call_function" or node.kwargs or len(node.args) != 2:
+        return None
+    first = node.args[0] is read
+    constant = _constant(graph, node.args[1] if first else node.args[0], channels)
+    if constant is None:
+        return None
+    if node.target in _SUMS:
+        sign = _SUMS[node.target]
+        return (torch.ones_like(constant), sign * constant) if first else (sign * torch.ones_like(constant), constant)
+    if node.target is aten.mul.Tensor:
+        return constant, torch.zeros_like(constant)
+    if node.target is aten.div.Tensor and first:
+        return constant.reciprocal(), torch.zeros_like(constant)
+    return None
+
+
+def _new_constant(graph: Graph, node: Node, what: str, tensor: Tensor, fake: Tensor) -> Node:
+    module = graph.owning_module
+    assert module is not None, "inductor hands a module's graph over"
+    name = next(name for i in range(len(graph.nodes) + 1) if not hasattr(module, name := f"_conv_ext_{what}{i}"))
+    module.register_buffer(name, tensor)
+    with graph.inserting_before(node):
+        constant = graph.get_attr(name)
+    constant.meta["val"] = fake
+    return constant
+
+
+def _take_activation_in(graph: Graph, node: Node) -> None:
+    arguments, after = _arguments(node), _only_reader(node)
+    if after is None or after.target is not aten.relu.default or arguments[_ACTIVATION] != "none":
+        return
+    if node.meta["val"].is_complex():
+        return
+    arguments[_ACTIVATION] = "relu"
+    _set_arguments(node, arguments)
+    _erase(graph, node, [after])
+
+
+def _erase(graph: Graph, node: Node, chain: list[Node]) -> None:
+    """Take a chain of nodes behind a convolution out of the graph, with the constants that nothing else reads."""
+    chain[-1].replace_all_uses_with(node)
+    for each in reversed(chain):
+        read = [other for other in each.all_input_nodes if other.op == "get_attr"]
+        graph.erase_node(each)
+        _erase_unread(graph, read)
+
+
+def _erase_unread(graph: Graph, constants: list[Node]) -> None:
+    for node in constants:
+        if not node.users:
+            graph.erase_node(node)

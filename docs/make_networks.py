@@ -67,8 +67,9 @@ TEXT = """\
 A convolution or a full connection with an R × S kernel over C maps counts R S C + 1 operations (a multiplication with
 an addition; the bias is the one) for each element of its output; pooling and normalisation count one for each element
 of their input. Receptive fields follow from the layers' geometry and may be larger than the image; fields and strides
-are in positions of the input. KiB are those of the layers' outputs in float32, for one image. The figures of
-seven of the networks are held to the printed ones in `tests/python/test_summary.py`.
+are in positions of the input, and an offset is where the field of the first output begins (below 0 in the padding);
+`row.window(p, q)` gives the exact one of an output. KiB are those of the layers' outputs in float32, for one image. The
+figures of seven of the networks are held to the printed ones in `tests/python/test_summary.py`.
 
 ## Layers beside torch's
 

@@ -1,5 +1,6 @@
 """Networks of the literature, built from conv_ext's layers; docs/networks.md shows them."""
 
+from .accuracy import topk
 from .alexnet import AlexNet, ZFNet, alexnet, zfnet
 from .catalogue import NETWORKS
 from .convnet import ConvNet, cifar10_convnet, mnist_convnet
@@ -7,7 +8,7 @@ from .googlenet import GoogLeNet, GoogLeNetScores, Inception, googlenet
 from .lenet import LeNet5, lenet5
 from .nin import NiN, nin
 from .pooling import L2Pool, Maxout, TrainablePool2d
-from .resnet import ResNet, resnet
+from .resnet import ResNet, resnet, resnext
 from .vgg import VGG, vgg, vgg16, vgg19
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "mnist_convnet",
     "nin",
     "resnet",
+    "resnext",
+    "topk",
     "vgg",
     "vgg16",
     "vgg19",

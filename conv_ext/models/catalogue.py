@@ -13,7 +13,7 @@ from .convnet import cifar10_convnet, mnist_convnet
 from .googlenet import googlenet
 from .lenet import lenet5
 from .nin import nin
-from .resnet import STAGES, resnet
+from .resnet import STAGES, resnet, resnext
 from .vgg import vgg
 
 __all__ = ["NETWORKS", "Entry"]
@@ -47,4 +47,5 @@ NETWORKS: dict[str, Entry] = {
     "nin_imagenet": Entry(partial(nin, images="imagenet"), (3, 224, 224), "its authors' network for ImageNet"),
     "googlenet": Entry(googlenet, (3, 224, 224), "Szegedy et al., 2015"),
     **{f"resnet{n}": Entry(partial(resnet, n), (3, 224, 224), "He, Zhang, Ren and Sun, 2016") for n in STAGES},
+    "resnext50_32x4d": Entry(resnext, (3, 224, 224), "Xie, Girshick, Dollár, Tu and He, 2017"),
 }  # fmt: skip

@@ -232,7 +232,7 @@ def _draw_blocks(title: str, blocks: list[tuple[str, list[Tensor]]], pixels: int
     width = max(across * wide * side + 0.2, 0.07 * len(title) + 0.4)
     figure = new_figure(min(width, 14.0), min(30.0, down * (1.1 * side * h / w + 0.3) + 0.5))
     figure.suptitle(title, fontsize=10)
-    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[call-arg]
+    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
     places = figure.subplots(down, across * wide, squeeze=False)
     for axes in places.flat:
         axes.set_axis_off()

@@ -63,6 +63,7 @@ NETWORKS = {
     "vgg": (lambda: models.vgg("A", 10, width=1 / 16), (3, 224, 224)),
     "googlenet": (lambda: models.googlenet(10, auxiliary=False, width=1 / 16), (3, 65, 81)),
     "resnet": (lambda: models.resnet(18, 10, width=1 / 16), (3, 65, 81)),
+    "resnext": (lambda: models.resnext(50, 10, groups=4, width=1 / 16), (3, 65, 81)),
     "nin": (lambda: models.nin(width=1 / 16), (3, 32, 32)),
 }
 

@@ -1,4 +1,4 @@
-"""`python -m conv_ext demo | summary | info`: the demo, the table of a network, and what this build is."""
+"""`python -m conv_ext demo | summary | visualize | info`: demos, tables of networks, pictures, what this build is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import conv_ext
 
 from . import _C, demo
+from .demo import look
 from .models import NETWORKS
 
 
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_arguments(commands.add_parser("demo", help=text, description=_sentence(text)))
     text = "print the layers of a network: parameters, operations, volumes, receptive fields, memory"
     _add_summary(commands.add_parser("summary", help=text, description=_sentence(text)))
+    text = "draw what a network has learned, what its units look for, or the kernel of a convolution on its way"
+    look.add_arguments(commands.add_parser("visualize", help=text, description=_sentence(text)))
     text = "print what this build is made of and what it runs on"
     commands.add_parser("info", help=text, description=_sentence(text))
 
@@ -33,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         return demo.run(options)
     if options.command == "summary":
         return print_summary(options)
+    if options.command == "visualize":
+        return look.run(options)
     if options.command == "info":
         return info()
     parser.print_help()

@@ -46,12 +46,12 @@ def units() -> None:
     net.eval()
     x, _ = images.test_batch(slice(0, 360))
     chosen = [0, 4, 6, 11]
-    size = (1, 32, 32)
+    size, limits = (1, 32, 32), (x.min().item(), x.max().item())
     drawn = {
         "top_patches": visualize.top_patches(net, "c3", x, range(8)),
         "deconvnet": visualize.deconvnet(net, "c3", x, chosen),
         "maximise": visualize.maximise(net, "c3", range(8), size, bar=False),
-        "classes": visualize.maximise(net, "output", range(10), size, blur=1.0, bar=False),
+        "classes": visualize.maximise(net, "output", range(10), size, blur=0.7, limits=limits, bar=False),
         "table": visualize.filters(net.c3, columns=2),
     }
     for name, figure in drawn.items():

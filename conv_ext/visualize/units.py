@@ -377,20 +377,22 @@ def maximised(
     two regularisers of J. Yosinski, J. Clune, A. Nguyen, T. Fuchs, H. Lipson, "Understanding neural networks through
     deep visualization", ICML workshop 2015, section 3. Each step is
 
-        x ← (1 - decay) · (x + rate · g / max |g|),      g the gradient of the activation by x,
+        x ← (1 - decay) · (x + rate · g / rms(g)),
 
-    and after every fourth but the last ones x is blurred by a Gaussian, without which high frequencies take over.
+    g being the gradient of the activation by x, and rms(g) its root mean square over the pixels where it is not zero;
+    after every fourth step but the last ones x is blurred by a Gaussian, without which high frequencies take over.
 
     Args:
         model, layer: as in `find_patches`; `model.eval()` first. The parameters get no gradient.
         channel: one or several. size: (C, H, W) of the input.
         place: which unit of the map: "centre", "all" (the mean over the map), or its row and column.
-        steps, rate: how many there are, and by how much each moves a pixel at most. decay: from 0 (none) to below 1.
-        blur: the Gaussian's sigma in pixels; 0: none. limits: the lowest and highest value that pixels may have.
-        begin: an input (C, H, W) to begin with; None: normal noise of 0.1, drawn by `seed`.
+        steps, rate: how many there are, and by how much (rms) each moves the pixels that count.
+        decay: from 0 (none) to below 1. blur: the Gaussian's sigma in pixels; 0: none.
+        limits: the lowest and the highest value that pixels may have.
+        begin: an input (C, H, W) to begin with; None: normal noise of 0.5, drawn by `seed`.
         batch_size: channels in one call. bar: whether long work shows a progress bar (tqdm).
 
-    A unit behind a ReLU that is off has no gradient to follow: a UserWarning names the channels that never had one.
+    A unit behind ReLUs that are off has no gradient to follow: a UserWarning names the channels that never had one.
     Take the layer before the ReLU then.
 
     Raises: as `find_patches`; ValueError for a size that is not three ints of at least 1, a place that is not in the
@@ -405,7 +407,7 @@ def maximised(
     if limits is not None and not limits[0] < limits[1]:
         raise ValueError(f"limits must be a lower and a higher number, got {limits}")
     if begin is None:
-        begin = 0.1 * torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+        begin = 0.5 * torch.randn(*size, generator=torch.Generator().manual_seed(seed))
     if tuple(begin.shape) != tuple(size):
         raise ValueError(f"begin must be an input of the size {tuple(size)}, got {list(begin.shape)}")
     x = images_for(begin, model)
@@ -423,8 +425,8 @@ def maximised(
             pass
     if ascent.dead:
         warnings.warn(
-            f"no gradient reached the input from channels {ascent.dead} of {name!r}: take the layer before the ReLU, "
-            "or another seed", stacklevel=2,
+            f"no gradient reached the input from channels {ascent.dead} of {name!r}, which are off: take the layer "
+            "before the ReLU, another seed, or an image to begin with", stacklevel=2,
         )  # fmt: skip
     return torch.cat(made).float().cpu()
 
@@ -468,10 +470,11 @@ class _Ascent:
             x = x.detach().requires_grad_()
             maps = _activations(self.model, self.module, self.name, x, graph=True)[rows, channels]
             (grad,) = torch.autograd.grad(self.picked(maps).sum(), x)
-            largest = grad.abs().amax((1, 2, 3), keepdim=True)
-            lived |= largest.flatten() > 0
+            counts = grad.count_nonzero((1, 2, 3))[:, None, None, None]
+            rms = torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True) / counts.clamp_min(1).sqrt()
+            lived |= counts.flatten() > 0
             with torch.no_grad():
-                x = (x + self.rate * grad / largest.clamp_min(torch.finfo(grad.dtype).tiny)) * (1 - self.decay)
+                x = (x + self.rate * grad / rms.clamp_min(torch.finfo(grad.dtype).tiny)) * (1 - self.decay)
                 if self.blur and step % 4 == 3 and step < steps - 8:
                     x = blurred(x, self.blur)
                 if self.limits is not None:

@@ -241,7 +241,7 @@ def test_a_unit_that_is_off_is_named():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     with torch.no_grad():
         net[0].bias.copy_(torch.tensor([5.0, -500.0]))
-    with pytest.warns(UserWarning, match=r"no gradient reached the input from channels \[1\] of '1'"):
+    with pytest.warns(UserWarning, match=r"no gradient reached the input from channels \[1\] of '1', which are off"):
         visualize.maximised(net, "1", [0, 1], (1, 6, 6), steps=3)
 
 

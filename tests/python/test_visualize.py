@@ -1,6 +1,8 @@
 """Pictures: what is drawn is what the network has; occlusion by hand; errors; matplotlib missing."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,3 +157,14 @@ def test_pictures_of_a_model_on_a_gpu():
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
     assert drawn(visualize.occlusion(net, image.cuda(), patch=8, stride=6)) and drawn(visualize.filters(net))
     assert len(conv_ext.summary(net, (1, 32, 32)).rows) > 5
+
+
+def test_the_page_of_pictures_has_them():
+    """Each picture that docs/visualize.md shows is there, and each that is there is shown by it."""
+    page = Path(__file__).parents[2] / "docs" / "visualize.md"
+    shown = set(re.findall(r"\]\(visualize/([\w.]+)\)", page.read_text(encoding="utf-8")))
+    there = {path.name for path in (page.parent / "visualize").iterdir()}
+    assert shown <= there and len(shown) > 8
+    assert {name.split(".")[0] for name in there} == {name.split(".")[0] for name in shown}
+    for name in re.findall(r"visualize\.(\w+)\(", page.read_text(encoding="utf-8")):
+        assert name in visualize.__all__

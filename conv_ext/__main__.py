@@ -1,4 +1,4 @@
-"""`conv-ext demo | summary | info`, as `python -m conv_ext` too: the demo, a network's table, what this build is."""
+"""`conv-ext demo | summary | visualize | info`, as `python -m conv_ext` too: demos, tables, pictures, this build."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import conv_ext
 
 from . import _C, demo
+from .demo import look
 from .models import NETWORKS
 
 
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_arguments(commands.add_parser("demo", help=text, description=_sentence(text)))
     text = "print the layers of a network: parameters, operations, volumes, receptive fields, memory"
     _add_summary(commands.add_parser("summary", help=text, description=_sentence(text)))
+    text = "draw what a network has learned, what its units look for, or the kernel of a convolution on its way"
+    look.add_arguments(commands.add_parser("visualize", help=text, description=_sentence(text)))
     text = "print what this build is made of and what it runs on"
     commands.add_parser("info", help=text, description=_sentence(text))
 
@@ -35,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return demo.run(options)
     if options.command == "summary":
         return print_summary(options)
+    if options.command == "visualize":
+        return look.run(options)
     if options.command == "info":
         return info()
     parser.print_help()

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from .arguments import Sides
+from .arguments import Sides, padding_of
+from .fields import Adaptive, Field, Interpolated, Same, Step, Transposed, Whole, Windowed
 from .mapped import MappedConv2d
 
 # By the beginning of torch's names, "Adaptive" left out.
@@ -21,36 +22,6 @@ _POOLS = {"Max": "pool", "Avg": "avg", "LP": "lp", "FractionalMax": "fractional"
 _UPSAMPLES = {"nearest": 1, "nearest-exact": 1, "linear": 2, "bilinear": 2, "bicubic": 4}  # mode -> inputs of an output
 _PAD_KINDS = ("Constant", "Reflection", "Replication", "Circular")
 _PADS = tuple(vars(nn)[f"{kind}Pad{n}d"] for kind in _PAD_KINDS for n in (1, 2))
-
-
-@dataclass(frozen=True)
-class Field:
-    """What the elements of a tensor see: the extent and the step in the input, and how many there are, each (h, w)."""
-
-    extent: tuple[int, int]
-    step: tuple[int | Fraction, int | Fraction]
-    count: tuple[int, int]
-
-    def through(self, kernel, stride, dilation, count) -> Field:
-        """What the outputs of a window over these elements see."""
-        if self is UNKNOWN:
-            return self
-        extent = tuple(e + d * (r - 1) * s for e, d, r, s in zip(self.extent, dilation, kernel, self.step))
-        return Field(extent, tuple(s * t for s, t in zip(self.step, stride)), count)
-
-    def finer(self, ratio, count) -> Field:
-        """The same with so many elements in place of one."""
-        return self if self is UNKNOWN else Field(self.extent, tuple(s / r for s, r in zip(self.step, ratio)), count)
-
-    def joined(self, other: Field) -> Field:
-        """What a sum of both, or both side by side, see."""
-        if UNKNOWN in (self, other):
-            return UNKNOWN
-        pairs = ((self.extent, other.extent), (self.step, other.step), (self.count, other.count))
-        return Field(*(tuple(map(max, *pair)) for pair in pairs))
-
-
-UNKNOWN = Field((0, 0), (0, 0), (0, 0))  # compared by identity and by value alike
 
 
 def pool_word(module: nn.Module) -> str | None:
@@ -84,7 +55,7 @@ def _window(module: nn.Module, x: Tensor, y: Tensor) -> tuple | None:
     """(kernel, stride, padding, dilation) of a layer that moves a window over maps, each (height, width); or None."""
     dimensions = x.dim() - 2
     fractional = isinstance(module, nn.FractionalMaxPool2d)
-    if hasattr(module, "output_size") and dimensions and not fractional:  # adaptive pooling: what comes nearest
+    if _adaptive(module, x) and not fractional:  # what comes nearest
         spatial, outputs = pair_of(x.shape[2:]), module.output_size
         if not isinstance(outputs, int):
             outputs = [o or n for o, n in zip(outputs, x.shape[2:])]
@@ -106,32 +77,81 @@ def _window(module: nn.Module, x: Tensor, y: Tensor) -> tuple | None:
     return kernel, stride, padding, pair_of(getattr(module, "dilation", 1), dimensions)
 
 
+def _adaptive(module: nn.Module, x: Tensor) -> bool:
+    return hasattr(module, "output_size") and x.dim() > 2
+
+
 def field_after(module: nn.Module, field: Field | None, x: Tensor, y: Tensor) -> Field | None:
     """What the outputs of a layer see."""
     if field is None:
         return None
+    after = _seen_by(module, field, x, y)
+    weighs = isinstance(module, (_ConvNd, MappedConv2d, nn.Linear))
+    return replace(after, depth=field.depth + 1) if weighs else after
+
+
+def _seen_by(module: nn.Module, field: Field, x: Tensor, y: Tensor) -> Field:
     if isinstance(module, nn.Linear) or y.dim() == 2 and field.count != (1, 1):
-        return field.through(field.count, (1, 1), (1, 1), (1, 1))
-    count = pair_of(y.shape[2:])
+        return field.through(field.count, (1, 1), (1, 1), (1, 1), Whole(field.count), (0, 0))
+    count, size = pair_of(y.shape[2:]), pair_of(x.shape[2:])
     if isinstance(module, (nn.Unfold, nn.Fold)):
-        return UNKNOWN
-    if isinstance(module, (nn.Upsample, nn.PixelShuffle, nn.MaxUnpool1d, nn.MaxUnpool2d)):
-        taps = (_UPSAMPLES.get(getattr(module, "mode", "nearest"), 1),) * 2
-        taps = tuple(t if n > 1 else 1 for t, n in zip(taps, pair_of(x.shape[2:])))
-        ratio = tuple(Fraction(n, m) for n, m in zip(count, pair_of(x.shape[2:])))
-        return field.through(taps, (1, 1), (1, 1), count).finer(ratio, count)
+        return field.unknown(count)
+    if isinstance(module, (nn.Upsample, nn.PixelShuffle)):
+        return _upsampled(module, field, size, count)
     if isinstance(module, nn.PixelUnshuffle):
         side = (module.downscale_factor,) * 2
-        return field.through(side, side, (1, 1), count)
+        return field.through(side, side, (1, 1), count, Windowed(side, side, (0, 0), (1, 1), size), (0, 0))
+    if isinstance(module, _PADS):
+        before = (*module.padding[2:3], 0)[:1] + module.padding[:1]  # (left, right), or (left, right, top, bottom)
+        modes = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
+        mode = modes.get(type(module).__name__[: -len("Pad2d")], "zeros")
+        laid = Windowed((1, 1), (1, 1), before, (1, 1), size, mode)
+        return field.through((1, 1), (1, 1), (1, 1), count, laid, tuple(-n for n in before))
     window = _window(module, x, y)
     if window is None:
-        same = isinstance(module, _PADS) or not moves(module, (x,), y)
-        return field if same else UNKNOWN
-    kernel, stride, _, dilation = window
-    if getattr(module, "transposed", False):  # of each stride's outputs one kernel position in `stride` meets an input
+        return field.unknown(count) if moves(module, (x,), y) else field
+    kernel, stride, padding, dilation = window
+    before = _before(padding, size, kernel, stride, dilation)
+    if getattr(module, "transposed", False) or isinstance(module, (nn.MaxUnpool1d, nn.MaxUnpool2d)):
+        # Of each stride's outputs one kernel position in `stride` meets an input.
         reach = tuple(-(-(d * (r - 1) + 1) // s) for r, s, d in zip(kernel, stride, dilation))
-        return field.through(reach, (1, 1), (1, 1), count).finer(map(Fraction, stride), count)
-    return field.through(kernel, stride, dilation, count)
+        first = tuple(-((d * (r - 1) - b) // s) for r, s, d, b in zip(kernel, stride, dilation, before))
+        step: Step = Transposed(kernel, stride, before, dilation, size)
+        return field.through(reach, (1, 1), (1, 1), count, step, first).finer(tuple(map(Fraction, stride)), count)
+    if isinstance(module, nn.FractionalMaxPool2d):
+        return field.through(kernel, stride, dilation, count, Same(size), (0, 0)).astray()
+    mode = getattr(module, "padding_mode", "zeros")
+    step = Adaptive(size, count) if _adaptive(module, x) else Windowed(kernel, stride, before, dilation, size, mode)
+    return field.through(kernel, stride, dilation, count, step, tuple(-n for n in before))
+
+
+def _before(padding, size, kernel, stride, dilation) -> tuple[int, int]:
+    """The padding before the first row and column."""
+    if not isinstance(padding, str):
+        return padding
+    top, _, left, _ = padding_of(padding, size, kernel, stride, dilation)
+    return top, left
+
+
+def _upsampled(module: nn.Module, field: Field, size: tuple[int, int], count: tuple[int, int]) -> Field:
+    """What the outputs of nn.Upsample and nn.PixelShuffle see."""
+    mode = getattr(module, "mode", "nearest")
+    ratio = tuple(Fraction(m, n) for m, n in zip(count, size))
+    taps = tuple(_UPSAMPLES[mode] if n > 1 else 1 for n in size)
+    low, high = (0, 0) if _UPSAMPLES[mode] == 1 else (1 - _UPSAMPLES[mode] // 2, _UPSAMPLES[mode] // 2)
+    back = tuple(1 / r for r in ratio)
+    given = getattr(module, "scale_factor", None)
+    if given is not None and not module.recompute_scale_factor:  # torch divides by it, and not by what came of it
+        given = given if isinstance(given, tuple) else (given,) * len(size)
+        back = tuple(1 / Fraction(s) if s else b for s, b in zip((None, *given)[-2:], back))
+    half = Fraction(1, 2)  # positions are centres of pixels, but in "nearest" and with corners aligned
+    plus, minus = {"nearest": (0 * half, 0 * half), "nearest-exact": (half, 0 * half)}.get(mode, (half, half))
+    if getattr(module, "align_corners", False):
+        plus = minus = 0 * half
+        back = tuple(Fraction(n - 1, max(m - 1, 1)) for n, m in zip(size, count))
+    step = Interpolated(back, plus, minus, low, high, size)
+    first = tuple(step.low if t > 1 else 0 for t in taps)
+    return field.through(taps, (1, 1), (1, 1), count, step, first).finer(ratio, count)
 
 
 def op_of(module: nn.Module, x: Tensor, y: Tensor) -> str:

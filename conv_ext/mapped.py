@@ -143,6 +143,7 @@ class MappedConv2d(Unscriptable, nn.Module):
     input maps in ascending order; bias (K,); output (N, K, P, Q) or (K, P, Q).
     Dtypes, and derivatives of any order, are those of `conv_ext.conv2d`. Weights start as those of `nn.Conv2d` do:
     uniform within 1 / sqrt(fan-in of the output map).
+    torch.fx traces into it: the graph has a convolution for each fan-in, and the indices of the maps as buffers.
     Errors: those of `ConnectionTable`; ValueError for a kernel size, stride or dilation below 1, a negative padding,
     an unknown string; RuntimeError in `forward` where the input has not C channels, and as in `conv_ext.conv2d`.
     """
@@ -232,7 +233,8 @@ class MappedConv2d(Unscriptable, nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of `input`: (N, C, H, W) -> (N, K, P, Q), or without N."""
-        if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
+        # A symbolic trace (torch.fx) has proxies here, which have no sizes.
+        if isinstance(input, Tensor) and (input.dim() not in (3, 4) or input.shape[-3] != self.in_channels):
             raise RuntimeError(
                 f"Expected input (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W), the maps of the "
                 f"connection table, but got input of size: {list(input.shape)}"
@@ -264,7 +266,9 @@ class MappedConv2d(Unscriptable, nn.Module):
 def _gathered(tensor: Tensor, dim: int, indices: Tensor | None) -> Tensor:
     if indices is None:
         return tensor
-    if indices.device != tensor.device:  # parameters that were put into the layer, or lent to it for a call
+    if (
+        isinstance(tensor, Tensor) and indices.device != tensor.device
+    ):  # parameters that were put into the layer, or lent to it for a call
         indices = indices.to(tensor.device)
     return tensor.index_select(dim, indices)
 

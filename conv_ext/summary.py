@@ -7,9 +7,9 @@ between them, and sees which parameters are used there.
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -21,7 +21,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from .layer_kinds import UNKNOWN, Field, field_after, moves, norm_word, op_of, operations_of, pool_word
+from .fields import Field, start
+from .layer_kinds import field_after, moves, norm_word, op_of, operations_of, pool_word
 from .meta import on_meta
 
 __all__ = ["Row", "Summary", "summary"]
@@ -36,6 +37,8 @@ class Row:
     receptive_field, stride: (height, width) in positions of the input: how much of it one output sees, and how far
     apart neighbours are, as a fraction where they are less than one apart; None for a vector's stride, and both None
     where what the layer does to positions is not known (nn.Unfold, say). bytes: of the output.
+    offset: (row, column) of the input where the receptive field of output (0, 0) begins, below 0 in the padding; that
+    of output (p, q) begins (p, q) strides later. None where it is not known. `window` has the exact field of an output.
     """
 
     op: str
@@ -46,6 +49,22 @@ class Row:
     receptive_field: tuple[int, int] | None
     stride: tuple[int | Fraction, int | Fraction] | None
     bytes: int
+    offset: tuple[int, int] | None = None
+    seen: Field | None = field(default=None, repr=False, compare=False)
+
+    def window(self, p: int = 0, q: int = 0) -> tuple[slice, slice] | None:
+        """The rows and columns of the input that output (p, q) depends on, every border on the way reckoned with.
+
+        Two slices: ``image[:, rows, columns]`` is what it sees. They are empty where it sees padding alone; a vector's
+        outputs have (0, 0). None where they are not known: behind nn.Unfold, after operations between the layers that
+        change how many positions there are, and where branches of different steps are added.
+
+        Raises ValueError where there is no such output.
+        """
+        count = (1, 1) if len(self.volume) == 1 else (1, *self.volume[:-1])[-2:]
+        if not (0 <= p < count[0] and 0 <= q < count[1]):
+            raise ValueError(f"{self.name} has {count[0]} x {count[1]} outputs, there is none at ({p}, {q})")
+        return None if self.seen is None else self.seen.window(p, q)
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,11 @@ class Summary:
         """The outputs of all rows together, for one image: roughly what training keeps for the backward pass."""
         return sum(row.bytes for row in self.rows)
 
+    @property
+    def weight_layers(self) -> int:
+        """Convolutions and full connections on the longest way through the network, as papers count layers."""
+        return max((row.seen.depth for row in self.rows if row.seen is not None), default=0)
+
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         def size(values) -> str:
             return "×".join(f"{value:,}" for value in values)
@@ -84,15 +108,15 @@ class Summary:
                 return ""
             return str(values[0]) if values[0] == values[1] else f"{values[0]}×{values[1]}"
 
-        heads = ["op", "name", "parameters", "operations", "volume", "receptive field", "stride", "KiB"]
+        heads = ["op", "name", "parameters", "operations", "volume", "receptive field", "stride", "offset", "KiB"]
         cells = [
             [row.op, row.name, f"{row.parameters:,}", f"{row.operations:,}", size(row.volume),
              "unknown" if row.receptive_field is None else window(row.receptive_field), window(row.stride),
-             f"{row.bytes / 1024:,.1f}"]
+             window(row.offset if len(row.volume) > 1 else None), f"{row.bytes / 1024:,.1f}"]
             for row in self.rows
         ]  # fmt: skip
         total = f"{self.bytes / 1024:,.1f}"
-        cells.append(["all", "", f"{self.parameters:,}", f"{self.operations:,}", "", "", "", total])
+        cells.append(["all", "", f"{self.parameters:,}", f"{self.operations:,}", "", "", "", "", total])
         return heads, cells
 
     def _title(self) -> str:
@@ -172,6 +196,17 @@ def summary(model: nn.Module, input_size: Sequence[int], *, expand: bool = False
     return Summary(type(model).__name__, tuple(input_size), tuple(observer.rows), observer.unused)
 
 
+class _Reached(BaseException):
+    """Ends a run at the layer that was asked for."""
+
+
+def field_of(model: nn.Module, layer: nn.Module, input_size: Sequence[int]) -> Field | None:
+    """The field of what `layer`, a module within `model`, makes of an image of `input_size`; None if there is none."""
+    observer = _Observer(model, expand=True, until=layer)
+    observer.run(tuple(input_size))
+    return observer.reached
+
+
 def _inside(model: nn.Module) -> nn.Module:
     """The model itself, where others are only wrapped around it."""
     while True:
@@ -199,6 +234,15 @@ def _put(values, field: Field | None) -> None:
             leaf._conv_ext_field = field  # type: ignore[attr-defined]
 
 
+def _between(field: Field | None, result) -> Field | None:
+    """The field of what a function made: where it has another number of positions, it is not known which they are."""
+    if field is None or not isinstance(result, Tensor) or result.dim() < 3:
+        return field
+    sizes, (h, w) = list(result.shape[1:]), field.count
+    there = h * w in sizes or (h == 1 or h in sizes) and (w == 1 or w in sizes)
+    return field if there else field.astray()
+
+
 class _Between(TorchFunctionMode):
     """Results of functions see what their arguments see, and which parameters are used is noted."""
 
@@ -208,7 +252,7 @@ class _Between(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        _put(result, _get((args, kwargs)))
+        _put(result, _between(_get((args, kwargs)), result))
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # and not a size, a dtype, a device
             self.used.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, nn.Parameter))
         return result
@@ -217,8 +261,9 @@ class _Between(TorchFunctionMode):
 class _Observer:
     """Runs a model once and makes its rows."""
 
-    def __init__(self, model: nn.Module, expand: bool) -> None:
-        self.model, self.expand = model, expand
+    def __init__(self, model: nn.Module, expand: bool, until: nn.Module | None = None) -> None:
+        self.model, self.expand, self.until = model, expand, until
+        self.reached: Field | None = None  # of `until`
         self.rows: list[Row] = []
         self.counted: set[int] = set()  # ids of parameters
         self.used: set[int] = set()  # the same, of those that functions read
@@ -231,8 +276,7 @@ class _Observer:
         floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point or p.dtype.is_complex)
         dtype = next(floating, torch.get_default_dtype())
         x = torch.empty(1, *input_size, dtype=dtype, device="meta")
-        size = (1, *input_size[1:])[-2:]
-        x._conv_ext_field = Field((1, 1), (1, 1), size)  # type: ignore[attr-defined]
+        x._conv_ext_field = start((1, *input_size[1:])[-2:])  # type: ignore[attr-defined]
         handles = []
         try:
             with on_meta(model), torch.no_grad(), _Between(self.used):
@@ -244,7 +288,10 @@ class _Observer:
                         module.device_ids = []  # the meta device is none of them
                     if module not in inner:  # what makes a layer's weight is no layer
                         handles += self._watch(name or type(module).__name__, module)
-                model(x)
+                if self.until is not None:
+                    handles.append(self.until.register_forward_hook(self._reach))
+                with contextlib.suppress(_Reached):
+                    model(x)
                 self.unused = sum(p.numel() for p in model.parameters() if id(p) not in self.counted)
         except Exception as error:
             what = f"{type(model).__name__} does not run with an input of {list(input_size)}"
@@ -252,6 +299,10 @@ class _Observer:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _reach(self, _module, _inputs, y) -> None:
+        self.reached = _get(y)
+        raise _Reached
 
     def _watch(self, name: str, module: nn.Module) -> list:
         """The hooks of one module, or none where it has no row."""
@@ -322,8 +373,9 @@ class _Observer:
 def _row(op: str, name: str, parameters: int, operations: int, y: Tensor, field: Field | None, kept=None) -> Row:
     sizes = tuple(y.shape[1:])
     volume = (*sizes[1:], sizes[0]) if sizes else ()
-    extent, step = ((1, 1), (1, 1)) if field is None else (field.extent, field.step)
-    extent = None if field is UNKNOWN else tuple(map(math.ceil, extent))
-    step = None if field is UNKNOWN else tuple(int(s) if s == int(s) else s for s in step)
+    extent, step, offset = ((1, 1), (1, 1), None) if field is None else (field.extent, field.step, field.offset())
+    if field is not None and not field.known:
+        extent = step = None
+    step = None if step is None or len(sizes) < 2 else tuple(int(s) if s == int(s) else s for s in step)
     kept = y.numel() * y.element_size() if kept is None else kept
-    return Row(op, name, parameters, operations, volume, extent, step if len(sizes) > 1 else None, kept)
+    return Row(op, name, parameters, operations, volume, extent, step, kept, offset, field)

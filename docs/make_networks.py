@@ -24,7 +24,9 @@ TABLES = {
     "lenet5": """\
 `models.lenet5()` has the paper's connection table in C3 and its pooling with a gain and a bias for each map;
 `head="rbf"` gives its output layer, too, and then there are the 60,000 trainable parameters that the paper counts.
-`lenet5(connections="full", pooling="average")` is the form that is usual today, with 61,706.""",
+`lenet5(connections="full", pooling="average")` is the form that is usual today, with 61,706, often with
+`activation="relu", pooling="max"`. With `dense="conv"` the full connections are convolutions: the network takes images
+of any size from 32 × 32 on, and gives the scores of every window of 32 × 32, four positions apart.""",
     "mnist_convnet": "The demo's network for MNIST: `python -m conv_ext demo --data mnist --root DIR`.",
     "cifar10_convnet": "The demo's network for CIFAR-10: `python -m conv_ext demo --data cifar10 --root DIR`.",
     "alexnet": """\
@@ -33,17 +35,27 @@ torchvision's AlexNet is another network; `conv_ext.convert` makes that one ours
     "zfnet": "With the wider layers three to five of the paper's larger model.",
     "vgg16": """\
 `models.vgg("A" | "A-LRN" | "B" | "C" | "D" | "E")` has all configurations of the paper; `load_torchvision` takes the
-weights of torchvision's vgg11, vgg13, vgg16 and vgg19 for A, B, D and E.""",
+weights of torchvision's vgg11, vgg13, vgg16 and vgg19 for A, B, D and E. With `dense="conv"` it takes images of any
+size from 224 × 224 on, and gives a map of scores, whose mean is the paper's result for a large image.""",
     "nin": """\
 The last convolution has a map for each class, and a mean over each map replaces full connections.
 `nin(1000, images="imagenet")` is the larger network that the authors published later.""",
     "googlenet": """\
 `googlenet(inception="naive")` has modules without 1 × 1 convolutions before the large ones. In training mode the
 result has the scores of the two auxiliary classifiers as well. torchvision's GoogLeNet is another network (batch
-normalisation, 3 × 3 in place of 5 × 5); `conv_ext.convert` makes that one ours.""",
+normalisation, 3 × 3 in place of 5 × 5); `conv_ext.convert` makes that one ours.
+
+The auxiliary classifiers begin with an average pooling of 5 × 5 with stride 3 and without padding, which makes 4 × 4 of
+14 × 14, as the paper has it; Avrithis' lecture (2018) has a padding there. It prints 271,418,048 operations for the
+naive form of the last module (384, 384 and 128 maps behind 832, on 7 × 7): its 1 × 1 branch stands there with 384, the
+number of its maps, in place of its 15,673,728 operations. The sum is 287,091,392.""",
     "resnet50": """\
 `models.resnet(18 | 34 | 50 | 101 | 152)`, with the stride of a stage in its first 3 × 3 layer (the paper has it in the
-1 × 1 layer before); `load_torchvision` takes torchvision's weights for all five.""",
+1 × 1 layer before); `load_torchvision` takes torchvision's weights for all five.
+
+`models.resnext(50 | 101 | 152, groups=32, group_width=4)` is ResNeXt (Xie, Girshick, Dollár, Tu and He, 2017): the
+3 × 3 layers of the bottlenecks in groups. Its weights are torchvision's resnext50_32x4d, resnext101_32x8d
+(`groups=32, group_width=8`) and resnext101_64x4d (`groups=64`).""",
     "mobilenet_v2": """\
 `mobilenet_v2(width_mult=1.4)` is the paper's wider one; `load_torchvision` takes torchvision's weights. Most of its
 operations are 1 × 1 layers, and the memory that is gone through is that of its depthwise layers and normalisations.""",
@@ -60,9 +72,16 @@ from conv_ext import models, summary, fuse, visualize
 net = models.vgg16(num_classes=10)                  # also in_channels, width, device, dtype
 print(summary(net, (3, 224, 224)))                  # the tables below; also python -m conv_ext summary vgg16
 fast = fuse(net.eval())                             # for inference: batch normalisation folded, ReLU in the epilogue
-visualize.filters(net).savefig("filters.png")       # also feature_maps, occlusion
+visualize.filters(net).savefig("filters.png")       # and what units look for: visualize.md
 ```
 
+"""
+BELOW = """\
+Weight layers are convolutions and full connections on the longest way through the network. The receptive field is that
+of the last convolution. The top-5 error is the published one of what the authors entered in the ImageNet challenge, the
+mean of several such networks on its test set (O. Russakovsky et al., "ImageNet large scale visual recognition
+challenge", IJCV 115 (3), 2015; ResNet's paper); nothing here was trained on ImageNet. `models.topk(scores, labels, 5)`
+counts it: the error is one minus that.
 """
 TEXT = """\
 ## How the figures are counted
@@ -70,8 +89,9 @@ TEXT = """\
 A convolution or a full connection with an R × S kernel over C maps counts R S C + 1 operations (a multiplication with
 an addition; the bias is the one) for each element of its output; pooling and normalisation count one for each element
 of their input. Receptive fields follow from the layers' geometry and may be larger than the image; fields and strides
-are in positions of the input. KiB are those of the layers' outputs in float32, for one image. The figures of
-seven of the networks are held to the printed ones in `tests/python/test_summary.py`.
+are in positions of the input, and an offset is where the field of the first output begins (below 0 in the padding);
+`row.window(p, q)` gives the exact one of an output. KiB are those of the layers' outputs in float32, for one image. The
+figures of seven of the networks are held to the printed ones in `tests/python/test_summary.py`.
 
 ## Layers beside torch's
 
@@ -98,6 +118,8 @@ And how the probability of the right class falls when a square of the image is c
 
 ![occlusion](networks/occlusion.png)
 
+[visualize.md](visualize.md) goes on: what single units look for.
+
 ## Transfer learning
 
 `python -m conv_ext demo transfer` lets a LeNet-5 that knows the digits 0 to 4 go on to 5 to 9: with all layers frozen
@@ -121,17 +143,20 @@ def text() -> str:
         classes = {"num_classes": 1000} if name == "nin_imagenet" else {}
         found = conv_ext.summary(entry.make(in_channels=entry.image[0], device="meta", **classes), entry.image)
         field = max(row.receptive_field[0] for row in found.rows if row.op.startswith(("conv", "inc")))
-        cells = [name, entry.paper, " × ".join(map(str, entry.image)), _millions(found.parameters),
-                 _millions(found.operations), str(field), f"{found.bytes / 2**20:,.1f}"]  # fmt: skip
+        error = "" if entry.top5 is None else str(entry.top5)
+        cells = [name, entry.paper, " × ".join(map(str, entry.image)), str(found.weight_layers),
+                 _millions(found.parameters), _millions(found.operations), str(field), f"{found.bytes / 2**20:,.1f}",
+                 error]  # fmt: skip
         overview.append("| " + " | ".join(cells) + " |")
         if name in TABLES:
             tables.append(f"### {name}\n\n{entry.paper}.\n\n{TABLES[name]}\n\n{found.to_markdown()}\n")
     head = [
-        "| network | paper | image | million parameters | million operations | receptive field | MiB of activations |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| network | paper | image | weight layers | million parameters | million operations | receptive field "
+        "| MiB of activations | top-5 error, % |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     table = "\n".join(head + overview)
-    listed = f"{table}\n\nThe receptive field is that of the last convolution.\n\n"
+    listed = f"{table}\n\n{BELOW}\n"
     return OPENING + listed + TEXT + SEEN + "## Tables\n\n" + "\n".join(tables)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Flatten", "count", "he_start", "make", "narrowed", "one_of"]
+from conv_ext import Conv2d
+
+__all__ = ["Flatten", "count", "full_connection", "he_start", "make", "narrowed", "one_of", "takes_full_connections"]
 
 
 def count(name: str, value) -> int:
@@ -54,6 +56,37 @@ def he_start(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def full_connection(kind: str, maps: tuple[int, int, int], units: int) -> nn.Module:
+    """A full connection from maps (C, H, W) to units: nn.Linear on them as a vector, or with kind "conv" Conv2d.
+
+    A convolution whose kernel is as large as the maps is that full connection; on larger maps it is the same connection
+    at every position. Its weight (units, C, H, W) has the numbers of the linear layer's (units, C H W) in the same
+    order.
+    """
+    c, h, w = maps
+    return Conv2d(c, units, (h, w)) if kind == "conv" else nn.Linear(c * h * w, units)
+
+
+def reshaped(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`given` with weights of full connections in the shape of the convolutions in `own` that stand for them."""
+    found = dict(given)
+    for name, tensor in own.items():
+        matrix = given.get(name)
+        if matrix is not None and matrix.dim() == 2 and tensor.dim() == 4 and matrix.numel() == tensor.numel():
+            found[name] = matrix.reshape(tensor.shape) if len(matrix) == len(tensor) else matrix
+    return found
+
+
+def takes_full_connections(model: nn.Module) -> None:
+    """Have `load_state_dict` take the weights of the same network with full connections that are no convolutions."""
+    model.register_load_state_dict_pre_hook(_reshape)
+
+
+def _reshape(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_rest) -> None:
+    own = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    state_dict.update(reshaped(own, {name: state_dict[name] for name in own if name in state_dict}))
 
 
 class Flatten(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from conv_ext import ConnectionTable, Conv2d, MappedConv2d
 
-from .layers import Flatten, count, make, one_of
+from .layers import Flatten, count, full_connection, make, one_of, takes_full_connections
 from .pooling import TrainablePool2d
 
 __all__ = ["C3_TABLE", "RBF", "LeNet5", "digit_codes", "lenet5"]
@@ -46,15 +46,16 @@ def digit_codes() -> Tensor:
 
 
 class RBF(nn.Module):
-    """Radial basis functions: scores by the distances to fixed codes, x (N, 84) -> (N, num_classes).
+    """Radial basis functions: scores by the distances to fixed codes, x (N, 84, …) -> (N, num_classes, …).
 
     LeCun et al. 1998, section II.B: the output of class i is the squared distance of F6's outputs to the picture of
     character i, a penalty. Here it is minus one half of that, the logarithm of a normal density up to a constant, so
     that the highest score wins and cross entropy applies. The codes are a buffer `codes`, no parameters.
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, flat: bool = True) -> None:
         super().__init__()
+        self.flat = flat  # whether x is a vector, and not maps
         codes = digit_codes()
         if num_classes > len(codes):
             raise ValueError(f"head='rbf' has codes for ten digits: num_classes must be up to 10, got {num_classes}")
@@ -71,8 +72,9 @@ class RBF(nn.Module):
         return self.codes.shape[1] + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 84) -> (N, num_classes)."""
-        return -0.5 * (x[:, None] - self.codes).square().sum(2)
+        """(N, 84) -> (N, num_classes), or at every position of maps: (N, 84, P, Q) -> (N, num_classes, P, Q)."""
+        codes = self.codes if self.flat else self.codes[:, :, None, None]
+        return -0.5 * (x[:, None] - codes).square().sum(2)
 
 
 class ScaledTanh(nn.Module):
@@ -88,27 +90,36 @@ class LeNet5(nn.Module):
 
     def __init__(
         self, num_classes: int = 10, in_channels: int = 1, connections: str = "table", pooling: str = "trainable",
-        head: str = "linear",
+        head: str = "linear", activation: str = "tanh", dense: str = "linear",
     ) -> None:  # fmt: skip
         super().__init__()
         num_classes, in_channels = count("num_classes", num_classes), count("in_channels", in_channels)
         one_of("connections", connections, ("table", "full"))
-        one_of("pooling", pooling, ("trainable", "average"))
+        one_of("pooling", pooling, ("trainable", "average", "max"))
         one_of("head", head, ("linear", "rbf"))
-        trainable = pooling == "trainable"
+        one_of("activation", activation, ("tanh", "relu"))
+        one_of("dense", dense, ("linear", "conv"))
+        trainable, squash = pooling == "trainable", ScaledTanh if activation == "tanh" else nn.ReLU
+        plain = nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
         self.c1 = Conv2d(in_channels, 6, kernel_size=5)
-        self.s2 = TrainablePool2d(6) if trainable else nn.AvgPool2d(2)
+        self.s2 = TrainablePool2d(6) if trainable else plain(2)
         self.c3 = MappedConv2d(C3_TABLE, kernel_size=5) if connections == "table" else Conv2d(6, 16, kernel_size=5)
-        self.s4 = TrainablePool2d(16) if trainable else nn.AvgPool2d(2)
+        self.s4 = TrainablePool2d(16) if trainable else plain(2)
         self.c5 = Conv2d(16, 120, kernel_size=5)
-        self.flatten = Flatten((120, 1, 1), "32 x 32")
-        self.f6 = nn.Linear(120, 84)
-        self.output = RBF(num_classes) if head == "rbf" else nn.Linear(84, num_classes)
-        self.squash = ScaledTanh()
-        self.squash_pooled = ScaledTanh() if trainable else nn.Identity()
+        linear = dense == "linear"
+        self.flatten = Flatten((120, 1, 1), "32 x 32") if linear else nn.Identity()
+        self.f6 = full_connection(dense, (120, 1, 1), 84)
+        self.output = RBF(num_classes, linear) if head == "rbf" else full_connection(dense, (84, 1, 1), num_classes)
+        self.squash = squash()
+        self.squash_pooled = squash() if trainable else nn.Identity()
+        if not linear:
+            takes_full_connections(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scores of each class, before any softmax: (N, in_channels, 32, 32) -> (N, num_classes)."""
+        """The scores of each class, before any softmax: (N, in_channels, 32, 32) -> (N, num_classes).
+
+        With dense="conv" a map of scores: (N, in_channels, H, W) -> (N, num_classes, P, Q).
+        """
         x = self.squash(self.c1(x))  # (N, 6, 28, 28)
         x = self.squash_pooled(self.s2(x))  # (N, 6, 14, 14)
         x = self.squash(self.c3(x))  # (N, 16, 10, 10)
@@ -120,7 +131,7 @@ class LeNet5(nn.Module):
 
 def lenet5(
     num_classes: int = 10, in_channels: int = 1, *, connections: str = "table", pooling: str = "trainable",
-    head: str = "linear", device=None, dtype=None,
+    head: str = "linear", activation: str = "tanh", dense: str = "linear", device=None, dtype=None,
 ) -> LeNet5:  # fmt: skip
     """LeNet-5 with fresh weights: images (N, in_channels, 32, 32) -> scores (N, num_classes).
 
@@ -131,11 +142,18 @@ def lenet5(
         connections: "table", each map of C3 sees those maps of S2 that the paper's table I gives it (1,516 parameters
             in C3), or "full", every map sees all (2,416).
         pooling: "trainable", sums with a gain and a bias for each map, then the squashing function, as in the paper;
-            or "average", without parameters.
+            or "average" or "max", without parameters.
         head: "linear", a full connection, or "rbf", distances to fixed pictures of the ten digits (see `RBF`).
+        activation: "tanh", the paper's squashing function 1.7159 tanh(2 x / 3), or "relu".
+        dense: "linear", full connections, or "conv", the same as convolutions of 1 x 1: the network then takes images
+            of any size from 32 x 32 on and gives a map of scores (N, num_classes, P, Q), that of every window of
+            32 x 32 with a step of 4, so that P = floor((H - 32) / 4) + 1 (section VII of the paper: space displacement
+            neural networks). `load_state_dict` takes the weights of either form.
         device, dtype: where the parameters are and what they are.
 
-    `lenet5(connections="full", pooling="average")` has 61,706 parameters. Errors: ValueError for any other word, a
+    `lenet5(connections="full", pooling="average")` has 61,706 parameters; with `activation="relu", pooling="max"` it is
+    what is often called LeNet-5 today. Errors: ValueError for any other word, a
     count below 1 and an "rbf" head with more than ten classes; RuntimeError for images of another size.
     """
-    return make(LeNet5, num_classes, in_channels, connections, pooling, head, device=device, dtype=dtype)
+    words = connections, pooling, head, activation, dense
+    return make(LeNet5, num_classes, in_channels, *words, device=device, dtype=dtype)

@@ -7,14 +7,20 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from .layers import reshaped
+
 __all__ = ["load"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def load(network: Network, state_dict: Mapping[str, Tensor]) -> Network:
-    """Copy `state_dict` into `network`; ValueError, before anything is copied, where names or shapes differ."""
+    """Copy `state_dict` into `network`; ValueError, before anything is copied, where names or shapes differ.
+
+    Weights of full connections fit the convolutions that stand for them (layers.full_connection).
+    """
     own = network.state_dict()
+    state_dict = reshaped(own, state_dict)
     problems = [f"{name} is missing" for name in own if name not in state_dict]
     problems += [f"{name} is unknown here" for name in state_dict if name not in own]
     problems += [

@@ -1,4 +1,4 @@
-"""ResNet (He, Zhang, Ren and Sun, 2016) with 18, 34, 50, 101 or 152 layers."""
+"""ResNet (He, Zhang, Ren and Sun, 2016) with 18, 34, 50, 101 or 152 layers, and ResNeXt (Xie et al., 2017)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conv_ext import Conv2d
 from .layers import count, he_start, make, narrowed, one_of
 from .pretrained import load
 
-__all__ = ["Basic", "Bottleneck", "ResNet", "resnet"]
+__all__ = ["Basic", "Bottleneck", "ResNet", "resnet", "resnext"]
 
 
 class _Residual(nn.Module):
@@ -48,20 +48,22 @@ class Basic(_Residual):
 
 
 class Bottleneck(_Residual):
-    """1 x 1 to `width` maps, 3 x 3, and 1 x 1 to four times as many: the block of 50 layers and more.
+    """1 x 1 to `inner` maps (None: `width`), 3 x 3, and 1 x 1 to 4 `width`: the block of 50 layers and more.
 
     The stride is that of the 3 x 3 convolution, as in torchvision and most since; the paper has it in the first 1 x 1.
+    groups: of the 3 x 3 convolution; more than one is the block of ResNeXt.
     """
 
     expansion = 4
 
-    def __init__(self, c: int, width: int, stride: int) -> None:
+    def __init__(self, c: int, width: int, stride: int, groups: int = 1, inner: int | None = None) -> None:
         super().__init__()
-        self.conv1 = Conv2d(c, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = Conv2d(width, 4 * width, 1, bias=False)
+        inner = width if inner is None else inner
+        self.conv1 = Conv2d(c, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = Conv2d(inner, inner, 3, stride, padding=1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = Conv2d(inner, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU()
         self._shortcut(c, 4 * width, stride)
@@ -74,7 +76,7 @@ class Bottleneck(_Residual):
 
 
 # Table 1 of the paper: the block, and how many of them each stage has.
-STAGES = {
+STAGES: dict[int, tuple[type[_Residual], tuple[int, ...]]] = {
     18: (Basic, (2, 2, 2, 2)),
     34: (Basic, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -84,11 +86,15 @@ STAGES = {
 
 
 class ResNet(nn.Module):
-    """Four stages of residual blocks: x (N, in_channels, H, W) -> scores (N, num_classes); see `resnet`."""
+    """Four stages of residual blocks: x (N, in_channels, H, W) -> scores (N, num_classes); see `resnet`, `resnext`."""
 
-    def __init__(self, layers: int = 50, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> None:
+    def __init__(
+        self, layers: int = 50, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, groups: int = 1,
+        group_width: int = 64,
+    ) -> None:  # fmt: skip
         super().__init__()
         one_of("layers", layers, tuple(STAGES))
+        groups, group_width = count("groups", groups), count("group_width", group_width)
         num_classes, in_channels = count("num_classes", num_classes), count("in_channels", in_channels)
         block, counts = STAGES[layers]
         c = narrowed(64, width)
@@ -98,9 +104,12 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         for stage, blocks in enumerate(counts):
             maps = narrowed(64 * 2**stage, width)
+            inside = {}
+            if groups > 1:
+                inside = {"groups": groups, "inner": groups * max(1, round(group_width * 2**stage * width))}
             made = []
             for index in range(blocks):
-                made.append(block(c, maps, 2 if stage and index == 0 else 1))
+                made.append(block(c, maps, 2 if stage and index == 0 else 1, **inside))
                 c = block.expansion * maps
             self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -114,9 +123,9 @@ class ResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> ResNet:
-        """Take the weights of torchvision's resnet18, 34, 50, 101 or 152; returns the network.
+        """Take the weights of torchvision's resnet18, 34, 50, 101, 152 or of its ResNeXt; returns the network.
 
-        ValueError where names or shapes differ: another depth, another number of classes.
+        ValueError where names or shapes differ: another depth, another cardinality, another number of classes.
         """
         return load(self, state_dict)
 
@@ -133,3 +142,22 @@ def resnet(
     Errors: ValueError for another depth, a count below 1 and a width that is not positive.
     """
     return make(ResNet, layers, num_classes, in_channels, width, device=device, dtype=dtype)
+
+
+def resnext(
+    layers: int = 50, num_classes: int = 1000, in_channels: int = 3, *, groups: int = 32, group_width: int = 4,
+    width: float = 1.0, device=None, dtype=None,
+) -> ResNet:  # fmt: skip
+    """ResNeXt with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes); 224 x 224 in the paper.
+
+    S. Xie, R. Girshick, P. Dollár, Z. Tu, K. He, "Aggregated residual transformations for deep neural networks", CVPR
+    2017, table 1 and figure 3(c): a ResNet whose 3 x 3 convolutions are grouped, `groups` of `group_width` maps each in
+    the first stage and of twice as many in each further one. The defaults are ResNeXt-50 (32 x 4d), torchvision's
+    resnext50_32x4d; `resnext(101, groups=32, group_width=8)` and `resnext(101, groups=64)` are its others.
+
+    `layers` is 50, 101 or 152; `width` multiplies the maps of every layer, for small experiments.
+
+    Errors: ValueError for another depth, a count below 1 and a width that is not positive.
+    """
+    one_of("layers", layers, tuple(n for n, (block, _) in STAGES.items() if block is Bottleneck))
+    return make(ResNet, layers, num_classes, in_channels, width, groups, group_width, device=device, dtype=dtype)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Flatten, count, he_start, make, narrowed, one_of
+from .layers import Flatten, count, full_connection, he_start, make, narrowed, one_of, takes_full_connections
 from .pretrained import load
 
 __all__ = ["VGG", "vgg", "vgg16", "vgg19"]
@@ -27,9 +27,11 @@ class VGG(nn.Module):
     """Stages of 3 x 3 convolutions: x (N, in_channels, 224, 224) -> scores (N, num_classes); see `vgg`."""
 
     def __init__(
-        self, configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, width: float = 1.0
-    ) -> None:
+        self, configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, width: float = 1.0,
+        dense: str = "linear",
+    ) -> None:  # fmt: skip
         super().__init__()
+        one_of("dense", dense, ("linear", "conv"))
         one_of("configuration", configuration, tuple(CONFIGURATIONS))
         num_classes, c = count("num_classes", num_classes), count("in_channels", in_channels)
         layers: list[nn.Module] = []
@@ -42,17 +44,22 @@ class VGG(nn.Module):
                 c = k
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.flatten = Flatten((c, 7, 7), "224 x 224")
+        self.flatten = nn.Identity() if dense == "conv" else Flatten((c, 7, 7), "224 x 224")
         hidden = narrowed(4096, width)
         self.classifier = nn.Sequential(
-            nn.Linear(self.flatten.features, hidden), nn.ReLU(), nn.Dropout(),
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(),
-            nn.Linear(hidden, num_classes),
+            full_connection(dense, (c, 7, 7), hidden), nn.ReLU(), nn.Dropout(),
+            full_connection(dense, (hidden, 1, 1), hidden), nn.ReLU(), nn.Dropout(),
+            full_connection(dense, (hidden, 1, 1), num_classes),
         )  # fmt: skip
+        if dense == "conv":
+            takes_full_connections(self)
         he_start(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scores of each class, before any softmax: (N, in_channels, 224, 224) -> (N, num_classes)."""
+        """The scores of each class, before any softmax: (N, in_channels, 224, 224) -> (N, num_classes).
+
+        With dense="conv" a map of scores: (N, in_channels, H, W) -> (N, num_classes, H / 32 - 6, W / 32 - 6).
+        """
         return self.classifier(self.flatten(self.features(x)))
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> VGG:
@@ -65,8 +72,8 @@ class VGG(nn.Module):
 
 
 def vgg(
-    configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0, device=None,
-    dtype=None,
+    configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0,
+    dense: str = "linear", device=None, dtype=None,
 ) -> VGG:  # fmt: skip
     """VGG with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).
 
@@ -74,10 +81,15 @@ def vgg(
     `configuration` is "A", "A-LRN", "B", "C", "D" (VGG-16) or "E" (VGG-19); `width` multiplies the maps and units of
     every layer, for small experiments.
 
-    Errors: ValueError for another configuration, a count below 1 and a width that is not positive; RuntimeError for
-    images of another size.
+    With dense="conv" the full connections are convolutions of 7 x 7 and 1 x 1 (section 3.2 of the paper), and the
+    network takes images of any size from 224 on: scores (N, num_classes, floor(H / 32) - 6, floor(W / 32) - 6), one for
+    every window of 224 x 224 with a step of 32, but for the padding within. `load_state_dict` and `load_torchvision`
+    take the weights of full connections, too. The paper averages the map over its positions.
+
+    Errors: ValueError for another configuration or word, a count below 1 and a width that is not positive; RuntimeError
+    for images of another size.
     """
-    return make(VGG, configuration, num_classes, in_channels, width, device=device, dtype=dtype)
+    return make(VGG, configuration, num_classes, in_channels, width, dense, device=device, dtype=dtype)
 
 
 def vgg16(num_classes: int = 1000, in_channels: int = 3, **keywords) -> VGG:

@@ -120,6 +120,23 @@ def test_copies_devices_and_compilation():
     assert layer.float()(x.float()).dtype == torch.float32
 
 
+def test_a_symbolic_trace_records_the_layer():
+    """Alone and in a network: the same results and gradients, also with other parameters, for other sizes."""
+    layer = MappedConv2d(TABLES["explicit"], 3, padding=1, activation="relu", dtype=torch.float64)
+    net = torch.nn.Sequential(torch.nn.Tanh(), layer, MappedConv2d([[0, 4], [3]], 1, dtype=torch.float64))
+    for module, size in ((layer, (2, 6, 5, 5)), (layer, (6, 4, 7)), (net, (1, 6, 6, 5)), (net, (6, 6, 5))):
+        traced = torch.fx.symbolic_trace(module)
+        x = torch.randn(size, dtype=torch.float64)
+        assert torch.equal(traced(x), module(x))
+        assert dict(traced.named_parameters()).keys() == dict(module.named_parameters()).keys()
+        with torch.no_grad():
+            for p in traced.parameters():
+                p.mul_(2)
+        assert torch.equal(traced(x), module(x))  # they share their parameters
+        called = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+        assert conv_ext.conv2d in called
+
+
 def test_weights_start_as_those_of_torchs_layer():
     torch.manual_seed(0)
     layer = MappedConv2d([[0, 1, 2, 3], [0]] * 40, 3)

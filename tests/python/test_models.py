@@ -1,6 +1,7 @@
 """The networks: their parameters as published, their wiring against torch's layers, and that they learn."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ NARROW = {
     "lenet5": (lambda: models.lenet5(), (1, 32, 32)),
     "lenet5 full average": (lambda: models.lenet5(connections="full", pooling="average"), (1, 32, 32)),
     "lenet5 rbf": (lambda: models.lenet5(head="rbf"), (1, 32, 32)),
+    "lenet5 relu max": (lambda: models.lenet5(activation="relu", pooling="max"), (1, 32, 32)),
     "mnist_convnet": (models.mnist_convnet, (1, 28, 28)),
     "cifar10_convnet": (models.cifar10_convnet, (3, 32, 32)),
     "alexnet": (lambda: models.alexnet(10, width=1 / 16), (3, 227, 227)),
@@ -31,6 +33,7 @@ NARROW = {
                         (3, 224, 224)),
     **{f"resnet {n}": (lambda n=n: models.resnet(n, 10, width=1 / 16), (3, 64, 64)) for n in (18, 34, 50, 101, 152)},
     "mobilenet_v2": (lambda: models.mobilenet_v2(10, width_mult=1 / 8), (3, 64, 64)),
+    "resnext": (lambda: models.resnext(50, 10, groups=4, width=1 / 8), (3, 64, 64)),
 }  # fmt: skip
 
 # parameters of the networks at full size: from the papers' tables where they state them layer by layer (LeNet-5:
@@ -54,6 +57,11 @@ PARAMETERS = [
     (lambda **w: models.resnet(101, **w), 44_549_160),
     (lambda **w: models.resnet(152, **w), 60_192_808),
     (models.mobilenet_v2, 3_504_872),
+    (models.resnext, 25_028_904),
+    (lambda **w: models.resnext(101, groups=32, group_width=8, **w), 88_791_336),
+    (lambda **w: models.resnext(101, groups=64, **w), 83_455_272),
+    (lambda **w: models.lenet5(activation="relu", pooling="max", connections="full", dense="conv", **w), 61_706),
+    (lambda **w: models.vgg16(dense="conv", **w), 138_357_544),
 ]
 
 
@@ -128,8 +136,10 @@ def test_loss_and_gradients_are_those_of_torchs_layers(name):
     models.lenet5, models.mnist_convnet, models.cifar10_convnet, models.nin,
     lambda *c, **w: models.alexnet(*c, width=1 / 16, **w), lambda *c, **w: models.zfnet(*c, width=1 / 16, **w),
     lambda *c, **w: models.vgg("A", *c, width=1 / 16, **w), lambda *c, **w: models.googlenet(*c, width=1 / 16, **w),
-    lambda *c, **w: models.resnet(18, *c, width=1 / 16, **w),
+    lambda *c, **w: models.resnet(18, *c, width=1 / 16, **w), lambda *c, **w: models.resnext(50, *c, width=1 / 16, **w),
     lambda *c, **w: models.mobilenet_v2(*c, width_mult=1 / 8, **w),
+    lambda *c, **w: models.lenet5(*c, dense="conv", activation="relu", pooling="max", **w),
+    lambda *c, **w: models.vgg("A", *c, width=1 / 16, dense="conv", **w),
 ])  # fmt: skip
 def test_classes_channels_device_and_dtype(make):
     net = make(7, 2, dtype=torch.float64)
@@ -148,7 +158,13 @@ def test_classes_channels_device_and_dtype(make):
 
 @pytest.mark.parametrize("call, message", [
     (lambda: models.lenet5(connections="some"), "connections must be one of 'table', 'full', got 'some'"),
-    (lambda: models.lenet5(pooling="max"), "pooling must be one of 'trainable', 'average', got 'max'"),
+    (lambda: models.lenet5(pooling="sum"), "pooling must be one of 'trainable', 'average', 'max', got 'sum'"),
+    (lambda: models.lenet5(activation="elu"), "activation must be one of 'tanh', 'relu', got 'elu'"),
+    (lambda: models.lenet5(dense="none"), "dense must be one of 'linear', 'conv', got 'none'"),
+    (lambda: models.vgg16(dense="none"), "dense must be one of 'linear', 'conv', got 'none'"),
+    (lambda: models.resnext(18), "layers must be one of 50, 101, 152, got 18"),
+    (lambda: models.resnext(groups=0), "groups must be at least 1, got 0"),
+    (lambda: models.resnext(group_width=-1), "group_width must be at least 1, got -1"),
     (lambda: models.lenet5(head="softmax"), "head must be one of 'linear', 'rbf', got 'softmax'"),
     (lambda: models.lenet5(11, head="rbf"), "num_classes must be up to 10, got 11"),
     (lambda: models.alexnet(groups=3), "groups must be one of 1, 2, got 3"),
@@ -265,9 +281,106 @@ def test_googlenet_has_auxiliary_scores_in_training_alone():
     assert plain(x).shape == (4, 10)
 
 
+def test_the_naive_module_as_it_is_counted():
+    """5b without reductions, on maps of 7 x 7; docs/networks.md says how the printed figure came about."""
+    rows = conv_ext.summary(nn.Sequential(models.Inception(832, 384, 384, 128)), (832, 7, 7), expand=True).rows
+    assert [row.op for row in rows] == ["conv(1,384)", "conv(3,384,p1)", "conv(5,128,p2)", "pool(3,1,p1)"]
+    operations = [row.operations for row in rows]
+    assert sum(operations) == 287_091_392 and sum(operations[1:]) + 384 == 271_418_048
+    (whole,) = conv_ext.summary(nn.Sequential(models.Inception(832, 384, 384, 128)), (832, 7, 7)).rows
+    assert whole.operations == 287_091_392
+
+
+# ---- convolutions in place of full connections: images of any size
+
+
+WHOLE = {
+    "table": {},
+    "rbf": {"head": "rbf"},
+    "relu": {"activation": "relu", "pooling": "max", "connections": "full"},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_map_of_scores_is_that_of_every_window(name):
+    """LeNet-5 slides over a larger image as one network: each score is that of a window of 32 x 32."""
+    torch.manual_seed(0)
+    net = models.lenet5(**WHOLE[name]).double()
+    whole = models.lenet5(**WHOLE[name], dense="conv").double()
+    assert whole.load_state_dict(net.state_dict()) and whole.load_state_dict(copy.deepcopy(whole).state_dict())
+    assert net.f6.weight.dim() == 2 and whole.f6.weight.dim() == 4
+    x = torch.randn(2, 1, 41, 36, dtype=torch.float64)
+    scores = whole(x)
+    assert scores.shape == (2, 10, 3, 2)
+    for p in range(3):
+        for q in range(2):
+            window = x[:, :, 4 * p : 4 * p + 32, 4 * q : 4 * q + 32]
+            torch.testing.assert_close(scores[:, :, p, q], net(window), rtol=1e-10, atol=1e-10)
+    assert pickle.loads(pickle.dumps(whole))(x).equal(scores)
+
+
+def test_vgg_on_images_of_any_size():
+    torch.manual_seed(0)
+    net, whole = (models.vgg("A", 10, width=1 / 16, dense=kind).eval() for kind in ("linear", "conv"))
+    assert whole.load_torchvision(net.state_dict()) is whole
+    x = torch.randn(1, 3, 224, 224)
+    torch.testing.assert_close(whole(x)[:, :, 0, 0], net(x), rtol=1e-4, atol=1e-6)
+    assert whole(F.pad(x, (0, 40, 0, 70))).shape == (1, 10, 3, 2)
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        whole(x[:, :, :100])
+    with pytest.raises(RuntimeError, match="size mismatch for classifier.6.weight"):
+        whole.load_state_dict(models.vgg("A", 7, width=1 / 16).state_dict())
+    with pytest.raises(ValueError, match=r"classifier.6.weight is \[7, 256\], not \[10, 256, 1, 1\]"):
+        whole.load_torchvision(models.vgg("A", 7, width=1 / 16).state_dict())
+    assert conv_ext.summary(whole, (3, 224, 224)).parameters == conv_ext.summary(net, (3, 224, 224)).parameters
+
+
+def test_torch_fx_traces_lenet5():
+    """The default, with its table of connections; and features of a layer by what the graph has."""
+    net, x = models.lenet5().eval(), torch.randn(2, 1, 32, 32)
+    traced = torch.fx.symbolic_trace(net)
+    assert torch.equal(traced(x), net(x))
+    node = next(node for node in traced.graph.nodes if node.op == "call_function" and node.target is conv_ext.conv2d)
+    assert node.args[0].target == "x" or node.args[0].op == "placeholder"
+
+
+# ---- accuracy
+
+
+def test_topk():
+    scores = torch.tensor([[0.1, 0.5, 0.4], [0.3, 0.3, 0.2], [0.9, 0.05, 0.05], [1.0, 2.0, 3.0]])
+    labels = torch.tensor([2, 2, 0, 0])
+    assert [models.topk(scores, labels, k) for k in (1, 2, 3)] == [0.25, 0.5, 1.0]
+    assert models.topk(torch.zeros(8, 10), torch.arange(8), 5) == 0.0  # the same for every class: nothing is known
+    torch.manual_seed(0)
+    scores, labels = torch.randn(200, 20), torch.randint(20, (200,))
+    for k in (1, 5, 20):
+        expected = (scores.topk(k).indices == labels[:, None]).any(1).double().mean().item()
+        assert models.topk(scores, labels, k) == models.topk(scores.softmax(1), labels, k) == expected
+    wrong = torch.full((2, 3), torch.nan)
+    wrong[1, 1] = 0
+    assert models.topk(wrong, torch.tensor([0, 1]), 2) == 0.0 and models.topk(wrong, torch.tensor([0, 1]), 3) == 1.0
+
+
+@pytest.mark.parametrize("call, error, message", [
+    (lambda s, t: models.topk(s, t, 4), ValueError, "k must be up to the number of classes, 3, got 4"),
+    (lambda s, t: models.topk(s, t, 0), ValueError, "k must be at least 1, got 0"),
+    (lambda s, t: models.topk(s, t, 1.5), TypeError, "k must be an int, got 1.5"),
+    (lambda s, t: models.topk(s, t[:1], 1), ValueError, r"got \[2, 3\], \[1\]"),
+    (lambda s, t: models.topk(s[:0], t[:0], 1), ValueError, "expected scores"),
+    (lambda s, t: models.topk(s, t.float(), 1), TypeError, "labels must be integers, got torch.float32"),
+    (lambda s, t: models.topk(s, t - 1, 1), ValueError, "labels must be from 0 to 2, got -1 to 1"),
+    (lambda s, t: models.topk(s, t + 1, 1), ValueError, "labels must be from 0 to 2, got 1 to 3"),
+])  # fmt: skip
+def test_topk_of_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.zeros(2, 3), torch.tensor([0, 2]))
+
+
 TORCHVISION = {"vgg11": ("vgg", "A"), "vgg13": ("vgg", "B"), "vgg16": ("vgg", "D"), "vgg19": ("vgg", "E"),
                **{f"resnet{n}": ("resnet", n) for n in (18, 34, 50, 101, 152)},
-               "mobilenet_v2": ("mobilenet_v2",)}  # fmt: skip
+               "mobilenet_v2": ("mobilenet_v2",),
+               "resnext50_32x4d": ("resnext", 50)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TORCHVISION)

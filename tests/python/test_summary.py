@@ -369,8 +369,8 @@ def test_printing():
     assert re.search(r"^all +155,606 +3,886,166 +", text, re.MULTILINE) and repr(found) == text
     table = found.to_markdown().splitlines()
     assert table[0].startswith("| op | name | parameters |") and table[1].startswith("| --- | --- | ---: |")
-    assert len(table) == 2 + 6 + 1 and {row.count("|") for row in table} == {9}
-    assert "| conv(5,64) | features.3 | 51,264 | 3,280,896 | 8×8×64 | 14 | 2 | 16.0 |" in table
+    assert len(table) == 2 + 6 + 1 and {row.count("|") for row in table} == {10}
+    assert "| conv(5,64) | features.3 | 51,264 | 3,280,896 | 8×8×64 | 14 | 2 | 0 | 16.0 |" in table
 
 
 @pytest.mark.parametrize("model, size, error, message", [

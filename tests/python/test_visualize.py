@@ -1,6 +1,8 @@
 """Pictures: what is drawn is what the network has; occlusion by hand; errors; matplotlib missing."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +36,27 @@ def test_filters():
     images = drawn(figure)
     assert len(images) == 5 * 8 and torch.equal(images[8], many[1, 0]) and "8 of 12 channels" in figure.get_suptitle()
     assert len(drawn(visualize.filters(torch.zeros(3, 2, 2, 2), columns=2))) == 6
+
+
+def test_filters_of_a_connection_table():
+    """What is there, in the rows of the output maps; where nothing connects, nothing is drawn."""
+    net = models.lenet5()
+    figure = visualize.filters(net.c3, columns=1)
+    images = drawn(figure)
+    assert len(images) == 60 and all(torch.equal(a, b) for a, b in zip(images, net.c3.weight.detach()))
+    filled = [len(axes.images) for axes in figure.axes[: 16 * 6]]
+    assert filled == net.c3.table.matrix().flatten().int().tolist()
+    coloured = conv_ext.MappedConv2d([[0, 1, 2], [1]], 3)  # of three channels, but with a gap
+    assert len(drawn(visualize.filters(nn.Sequential(coloured, net)))) == 4
+    assert visualize.filters(net.c3).axes[-1].get_label() == "<colorbar>"
+
+
+def test_feature_maps_of_a_layer_whose_result_is_changed_in_place():
+    net, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True)), torch.randn(1, 9, 9)
+    with torch.no_grad():
+        expected = net[0](x[None])[0]
+    assert expected.min() < 0
+    assert all(torch.equal(a, b) for a, b in zip(drawn(visualize.feature_maps(net, "0", x)), expected))
 
 
 def test_feature_maps():
@@ -102,8 +125,18 @@ def test_a_layer_that_does_not_run():
 def test_without_matplotlib(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'conv_ext\[demo\]'"):
-        visualize.filters(models.lenet5())
+    monkeypatch.delitem(sys.modules, "conv_ext.visualize.picture", raising=False)
+    net, x = models.lenet5(), torch.zeros(1, 32, 32)
+    for draw in (
+        lambda: visualize.filters(net),
+        lambda: visualize.top_patches(net, "c1", x, 0),
+        lambda: visualize.deconvnet(net, "c1", x, 0),
+        lambda: visualize.maximise(net, "c1", 0, x.shape),
+        lambda: visualize.convolution(x[0, :3, :3], x[0, :2, :2]).strip(),
+        lambda: visualize.convolution(x[0, :3, :3], x[0, :2, :2]).html(),
+    ):
+        with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'conv_ext\[demo\]'"):
+            draw()
 
 
 def test_a_model_that_is_elsewhere():
@@ -124,3 +157,14 @@ def test_pictures_of_a_model_on_a_gpu():
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
     assert drawn(visualize.occlusion(net, image.cuda(), patch=8, stride=6)) and drawn(visualize.filters(net))
     assert len(conv_ext.summary(net, (1, 32, 32)).rows) > 5
+
+
+def test_the_page_of_pictures_has_them():
+    """Each picture that docs/visualize.md shows is there, and each that is there is shown by it."""
+    page = Path(__file__).parents[2] / "docs" / "visualize.md"
+    shown = set(re.findall(r"\]\(visualize/([\w.]+)\)", page.read_text(encoding="utf-8")))
+    there = {path.name for path in (page.parent / "visualize").iterdir()}
+    assert shown <= there and len(shown) > 8
+    assert {name.split(".")[0] for name in there} == {name.split(".")[0] for name in shown}
+    for name in re.findall(r"visualize\.(\w+)\(", page.read_text(encoding="utf-8")):
+        assert name in visualize.__all__

@@ -1,64 +1,77 @@
-"""Pictures of what a network has learned: first-layer filters, feature maps, and which part of an image it looks at.
-
-Each function returns a matplotlib figure, which has `savefig` and shows itself in a notebook. matplotlib is imported
-when a picture is drawn; ImportError says how to install it where it is missing.
-"""
+"""Pictures of filters and of feature maps, and of which part of an image a network looks at."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..mapped import MappedConv2d
+from .figures import bare, images_for, layer_of, new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
-__all__ = ["feature_maps", "filters", "occlusion", "occlusion_map"]
+    from .picture import Picture
+
+__all__ = ["draw_filters", "feature_maps", "filters", "occlusion", "occlusion_map"]
 
 
-def filters(source: nn.Module | Tensor, columns: int | None = None) -> Figure:
+def filters(source: nn.Module | Tensor, columns: int | None = None) -> Picture:
     """The filters of a layer as a grid of images.
 
-    source: a layer with a weight (K, C / groups, R, S), a model, of which the first such layer is taken, or the weight
-    itself. Filters of three channels are shown as colours, others channel by channel, up to eight side by side, zero in
-    the middle of the scale. All share one scale.
+    source: a layer with a weight (K, C / groups, R, S) or a `MappedConv2d`, a model, of which the first such layer is
+    taken, or the weight itself. Filters of three channels are shown as colours, others channel by channel, up to eight
+    side by side, zero in the middle of the scale. All share one scale, which stands beside them. Of a `MappedConv2d`
+    the places where nothing connects stay empty.
     columns: filters in a row (default: nearly a square).
 
     Raises TypeError where there is no such layer, ValueError where the weight has no filters or columns is below 1.
     """
-    weight = _weight(source)
+    weight, connected = _weight(source)
     k, c = weight.shape[:2]
-    images = 1 if c == 3 else min(c, 8)  # of a filter
+    coloured = c == 3 and connected is None
+    images = 1 if coloured else min(c, 8)  # of a filter
     columns = _columns(columns, k) if images == 1 or columns is not None else max(1, 12 // images)
     rows = math.ceil(k / columns)
-    figure = new_figure(min(12.0, 0.7 * columns * images + 0.3), min(24.0, 0.7 * rows + 0.6))
-    shown = f", {images} of {c} channels each" if 1 < c != 3 else ""
+    figure = new_figure(max(3.2, min(12.0, 0.7 * columns * images + 0.9)), min(24.0, 0.7 * rows + 0.6))
+    shown = f", {images} of {c} channels each" if c > 1 and not coloured else ""
     figure.suptitle(f"{k} filters of {weight.shape[2]} × {weight.shape[3]}{shown}", fontsize=10)
-    places = figure.subplots(rows, columns * images, squeeze=False).flat
-    draw_filters(places, weight if c == 3 else weight[:, :images].flatten(0, 1)[:, None])
+    places = figure.subplots(rows, columns * images, squeeze=False)
+    there = None if connected is None else connected[:, :images].flatten().tolist()
+    image = draw_filters(places.flat, weight if coloured else weight[:, :images].flatten(0, 1)[:, None], there)
+    if image is not None:
+        figure.colorbar(image, ax=places, shrink=min(1.0, 3 / rows) if rows > 3 else 1.0, aspect=12).ax.tick_params(
+            labelsize=7
+        )
     return figure
 
 
-def draw_filters(places: Iterable[Axes], weight: Tensor) -> None:
-    """Draw each filter of a weight (K, 3 or 1, R, S) on an axes of its own, and empty the axes that are left."""
+def draw_filters(places: Iterable[Axes], weight: Tensor, there: Sequence[bool] | None = None) -> AxesImage | None:
+    """Draw each filter of a weight (K, 3 or 1, R, S) on an axes of its own, and empty the axes that are left.
+
+    there: which of the filters there are, None: all. Returns an image that has the scale, None where all are colours.
+    """
     limit = weight.abs().max().item() or 1.0
-    places = list(places)
-    for axes, kernel in zip(places, weight):
+    places, scaled = list(places), None
+    for index, (axes, kernel) in enumerate(zip(places, weight)):
+        bare(axes)
+        if there is not None and not there[index]:
+            continue
         if len(kernel) == 3:
             axes.imshow((kernel / limit / 2 + 0.5).permute(1, 2, 0).numpy())
         else:
-            axes.imshow(kernel[0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        bare(axes)
+            scaled = axes.imshow(kernel[0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     for axes in places[len(weight) :]:
         axes.set_axis_off()
+    return scaled
 
 
-def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, columns: int | None = None) -> Figure:
+def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, columns: int | None = None) -> Picture:
     """The maps that a layer makes of one image, each on its own scale from dark to light.
 
     model: it runs as it is, without gradients: `model.eval()` first where it has dropout or batch normalisation.
@@ -68,10 +81,14 @@ def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, column
     Raises ValueError where the model has no such layer or the image has another rank, RuntimeError where the layer did
     not run or makes no maps (N, K, P, Q).
     """
-    name, module = _layer(model, layer)
-    batch = _batch(image, model)
+    name, module = layer_of(model, layer)
+    batch = images_for(image, model)
     found: list = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+
+    def keep(_module, _inputs, output) -> None:  # a copy: a ReLU behind it may work in place
+        found.append(output.clone() if isinstance(output, Tensor) else output)
+
+    handle = module.register_forward_hook(keep)
     try:
         with torch.no_grad():
             model(batch)
@@ -108,7 +125,7 @@ def occlusion_map(
     Returns (rows, columns) in float32, on the CPU: entry (i, j) has the square's upper left corner at (i, j) * stride.
     Raises ValueError for a patch that does not fit, a stride or batch size below 1, a target that is no class.
     """
-    batch = _batch(image, model)
+    batch = images_for(image, model)
     height, width = batch.shape[2:]
     if not 1 <= patch <= min(height, width):
         raise ValueError(f"patch must be from 1 to {min(height, width)}, the image's shorter side, got {patch}")
@@ -133,13 +150,13 @@ def occlusion_map(
 def occlusion(
     model: nn.Module, image: Tensor, target: int | None = None, patch: int | None = None, stride: int | None = None,
     fill: float = 0.0,
-) -> Figure:  # fmt: skip
+) -> Picture:  # fmt: skip
     """The image beside the map of `occlusion_map`: where covering it costs the class its probability, it is dark.
 
     target: None takes the class with the highest score. patch: None takes a quarter of the shorter side; stride: None
     makes some 20 steps. The rest is as in `occlusion_map`. The model runs as it is: `model.eval()` first.
     """
-    batch = _batch(image, model)
+    batch = images_for(image, model)
     side = min(batch.shape[2:])
     patch = max(1, side // 4) if patch is None else patch
     stride = max(1, (side - patch) // 20) if stride is None else stride
@@ -170,42 +187,24 @@ def occlusion(
     return figure
 
 
-def bare(axes: Axes) -> None:
-    """An axes without ticks, in a light frame."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color("#d4d4d4")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches; ImportError where matplotlib is missing."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("conv_ext.visualize needs matplotlib: pip install 'conv_ext[demo]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _weight(source: nn.Module | Tensor) -> Tensor:
+def _weight(source: nn.Module | Tensor) -> tuple[Tensor, Tensor | None]:
+    """The weight (K, C, R, S), and for a MappedConv2d which of its kernels there are: (K, C) of bools."""
+    connected = None
     if isinstance(source, nn.Module):
-        weights = (getattr(module, "weight", None) for module in source.modules())
-        source = next((w for w in weights if isinstance(w, Tensor) and w.dim() == 4), source)
+        for module in source.modules():
+            if isinstance(module, MappedConv2d):
+                source, connected = module.dense_weight(), module.table.matrix()
+                break
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() == 4:
+                source = weight
+                break
     if not isinstance(source, Tensor):
         given = type(source).__name__
         raise TypeError(f"filters takes a layer with a weight (K, C, R, S), a model or a weight, got {given}")
     if source.dim() != 4 or not source.numel():
         raise ValueError(f"expected a weight (K, C, R, S) that is not empty, got {list(source.shape)}")
-    return source.detach().float().cpu()
+    return source.detach().float().cpu(), connected
 
 
 def _columns(columns: int | None, count: int) -> int:
@@ -214,24 +213,3 @@ def _columns(columns: int | None, count: int) -> int:
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     return min(columns, count)
-
-
-def _layer(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        if layer is module or isinstance(layer, str) and layer == name:
-            return name or type(module).__name__, module
-    names = [name for name in modules if name]
-    more = ", …" if len(names) > 12 else ""
-    shown = repr(layer) if isinstance(layer, str) else type(layer).__name__
-    raise ValueError(f"the model has no layer {shown}; it has {', '.join(names[:12])}{more}")
-
-
-def _batch(image: Tensor, model: nn.Module) -> Tensor:
-    """The image as a batch of one, where the model's first parameter is."""
-    if image.dim() == 3:
-        image = image[None]
-    if image.dim() != 4 or len(image) != 1:
-        raise ValueError(f"expected one image (C, H, W) or (1, C, H, W), got {list(image.shape)}")
-    parameter = next(model.parameters(), None)
-    return image if parameter is None else image.to(parameter.device)

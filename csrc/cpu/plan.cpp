@@ -40,22 +40,25 @@ Machine with_usual_caches(Machine machine) {
   return machine;
 }
 
+bool is_expanded(const int64_t (&sizes)[4], const int64_t (&stride)[4]) {
+  for (int d = 0; d < 4; ++d)
+    if (sizes[d] > 1 && stride[d] == 0) return true;
+  return false;
+}
+
 // The result dense in the problem's layout. Which one it has is torch's rule, which heeds the strides of dimensions of
-// size 1: an image that is taken out of a batch may have its result in another layout than the batch.
-Strides with_usual_result(const PlanInput& input) {
+// size 1: an image that is taken out of a batch may have its result in another layout than the batch. An operand that
+// is expanded, as the gradient of a sum is, is taken for a dense one, too.
+Strides with_usual_strides(const PlanInput& input) {
   const Strides dense = dense_strides(input.problem);
+  const TensorSizes sizes = sizes_of(input.problem);
   Strides strides = input.strides;
-  switch (input.pass) {
-    case Pass::Forward:
-      memcpy(strides.output, dense.output, sizeof(strides.output));
-      break;
-    case Pass::InputGrad:
-      memcpy(strides.input, dense.input, sizeof(strides.input));
-      break;
-    case Pass::WeightGrad:
-      memcpy(strides.weight, dense.weight, sizeof(strides.weight));
-      break;
-  }
+  const auto settle = [](bool is_result, const int64_t(&sizes)[4], const int64_t(&dense)[4], int64_t(&stride)[4]) {
+    if (is_result || is_expanded(sizes, stride)) memcpy(stride, dense, sizeof stride);
+  };
+  settle(input.pass == Pass::Forward, sizes.output, dense.output, strides.output);
+  settle(input.pass == Pass::InputGrad, sizes.input, dense.input, strides.input);
+  settle(input.pass == Pass::WeightGrad, sizes.weight, dense.weight, strides.weight);
   return strides;
 }
 
@@ -75,7 +78,7 @@ double Candidate::cycles(const PlanInput& input) const {
 
 Work Candidate::work_of(const PlanInput& input) const {
   const Machine usual = with_usual_caches(input.machine);
-  const Strides strides = with_usual_result(input);
+  const Strides strides = with_usual_strides(input);
   return work({input.problem, input.pass, usual, strides});
 }
 

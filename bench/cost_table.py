@@ -11,11 +11,11 @@ from bench import sweep
 
 TABLE = sweep.CSRC / "cpu" / "cost_table.h"
 COSTS = sweep.CSRC / "cpu" / "costs.h"
-COUNTS = 10
+COUNTS, KINDS = 10, 4  # KINDS: float32, float64, 16 bits, complex
 HEAD = """\
 // Cycles of each count of the algorithms' loops (costs.h), fitted to measured times by `python -m bench fit`: for
-// vectors of less than 64 bytes and of 64; for numbers of the type that sums are formed in, of 16 bits, and complex
-// ones; for NCHW and channels_last. What was not measured has the numbers of what is nearest.
+// vectors of less than 64 bytes and of 64; for float32, float64, numbers of 16 bits and complex ones; for NCHW and
+// channels_last. What was not measured has the numbers of what is nearest.
 #pragma once
 
 #include "costs.h"
@@ -23,7 +23,7 @@ HEAD = """\
 namespace conv_ext {
 
 // clang-format off
-constexpr float kCycles[2][3][kNests][2][kCounts] = {"""
+constexpr float kCycles[2][4][kNests][2][kCounts] = {"""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Table:
 
     @classmethod
     def unknown(cls, nests: list[str]) -> Table:
-        return cls(nests, np.full((2, 3, len(nests), 2, COUNTS), np.nan))
+        return cls(nests, np.full((2, KINDS, len(nests), 2, COUNTS), np.nan))
 
 
 def nests_of(costs: str) -> list[str]:
@@ -47,12 +47,12 @@ def read(text: str, nests: list[str]) -> Table:
     """The text of cost_table.h; rows of loops that are no longer there are left out, those of new ones unknown."""
     table = Table.unknown(nests)
     found = re.findall(r"// (\w+)\n *\{\{([^}]*)\},\s*\{([^}]*)\}\}", text)
-    listed = len(found) // 6
-    if not found or [name for name, *_ in found] != [name for name, *_ in found[:listed]] * 6:
+    listed = len(found) // (2 * KINDS)
+    if not found or [name for name, *_ in found] != [name for name, *_ in found[:listed]] * (2 * KINDS):
         raise SystemExit(f"{TABLE.name} must have the same loops for each kind of vector and type")
     for place, (name, *layouts) in enumerate(found):
         if name in nests:
-            vectors, kind = divmod(place // listed, 3)
+            vectors, kind = divmod(place // listed, KINDS)
             table.cycles[vectors, kind, nests.index(name)] = [[float(x) for x in row.split(",")] for row in layouts]
     return table
 

@@ -27,13 +27,15 @@ from bench.cost_table import COUNTS, Table
 ROOT = Path(__file__).parents[1]
 KEY = ("layer", "n", "dtype", "layout", "precision", "pass")
 SHORT_VECTORS = ("baseline", "avx2")  # of less than 64 bytes: the first half of the table
-TYPES = {"float32": 0, "float64": 0, "bfloat16": 1, "float16": 1, "complex64": 2, "complex128": 2}
+TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 2, "complex64": 3, "complex128": 3}
 # Cycles of a nominal core: only their proportions decide, but people and AMX's formula compare them with cycles.
 CLOCK = 3.5e9
 LEAST_ITEMS = 12  # times of a row of the table; with fewer the other layout's has them, too
 LEAST_SHARE = 0.003  # of an estimate: what is less everywhere counts as nothing
 SOFTNESS = 0.04  # of the softmax: algorithms that differ by 4 % are nearly equal to it
-ERROR_WEIGHT, START_WEIGHT, LAYER_WEIGHT = 0.05, 1e-4, 4.0  # LAYER_WEIGHT: of a network's layer beside a random problem
+# LAYER_WEIGHT: of a network's layer beside a random problem. START_SHARE: of the cycles, that each count begins with
+# at least: from less the descent hardly comes up again.
+ERROR_WEIGHT, START_WEIGHT, LAYER_WEIGHT, START_SHARE = 0.05, 1e-4, 8.0, 1e-3
 STEPS, RATES = 1500, ((0.7, 0.02), (1.0, 0.005))  # Adam's rate up to that part of the steps
 NOT_TIMED, MEASURED_BY_NOBODY = 1e6, 1e5  # logarithms of cycles: never taken, and taken last
 
@@ -171,7 +173,7 @@ def start(counts: np.ndarray, cycles: np.ndarray) -> np.ndarray:
             found *= target / np.maximum(gram @ found, 1e-300)
         error = np.abs(np.log(np.maximum(counts / scale @ found, 1) / cycles))
         weight = 1 / cycles / np.sqrt(np.maximum(0.03, error))
-    return np.where(used, np.maximum(found / scale, cycles.mean() * 1e-4 / scale), 0)
+    return np.where(used, np.maximum(found / scale, cycles.mean() * START_SHARE / scale), 0)
 
 
 def merged_keys(data: Data) -> np.ndarray:

@@ -15,7 +15,10 @@ double cycles_of(const ConvProblem& z, const Machine& machine, const Work& work)
   if (work.nest == Nest::Never) return kMostCycles;
   if (work.nest == Nest::Unknown) return kMostCycles / 2;
   if (work.nest == Nest::Tiles) return work.count[0];
-  const int type = is_complex(z.dtype) ? 2 : element_bytes(z.dtype) < accumulator_bytes(z.dtype) ? 1 : 0;
+  const int type = is_complex(z.dtype)                                   ? 3
+                   : element_bytes(z.dtype) < accumulator_bytes(z.dtype) ? 2
+                   : z.dtype == DType::Float64                           ? 1
+                                                                         : 0;
   const float(&each)[kCounts] = kCycles[machine.vector_bytes == 64][type][int(work.nest)][z.channels_last];
   double cycles = 0;
   for (int i = 0; i < kCounts; ++i) cycles += work.count[i] * double(each[i]);

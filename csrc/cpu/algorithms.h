@@ -1,5 +1,5 @@
-// The list of algorithms: the one that can compute a problem in the fewest cycles, by its estimate, does. An algorithm is
-// a folder and one line here; the four of the engine of products share theirs, gemm/.
+// The list of algorithms: the one that can compute a problem in the fewest cycles, by its estimate, does. An algorithm
+// is a folder and one line here; the four of the engine of products share theirs, gemm/.
 //
 // NAME(Enumerator, name): the folder's plan.cpp (in gemm/ plan_*.cpp) has name_declines, name_work, prepare_name and
 // describe_name (candidates.h says what they do), and another source of it has select_name (library.cpp).

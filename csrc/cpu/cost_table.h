@@ -1,6 +1,6 @@
 // Cycles of each count of the algorithms' loops (costs.h), fitted to measured times by `python -m bench fit`: for
-// vectors of less than 64 bytes and of 64; for numbers of the type that sums are formed in, of 16 bits, and complex ones; for
-// NCHW and channels_last. What was not measured has the numbers of what is nearest.
+// vectors of less than 64 bytes and of 64; for numbers of the type that sums are formed in, of 16 bits, and complex
+// ones; for NCHW and channels_last. What was not measured has the numbers of what is nearest.
 #pragma once
 
 #include "costs.h"

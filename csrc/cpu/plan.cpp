@@ -47,7 +47,7 @@ const char* Candidate::declines(const PlanInput& input) const {
   const char* const reason = beyond_tiles(input.problem);
   if (reason != nullptr) return reason;
   const Machine usual = with_usual_caches(input.machine);
-  return cannot({input.problem, input.pass, usual, input.strides});
+  return cannot({input.problem, input.pass, usual, input.strides, input.keeps});
 }
 
 double Candidate::cycles(const PlanInput& input) const {
@@ -56,7 +56,7 @@ double Candidate::cycles(const PlanInput& input) const {
 
 Work Candidate::work_of(const PlanInput& input) const {
   const Machine usual = with_usual_caches(input.machine);
-  return work({input.problem, input.pass, usual, input.strides});
+  return work({input.problem, input.pass, usual, input.strides, input.keeps});
 }
 
 Plan make_plan(const PlanInput& input, const Candidate& candidate) {
@@ -64,7 +64,7 @@ Plan make_plan(const PlanInput& input, const Candidate& candidate) {
     Plan plan{};
     plan.algorithm = candidate.algorithm;
     plan.tasks = 1;
-    candidate.prepare({input.problem, input.pass, machine, input.strides}, &plan);
+    candidate.prepare({input.problem, input.pass, machine, input.strides, input.keeps}, &plan);
     return plan;
   };
   const Plan plan = planned(input.machine);

@@ -68,7 +68,7 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   // decide which: the other would be declined.
   const bool room_for_either = max_of(tile_bytes, product(kDotBlocks, block_bytes)) <= kScratchLimit &&
                                product(blocks, block_bytes) <= kWorkspaceLimit / 2;
-  if (room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {
+  if (!keeps && room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {
     own.schedule = DotSchedule::Source;
     own.task_m = kDotBlocks * kDotLanes;
     const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));
@@ -225,7 +225,7 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   const auto tiles = [&] { return tiles_of_group(z, own, vertical, horizontal); };
 
   const int64_t weights = product(panels, panel_bytes(z, channels, own.parts));
-  const bool deep = share && weights > kDeepWeights && product(count_h, count_w) <= kDeepOutputs &&
+  const bool deep = !keeps && share && weights > kDeepWeights && product(count_h, count_w) <= kDeepOutputs &&
                     product(tiles(), tile_bytes()) <= weights;
   // A thread's scratch has either a tile or a panel. Where it has no room for one of them N may not decide which.
   const bool room_for_either = max_of(tile_bytes(), panel_bytes(z, channels, own.parts)) <= kScratchLimit &&
@@ -314,6 +314,17 @@ void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   own.parts = dot_parts(z, machine);
+  own.kept = keeps && pass != Pass::WeightGrad;
+  if (own.kept) {
+    Carver kept;
+    if (machine.bf16_dot == Bf16Dot::Tiles) {
+      tile_weights(z, pass, own, kept);
+    } else {
+      dot_weights<uint16_t>(z, pass, kept);
+    }
+    plan->kept_bytes = kept.bytes();
+    plan->kept_format[0] = own.parts;
+  }
   if (machine.bf16_dot == Bf16Dot::Tiles) return prepare_tiles(input, plan);
   if (pass == Pass::WeightGrad) {
     prepare_dot_weight_grad(input, plan);

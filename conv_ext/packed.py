@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,16 +84,17 @@ class _Example(NamedTuple):
     algorithm: str
 
     @classmethod
-    def of(cls, layer: Conv2d, input: Tensor) -> _Example:
+    def of(cls, layer: nn.Conv2d, input: Tensor) -> _Example:
         """Of a call of the layer; raises what the call would."""
         weight, bias = layer.weight, layer.bias
         x, padding = _padded(layer, input)
         batched = check_operands("conv2d", 4, x, weight, bias)
         geometry = normalize("conv2d", x, weight, layer.stride, padding, layer.dilation, layer.groups)
         x = x if batched else x.unsqueeze(0)
-        result_size("forward", *ops.autocast(x, weight, bias), (), *geometry, "ieee")
-        settings = current_precision(input.device.type), current_algorithm()
-        return cls((1, *x.shape[1:]), tuple(x.stride()), *settings)
+        operands = ops.autocast(x, weight, bias)
+        result_size("forward", operands[0], operands[1], operands[2], (), *geometry, "ieee")
+        size = (1, *x.shape[1:])
+        return cls(size, tuple(x.stride()), current_precision(input.device.type), current_algorithm())
 
     def pack(self, layer: PackedConv2d, weight: Tensor) -> Tensor:
         """The packed weight of the layer, for such a call."""
@@ -154,9 +155,9 @@ class PackedConv2d(Conv2d):
             error = ValueError if type(made) is Conv2d else TypeError
             raise error(f"PackedConv2d.of cannot pack this {type(layer).__name__}: {why}")
         example = _Example.of(made, input)
-        _become_packed(made)
-        made._pack(example)
-        return made
+        packed = _become_packed(made)
+        packed._pack(example)
+        return packed
 
     # ---- the weight
 
@@ -187,12 +188,12 @@ class PackedConv2d(Conv2d):
     def _take(self, **tensors: Tensor | None) -> None:
         """Copies of these tensors in place of the layer's own; what was packed of the old weight is left behind."""
         before = self._held
-        held = {**before, **{name: _own(name, value) for name, value in tensors.items()}}
+        held: Any = {**before, **{name: _own(name, value) for name, value in tensors.items()}}
         if "weight" in tensors:
             held["packed"] = None
             if before["weight"] is not None and before["weight"].shape != held["weight"].shape:
                 self._example = None
-        self._held = held  # type: ignore[assignment]
+        self._held = held
         flags = {name: value.requires_grad for name, value in tensors.items() if isinstance(value, nn.Parameter)}
         self._trainable = {**self._trainable, **flags}
         self._pack_again()
@@ -272,7 +273,7 @@ class PackedConv2d(Conv2d):
             self._pack_again()
         return y
 
-    def _recorded(self, proxy: Proxy) -> Proxy | Tensor:
+    def _recorded(self, proxy: Any) -> Any:
         """A call that torch.fx records: the layer as it is; where it is itself what is traced, its convolution."""
         tracer = proxy.tracer
         name = tracer.path_of_module(self) if isinstance(tracer, Tracer) else ""
@@ -335,14 +336,13 @@ def _own(name: str, value: Tensor | None) -> Tensor | None:
         return value.detach().resolve_conj().resolve_neg().clone()
 
 
-def _become_packed(layer: Conv2d) -> None:
-    """Make a Conv2d a PackedConv2d, in place; its Parameters are no longer its own."""
-    if type(layer) is PackedConv2d:
-        return
-    parameters = layer._parameters
-    layer.__class__ = PackedConv2d
-    layer._parameters = {}
-    layer._take(**parameters)  # type: ignore[operator]
+def _become_packed(layer: nn.Module) -> PackedConv2d:
+    """Make a Conv2d a PackedConv2d, in place, and return it; its Parameters are no longer its own."""
+    if type(layer) is not PackedConv2d:
+        parameters, layer._parameters = layer._parameters, {}
+        layer.__class__ = PackedConv2d
+        PackedConv2d._take(cast(PackedConv2d, layer), **parameters)
+    return cast(PackedConv2d, layer)
 
 
 def _why_left(layer: nn.Module) -> str:
@@ -397,18 +397,18 @@ def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = Non
         shared = any(holders[id(p)] > 1 for p in layer._parameters.values() if p is not None)
         left[name] = _why_left(layer) or ("another module has its weight or bias, too" if shared else "")
     examples = _examples_of(packed, [layer for name, layer in found.items() if not left[name]], inputs, kwargs)
-    several = []
+    layers, several = [], []
     for name, layer in found.items():
         if left[name]:
             continue
         if not examples[layer]:
             left[name] = "the call does not reach it"
             continue
-        _become_packed(layer)
-        layer._pack(examples[layer][0])
+        layers.append(_become_packed(layer))
+        layers[-1]._pack(examples[layer][0])
         if len(examples[layer]) > 1:
             several.append(f"    {name}: called with {len(examples[layer])} sizes, packed for the first")
-    text = _report({name: layer for name, layer in found.items() if not left[name]}, several, left)
+    text = _report(layers, several, left)
     if report is not None:
         report(text)
     else:
@@ -450,12 +450,12 @@ def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) ->
     return examples
 
 
-def _report(packed: dict[str, PackedConv2d], several: list[str], left: dict[str, str]) -> str:
-    kept = sum(layer.packed_bytes for layer in packed.values())
-    weights = sum(layer._held["weight"].nbytes for layer in packed.values())
+def _report(packed: list[PackedConv2d], several: list[str], left: dict[str, str]) -> str:
+    kept = sum(layer.packed_bytes for layer in packed)
+    weights = sum(layer._held["weight"].nbytes for layer in packed)
     lines = [f"{_layers(len(packed))} packed: {kept / 2**20:.1f} MiB beside {weights / 2**20:.1f} MiB of weights"]
-    in_place = sum(layer.packed_bytes == 0 for layer in packed.values())
-    lines += [f"{_layers(in_place)} of them read their weights where they lie"] if in_place else []
+    in_place = sum(layer.packed_bytes == 0 for layer in packed)
+    lines += [f"    {in_place} of them: 0 bytes, the weight is read where it lies"] if in_place else []
     lines += several
     reasons = [f"    {name}: {why}" for name, why in left.items() if why]
     lines += [f"{_layers(len(reasons))} left:", *reasons] if reasons else []

@@ -170,9 +170,9 @@ Tensor pack_cpu(const Tensor& input, const Tensor& weight, const CallArguments& 
   const bool empty = input.numel() == 0 || weight.numel() == 0 || result.numel() == 0;
   const Plan plan = empty ? Plan{} : make_plan(plan_input, candidate);
   if (plan.kept_bytes == 0) return at::empty({0}, weight.options().dtype(at::kByte));
-  Tensor packed = at::empty({kHeadBytes + plan.kept_bytes}, weight.options().dtype(at::kByte));
+  // Zeros: what a plan leaves between its panels is to be the same in every packing.
+  Tensor packed = at::zeros({kHeadBytes + plan.kept_bytes}, weight.options().dtype(at::kByte));
   char* const data = static_cast<char*>(packed.mutable_data_ptr());
-  memset(data, 0, kHeadBytes);
   const PackedHead head = PackedHead::of(problem, library.machine, plan);
   memcpy(data, &head, sizeof head);
   buffers.kept = data + kHeadBytes;

@@ -37,6 +37,7 @@ from .tracing import is_tracing
 __all__ = ["PackedConv2d", "pack", "unpack"]
 
 _NAMES = ("weight", "bias")
+_OWN = ("_held", "_example", "_trainable")  # the attributes that a PackedConv2d has and a Conv2d has not
 _HEAD = 256  # bytes in front of a packed weight that say what it is for: kHeadBytes of csrc/torch/cpu.cpp
 _logger = logging.getLogger("conv_ext")
 _is_compiling = torch.compiler.is_compiling
@@ -118,7 +119,7 @@ class PackedConv2d(Conv2d):
     The weight is the layer's own. ``layer.weight`` and ``layer.bias`` are fresh copies, plain tensors: writing into
     them changes nothing. To change the layer, assign (``layer.weight = w``), load a state_dict, or call ``to``,
     ``half`` and the like: the weight is packed anew at once, for the input that it was packed for, or at the next call
-    if it has another size. A tensor to which a gradient is to flow is refused.
+    if it has another size. A tensor to which a gradient is to flow is refused; of a Parameter the numbers are taken.
 
     The state_dict is that of `Conv2d`. The layer has no parameters, as torch's quantized layers have none:
     ``model.parameters()`` passes it by, so an optimizer, a moving average and a count of parameters do not see it
@@ -247,7 +248,7 @@ class PackedConv2d(Conv2d):
     def _as_conv2d(self) -> Conv2d:
         """A Conv2d with copies of the tensors that shares all else with this layer."""
         layer = Conv2d.__new__(Conv2d)
-        own = {name: value for name, value in vars(self).items() if name not in PackedConv2d.__annotations__}
+        own = {name: value for name, value in vars(self).items() if name not in _OWN}
         parameters = {
             name: None if value is None else nn.Parameter(value, self._trainable[name])
             for name, value in zip(_NAMES, (self.weight, self.bias))
@@ -329,8 +330,8 @@ def _own(name: str, value: Tensor | None) -> Tensor | None:
     recorded = value.requires_grad and not isinstance(value, nn.Parameter)
     if recorded or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"no gradient flows to the {name} of a PackedConv2d, which is for inference: assign a tensor that needs "
-            "none (detach()), or take the layer's unpacked()"
+            f"the {name} of a PackedConv2d is for inference: no gradient flows to it, and no transform of torch.func "
+            "reaches it. Assign a tensor that needs no gradient (detach()), or take the layer's unpacked()"
         )
     with torch.inference_mode(False), torch.no_grad():  # a tensor of inference mode could not be used outside of it
         return value.detach().resolve_conj().resolve_neg().clone()
@@ -357,8 +358,8 @@ def _why_left(layer: nn.Module) -> str:
         return "it has hooks"
     if {"forward", "_conv_forward"} & set(vars(layer)):
         return "it has a forward of its own"
-    if not set(layer._parameters) <= set(_NAMES):
-        return "it has parameters of its own"
+    if set(layer._parameters) != (set() if type(layer) is PackedConv2d else set(_NAMES)):
+        return "its parameters are others than a weight and a bias"
     device = layer.weight.device.type
     return "" if device == "cpu" else f"it is on {device}, and weights are kept on the CPU alone"
 

@@ -221,6 +221,9 @@ def test_gradients_are_those_of_forward():
     tangent = images(*x.shape, seed=8, dtype=torch.float64)
     _, found = torch.func.jvp(of_input, (x,), (tangent,))
     assert torch.equal(found, ops.forward(tangent, weight, None, *geometry))
+    with torch.autograd.forward_ad.dual_level():
+        y = of_input(torch.autograd.forward_ad.make_dual(x, tangent))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(y).tangent, found)
     found = torch.func.grad(lambda x: of_input(x).sum())(x)
     assert torch.equal(found, torch.func.grad(lambda x: ops.forward(x, weight, bias, *geometry).sum())(x))
     hessian = torch.func.jacrev(torch.func.jacfwd(lambda x: of_input(x)[:, 0].sin().sum()))(x[:, :, :3, :3])
@@ -396,6 +399,9 @@ def test_what_of_refuses():
     hooked.register_forward_hook(lambda *_: None)
     own = made()
     own.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    bare = made()
+    del bare.weight
+    bare.weight = torch.zeros(24, 16, 3, 3)
     patched = made()
     patched.forward = lambda x: x
     parametrized = made()
@@ -406,7 +412,8 @@ def test_what_of_refuses():
         (Derived(16, 24, 3), TypeError, "derived"),
         (parametrized, TypeError, "parametrized"),
         (hooked, ValueError, "hooks"),
-        (own, ValueError, "parameters of its own"),
+        (own, ValueError, "its parameters are others"),
+        (bare, ValueError, "its parameters are others"),
         (patched, ValueError, "forward of its own"),
         (made().to("meta"), ValueError, "on meta"),
     ):
@@ -621,10 +628,20 @@ def test_what_cannot_be_assigned():
             packed.weight = wrong
     graph = before.clone().requires_grad_()
     for recorded in (graph, graph * 2):
-        with pytest.raises(RuntimeError, match="no gradient flows"):
+        with pytest.raises(RuntimeError, match="no gradient flows to it"):
             packed.weight = recorded
-    with pytest.raises(RuntimeError, match="no gradient flows"):
+    with pytest.raises(RuntimeError, match="no gradient flows to it"):
         torch.func.grad(lambda w: torch.func.functional_call(packed, {"weight": w}, images(1, *SIZE)).sum())(before)
+
+    def call(weight):
+        return torch.func.functional_call(packed, {"weight": weight}, images(1, *SIZE))
+
+    for transformed in (
+        lambda: torch.func.vmap(call)(before[None]),
+        lambda: torch.func.jvp(call, (before,), (before,)),
+    ):
+        with pytest.raises(RuntimeError, match="no transform of torch.func reaches it"):
+            transformed()
     with pytest.raises((AttributeError, TypeError)):
         del packed.weight
     with pytest.raises(ValueError, match="does not have"):
@@ -661,6 +678,7 @@ def test_copies_and_pickles():
     file.seek(0)
     twins.append(torch.load(file, weights_only=False)[0])
     for twin in twins:
+        assert twin.packed_bytes == packed.packed_bytes  # at once: compiled code could not pack
         assert_same(twin, layer)
         assert twin.packed_bytes == packed.packed_bytes and is_used(twin, images(1, *SIZE))
     twins[0].weight = torch.zeros_like(layer.weight)

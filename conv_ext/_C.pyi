@@ -22,6 +22,10 @@ def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], groups: int, precision: str, algorithm: str, activation: str, /,
 ) -> Tensor: ...  # fmt: skip
+def forward_packed(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int, precision: str, algorithm: str, activation: str, packed: Tensor, /,
+) -> Tensor: ...  # fmt: skip
 def input_grad(
     grad_output: Tensor, weight: Tensor, input_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], groups: int, precision: str, algorithm: str, /,

@@ -20,6 +20,7 @@ from .fuse import fuse
 from .library import build_info
 from .mapped import ConnectionTable, MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose2d
+from .packed import PackedConv2d, pack, unpack
 from .settings import algorithm, precision
 from .summary import Summary, summary
 
@@ -29,6 +30,7 @@ __all__ = [
     "Conv2d",
     "ConvTranspose2d",
     "MappedConv2d",
+    "PackedConv2d",
     "Summary",
     "__version__",
     "algorithm",
@@ -40,9 +42,11 @@ __all__ = [
     "explain",
     "fuse",
     "override",
+    "pack",
     "precision",
     "revert",
     "summary",
+    "unpack",
     "visualize",
 ]
 

@@ -342,3 +342,16 @@ def _autograd_kernel(function, operator):
 
 for _function, _operator in ((Forward, ops.forward), (InputGrad, ops.input_grad), (WeightGrad, ops.weight_grad)):
     ops.library.impl(_operator._schema.name, _autograd_kernel(_function, _operator), "Autograd")
+
+
+def _packed_forward(input, weight, packed, bias, *options):
+    """forward_packed's Autograd key: what is packed serves inference; where a derivative may follow, it is forward."""
+    recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
+    if recorded or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return ops.forward(input, weight, bias, *options)
+    with _below_autograd():
+        return ops.forward_packed(input, weight, packed, bias, *options)
+
+
+ops.library.impl("forward_packed", _packed_forward, "Autograd")
+ops.library.impl("pack", torch.library.fallthrough_kernel, "Autograd")  # bytes have no derivative

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from .passes import PASSES, Pass
+from .passes import FORWARD, PASSES, Pass
 
 _COUNTER = "torch.utils.flop_counter"
 
@@ -23,8 +23,8 @@ def _formula(of: Pass):
 
 def _register() -> None:
     counter = sys.modules[_COUNTER]
-    for each in PASSES:
-        operator = getattr(torch.ops.conv_ext, each.name)
+    for name, each in [*((each.name, each) for each in PASSES), ("forward_packed", FORWARD)]:
+        operator = getattr(torch.ops.conv_ext, name)
         if operator not in counter.flop_registry:  # a reloaded module starts with an empty one
             counter.register_flop_formula(operator)(_formula(each))
 

@@ -1,4 +1,4 @@
-"""The three operators as Python sees them: vmap rules and autocast (their kernels are in conv_ext._C)."""
+"""The operators as Python sees them: vmap rules and autocast (their kernels are in conv_ext._C)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from .passes import library  # the import of _C there defines the operators
 forward = torch.ops.conv_ext.forward.default
 input_grad = torch.ops.conv_ext.input_grad.default
 weight_grad = torch.ops.conv_ext.weight_grad.default
+# forward with what `pack` has made of the weight; where that is for another call, it packs the weight itself.
+forward_packed = torch.ops.conv_ext.forward_packed.default
+pack = torch.ops.conv_ext.pack.default
 
 AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # device -> dispatch key
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
@@ -52,12 +55,26 @@ def _autocast_kernel(operator):
     return lambda *args: below(*autocast(*args))
 
 
+def _fold_packed(info, in_dims, input, weight, packed, bias, *options):
+    """The folded forward: a weight that all examples share is the one that was packed."""
+
+    def call(input, folded, bias, *options):
+        if folded is weight and in_dims[2] is None:
+            return forward_packed(input, weight, packed, bias, *options)
+        return forward(input, folded, bias, *options)
+
+    return folding.forward(call, info, (*in_dims[:2], in_dims[3]), input, weight, bias, *options)
+
+
 for _operator, _fold in (
-    (forward, folding.forward),
-    (input_grad, folding.input_grad),
-    (weight_grad, folding.weight_grad),
+    (forward, partial(folding.forward, forward)),
+    (input_grad, partial(folding.input_grad, input_grad)),
+    (weight_grad, partial(folding.weight_grad, weight_grad)),
+    (forward_packed, _fold_packed),
+    (pack, None),
 ):
     _name = _operator._schema.name
-    torch.library.register_vmap(_name, partial(_fold, _operator), lib=library)
+    if _fold is not None:
+        torch.library.register_vmap(_name, _fold, lib=library)
     for _key in AUTOCAST.values():
         library.impl(_name, _autocast_kernel(_operator), _key)

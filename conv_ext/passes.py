@@ -1,5 +1,7 @@
 """The three passes as operators, side by side: their tensors, what they count as, and their fake kernels.
 
+Beside them stand `pack` and `forward_packed`: forward with its weight packed once, for many calls.
+
 Their rules stand in csrc/torch/ops.cpp, once for calls that run and for those that are traced with symbolic sizes.
 """
 
@@ -56,6 +58,31 @@ def _result(a: Tensor, b: Tensor, size) -> Tensor:
 def _(input, weight, bias, stride, padding, dilation, groups, precision="ieee", algorithm="auto", activation="none"):
     options = stride, padding, dilation, groups, precision, activation
     return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
+
+
+@torch.library.register_fake("conv_ext::forward_packed", lib=library)
+def _(
+    input, weight, packed, bias, stride, padding, dilation, groups, precision="ieee", algorithm="auto",
+    activation="none",
+):  # fmt: skip
+    if packed.device != input.device:
+        raise RuntimeError(f"Expected input and packed on the same device, but got {input.device} and {packed.device}")
+    options = stride, padding, dilation, groups, precision, activation
+    return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
+
+
+@torch.library.register_fake("conv_ext::pack", lib=library)
+def _(weight, input, stride, padding, dilation, groups, precision="ieee", algorithm="auto"):
+    result_size("forward", input, weight, None, (), stride, padding, dilation, groups, precision)
+    bytes_ = torch.library.get_ctx().new_dynamic_size()  # the plan's alone to know; on the meta device torch refuses it
+    return weight.new_empty(bytes_, dtype=torch.uint8)
+
+
+@torch.library.impl(library, "pack", "CUDA")
+def _(weight, input, stride, padding, dilation, groups, precision="ieee", algorithm="auto"):
+    """Nothing: what a kernel of CUDA packs, it packs in each call."""
+    result_size("forward", input, weight, None, (), stride, padding, dilation, groups, precision)
+    return weight.new_empty(0, dtype=torch.uint8)
 
 
 def _register_gradient(name: str) -> None:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from .fields import Field, start
 from .layer_kinds import field_after, moves, norm_word, op_of, operations_of, pool_word
 from .meta import on_meta
+from .packed import PackedConv2d
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -273,7 +274,7 @@ class _Observer:
     def run(self, input_size: tuple[int, ...]) -> None:
         """Fill `rows`."""
         model = self.model
-        floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point or p.dtype.is_complex)
+        floating = (p.dtype for p in _parameters_of(model) if p.dtype.is_floating_point or p.dtype.is_complex)
         dtype = next(floating, torch.get_default_dtype())
         x = torch.empty(1, *input_size, dtype=dtype, device="meta")
         x._conv_ext_field = start((1, *input_size[1:])[-2:])  # type: ignore[attr-defined]
@@ -292,7 +293,7 @@ class _Observer:
                     handles.append(self.until.register_forward_hook(self._reach))
                 with contextlib.suppress(_Reached):
                     model(x)
-                self.unused = sum(p.numel() for p in model.parameters() if id(p) not in self.counted)
+                self.unused = sum(p.numel() for p in _parameters_of(model) if id(p) not in self.counted)
         except Exception as error:
             what = f"{type(model).__name__} does not run with an input of {list(input_size)}"
             raise RuntimeError(f"summary: {what}: {error}") from error
@@ -306,7 +307,7 @@ class _Observer:
 
     def _watch(self, name: str, module: nn.Module) -> list:
         """The hooks of one module, or none where it has no row."""
-        parameters = list(module.parameters())
+        parameters = _parameters_of(module)
         has_children = any(name != "parametrizations" for name, _ in module.named_children())
         if isinstance(getattr(module, "op", None), str) and has_children:
             handles = [module.register_forward_hook(lambda m, inputs, y: self._note_own(name, m, parameters, y))]
@@ -368,6 +369,12 @@ class _Observer:
         fresh = [p for p in parameters if id(p) not in self.counted]
         self.counted.update(map(id, fresh))
         return sum(p.numel() for p in fresh)
+
+
+def _parameters_of(model: nn.Module) -> list:
+    """The parameters of a module, and the tensors that packed layers have in their place."""
+    packed = [module for module in model.modules() if isinstance(module, PackedConv2d)]
+    return [*model.parameters(), *(tensor for module in packed for tensor in module._own_tensors())]
 
 
 def _row(op: str, name: str, parameters: int, operations: int, y: Tensor, field: Field | None, kept=None) -> Row:

@@ -11,6 +11,10 @@ struct TensorRef {
   int64_t stride[4];
 };
 
+// What a forward makes of the weights before it multiplies: for this call, in its workspace; or in memory that is kept,
+// which one call fills and others read (plan.h).
+enum class PackedWeights : int32_t { OfCall, Make, Kept };
+
 // Which of the three is written follows from the pass: output (forward), input (input_grad), weight (weight_grad).
 // The output's place holds the upstream gradient in the two backward passes.
 struct Buffers {
@@ -21,6 +25,8 @@ struct Buffers {
   int64_t bias_stride;
   void* workspace;  // plan.workspace_bytes, aligned to 64 bytes
   bool relu;        // of the finished sums, forward only; like the bias no matter of the plan
+  void* kept;       // where weights are kept: plan.kept_bytes, aligned to 64 bytes
+  PackedWeights packed;
 };
 
 // How the three tensors lie, which is what a plan may know of memory. Dimensions of size 1 have no say: their strides

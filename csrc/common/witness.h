@@ -7,9 +7,9 @@
 namespace conv_ext {
 
 struct Witness {
-  const void* workspace;                   // of the run, by which its carver is told from those of scratch
-  int64_t workspace_bytes, scratch_bytes;  // the most that was handed out of a block
-  const char* variant;                     // what the kernel says it is; nullptr where an algorithm has one alone
+  const void *workspace, *kept;  // of the run, by which their carvers are told from those of scratch
+  int64_t workspace_bytes, kept_bytes, scratch_bytes;  // the most that was handed out of a block
+  const char* variant;  // what the kernel says it is; nullptr where an algorithm has one alone
 };
 
 }  // namespace conv_ext
@@ -21,7 +21,9 @@ extern Witness witness;  // in library.cpp
 
 inline void witness_carved(const void* block, int64_t bytes) {
   if (block == nullptr) return;
-  int64_t* const most = block == witness.workspace ? &witness.workspace_bytes : &witness.scratch_bytes;
+  int64_t* const most = block == witness.workspace ? &witness.workspace_bytes
+                        : block == witness.kept    ? &witness.kept_bytes
+                                                   : &witness.scratch_bytes;
   int64_t seen = __atomic_load_n(most, __ATOMIC_RELAXED);
   while (seen < bytes && !__atomic_compare_exchange_n(most, &seen, bytes, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }

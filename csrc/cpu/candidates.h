@@ -15,6 +15,7 @@ struct PlanInput {
   Pass pass;
   const Machine& machine;
   const Strides& strides;
+  bool keeps = false;  // a forward's weights are packed where other calls find them, in a format that is that of any N
 };
 
 // Why a problem is so large that no plan with tiles is made for it; nullptr where it is not.

@@ -22,7 +22,7 @@ void run(const ConvProblem& problem, Pass pass, const Plan& plan, const Buffers&
   constexpr RunPlan (*kSelect[])(Pass, DType) = {CONV_EXT_ALGORITHMS(CONV_EXT_NAME)};
 #undef CONV_EXT_NAME
 #if defined(CONV_EXT_WITNESS)
-  witness = {buffers.workspace, 0, 0, nullptr};
+  witness = {buffers.workspace, buffers.kept, 0, 0, 0, nullptr};
 #endif
   kSelect[int(plan.algorithm)](pass, problem.dtype)(problem, plan, buffers, executor);
 }

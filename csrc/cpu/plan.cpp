@@ -69,7 +69,7 @@ const char* Candidate::declines(const PlanInput& input) const {
   const char* const reason = beyond_tiles(input.problem);
   if (reason != nullptr) return reason;
   const Machine usual = with_usual_caches(input.machine);
-  return cannot({input.problem, input.pass, usual, input.strides});
+  return cannot({input.problem, input.pass, usual, input.strides, input.keeps});
 }
 
 double Candidate::cycles(const PlanInput& input) const {
@@ -79,7 +79,7 @@ double Candidate::cycles(const PlanInput& input) const {
 Work Candidate::work_of(const PlanInput& input) const {
   const Machine usual = with_usual_caches(input.machine);
   const Strides strides = with_usual_strides(input);
-  return work({input.problem, input.pass, usual, strides});
+  return work({input.problem, input.pass, usual, strides, input.keeps});
 }
 
 Plan make_plan(const PlanInput& input, const Candidate& candidate) {
@@ -87,7 +87,7 @@ Plan make_plan(const PlanInput& input, const Candidate& candidate) {
     Plan plan{};
     plan.algorithm = candidate.algorithm;
     plan.tasks = 1;
-    candidate.prepare({input.problem, input.pass, machine, input.strides}, &plan);
+    candidate.prepare({input.problem, input.pass, machine, input.strides, input.keeps}, &plan);
     return plan;
   };
   const Plan plan = planned(input.machine);

@@ -16,6 +16,10 @@ struct Plan {
   int64_t tasks;            // of the loop that multiplies
   int64_t workspace_bytes;  // shared by all threads: packed weights or partial sums, and tables
   int64_t scratch_bytes;    // for each thread: the packed tile
+  // Of weights that are kept for other calls, where that was asked for (PlanInput): 0 where nothing would be. They can
+  // be used by every plan with the same algorithm and format of a call with the same weights, whatever its N.
+  int64_t kept_bytes;
+  int64_t kept_format[4];
 
   // What the algorithm alone knows: tiles, splits, variants. Own is the struct of its folder's layout.h.
   template <class Own>

@@ -54,6 +54,18 @@ inline int64_t splits_of_sums(int64_t wanted, int64_t units, int64_t sum_bytes) 
   return max_of(1, min_of(min_of(units, wanted), kPartialSums / sum_bytes));
 }
 
+// lay_out(number, memory) lays out one block, with a number of the type that sums are formed in.
+template <class LayOut>
+inline void count_memory(DType dtype, int64_t* bytes, LayOut lay_out) {
+  Carver memory;
+  if (accumulator_bytes(dtype) == 8) {
+    lay_out(double(), memory);
+  } else {
+    lay_out(float(), memory);
+  }
+  *bytes = memory.bytes();
+}
+
 // lay_out(number, workspace, scratch) lays out both blocks, with a number of the type that sums are formed in.
 template <class LayOut>
 inline void count_memory(DType dtype, Plan* plan, LayOut lay_out) {

@@ -6,6 +6,9 @@
 #include <immintrin.h>
 #endif
 
+#include <string.h>
+
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -106,6 +109,78 @@ void load_kernel_library(const std::string& path) {
 void set_scratch_guard(bool on) { scratch_guard = on; }
 int64_t fail_block(int64_t number) { return failing_block.exchange(number); }
 
+namespace {
+
+// In front of kept weights: what they are for. A call for which that is another one packs its weights itself.
+constexpr int64_t kHeadBytes = 256;
+struct PackedHead {
+  int64_t magic, bytes;
+  int64_t algorithm, format[4];
+  char isa[16];
+  int64_t dtype, precision, c, k, r, s, groups, stride[2], dilation[2], padding[4];
+
+  static PackedHead of(const ConvProblem& z, const Machine& machine, const Plan& plan) {
+    PackedHead head;
+    memset(&head, 0, sizeof head);
+    head.magic = 0x70657463;
+    head.bytes = plan.kept_bytes;
+    head.algorithm = int64_t(plan.algorithm);
+    std::copy(plan.kept_format, plan.kept_format + 4, head.format);
+    strncpy(head.isa, machine.name, sizeof head.isa - 1);
+    head.dtype = int64_t(z.dtype);
+    head.precision = int64_t(z.precision);
+    const int64_t sizes[] = {z.c,          z.k,          z.r,       z.s,          z.groups,   z.stride_h, z.stride_w,
+                             z.dilation_h, z.dilation_w, z.pad_top, z.pad_bottom, z.pad_left, z.pad_right};
+    std::copy(std::begin(sizes), std::end(sizes), &head.c);
+    return head;
+  }
+};
+static_assert(sizeof(PackedHead) <= kHeadBytes);
+
+// Where kept weights begin; nullptr where they are not for this plan.
+char* kept_weights(const Tensor& packed, const PackedHead& head) {
+  if (packed.scalar_type() != at::kByte || !packed.is_cpu() || !packed.is_contiguous() ||
+      packed.numel() != kHeadBytes + head.bytes)
+    return nullptr;
+  char* const data = static_cast<char*>(const_cast<void*>(packed.const_data_ptr()));
+  return memcmp(data, &head, sizeof head) == 0 && reinterpret_cast<uintptr_t>(data) % 64 == 0 ? data + kHeadBytes
+                                                                                              : nullptr;
+}
+
+// The workspace of a call, and the call.
+void run_planned(Pass pass, const KernelLibrary& library, const Plan& plan, const ConvProblem& problem,
+                 Buffers buffers) {
+  Workspace workspace;
+  if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);
+  library.run(problem, pass, plan, buffers, Executor{nullptr, run_parallel});
+}
+
+}  // namespace
+
+Tensor pack_cpu(const Tensor& input, const Tensor& weight, const CallArguments& call) {
+  ConvProblem problem = validate(Pass::Forward, input, weight, std::nullopt, call);
+  problem.channels_last = lies_channels_last(input, weight);
+  const Tensor result = allocate_result(problem, Pass::Forward, input, weight);
+  const KernelLibrary& library = kernel_library();
+  Buffers buffers = buffers_of(Pass::Forward, input, weight, std::nullopt, result, call);
+  merge_kernel_into_channels(&problem, &buffers);
+  const Strides strides = strides_of(problem, buffers);
+  const PlanInput plan_input{problem, Pass::Forward, library.machine, strides, true};
+  const Candidate& candidate = choose_or_throw(plan_input, call.algorithm);
+  const bool empty = input.numel() == 0 || weight.numel() == 0 || result.numel() == 0;
+  const Plan plan = empty ? Plan{} : make_plan(plan_input, candidate);
+  if (plan.kept_bytes == 0) return at::empty({0}, weight.options().dtype(at::kByte));
+  // Zeros: what a plan leaves between its panels is to be the same in every packing.
+  Tensor packed = at::zeros({kHeadBytes + plan.kept_bytes}, weight.options().dtype(at::kByte));
+  char* const data = static_cast<char*>(packed.mutable_data_ptr());
+  const PackedHead head = PackedHead::of(problem, library.machine, plan);
+  memcpy(data, &head, sizeof head);
+  buffers.kept = data + kHeadBytes;
+  buffers.packed = PackedWeights::Make;
+  run_planned(Pass::Forward, library, plan, problem, buffers);
+  return packed;
+}
+
 Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
                const CallArguments& call) {
   ConvProblem problem = validate(pass, a, b, bias, call);
@@ -128,11 +203,17 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   const Candidate& candidate = choose_or_throw(input, call.algorithm);
   if (result.numel() == 0) return result;
   if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
-  const Plan plan = make_plan(input, candidate);
+  Plan plan = make_plan(input, candidate);
+  if (call.packed != nullptr && call.packed->numel() > 0) {
+    const Plan with_kept = make_plan({problem, pass, library.machine, strides, true}, candidate);
+    buffers.kept = kept_weights(*call.packed, PackedHead::of(problem, library.machine, with_kept));
+    if (buffers.kept != nullptr) {
+      plan = with_kept;
+      buffers.packed = PackedWeights::Kept;
+    }
+  }
   RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
-  Workspace workspace;
-  if (plan.workspace_bytes > 0) buffers.workspace = workspace.get(plan.workspace_bytes);
-  library.run(problem, pass, plan, buffers, Executor{nullptr, run_parallel});
+  run_planned(pass, library, plan, problem, buffers);
   if (merged && pass == Pass::InputGrad) add_zeros_around_gradient(problem, buffers, unmerged, unmerged_buffers);
   if (!computed.is_same(result)) result.copy_(computed);
   return result;
@@ -140,6 +221,11 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
 
 TORCH_LIBRARY_IMPL(conv_ext, CPU, library) {
   implement<run_cpu>(library);
+  library.impl("pack",
+               [](const Tensor& weight, const Tensor& input, at::IntArrayRef stride, at::IntArrayRef padding,
+                  at::IntArrayRef dilation, int64_t groups, std::string_view precision, std::string_view algorithm) {
+                 return pack_cpu(input, weight, {{}, stride, padding, dilation, groups, precision, algorithm, "none"});
+               });
   end_the_pool_before_a_fork();
 }
 

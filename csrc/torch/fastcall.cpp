@@ -129,13 +129,19 @@ bool parse_text(PyObject* object, const char* name, std::string_view* text) {
 }
 
 // forward:                 (input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
+// forward_packed:          the same with `packed` as the last argument
 // input_grad, weight_grad: (first, second, size, stride, padding, dilation, groups, precision, algorithm)
-template <Pass pass>
+template <Pass pass, bool with_packed = false>
 PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   constexpr bool is_forward = pass == Pass::Forward;
-  if (count != (is_forward ? 10 : 9)) {
-    PyErr_Format(PyExc_TypeError, "%s takes %d arguments, got %zd", pass_name(pass), is_forward ? 10 : 9, count);
+  constexpr int wanted = is_forward ? 10 + with_packed : 9;
+  if (count != wanted) {
+    PyErr_Format(PyExc_TypeError, "%s takes %d arguments, got %zd", pass_name(pass), wanted, count);
+    return nullptr;
+  }
+  if (with_packed && !THPVariable_Check(arguments[count - 1])) {
+    PyErr_Format(PyExc_TypeError, "packed must be a Tensor, got %R", (PyObject*)Py_TYPE(arguments[count - 1]));
     return nullptr;
   }
   const bool has_bias = is_forward && arguments[2] != Py_None;
@@ -166,6 +172,11 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const at::Tensor first = THPVariable_Unpack(arguments[0]), second = THPVariable_Unpack(arguments[1]);
   std::optional<at::Tensor> bias;
   if (has_bias) bias = THPVariable_Unpack(arguments[2]);
+  at::Tensor packed;
+  if (with_packed) {
+    packed = THPVariable_Unpack(arguments[count - 1]);
+    a.packed = &packed;
+  }
   at::Tensor result;
   without_gil([&] {
     at::AutoDispatchBelowADInplaceOrView below;  // the operators called inside record nothing
@@ -186,6 +197,8 @@ PyMethodDef kMethods[] = {
      "one is needed; Road.GENERAL: anything else"},
     {"forward", method(call<Pass::Forward>), METH_FASTCALL,
      "conv_ext::forward below the dispatcher, for plain tensors"},
+    {"forward_packed", method(call<Pass::Forward, true>), METH_FASTCALL,
+     "conv_ext::forward_packed below the dispatcher, for plain tensors; the packed weight is the last argument"},
     {"input_grad", method(call<Pass::InputGrad>), METH_FASTCALL,
      "conv_ext::input_grad below the dispatcher, for plain tensors"},
     {"weight_grad", method(call<Pass::WeightGrad>), METH_FASTCALL,

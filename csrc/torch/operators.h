@@ -19,6 +19,7 @@ struct CallOf {
   c10::ArrayRef<Int> size, stride, padding, dilation;
   Int groups;
   std::string_view precision, algorithm, activation;
+  const at::Tensor* packed = nullptr;  // what `pack` made of the weight
 };
 using CallArguments = CallOf<int64_t>;
 using SymbolicCall = CallOf<c10::SymInt>;  // of a call that is traced: sizes may be symbols
@@ -43,6 +44,10 @@ at::Tensor run_cpu(Pass pass, const at::Tensor& first, const at::Tensor& second,
 // On CUDA: cuda.cpp, or without_cuda.cpp, which says how to build the kernels.
 at::Tensor run_cuda(Pass pass, const at::Tensor& first, const at::Tensor& second, const std::optional<at::Tensor>& bias,
                     const CallArguments& call);
+
+// What a forward makes of the weight before it multiplies, for `forward_packed` of inputs like this one, of any number
+// of images: bytes that say what they are for, and what follows; none where the plan reads the weight where it lies.
+at::Tensor pack_cpu(const at::Tensor& input, const at::Tensor& weight, const CallArguments& call);
 
 // The plan's answer, or an error that gives the algorithm's own reason.
 const Candidate& choose_or_throw(const PlanInput& input, std::string_view algorithm);

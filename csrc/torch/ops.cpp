@@ -386,6 +386,14 @@ TORCH_LIBRARY(conv_ext, library) {
       "SymInt groups, str precision=\"ieee\", str algorithm=\"auto\", str activation=\"none\") -> Tensor",
       {at::Tag::pt2_compliant_tag});
   library.def(
+      "forward_packed(Tensor input, Tensor weight, Tensor packed, Tensor? bias, SymInt[2] stride, SymInt[4] padding, "
+      "SymInt[2] dilation, SymInt groups, str precision=\"ieee\", str algorithm=\"auto\", str activation=\"none\") -> "
+      "Tensor",
+      {at::Tag::pt2_compliant_tag});
+  library.def(
+      "pack(Tensor weight, Tensor input, int[2] stride, int[4] padding, int[2] dilation, int groups, "
+      "str precision=\"ieee\", str algorithm=\"auto\") -> Tensor");
+  library.def(
       "input_grad(Tensor grad_output, Tensor weight, SymInt[2] input_size, SymInt[2] stride, SymInt[4] padding, "
       "SymInt[2] dilation, SymInt groups, str precision=\"ieee\", str algorithm=\"auto\") -> Tensor",
       {at::Tag::pt2_compliant_tag});

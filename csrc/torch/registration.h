@@ -16,6 +16,15 @@ at::Tensor forward_by(const at::Tensor& input, const at::Tensor& weight, const s
 }
 
 template <RunPass run>
+at::Tensor forward_packed_by(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& packed,
+                             const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
+                             at::IntArrayRef dilation, int64_t groups, std::string_view precision,
+                             std::string_view algorithm, std::string_view activation) {
+  return run(Pass::Forward, input, weight, bias,
+             {{}, stride, padding, dilation, groups, precision, algorithm, activation, &packed});
+}
+
+template <RunPass run>
 at::Tensor input_grad_by(const at::Tensor& grad_output, const at::Tensor& weight, at::IntArrayRef input_size,
                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                          std::string_view precision, std::string_view algorithm) {
@@ -35,6 +44,7 @@ at::Tensor weight_grad_by(const at::Tensor& grad_output, const at::Tensor& input
 template <RunPass run>
 void implement(torch::Library& library) {
   library.impl("forward", TORCH_FN(forward_by<run>));
+  library.impl("forward_packed", TORCH_FN(forward_packed_by<run>));
   library.impl("input_grad", TORCH_FN(input_grad_by<run>));
   library.impl("weight_grad", TORCH_FN(weight_grad_by<run>));
 }

@@ -13,6 +13,7 @@ namespace fuzz {
 using conv_ext::Algorithm;
 using conv_ext::Buffers;
 using conv_ext::Candidate;
+using conv_ext::PackedWeights;
 using conv_ext::Plan;
 
 // Called once for each algorithm that ran: its place among the candidates, and whether it was chosen.
@@ -47,16 +48,16 @@ class Checker {
   }
 
  private:
-  // Kept from case to case: three operands, the bias, the result and the workspace.
+  // Kept from case to case: three operands, the bias, the result, the workspace and packed weights.
   static Arena& memory(int which) {
-    static Arena arenas[6];
+    static Arena arenas[7];
     return arenas[which];
   }
   static Tasks& tasks() {
     static Tasks kept;
     return kept;
   }
-  static constexpr int kBias = 3, kResult = 4, kWorkspace = 5;
+  static constexpr int kBias = 3, kResult = 4, kWorkspace = 5, kKept = 6;
 
   int64_t element_bytes() const { return Type::bytes * parts_; }
   static int64_t extent(const int64_t sizes[4], const int64_t stride[4]) {
@@ -208,7 +209,7 @@ class Checker {
   bool run_plan(const Call& call, const Machine& machine, const ConvProblem& z, const Buffers& b, Tasks::Order order,
                 int workers, const Bad& bad) {
     const conv_ext::Strides strides = conv_ext::strides_of(z, b);
-    const conv_ext::PlanInput input{z, call.pass, machine, strides};
+    const conv_ext::PlanInput input{z, call.pass, machine, strides, b.packed != PackedWeights::OfCall};
     const Plan plan = conv_ext::make_plan(input, call.candidate);
     if (plan.tasks < 1 || plan.workspace_bytes < 0 || plan.workspace_bytes > kMostWorkspace || plan.scratch_bytes < 0 ||
         plan.scratch_bytes > conv_ext::kScratchLimit) {
@@ -223,7 +224,7 @@ class Checker {
     }
     tasks().begin(order, workers, plan, case_.seed);
     call.library.kernels->run(z, call.pass, plan, with, tasks().executor());
-    if (call.unmerged != nullptr) {
+    if (call.unmerged != nullptr && b.packed != PackedWeights::Make) {
       ConvProblem whole = z_.normalised();
       Buffers of_whole = *call.unmerged;
       whole.n = z.n;
@@ -236,6 +237,7 @@ class Checker {
                          std::to_string(plan.scratch_bytes));
       return false;
     }
+    if (b.packed == PackedWeights::Make) return memory(kKept).margins_intact() && memory(kResult).margins_intact();
     if (const std::string other = unlike_plan(input, call.library, call.candidate, plan); !other.empty()) {
       bad("unplanned", other);
       return false;
@@ -279,6 +281,7 @@ class Checker {
       if (workers <= case_.threads &&
           !(run(problem, buffers, Tasks::Order::Threads, workers) && same("threads", 0, all)))
         return;
+    if (pass != Pass::WeightGrad && !check_kept(call, problem, buffers, run, same, bad)) return;
     // With other caches, which parts the sums of weight_grad are cut into may be another matter.
     if (case_.l1) {
       if (!run_plan(call, other_machine(library), problem, buffers, Tasks::Order::InTurn, 1, bad)) return;
@@ -297,6 +300,35 @@ class Checker {
       if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
     }
   }
+  // Weights that are packed once, for a batch of another size, and used by this one: the same bits.
+  template <class Run, class Same, class Bad>
+  bool check_kept(const Call& call, const ConvProblem& problem, const Buffers& buffers, const Run& run,
+                  const Same& same, const Bad& bad) {
+    ConvProblem other = problem;
+    other.n = problem.n == 1 ? 5 : 1;
+    Buffers with = buffers;
+    const conv_ext::Strides strides = conv_ext::strides_of(problem, buffers);
+    const auto plan_of = [&](const ConvProblem& z) {
+      return conv_ext::make_plan({z, call.pass, call.library.kernels->machine, strides, true}, call.candidate);
+    };
+    const Plan plan = plan_of(problem), maker = plan_of(other);
+    if (plan.kept_bytes != maker.kept_bytes || !std::equal(plan.kept_format, plan.kept_format + 4, maker.kept_format)) {
+      bad("kept", "the format of packed weights follows from N");
+      return false;
+    }
+    if (plan.kept_bytes == 0) return true;
+    if (plan.kept_bytes > kMostWorkspace) return true;
+    with.kept = memory(kKept).place_aligned(plan.kept_bytes);
+    memory(kKept).fill();
+    with.packed = PackedWeights::Make;
+    if (!run(other, with, Tasks::Order::InTurn, 1)) return false;
+    with.packed = PackedWeights::Kept;
+    if (!memory(kKept).margins_intact()) {
+      bad("kept", "bytes beside packed weights were written");
+      return false;
+    }
+    return run(problem, with, Tasks::Order::InTurn, 1) && same("kept", 0, sizes_[result_of(call.pass)][0]);
+  }
   // What is planned is what ran: the loop that multiplies, the bytes that were handed out of either block, and the
   // variant, which is one of the words that explain() has for the plan. Empty where all that is so.
   std::string unlike_plan(const conv_ext::PlanInput& input, const Library& library, const Candidate& candidate,
@@ -314,6 +346,7 @@ class Checker {
     };
     if (seen.workspace_bytes != plan.workspace_bytes)
       return differs("workspace", seen.workspace_bytes, plan.workspace_bytes);
+    if (seen.kept_bytes != plan.kept_bytes) return differs("packed weights", seen.kept_bytes, plan.kept_bytes);
     if (seen.scratch_bytes != plan.scratch_bytes) return differs("scratch", seen.scratch_bytes, plan.scratch_bytes);
     if (seen.variant == nullptr) return "";
     conv_ext::Facts facts;

@@ -217,7 +217,7 @@ void prepare_depthwise(const PlanInput& input, Plan* plan) {
 }
 
 const char* depthwise_declines(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (z.groups != z.c || z.groups != z.k) return "it is for depthwise problems, where groups = C = K";
   if (is_complex(z.dtype)) return "it is for real numbers";
   if (z.r > 4096 / z.s) return "the kernel has more than 4096 taps";
@@ -280,7 +280,7 @@ Work work_by_columns(const Given& g, const LoopSizes& s) {
 }  // namespace
 
 Work depthwise_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (z.groups != z.c || z.groups != z.k || is_complex(z.dtype)) return kNever;
   const Given g(input);
   const LoopSizes s(z, pass, machine);

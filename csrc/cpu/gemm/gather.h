@@ -58,14 +58,14 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
   const PanelsGatherPlan& own = plan.own<PanelsPlan>().gather;
   const ConvProblem z = own.one_row ? as_one_row(given) : given;
   Carver memory(b.workspace);
-  PanelsGatherWorkspace<A> workspace = panels_gather_workspace<A>(z, pass, own, memory);
+  PanelsGatherWorkspace<A> workspace = panels_gather_workspace<A>(z, pass, own, memory, b.kept);
   workspace.taps.build(TapOrder::ByNumber, own.weights.joined_taps);
-  GatherOperands<A> op(z, pass, own.weights, workspace.taps, workspace.weights, workspace.adds_padding, b);
+  GatherOperands<A> op(z, pass, own.weights, workspace.taps, workspace.packed, workspace.adds_padding, b);
   if (own.one_row && given.w == 1) {  // the stride of a single column has no say
     op.source.column = op.source.row;
     op.result.column = op.result.row;
   }
-  op.pack_weights(executor);
+  if (!op.pack_weights(executor)) return;
   parallel_for(executor, plan.tasks, plan.scratch_bytes,
                [&](int64_t index, void* scratch) { run_panels_task<A>(op, own, index, scratch); });
 }

@@ -69,6 +69,7 @@ struct WeightPanels {
   int64_t padded_m;          // channels of a group's result, with those that fill up the last vector
   int64_t panels_per_task, packing_tasks;  // of the loop that packs
   bool meets_padding;                      // some products are of padding: whether all weights are finite matters
+  bool kept;                               // they are packed where other calls find them, not in the workspace
 
   bool packed() const { return chains != ChainsOf::Channels; }
   ChainCuts blocks(int64_t taps) const {
@@ -79,8 +80,22 @@ struct WeightPanels {
   }
 };
 template <class A>
-inline A* packed_weights(const ConvProblem& z, const WeightPanels& w, Carver& memory) {
-  return memory.take<A>(w.packed() ? z.groups : 0, w.padded_m, w.channels, product(z.r, z.s) / w.joined_taps);
+struct PanelsOfWeights {
+  int32_t* not_finite;  // (1) one of the weights is not, and products of the padding show it
+  A* weights;           // (groups, phases, panels, blocks), each (taps, channels, width of the panel)
+};
+template <class A>
+inline PanelsOfWeights<A> panels_of_weights(const ConvProblem& z, const WeightPanels& w, Carver& memory) {
+  PanelsOfWeights<A> p;
+  p.not_finite = memory.take<int32_t>(1);
+  p.weights = memory.take<A>(w.packed() ? z.groups : 0, w.padded_m, w.channels, product(z.r, z.s) / w.joined_taps);
+  return p;
+}
+// Where they lie in a call: `kept` is the memory that is kept.
+template <class A>
+inline PanelsOfWeights<A> panels_of_weights(const ConvProblem& z, const WeightPanels& w, Carver& memory, void* kept) {
+  Carver other(kept);
+  return panels_of_weights<A>(z, w, w.kept ? other : memory);
 }
 
 // Lines of memory that are prefetched for what comes next, at most.
@@ -104,15 +119,15 @@ template <class A>
 struct PanelsGatherWorkspace {
   TapTable taps;
   int32_t* adds_padding;  // (1)
-  A* weights;             // (groups, phases, panels, blocks), each (taps, channels, width of the panel)
+  PanelsOfWeights<A> packed;
 };
 template <class A>
 inline PanelsGatherWorkspace<A> panels_gather_workspace(const ConvProblem& z, Pass pass, const PanelsGatherPlan& own,
-                                                        Carver& memory) {
+                                                        Carver& memory, void* kept = nullptr) {
   PanelsGatherWorkspace<A> w;
   w.taps.lay_out(z, pass, memory);
   w.adds_padding = memory.take<int32_t>(1);
-  w.weights = packed_weights<A>(z, own.weights, memory);
+  w.packed = panels_of_weights<A>(z, own.weights, memory, kept);
   return w;
 }
 

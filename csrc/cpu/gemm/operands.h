@@ -44,7 +44,7 @@ struct GatherOperands {
   const WeightPanels& plan;
   Axis vertical, horizontal;
   TapTable table;
-  A* packed_weight;
+  PanelsOfWeights<A> packed_weight;
   // Not 0: products of the padding may show, and are added too, for a weight is not finite, or a bias is -0. Else taps
   // that read nothing but padding may be left out.
   int32_t* adds_padding;
@@ -56,8 +56,8 @@ struct GatherOperands {
 
   static constexpr int L = kLanes<A>;
 
-  GatherOperands(const ConvProblem& problem, Pass pass, const WeightPanels& panels, const TapTable& taps, A* packed,
-                 int32_t* padding, const Buffers& b)
+  GatherOperands(const ConvProblem& problem, Pass pass, const WeightPanels& panels, const TapTable& taps,
+                 const PanelsOfWeights<A>& packed, int32_t* padding, const Buffers& b)
       : z(problem),
         plan(panels),
         vertical(vertical_axis(problem, pass)),
@@ -115,8 +115,8 @@ struct GatherOperands {
   }
   // (taps, channels, width) of a block.
   A* packed_at(int64_t group, const GatherPhase& f, const WeightPanel& s, const ProductChain& b) const {
-    return packed_weight + (group * taps() + f.begin) * plan.padded_m * channels() + s.m0 * f.taps * channels() +
-           b.before * s.width;
+    return packed_weight.weights + (group * taps() + f.begin) * plan.padded_m * channels() +
+           s.m0 * f.taps * channels() + b.before * s.width;
   }
   // Channels of elements, not of their parts.
   const T* weight_at(int64_t group, int64_t m, int64_t c, int64_t tap) const {
@@ -224,15 +224,22 @@ struct GatherOperands {
     for (int64_t i = 0; i < count; i += L) zeros += read_some<A>(packed + i, count - i) * A(0);
     bool finite = true;
     for (int l = 0; l < L; ++l) finite = finite && zeros[l] == A(0);
-    if (!finite) __atomic_store_n(adds_padding, 1, __ATOMIC_RELAXED);
+    if (!finite) __atomic_store_n(packed_weight.not_finite, 1, __ATOMIC_RELAXED);
   }
-  // Packs all weights, and finds out whether products of the padding may show.
-  void pack_weights(const Executor& executor) const {
-    *adds_padding = 0;
+  // Packs all weights, unless they were kept, and finds out whether products of the padding may show. False where this
+  // is all that was asked for.
+  bool pack_weights(const Executor& executor) const {
+    if (buffers.packed != PackedWeights::Kept) pack_all(executor);
+    if (buffers.packed == PackedWeights::Make) return false;
+    *adds_padding = *packed_weight.not_finite;
     for (int64_t m = 0; m < z.groups * group_m && buffers.bias != nullptr; ++m) {
       const A bias = bias_at<T, A>(buffers, m, parts);
       if (bias == A(0) && __builtin_signbit(bias)) *adds_padding = 1;
     }
+    return true;
+  }
+  void pack_all(const Executor& executor) const {
+    *packed_weight.not_finite = 0;
     const int64_t count = z.groups * plan.panels;
     parallel_for(executor, plan.packing_tasks, 0, [&](int64_t task, void*) {
       for (int64_t i = task * plan.panels_per_task; i < min_of(count, (task + 1) * plan.panels_per_task); ++i)

@@ -160,6 +160,8 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   Carver memory(b.workspace);
   DotWorkspace<bfloat16> w = dot_workspace<bfloat16>(z, pass, own, memory);
   w.tables.build(own.tile_w, group_channels);
+  Carver kept(b.kept);
+  if (own.kept) w.packed = dot_weights<bfloat16>(z, pass, kept);
   DotGather<T> task{z,
                     own,
                     w.tables,
@@ -189,11 +191,12 @@ void run_implicit_gather(const ConvProblem& z, Pass pass, const Plan& plan, cons
   }
   CONV_EXT_RUNS("weights");
   const int64_t parts = ceil_div(blocks, kDotBlocks);
-  parallel_for(executor, z.groups * parts, 0, [&](int64_t index, void*) {
+  parallel_for(executor, b.packed == PackedWeights::Kept ? 0 : z.groups * parts, 0, [&](int64_t index, void*) {
     const int64_t group = index / parts, first = index % parts * kDotBlocks;
     task.pack_weights(task.packed + (group * blocks + first) * task.block_size(), group, first,
                       min_of(kDotBlocks, blocks - first));
   });
+  if (b.packed == PackedWeights::Make) return;
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
     Carver local(scratch);
     task.run_tile(index, dot_scratch<bfloat16>(z, pass, own, local).packed);

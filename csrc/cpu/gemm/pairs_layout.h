@@ -27,6 +27,7 @@ struct ImplicitGemmPlan {
   // source is packed first, or is a line: tasks that share out the tiles.
   int64_t tile_k, tile_c, splits;
   int64_t grad_pitch;  // elements of one packed row of the upstream gradient
+  bool kept;           // the packed weights lie where other calls find them, not in the workspace
 };
 
 // Where all taps read the same offset, only the positions that a stride leaves over are packed.
@@ -99,13 +100,18 @@ inline int64_t dot_block_lanes(const ConvProblem& z, const ImplicitGemmPlan& own
   return round_up(product(own.tile_c, z.r, z.s), kDotLanes);
 }
 
-// Half: bfloat16.
+// Half: bfloat16. The weights of forward and input_grad that all tasks share: (groups, blocks, pairs, 16, 2).
+template <class Half>
+inline Half* dot_weights(const ConvProblem& z, Pass pass, Carver& memory) {
+  const int64_t blocks = product(z.groups, ceil_div(result_channels(z, pass), kDotLanes));
+  return memory.take<Half>(blocks, dot_block_elements(z, source_channels(z, pass)));
+}
+
 template <class Half>
 struct DotWorkspace {
   DotTables tables;  // forward, input_grad
   float* bias;       // forward, input_grad: (groups, blocks, 16)
-  // forward, input_grad: what all tasks share, the weights (groups, blocks, pairs, 16, 2), or the tiles of the source
-  // (groups, tiles, channel_pitch).
+  // forward, input_grad: what all tasks share, the weights, or the tiles of the source (groups, tiles, channel_pitch).
   Half* packed;
   float* partial;  // weight_grad in several parts: (splits, blocks of C, K, lanes)
 };
@@ -117,8 +123,7 @@ inline DotWorkspace<Half> dot_workspace(const ConvProblem& z, Pass pass, const I
       w.partial = memory.take<float>(own.splits, ceil_div(z.group_c(), own.tile_c), z.k, dot_block_lanes(z, own));
     return w;
   }
-  const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
-  const int64_t blocks = product(z.groups, ceil_div(rows_m, kDotLanes));
+  const int64_t blocks = product(z.groups, ceil_div(result_channels(z, pass), kDotLanes));
   w.tables.lay_out(z, pass, memory);
   w.bias = memory.take<float>(blocks, kDotLanes);
   if (own.schedule == DotSchedule::Source) {
@@ -126,8 +131,8 @@ inline DotWorkspace<Half> dot_workspace(const ConvProblem& z, Pass pass, const I
     const int64_t tiles = product(z.groups, ceil_div(z.n, own.images), ceil_div(vertical.longest_count(), own.tile_h),
                                   ceil_div(horizontal.longest_count(), own.tile_w));
     w.packed = memory.take<Half>(tiles, own.channel_pitch);
-  } else {
-    w.packed = memory.take<Half>(blocks, dot_block_elements(z, channels));
+  } else if (!own.kept) {
+    w.packed = dot_weights<Half>(z, pass, memory);
   }
   return w;
 }

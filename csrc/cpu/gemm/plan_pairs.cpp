@@ -29,7 +29,7 @@ int64_t dot_parts(const ConvProblem& z, const Machine& machine) {
 }
 
 void prepare_dot_gather(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   constexpr int64_t kBytes = 2;  // of an element of both operands
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
@@ -68,7 +68,7 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
   // decide which: the other would be declined.
   const bool room_for_either = max_of(tile_bytes, product(kDotBlocks, block_bytes)) <= kScratchLimit &&
                                product(blocks, block_bytes) <= kWorkspaceLimit / 2;
-  if (room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {
+  if (!keeps && room_for_either && share && product(tiles, tile_bytes) <= product(blocks, block_bytes)) {
     own.schedule = DotSchedule::Source;
     own.task_m = kDotBlocks * kDotLanes;
     const int64_t parts_m = product(z.groups, ceil_div(rows_m, own.task_m));
@@ -83,7 +83,7 @@ void prepare_dot_gather(const PlanInput& input, Plan* plan) {
 }
 
 void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   const int64_t taps = z.r * z.s;
   own.tile_k = ceil_div(z.group_k(), ceil_div(z.group_k(), kDotBlockRows));
@@ -172,7 +172,7 @@ Work tiles_work(const ConvProblem& z, Pass pass, const Machine& machine, int64_t
 // 1x1 kernels whose outputs are the positions of the source, where a position's channels are neighbours, or all
 // positions of a channel; of other problems the weights are packed first.
 DotSchedule line_schedule(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const bool one = z.r == 1 && z.s == 1 && z.stride_h == 1 && z.stride_w == 1;
   const bool padded = z.pad_top != 0 || z.pad_bottom != 0 || z.pad_left != 0 || z.pad_right != 0;
   const bool room = product(2, tile_blocks(source_channels(z, pass)), kTileEdge, 64) <= most_tile_bytes(machine);
@@ -212,7 +212,7 @@ void cut_tile(const ConvProblem& z, int64_t count_h, int64_t count_w, int64_t le
 }
 
 void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t channels = source_channels(z, pass), rows_m = result_channels(z, pass);
@@ -225,7 +225,7 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   const auto tiles = [&] { return tiles_of_group(z, own, vertical, horizontal); };
 
   const int64_t weights = product(panels, panel_bytes(z, channels, own.parts));
-  const bool deep = share && weights > kDeepWeights && product(count_h, count_w) <= kDeepOutputs &&
+  const bool deep = !keeps && share && weights > kDeepWeights && product(count_h, count_w) <= kDeepOutputs &&
                     product(tiles(), tile_bytes()) <= weights;
   // A thread's scratch has either a tile or a panel. Where it has no room for one of them N may not decide which.
   const bool room_for_either = max_of(tile_bytes(), panel_bytes(z, channels, own.parts)) <= kScratchLimit &&
@@ -265,7 +265,7 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
 }
 
 void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t taps = product(z.r, z.s);
@@ -294,7 +294,7 @@ void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
 }
 
 void prepare_tiles(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   if (pass == Pass::WeightGrad) {
     prepare_tiles_weight_grad(input, plan);
@@ -311,9 +311,20 @@ void prepare_tiles(const PlanInput& input, Plan* plan) {
 }  // namespace
 
 void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
   own.parts = dot_parts(z, machine);
+  own.kept = keeps && pass != Pass::WeightGrad;
+  if (own.kept) {
+    Carver kept;
+    if (machine.bf16_dot == Bf16Dot::Tiles) {
+      tile_weights(z, pass, own, kept);
+    } else {
+      dot_weights<uint16_t>(z, pass, kept);
+    }
+    plan->kept_bytes = kept.bytes();
+    plan->kept_format[0] = own.parts;
+  }
   if (machine.bf16_dot == Bf16Dot::Tiles) return prepare_tiles(input, plan);
   if (pass == Pass::WeightGrad) {
     prepare_dot_weight_grad(input, plan);
@@ -329,7 +340,7 @@ void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
 }
 
 const char* implicit_gemm_declines(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (z.dtype != DType::BFloat16 && z.dtype != DType::Float32) return "it is for bfloat16 and float32";
   if (machine.bf16_dot == Bf16Dot::None)
     return "this instruction set cannot multiply bfloat16 (avx512_bf16 and amx can)";
@@ -351,7 +362,7 @@ const char* implicit_gemm_declines(const PlanInput& input) {
 }
 
 Work implicit_gemm_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const int64_t parts = machine.bf16_dot == Bf16Dot::None ? 0 : dot_parts(z, machine);
   if (parts == 0) return kNever;
   if (machine.bf16_dot == Bf16Dot::Tiles) return tiles_work(z, pass, machine, parts);

@@ -37,7 +37,7 @@ bool is_pointwise(const ConvProblem& z) {
 
 // weight_grad: how many parts of the reduction its blocks are worth, and the memory of all.
 void share_out_grad(const PlanInput& input, int64_t blocks, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
   const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   const int64_t sum_bytes = product(panels_grad_block(z, own), blocks, accumulator_bytes(z.dtype));
@@ -61,7 +61,7 @@ bool runs_along_input(const ConvProblem& z) {
 }
 
 void prepare_grad_along_channels(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const int64_t parts = parts_of(z.dtype), bytes_each = accumulator_bytes(z.dtype),
@@ -115,7 +115,7 @@ struct GradSizes {
   double k, c, rows, lanes;
 };
 GradSizes grad_sizes(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const double parts = double(parts_of(z.dtype)), k = parts * double(z.group_k()), c = parts * double(z.group_c());
   return {k, c, c * double(z.r) * double(z.s), double(machine.vector_bytes / accumulator_bytes(z.dtype))};
 }
@@ -126,7 +126,7 @@ struct PositionTile {
   double cost;
 };
 PositionTile position_tile(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const GradSizes sizes = grad_sizes(input);
   const Axis vertical = vertical_axis(z, Pass::WeightGrad), horizontal = horizontal_axis(z, Pass::WeightGrad);
   const int64_t channel_bytes = parts_of(z.dtype) * accumulator_bytes(z.dtype), lanes = int64_t(sizes.lanes);
@@ -161,7 +161,7 @@ PositionTile position_tile(const PlanInput& input) {
 }
 
 void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
   const int64_t parts = parts_of(z.dtype), lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   own.lanes_are = GradLanes::Positions;
@@ -209,7 +209,7 @@ void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Pl
 
 // What an output costs where lanes are channels.
 double cost_along_channels(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const GradSizes sizes = grad_sizes(input);
   const bool along_input = runs_along_input(z);
   const int64_t lanes = int64_t(sizes.lanes), numbers = int64_t(along_input ? sizes.c : sizes.k);
@@ -249,19 +249,19 @@ constexpr int64_t kMostZeros = 16 << 10;
 
 // The rows of source and result follow one another: where a kernel of one tap reads every position, they are one row.
 bool has_one_row(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const auto joined = [&](const int64_t* stride) { return z.w == 1 || stride[2] == product(z.w, stride[3]); };
   return is_pointwise(z) && z.stride_h == 1 && z.stride_w == 1 && joined(strides.input) && joined(strides.output);
 }
 
 // Elements over which the channels of a position of the source spread.
 int64_t channel_span(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   return product(max_of(0, source_channels(z, pass) - 1), max_of(0, source_of(pass, strides)[1])) + 1;
 }
 
 bool runs_along_channels(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (source_channels_are_neighbours(z, pass, strides) && result_channels_are_neighbours(z, pass, strides)) return true;
   // Few channels do not repay packing positions.
   const bool share_memory = z.groups * source_channels(z, pass) > 1 && source_of(pass, strides)[1] <= 0;
@@ -271,7 +271,7 @@ bool runs_along_channels(const PlanInput& input) {
 // Neighbouring taps of few channels are read as one run of channels, where the memory is channels_last. The order of
 // the sums follows from that, so that the strides of single columns and channels have no say.
 bool joins_taps(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const bool wanted =
       z.s > 1 && z.dilation_w == 1 && z.c <= kMostJoinedChannels && product(z.c, z.r, z.s) <= kMostJoined;
   return wanted && pass == Pass::Forward && z.groups == 1 && source_channels_are_neighbours(z, pass, strides) &&
@@ -281,7 +281,7 @@ bool joins_taps(const PlanInput& input) {
 
 // Vectors along channels: positions and panels of weights of a task.
 void share_out_channels(const PlanInput& input, int64_t positions, int64_t enough, PanelsGatherPlan* own) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   PanelsGatherPlan& c = *own;
   const int64_t channels = c.weights.channels / c.weights.joined_taps;
   c.block = min_of(kMostPositions, kPointerTable / (z.r * z.s));
@@ -298,7 +298,7 @@ void share_out_channels(const PlanInput& input, int64_t positions, int64_t enoug
 
 // Vectors along positions: panels of positions and rows of weights of a task.
 void share_out_positions(const PlanInput& input, int64_t positions, int64_t enough, PanelsGatherPlan* own) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype), taps = z.r * z.s;
   const int64_t channels = own->weights.channels, slices = own->weights.panels, group_m = own->weights.padded_m;
   const int64_t vectors = ceil_div(positions, lanes), panel_v = panel_vectors_of_most_rows(machine);
@@ -329,7 +329,7 @@ void share_out_positions(const PlanInput& input, int64_t positions, int64_t enou
 }
 
 void prepare_gather(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   PanelsGatherPlan& own = plan->own<PanelsPlan>().gather;
   own = {};
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
@@ -340,6 +340,7 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   own.weights = weight_panels(z, pass, strides, lanes, along_channels, joins_taps(input) ? z.s : 1,
                               along_channels ? panel_vectors(machine) : most_panel_rows(machine),
                               along_channels ? ChainsOf::Taps : ChainsOf::Channels);
+  own.weights.kept = keeps && own.weights.packed();
   own.one_row = has_one_row(input);
   own.prefetches = z.bytes() > kWorthPrefetching;
   // Where all is read in place, tasks for many threads cost nothing. Panels of positions are packed for each part of
@@ -360,6 +361,7 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
       along_positions_scratch<A>(z, own, scratch);
     }
   });
+  count_kept(z, own.weights, plan);
 }
 
 constexpr int64_t kMostGradTaps = 1 << 20;
@@ -376,7 +378,7 @@ void prepare_panels(const PlanInput& input, Plan* plan) {
 }
 
 const char* panels_declines(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (pass == Pass::WeightGrad) {
     if (z.r > kMostGradTaps / z.s) return "the kernel has more than 2^20 taps";
     return memory_declines(input, prepare_panels, "the smallest packed tile exceeds 16 MiB of scratch for each thread");
@@ -393,7 +395,7 @@ const char* panels_declines(const PlanInput& input) {
 namespace {
 
 Work panels_grad_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const LoopSizes s(z, pass, machine);
   const double by_positions = position_tile(input).cost, by_channels = cost_along_channels(input);
   const bool channels = by_channels <= by_positions;
@@ -403,7 +405,7 @@ Work panels_grad_work(const PlanInput& input) {
 }
 
 Work panels_gather_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const LoopSizes s(z, pass, machine);
   const double lanes = double(s.lanes), scattered = s.phases ? s.result_v : 0, once = 1 / kImagesOfCall;
   if (runs_along_channels(input)) {

@@ -1,7 +1,7 @@
 // How the weights of forward and input_grad are cut into panels: for all plans of the engine but pairs of bfloat16.
 #pragma once
 
-#include "../../common/roles.h"
+#include "../plan_common.h"
 #include "layout.h"
 
 namespace conv_ext {
@@ -41,6 +41,17 @@ inline WeightPanels weight_panels(const ConvProblem& z, Pass pass, const Strides
       z.pad_top || z.pad_bottom || z.pad_left || z.pad_right || (pass == Pass::InputGrad && z.r * z.s > 1);
   w.packing_tasks = w.packed() ? ceil_div(product(z.groups, w.panels), w.panels_per_task) : 0;
   return w;
+}
+
+// Weights that are kept: how many bytes, and the format.
+inline void count_kept(const ConvProblem& z, const WeightPanels& w, Plan* plan) {
+  if (!w.kept) return;
+  count_memory(z.dtype, &plan->kept_bytes,
+               [&](auto number, Carver& memory) { panels_of_weights<decltype(number)>(z, w, memory); });
+  plan->kept_format[0] = w.panel_channels;
+  plan->kept_format[1] = w.panels;
+  plan->kept_format[2] = 2 * int64_t(w.chains) + w.along_channels;
+  plan->kept_format[3] = w.joined_taps;
 }
 
 }  // namespace conv_ext

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "plan_weights.h"
-#include "../plan_common.h"
 #include "windows_layout.h"
 
 namespace conv_ext {
@@ -80,7 +79,7 @@ struct RegisterTile {
   int64_t vectors, images;
 };
 RegisterTile usual_tile(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const int64_t group_m = max_of(1, result_channels(z, pass));
   const int64_t vectors = ceil_div(group_m, machine.vector_bytes / accumulator_bytes(z.dtype));
   // Sums that are written where they belong are written in long runs: VGG's first layer takes 3.9 ms with four vectors,
@@ -89,7 +88,7 @@ RegisterTile usual_tile(const PlanInput& input) {
   return {min_of(vectors, most), 1};
 }
 RegisterTile fastest_tile(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype), taps = z.r * z.s;
   const int64_t group_m = max_of(1, result_channels(z, pass)), channels = source_channels(z, pass);
@@ -101,22 +100,25 @@ RegisterTile fastest_tile(const PlanInput& input) {
     rows_of_taps += taps_of(vertical, i, i + 1);
   RegisterTile fastest = usual;
   double best = 0;
-  for (int64_t vectors = 1; vectors <= min_of(kWindowV, all_vectors); ++vectors) {
+  const auto try_tile = [&, &z = z, &machine = machine](int64_t vectors, bool beside) {
     const int64_t longest = window_outputs(machine, vectors);
+    const int64_t images = beside ? z.n / max_of(1, ceil_div(z.n, longest)) : 1;
+    if (images < 1) return;
     const bool from_second_level =
         min_of(product(channels, taps), kPanelProducts) * vectors * machine.vector_bytes > weight_bytes(machine);
-    const int64_t side_by_side = z.n / max_of(1, ceil_div(z.n, longest));
-    for (const int64_t images : {int64_t(1), side_by_side}) {
-      if (images < 1) continue;
-      double cost = double(rows_of_taps) *
-                    row_cost(machine.rates, horizontal, longest, all_vectors, vectors, images, from_second_level);
-      if (images > 1) cost += kPackedBesideImages * double(vertical.source) * double(horizontal.source);
-      if (best == 0 || cost <= best) {
-        best = cost;
-        fastest = {vectors, images};
-      }
-    }
+    double cost = double(rows_of_taps) *
+                  row_cost(machine.rates, horizontal, longest, all_vectors, vectors, images, from_second_level);
+    if (images > 1) cost += kPackedBesideImages * double(vertical.source) * double(horizontal.source);
+    if (best != 0 && cost > best) return;
+    best = cost;
+    fastest = {vectors, images};
+  };
+  for (int64_t vectors = 1; vectors <= min_of(kWindowV, all_vectors); ++vectors) {
+    try_tile(vectors, false);
+    if (!keeps) try_tile(vectors, true);
   }
+  // The panels of weights that are kept follow from one image.
+  if (keeps && best > 0) try_tile(fastest.vectors, true);
   return best > 0 ? fastest : usual;
 }
 
@@ -140,7 +142,7 @@ constexpr int kMostCuts = 128;
 // Tiles of outputs: enough of them, and so small that the source of one and the sums that are held together fit.
 // `panels`: of weights, whose sums a task holds.
 void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, int64_t panels, WindowsPlan* own) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes;
   const int64_t image_blocks = ceil_div(max_of(1, z.n), own->images);
@@ -178,7 +180,7 @@ void cut_tiles(const PlanInput& input, int64_t enough, bool keeps_sums, int64_t 
 
 // Lanes are positions: whether those of a row are whole vectors, and neighbours where the result lies.
 bool writes_whole_vectors(const PlanInput& input, const WindowsPlan& own) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const Axis horizontal = horizontal_axis(z, pass);
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   return element_bytes(z.dtype) == accumulator_bytes(z.dtype) && parts_of(z.dtype) == 1 && own.images == 1 &&
@@ -187,13 +189,14 @@ bool writes_whole_vectors(const PlanInput& input, const WindowsPlan& own) {
 }
 
 void prepare_with(const Lanes& tile, const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   WindowsPlan& own = plan->own<WindowsPlan>();
   own = {};
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes, taps = z.r * z.s;
   const int64_t channels = source_channels(z, pass), parts = parts_of(z.dtype);
   own.weights = weight_panels(z, pass, strides, lanes, tile.along_channels, 1, tile.widest, ChainsOf::ChannelsAlone);
+  own.weights.kept = keeps;
   own.products = max_of(min_of(product(channels, taps, parts), kMostProducts), taps * parts);
   own.images = tile.images;
   own.flat = tile.flat;
@@ -231,6 +234,7 @@ void prepare_with(const Lanes& tile, const PlanInput& input, Plan* plan) {
     windows_workspace<decltype(number)>(z, pass, own, workspace);
     windows_scratch<decltype(number)>(own, scratch);
   });
+  count_kept(z, own.weights, plan);
 }
 
 // ---- lanes are channels
@@ -259,7 +263,7 @@ void prepare_lanes_of_one_image(const PlanInput& input, Plan* plan) {
 // Images side by side fill vectors that one small image cannot. Whether the algorithm declines must not follow from N:
 // that is asked of a single image.
 void prepare_direct(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (pass == Pass::WeightGrad) return prepare_panels(input, plan);
   const Axis horizontal = horizontal_axis(z, pass);
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
@@ -287,7 +291,7 @@ void prepare_direct(const PlanInput& input, Plan* plan) {
 }
 
 const char* direct_declines(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   if (pass == Pass::WeightGrad) return panels_declines(input);
   if (pass == Pass::InputGrad && vertical.phases() > kMaxPhases / horizontal.phases())
@@ -298,7 +302,7 @@ const char* direct_declines(const PlanInput& input) {
 }
 
 Work direct_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (pass == Pass::WeightGrad) return kNever;  // that of panels
   const LoopSizes s(z, pass, machine);
   const double lanes = double(s.lanes), vectors = double(window_vectors(machine, window_channels(machine)));
@@ -335,7 +339,7 @@ void prepare_broadcast(const PlanInput& input, Plan* plan) {
 }
 
 const char* broadcast_declines(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (pass == Pass::WeightGrad) return "it is for forward and input_grad";
   if (parts_of(z.dtype) > 1) return "it is for real numbers";
   if (z.r > kPanelProducts / z.s) return "the kernel has more than 192 taps";
@@ -346,7 +350,7 @@ const char* broadcast_declines(const PlanInput& input) {
 }
 
 Work broadcast_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (pass == Pass::WeightGrad || parts_of(z.dtype) > 1) return kNever;
   const LoopSizes s(z, pass, machine);
   const int64_t columns = s.horizontal.longest_count(), all_vectors = int64_t(s.vectors(s.m));

@@ -74,6 +74,10 @@ inline int64_t tiles_of_group(const ConvProblem& z, const ImplicitGemmPlan& own,
   return product(ceil_div(z.n, own.images), ceil_div(vertical.longest_count(), own.tile_h),
                  ceil_div(horizontal.longest_count(), own.tile_w));
 }
+inline char* tile_weights(const ConvProblem& z, Pass pass, const ImplicitGemmPlan& own, Carver& memory) {
+  const int64_t panels = product(z.groups, tile_blocks(result_channels(z, pass)));
+  return memory.take<char>(panels, panel_bytes(z, source_channels(z, pass), own.parts));
+}
 inline TileWorkspace tile_workspace(const ConvProblem& z, Pass pass, const ImplicitGemmPlan& own, Carver& memory) {
   TileWorkspace w{};
   w.tables.lay_out(z, pass, memory);
@@ -87,8 +91,8 @@ inline TileWorkspace tile_workspace(const ConvProblem& z, Pass pass, const Impli
     const TapTable& taps = w.tables.taps.taps;
     w.packed = memory.take<char>(z.groups, tiles_of_group(z, own, taps.vertical, taps.horizontal),
                                  packed_tile_bytes(source_channels(z, pass), own.parts, own.channel_pitch * 2));
-  } else {
-    w.packed = memory.take<char>(panels, panel_bytes(z, source_channels(z, pass), own.parts));
+  } else if (!own.kept) {
+    w.packed = tile_weights(z, pass, own, memory);
   }
   return w;
 }

@@ -164,7 +164,9 @@ template <class T, int parts>
 void run_tiles_gather(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   const ImplicitGemmPlan& own = plan.own<ImplicitGemmPlan>();
   Carver memory(b.workspace);
-  const TileWorkspace w = tile_workspace(z, pass, own, memory);
+  TileWorkspace w = tile_workspace(z, pass, own, memory);
+  Carver kept(b.kept);
+  if (own.kept) w.packed = tile_weights(z, pass, own, kept);
   TilesGather<T, parts> task{z,
                              own,
                              pass,
@@ -195,7 +197,8 @@ void run_tiles_gather(const ConvProblem& z, Pass pass, const Plan& plan, const B
                  [&](int64_t index, void* scratch) { task.run_panel(index, scratch_of(scratch)); });
     return;
   }
-  const int64_t units = z.groups * panels * blocks, packers = min_of(units, plan.tasks);
+  const int64_t units = z.groups * panels * blocks;
+  const int64_t packers = b.packed == PackedWeights::Kept ? 0 : min_of(units, plan.tasks);
   parallel_for(executor, packers, 0, [&](int64_t index, void*) {
     const Range its = part_of(units, packers, index);
     for (int64_t unit = its.first; unit < its.last; ++unit) {
@@ -203,6 +206,7 @@ void run_tiles_gather(const ConvProblem& z, Pass pass, const Plan& plan, const B
       task.pack_weights(task.shared_panel(0, panel), panel / panels, panel % panels * kTileEdge, unit % blocks);
     }
   });
+  if (b.packed == PackedWeights::Make) return;
   if (own.schedule != DotSchedule::Weights) {
     const TilesLine<T, parts> line{task};
     const bool in_lanes = own.schedule == DotSchedule::Lanes;

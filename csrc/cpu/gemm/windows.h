@@ -266,11 +266,11 @@ template <class T, class A, bool along_channels>
 void run_windows(const ConvProblem& z, Pass pass, const Plan& plan, const Buffers& b, const Executor& executor) {
   const WindowsPlan& own = plan.own<WindowsPlan>();
   Carver memory(b.workspace);
-  WindowsWorkspace<A> workspace = windows_workspace<A>(z, pass, own, memory);
+  WindowsWorkspace<A> workspace = windows_workspace<A>(z, pass, own, memory, b.kept);
   workspace.tables.build(own.tile_h, own.tile_w, own.images);
-  const GatherOperands<T, A> op(z, pass, own.weights, workspace.tables.taps, workspace.weights, workspace.adds_padding,
+  const GatherOperands<T, A> op(z, pass, own.weights, workspace.tables.taps, workspace.packed, workspace.adds_padding,
                                 b);
-  op.pack_weights(executor);
+  if (!op.pack_weights(executor)) return;
   for (int64_t group = 0; group < z.groups; ++group)
     pack_bias<T>(workspace.bias + group * own.weights.padded_m, b, group * op.group_m, op.group_m, own.weights.padded_m,
                  op.parts);

@@ -62,15 +62,16 @@ struct WindowsWorkspace {
   PackedTaps tables;
   int32_t* adds_padding;  // (1)
   A* bias;                // (groups, padded_m)
-  A* weights;             // (groups, phases, panels, blocks), each (taps, channels, width of the panel)
+  PanelsOfWeights<A> packed;
 };
 template <class A>
-inline WindowsWorkspace<A> windows_workspace(const ConvProblem& z, Pass pass, const WindowsPlan& own, Carver& memory) {
+inline WindowsWorkspace<A> windows_workspace(const ConvProblem& z, Pass pass, const WindowsPlan& own, Carver& memory,
+                                             void* kept = nullptr) {
   WindowsWorkspace<A> w;
   w.tables.lay_out(z, pass, memory);
   w.adds_padding = memory.take<int32_t>(1);
   w.bias = memory.take<A>(z.groups, own.weights.padded_m);
-  w.weights = packed_weights<A>(z, own.weights, memory);
+  w.packed = panels_of_weights<A>(z, own.weights, memory, kept);
   return w;
 }
 

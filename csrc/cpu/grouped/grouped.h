@@ -276,16 +276,18 @@ void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const
   const int64_t vectors = units.units * units.vectors;
   task.relu = b.relu;
   task.biases = task.memory.biases;
-  task.packed_weight = task.memory.packed_weight;
+  Carver kept(b.kept);
+  task.packed_weight = own.kept ? grouped_weights<A>(z, pass, L, kept) : task.memory.packed_weight;
   const int64_t small = int64_t(1) << 15;  // elements worth a task of their own
   const int64_t each = max_of(1, small / task.vector_weights());
   parallel_for(executor, ceil_div(vectors, each), 0, [&](int64_t index, void*) {
     for (int64_t i = index * each; i < min_of(vectors, (index + 1) * each); ++i) {
       const int64_t unit = i / units.vectors, v = i % units.vectors;
       pack_bias<T>(task.biases + i * L, b, task.first_result(unit, v), task.unit_lanes(unit, v), L);
-      task.pack_weights(unit, v);
+      if (b.packed != PackedWeights::Kept) task.pack_weights(unit, v);
     }
   });
+  if (b.packed == PackedWeights::Make) return;
   const int64_t parts = ceil_div(units.units, own.task_groups), blocks = ceil_div(task.vertical.output, own.tile_h);
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
     const int64_t part = index % parts, o0 = index / parts % blocks * own.tile_h, n = index / parts / blocks;

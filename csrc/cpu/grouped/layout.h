@@ -13,6 +13,7 @@ struct GroupedPlan {
   int64_t tile_h, tile_w;  // outputs of a window
   int64_t task_groups;     // units of a task
   int64_t splits;          // weight_grad: into how many parts, added in order, the reduction is cut
+  bool kept;               // the packed weights lie where other calls find them, not in the workspace
 };
 
 // The register tiles. forward, input_grad: rows and columns of outputs, 24 sums, 3 weights, an index and a source of 32
@@ -58,6 +59,12 @@ struct GroupChain {
 constexpr int64_t kGroupChain = 256;  // products of a chain, or those of one row: part of the promise of equal bits
 
 template <class A>
+inline A* grouped_weights(const ConvProblem& z, Pass pass, int64_t lanes, Carver& memory) {
+  const GroupUnits units = group_units(z, pass, lanes);
+  return memory.take<A>(product(units.units, units.vectors), z.r * z.s, units.source, lanes);
+}
+
+template <class A>
 struct GroupedWorkspace {
   GroupChain* chain;     // (at most R S)
   int64_t* offset;       // (at most R S) place in the window of a segment's first tap
@@ -82,7 +89,7 @@ inline GroupedWorkspace<A> grouped_workspace(const ConvProblem& z, Pass pass, co
     w.sums = memory.take<A>(own.splits, vectors, taps, units.source, lanes);
   } else {
     w.biases = memory.take<A>(vectors, lanes);
-    w.packed_weight = memory.take<A>(vectors, taps, units.source, lanes);
+    if (!own.kept) w.packed_weight = grouped_weights<A>(z, pass, lanes, memory);
   }
   return w;
 }

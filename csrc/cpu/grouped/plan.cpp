@@ -40,7 +40,7 @@ struct Window {
 }  // namespace
 
 void prepare_grouped(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   GroupedPlan& own = plan->own<GroupedPlan>();
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t bytes_each = accumulator_bytes(z.dtype), lanes = machine.vector_bytes / bytes_each, taps = z.r * z.s;
@@ -62,6 +62,7 @@ void prepare_grouped(const PlanInput& input, Plan* plan) {
   const int64_t vector_bytes = product(taps, units.source, machine.vector_bytes);
   const int64_t vectors = product(units.units, units.vectors);
   own.splits = 1;
+  own.kept = keeps;
   if (weight_grad) {
     own.task_groups =
         max_of(1, min_of(min_of(units.units, kUnitsOfTask), kTaskSums / product(units.vectors, vector_bytes)));
@@ -78,10 +79,14 @@ void prepare_grouped(const PlanInput& input, Plan* plan) {
     grouped_workspace<decltype(number)>(z, pass, own, lanes, workspace);
     grouped_scratch<decltype(number)>(z, pass, own, lanes, scratch);
   });
+  if (own.kept)
+    count_memory(z.dtype, &plan->kept_bytes, [&, &z = z, &pass = pass](auto number, Carver& memory) {
+      grouped_weights<decltype(number)>(z, pass, lanes, memory);
+    });
 }
 
 const char* grouped_declines(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (z.groups == 1) return "it is for groups";
   if (z.dtype != DType::Float32 && z.dtype != DType::Float64 && z.dtype != DType::BFloat16)
     return "it is for float32, float64 and bfloat16";
@@ -96,7 +101,7 @@ const char* grouped_declines(const PlanInput& input) {
 }
 
 Work grouped_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (z.groups == 1 || is_complex(z.dtype) || max_of(z.group_c(), z.group_k()) > kMostChannels) return kNever;
   const LoopSizes s(z, pass, machine);
   const GroupUnits u = group_units(z, pass, s.lanes);

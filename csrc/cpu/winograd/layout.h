@@ -21,6 +21,7 @@ struct WinogradPlan {
   int64_t tile_h, tile_w, images;  // of a block, in tiles
   // All weights are transformed first and then every block of tiles by itself, or the other way round.
   bool weights_first;
+  bool kept;       // the transformed weights lie where other calls find them, not in the workspace
   int64_t task_m;  // forward, input_grad: outputs of the gemm_m dimension per task
   // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut.
   int64_t tile_k, tile_c, splits;
@@ -98,6 +99,11 @@ inline WinogradSizes winograd_sizes(const ConvProblem& z, Pass pass, const Winog
 }
 
 template <class A>
+inline A* transformed_weights(const ConvProblem& z, const WinogradSizes& size, Carver& memory) {
+  return memory.take<A>(z.groups, size.points, size.weight_slice);
+}
+
+template <class A>
 struct WinogradWorkspace {
   A* weights;  // weights first: (groups, points, weight_slice)
   A* values;   // source first: (groups, blocks, chunks, points, value_slice)
@@ -110,7 +116,7 @@ inline WinogradWorkspace<A> winograd_workspace(const ConvProblem& z, Pass pass, 
   if (pass == Pass::WeightGrad) {
     if (own.splits > 1) w.partial = memory.take<A>(own.splits, z.k, z.r * z.s, round_up(z.group_c(), size.lanes));
   } else if (own.weights_first) {
-    w.weights = memory.take<A>(z.groups, size.points, size.weight_slice);
+    if (!own.kept) w.weights = transformed_weights<A>(z, size, memory);
   } else {
     w.values = memory.take<A>(z.groups, size.blocks, size.chunks, size.points, size.value_slice);
   }
@@ -135,8 +141,8 @@ inline WinogradScratch<A> winograd_scratch(const ConvProblem& z, Pass pass, cons
   if (weight_grad) {
     s.grads = memory.take<A>(size.points, size.grad_slice);
     window = max_of(window, winograd_turned_taps(z.r * z.s, size.lanes));
-  } else if (!own.weights_first) {
-    s.weights = memory.take<A>(size.chunks, size.points, size.weight_slice);
+  } else {
+    if (!own.weights_first) s.weights = memory.take<A>(size.chunks, size.points, size.weight_slice);
     window = max_of(window, z.r * z.s * size.lanes * size.lanes);
   }
   s.sums = memory.take<A>(size.points, size.sum_slice);

@@ -68,7 +68,7 @@ void cut_tiles(int64_t tiles_h, int64_t tiles_w, int64_t n, int64_t rows, Winogr
 }  // namespace
 
 void prepare_winograd(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   WinogradPlan& own = plan->own<WinogradPlan>();
   const int64_t lanes = lanes_of(z, machine), bytes = accumulator_bytes(z.dtype);
   const Variant variant = choose_variant(z, pass);
@@ -101,7 +101,8 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     lay_out();
     return;
   }
-  own.weights_first = product(z.n, tiles_h, tiles_w) > kSourceFirstTiles;
+  own.kept = keeps;
+  own.weights_first = keeps || product(z.n, tiles_h, tiles_w) > kSourceFirstTiles;
   for (int64_t rows = kBlockRows; rows >= 1; rows /= 2) {
     cut_tiles(tiles_h, tiles_w, z.n, rows, &own);
     own.task_m = round_up(rows_m, kProductV * lanes);
@@ -125,12 +126,18 @@ void prepare_winograd(const PlanInput& input, Plan* plan) {
     plan->tasks = product(z.groups, w.panels);
   }
   lay_out();
+  if (!own.kept) return;
+  Carver kept;
+  transformed_weights<float>(z, w, kept);
+  plan->kept_bytes = kept.bytes();
+  plan->kept_format[0] = own.outputs;
+  plan->kept_format[1] = own.filter;
 }
 
 // The memory of forward and input_grad in the smallest blocks that there are where the weights go first: no plan of any
 // batch has more, so that N has no say in whether the algorithm declines.
 void prepare_smallest_block(const PlanInput& input, Plan* plan) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   WinogradPlan& own = plan->own<WinogradPlan>();
   const Variant variant = choose_variant(z, pass);
   const int64_t lanes = lanes_of(z, machine);
@@ -150,7 +157,7 @@ void prepare_smallest_block(const PlanInput& input, Plan* plan) {
 }
 
 const char* winograd_declines(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   if (z.dtype != DType::Float32) return "it is for float32";
   if (z.stride_h != 1 || z.stride_w != 1) return "its tiles are for stride 1";
   if (z.dilation_h != 1 || z.dilation_w != 1) return "its tiles are for dilation 1";
@@ -168,7 +175,7 @@ const char* winograd_declines(const PlanInput& input) {
 }
 
 Work winograd_work(const PlanInput& input) {
-  const auto& [z, pass, machine, strides] = input;
+  const auto& [z, pass, machine, strides, keeps] = input;
   const int64_t lanes = lanes_of(z, machine);
   if (z.dtype != DType::Float32 || z.stride_h != 1 || z.stride_w != 1 || z.dilation_h != 1 || z.dilation_w != 1)
     return kNever;

@@ -238,12 +238,14 @@ struct Winograd {
   // The weights first, then every block of tiles by itself.
   void run_weights_first(const Executor& executor, const WinogradWorkspace<A>& memory) const {
     CONV_EXT_RUNS("weights");
-    A* const weights = memory.weights;
+    Carver kept(buffers.kept);
+    A* const weights = own.kept ? transformed_weights<A>(z, size, kept) : memory.weights;
     const auto weights_of = [&](int64_t group, int64_t panel) {
       return weights + group * size.points * size.weight_slice + panel * size.columns * size.panel;
     };
     const int64_t step = max_of(1, 64 / L), chunks = ceil_div(lane_blocks(), step);
-    parallel_for(executor, z.groups * size.panels * chunks, taps() * L * L * int64_t(sizeof(A)),
+    const bool there = buffers.packed == PackedWeights::Kept;
+    parallel_for(executor, there ? 0 : z.groups * size.panels * chunks, taps() * L * L * int64_t(sizeof(A)),
                  [&](int64_t index, void* scratch) {
                    const int64_t first = index % chunks * step, panel = index / chunks % size.panels;
                    const int64_t group = index / chunks / size.panels;
@@ -251,6 +253,7 @@ struct Winograd {
                                      weights_of(group, panel) + first * size.pieces * L * size.panel,
                                      static_cast<A*>(scratch));
                  });
+    if (buffers.packed == PackedWeights::Make) return;
     const int64_t task_panels = own.task_m / size.panel, parts = ceil_div(size.panels, task_panels);
     parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
       const int64_t first = index % parts * task_panels, group = index / parts % z.groups;

@@ -417,7 +417,7 @@ def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = Non
     return packed
 
 
-def _check(model, inputs: tuple, kwargs: dict) -> None:
+def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"pack takes a torch.nn.Module, got {type(model).__name__}")
     if not inputs and not kwargs:

@@ -40,8 +40,9 @@ Machine with_usual_caches(Machine machine) {
   return machine;
 }
 
+// Along anything but its first dimension, which may be N.
 bool is_expanded(const int64_t (&sizes)[4], const int64_t (&stride)[4]) {
-  for (int d = 0; d < 4; ++d)
+  for (int d = 1; d < 4; ++d)
     if (sizes[d] > 1 && stride[d] == 0) return true;
   return false;
 }
@@ -72,15 +73,27 @@ const char* Candidate::declines(const PlanInput& input) const {
   return cannot({input.problem, input.pass, usual, input.strides, input.keeps});
 }
 
-double Candidate::cycles(const PlanInput& input) const {
-  return cycles_of(input.problem, input.machine, work_of(input));
-}
+namespace {
 
-Work Candidate::work_of(const PlanInput& input) const {
-  const Machine usual = with_usual_caches(input.machine);
-  const Strides strides = with_usual_strides(input);
-  return work({input.problem, input.pass, usual, strides, input.keeps});
-}
+// What estimates follow from.
+struct Usual {
+  const PlanInput& given;
+  const Machine machine;
+  const Strides strides;
+  explicit Usual(const PlanInput& input)
+      : given(input), machine(with_usual_caches(input.machine)), strides(with_usual_strides(input)) {}
+  Work work_of(const Candidate& candidate) const {
+    return candidate.work({given.problem, given.pass, machine, strides, given.keeps});
+  }
+  double cycles_of(const Candidate& candidate) const {
+    return conv_ext::cycles_of(given.problem, machine, work_of(candidate));
+  }
+};
+
+}  // namespace
+
+Work Candidate::work_of(const PlanInput& input) const { return Usual(input).work_of(*this); }
+double Candidate::cycles(const PlanInput& input) const { return Usual(input).cycles_of(*this); }
 
 Plan make_plan(const PlanInput& input, const Candidate& candidate) {
   const auto planned = [&](const Machine& machine) {
@@ -108,7 +121,8 @@ const Candidate* choose(const PlanInput& input, const char* forced, const char**
   }
   // Whether it declines is asked of the cheapest alone, and then of the next: that takes longer than an estimate.
   double cycles[kCandidateCount];
-  for (int i = 0; i < kCandidateCount; ++i) cycles[i] = kCandidates[i].cycles(input);
+  const Usual usual(input);
+  for (int i = 0; i < kCandidateCount; ++i) cycles[i] = usual.cycles_of(kCandidates[i]);
   for (int asked = 0; asked < kCandidateCount; ++asked) {
     int cheapest = kCandidateCount - 1;  // the reference, which never declines
     for (int i = cheapest - 1; i >= 0; --i)

@@ -426,10 +426,13 @@ def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
     if training:
         more = f" and {len(training) - 1} more" if len(training) > 1 else ""
         raise ValueError(f"pack takes a model in eval mode, but {training[0]}{more} is in training mode: model.eval()")
-    for name, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            shown = name or type(module).__name__
-            raise RuntimeError(f"pack: {shown} has no parameters before its first call; call the model once first")
+    lazy = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
+    ]
+    if lazy:
+        raise RuntimeError(f"pack: {lazy[0]} has no parameters before its first call; call the model once first")
 
 
 def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) -> dict[nn.Module, list[_Example]]:

@@ -64,13 +64,16 @@ def revert(model: AnyModule) -> AnyModule:
 
     Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too; the padding "full" is
     written as numbers then. In a model that `fuse` has made, activations and paddings that layers have taken in stand
-    beside them again, so that it can be exported (`torch.onnx.export`, say); its normalisations stay folded.
+    beside them again, so that it can be exported (`torch.onnx.export`, say); its normalisations stay folded. Packed
+    layers (`conv_ext.pack`) are unpacked first.
 
     Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed, where a layer has what
     torch's have not: an activation that `fuse` did not put there (a ReLU of its own would be another module in the
     tree), or the padding "same_strided", which depends on the input.
     """
-    return _exchange(model, _TORCHS, "revert")
+    from .packed import unpack  # which packs what `convert` has made
+
+    return _exchange(unpack(model) if isinstance(model, nn.Module) else model, _TORCHS, "revert")
 
 
 def _convolutions(model: nn.Module) -> dict[str, tuple[nn.Module, type]]:

@@ -1045,3 +1045,18 @@ def test_what_pack_refuses():
     with pytest.raises(RuntimeError, match="channels"):
         conv_ext.pack(net.eval(), x[:, :2])
     assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+def test_revert_of_a_fused_and_packed_model_gives_torchs_layers():
+    """What an exporter wants of a model on its way to people without conv_ext."""
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 3)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    packed = conv_ext.pack(conv_ext.fuse(conv_ext.convert(copy.deepcopy(model))), x)
+    assert any(isinstance(layer, conv_ext.PackedConv2d) for layer in packed.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), model(x), rtol=1e-5, atol=1e-5)
+        reverted = conv_ext.revert(packed)
+        assert not any(
+            type(layer).__module__.startswith("conv_ext.") for layer in reverted.modules() if not list(layer.children())
+        )
+        torch.testing.assert_close(reverted(x), model(x), rtol=1e-5, atol=1e-5)

@@ -71,7 +71,7 @@ def is_plan(path):
     return path.suffix == ".cpp" and path.name.startswith("plan")
 
 
-PLANS = {"plan_common.h", "candidates.h", "costs.h", "cost_table.h", "facts.h"}
+PLANS = {"plan_common.h", "plan_weights.h", "candidates.h", "costs.h", "cost_table.h", "facts.h"}
 KERNEL_SOURCES = [
     f for f in (*under("csrc", "common"), *under("csrc", "cpu")) if f.name not in PLANS and not is_plan(f)
 ]

@@ -35,7 +35,7 @@ LEAST_SHARE = 0.003  # of an estimate: what is less everywhere counts as nothing
 SOFTNESS = 0.04  # of the softmax: algorithms that differ by 4 % are nearly equal to it
 # LAYER_WEIGHT: of a network's layer beside a random problem. START_SHARE: of the cycles, that each count begins with
 # at least: from less the descent hardly comes up again.
-ERROR_WEIGHT, START_WEIGHT, LAYER_WEIGHT, START_SHARE = 0.05, 1e-4, 8.0, 1e-3
+ERROR_WEIGHT, START_WEIGHT, LAYER_WEIGHT, START_SHARE = 0.05, 1e-4, 12.0, 1e-3
 STEPS, RATES = 1500, ((0.7, 0.02), (1.0, 0.005))  # Adam's rate up to that part of the steps
 NOT_TIMED, MEASURED_BY_NOBODY = 1e6, 1e5  # logarithms of cycles: never taken, and taken last
 

@@ -260,12 +260,17 @@ Work work_by_columns(const Given& g, const LoopSizes& s) {
   const double source_copied = own.source_in_place ? 0 : s.sources * s.groups;
   const double result_copied = own.result_in_place ? 0 : s.results * s.groups;
   const bool pairs = own.columns.column_step == 2;
+  // Loops over 3 x 3 taps know them.
+  const bool known = g.z.r == 3 && g.z.s == 3;
+  const double steps = vectors * s.taps * (g.weight_grad ? 1 : s.across.inside);
+  const double steps_known = known ? steps : 0, steps_else = known ? 0 : steps;
   if (g.weight_grad) {
     const Nest nest = !own.source_in_place ? Nest::DepthwiseColumnsCopiedGrad
                       : pairs              ? Nest::DepthwiseColumnPairsGrad
                                            : Nest::DepthwiseColumnsGrad;
-    return {nest,
-            {vectors * s.taps, vectors, rows * s.down.taps, maps * s.taps, source_copied, result_copied, 0, 0, 0, 1}};
+    return {
+        nest,
+        {steps_else, vectors, rows * s.down.taps, maps * s.taps, source_copied, result_copied, steps_known, 0, 0, 1}};
   }
   const Nest nest = own.columns.spreads    ? Nest::DepthwiseColumnsSpread
                     : !own.result_in_place ? Nest::DepthwiseColumnPhases
@@ -273,8 +278,8 @@ Work work_by_columns(const Given& g, const LoopSizes& s) {
                     : pairs                ? Nest::DepthwiseColumnPairs
                                            : Nest::DepthwiseColumns;
   return {nest,
-          {vectors * s.taps * s.across.inside, vectors, rows * s.down.taps, rows, maps, source_copied, result_copied, 0,
-           0, 1 / kImagesOfCall}};
+          {steps_else, vectors, rows * s.down.taps, rows, maps, source_copied, result_copied, steps_known, 0,
+           1 / kImagesOfCall}};
 }
 
 }  // namespace

@@ -137,8 +137,9 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d or ConvTranspose2d, ours or torch's, which is explained
     as `conv_ext.convert` would make it. As there, one operand that is contiguous as ``torch.channels_last`` alone
     decides for that layout, and so does a slice of such a tensor's channels. The upstream gradient is taken for a dense
-    one; with an expanded one, as ``y.sum().backward()`` makes it, another algorithm may run. The algorithm and precision settings in
-    force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the reason.
+    one; with an expanded one, as ``y.sum().backward()`` has, another algorithm may run. The algorithm and precision
+    settings in force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the
+    reason.
 
     Of each algorithm it prints "chosen", "can" with the cycles of a core that it is estimated to take (for one image;
     a weight_grad for all), or "cannot" and why. The fewest cycles are chosen; what nobody has measured for such a

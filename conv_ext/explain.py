@@ -87,7 +87,7 @@ class PassPlan:
             rows.append(("computed", "as a 1x1 kernel over C R S channels"))
         if self.tiles:
             tiles = ", ".join(f"{k} {v}" for k, v in self.tiles.items())
-            rows.append(("tiles", f"{tiles}; {self.tasks} tasks"))
+            rows.append(("tiles", f"{tiles}; {self.tasks} task{'' if self.tasks == 1 else 's'}"))
         if not self.refused:
             memory = f"workspace {_bytes(self.workspace_bytes)}, scratch {_bytes(self.scratch_bytes)} a thread"
             rows.append(("memory", memory))
@@ -103,13 +103,16 @@ class PassPlan:
         """What is said of a candidate; one that can be forced is never said to be one that cannot."""
         if not possible:
             return f"cannot: {reason}"
-        estimate = f", estimated at {_count(cycles)}cycles" if cycles is not None else ""
+        each = "" if self.name == "weight_grad" else " an image"
+        estimate = f", estimated at {_count(cycles)}cycles{each}" if cycles is not None else ""
         if name == self.algorithm:
             return f"chosen: conv_ext.algorithm says so{estimate}" if self.forced else f"chosen{estimate}"
         least = min((own for *_, own in self.candidates if own is not None), default=None)
         if cycles is not None and least:
-            return f"can{estimate}, {cycles / least:.3g} times the least"
-        return f"can, but leaves it to others: {reason}" if reason else "can"
+            return f"can{estimate}, {'the least' if cycles == least else f'{cycles / least:.3g} times the least'}"
+        if reason:
+            return f"can, but leaves it to others: {reason}"
+        return "can where it is forced: it has no estimate here" if least else "can"
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,14 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
     a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d or ConvTranspose2d, ours or torch's, which is explained
     as `conv_ext.convert` would make it. As there, one operand that is contiguous as ``torch.channels_last`` alone
-    decides for that layout, and so does a slice of such a tensor's channels. The algorithm and precision settings in
-    force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the reason.
+    decides for that layout, and so does a slice of such a tensor's channels. The upstream gradient is taken for a dense
+    one; with an expanded one, as ``y.sum().backward()`` has, another algorithm may run. The algorithm and precision
+    settings in force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the
+    reason.
 
     Of each algorithm it prints "chosen", "can" with the cycles of a core that it is estimated to take (for one image;
-    a weight_grad for all), or "cannot" and why; on CUDA "can, but leaves it to others" and why, too. What can may be
+    a weight_grad for all), or "cannot" and why. The fewest cycles are chosen; what nobody has measured for such a
+    problem, or found never worth it, has none. On CUDA "can, but leaves it to others" and why, too. What can may be
     forced by ``conv_ext.algorithm``.
 
     A sequence is an image of one row. A transposed layer is explained as the convolution that it is the input gradient

@@ -119,8 +119,8 @@ def _is_exported(model: nn.Module) -> bool:
 def _check_mode(model: nn.Module) -> None:
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
-        more = f" and {len(training) - 1} more" if len(training) > 1 else ""
-        raise ValueError(f"fuse takes a model in eval mode, but {training[0]}{more} is in training mode: model.eval()")
+        more = f" and {len(training) - 1} more are" if len(training) > 1 else " is"
+        raise ValueError(f"fuse takes a model in eval mode, but {training[0]}{more} in training mode: model.eval()")
     lazy = [
         name or type(module).__name__
         for name, module in model.named_modules()

@@ -54,10 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--root", type=Path, metavar="DIR", help="folder with the standard files of mnist or cifar10")
     add("--epochs", type=_integer(1, 10**6), default=5, metavar="N", help="passes over the images (default: 5)")
     add("--weights", type=Path, metavar="FILE", help="a state_dict to begin with in place of learning (torch.save)")
-    add("--layer", metavar="NAME", help="the layer (default: c3 of LeNet-5, features.3 of the others)")
-    add("--channel", type=_channels, metavar="N[,N…]", help="its channels (default: the first four)")
-    add("--image", type=_integer(0, 10**6), default=0, metavar="N", help="which test image (default: 0)")
-    add("--count", type=_integer(1, 10**4), default=9, metavar="N", help="patches for each channel (default: 9)")
+    add("--layer", metavar="NAME", help="of all but occlusion: the layer (default: c3 of LeNet-5, features.3 of the "
+        "others; of filters the first)")  # fmt: skip
+    add("--channel", type=_channels, metavar="N[,N…]", help="of what units look for: the layer's channels (default: "
+        "the first four)")  # fmt: skip
+    add("--image", type=_integer(0, 10**6), default=0, metavar="N", help="of feature_maps and occlusion: which test "
+        "image (default: 0)")  # fmt: skip
+    add("--count", type=_integer(1, 10**4), default=9, metavar="N", help="of top_patches and deconvnet: patches for "
+        "each channel (default: 9)")  # fmt: skip
     group = parser.add_argument_group("a convolution of small whole numbers")
     add = group.add_argument
     add("--size", type=_pair, default=(4, 4), metavar="HxW", help="of the input (default: 4x4)")
@@ -154,21 +158,28 @@ def _picture(options: argparse.Namespace, path: Path) -> None:
     network, layer = NETWORKS[options.data]
     images = _load(argparse.Namespace(network=network.title, data=options.data, root=options.root), network)
     net = network.make(len(images.classes), images.train_images.shape[1])
-    _learn(net, images, network, options) if options.weights is None else _weights(net, options.weights)
     x, _ = images.test_batch(slice(0, 2000))
-    if options.image >= len(x):
-        raise DemoError(f"--image must be from 0 to {len(x) - 1}, got {options.image}")
+    _check(net, len(x), options)  # before the network learns, which takes a while
+    _learn(net, images, network, options) if options.weights is None else _weights(net, options.weights)
     try:
         figure = _drawn(net.eval(), x, options, options.layer or layer)
-    except (RuntimeError, TypeError, ValueError) as error:  # no such layer, no such channel
+    except (RuntimeError, TypeError, ValueError) as error:  # no such channel, a layer without filters
         raise DemoError(str(error)) from error
     path.write_bytes(visualize.png(figure))
+
+
+def _check(net: nn.Module, images: int, options: argparse.Namespace) -> None:
+    if options.image >= images:
+        raise DemoError(f"--image must be from 0 to {images - 1}, got {options.image}")
+    names = [name for name, _ in net.named_modules() if name]
+    if options.layer is not None and options.layer not in names:
+        raise DemoError(f"--layer: the model has no layer {options.layer!r}; it has {', '.join(names)}")
 
 
 def _drawn(net: nn.Module, x: Tensor, options: argparse.Namespace, layer: str):
     image = x[options.image]
     if options.what == "filters":
-        return visualize.filters(net if options.layer is None else dict(net.named_modules()).get(layer, layer))
+        return visualize.filters(net if options.layer is None else net.get_submodule(layer))
     if options.what == "feature_maps":
         return visualize.feature_maps(net, layer, image)
     if options.what == "occlusion":

@@ -228,6 +228,7 @@ def _draw_blocks(title: str, blocks: list[tuple[str, list[Tensor]]], pixels: int
     h, w = blocks[0][1][0].shape[:2]
     across = max(1, min(len(blocks), math.ceil(math.sqrt(1.6 * len(blocks) * h / (w * wide)))))
     down = math.ceil(len(blocks) / across)
+    across = math.ceil(len(blocks) / down)  # four blocks are two rows of two, not three and one
     side = 3.6 if len(blocks) == 1 else max(1.6, min(3.0, 11.5 / (across * wide)))
     width = max(across * wide * side + 0.2, 0.07 * len(title) + 0.4)
     figure = new_figure(min(width, 14.0), min(30.0, down * (1.1 * side * h / w + 0.3) + 0.5))

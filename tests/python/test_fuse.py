@@ -358,7 +358,7 @@ class Untraceable(nn.Module):
 def test_refused():
     with pytest.raises(TypeError, match="fuse takes a torch.nn.Module or a torch.export.ExportedProgram, got str"):
         conv_ext.fuse("resnet50")
-    with pytest.raises(ValueError, match="in eval mode, but Sequential and 1 more is in training mode: model.eval()"):
+    with pytest.raises(ValueError, match="in eval mode, but Sequential and 1 more are in training mode: model.eval()"):
         conv_ext.fuse(nn.Sequential(nn.Conv2d(3, 3, 1)))
     with pytest.raises(RuntimeError, match="fuse: Untraceable cannot be traced by torch.fx, .* torch.fx says: "):
         conv_ext.fuse(Untraceable().eval())

@@ -179,11 +179,17 @@ def test_explain_says_which_can_be_forced():
     x, w = torch.empty(2, 40, 66, 66), torch.empty(48, 40, 1, 1)
     forward = conv_ext.explain(x, w).forward
     shown = str(forward)
-    assert re.search(r"panels +chosen, estimated at [\d.]+ [kM]cycles$", shown, re.M)
-    assert re.search(r"broadcast +can, estimated at [\d.]+ [kM]cycles, [\d.]+ times the least$", shown, re.M)
+    assert re.search(r"panels +chosen, estimated at [\d.]+ [kM]cycles an image$", shown, re.M)
+    assert re.search(r"broadcast +can, estimated at [\d.]+ [kM]cycles an image, [\d.]+ times the least$", shown, re.M)
     assert re.search(r"depthwise +cannot: it is for depthwise problems", shown) and re.search(
-        r"reference +can$", shown, re.M
+        r"reference +can where it is forced: it has no estimate here$", shown, re.M
     )
+    weight_grad = str(conv_ext.explain(x, w).weight_grad)  # of all images
+    assert re.search(r"panels +chosen, estimated at [\d.]+ [kM]cycles$", weight_grad, re.M)
+    with conv_ext.algorithm("reference"):  # what would be chosen is the least
+        assert re.search(r"panels +can, estimated at .* an image, the least$", str(conv_ext.explain(x, w)), re.M)
+    one = conv_ext.explain(x[:1, :1, :3, :3], w[:1, :1]).weight_grad
+    assert one.tasks == 1 and "; 1 task\n" in str(one)
     for name, _, possible, _ in forward.candidates:
         if possible:
             with conv_ext.algorithm(name):
@@ -215,7 +221,8 @@ def test_explain_takes_a_layer_and_says_what_its_call_runs(name):
     assert type(layer) is kind
     ours = conv_ext.convert(copy.deepcopy(layer))
     with torch.profiler.profile() as profile:
-        ours(x).sum().backward()
+        result = ours(x)
+        result.backward(torch.ones_like(result))  # a dense one, which explain reckons with; that of sum() is expanded
     ran = {event.key for event in profile.key_averages() if event.key.startswith("conv_ext::") and "[" in event.key}
     plans = found.forward, found.input_grad, found.weight_grad
     assert ran == {f"conv_ext::{plan.name}[{plan.algorithm}]" for plan in plans}

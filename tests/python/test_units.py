@@ -260,6 +260,8 @@ def test_figures(learned):
     bar = figure.axes[0].lines[0]
     assert bar.get_xdata()[1] - bar.get_xdata()[0] == 5
     assert len(drawn(visualize.top_patches(net, "c3", x, [5, 6, 7]))) == 3
+    four = visualize.top_patches(net, "c3", x, range(4)).axes
+    assert len(four) == 4 and four[0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
     pairs = drawn(visualize.deconvnet(net, "c3", x, [5, 9], k=4))
     assert len(pairs) == 4 and all(pair.shape == (29, 29, 4) for pair in pairs)
     assert torch.allclose(pairs[0][:14, :14, 0], image[:14, :14, 0])

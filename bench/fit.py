@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import cost_table, environment, sweep, sweep_problems, tables
-from bench.cost_table import COUNTS, Table
+from bench.cost_table import COUNTS, KINDS, Table
 
 ROOT = Path(__file__).parents[1]
 KEY = ("layer", "n", "dtype", "layout", "precision", "pass")
@@ -304,7 +304,7 @@ def notes(nests: list[str], taken: dict[tuple, tuple | None], without: Counter, 
              for name, count in sorted(without.items())]
     lines += [f"Rows left out, for what was timed has no cycles in the table ({what}): {count}."
               for what, count in sorted(left_out.items())]
-    each = 12  # rows of the table for the same loops
+    each = 4 * KINDS  # rows of the table for the same loops
     empty = Counter(nests[key[2]] for key in taken)
     kept = Counter(nests[key[2]] for key, whose in taken.items() if whose is None)
     unmeasured = [nest for nest in nests if empty[nest] == each]

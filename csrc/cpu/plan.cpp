@@ -80,9 +80,15 @@ struct Usual {
   const PlanInput& given;
   const Machine machine;
   const Strides strides;
+  const bool too_large;
   explicit Usual(const PlanInput& input)
-      : given(input), machine(with_usual_caches(input.machine)), strides(with_usual_strides(input)) {}
+      : given(input),
+        machine(with_usual_caches(input.machine)),
+        strides(with_usual_strides(input)),
+        too_large(beyond_tiles(input.problem) != nullptr) {}
+  // Sizes beyond the limits would overflow.
   Work work_of(const Candidate& candidate) const {
+    if (too_large) return {candidate.algorithm == Algorithm::Reference ? Nest::Unknown : Nest::Never, {}};
     return candidate.work({given.problem, given.pass, machine, strides, given.keeps});
   }
   double cycles_of(const Candidate& candidate) const {

@@ -230,6 +230,16 @@ def test_tiles_are_chosen_where_packing_pays(pass_name, layout):
         assert chosen(replace(layer(64, 14, 1), n=n), "ieee", torch.bfloat16) == "implicit_gemm"
 
 
+@every_pass
+@pytest.mark.parametrize(("groups", "is_for_tiles"), [(1, True), (4, True), (8, True), (16, False), (32, False)])
+@pytest.mark.usefixtures("emulated")
+def test_groups_that_fill_no_vector_are_not_for_tiles(pass_name, groups, is_for_tiles):
+    """A tile is 32 channels wide: of ResNeXt's groups of 4 it would multiply zeros."""
+    x, w = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((2, 128, 14, 14), (128, 128 // groups, 3, 3)))
+    plan = getattr(conv_ext.explain(x, w, padding=1, groups=groups), pass_name)
+    assert (plan.algorithm == "implicit_gemm") == is_for_tiles
+
+
 EITHER_LAYOUT = dict.fromkeys(("contiguous", "channels_last"), "weights")
 LINES = {"contiguous": "lanes", "channels_last": "line", "sliced": "weights"}
 SCHEDULES = [  # one image packs all of its source first, so many do not

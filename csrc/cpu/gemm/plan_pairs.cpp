@@ -148,7 +148,9 @@ constexpr double kTileSpare = 1.2, kCyclesOfMultiplyAdd = 1;
 constexpr int64_t kLeastTileChannels = 64;
 
 Work tiles_work(const ConvProblem& z, Pass pass, const Machine& machine, int64_t parts) {
-  if (parts == 1) return {Nest::Tiles, {}};
+  // Tiles are 32 channels wide: groups that fill no vector are for those who put several of them into one.
+  if (parts == 1)
+    return {z.groups > 1 && max_of(z.group_c(), z.group_k()) < kDotLanes ? Nest::Unknown : Nest::Tiles, {}};
   if (min_of(z.group_c(), z.group_k()) < kLeastTileChannels) return kNever;
   // Of weight_grad both operands are packed anew for every block: 1x1 kernels were level.
   if (pass == Pass::WeightGrad && z.r * z.s == 1) return kNever;

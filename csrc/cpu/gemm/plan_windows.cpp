@@ -307,7 +307,7 @@ Work direct_work(const PlanInput& input) {
   const LoopSizes s(z, pass, machine);
   const double lanes = double(s.lanes), vectors = double(window_vectors(machine, window_channels(machine)));
   // Lanes run across rows, whose ends are thrown away, or each row fills its vectors: what takes fewer of them.
-  const double pitch = s.row + double((z.s - 1) * z.dilation_w / z.stride_w);
+  const double pitch = s.row + std::floor(double(z.s - 1) * double(z.dilation_w) / double(z.stride_w));
   const double held = double(sum_bytes(machine) / (window_channels(machine) * accumulator_bytes(z.dtype)));
   const double rows = std::max(1.0, std::min(s.rows, std::floor(held / pitch)));
   const double across = (std::ceil(((rows - 1) * pitch + s.row) / lanes) + kNarrowTile) / (rows * s.row);
@@ -364,7 +364,7 @@ Work broadcast_work(const PlanInput& input) {
   for (int64_t vectors = few ? 1 : usual; vectors <= (few ? min_of(kWindowV, all_vectors) : usual); ++vectors) {
     const int64_t longest = window_outputs(machine, vectors), pieces = ceil_div(columns, longest);
     const bool from_second_level =
-        std::min(s.c * double(z.r * z.s), double(kPanelProducts)) * double(vectors * machine.vector_bytes) >
+        std::min(s.c * (double(z.r) * double(z.s)), double(kPanelProducts)) * double(vectors * machine.vector_bytes) >
         double(weight_bytes(machine));
     const auto cycles = [&](double outputs) {
       return tile_cycles(machine.rates, outputs, double(vectors), from_second_level) * double(all_vectors) /

@@ -110,10 +110,10 @@ Work grouped_work(const PlanInput& input) {
   const double units = double(u.units), vectors = units * double(u.vectors);
   const double sources = s.sources * units * double(u.blocks);
   if (pass == Pass::WeightGrad) {
-    const double sums = vectors * double(z.r * z.s) * double(u.source);
+    const double sums = vectors * (double(z.r) * double(z.s)) * double(u.source);
     return {u.several() ? Nest::GroupedSeveralGrad : Nest::GroupedOneGrad,
             {s.results * sums * s.inside, sources, s.results * vectors, s.results / s.row * sums, s.images * sums,
-             s.results * vectors * double(z.r * z.s), 0, 0, 0, 1}};
+             s.results * vectors * (double(z.r) * double(z.s)), 0, 0, 0, 1}};
   }
   return {u.several() ? Nest::GroupedSeveral : Nest::GroupedOne,
           {s.results * vectors * double(u.source) * s.taps * s.down.inside, sources, s.results * vectors,

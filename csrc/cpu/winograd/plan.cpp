@@ -167,7 +167,7 @@ const char* winograd_declines(const PlanInput& input) {
   if (z.precision == Precision::Ieee && (z.r < 3 || z.s < 3))
     return "a kernel smaller than 3 x 3 saves no products, and the taps that fill it up add rounding errors";
   const double reduction = pass == Pass::WeightGrad ? double(z.n) * double(z.p) * double(z.q)
-                                                    : double(source_channels(z, pass)) * double(z.r * z.s);
+                                                    : double(source_channels(z, pass)) * (double(z.r) * double(z.s));
   if (z.precision == Precision::Ieee && reduction < kShortestReduction)
     return "fewer than 96 products are summed: the transforms' rounding errors would show";
   return memory_declines(input, pass == Pass::WeightGrad ? prepare_winograd : prepare_smallest_block,
@@ -188,7 +188,7 @@ Work winograd_work(const PlanInput& input) {
   const double tiles = s.images * double(ceil_div(s.vertical.output, v.outputs)) *
                        double(ceil_div(s.horizontal.output, v.outputs)) * s.groups;
   const double pieces = double(ceil_div(z.r, v.filter)) * double(ceil_div(z.s, v.filter));
-  const double weights = s.weight_v / double(z.r * z.s) * points * pieces;
+  const double weights = s.weight_v / (double(z.r) * double(z.s)) * points * pieces;
   const double rows = double(product_rows(machine)), cycles = tile_cycles(machine.rates, rows, kProductV, false);
   const auto panels = [&](double channels) { return std::ceil(channels / double(kProductV * lanes)); };
   if (pass == Pass::WeightGrad)

@@ -76,6 +76,23 @@ def revert(model: AnyModule) -> AnyModule:
     return _exchange(unpack(model) if isinstance(model, nn.Module) else model, _TORCHS, "revert")
 
 
+def check_for_inference(function: str, model: nn.Module) -> None:
+    """Raises what `fuse` and `pack` raise: ValueError in training mode, RuntimeError before lazy layers' first call."""
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        more = f" and {len(training) - 1} more are" if len(training) > 1 else " is"
+        raise ValueError(
+            f"{function} takes a model in eval mode, but {training[0]}{more} in training mode: model.eval()"
+        )
+    lazy = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
+    ]
+    if lazy:
+        raise RuntimeError(f"{function}: {lazy[0]} has no parameters before its first call; call the model once first")
+
+
 def _convolutions(model: nn.Module) -> dict[str, tuple[nn.Module, type]]:
     """Every module that is a convolution, by its name, with the class that it has now."""
     found = {}

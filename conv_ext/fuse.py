@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram  # `import torch` loads it, too
 from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import patterns
 from .arguments import Sides, padding_of
-from .convert import convert, why_left
+from .convert import check_for_inference, convert, why_left
 from .fused import ACTIVATION, NORM, PADDING, Fused, Report, Row
 from .lifting import lift
 from .mapped import MappedConv2d
@@ -99,7 +98,7 @@ def fuse(
     if _is_exported(model):
         fused: nn.Module = _fuse_exported(model)
     else:
-        _check_mode(model)
+        check_for_inference("fuse", model)
         fused = _fuse_module(model)
     if memory_format is not torch.preserve_format:
         fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
@@ -114,20 +113,6 @@ def _is_exported(model: nn.Module) -> bool:
     """Whether a module is a graph of aten's operators."""
     nodes = model.graph.nodes if isinstance(model, GraphModule) else ()
     return any(isinstance(node.target, torch._ops.OpOverload) for node in nodes)
-
-
-def _check_mode(model: nn.Module) -> None:
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        more = f" and {len(training) - 1} more are" if len(training) > 1 else " is"
-        raise ValueError(f"fuse takes a model in eval mode, but {training[0]}{more} in training mode: model.eval()")
-    lazy = [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
-    ]
-    if lazy:
-        raise RuntimeError(f"fuse: {lazy[0]} has no parameters before its first call; call the model once first")
 
 
 def _fuse_module(model: nn.Module) -> nn.Module:

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx import Proxy, Tracer
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 from torch.overrides import handle_torch_function
 
 from . import ops
 from .arguments import check_operands, normalize
-from .convert import AnyModule, _convolutions, _layers, convert
+from .convert import AnyModule, _convolutions, _layers, check_for_inference, convert
 from .functional import OVERRIDDEN, PLAIN, _enter, conv2d
 from .library import _C
 from .modules import Conv2d, _padded
@@ -422,17 +421,7 @@ def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
         raise TypeError(f"pack takes a torch.nn.Module, got {type(model).__name__}")
     if not inputs and not kwargs:
         raise TypeError("pack takes what the model is called with, too: pack(model, images)")
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        more = f" and {len(training) - 1} more" if len(training) > 1 else ""
-        raise ValueError(f"pack takes a model in eval mode, but {training[0]}{more} is in training mode: model.eval()")
-    lazy = [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
-    ]
-    if lazy:
-        raise RuntimeError(f"pack: {lazy[0]} has no parameters before its first call; call the model once first")
+    check_for_inference("pack", model)
 
 
 def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) -> dict[nn.Module, list[_Example]]:

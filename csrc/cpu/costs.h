@@ -39,14 +39,16 @@ namespace conv_ext {
   NEST(PairsGrad)                  \
   NEST(PanelsChannelsGrad)         \
   NEST(PanelsPositionsGrad)
-enum class Nest : int32_t {
 #define CONV_EXT_NEST(name) name,
+// clang-format off
+enum class Nest : int32_t {
   CONV_EXT_NESTS(CONV_EXT_NEST)
-#undef CONV_EXT_NEST
-      Tiles,  // AMX: in cycles, by a formula of its own
-  Unknown,    // taken last: nobody has measured it
-  Never       // it cannot be computed so, or is never worth it
+  Tiles,    // AMX: in cycles, by a formula of its own
+  Unknown,  // taken last: nobody has measured it
+  Never     // it cannot be computed so, or is never worth it
 };
+// clang-format on
+#undef CONV_EXT_NEST
 constexpr int kNests = int(Nest::Tiles);
 constexpr int kCounts = 10;
 
@@ -108,11 +110,8 @@ struct AxisWork {
 
 // What the loops of a pass go over: of one image, or of all in weight_grad. Channels are real numbers.
 struct LoopSizes {
-  const ConvProblem& z;
-  const Pass pass;
-  const Machine& machine;
   const Axis vertical, horizontal;
-  const int64_t lanes, parts;
+  const int64_t lanes;
   const AxisWork down, across;
   const double images, groups, m, c;          // of a group: channels of the result, and of the source
   const double sources, results;              // positions
@@ -122,19 +121,15 @@ struct LoopSizes {
   const double source_v, result_v, weight_v;  // vectors; the weights' share of one image
 
   LoopSizes(const ConvProblem& z, Pass pass, const Machine& machine)
-      : z(z),
-        pass(pass),
-        machine(machine),
-        vertical(vertical_axis(z, pass)),
+      : vertical(vertical_axis(z, pass)),
         horizontal(horizontal_axis(z, pass)),
         lanes(machine.vector_bytes / accumulator_bytes(z.dtype)),
-        parts(parts_of(z.dtype)),
         down(AxisWork::of(vertical)),
         across(AxisWork::of(horizontal)),
         images(pass == Pass::WeightGrad ? double(z.n) : 1),
         groups(double(z.groups)),
-        m(double(max_of(1, result_channels(z, pass)) * parts)),
-        c(double(max_of(1, source_channels(z, pass)) * parts)),
+        m(double(max_of(1, result_channels(z, pass)) * parts_of(z.dtype))),
+        c(double(max_of(1, source_channels(z, pass)) * parts_of(z.dtype))),
         sources(images * double(vertical.source) * double(horizontal.source)),
         results(images * double(vertical.output) * double(horizontal.output)),
         taps(down.taps * across.taps),

@@ -1038,7 +1038,7 @@ def test_what_pack_refuses():
     net.mapped.train()
     with pytest.raises(ValueError, match=r"eval mode, but mapped is in training mode: model.eval\(\)"):
         conv_ext.pack(net, x)
-    with pytest.raises(ValueError, match="and 1 more is in training"):
+    with pytest.raises(ValueError, match="and 1 more are in training"):
         conv_ext.pack(nn.Sequential(made()), x)
     with pytest.raises(RuntimeError, match="no parameters before its first call"):
         conv_ext.pack(nn.Sequential(nn.LazyConv2d(3, 3)).eval(), x)

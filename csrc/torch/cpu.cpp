@@ -68,8 +68,8 @@ class Shares {
  public:
   Shares(int64_t count, int64_t workers) : shares_(std::min<int64_t>(workers, kMost)) {
     for (int64_t i = 0; i < shares_; ++i) {
-      share_[i].next.store(count * i / shares_, std::memory_order_relaxed);
-      share_[i].end = count * (i + 1) / shares_;
+      share_[i].next.store(begin_of(count, i), std::memory_order_relaxed);
+      share_[i].end = begin_of(count, i + 1);
     }
   }
 
@@ -87,6 +87,9 @@ class Shares {
     std::atomic<int64_t> next;
     int64_t end;
   };
+  // The calling thread, which begins first, has the larger share.
+  int64_t begin_of(int64_t count, int64_t i) const { return (count * i + shares_ - 1) / shares_; }
+
   const int64_t shares_;
   Share share_[kMost];
 };

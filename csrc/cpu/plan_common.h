@@ -42,8 +42,7 @@ inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile
           spread_pitch(product(across.regions, down.positions, across.longest, images))};
 }
 
-// forward, input_grad: tasks that are wanted, for a few threads or, of much work, for many.
-// At least so many blocks of work, so that 2, 4 or 8 threads have as many tasks each: those are `each` times the blocks.
+// At least so many blocks of work that 2, 4 or 8 threads have as many tasks each: those are `each` times the blocks.
 // With many tasks that does not matter.
 inline int64_t evenly_shared(int64_t blocks, int64_t each) {
   const int64_t tasks = product(blocks, each);
@@ -52,6 +51,8 @@ inline int64_t evenly_shared(int64_t blocks, int64_t each) {
   for (; shares % 2 == 0 && each % 2 == 0; each /= 2) shares /= 2;
   return round_up(blocks, shares);
 }
+
+// forward, input_grad: tasks that are wanted, for a few threads or, of much work, for many.
 inline int64_t enough_tasks(const ConvProblem& z) {
   if (z.flops() < kWorthSharing) return 1;
   const double many = z.flops() / kTaskOperations;

@@ -124,6 +124,11 @@ def test_transposed_layers_take_in_normalisations_and_no_relu(dtype):
     assert fused.net.get_submodule("3").weight.is_contiguous(memory_format=torch.channels_last)
     single = conv_ext.fuse(nn.ConvTranspose2d(3, 2, 3).eval())
     assert "ConvTranspose2d" in kinds(single)
+    rows = nn.Sequential(nn.ConvTranspose1d(4, 6, 3, 2, groups=2, bias=False), nn.BatchNorm1d(6), nn.ReLU())
+    fused = assert_fused(with_statistics(rows).to(dtype), torch.randn(2, 4, 5, dtype=dtype), relus=1)
+    assert kinds(fused)[1:] == ["ConvTranspose1d", "ReLU"]
+    with pytest.raises(RuntimeError, match=r"a ConvTranspose1d into which .* takes \(N, C, L\)"):
+        fused(torch.randn(4, 5, dtype=dtype))
 
 
 def test_layers_over_tables_and_synchronised_normalisations():

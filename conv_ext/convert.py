@@ -15,29 +15,39 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from .arguments import Sides
-from .functional import conv1d, conv2d, conv_transpose2d
+from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from .fused import restorable, restore
 from .mapped import MappedConv2d
-from .modules import Conv1d, Conv2d, ConvTranspose2d
+from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 
 __all__ = ["convert", "override", "revert"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-_OURS: dict[type, type] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
+_OURS: dict[type, type] = {
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.ConvTranspose1d: ConvTranspose1d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+}
 _TORCHS: dict[type, type] = {ours: torchs for torchs, ours in _OURS.items()}
 _NAMES = {f"{kind}{n}d" for kind in ("Conv", "ConvTranspose") for n in (1, 2, 3)}
 _logger = logging.getLogger("conv_ext")
-_FUNCTIONS = {torch.conv1d: conv1d, torch.conv2d: conv2d, torch.conv_transpose2d: conv_transpose2d}
+_FUNCTIONS = {
+    torch.conv1d: conv1d,
+    torch.conv2d: conv2d,
+    torch.conv_transpose1d: conv_transpose1d,
+    torch.conv_transpose2d: conv_transpose2d,
+}
 
 
 def convert(model: AnyModule, *, report: Callable[[str], object] | None = None) -> AnyModule:
     """Make the convolution layers of `model` ours, in place, and return `model`.
 
-    Every `nn.Conv1d`, `nn.Conv2d` and `nn.ConvTranspose2d` of exactly that type, `model` itself included, gets our
-    class: the object, its Parameters, hooks, buffers and training flag stay what they are, so that an optimizer made
-    before goes on working. A layer parametrized (`torch.nn.utils.parametrize`) from exactly such a type is converted
-    too; old-style weight_norm, spectral_norm and pruning live in hooks and are not touched.
+    Every `nn.Conv1d`, `nn.Conv2d`, `nn.ConvTranspose1d` and `nn.ConvTranspose2d` of exactly that type, `model` itself
+    included, gets our class: the object, its Parameters, hooks, buffers and training flag stay what they are, so that
+    an optimizer made before goes on working. A layer parametrized (`torch.nn.utils.parametrize`) from exactly such a
+    type is converted too; old-style weight_norm, spectral_norm and pruning live in hooks and are not touched.
 
     Left alone: subclasses made by others, also where they inherit `forward` (an object has one class, and theirs has
     to stay for their isinstance checks and pickles), which are ours within `override`, or when they are derived from
@@ -212,9 +222,9 @@ def _rebased(cls: type, base: type) -> type:
 class override(TorchFunctionMode):
     """`with conv_ext.override():` sends torch's convolution functions to ours inside the block.
 
-    Routed are `F.conv1d`, `F.conv2d`, `F.conv_transpose2d` and the same functions under `torch.`, hence also
-    torch.nn's layers, which call them. Everything else passes. Blocks may be nested; the block holds for the thread
-    that entered it (each of DataParallel's threads would need its own).
+    Routed are `F.conv1d`, `F.conv2d`, `F.conv_transpose1d`, `F.conv_transpose2d` and the same functions under `torch.`,
+    hence also torch.nn's layers, which call them. Everything else passes. Blocks may be nested; the block holds for the
+    thread that entered it (each of DataParallel's threads would need its own).
 
     A call that ours does not take (an integer, quantized or sparse operand, say) raises our error, rather than being
     computed by torch unnoticed: inside the block every convolution is ours or is refused.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from . import _C, functional
-from .arguments import Geometry
+from .arguments import Geometry, of_one_row
 from .modules import _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
@@ -134,12 +134,12 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
-    a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d or ConvTranspose2d, ours or torch's, which is explained
-    as `conv_ext.convert` would make it. As there, one operand that is contiguous as ``torch.channels_last`` alone
-    decides for that layout, and so does a slice of such a tensor's channels. The upstream gradient is taken for a dense
-    one; with an expanded one, as ``y.sum().backward()`` has, another algorithm may run. The algorithm and precision
-    settings in force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the
-    reason.
+    a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d, ours or torch's,
+    which is explained as `conv_ext.convert` would make it. As there, one operand that is contiguous as
+    ``torch.channels_last`` alone decides for that layout, and so does a slice of such a tensor's channels. The upstream
+    gradient is taken for a dense one; with an expanded one, as ``y.sum().backward()`` has, another algorithm may run.
+    The algorithm and precision settings in force are those that the call would get; a pass that a forced algorithm
+    cannot compute is shown with the reason.
 
     Of each algorithm it prints "chosen", "can" with the cycles of a core that it is estimated to take (for one image;
     a weight_grad for all), or "cannot" and why. The fewest cycles are chosen; what nobody has measured for such a
@@ -158,17 +158,20 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     if isinstance(input, nn.Module):
         if bias is not None or (stride, padding, dilation, groups, activation) != (1, 0, 1, 1, "none"):
             raise TypeError("explain(layer, input) takes nothing more: the layer has the other arguments")
-        return _of_layer(input, weight)
+        try:
+            return _of_layer(input, weight)
+        except RuntimeError as error:
+            raise (of_one_row(error) if len(getattr(input, "kernel_size", ())) == 1 else error) from None
     return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation)
 
 
 def _of_layer(layer: nn.Module, input) -> Explanation:
-    if isinstance(layer, nn.ConvTranspose2d):
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return _of_transposed(layer, input)
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         raise TypeError(
-            "explain takes a tensor, or a layer of Conv1d, Conv2d or ConvTranspose2d with its input, got "
-            f"{type(layer).__name__}"
+            "explain takes a tensor, or a layer of Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d with its input, "
+            f"got {type(layer).__name__}"
         )
     input, padding = _padded(layer, input)
     geometry = layer.stride, padding, layer.dilation, layer.groups
@@ -191,16 +194,22 @@ def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, g
     return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
-def _of_transposed(layer: nn.ConvTranspose2d, input) -> Explanation:
-    weight = layer.weight
-    batched = functional.check_operands("explain", 4, input, weight, layer.bias)
+def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input) -> Explanation:
+    weight, length = layer.weight, len(layer.kernel_size)
+    batched = functional.check_operands("explain", length + 2, input, weight, layer.bias)
     if not batched:
         input = input.unsqueeze(0)
-    geometry = functional.normalize("explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups)
-    stride, padding, dilation, groups = geometry
-    size = transposed_size(input, weight, layer.bias, stride, padding, layer.output_padding, groups, dilation)
+    stride, padding, dilation, groups = functional.normalize(
+        "explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups, length
+    )
+    output_padding = layer.output_padding
+    if length == 1:
+        input, weight = input.contiguous().unsqueeze(2), weight.unsqueeze(2)
+        stride, padding, dilation, output_padding = (1, *stride), (0, 0, *padding), (1, *dilation), (0, *output_padding)
+    geometry: Geometry = stride, padding, dilation, groups
+    size = transposed_size(input, weight, layer.bias, stride, padding, output_padding, groups, dilation)
     # As in functional.py: an output padding of a stride or more is more positions of the convolution.
-    extra = [o // s for o, s in zip(layer.output_padding, stride)]
+    extra = [o // s for o, s in zip(output_padding, stride)]
     grad = input if extra == [0, 0] else functional.F.pad(input, (0, extra[1], 0, extra[0]))
     image = result_size("input_grad", grad, weight, None, size, *geometry, _precision(input))
     return _explained(input, image, weight, list(grad.shape), *geometry, "none")

@@ -28,7 +28,7 @@ def spoilt(case: Case, t: Tensor | None, what: str):
     if what == "rank-1":
         return t[0] if t.dim() and t.shape[0] else t
     if what == "channels+1":
-        dim = t.dim() - (2 if case.function == "conv1d" else 3) if t.dim() > 1 else 0
+        dim = t.dim() - (2 if case.one_row else 3) if t.dim() > 1 else 0
         return torch.cat([t, t.narrow(dim, 0, 1)], dim) if t.shape[dim] else t
     if what == "list":
         return t.tolist()
@@ -134,7 +134,7 @@ class _Block(nn.Module):
 
     def __init__(self, case: Case, given: dict):
         super().__init__()
-        channels, one_row = case.k * case.groups, case.function == "conv1d"
+        channels, one_row = case.k * case.groups, case.one_row
         self.variant = case.variant
         self.convolution = layer_of(case, conv_ext if case.variant % 2 or case.padding in RULES[2:] else nn, given)
         norm = nn.BatchNorm1d if one_row else nn.BatchNorm2d
@@ -194,7 +194,7 @@ def check_fused(case: Case, stage: Stage) -> None:
 def _exact(case: Case, o: Operands, model: _Block) -> tuple[Tensor, Tensor]:
     """The scores in float64, and what they are sums of, in absolute values."""
     (top, bottom), (left, right) = case.zeros()
-    one_row = case.function == "conv1d"
+    one_row = case.one_row
     amounts = (left, right) if one_row else (left, right, top, bottom)
     mode = "constant" if case.padding_mode == "zeros" else case.padding_mode
     convolve = F.conv1d if one_row else F.conv2d

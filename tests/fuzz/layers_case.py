@@ -40,7 +40,7 @@ BAD = (
 
 
 WORDS = {  # what each key may say that is no number
-    "function": ("conv2d", "conv1d", "conv_transpose2d"),
+    "function": ("conv2d", "conv1d", "conv_transpose1d", "conv_transpose2d"),
     "way": ("function", "layer", "override", "convert", "mapped", "fuse"),
     "mode": MODES,
     "activation": ("none", "relu"),
@@ -60,7 +60,7 @@ MEMORY = rf"({_PART}(\+{_PART})*)?"
 class Case:
     """c, k: channels of one group of the input and of the output. padding: a pair or a rule. Memory: see `memory`."""
 
-    function: str = "conv2d"  # conv1d, conv_transpose2d
+    function: str = "conv2d"  # one of WORDS
     way: str = "function"  # layer, override, convert, mapped, fuse
     mode: str = "inference"
     n: int = 1
@@ -138,7 +138,11 @@ class Case:
 
     @property
     def transposed(self) -> bool:
-        return self.function == "conv_transpose2d"
+        return self.function in ("conv_transpose1d", "conv_transpose2d")
+
+    @property
+    def one_row(self) -> bool:
+        return self.function in ("conv1d", "conv_transpose1d")
 
     @property
     def exact(self) -> bool:
@@ -198,10 +202,10 @@ class Case:
             return "no channels at all are for the plain functions"
         if not self.batched and self.n != 1:
             return "without a batch there is one image"
-        if self.function == "conv1d" and (
-            self.h, self.r, self.stride[0], self.dilation[0], self.zeros()[0]
-        ) != (1, 1, 1, 1, (0, 0)):  # fmt: skip
-            return "conv1d has one row"
+        if self.one_row and (
+            self.h, self.r, self.stride[0], self.dilation[0], self.zeros()[0], self.output_padding[0]
+        ) != (1, 1, 1, 1, (0, 0), 0):  # fmt: skip
+            return f"{self.function} has one row"
         if self.padding == "same" and self.stride != (1, 1):
             return "padding 'same' has stride 1"
         if self.transposed:
@@ -326,8 +330,8 @@ class Case:
         ):
             if getattr(self, name) != getattr(default, name):
                 yield replace(self, **{name: getattr(default, name)})
-        if self.function == "conv1d":
-            yield replace(self, function="conv2d")
+        if self.one_row:
+            yield replace(self, function=self.function.replace("1", "2"))
         for name in ("memory_x", "memory_w", "memory_b", "memory_g"):
             if parts := [part for part in getattr(self, name).split("+") if part]:
                 yield replace(self, **{name: ""})
@@ -384,8 +388,8 @@ def _drawn(random) -> Case:
     def rarely(share: float) -> bool:  # not for the smallest number, which hypothesis prefers
         return random.random() >= 1 - share
 
-    function = pick(("conv2d",) * 6 + ("conv1d",) * 2 + ("conv_transpose2d",) * 3)
-    transposed, one_row = function == "conv_transpose2d", function == "conv1d"
+    function = pick(("conv2d",) * 6 + ("conv1d",) * 2 + ("conv_transpose2d",) * 3 + ("conv_transpose1d",))
+    transposed, one_row = function.startswith("conv_transpose"), function.endswith("1d")
     way = pick(("function",) * 6 + ("layer",) * 3 + ("override", "convert", "mapped", "fuse"))
     mode = pick(("inference",) * 4 + ("backward",) * 10 + ("double", "jvp", "hvp", "vmap", "autocast", "copy"))
     if rarely(0.0003):

@@ -47,7 +47,7 @@ class Operands:
         batch = (case.n,) if case.batched else ()
         c, k = case.c * case.groups, case.k * case.groups
         image, kernel, out = (case.h, case.w), case.kernel, case.output_size()
-        if case.function == "conv1d":
+        if case.one_row:
             image, kernel, out = image[1:], kernel[1:], out[1:]
         self.x = self.made((*batch, c, *image), case.memory_x)
         self.w = self.made((c, case.k, *kernel) if case.transposed else (k, case.c, *kernel), case.memory_w)
@@ -82,9 +82,10 @@ def oracle(case: Case) -> Callable[..., Tensor]:
     stride, dilation = (tuple(min(v, 1_000_000) for v in values) for values in (case.stride, case.dilation))
 
     def function(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        one_row = case.function == "conv1d"
+        one_row = case.one_row
         if case.transposed:
-            return F.conv_transpose2d(x, w, b, stride, case.padding, case.output_padding, case.groups, dilation)
+            geometry = (v[one_row:] for v in (stride, case.padding, case.output_padding))
+            return getattr(F, case.function)(x, w, b, *geometry, case.groups, dilation[one_row:])
         if case.c == 0:  # torch's result has no channels then; the sum over none is zero
             y = x.new_zeros(*x.shape[: case.batched], case.k * case.groups, *case.output_size()[one_row:])
             y = y + x.sum() + w.sum()
@@ -131,7 +132,7 @@ def in_form(values: tuple[int, ...], form: str):
 
 def arguments(case: Case) -> dict:
     """What describes the convolution, by its name in the functions, in the order of the positional arguments."""
-    first = case.function == "conv1d"
+    first = case.one_row
     # Layers keep what they are given: torch's own fail with a list of one, and with tensors.
     form = (
         case.form if case.way not in ("layer", "convert", "mapped", "fuse") or case.form in ("int", "list") else "tuple"
@@ -139,7 +140,7 @@ def arguments(case: Case) -> dict:
     padding = case.padding if isinstance(case.padding, str) else in_form(case.padding[first:], form)
     stride, dilation = in_form(case.stride[first:], form), in_form(case.dilation[first:], form)
     if case.transposed:
-        output_padding = in_form(case.output_padding, form)
+        output_padding = in_form(case.output_padding[first:], form)
         return dict(
             stride=stride, padding=padding, output_padding=output_padding, groups=case.groups, dilation=dilation
         )
@@ -159,8 +160,8 @@ def called(case: Case, function: Callable, x, w, b, given: dict):
 
 def layer_of(case: Case, family, given: dict) -> nn.Module:
     """The layer of a case, ours (conv_ext) or torch's (torch.nn); its weights are not the case's yet."""
-    name = {"conv2d": "Conv2d", "conv1d": "Conv1d", "conv_transpose2d": "ConvTranspose2d"}[case.function]
-    kernel = case.kernel[case.function == "conv1d" :]
+    name = f"{'ConvTranspose' if case.transposed else 'Conv'}{case.function[-2:]}"
+    kernel = case.kernel[case.one_row :]
     more = {} if case.padding_mode == "zeros" else {"padding_mode": case.padding_mode}
     if case.activation != "none":
         more["activation"] = case.activation
@@ -414,7 +415,7 @@ def _length(case: Case, name: str) -> int:
 def _rounded(case: Case, o: Operands, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """The exact result as the dtype holds it. A transposed convolution adds its bias to a result that is rounded."""
     if case.transposed and name == "y" and o.b is not None and dtype in OUTPUT_ROUNDOFF and case.mode != "vmap":
-        bias = widened(o.b)[:, None, None]
+        bias = widened(o.b).reshape(-1, *[1] * (2 - case.one_row))
         return (value - bias).to(dtype) + bias.to(dtype)
     return value.to(dtype)
 

@@ -81,10 +81,12 @@ def test_the_model_itself_a_shared_layer_and_our_own_layers():
     assert shared[0] is shared[2] is layer and type(layer) is conv_ext.Conv2d
     assert owners(shared, torch.randn(1, 2, 7, 8)) == ["ours"] * 2
     assert type(conv_ext.revert(conv_ext.ConvTranspose2d(2, 2, 3))) is nn.ConvTranspose2d
+    row = nn.ConvTranspose1d(2, 2, 3)
+    assert type(conv_ext.convert(row)) is conv_ext.ConvTranspose1d and type(conv_ext.revert(row)) is nn.ConvTranspose1d
 
 
 @pytest.mark.parametrize("other", [
-    Mine(2, 2, 3), nn.Conv3d(2, 2, 3), nn.ConvTranspose1d(2, 2, 3), nn.Linear(2, 2), nn.LazyConv2d(2, 3),
+    Mine(2, 2, 3), nn.Conv3d(2, 2, 3), nn.ConvTranspose3d(2, 2, 3), nn.Linear(2, 2), nn.LazyConv2d(2, 3),
     parametrizations.weight_norm(Mine(2, 2, 3)), nn.Identity(),
 ])  # fmt: skip
 def test_others_are_left_alone(other):
@@ -220,6 +222,7 @@ CALLS = [
     (torch.conv1d, ((4, 9), (6, 4, 3), (6,)), {}),
     (F.conv_transpose2d, ((2, 4, 5, 4), (4, 3, 3, 2), None, (2, 3), 1, (1, 0)), {}),
     (torch.conv_transpose2d, ((4, 5, 4), (4, 3, 3, 2), (6,)), {"groups": 2, "dilation": 2}),
+    (F.conv_transpose1d, ((2, 4, 5), (4, 3, 3), (6,), 2, 1, 1), {"groups": 2}),
 ]
 
 
@@ -251,9 +254,9 @@ def test_override_takes_in_layers_and_leaves_the_rest():
     with Calls() as calls, conv_ext.override():
         result = model(x)
         F.conv3d(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 1, 1, 1))
-        F.conv_transpose1d(torch.ones(1, 1, 2), torch.ones(1, 1, 1))
+        F.conv_transpose3d(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 1, 1, 1))
     assert calls.names == ["ours conv2d"] * 2 + [
-        "ours conv_transpose2d", "ours conv1d", "torch's conv3d", "torch's conv_transpose1d"
+        "ours conv_transpose2d", "ours conv1d", "torch's conv3d", "torch's conv_transpose3d"
     ]  # fmt: skip
     torch.testing.assert_close(result, expected, **SAME)
     assert owners(model, x) == ["torch's"] * 4

@@ -209,6 +209,7 @@ LAYERS = {
     "circular": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (2, 4, 9, 8), "H 11  W 10"),
     "conv1d": (nn.Conv1d(4, 6, 5, dilation=2, padding="same"), (2, 4, 30), "H 1  W 30"),
     "transposed": (conv_ext.ConvTranspose2d(4, 6, 3, 2, output_padding=1, groups=2), (2, 4, 9, 8), "H 20  W 18"),
+    "sequence": (nn.ConvTranspose1d(4, 6, 3, 2, output_padding=2, dilation=3, groups=2), (2, 4, 9), "H 1  W 25"),
     "more positions": (nn.ConvTranspose2d(4, 6, 3, 2, output_padding=2, dilation=3), (4, 9, 8), "H 25  W 23"),
 }
 
@@ -240,3 +241,5 @@ def test_explain_of_a_layer_has_the_functions_plans_and_errors():
         conv_ext.explain(layer, x, padding=1)
     with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
         conv_ext.explain(layer, x[:, :3])
+    with pytest.raises(RuntimeError, match=r"input\[2, 3, 9\] to have 4 channels, but got 3"):
+        conv_ext.explain(LAYERS["sequence"][0], x[:, :3, :, 0])

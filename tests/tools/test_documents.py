@@ -20,7 +20,7 @@ from conv_ext import inductor, models, visualize
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^( *)```([\w-]*)[^\n`]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-# What the first line of a block may say: that it takes long, and so is run by `make test-all` alone; or why it cannot run.
+# What the first line of a block may say: that it takes long and is for `make test-all` alone; or why it cannot run.
 REASON = re.compile(r"^# (long|not run): \w.{7,}$", re.MULTILINE)
 pytestmark = pytest.mark.skipif(not (ROOT / "mkdocs.yml").is_file(), reason="needs a checkout")
 
@@ -107,7 +107,9 @@ def test_a_block_is_marked_in_its_first_line(page):
         assert len(marks) == (mark_of(code) is not None), f"{name_of(page)}:{line}: {marks}"
 
 
-SOURCES = [path for part in ("csrc", "tests") for path in (ROOT / part).rglob("*") if path.suffix in (".h", ".cpp", ".py")]
+SOURCES = [
+    path for part in ("csrc", "tests") for path in (ROOT / part).rglob("*") if path.suffix in (".h", ".cpp", ".py")
+]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "cpp"))], ids=name_of)

@@ -98,7 +98,7 @@ figures of seven of the networks are held to the printed ones in `tests/python/t
 - `conv_ext.MappedConv2d(table, kernel_size)` has kernels for the connections of a `ConnectionTable` alone: `full`,
   `one_to_one`, `random(…, fan_in)`, or any list of input maps for each output map. It computes them in groups of output
   maps that see the same, with work in proportion to the connections, or as one dense convolution with zeros for the
-  others, where that is estimated to take less time (`dense=True` or `False` decides; `python -m bench mapped` measures).
+  others, where that is estimated to take less time. `dense=True` or `False` decides; `python -m bench mapped` measures.
 - `padding="full"` and `padding="same_strided"` in `Conv2d`, `Conv1d` and the functions.
 - `models.L2Pool`, `models.Maxout`: pooling over feature maps; `models.TrainablePool2d`: LeNet-5's.
 

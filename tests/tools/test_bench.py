@@ -30,9 +30,9 @@ from bench import (
     report,
     run,
     shapes,
-    timer,
 )
 from bench.__main__ import interrupt_on_term, main
+from conv_ext import timer
 
 SMALL = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 

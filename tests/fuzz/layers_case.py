@@ -409,12 +409,8 @@ def _drawn(random) -> Case:
     if bad:
         mode, numbers, way = "inference", "integers", pick(("function", "function", "override", "layer"))
     if way == "fuse":
-        mode, numbers, dtype, function = (
-            "inference",
-            "integers",
-            pick(("float32", "float64")),
-            pick(("conv1d", "conv2d")),
-        )
+        mode, numbers, dtype = "inference", "integers", pick(("float32", "float64"))
+        function = pick(("conv1d", "conv2d"))
         transposed, one_row = False, function == "conv1d"
     elif mode in ("double", "jvp", "hvp") and dtype in ("float16", "bfloat16"):
         dtype = "float32"

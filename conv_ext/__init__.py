@@ -14,6 +14,7 @@ from . import flops as _flops
 from . import ops as _ops
 from . import visualize
 from ._version import __version__
+from .benchmark import Benchmark, benchmark
 from .convert import convert, override, revert
 from .explain import explain
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
@@ -26,6 +27,7 @@ from .settings import algorithm, precision
 from .summary import Summary, summary
 
 __all__ = [
+    "Benchmark",
     "ConnectionTable",
     "Conv1d",
     "Conv2d",
@@ -36,6 +38,7 @@ __all__ = [
     "Summary",
     "__version__",
     "algorithm",
+    "benchmark",
     "build_info",
     "conv1d",
     "conv2d",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,12 +69,12 @@ class PassPlan:
     name: str
     algorithm: str | None
     isa: str
-    candidates: tuple
-    tiles: dict
+    candidates: tuple[Any, ...]
+    tiles: dict[str, Any]
     tasks: int
     workspace_bytes: int
     scratch_bytes: int
-    works: dict = field(repr=False)
+    works: dict[str, Any] = field(repr=False)
     flops: float
     bytes: float
     as_1x1: bool
@@ -130,7 +131,17 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none") -> Explanation:
+def explain(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+    *,
+    activation: Any = "none",
+) -> Explanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
@@ -165,7 +176,7 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation)
 
 
-def _of_layer(layer: nn.Module, input) -> Explanation:
+def _of_layer(layer: nn.Module, input: Any) -> Explanation:
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return _of_transposed(layer, input)
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
@@ -179,7 +190,17 @@ def _of_layer(layer: nn.Module, input) -> Explanation:
     return _of_convolution(len(layer.kernel_size) + 2, input, layer.weight, layer.bias, *geometry, activation)
 
 
-def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, groups, activation) -> Explanation:
+def _of_convolution(
+    rank: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: Any,
+) -> Explanation:
     batched = functional.check_operands("explain", rank, input, weight, bias)
     stride, padding, dilation, groups = functional.normalize(
         "explain", input, weight, stride, padding, dilation, groups, rank - 2
@@ -194,7 +215,7 @@ def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, g
     return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
-def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input) -> Explanation:
+def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input: Any) -> Explanation:
     weight, length = layer.weight, len(layer.kernel_size)
     batched = functional.check_operands("explain", length + 2, input, weight, layer.bias)
     if not batched:
@@ -234,7 +255,16 @@ def _plan_or_refusal(plan: Callable[[str], PassPlan], algorithm: str) -> PassPla
 
 
 def _explained(
-    operand, input, weight, output, stride, padding, dilation, groups, activation, input_stride=None
+    operand: Any,
+    input: Any,
+    weight: Any,
+    output: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: Any,
+    input_stride: Any = None,
 ) -> Explanation:
     """The plans of one convolution. operand: the tensor beside the weight; input, output: sizes.
 
@@ -251,7 +281,7 @@ def _explained(
     plans = {}
     for each in PASSES:
 
-        def plan(algorithm: str, name=each.name) -> PassPlan:
+        def plan(algorithm: str, name: Any = each.name) -> PassPlan:
             found = _C.plan(
                 name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, algorithm, precision,
                 channels_last, capability, **strides,

@@ -12,13 +12,30 @@ one example is refused first: a folded problem may be a right one where its exam
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
 from .arguments import Geometry
 from .passes import result_size
 
+Folded = tuple[Tensor, int | None]  # the result, and where the batch is in it
+
 
 def _checked(
-    operator, info, in_dims, a, b, bias, size, geometry: Geometry, precision="ieee", _="auto", activation="none"
-):
+    operator: str,
+    info: Any,
+    in_dims: Any,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    geometry: Geometry,
+    precision: str = "ieee",
+    _: str = "auto",
+    activation: str = "none",
+) -> Tensor | None:
     """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none."""
     operands = [(t, dim) for t, dim in zip((a, b, bias), in_dims) if t is not None]
     shapes = ([n for i, n in enumerate(t.shape) if i != dim] for t, dim in operands)
@@ -32,7 +49,19 @@ def _checked(
     return sum(t.flatten()[:0].sum() for t, _ in operands).expand(0, *size)
 
 
-def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation, groups, *options):
+def forward(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `forward`; returns its output and the output's batch dimension."""
     batch = info.batch_size
     input_dim, weight_dim, bias_dim = in_dims[:3]
@@ -70,7 +99,19 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
     return y.unflatten(1, (batch, -1)), 1
 
 
-def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, padding, dilation, groups, *options):
+def input_grad(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `input_grad`; returns its result and the result's batch dimension."""
     batch = info.batch_size
     grad_dim, weight_dim = in_dims[:2]
@@ -94,7 +135,19 @@ def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, pad
     return x.unflatten(1, (batch, -1)), 1
 
 
-def weight_grad(call, info, in_dims, grad_output, input, kernel_size, stride, padding, dilation, groups, *options):
+def weight_grad(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `weight_grad`; returns its result and the result's batch dimension."""
     batch = info.batch_size
     grad_dim, input_dim = in_dims[:2]

@@ -8,15 +8,15 @@ under every transform (GENERAL).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import autograd, ops
+from . import _C, autograd, ops
 from .arguments import Geometry, check_operands, ints, normalize, of_one_row
-from .library import _C
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
@@ -32,7 +32,7 @@ _is_compiling = torch.compiler.is_compiling
 IntOrPair = int | Sequence[int]
 
 
-def _enter(function: str, rank: int, input, weight, bias) -> tuple[_C.Road | None, bool]:
+def _enter(function: str, rank: int, input: Any, weight: Any, bias: Any) -> tuple[_C.Road | None, bool]:
     """What each public function begins with: the road of its call, and whether there is a batch.
 
     Raises what no operand may be that a road could take (check_operands).
@@ -48,7 +48,9 @@ def _enter(function: str, rank: int, input, weight, bias) -> tuple[_C.Road | Non
     return road, check_operands(function, rank, input, weight, bias)
 
 
-def _forward(road: _C.Road, input, weight, bias, geometry: Geometry, activation) -> Tensor:
+def _forward(
+    road: _C.Road, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: Any
+) -> Tensor:
     """The convolution of 4-D operands by the road that `_C.road` has named."""
     if not isinstance(activation, str):
         raise TypeError(f"argument 'activation' must be str, not {type(activation).__name__}")
@@ -60,7 +62,17 @@ def _forward(road: _C.Road, input, weight, bias, geometry: Geometry, activation)
     return ops.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
 
 
-def _transposed(road: _C.Road, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
+def _transposed(
+    road: _C.Road,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
     """conv_transpose2d of 4-D operands, padding on four sides: `input_grad`, then the bias."""
     size = transposed_size(input, weight, bias, stride, padding, output_padding, groups, dilation)
     if known(size[0] == 0) or known(size[1] == 0):  # no convolution has such an input: cut it out of one that has more
@@ -195,7 +207,7 @@ def conv1d(
     return y.squeeze(2) if batched else y[0, :, 0]
 
 
-def _of_one_row(function: Callable[..., Tensor], *arguments) -> Tensor:
+def _of_one_row(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """A call for one row, whose errors speak of one dimension; in compiled code they have the height beside it."""
     if _is_compiling():
         return function(*arguments)
@@ -309,7 +321,7 @@ def conv_transpose1d(
     return y.squeeze(2) if batched else y[0, :, 0]
 
 
-def _with_activation(function):
+def _with_activation(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *arguments: function(*arguments[:-1], activation=arguments[-1])
 
 

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -518,7 +519,7 @@ def _fold(layer: nn.Module, norm: Norm) -> None:
         layer.register_forward_pre_hook(_only_batches, with_kwargs=True)
 
 
-def _only_batches(layer: Conv1d | ConvTranspose1d, arguments: tuple, keywords: dict) -> None:
+def _only_batches(layer: Conv1d | ConvTranspose1d, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Refuses (C, L), for a layer one example's channels, and for BatchNorm1d many examples' features."""
     input = arguments[0] if arguments else keywords["input"]
     if input.dim() != 3:

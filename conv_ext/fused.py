@@ -6,7 +6,9 @@ import copy
 import html
 import pickle
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
@@ -49,7 +51,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, nn.Module] = field(default_factory=dict)
-    paddings: dict[str, dict] = field(default_factory=dict)
+    paddings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counter[str]:
@@ -79,7 +81,7 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        def line(cells, tag: str) -> str:
+        def line(cells: Iterable[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         parts = [f"<p>{html.escape(self._headline())}</p>"]
@@ -100,12 +102,12 @@ class Fused(GraphModule):
 
     report: Report
 
-    def __deepcopy__(self, memo) -> Fused:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
         copied = super().__deepcopy__(memo)
         copied.report = copy.deepcopy(self.report, memo)
         return copied
 
-    def __reduce__(self):
+    def __reduce__(self) -> str | tuple[Any, ...]:
         if self.report.exported:
             raise pickle.PicklingError(
                 "a model that was fused from an exported program cannot be pickled, as the program's module() cannot: "
@@ -115,7 +117,7 @@ class Fused(GraphModule):
         return _unpickled, (function, arguments, type(self).__name__)
 
 
-def _unpickled(function, arguments, name: str) -> Fused:
+def _unpickled(function: Callable[..., GraphModule], arguments: tuple[Any, ...], name: str) -> Fused:
     """torch.fx makes a plain GraphModule of what was pickled."""
     plain = function(*arguments)
     fused = Fused(plain, plain.graph, name)

@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,17 @@ from torch.fx import Proxy, Tracer
 from torch.nn.utils import parametrize
 from torch.overrides import handle_torch_function
 
-from . import ops
+from . import _C, ops
 from .arguments import check_operands, normalize
 from .convert import AnyModule, _convolutions, _layers, check_for_inference, convert
 from .functional import OVERRIDDEN, PLAIN, _enter, conv2d
-from .library import _C
 from .modules import Conv2d, _padded
 from .passes import result_size
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["PackedConv2d", "pack", "unpack"]
 
@@ -42,7 +44,17 @@ _logger = logging.getLogger("conv_ext")
 _is_compiling = torch.compiler.is_compiling
 
 
-def _conv2d_packed(input, weight, bias, packed, stride, padding, dilation, groups, activation):
+def _conv2d_packed(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    packed: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str,
+) -> Tensor:
     """`conv2d` with what `ops.pack` has made of the weight; the roads are those of functional.py."""
     road, batched = _enter("conv2d", 4, input, weight, bias)
     if road is OVERRIDDEN:
@@ -172,7 +184,7 @@ class PackedConv2d(Conv2d):
         bias = self._held["bias"]
         return None if bias is None else bias.clone()
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in _NAMES:
             self._take(**{name: value})
         else:
@@ -289,24 +301,24 @@ class PackedConv2d(Conv2d):
         layer.reset_parameters()
         self._take(**{name: layer._parameters[name] for name in _NAMES})
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         tensors = {name: value for name, value in zip(_NAMES, (self.weight, self.bias)) if value is not None}
         self._take(**{name: fn(value) for name, value in tensors.items()})
         return self
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self._as_conv2d()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         layer = self._as_conv2d()
         layer._load_from_state_dict(*arguments)
         self._take(**{name: layer._parameters[name] for name in _NAMES})
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_held": {**self._held, "packed": None}}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._pack_again()
 
@@ -363,7 +375,7 @@ def _why_left(layer: nn.Module) -> str:
     return "" if device == "cpu" else f"it is on {device}, and weights are kept on the CPU alone"
 
 
-def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = None, **kwargs) -> nn.Module:
+def pack(model: nn.Module, *inputs: Any, report: Callable[[str], object] | None = None, **kwargs: Any) -> nn.Module:
     """A new model for inference whose convolutions keep their weights packed: `PackedConv2d` in place of `Conv2d`.
 
     It computes the same bits as the model of our layers, in less time where packing takes a good part of a call (many
@@ -416,7 +428,7 @@ def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = Non
     return packed
 
 
-def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
+def _check(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"pack takes a torch.nn.Module, got {type(model).__name__}")
     if not inputs and not kwargs:
@@ -424,11 +436,13 @@ def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
     check_for_inference("pack", model)
 
 
-def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) -> dict[nn.Module, list[_Example]]:
+def _examples_of(
+    model: nn.Module, layers: list[Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[nn.Module, list[_Example]]:
     """The different inputs that each layer gets in a call of the model."""
     examples: dict[nn.Module, list[_Example]] = {layer: [] for layer in layers}
 
-    def note(layer, arguments, keywords) -> None:
+    def note(layer: Any, arguments: Any, keywords: Any) -> None:
         example = _Example.of(layer, arguments[0] if arguments else keywords["input"])
         if example not in examples[layer]:
             examples[layer].append(example)

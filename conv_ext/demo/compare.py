@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FILE", help="the picture, a .png (default: <network>_<data>.png in this folder)")
 
 
-def _integer(low: int, high: int):
+def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -187,7 +188,9 @@ def _write(picture: Path, content: bytes) -> None:
     print(f"picture: {picture.resolve()}", flush=True)
 
 
-def _report(options: argparse.Namespace, histories: dict, repeated: dict[str, bool], difference: float) -> bool:
+def _report(
+    options: argparse.Namespace, histories: dict[str, Any], repeated: dict[str, bool], difference: float
+) -> bool:
     """Print both runs side by side and what was promised of them; returns whether all of it was kept."""
     runs = list(histories.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
 
-    def optimizer(self, parameters) -> torch.optim.SGD:
+    def optimizer(self, parameters: Any) -> torch.optim.SGD:
         """A fresh one for `parameters`."""
         nesterov = self.momentum > 0
         return torch.optim.SGD(parameters, self.learning_rate, self.momentum, 0, self.weight_decay, nesterov)
@@ -65,7 +66,7 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * self.steps)
         self.history = History()
 
-    def run_epoch(self, bar=None, stop_after: int | None = None, tested: bool = True) -> None:
+    def run_epoch(self, bar: Any = None, stop_after: int | None = None, tested: bool = True) -> None:
         """One pass over the training images, and a test; ends early, untested, when `stop_after` steps are made."""
         history = self.history
         begin = time.perf_counter()
@@ -97,7 +98,7 @@ class Training:
         self.schedule.step()
         return loss.item()
 
-    def _show(self, bar) -> None:
+    def _show(self, bar: Any) -> None:
         history = self.history
         recent = history.losses[-20:]
         epoch = math.ceil(len(history.losses) / self.steps)

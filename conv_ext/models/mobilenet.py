@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import count, he_start, make
+from .layers import Device, count, he_start, make
 from .pretrained import load
 
 __all__ = ["InvertedResidual", "MobileNetV2", "mobilenet_v2"]
@@ -97,7 +98,12 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2(
-    num_classes: int = 1000, in_channels: int = 3, *, width_mult: float = 1.0, device=None, dtype=None
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    width_mult: float = 1.0,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> MobileNetV2:
     """MobileNetV2 with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes); 224 x 224 in the paper.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import count, he_start, make, narrowed, one_of
+from .layers import Device, count, he_start, make, narrowed, one_of
 
 __all__ = ["NiN", "nin"]
 
@@ -53,8 +54,8 @@ class NiN(nn.Module):
 
 
 def nin(
-    num_classes: int = 10, in_channels: int = 3, *, images: str = "cifar10", width: float = 1.0, device=None,
-    dtype=None,
+    num_classes: int = 10, in_channels: int = 3, *, images: str = "cifar10", width: float = 1.0, device: Device=None,
+    dtype: torch.dtype | None=None,
 ) -> NiN:  # fmt: skip
     """Network in network with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes).
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import count, he_start, make, narrowed, one_of
+from .layers import Device, count, he_start, make, narrowed, one_of
 from .pretrained import load
 
 __all__ = ["Basic", "Bottleneck", "ResNet", "resnet", "resnext"]
@@ -131,7 +132,13 @@ class ResNet(nn.Module):
 
 
 def resnet(
-    layers: int = 50, num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0, device=None, dtype=None
+    layers: int = 50,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    width: float = 1.0,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> ResNet:
     """ResNet with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes); 224 x 224 in the paper.
 
@@ -146,7 +153,7 @@ def resnet(
 
 def resnext(
     layers: int = 50, num_classes: int = 1000, in_channels: int = 3, *, groups: int = 32, group_width: int = 4,
-    width: float = 1.0, device=None, dtype=None,
+    width: float = 1.0, device: Device=None, dtype: torch.dtype | None=None,
 ) -> ResNet:  # fmt: skip
     """ResNeXt with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes); 224 x 224 in the paper.
 

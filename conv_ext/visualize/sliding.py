@@ -115,7 +115,7 @@ class Sliding:
         def frames() -> Generator[int, None, None]:
             yield from progress(range(len(self)), "frames", bar)
 
-        def draw(frame: int) -> list:
+        def draw(frame: int) -> list[Any]:
             scene.show(frame)
             return []
 
@@ -190,7 +190,7 @@ class _Scene:
         _cells(middle, sliding.slides, slides)
         self.texts, self.image = _cells(self.right, sliding.result, result)
         self.title = panel.suptitle(" ", fontsize=8.5, y=0.02, va="bottom")
-        self.passing: list = []  # what the next frame takes away
+        self.passing: list[Any] = []  # what the next frame takes away
 
     def show(self, frame: int) -> None:
         """Draw a frame."""
@@ -219,7 +219,7 @@ def _is_small(map_: Tensor) -> bool:
     return max(map_.shape) <= MOST_NUMBERS
 
 
-def _cells(axes: Axes, map_: Tensor, title: str, real: Tensor | None = None) -> tuple[list, AxesImage]:
+def _cells(axes: Axes, map_: Tensor, title: str, real: Tensor | None = None) -> tuple[list[Any], AxesImage]:
     """A map as cells, red above zero and blue below, zeros of padding grey; returns the numbers and the image."""
     limit = 1.6 * max(map_.abs().max().item(), 1e-12)
     shown = map_ if real is None else map_.masked_fill(~real, torch.nan)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
@@ -353,7 +354,7 @@ def _at_level(function: Any, grad: bool, forward_grad: bool) -> Callable[..., Te
     return _single_level(function, forward=forward)
 
 
-def _autograd_kernel(function: Any, operator: Any) -> Callable[..., Tensor]:
+def _autograd_kernel(function: Any, operator: OpOverload[..., Tensor]) -> Callable[..., Tensor]:
     """The operator's Autograd key: the Function, for the one level of autograd that the dispatcher is at."""
     plain_apply = _single_level(function)
     level_apply = {modes: _at_level(function, *modes) for modes in product((True, False), repeat=2)}
@@ -368,7 +369,8 @@ def _autograd_kernel(function: Any, operator: Any) -> Callable[..., Tensor]:
             apply, permission = plain_apply, nullcontext()
         else:  # nothing to record
             with _below_autograd():
-                return operator(*args)
+                y: Tensor = operator(*args)
+                return y
         dropped = len(arguments) - len(args)  # the dispatcher drops what equals its default, from the end
         with permission:
             return apply(*args, *options[len(options) - dropped :])

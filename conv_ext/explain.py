@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from . import _C, functional
-from .arguments import Geometry, of_one_row
+from . import _C
+from .arguments import Activation, Geometry, Padding, check_operands, normalize, of_one_row
+from .functional import IntOrPair
 from .modules import _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
@@ -131,6 +133,20 @@ class Explanation:
     __repr__ = __str__
 
 
+@overload
+def explain(input: nn.Module, weight: Tensor) -> Explanation: ...
+@overload
+def explain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: Padding | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    *,
+    activation: Activation = "none",
+) -> Explanation: ...
 def explain(
     input: Any,
     weight: Any,
@@ -201,10 +217,8 @@ def _of_convolution(
     groups: Any,
     activation: Any,
 ) -> Explanation:
-    batched = functional.check_operands("explain", rank, input, weight, bias)
-    stride, padding, dilation, groups = functional.normalize(
-        "explain", input, weight, stride, padding, dilation, groups, rank - 2
-    )
+    batched = check_operands("explain", rank, input, weight, bias)
+    stride, padding, dilation, groups = normalize("explain", input, weight, stride, padding, dilation, groups, rank - 2)
     if not batched:
         input = input.unsqueeze(0)
     if rank == 3:
@@ -217,10 +231,10 @@ def _of_convolution(
 
 def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input: Any) -> Explanation:
     weight, length = layer.weight, len(layer.kernel_size)
-    batched = functional.check_operands("explain", length + 2, input, weight, layer.bias)
+    batched = check_operands("explain", length + 2, input, weight, layer.bias)
     if not batched:
         input = input.unsqueeze(0)
-    stride, padding, dilation, groups = functional.normalize(
+    stride, padding, dilation, groups = normalize(
         "explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups, length
     )
     output_padding = layer.output_padding
@@ -231,7 +245,7 @@ def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input: Any) -
     size = transposed_size(input, weight, layer.bias, stride, padding, output_padding, groups, dilation)
     # As in functional.py: an output padding of a stride or more is more positions of the convolution.
     extra = [o // s for o, s in zip(output_padding, stride)]
-    grad = input if extra == [0, 0] else functional.F.pad(input, (0, extra[1], 0, extra[0]))
+    grad = input if extra == [0, 0] else F.pad(input, (0, extra[1], 0, extra[0]))
     image = result_size("input_grad", grad, weight, None, size, *geometry, _precision(input))
     return _explained(input, image, weight, list(grad.shape), *geometry, "none")
 

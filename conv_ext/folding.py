@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import Tensor
 
-from .arguments import Geometry
 from .passes import result_size
 
 Folded = tuple[Tensor, int | None]  # the result, and where the batch is in it
@@ -31,7 +30,7 @@ def _checked(
     b: Tensor,
     bias: Tensor | None,
     size: Sequence[int],
-    geometry: Geometry,
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
     precision: str = "ieee",
     _: str = "auto",
     activation: str = "none",
@@ -46,7 +45,10 @@ def _checked(
     if info.batch_size > 0:
         return None
     # Of nothing, but of the operands: gradients of them are zeros.
-    return sum(t.flatten()[:0].sum() for t, _ in operands).expand(0, *size)
+    nothing = a.flatten()[:0].sum() + b.flatten()[:0].sum()
+    if bias is not None:
+        nothing = nothing + bias.flatten()[:0].sum()
+    return nothing.expand(0, *size)
 
 
 def forward(
@@ -76,6 +78,7 @@ def forward(
         options = (*options[:-1], "none") if relu else options
         y, dim = forward(call, info, dims, input, weight, None, *geometry, groups, *options)
         y = y if dim is None else y.movedim(dim, 0)
+        assert bias is not None
         y = y + bias.movedim(bias_dim, 0)[:, None, :, None, None]
         return y.relu() if relu else y, 0
     if weight_dim is None:

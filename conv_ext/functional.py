@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _C, autograd, ops
-from .arguments import Geometry, check_operands, ints, normalize, of_one_row
+from .arguments import Activation, Geometry, Padding, check_operands, ints, normalize, of_one_row
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
@@ -28,6 +28,7 @@ OVERRIDDEN = None  # in place of a road: an operand's __torch_function__, or a m
 
 _road = _C.road
 _is_compiling = torch.compiler.is_compiling
+_answered: Callable[..., Tensor] = handle_torch_function
 
 IntOrPair = int | Sequence[int]
 
@@ -101,11 +102,11 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: IntOrPair = 1,
-    padding: str | IntOrPair = 0,
+    padding: Padding | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
-    activation: str = "none",
+    activation: Activation = "none",
 ) -> Tensor:
     r"""2-D convolution, a drop-in for ``torch.nn.functional.conv2d`` with derivatives of any order.
 
@@ -149,7 +150,7 @@ def conv2d(
     """
     road, batched = _enter("conv2d", 4, input, weight, bias)
     if road is OVERRIDDEN:
-        return handle_torch_function(
+        return _answered(
             conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
         )
     if road is GENERAL and isinstance(padding, str) and is_tracing():
@@ -166,11 +167,11 @@ def conv1d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: IntOrPair = 1,
-    padding: str | IntOrPair = 0,
+    padding: Padding | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
-    activation: str = "none",
+    activation: Activation = "none",
 ) -> Tensor:
     r"""1-D convolution, a drop-in for ``torch.nn.functional.conv1d``: `conv2d` of one row.
 
@@ -193,7 +194,7 @@ def conv1d(
     """
     road, batched = _enter("conv1d", 3, input, weight, bias)
     if road is OVERRIDDEN:
-        return handle_torch_function(
+        return _answered(
             conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
         )
     if road is GENERAL and isinstance(padding, str) and is_tracing():
@@ -254,19 +255,17 @@ def conv_transpose2d(
     road, batched = _enter("conv_transpose2d", 4, input, weight, bias)
     if road is OVERRIDDEN:
         tensors = (input, weight, bias)
-        return handle_torch_function(
-            conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation
-        )
+        return _answered(conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation)
     if isinstance(padding, str):
         raise TypeError("conv_transpose2d(): argument 'padding' must be tuple of ints, not str")
-    stride, padding, dilation, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
+    steps, sides, gaps, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
     extra = ints(output_padding, 2, "conv_transpose2d", "output_padding")
     if road is GENERAL and is_tracing():
-        return _recorded_conv_transpose2d(input, weight, bias, stride, padding[::2], extra, groups, dilation)
+        return _recorded_conv_transpose2d(input, weight, bias, steps, sides[::2], extra, groups, gaps)
     if road is GENERAL:
         input, weight, bias = ops.autocast(input, weight, bias)
     x = input if batched else input.unsqueeze(0)
-    y = _transposed(road, x, weight, bias, stride, padding, extra, groups, dilation)
+    y = _transposed(road, x, weight, bias, steps, sides, extra, groups, gaps)
     return y if batched else y.squeeze(0)
 
 
@@ -304,9 +303,7 @@ def conv_transpose1d(
     road, batched = _enter("conv_transpose1d", 3, input, weight, bias)
     if road is OVERRIDDEN:
         tensors = (input, weight, bias)
-        return handle_torch_function(
-            conv_transpose1d, tensors, *tensors, stride, padding, output_padding, groups, dilation
-        )
+        return _answered(conv_transpose1d, tensors, *tensors, stride, padding, output_padding, groups, dilation)
     if isinstance(padding, str):
         raise TypeError("conv_transpose1d(): argument 'padding' must be tuple of ints, not str")
     (s,), (p, _), (d,), groups = normalize("conv_transpose1d", input, weight, stride, padding, dilation, groups, 1)

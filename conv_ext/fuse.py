@@ -18,7 +18,7 @@ from torch.export import ExportedProgram  # `import torch` loads it, too
 from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn.modules.conv import _ConvNd
 
-from . import patterns
+from . import packed, patterns
 from .arguments import Sides, padding_of
 from .convert import check_for_inference, convert, why_left
 from .fused import ACTIVATION, NORM, PADDING, Fused, Report, Row
@@ -45,7 +45,8 @@ class _Tracer(Tracer):
 
 def fuse(
     model: nn.Module | ExportedProgram,
-    *,
+    *inputs: Any,
+    pack: bool = True,
     memory_format: torch.memory_format = torch.preserve_format,
     verbose: bool = False,
 ) -> nn.Module:
@@ -60,10 +61,18 @@ def fuse(
     running statistics or with a layout of their own. A Conv1d or ConvTranspose1d that has taken a normalisation in
     refuses (C, L).
 
+    Then the weights of 2-D layers are packed once, as `conv_ext.pack` does it, which computes the same bits: their
+    layers are `PackedConv2d`, which have no Parameters. With `inputs` that is done at once, without at the first call,
+    for the sizes of that; a model that is to be compiled or exported has to have been called before, or be given
+    `inputs`.
+
     Args:
         model: an nn.Module in eval mode, all of it; or what torch.export has made of one in eval mode, an
             ExportedProgram or its ``module()``: for models that torch.fx cannot trace. It stays as it is; the new one
             has copies of its tensors.
+        inputs: what the model is called with, once and without gradients; of the numbers nothing is kept. An
+            ExportedProgram has its own.
+        pack: whether weights are packed. Without, the layers' weights are Parameters, and gradients flow to them.
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
@@ -87,13 +96,17 @@ def fuse(
 
     Raises TypeError where `model` is neither, or memory_format no torch.memory_format; ValueError where the model, or a
     part of it, is in training mode, and for another memory format; RuntimeError where a lazy layer has no parameters
-    yet, or where a model can neither be traced nor has a convolution: the message has torch.fx's reason.
+    yet, or where a model can neither be traced nor has a convolution: the message has torch.fx's reason; and what the
+    call with `inputs` raises.
     """
     if not isinstance(memory_format, torch.memory_format):
         raise TypeError(f"memory_format must be a torch.memory_format, got {type(memory_format).__name__}")
     if memory_format not in _FORMATS:
         raise ValueError(f"memory_format must be one of {', '.join(map(str, _FORMATS))}, got {memory_format}")
+    kwargs: dict[str, Any] = {}
     if isinstance(model, ExportedProgram):
+        if not inputs and model.example_inputs:
+            inputs, kwargs = model.example_inputs
         model = model.module()
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse takes a torch.nn.Module or a torch.export.ExportedProgram, got {type(model).__name__}")
@@ -105,6 +118,10 @@ def fuse(
     if memory_format is not torch.preserve_format:
         fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
     report = vars(fused).get("report")
+    if pack:
+        packing = packed.pack_in_place(fused, inputs, kwargs)
+        if isinstance(report, Report):
+            report.packing = packing
     if verbose:
         print(report)
     _logger.info("fuse: %s", report)
@@ -120,7 +137,7 @@ def _is_exported(model: nn.Module) -> bool:
 def _fuse_module(model: nn.Module) -> nn.Module:
     if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
-    fused = convert(copy.deepcopy(model))
+    fused = convert(packed.unpack(copy.deepcopy(model)))
     if not undisturbed(fused):  # a graph has its class's forward alone
         return _fuse_parts(fused, "the model has hooks, or a forward of its own")
     tracer = _Tracer()
@@ -537,5 +554,6 @@ def _for_each_weight(layer: nn.Module, scale: Tensor) -> Tensor:
     if isinstance(layer, _TRANSPOSED):  # (C, K / groups, R, S): each input map goes to the outputs of its group
         of_group = scale.unflatten(0, (layer.groups, 1, -1))
         channels = of_group.expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)
-        return channels.reshape(*channels.shape, *[1] * len(layer.kernel_size))
+        found: Tensor = channels.reshape(*channels.shape, *[1] * len(layer.kernel_size))
+        return found
     return scale.reshape(-1, *[1] * (layer.weight.dim() - 1))

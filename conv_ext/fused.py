@@ -8,7 +8,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import nn
@@ -16,6 +16,9 @@ from torch.fx import GraphModule
 
 from .arguments import Sides
 from .modules import Conv1d, Conv2d, set_sides
+
+if TYPE_CHECKING:
+    from .packed import Packing
 
 __all__ = ["Fused", "Report", "Row"]
 
@@ -44,6 +47,8 @@ class Report:
         others: (name, why) of each normalisation and activation that stays without a convolution before it.
         places, paddings: of a model that was fused part by part, what stood where an nn.Identity stands for an
             activation or a padding, and the attributes that a layer's padding was; `conv_ext.revert` puts them back.
+        packing: what became of the weights (`conv_ext.packed.Packing`): bytes of each layer, and which were left and
+            why; None where nothing was to be packed, and after `conv_ext.unpack`.
     """
 
     how: str
@@ -52,6 +57,7 @@ class Report:
     others: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, nn.Module] = field(default_factory=dict)
     paddings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    packing: Packing | None = None
 
     @property
     def counts(self) -> Counter[str]:
@@ -78,6 +84,7 @@ class Report:
             lines += ["  " + "  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in cells]
         if self.others:
             lines += ["stay as they are:", *(f"  {name}: {why}" for name, why in self.others)]
+        lines += [str(self.packing)] if self.packing else []
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -94,6 +101,8 @@ class Report:
         if self.others:
             stay = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in self.others)
             parts.append(f"<p>stay as they are:</p><ul>{stay}</ul>")
+        if self.packing:
+            parts.append(f"<pre>{html.escape(str(self.packing))}</pre>")
         return "".join(parts)
 
 
@@ -103,11 +112,11 @@ class Fused(GraphModule):
     report: Report
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
-        copied = super().__deepcopy__(memo)
+        copied = cast(Fused, super().__deepcopy__(memo))
         copied.report = copy.deepcopy(self.report, memo)
         return copied
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         if self.report.exported:
             raise pickle.PicklingError(
                 "a model that was fused from an exported program cannot be pickled, as the program's module() cannot: "

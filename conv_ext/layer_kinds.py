@@ -131,7 +131,8 @@ def _before(
 ) -> tuple[int, int]:
     """The padding before the first row and column."""
     if not isinstance(padding, str):
-        return padding
+        found: tuple[int, int] = padding
+        return found
     top, _, left, _ = padding_of(padding, size, kernel, stride, dilation)
     return top, left
 

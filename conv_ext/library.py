@@ -58,7 +58,7 @@ def _check_build() -> dict[str, Any]:
         if other := _shadowed():
             hint = f"An installed one, {other}, is hidden by it: run from another folder, or build this one:\n{REBUILD}"
         raise ImportError(f"conv_ext at {PACKAGE} has no compiled extension. {hint}")
-    build = json.loads(record_file.read_text())
+    build: dict[str, Any] = json.loads(record_file.read_text())
     built = f"torch {build['torch']}, {build['python']}"
     same_torch = _version(build["torch"]) == _version(torch.__version__)
     if not same_torch or build["python"] != sys.implementation.cache_tag:

@@ -98,7 +98,8 @@ def _layer(kind: type, operator: Callable[..., Any], values: dict[str, Any], mod
     layer.weight = _parameter(weight)
     if bias is not None:
         layer.bias = _parameter(bias)
-    return layer.eval()
+    found: nn.Module = layer.eval()
+    return found
 
 
 def _forget(traced: GraphModule, target: str, modules: Modules) -> None:
@@ -133,5 +134,6 @@ def _home(traced: GraphModule, node: Node, values: dict[str, Any], modules: Modu
         once = all(reads[target] == 1 for target in names.values())
         mine = all(set(each.users) == {node} for each in operands.values() if each is not None)
         if held == set(names) and once and mine:
-            return place
+            found: str = place
+            return found
     return f"{place.replace('.', '_') or 'weight'}_{node.name}"

@@ -187,7 +187,8 @@ class MappedConv2d(Unscriptable, nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Whatever moves the parameters; `to_empty` leaves buffers without their values, hence a new plan."""
-        super()._apply(fn, recurse)
+        apply: Callable[..., nn.Module] = super()._apply
+        apply(fn, recurse)
         self._plan()
         return self
 

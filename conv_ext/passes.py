@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,8 +56,7 @@ def _result(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:
     return torch.empty(size, dtype=a.dtype, device=a.device, memory_format=memory_format)
 
 
-@torch.library.register_fake("conv_ext::forward", lib=library)
-def _(
+def _fake_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -72,8 +72,7 @@ def _(
     return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
 
 
-@torch.library.register_fake("conv_ext::forward_packed", lib=library)
-def _(
+def _fake_forward_packed(
     input: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], groups: int, precision: str = "ieee", algorithm: str = "auto", activation: str = "none",
 ) -> Tensor:  # fmt: skip
@@ -83,8 +82,7 @@ def _(
     return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
 
 
-@torch.library.register_fake("conv_ext::pack", lib=library)
-def _(
+def _fake_pack(
     weight: Tensor,
     input: Tensor,
     stride: Sequence[int],
@@ -99,8 +97,7 @@ def _(
     return weight.new_empty(bytes_, dtype=torch.uint8)
 
 
-@torch.library.impl(library, "pack", "CUDA")
-def _(
+def _pack_on_cuda(
     weight: Tensor,
     input: Tensor,
     stride: Sequence[int],
@@ -115,22 +112,28 @@ def _(
     return weight.new_empty(0, dtype=torch.uint8)
 
 
-def _register_gradient(name: str) -> None:
-    @torch.library.register_fake(f"conv_ext::{name}", lib=library)
-    def _(
-        first: Tensor,
-        second: Tensor,
-        size: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-        precision: str = "ieee",
-        algorithm: str = "auto",
-    ) -> Tensor:
-        options = stride, padding, dilation, groups, precision
-        return _result(first, second, result_size(name, first, second, None, size, *options))
+def _fake_gradient(
+    name: str,
+    first: Tensor,
+    second: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    precision: str = "ieee",
+    algorithm: str = "auto",
+) -> Tensor:
+    options = stride, padding, dilation, groups, precision
+    return _result(first, second, result_size(name, first, second, None, size, *options))
 
 
-_register_gradient("input_grad")
-_register_gradient("weight_grad")
+for _name, _fake in (
+    ("forward", _fake_forward),
+    ("forward_packed", _fake_forward_packed),
+    ("pack", _fake_pack),
+    ("input_grad", partial(_fake_gradient, "input_grad")),
+    ("weight_grad", partial(_fake_gradient, "weight_grad")),
+):
+    torch.library.register_fake(f"conv_ext::{_name}", _fake, lib=library)
+library.impl("pack", _pack_on_cuda, "CUDA")

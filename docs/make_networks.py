@@ -71,7 +71,7 @@ from conv_ext import models, summary, fuse, visualize
 
 net = models.vgg16(num_classes=10)                  # also in_channels, width, device, dtype
 print(summary(net, (3, 224, 224)))                  # the tables below; also python -m conv_ext summary vgg16
-fast = fuse(net.eval())                             # for inference: batch normalisation folded, ReLU in the epilogue
+fast = fuse(net.eval())                             # for inference: normalisation and ReLU fused, weights packed
 visualize.filters(net).savefig("filters.png")       # and what units look for: visualize.md
 ```
 

@@ -47,7 +47,8 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, 227, 227) -> (N, num_classes)."""
-        return self.classifier(self.features(x))
+        y: Tensor = self.classifier(self.features(x))
+        return y
 
 
 class ZFNet(nn.Module):
@@ -69,7 +70,8 @@ class ZFNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, 224, 224) -> (N, num_classes)."""
-        return self.classifier(self.features(x))
+        y: Tensor = self.classifier(self.features(x))
+        return y
 
 
 def alexnet(

@@ -38,7 +38,8 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, side, side) -> (N, num_classes)."""
-        return self.classifier(self.features(x))
+        y: Tensor = self.classifier(self.features(x))
+        return y
 
 
 def mnist_convnet(

@@ -141,7 +141,7 @@ class GoogLeNet(nn.Module):
         x = self.inception4a(self.pool3(self.stage3(self.stem(x))))  # (N, 512, 14, 14)
         middle = self.stage4(x)  # (N, 528, 14, 14)
         y = self.stage5(self.pool4(self.inception4e(middle)))  # (N, 1024, 7, 7)
-        scores = self.fc(self.dropout(self.pool5(y).flatten(1)))
+        scores: Tensor = self.fc(self.dropout(self.pool5(y).flatten(1)))
         if self.training and self.auxiliary:
             return GoogLeNetScores(scores, self.auxiliary1(x), self.auxiliary2(middle))
         return scores

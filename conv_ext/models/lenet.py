@@ -126,7 +126,8 @@ class LeNet5(nn.Module):
         x = self.squash_pooled(self.s4(x))  # (N, 16, 5, 5)
         x = self.squash(self.c5(x))  # (N, 120, 1, 1): a convolution that is a full connection at this size
         x = self.squash(self.f6(self.flatten(x)))  # (N, 84)
-        return self.output(x)
+        y: Tensor = self.output(x)
+        return y
 
 
 def lenet5(

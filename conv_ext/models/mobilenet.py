@@ -61,7 +61,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, H / stride, W / stride)."""
-        return x + self.conv(x) if self.residual else self.conv(x)
+        y: Tensor = x + self.conv(x) if self.residual else self.conv(x)
+        return y
 
 
 class MobileNetV2(nn.Module):
@@ -87,7 +88,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, H, W) -> (N, num_classes)."""
-        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+        y: Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))
+        return y
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> MobileNetV2:
         """Take the weights of torchvision's mobilenet_v2; returns the network.

@@ -50,7 +50,8 @@ class NiN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean of each class's map: (N, in_channels, H, W) -> (N, num_classes)."""
-        return self.pool(self.features(x)).flatten(1)
+        y: Tensor = self.pool(self.features(x)).flatten(1)
+        return y
 
 
 def nin(

@@ -26,7 +26,8 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.body(x) + shortcut)
+        y: Tensor = self.relu(self.body(x) + shortcut)
+        return y
 
 
 class Basic(_Residual):
@@ -45,7 +46,8 @@ class Basic(_Residual):
 
     def body(self, x: Tensor) -> Tensor:
         """The residual: (N, C, H, W) -> (N, K, H / stride, W / stride)."""
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return y
 
 
 class Bottleneck(_Residual):
@@ -73,7 +75,8 @@ class Bottleneck(_Residual):
         """The residual: (N, C, H, W) -> (N, K, H / stride, W / stride)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+        y: Tensor = self.bn3(self.conv3(x))
+        return y
 
 
 # Table 1 of the paper: the block, and how many of them each stage has.
@@ -121,7 +124,8 @@ class ResNet(nn.Module):
         """The scores of each class, before any softmax: (N, in_channels, H, W) -> (N, num_classes)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H / 4, W / 4)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 512 or 2048, H / 32, W / 32)
-        return self.fc(self.avgpool(x).flatten(1))
+        y: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return y
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> ResNet:
         """Take the weights of torchvision's resnet18, 34, 50, 101, 152 or of its ResNeXt; returns the network.

@@ -63,7 +63,8 @@ class VGG(nn.Module):
 
         With dense="conv" a map of scores: (N, in_channels, H, W) -> (N, num_classes, H / 32 - 6, W / 32 - 6).
         """
-        return self.classifier(self.flatten(self.features(x)))
+        y: Tensor = self.classifier(self.flatten(self.features(x)))
+        return y
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> VGG:
         """Take the weights of torchvision's vgg11 (A), vgg13 (B), vgg16 (D) or vgg19 (E); returns the network.

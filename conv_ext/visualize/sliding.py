@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import normalize
+from ..arguments import Padding, normalize
 from ..functional import IntOrPair, conv2d
 from .figures import bare, figure_class, new_figure, progress
 
@@ -249,7 +249,7 @@ def _frame(axes: Axes, i: int, j: int, width: float) -> Rectangle:
 
 
 def convolution(
-    x: Tensor, w: Tensor, stride: IntOrPair = 1, padding: str | IntOrPair = 0, dilation: IntOrPair = 1, *,
+    x: Tensor, w: Tensor, stride: IntOrPair = 1, padding: Padding | IntOrPair = 0, dilation: IntOrPair = 1, *,
     of: str = "forward", g: Tensor | None = None,
 ) -> Sliding:  # fmt: skip
     """The kernel on its way over the input, a frame for each number of the result; or one of the backward passes.
@@ -289,7 +289,8 @@ def convolution(
     if g.shape != y.shape[2:]:
         raise ValueError(f"g must be as large as the output, {list(y.shape[2:])}, got {list(g.shape)}")
     grads = torch.autograd.grad(y, (x4, w4), g.detach()[None, None])
-    apart, (top, bottom, left, right), dilated, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)
+    steps, (top, bottom, left, right), gaps, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)
+    apart, dilated = (steps[0], steps[1]), (gaps[0], gaps[1])
     if of == "input_grad":
         pads = tuple(d * (r - 1) - p for d, r, p in zip(dilated, w.shape, (top, left)))
         sizes = tuple(n + d * (r - 1) for n, d, r in zip(x.shape, dilated, w.shape))

@@ -263,7 +263,8 @@ class _Rectified(torch.autograd.Function):
 
 
 def _rectified(x: Tensor, *_arguments: Any, **_keywords: Any) -> Tensor:
-    return _Rectified.apply(x)
+    apply: Callable[[Tensor], Tensor] = _Rectified.apply
+    return apply(x)
 
 
 _RELUS = (torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, torch.nn.functional.relu_)
@@ -464,7 +465,7 @@ class _Ascent:
     def __post_init__(self) -> None:
         self.dead: list[int] = []  # channels that never had a gradient
 
-    def run(self, x: Tensor, channels: list[int], steps: int, ticks: Iterator) -> Tensor:
+    def run(self, x: Tensor, channels: list[int], steps: int, ticks: Iterator[int]) -> Tensor:
         """`steps` steps from x (channels, C, H, W)."""
         lived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         rows = torch.arange(len(x), device=x.device)

@@ -186,7 +186,7 @@ def test_functions_with_constant_weights_are_layers(how):
     net, x = double(Functional()), images()
     fused = conv_ext.fuse(exported(net, x) if how == "exported" else net)
     assert_same(fused, net, x)
-    assert type(fused.mine) is conv_ext.Conv2d and fused.mine.activation == "relu" and fused.mine.bias is not None
+    assert type(fused.mine) is conv_ext.PackedConv2d and fused.mine.activation == "relu" and fused.mine.bias is not None
     assert taken(fused)["mine"][0] == "norm" and "norm" not in dict(fused.named_modules())
     rows = {row.kind: row for row in fused.report.rows}
     assert {"ConvTranspose1d", "ConvTranspose2d"} <= rows.keys()

@@ -69,7 +69,7 @@ read alone. This page is made by `python docs/make_networks.py`.
 ```python
 from conv_ext import models, summary, fuse, visualize
 
-net = models.vgg16(num_classes=10)                  # also in_channels, width, device, dtype
+net = models.vgg16(num_classes=10, width=0.25)      # a quarter of the maps; also in_channels, device, dtype
 print(summary(net, (3, 224, 224)))                  # the tables below; also python -m conv_ext summary vgg16
 fast = fuse(net.eval())                             # for inference: normalisation and ReLU fused, weights packed
 visualize.filters(net).savefig("filters.png")       # and what units look for: visualize.md

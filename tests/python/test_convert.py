@@ -348,7 +348,7 @@ def test_override_around_and_inside_compiled_code():
     assert len(graphs) == 2 and all("conv_ext.forward" in graph and "torch.conv2d" not in graph for graph in graphs)
 
 
-# ---- what knows torch's layers alone: after revert it has them (README.md, "Limits")
+# ---- what knows torch's layers alone: after revert it has them (docs/limits.md)
 
 
 def test_a_reverted_model_is_traced_to_torchs_operators_and_onnx_refuses_ours():

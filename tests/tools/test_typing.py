@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 needs_mypy = pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not there")
 
 USE = """
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import assert_type
@@ -42,7 +44,7 @@ assert_type(conv_ext.models.vgg16(dtype=torch.bfloat16), models.VGG)
 assert_type(conv_ext.summary(network, (3, 8, 8)), conv_ext.Summary)
 assert_type(conv_ext.explain(x, w, padding=1).forward.algorithm, str | None)
 assert_type(conv_ext.explain(layer, x).problem, str)
-assert_type(conv_ext.build_info()["isa"] == "avx2", bool)
+assert_type(conv_ext.build_info(), dict[str, Any])
 with conv_ext.precision("tf32"), conv_ext.algorithm("reference"), conv_ext.override():
     assert_type(torch.relu(conv_ext.conv2d(x, w)), Tensor)
 for parameter in models.resnet(18, device="meta").parameters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from .arguments import Sides
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from .fused import restorable, restore
 from .mapped import MappedConv2d
-from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
+from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, _Extended
 
 __all__ = ["convert", "override", "revert"]
 
@@ -58,18 +59,42 @@ def convert(model: AnyModule, *, report: Callable[[str], object] | None = None) 
     report: what is called with a text that says how many layers became ours, and which convolutions stay as they are
         and why: ``report=print``. None: the logger "conv_ext" gets it, at level INFO.
 
+    Warns where the model has been prepared for torch's quantization, or joined by torch's own fusion (`torch.ao`):
+    both know torch's layers alone, and would pass ours by.
+
     Raises TypeError where `model` is no nn.Module.
     """
     before = _convolutions(model) if isinstance(model, nn.Module) else {}
     _exchange(model, _OURS, "convert")
-    if report is not None:
-        report(_report(before))
-    elif _logger.isEnabledFor(logging.INFO):
-        _logger.info("%s", _report(before))
+    _tell(report, lambda: _report(before))
+    _warn_of_quantization(model, sum(_own_class(module) is not own for module, own in before.values()))
     return model
 
 
-def revert(model: AnyModule) -> AnyModule:
+def _tell(report: Callable[[str], object] | None, text: Callable[[], str]) -> None:
+    if report is not None:
+        report(text())
+    elif _logger.isEnabledFor(logging.INFO):
+        _logger.info("%s", text())
+
+
+def _warn_of_quantization(model: nn.Module, became: int) -> None:
+    prepared = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if getattr(module, "qconfig", None) is not None or type(module).__module__.startswith("torch.ao.")
+    ]
+    if became and prepared:
+        more = f" and {len(prepared) - 1} more" if len(prepared) > 1 else ""
+        warnings.warn(
+            f"convert: {prepared[0]}{more} of this model belong to torch's quantization or fusion (torch.ao), which "
+            f"know torch's layers alone: they pass the {_layers(became)} by that are conv_ext's now, or fail. "
+            "Convert a model that is not to be quantized, or revert it first",
+            stacklevel=3,
+        )
+
+
+def revert(model: AnyModule, *, report: Callable[[str], object] | None = None) -> AnyModule:
     """Undo `convert`: make every layer of exactly our types torch's own again, in place, and return `model`.
 
     Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too; the padding "full" is
@@ -77,13 +102,52 @@ def revert(model: AnyModule) -> AnyModule:
     beside them again, so that it can be exported (`torch.onnx.export`, say); its normalisations stay folded. Packed
     layers (`conv_ext.pack`) are unpacked first.
 
+    report: what is called with a text that says how many layers became torch's, how many of these were packed, what
+        stands beside them again, and which of our layers stay and why: ``report=print``. None: the logger "conv_ext"
+        gets it, at level INFO.
+
     Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed, where a layer has what
     torch's have not: an activation that `fuse` did not put there (a ReLU of its own would be another module in the
     tree), or the padding "same_strided", which depends on the input.
     """
-    from .packed import unpack  # which packs what `convert` has made
+    from .packed import PackedConv2d, unpack  # which packs what `convert` has made
 
-    return _exchange(unpack(model) if isinstance(model, nn.Module) else model, _TORCHS, "revert")
+    before = _convolutions(model) if isinstance(model, nn.Module) else {}
+    packed = sum(own is PackedConv2d for _, own in before.values())
+    inside = [module for module, _ in before.values() if isinstance(module, _Extended)]
+    beside = {
+        "activation": sum(module.activation != "none" for module in inside),
+        "padding": sum(isinstance(module.padding, Sides) for module in inside),
+    }
+    _exchange(unpack(model) if isinstance(model, nn.Module) else model, _TORCHS, "revert")
+    _tell(report, lambda: _reverted(before, packed, beside))
+    return model
+
+
+def _reverted(before: dict[str, tuple[nn.Module, type]], packed: int, beside: dict[str, int]) -> str:
+    """What `revert` did: how many layers are torch's now, how many were, and why the others are not."""
+    became: Counter[str] = Counter()
+    were, left = 0, []
+    for name, (module, own) in before.items():
+        now = _own_class(module)
+        base = next((ours for ours in (*_TORCHS, MappedConv2d) if isinstance(module, ours)), None)
+        if now is not own and now in _OURS:
+            became[now.__name__] += 1
+        elif base is None:
+            were += 1
+        elif base is MappedConv2d:
+            left.append(f"    {name}: torch has no layer over a connection table")
+        else:
+            why = f"{own.__name__} is derived from conv_ext.{base.__name__}, and what is exchanged is that class itself"
+            left.append(f"    {name}: {why}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(became.items()))
+    lines = [f"{_layers(became.total())} became torch's" + (f": {kinds}" if kinds else "")]
+    lines += [f"    {packed} of them had packed weights"] if packed else []
+    lines += [
+        f"    {count} {what}{'' if count == 1 else 's'} beside them again" for what, count in beside.items() if count
+    ]
+    lines += [f"{_layers(were)} had been before"] if were else []
+    return "\n".join(lines + ([f"{_layers(len(left))} left:", *left] if left else []))
 
 
 def check_for_inference(function: str, model: nn.Module) -> None:

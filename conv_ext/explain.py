@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from . import _C
 from .arguments import Activation, Geometry, Padding, check_operands, normalize, of_one_row
 from .functional import IntOrPair
+from .mapped import MappedConv2d
 from .modules import _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
 from .transposed import transposed_size
+
+if TYPE_CHECKING:
+    from .model_plans import ModelExplanation
 
 
 def _bytes(count: float) -> str:
@@ -134,7 +138,9 @@ class Explanation:
 
 
 @overload
-def explain(input: nn.Module, weight: Tensor) -> Explanation: ...
+def explain(input: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d, weight: Tensor) -> Explanation: ...
+@overload
+def explain(input: nn.Module, weight: Tensor | tuple[Any, ...]) -> Explanation | ModelExplanation: ...
 @overload
 def explain(
     input: Tensor,
@@ -157,7 +163,7 @@ def explain(
     groups: Any = 1,
     *,
     activation: Any = "none",
-) -> Explanation:
+) -> Explanation | ModelExplanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
@@ -168,6 +174,11 @@ def explain(
     The algorithm and precision settings in force are those that the call would get; a pass that a forced algorithm
     cannot compute is shown with the reason.
 
+    Of a model and its input, ``explain(model, x)``, it gives a table with a row for each call of such a layer, and of
+    MappedConv2d, whose rows are convolutions of several sizes: their algorithms, work, estimated cycles and packed
+    bytes. x may be a tuple, of all that the model is called with. Nothing is computed and the model stays as it is; one
+    that looks at the numbers of its tensors is copied and called. Convolutions that no layer computes have no row.
+
     Of each algorithm it prints "chosen", "can" with the cycles of a core that it is estimated to take (for one image;
     a weight_grad for all), or "cannot" and why. The fewest cycles are chosen; what nobody has measured for such a
     problem, or found never worth it, has none. On CUDA "can, but leaves it to others" and why, too. What can may be
@@ -177,29 +188,54 @@ def explain(
     of: `.input_grad` is what its forward runs, `.forward` its own input gradient.
 
     Returns:
-        Explanation: prints algorithm, reasons, tiles, workspace, FLOPs and bytes of each pass.
+        Explanation: prints algorithm, reasons, tiles, workspace, FLOPs and bytes of each pass; of a model, and of a
+        MappedConv2d, a ModelExplanation, whose ``.layers`` have the explanations of each.
 
     Raises:
-        What ``conv2d``, or the layer, raises for the same arguments. TypeError: a module that is no such layer.
+        What ``conv2d``, the layer or the model raises for the same arguments. TypeError: a module without convolutions.
     """
     if isinstance(input, nn.Module):
         if bias is not None or (stride, padding, dilation, groups, activation) != (1, 0, 1, 1, "none"):
             raise TypeError("explain(layer, input) takes nothing more: the layer has the other arguments")
-        try:
-            return _of_layer(input, weight)
-        except RuntimeError as error:
-            raise (of_one_row(error) if len(getattr(input, "kernel_size", ())) == 1 else error) from None
+        return _of_module(input, weight)
     return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation)
+
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+def is_explained(module: nn.Module) -> bool:
+    """Whether `explain_calls` takes a layer."""
+    return isinstance(module, (*_LAYERS, MappedConv2d))
+
+
+def explain_calls(layer: Any, input: Any) -> list[Explanation]:
+    """The convolutions that a call of a layer computes: one, or several of a MappedConv2d."""
+    if isinstance(layer, MappedConv2d):
+        return [_of_convolution(4, *[*arguments, layer.activation]) for arguments in layer._calls(input)]
+    try:
+        return [_of_layer(layer, input)]
+    except RuntimeError as error:
+        raise (of_one_row(error) if len(layer.kernel_size) == 1 else error) from None
+
+
+def _of_module(module: nn.Module, input: Any) -> Explanation | ModelExplanation:
+    from .model_plans import explain_model  # which explains each layer by this module
+
+    if isinstance(module, _LAYERS):
+        return explain_calls(module, input)[0]
+    if not any(map(is_explained, module.modules())):
+        raise TypeError(
+            "explain takes a tensor, a layer of Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d or MappedConv2d with "
+            f"its input, or a model that has one; got {type(module).__name__}"
+        )
+    return explain_model(module, input if isinstance(input, tuple) else (input,))
 
 
 def _of_layer(layer: nn.Module, input: Any) -> Explanation:
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return _of_transposed(layer, input)
-    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        raise TypeError(
-            "explain takes a tensor, or a layer of Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d with its input, "
-            f"got {type(layer).__name__}"
-        )
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
     input, padding = _padded(layer, input)
     geometry = layer.stride, padding, layer.dilation, layer.groups
     activation = getattr(layer, "activation", "none")

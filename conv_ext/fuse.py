@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from . import packed, patterns
 from .arguments import Sides, padding_of
 from .convert import check_for_inference, convert, why_left
 from .fused import ACTIVATION, NORM, PADDING, Fused, Report, Row
+from .layouts import set_faster_layout
 from .lifting import lift
 from .mapped import MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, set_sides
@@ -47,7 +48,7 @@ def fuse(
     model: nn.Module | ExportedProgram,
     *inputs: Any,
     pack: bool = True,
-    memory_format: torch.memory_format = torch.preserve_format,
+    memory_format: torch.memory_format | Literal["auto"] = torch.preserve_format,
     verbose: bool = False,
 ) -> nn.Module:
     """A new model for inference that computes the same in fewer passes over memory.
@@ -76,7 +77,8 @@ def fuse(
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
-            the processor, and ``python -m bench inference`` tells.
+            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for the
+            convolutions are lower (`conv_ext.explain` prints them; nothing is timed), and needs `inputs`.
         verbose: print the report.
 
     Returns:
@@ -99,10 +101,12 @@ def fuse(
     yet, or where a model can neither be traced nor has a convolution: the message has torch.fx's reason; and what the
     call with `inputs` raises.
     """
-    if not isinstance(memory_format, torch.memory_format):
-        raise TypeError(f"memory_format must be a torch.memory_format, got {type(memory_format).__name__}")
-    if memory_format not in _FORMATS:
-        raise ValueError(f"memory_format must be one of {', '.join(map(str, _FORMATS))}, got {memory_format}")
+    if memory_format != "auto" and not isinstance(memory_format, torch.memory_format):
+        raise TypeError(f'memory_format must be a torch.memory_format or "auto", got {memory_format!r}')
+    if memory_format != "auto" and memory_format not in _FORMATS:
+        raise ValueError(
+            f'memory_format must be one of {", ".join(map(str, _FORMATS))} and "auto", got {memory_format}'
+        )
     kwargs: dict[str, Any] = {}
     if isinstance(model, ExportedProgram):
         if not inputs and model.example_inputs:
@@ -110,18 +114,22 @@ def fuse(
         model = model.module()
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse takes a torch.nn.Module or a torch.export.ExportedProgram, got {type(model).__name__}")
+    if memory_format == "auto" and not (inputs or kwargs):
+        raise ValueError('fuse: memory_format="auto" needs what the model is called with: fuse(model, images, ...)')
     if _is_exported(model):
         fused: nn.Module = _fuse_exported(model)
     else:
         check_for_inference("fuse", model)
         fused = _fuse_module(model)
-    if memory_format is not torch.preserve_format:
+    layouts = None
+    if memory_format == "auto":
+        layouts = set_faster_layout(fused, inputs, kwargs)
+    elif memory_format is not torch.preserve_format:
         fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
     report = vars(fused).get("report")
-    if pack:
-        packing = packed.pack_in_place(fused, inputs, kwargs)
-        if isinstance(report, Report):
-            report.packing = packing
+    packing = packed.pack_in_place(fused, inputs, kwargs) if pack else None
+    if isinstance(report, Report):
+        report.layouts, report.packing = layouts, packing
     if verbose:
         print(report)
     _logger.info("fuse: %s", report)

@@ -244,15 +244,19 @@ class MappedConv2d(Unscriptable, nn.Module):
                 f"Expected input (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W), the maps of the "
                 f"connection table, but got input of size: {list(input.shape)}"
             )
-        parts = []
+        parts = [conv2d(*arguments, activation=self.activation) for arguments in self._calls(input)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
+        return _gathered(y, -3, self._places)
+
+    def _calls(self, input: Tensor) -> list[tuple[Any, ...]]:
+        """The arguments of conv2d for each bucket of output maps."""
+        calls = []
         for number, (fan_in, groups) in enumerate(self.convolutions):
             x = _gathered(input, -3, getattr(self, f"_inputs{number}"))
             weight = _gathered(self.weight, 0, getattr(self, f"_kernels{number}")).unflatten(0, (-1, fan_in))
             bias = None if self.bias is None else _gathered(self.bias, 0, getattr(self, f"_outputs{number}"))
-            geometry = self.stride, self.padding, self.dilation, groups
-            parts.append(conv2d(x, weight, bias, *geometry, activation=self.activation))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
-        return _gathered(y, -3, self._places)
+            calls.append((x, weight, bias, self.stride, self.padding, self.dilation, groups))
+        return calls
 
     def dense_weight(self) -> Tensor:
         """The weight of the ordinary convolution that computes the same: (K, C, R, S), zero where nothing connects."""

@@ -449,3 +449,69 @@ def test_convert_says_what_it_changed_and_what_it_left(caplog):
         conv_ext.convert(nn.Conv2d(2, 2, 1))
         conv_ext.convert(nn.Linear(2, 2))
     assert caplog.messages == ["1 convolution became conv_ext's: 1 Conv2d", "0 convolutions became conv_ext's"]
+
+
+# ---- what revert says, and what torch's quantization and fusion would pass by
+
+
+class Derived(conv_ext.Conv2d):
+    pass
+
+
+def test_the_report_of_revert():
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ZeroPad2d((1, 0, 0, 0)), nn.Conv2d(8, 4, 3)
+    others = conv_ext.MappedConv2d([[0, 1], [2]], 1), Derived(2, 2, 1), nn.Conv3d(1, 1, 1), nn.Conv1d(1, 1, 1)
+    fused, texts = conv_ext.fuse(nn.Sequential(*layers).eval()), []
+    whole = nn.ModuleList([fused, *others])
+    assert conv_ext.revert(whole, report=texts.append) is whole
+    assert texts[0].splitlines() == [
+        "2 convolutions became torch's: 2 Conv2d",
+        "    2 of them had packed weights",
+        "    1 activation beside them again",
+        "    1 padding beside them again",
+        "2 convolutions had been before",
+        "2 convolutions left:",
+        "    1: torch has no layer over a connection table",
+        "    2: Derived is derived from conv_ext.Conv2d, and what is exchanged is that class itself",
+    ]
+    conv_ext.revert(whole, report=texts.append)
+    assert texts[1].startswith("0 convolutions became torch's\n4 convolutions had been before")
+
+
+def test_the_logger_gets_the_report_of_revert(caplog):
+    with caplog.at_level("INFO", "conv_ext"):
+        conv_ext.revert(conv_ext.Conv2d(3, 2, 1))
+    assert "1 convolution became torch's: 1 Conv2d" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*quantization:DeprecationWarning")
+@pytest.mark.parametrize("how", ["qconfig", "prepared", "joined"])
+def test_convert_warns_of_torchs_quantization_and_fusion(how):
+    quantization = torch.ao.quantization
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    if how == "joined":
+        model = quantization.fuse_modules(model, [["0", "1"]])
+    else:
+        model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+        model = quantization.prepare(model) if how == "prepared" else model
+    with pytest.warns(UserWarning, match="torch's quantization or fusion .* they pass the 1 convolution by"):
+        conv_ext.convert(model)
+
+
+def test_convert_warns_of_nothing_else(recwarn):
+    conv_ext.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.qconfig = "something"  # nothing of it became ours
+    conv_ext.convert(model)
+    assert not recwarn.list
+
+
+def test_torchs_function_for_one_layer_and_its_normalisation_takes_ours():
+    conv, norm = conv_ext.Conv2d(3, 4, 3).eval(), nn.BatchNorm2d(4).eval()
+    norm.running_mean.uniform_(), norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 6, 6)
+    for layer in (conv, conv_ext.PackedConv2d.of(conv, x)):
+        with torch.no_grad():
+            found = torch.nn.utils.fusion.fuse_conv_bn_eval(layer, norm)
+            torch.testing.assert_close(found(x), norm(conv(x)), rtol=1e-4, atol=1e-5)
+        assert type(found) is type(layer)

@@ -368,7 +368,7 @@ def test_one_layout_from_the_first_layer_to_the_last(how):
 @pytest.mark.parametrize(
     "given, error, message",
     [
-        ("channels_last", TypeError, "memory_format must be a torch.memory_format, got str"),
+        ("channels_last", TypeError, 'memory_format must be a torch.memory_format or "auto", got'),
         (
             torch.channels_last_3d,
             ValueError,

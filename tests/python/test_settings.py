@@ -235,7 +235,7 @@ def test_explain_of_a_layer_has_the_functions_plans_and_errors():
     assert conv_ext.explain(layer, x) == conv_ext.explain(x, layer.weight, layer.bias, 2, 1, 1, 2)
     sequence = conv_ext.explain(LAYERS["conv1d"][0], torch.empty(2, 4, 30))
     assert sequence.problem.startswith("N 2  C 4  H 1  W 30   K 6  R 1  S 5   P 1  Q 30 ")
-    with pytest.raises(TypeError, match="explain takes a tensor, or a layer of Conv1d, .* got Linear"):
+    with pytest.raises(TypeError, match="explain takes a tensor, a layer of Conv1d, .* got Linear"):
         conv_ext.explain(nn.Linear(2, 2), x)
     with pytest.raises(TypeError, match="takes nothing more"):
         conv_ext.explain(layer, x, padding=1)

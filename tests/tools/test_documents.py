@@ -286,6 +286,41 @@ def test_every_public_name_is_in_the_reference():
     assert len(found) > 60 and not missing, f"docs/reference lacks {missing}"
 
 
+# ---- what a host of repositories reads
+
+
+def test_the_citation_is_of_this_version():
+    """cff 1.2.0: the keys that it asks for, and the version and its date as the changelog has them."""
+    yaml = pytest.importorskip("yaml")
+    told = yaml.safe_load(text_of(ROOT / "CITATION.cff"))
+    assert told["cff-version"] == "1.2.0" and told["title"].startswith("conv_ext") and told["message"]
+    assert told["authors"] == [{"name": "The conv_ext authors"}] and told["license"] == "MIT"
+    assert told["version"] == conv_ext.__version__
+    dated = re.search(rf"^## {re.escape(told['version'])} \(([\d-]+)\)$", text_of(ROOT / "CHANGELOG.md"), re.MULTILINE)
+    assert dated and dated[1] == str(told["date-released"])
+
+
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_issue_forms_are_forms(form):
+    """The keys that a form must have, and kinds of fields that there are; names of fields are their own."""
+    yaml = pytest.importorskip("yaml")
+    told = yaml.safe_load(text_of(form))
+    assert told.keys() <= {"name", "description", "labels", "body"} and told["name"] and told["description"]
+    fields = [field for field in told["body"] if field["type"] != "markdown"]
+    assert fields and all(field["type"] in ("input", "textarea", "dropdown", "checkboxes") for field in fields)
+    assert (
+        len({field["id"] for field in fields}) == len({field["attributes"]["label"] for field in fields}) == len(fields)
+    )
+    assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_there_are_issue_forms():
+    assert len(FORMS) >= 3
+
+
 # ---- the site
 
 

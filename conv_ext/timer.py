@@ -69,7 +69,7 @@ def undisturbed(
 class Others:
     """How many cores the rest of the machine keeps busy: the kernel's count of busy time less our own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.start = self._now()
 
     @staticmethod

@@ -24,7 +24,7 @@ from .convert import _convolutions, convert
 from .model_plans import Call, calls_of, explain_model
 from .packed import PackedConv2d
 from .settings import current_precision
-from .sides import FORMATS, Case, Left, Side, code_of, compiled, compiling, sides
+from .sides import Case, Left, Side, code_of, compiled, compiling, in_layout, sides
 from .tables import text_table
 
 __all__ = ["Benchmark", "LayerTime", "SideTime", "benchmark"]
@@ -104,7 +104,7 @@ class Benchmark:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as what JSON has."""
-        return _finite(asdict(self))
+        return {key: _finite(value) for key, value in asdict(self).items()}
 
     def __str__(self) -> str:
         sizes = ", ".join("×".join(map(str, size)) for size in self.inputs)
@@ -254,7 +254,7 @@ def _progress(total: int, shown: bool) -> Iterator[Callable[[str], object]]:
 
 
 def _measured(
-    case: Case, name: str, chosen: list, seconds: float, layers: bool, tick: Callable[[str], object]
+    case: Case, name: str, chosen: list[tuple[Side, str]], seconds: float, layers: bool, tick: Callable[[str], object]
 ) -> Benchmark:
     reference, theirs = _reference(case)
     rows: dict[tuple[str, str], SideTime] = {}
@@ -334,7 +334,7 @@ def _prepared(
     try:
         model = side.make(case, layout)
         if side.compiled:
-            model = compiled(model, case.train)
+            model = compiled(model)
         with compiling(case.train) if side.compiled else contextlib.nullcontext():
             error = _distance(case.results(model, case.given(layout)), reference)
     except Left as why:
@@ -351,7 +351,7 @@ def _prepared(
 # ---- times, and what follows
 
 
-def _timed(rows: dict, timing: timer.Timing) -> dict:
+def _timed(rows: dict[Any, SideTime], timing: timer.Timing) -> dict[Any, SideTime]:
     """The rows with their times."""
     theirs: list[Any] = [key for key in timing.samples if not rows[key].ours]
     best = min(theirs or list(timing.samples), key=timing.median)
@@ -364,7 +364,7 @@ def _timed(rows: dict, timing: timer.Timing) -> dict:
     return timed
 
 
-def _advice(rows: dict, of: dict, disturbed: bool) -> tuple[tuple[str, str] | None, str, str]:
+def _advice(rows: dict[Any, SideTime], of: dict[Any, Side], disturbed: bool) -> tuple[tuple[str, str] | None, str, str]:
     """(the side to take, why, what to write)."""
     timed: dict[Any, SideTime] = {key: row for key, row in rows.items() if row.ms is not None}
     theirs = {key: row for key, row in timed.items() if not row.ours}
@@ -401,9 +401,9 @@ def _layers(case: Case, best: SideTime | None, seconds: float) -> list[LayerTime
     """Torch's layers beside ours, each alone, in the layout of our best side; layers that are alike once."""
     layout = best.layout if best else "contiguous"
     packs = best is not None and best.side.startswith("fused")
-    model = _in_layout(case, layout)
+    model = in_layout(copy.deepcopy(case.torchs), layout)
     found: dict[str, Any] = {name: layer for name, (layer, _) in _convolutions(model).items()}
-    kinds: dict[tuple, list[Call]] = {}
+    kinds: dict[tuple[Any, ...], list[Call]] = {}
     for call in calls_of(model, case.given(layout), {}):
         layer = found[call.name]
         alike = call.op, call.size, call.stride, call.dtype, layer.weight.stride(), layer.bias is None
@@ -413,10 +413,6 @@ def _layers(case: Case, best: SideTime | None, seconds: float) -> list[LayerTime
         _layer_time(case, found[calls[0].name], calls, packs, seconds / max(len(kinds), 1), total)
         for calls in kinds.values()
     ]
-
-
-def _in_layout(case: Case, layout: str) -> nn.Module:
-    return copy.deepcopy(case.torchs).to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
 
 
 def _layer_time(

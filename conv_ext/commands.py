@@ -95,7 +95,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fuse", action="store_true", help="of the model that conv_ext.fuse makes, weights packed")
 
 
-def _loaded(options: argparse.Namespace) -> tuple[Subject, tuple]:
+def _loaded(options: argparse.Namespace) -> tuple[Subject, tuple[Any, ...]]:
     """The model, in the mode and dtype that are wanted, and what it is called with."""
     subject = subjects.load(options.model)
     model = subject.model

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Case:
     step is forward and backward in training mode, or a forward in eval mode.
     """
 
-    def __init__(self, model: nn.Module | ExportedProgram, inputs: tuple, train: bool) -> None:
+    def __init__(self, model: nn.Module | ExportedProgram, inputs: tuple[Any, ...], train: bool) -> None:
         self.program = model if isinstance(model, ExportedProgram) else None
         self.inputs, self.train = inputs, train
         if self.program is not None:
@@ -67,13 +67,13 @@ class Case:
         kernels = any(p.dim() == 4 for p in self.torchs.parameters())
         return list(FORMATS) if images and kernels else ["contiguous"]
 
-    def given(self, layout: str) -> tuple:
+    def given(self, layout: str) -> tuple[Any, ...]:
         """The arguments of a call, images in a layout."""
 
         def laid(tensor: Tensor) -> Tensor:
             return tensor.contiguous(memory_format=FORMATS[layout]) if tensor.dim() == 4 else tensor
 
-        return tree_map_only(Tensor, laid, self.inputs)
+        return cast(tuple[Any, ...], tree_map_only(Tensor, laid, self.inputs))
 
     def call(self, model: nn.Module, layout: str) -> Call:
         """What is timed: a forward, or a forward and a backward."""
@@ -87,7 +87,7 @@ class Case:
 
         return step
 
-    def results(self, model: nn.Module, given: tuple) -> list[Tensor]:
+    def results(self, model: nn.Module, given: tuple[Any, ...]) -> list[Tensor]:
         """What sides are compared by: the results of a forward, in training also the gradients of the parameters."""
         torch.manual_seed(0)
         with torch.set_grad_enabled(self.train):
@@ -116,13 +116,19 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def in_layout(model: nn.Module, layout: str) -> nn.Module:
+    """The model itself, its 2-D weights in a layout."""
+    model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]  # torch's stub lacks it
+    return model
+
+
 # ---- the sides
 
 
 def _torchs(case: Case, layout: str) -> nn.Module:
     if layout == "contiguous":
         return case.torchs
-    return copy.deepcopy(case.torchs).to(memory_format=FORMATS[layout])  # type: ignore[call-overload]
+    return in_layout(copy.deepcopy(case.torchs), layout)
 
 
 def _converted(case: Case, layout: str) -> nn.Module:
@@ -138,13 +144,13 @@ def _fused(case: Case, layout: str) -> nn.Module:
     return fuse(case.program or case.torchs, *given, memory_format=FORMATS[layout])
 
 
-def compiled(model: nn.Module, train: bool) -> nn.Module:
+def compiled(model: nn.Module) -> nn.Module:
     """The model compiled; for inference with its parameters frozen when it is first called (see `compiling`)."""
-    return torch.compile(model)  # type: ignore[return-value]
+    return cast(nn.Module, torch.compile(model))
 
 
 @contextlib.contextmanager
-def compiling(train: bool):
+def compiling(train: bool) -> Iterator[None]:
     """What the first call of a compiled model has to be in."""
     if train:
         yield

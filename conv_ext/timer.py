@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from . import _C
 from ._version import __version__
-from .library import _C
 
 MIN_ROUNDS = 3
 MAX_ROUNDS = 41

@@ -8,7 +8,7 @@ import statistics
 import torch
 from torch import nn
 
-from bench import environment
+from bench import environment, report
 from bench.fit import CLOCK
 from bench.network import MEMORY_FORMATS
 from bench.tables import geometric_mean, number, table
@@ -45,15 +45,13 @@ def main(arguments: list[str]) -> int:
     with torch.no_grad():
         result["cases"] = environment.collect(todo, lambda item: measure(item, options.seconds), str)
     path = environment.save(result, options.out)
-    print(text(result))
+    print(report.text(result))
     print(f"\nwritten to {path}")
     return 0
 
 
 def text(result: dict) -> str:
     """A table, and the means of each kind."""
-    from bench import report
-
     layouts = list(MEMORY_FORMATS)
     lines = [[f"{row['kind']}, {row['layer']}", *(number(row[name]) for name in layouts)] for row in result["cases"]]
     for kind in KINDS:

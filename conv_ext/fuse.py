@@ -77,8 +77,8 @@ def fuse(
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
-            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for the
-            convolutions are lower (`conv_ext.explain` prints them; nothing is timed), and needs `inputs`.
+            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for
+            convolutions (`conv_ext.explain` prints them) and pooling are lower; nothing is timed. It needs `inputs`.
         verbose: print the report.
 
     Returns:

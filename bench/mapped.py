@@ -7,8 +7,9 @@ import argparse
 import torch
 from torch import Tensor
 
-from bench import environment, report, timer
+from bench import environment, report
 from bench.network import distance
+from conv_ext import timer
 
 LIMIT = 1e-5  # the relative distance of outputs and gradients from those of the dense convolution
 # name: input maps, output maps, fan-in (None: LeNet-5's table), output maps in a row that see the same, side of the

@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,7 @@ def learn(net: nn.Module, images: Images, steps: int, seed: int, device: torch.d
     return accuracy(evaluate(net, images, device), images), seconds
 
 
-def run(options: argparse.Namespace, images: Images, device: torch.device) -> dict:
+def run(options: argparse.Namespace, images: Images, device: torch.device) -> dict[str, Any]:
     """Train, print both tables, and return what the picture shows; `images` are digits 0 to 9."""
     from tqdm import tqdm
 
@@ -110,7 +111,9 @@ def run(options: argparse.Namespace, images: Images, device: torch.device) -> di
     return {"accuracies": accuracies, "counts": counts, "title": images.title}
 
 
-def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested: int) -> None:
+def _print(
+    accuracies: dict[str, Any], counts: dict[str, Any], times: dict[str, Any], sizes: list[int], tested: int
+) -> None:
     print(f"\nThe digits 5 to 9, {STEPS} steps each: test accuracy on {tested:,} images, mean of {REPEATS} runs\n")
 
     def row(label: str, cells: list[str]) -> None:
@@ -128,7 +131,7 @@ def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested
     print(flush=True)
 
 
-def draw(found: dict) -> bytes:
+def draw(found: dict[str, Any]) -> bytes:
     """The picture as a PNG file's bytes: accuracy against the number of training images."""
     from ..visualize import new_figure, png
 

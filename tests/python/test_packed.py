@@ -1020,6 +1020,9 @@ def test_fused_models_and_summary():
     assert [r.parameters for r in conv_ext.summary(packed, (3, 12, 12)).rows] == [448, 2320]
     assert conv_ext.summary(packed, (3, 12, 12)).operations == conv_ext.summary(fused, (3, 12, 12)).operations
     assert conv_ext.summary(packed, (3, 12, 12)).unused_parameters == 0
+    kept = sum(m.packed_bytes for m in packed.modules() if type(m) is conv_ext.PackedConv2d)
+    assert conv_ext.summary(packed, (3, 12, 12)).packed_bytes == kept > 0
+    assert f"{kept / 1024:,.1f} KiB of packed weights" in str(conv_ext.summary(packed, (3, 12, 12)))
     with torch.no_grad():
         assert torch.equal(packed(x), fused(x))  # the summary gives every tensor back
     layer = next(m for m in packed.modules() if type(m) is conv_ext.PackedConv2d)
@@ -1060,3 +1063,17 @@ def test_revert_of_a_fused_and_packed_model_gives_torchs_layers():
             type(layer).__module__.startswith("conv_ext.") for layer in reverted.modules() if not list(layer.children())
         )
         torch.testing.assert_close(reverted(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_another_layout_of_the_images_than_that_of_packing(kernel, dtype, precision, each_isa):
+    """What is packed for positions as lanes is not what channels as lanes read."""
+    layer = conv_ext.Conv2d(64, 40, kernel, padding=kernel // 2).to(dtype)
+    formats = torch.contiguous_format, torch.channels_last
+    for packed_for, called_with in ((0, 1), (1, 0)):
+        x, y = (torch.randn(3, 64, 14, 14).to(dtype, memory_format=formats[i]) for i in (packed_for, called_with))
+        with torch.no_grad(), conv_ext.precision(precision):
+            packed = conv_ext.PackedConv2d.of(layer, x)
+            assert torch.equal(packed(y), layer(y)) and torch.equal(packed(x), layer(x))

@@ -26,13 +26,14 @@ from bench import (
     networks,
     peaks,
     peers,
+    pooling,
     precision,
     report,
     run,
     shapes,
-    timer,
 )
 from bench.__main__ import interrupt_on_term, main
+from conv_ext import subjects, timer
 
 SMALL = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 
@@ -540,7 +541,7 @@ def test_the_aims_of_inference(name, n, dtype, chosen, amx, aim):
 def test_running_statistics_are_those_of_the_images():
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
     x = 3 * torch.randn(4, 3, 5, 6) + 7
-    y = networks.settled(model, x)(x)
+    y = subjects.settled(model, x)(x)
     assert not model.training and y.mean().abs() < 0.1 and (y.var() - 1).abs() < 0.2
 
 
@@ -550,3 +551,23 @@ def test_what_torchs_own_layers_cannot_compute_is_left_out(monkeypatch):
     rows = inferred(monkeypatch, ("torch", "ours"), name="", make=None, setting="bfloat16")
     assert len(rows) == 6 and all("torch's layers cannot: " in row["skipped"] and "ms" not in row for row in rows)
     assert all("ms" in row for row in inferred(monkeypatch, ("ours",), name="", make=None))
+
+
+def test_pooling_is_measured_in_both_layouts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pooling, "LAYERS", [(4, 8, 3, 2, 1)])
+    path = tmp_path / "found.json"
+    assert pooling.main(["--seconds", "0.001", "--out", str(path)]) == 0
+    found = environment.load(path)
+    assert [row["kind"] for row in found["cases"]] == ["max", "average"]
+    assert all(row["nchw"] > 0 and row["channels_last"] > 0 for row in found["cases"])
+    said = capsys.readouterr().out
+    assert "max, 3x3 stride 2, 4 x 8 x 8" in said and "average, mean" in said and said.startswith(report.text(found))
+
+
+def test_cycles_of_pooling_are_of_an_element_of_a_window(monkeypatch):
+    def timed(functions, seconds, threads, **_):
+        return pooling.timer.Timing({name: [2e-6] for name in functions}, 0.0)
+
+    monkeypatch.setattr(pooling.timer, "undisturbed", timed)
+    row = pooling.measure(("max", (2, 4, 2, 2, 0)), 1.0)
+    assert row["nchw"] == row["channels_last"] == pytest.approx(2e-6 * pooling.CLOCK / (2 * 2 * 2 * 4))

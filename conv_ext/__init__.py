@@ -16,6 +16,7 @@ from . import ops as _ops
 from . import sharding as _sharding
 from . import visualize
 from ._version import __version__
+from .benchmark import Benchmark, benchmark
 from .convert import convert, override, revert
 from .explain import explain
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from . import inductor, models, onnx
 
 __all__ = [
+    "Benchmark",
     "ConnectionTable",
     "Conv1d",
     "Conv2d",
@@ -41,6 +43,7 @@ __all__ = [
     "Summary",
     "__version__",
     "algorithm",
+    "benchmark",
     "build_info",
     "conv1d",
     "conv2d",

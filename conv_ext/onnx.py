@@ -5,9 +5,9 @@
     program = torch.onnx.export(model, (x,), custom_translation_table=conv_ext.onnx.translation_table())
     program.save("model.onnx")
 
-forward becomes Conv with its activation behind it, input_grad (a transposed convolution) ConvTranspose, and a packed
-forward the Conv of the weight as it was before it was packed. The precision and algorithm that a call was exported
-under have no say in ONNX, nor is there a promise of equal bits.
+forward becomes Conv with what its epilogue computes behind it, input_grad (a transposed convolution) ConvTranspose, and
+a packed forward the Conv of the weight as it was before it was packed. The precision and algorithm that a call was
+exported under have no say in ONNX, nor is there a promise of equal bits.
 
 It takes the packages onnx and onnxscript (``pip install 'conv_ext[onnx]'``), which are imported when it is called.
 """
@@ -25,19 +25,33 @@ from .arguments import ACTIVATIONS, padding_of
 
 __all__ = ["register_symbolics", "translation_table"]
 
-_OPERATORS = {"relu": "Relu"}  # the operator of ONNX that computes an activation; "none" has none
-_OPSET = 18  # the first of the dynamo exporter's; Conv and ConvTranspose are the same in all from 11 to 21
+# The first that torch writes by itself; HardSwish came with 14. Conv, ConvTranspose and Pad are the same from 11 to 21.
+_OPSET = 18
+_OPSET_OF_CONV = 11
+
+# An activation on a value of the graph; op has ONNX's operators as methods, and `number` a value's neighbour in dtype.
+_ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    "relu": lambda op, y, low, high: op.Relu(y),
+    "clamp": lambda op, y, low, high: op.Clip(y, _number(op, low, y), _number(op, high, y)),
+    "silu": lambda op, y, low, high: op.Mul(y, op.Sigmoid(y)),
+    "hardswish": lambda op, y, low, high: op.HardSwish(y),
+}
 
 
-def _activated(op: Any, y: Any, activation: str) -> Any:
+def _number(op: Any, value: float, like: Any) -> Any:
+    """A constant of the dtype of another value."""
+    return op.CastLike(op.Constant(value_float=value), like)
+
+
+def _with_epilogue(op: Any, y: Any, activation: str, residual: Any = None, low: float = 0, high: float = 0) -> Any:
+    if residual is not None:
+        y = op.Add(y, residual)
     if activation == ACTIVATIONS[0]:
         return y
-    if activation not in _OPERATORS:
-        known = ", ".join(_OPERATORS)
-        raise NotImplementedError(
-            f"conv_ext.onnx: activation {activation!r} has no translation; those that have: {known}"
-        )
-    return getattr(op, _OPERATORS[activation])(y)
+    if activation not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise NotImplementedError(f"conv_ext.onnx: activation {activation!r} has no translation; these have: {known}")
+    return _ACTIVATIONS[activation](op, y, low, high)
 
 
 def _known(*numbers: Sequence[Any]) -> bool:
@@ -52,6 +66,9 @@ def _vector(op: Any, numbers: Sequence[Any]) -> Any:
         for n in numbers
     ]
     return op.Concat(*parts, axis=0)
+
+
+# ---- for the exporter that reads torch.export's programs
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -80,6 +97,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         precision: str = "ieee",
         algorithm: str = "auto",
         activation: str = "none",
+        *epilogue: Any,
+        **more: Any,
     ) -> Any:
         top, bottom, left, right = padding
         pads = [top, left, bottom, right]
@@ -87,7 +106,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
             input = op.Pad(input, _vector(op, [0, 0, top, left, 0, 0, bottom, right]))
             pads = [0] * 4
         y = op.Conv(input, weight, bias, strides=list(stride), pads=pads, dilations=list(dilation), group=groups)
-        return _activated(op, y, activation)
+        return _with_epilogue(op, y, activation, *epilogue, **more)
 
     def forward_packed(input: Any, weight: Any, packed: Any, bias: Any, *options: Any, **named: Any) -> Any:
         return forward(input, weight, bias, *options, **named)
@@ -120,100 +139,43 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {ops.forward: forward, ops.forward_packed: forward_packed, ops.input_grad: input_grad}
 
 
+# ---- for the older exporter, which traces
+
+_EPILOGUE = ("activation", "residual", "low", "high")
+_DESCRIPTORS = {"Tensor": "v", "Optional[Tensor]": "v", "List[int]": "is", "int": "i", "float": "f", "str": "s"}
+
+
 def register_symbolics() -> None:
     """Tell ``torch.onnx.export(model, inputs, path, dynamo=False)`` our operators, for the rest of the process.
 
     The older exporter traces: numbers that a model makes of sizes by itself are constants. It takes what
     `translation_table` takes, every padding string for dynamic sizes included.
     """
-    from torch.onnx import symbolic_helper
     from torch.onnx.utils import register_custom_op_symbolic
 
-    def with_bias(g: Any, name: str, *operands: Any, **named: Any) -> Any:
-        return g.op(name, *[each for each in operands if not symbolic_helper._is_none(each)], **named)
-
-    def convolved(g: Any, input: Any, weight: Any, bias: Any, groups: int, activation: str, **named: Any) -> Any:
-        y = with_bias(g, "Conv", input, weight, bias, group_i=groups, **named)
-        return _activated(_Graph(g), y, activation)
-
-    def sided(padding: Sequence[int]) -> list[int]:
-        """Before and after each dimension -> before each, then after each."""
-        return [*padding[::2], *padding[1::2]]
-
-    options: Any = ("is", "is", "is", "i", "s", "s", "s")
-
-    @symbolic_helper.parse_args("v", "v", "v", *options)
-    def forward(
-        g: Any,
-        input: Any,
-        weight: Any,
-        bias: Any,
-        stride: Sequence[Any],
-        padding: Sequence[Any],
-        dilation: Sequence[Any],
-        groups: int,
-        precision: str,
-        algorithm: str,
-        activation: str,
-    ) -> Any:
-        named = dict(strides_i=stride, pads_i=sided(padding), dilations_i=dilation)
-        return convolved(g, input, weight, bias, groups, activation, **named)
-
-    def forward_packed(g: Any, input: Any, weight: Any, packed: Any, bias: Any, *rest: Any) -> Any:
-        return forward(g, input, weight, bias, *rest)
-
-    @symbolic_helper.parse_args("v", "v", "v", "is", "s", "is", "i", "s", "s", "s")
-    def by_rule(
-        g: Any,
-        input: Any,
-        weight: Any,
-        bias: Any,
-        stride: Sequence[Any],
-        rule: str,
-        dilation: Sequence[Any],
-        groups: int,
-        activation: str,
-        precision: str,
-        algorithm: str,
-    ) -> Any:
-        named = dict(strides_i=stride, dilations_i=dilation)
-        if rule == "same_strided":
-            named["auto_pad_s"] = "SAME_UPPER"  # ceil(size / stride) positions, the odd zero at the end
-        else:  # none of the others asks for the size
-            kernel = symbolic_helper._get_tensor_sizes(weight)[2:]
-            named["pads_i"] = sided(padding_of(rule, [], kernel, stride, dilation))
-        return convolved(g, input, weight, bias, groups, activation, **named)
-
-    @symbolic_helper.parse_args("v", "v", "v", "is", "is", "is", "i", "is", "s", "s")
-    def transposed(
-        g: Any,
-        input: Any,
-        weight: Any,
-        bias: Any,
-        stride: Sequence[Any],
-        padding: Sequence[Any],
-        output_padding: Sequence[Any],
-        groups: int,
-        dilation: Sequence[Any],
-        precision: str,
-        algorithm: str,
-    ) -> Any:
-        extra = [o // s for o, s in zip(output_padding, stride)]  # as in functional.py
-        if any(extra):
-            pads = torch.tensor([0] * (len(extra) + 4) + extra)
-            input = g.op("Pad", input, g.op("Constant", value_t=pads))
-        rest = [o % s for o, s in zip(output_padding, stride)]
-        named = dict(strides_i=stride, pads_i=list(padding) * 2, output_padding_i=rest, dilations_i=dilation)
-        return with_bias(g, "ConvTranspose", input, weight, bias, group_i=groups, **named)
-
-    for names, symbolic in (
-        (["forward"], forward),
-        (["forward_packed"], forward_packed),
-        (["recorded_conv1d", "recorded_conv2d"], by_rule),
-        (["recorded_conv_transpose1d", "recorded_conv_transpose2d"], transposed),
-    ):
+    for symbolic, names in {
+        _convolution: ("forward", "forward_packed", "recorded_conv1d", "recorded_conv2d"),
+        _transposed: ("recorded_conv_transpose1d", "recorded_conv_transpose2d"),
+    }.items():
         for name in names:
-            register_custom_op_symbolic(f"conv_ext::{name}", symbolic, 11)
+            register_custom_op_symbolic(f"conv_ext::{name}", _by_name(name, symbolic), _OPSET_OF_CONV)
+
+
+def _by_name(name: str, symbolic: Callable[..., Any]) -> Callable[..., Any]:
+    """`symbolic(op, arguments by their names)` as the exporter calls it: with a graph and values in their order."""
+    from torch.onnx import symbolic_helper
+
+    arguments = getattr(torch.ops.conv_ext, name).default._schema.arguments
+    descriptors: list[Any] = [_DESCRIPTORS[str(argument.type)] for argument in arguments]
+
+    def of_graph(graph: Any, *values: Any) -> Any:
+        given = {
+            argument.name: None if symbolic_helper._is_none(value) else symbolic_helper._parse_arg(value, descriptor)
+            for argument, value, descriptor in zip(arguments, values, descriptors)
+        }
+        return symbolic(_Graph(graph), given)
+
+    return of_graph
 
 
 class _Graph:
@@ -223,4 +185,33 @@ class _Graph:
         self.graph = graph
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return lambda *operands: self.graph.op(name, *operands)
+        def call(*operands: Any, **attributes: Any) -> Any:
+            kinds = {int: "i", float: "f", str: "s", list: "i", torch.Tensor: "t"}
+            typed = {f"{key}_{kinds[type(value)]}": value for key, value in attributes.items()}
+            return self.graph.op(name, *(each for each in operands if each is not None), **typed)
+
+        return call
+
+
+def _convolution(op: _Graph, given: dict[str, Any]) -> Any:
+    """Conv of the operator, or of a call that was recorded with a padding string."""
+    input, weight, stride, padding = (given[name] for name in ("input", "weight", "stride", "padding"))
+    named = dict(strides=stride, dilations=given["dilation"], group=given["groups"])
+    if padding == "same_strided":
+        named["auto_pad"] = "SAME_UPPER"  # ceil(size / stride) positions, the odd zero at the end
+    else:
+        if isinstance(padding, str):  # none of these asks for the input's size
+            padding = padding_of(padding, (), weight.type().sizes()[2:], stride, given["dilation"])
+        named["pads"] = [*padding[::2], *padding[1::2]]
+    y = op.Conv(input, weight, given["bias"], **named)
+    return _with_epilogue(op, y, **{name: given[name] for name in _EPILOGUE if name in given})
+
+
+def _transposed(op: _Graph, given: dict[str, Any]) -> Any:
+    input, stride, output_padding = given["input"], given["stride"], given["output_padding"]
+    extra = [o // s for o, s in zip(output_padding, stride)]  # as in functional.py
+    if any(extra):
+        input = op.Pad(input, op.Constant(value=torch.tensor([0] * (len(extra) + 4) + extra)))
+    rest = [o % s for o, s in zip(output_padding, stride)]
+    named = dict(strides=stride, pads=given["padding"] * 2, output_padding=rest, dilations=given["dilation"])
+    return op.ConvTranspose(input, given["weight"], given["bias"], group=given["groups"], **named)

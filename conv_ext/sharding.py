@@ -6,11 +6,12 @@ otherwise are redistributed first. Batches need not be divisible by the number o
 
 torch's public ``register_sharding`` would take calls that differ in stride or padding alone for the same call: it
 remembers a result's size by the operands and by what follows the first single int. So the strategies are registered as
-torch registers its own.
+torch registers its own, by names that another version of it may not have: then there are none, and the log says so.
 """
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,17 @@ from . import ops
 from .when_loaded import when_loaded
 
 
+_logger = logging.getLogger("conv_ext")
+
+
 def _register() -> None:
+    try:
+        _register_strategies()
+    except (ImportError, AttributeError, TypeError) as error:
+        _logger.warning("DTensors cannot be convolved: this torch registers sharding strategies otherwise: %s", error)
+
+
+def _register_strategies() -> None:
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
     from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
     from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy

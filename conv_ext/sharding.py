@@ -18,7 +18,6 @@ from typing import Any
 from . import ops
 from .when_loaded import when_loaded
 
-
 _logger = logging.getLogger("conv_ext")
 
 

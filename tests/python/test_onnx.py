@@ -93,7 +93,9 @@ def by_dynamo(model: nn.Module, x: torch.Tensor, dynamic: dict) -> bytes:
 
 def by_tracing(model: nn.Module, x: torch.Tensor, dynamic: dict) -> bytes:
     file = io.BytesIO()
-    torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"], dynamic_axes={"x": dynamic})
+    torch.onnx.export(
+        model, (x,), file, dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes={"x": dynamic}
+    )
     return file.getvalue()
 
 

@@ -149,8 +149,8 @@ def register_symbolics() -> None:
     """Tell ``torch.onnx.export(model, inputs, path, dynamo=False)`` our operators, for the rest of the process.
 
     The older exporter traces: numbers that a model makes of sizes by itself are constants. It takes what
-    `translation_table` takes, every padding string for dynamic sizes included. Of a fused model with ``dynamic_axes`` it
-    wants ``output_names``, too, as of every torch.fx.GraphModule.
+    `translation_table` takes, every padding string for dynamic sizes included. Of a fused model with ``dynamic_axes``
+    it wants ``output_names``, too, as of every torch.fx.GraphModule.
     """
     from torch.onnx.utils import register_custom_op_symbolic
 

@@ -111,11 +111,11 @@ class GoogLeNet(nn.Module):
         )  # fmt: skip
         c, modules = b, {}
         auxiliaries: list[nn.Module] = []
-        for name, (k1, k3, k5, pool) in MODULES.items():
-            k1, k3, k5, pool = (
-                narrowed(k, width) if isinstance(k, int) else tuple(narrowed(each, width) for each in k)
-                for k in (k1, k3, k5, pool)
-            )
+        for name, maps in MODULES.items():
+            narrow: list[Any] = [
+                narrowed(k, width) if isinstance(k, int) else tuple(narrowed(each, width) for each in k) for k in maps
+            ]
+            k1, k3, k5, pool = narrow
             reduced = inception == "reduced"
             modules[name] = Inception(c, k1, k3, k5, pool) if reduced else Inception(c, k1, k3[1], k5[1])
             c = modules[name].out_channels
@@ -142,7 +142,7 @@ class GoogLeNet(nn.Module):
         middle = self.stage4(x)  # (N, 528, 14, 14)
         y = self.stage5(self.pool4(self.inception4e(middle)))  # (N, 1024, 7, 7)
         scores: Tensor = self.fc(self.dropout(self.pool5(y).flatten(1)))
-        if self.training and self.auxiliary:
+        if self.training and self.auxiliary and self.auxiliary1 is not None and self.auxiliary2 is not None:
             return GoogLeNetScores(scores, self.auxiliary1(x), self.auxiliary2(middle))
         return scores
 

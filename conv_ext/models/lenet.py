@@ -53,6 +53,8 @@ class RBF(nn.Module):
     that the highest score wins and cross entropy applies. The codes are a buffer `codes`, no parameters.
     """
 
+    codes: Tensor
+
     def __init__(self, num_classes: int = 10, flat: bool = True) -> None:
         super().__init__()
         self.flat = flat  # whether x is a vector, and not maps

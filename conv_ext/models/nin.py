@@ -36,8 +36,8 @@ class NiN(nn.Module):
             last = index == len(BLOCKS[images]) - 1
             sizes = [narrowed(k, width) for k in maps] + [num_classes] * last
             for position, k in enumerate(sizes):
-                geometry = {"stride": stride, "padding": padding} if position == 0 else {}
-                layers += [Conv2d(c, k, r if position == 0 else 1, **geometry), nn.ReLU()]
+                first = (r, stride, padding) if position == 0 else (1, 1, 0)
+                layers += [Conv2d(c, k, *first), nn.ReLU()]
                 c = k
             if not last:
                 averages = images == "cifar10" and index == 1

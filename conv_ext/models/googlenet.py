@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from conv_ext import Conv2d
 from .layers import Device, Flatten, count, he_start, make, narrowed, one_of
 
 __all__ = ["GoogLeNet", "GoogLeNetScores", "Inception", "googlenet"]
+
+Kind = Literal["reduced", "naive"]
 
 # Table 1 of the paper: maps of 1 x 1; reduction and maps of 3 x 3; reduction and maps of 5 x 5; projection of the
 # pooling.
@@ -93,7 +95,7 @@ class GoogLeNet(nn.Module):
     """Nine inception modules: x (N, in_channels, 224, 224) -> scores (N, num_classes), or three; see `googlenet`."""
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, inception: str = "reduced", auxiliary: bool = True,
+        self, num_classes: int = 1000, in_channels: int = 3, inception: Kind = "reduced", auxiliary: bool = True,
         local_response_norm: bool = False, width: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -148,7 +150,7 @@ class GoogLeNet(nn.Module):
 
 
 def googlenet(
-    num_classes: int = 1000, in_channels: int = 3, *, inception: str = "reduced", auxiliary: bool = True,
+    num_classes: int = 1000, in_channels: int = 3, *, inception: Kind = "reduced", auxiliary: bool = True,
     local_response_norm: bool = False, width: float = 1.0, device: Device=None, dtype: torch.dtype | None=None,
 ) -> GoogLeNet:  # fmt: skip
     """GoogLeNet with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch  # before the extension: its thread library and symbols must be there
 
 PACKAGE = Path(__file__).resolve().parent
-ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "baseline")
 # AMX's tiles in plain C++, for tests on other processors: never chosen, only named.
 EMULATED = "amx-emulated"
 CHECKOUT = (PACKAGE.parent / "csrc").is_dir()  # else an installed package
@@ -81,23 +79,20 @@ except ImportError as error:
     ) from error
 
 
+ISAS = tuple(_C.known_isas())
+
+
 def available_isas() -> list:
     """Instruction sets that this processor can run and this build holds, the best first."""
-    return [isa for isa in _C.supported_isas() if (PACKAGE / "lib" / f"libconv_ext_{isa}.so").is_file()]
+    return _C.available_isas()
 
 
 def _load_kernels():
     """Loads the best kernel library, or the one that CONV_EXT_ISA names."""
-    available = available_isas()
-    isa = os.environ.get("CONV_EXT_ISA") or (available[0] if available else "baseline")
-    if isa == EMULATED and "avx512" in available:
-        available.append(isa)
-    elif isa not in ISAS:
-        raise ImportError(f"CONV_EXT_ISA must be one of {', '.join(ISAS)}, got {isa!r}")
-    if isa not in available:
-        why = "this build does not hold it" if isa in _C.supported_isas() else "this processor does not have it"
-        raise ImportError(f"CONV_EXT_ISA={isa} is not possible: {why}; available: {', '.join(available) or 'none'}")
-    _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{isa}.so"))
+    try:
+        _C.load_chosen_kernel_library()  # csrc/torch/instruction_sets.h, the choice of a program without Python, too
+    except RuntimeError as error:
+        raise ImportError(str(error)) from None
 
 
 _load_kernels()

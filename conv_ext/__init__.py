@@ -6,6 +6,7 @@ of an existing model ours.
 """
 
 import importlib as _importlib
+from typing import TYPE_CHECKING
 
 from . import library as _library  # first: checks the build and loads the kernels
 
@@ -24,6 +25,9 @@ from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .packed import PackedConv2d, pack, unpack
 from .settings import algorithm, precision
 from .summary import Summary, summary
+
+if TYPE_CHECKING:
+    from . import inductor, models
 
 __all__ = [
     "ConnectionTable",
@@ -53,11 +57,12 @@ __all__ = [
     "visualize",
 ]
 
+if not TYPE_CHECKING:  # which would take any name for one that is there
 
-def __getattr__(name: str):
-    if name in ("inductor", "models"):  # loaded when they are asked for: an import of conv_ext is not to pay for them
-        return _importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        if name in ("inductor", "models"):  # loaded when asked for: an import of conv_ext is not to pay for them
+            return _importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -115,7 +115,7 @@ def info() -> int:
     return 0
 
 
-def gpus(built: dict) -> dict:
+def gpus(built: dict[str, Any]) -> dict[str, Any]:
     """What conv_ext does on each GPU: whether its kernels run there, and which algorithms a usual layer gets."""
     found = {}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -152,7 +152,7 @@ def runs_on(architectures: list[str], major: int, minor: int) -> bool:
     return False
 
 
-def _algorithms(capability: int) -> dict:
+def _algorithms(capability: int) -> dict[str, Any]:
     """What the plan chooses for each dtype: forward, input_grad, weight_grad."""
     found = {}
     geometry = (8, 64, 56, 56), (64, 64, 3, 3), (8, 64, 56, 56), (1, 1), (1, 1, 1, 1), (1, 1), 1
@@ -166,7 +166,7 @@ def _algorithms(capability: int) -> dict:
     return found
 
 
-def _print_entries(entries: dict, indent: int) -> None:
+def _print_entries(entries: dict[str, Any], indent: int) -> None:
     width = max((len(str(key)) for key in entries), default=0)
     for key, value in entries.items():
         if isinstance(value, dict):

@@ -6,8 +6,9 @@ import copy
 import html
 import pickle
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import nn
@@ -57,7 +58,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, nn.Module] = field(default_factory=dict)
-    paddings: dict[str, dict] = field(default_factory=dict)
+    paddings: dict[str, dict[str, Any]] = field(default_factory=dict)
     layouts: Layouts | None = None
     packing: Packing | None = None
 
@@ -90,7 +91,7 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        def line(cells, tag: str) -> str:
+        def line(cells: Iterable[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         parts = [f"<p>{html.escape(self._headline())}</p>"]
@@ -112,12 +113,12 @@ class Fused(GraphModule):
 
     report: Report
 
-    def __deepcopy__(self, memo) -> Fused:
-        copied = super().__deepcopy__(memo)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
+        copied = cast(Fused, super().__deepcopy__(memo))
         copied.report = copy.deepcopy(self.report, memo)
         return copied
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         if self.report.exported:
             raise pickle.PicklingError(
                 "a model that was fused from an exported program cannot be pickled, as the program's module() cannot: "
@@ -127,7 +128,7 @@ class Fused(GraphModule):
         return _unpickled, (function, arguments, type(self).__name__)
 
 
-def _unpickled(function, arguments, name: str) -> Fused:
+def _unpickled(function: Callable[..., GraphModule], arguments: tuple[Any, ...], name: str) -> Fused:
     """torch.fx makes a plain GraphModule of what was pickled."""
     plain = function(*arguments)
     fused = Fused(plain, plain.graph, name)

@@ -7,7 +7,7 @@ them take in either layout is not in them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ class Layouts(NamedTuple):
         return f"memory format: {self.chosen} (estimates: {each}{some})"
 
 
-def set_faster_layout(model: nn.Module, inputs: tuple, kwargs: dict) -> Layouts:
+def set_faster_layout(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Layouts:
     """Give the 2-D layers' weights the layout, in place, in which a call of the model is estimated to be the faster.
 
     What a layer computes lies as its weight does, so that the layers behind the first one get that layout, too. Raises

@@ -138,20 +138,20 @@ class Call(NamedTuple):
     op: str
 
 
-def calls_of(model: nn.Module, inputs: tuple, kwargs: dict) -> list[Call]:
+def calls_of(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
     """The calls of the convolution layers in a call of the model, in their order; the model stays as it is."""
     found: list[Call] = []
 
     def empty(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
-    def run(model: nn.Module, inputs: tuple, kwargs: dict, prepare: Callable) -> None:
+    def run(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], prepare: Callable[..., Any]) -> None:
         found.clear()
         handles = []
         for name, (layer, _) in _convolutions(model).items():
             if is_explained(layer):
 
-                def note(layer, arguments, keywords, y, name=name) -> None:
+                def note(layer: Any, arguments: Any, keywords: Any, y: Any, name: str = name) -> None:
                     x = arguments[0] if arguments else keywords["input"]
                     batched = x.dim() == len(layer.kernel_size) + 2
                     op = op_of(layer, *((x, y) if batched else (x[None], y[None])))
@@ -166,13 +166,17 @@ def calls_of(model: nn.Module, inputs: tuple, kwargs: dict) -> list[Call]:
                 handle.remove()
 
     try:
-        run(model, *cast(tuple[tuple, dict], tree_map_only(Tensor, empty, (inputs, kwargs))), on_meta)
+        run(
+            model,
+            *cast(tuple[tuple[Any, ...], dict[str, Any]], tree_map_only(Tensor, empty, (inputs, kwargs))),
+            on_meta,
+        )
     except Exception:  # it looks at numbers; or the call is wrong, and then says so in the model's words
         run(copy.deepcopy(model), inputs, kwargs, lambda _: torch.no_grad())
     return found
 
 
-def explain_model(model: nn.Module, inputs: tuple, kwargs: dict | None = None) -> ModelExplanation:
+def explain_model(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> ModelExplanation:
     """The plans of every call of a convolution layer of `model` in one call of it; see `explain`."""
     layers: dict[str, Any] = {name: layer for name, (layer, _) in _convolutions(model).items()}
     rows, calls = [], calls_of(model, inputs, kwargs or {})

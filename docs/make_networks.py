@@ -96,9 +96,9 @@ figures of seven of the networks are held to the printed ones in `tests/python/t
 ## Layers beside torch's
 
 - `conv_ext.MappedConv2d(table, kernel_size)` has kernels for the connections of a `ConnectionTable` alone: `full`,
-  `one_to_one`, `random(…, fan_in)`, or any list of input maps for each output map. Parameters and multiplications are
-  in proportion to the connections; time is not always: one grouped convolution for each fan-in has little to reuse, and
-  a dense convolution with a masked weight may well be faster (`python -m bench mapped` tells).
+  `one_to_one`, `random(…, fan_in)`, or any list of input maps for each output map. It computes them in groups of output
+  maps that see the same, with work in proportion to the connections, or as one dense convolution with zeros for the
+  others, where that is estimated to take less time. `dense=True` or `False` decides; `python -m bench mapped` measures.
 - `padding="full"` and `padding="same_strided"` in `Conv2d`, `Conv1d` and the functions.
 - `models.L2Pool`, `models.Maxout`: pooling over feature maps; `models.TrainablePool2d`: LeNet-5's.
 

@@ -161,7 +161,7 @@ class _Block(nn.Module):
 
 
 def check_fused(case: Case, stage: Stage) -> None:
-    """fuse(model) within the rounding of the sums that both make."""
+    """fuse(model) within the rounding of the sums that both make: packed for an example, by its first call, or not."""
     o = Operands(case)
     torch.manual_seed(case.seed)
     model = _Block(case, arguments(case)).to(o.dtype).eval()
@@ -173,9 +173,14 @@ def check_fused(case: Case, stage: Stage) -> None:
         model.norm.running_var.uniform_(0.2, 2)
         stage("ours")
         try:
-            fused = conv_ext.fuse(model)
+            examples, layout = ([o.x], "auto") if case.variant % 4 < 2 else ([], torch.preserve_format)
+            fused = conv_ext.fuse(model, *examples, memory_format=layout, pack=case.variant % 4 != 2)
             got = fused(o.x)
+            if not torch.equal(fused(o.x), got):
+                raise Wrong("bits: the second call gives others than the first")
             kept = model(o.x)
+        except Wrong:
+            raise
         except Exception as error:
             raise Wrong(f"raises: {type(error).__name__}: {str(error)[:300]}") from error
         stage("torch")

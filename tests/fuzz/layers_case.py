@@ -41,7 +41,7 @@ BAD = (
 
 WORDS = {  # what each key may say that is no number
     "function": ("conv2d", "conv1d", "conv_transpose1d", "conv_transpose2d"),
-    "way": ("function", "layer", "override", "convert", "mapped", "fuse"),
+    "way": ("function", "layer", "override", "convert", "mapped", "fuse", "packed"),
     "mode": MODES,
     "activation": ("none", "relu"),
     "padding_mode": ("zeros", "reflect", "replicate", "circular"),
@@ -61,7 +61,7 @@ class Case:
     """c, k: channels of one group of the input and of the output. padding: a pair or a rule. Memory: see `memory`."""
 
     function: str = "conv2d"  # one of WORDS
-    way: str = "function"  # layer, override, convert, mapped, fuse
+    way: str = "function"  # layer, override, convert, mapped, fuse, packed
     mode: str = "inference"
     n: int = 1
     batched: int = 1
@@ -197,7 +197,10 @@ class Case:
         if not isinstance(self.padding, str) and min(self.padding) < 0:
             return "padding must not be negative"
         if self.c == 0 and (
-            self.transposed or self.way in ("mapped", "fuse") or self.mode not in ("inference", "backward") or self.bad
+            self.transposed
+            or self.way in ("mapped", "fuse", "packed")
+            or self.mode not in ("inference", "backward")
+            or self.bad
         ):
             return "no channels at all are for the plain functions"
         if not self.batched and self.n != 1:
@@ -219,7 +222,7 @@ class Case:
         if self.padding_mode != "zeros":
             most = {"reflect": -1, "circular": 0}.get(self.padding_mode)
             amounts = [(a, size) for pair, size in zip(self.zeros(), (self.h, self.w)) for a in pair]
-            if self.way not in ("layer", "convert") or self.c == 0 or self.n == 0:
+            if self.way not in ("layer", "convert", "packed") or self.c == 0 or self.n == 0:
                 return "other padding modes are the layers'"
             if most is not None and any(a > size + most for a, size in amounts):
                 return "more is padded than there is"
@@ -284,6 +287,12 @@ class Case:
             return "fused models take a batch"
         if self.way == "fuse" and max(self.stride + self.dilation) > 2**30:
             return "torch's own layers, which the fused ones replace, do not take every such number"
+        if self.way == "packed" and (
+            self.function != "conv2d" or self.mode not in ("inference", "backward", "autocast")
+        ):
+            return "a packed layer is a conv2d for inference"
+        if self.way == "packed" and self.needs != "x":
+            return "gradients flow through a packed layer, and to none of its weights"
         if self.mode == "autocast" and (self.dtype != "float32" or self.numbers != "integers" or self.bad):
             return "autocast is for float32"
         odd = any(part[:1] in tuple("evnc") for memory in self.memories[:3] for part in memory.split("+"))
@@ -390,7 +399,7 @@ def _drawn(random) -> Case:
 
     function = pick(("conv2d",) * 6 + ("conv1d",) * 2 + ("conv_transpose2d",) * 3 + ("conv_transpose1d",))
     transposed, one_row = function.startswith("conv_transpose"), function.endswith("1d")
-    way = pick(("function",) * 6 + ("layer",) * 3 + ("override", "convert", "mapped", "fuse"))
+    way = pick(("function",) * 6 + ("layer",) * 3 + ("override", "convert", "mapped", "fuse", "packed"))
     mode = pick(("inference",) * 4 + ("backward",) * 10 + ("double", "jvp", "hvp", "vmap", "autocast", "copy"))
     if rarely(0.0003):
         mode = "compile"
@@ -400,12 +409,8 @@ def _drawn(random) -> Case:
     if bad:
         mode, numbers, way = "inference", "integers", pick(("function", "function", "override", "layer"))
     if way == "fuse":
-        mode, numbers, dtype, function = (
-            "inference",
-            "integers",
-            pick(("float32", "float64")),
-            pick(("conv1d", "conv2d")),
-        )
+        mode, numbers, dtype = "inference", "integers", pick(("float32", "float64"))
+        function = pick(("conv1d", "conv2d"))
         transposed, one_row = False, function == "conv1d"
     elif mode in ("double", "jvp", "hvp") and dtype in ("float16", "bfloat16"):
         dtype = "float32"
@@ -417,8 +422,10 @@ def _drawn(random) -> Case:
         way = "layer"
     if numbers == "special":
         function, way, transposed, one_row = "conv2d", "function", False, False
-    if way == "mapped":
+    if way in ("mapped", "packed"):
         function, transposed, one_row = "conv2d", False, False
+    if way == "packed":
+        mode = pick(("inference", "inference", "backward"))
 
     def size(small: int, large: int) -> int:
         return random.randint(1, large if rarely(0.12) else small)
@@ -476,7 +483,7 @@ def _drawn(random) -> Case:
     if transposed or way in ("override", "convert", "fuse"):
         activation = "none"
     padding_mode = "zeros"
-    if way in ("layer", "convert") and not transposed and numbers == "integers" and rarely(0.25):
+    if way in ("layer", "convert", "packed") and not transposed and numbers == "integers" and rarely(0.25):
         padding_mode = pick(("reflect", "replicate", "circular"))
     return Case(
         function=function,
@@ -504,7 +511,7 @@ def _drawn(random) -> Case:
         memory_w=_memory(random, rank, dtype),
         memory_b=_memory(random, 1, dtype),
         memory_g=_memory(random, rank if batched else rank - 1, dtype),
-        needs=pick(("xwb",) * 5 + ("xw", "x", "w", "b", "wb")),
+        needs="x" if way == "packed" else pick(("xwb",) * 5 + ("xw", "x", "w", "b", "wb")),
         form=pick(("tuple",) * 4 + ("int", "list", "one", "numpy", "tensor", "size")),
         keywords=int(rarely(0.7)),
         numbers=numbers,

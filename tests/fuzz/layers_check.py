@@ -135,7 +135,9 @@ def arguments(case: Case) -> dict:
     first = case.one_row
     # Layers keep what they are given: torch's own fail with a list of one, and with tensors.
     form = (
-        case.form if case.way not in ("layer", "convert", "mapped", "fuse") or case.form in ("int", "list") else "tuple"
+        case.form
+        if case.way not in ("layer", "convert", "mapped", "fuse", "packed") or case.form in ("int", "list")
+        else "tuple"
     )
     padding = case.padding if isinstance(case.padding, str) else in_form(case.padding[first:], form)
     stride, dilation = in_form(case.stride[first:], form), in_form(case.dilation[first:], form)
@@ -210,6 +212,8 @@ def ours(case: Case) -> Callable[..., Tensor]:
                 return called(case, getattr(F, case.function), x, w, b, given)
 
         return overridden
+    if case.way == "packed":
+        return lambda x, w, b: packed(case, x, w, b)
     layer = built_layer(case)
     dense = len(layer.weight.shape) == 3 and case.way == "mapped"
 
@@ -220,6 +224,29 @@ def ours(case: Case) -> Callable[..., Tensor]:
         return torch.func.functional_call(layer, weights, (x,))
 
     return layered
+
+
+def packed(case: Case, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """A call of a layer that was packed for such a call, for another size, or by the call before."""
+    layer: nn.Module = layer_of(case, conv_ext, arguments(case))
+    later = case.variant % 4 == 2  # it is packed with other numbers first
+    layer.weight = nn.Parameter(torch.ones_like(w) if later else w.detach())
+    if b is not None:
+        layer.bias = nn.Parameter(b.detach())
+    example = x.detach()
+    if case.variant % 4 == 1:  # two rows and columns more, and another layout
+        example = F.pad(example, (1, 1, 1, 1)).transpose(-1, -2).contiguous().transpose(-1, -2)
+    layer = conv_ext.PackedConv2d.of(layer, example)
+    if later:
+        layer.weight = w.detach()
+    elif case.variant % 4 == 3:
+        layer = copy.deepcopy(layer) if case.variant % 3 else pickle.loads(pickle.dumps(layer))
+    first, again = layer(x), layer(x)
+    if not torch.equal(first.resolve_neg(), again.resolve_neg()) and not first.isnan().any():
+        raise Wrong("bits: the second call gives others than the first")
+    if not torch.equal(layer.weight, w.detach()) and not w.isnan().any():
+        raise Wrong("weight: the layer has another than it was given")
+    return again
 
 
 # ---- modes: the same transform of ours and of the oracle

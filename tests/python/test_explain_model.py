@@ -54,12 +54,17 @@ def test_rows_are_the_explanations_of_the_layers():
 
 
 def test_a_layer_over_a_table_is_several_convolutions():
-    layer = conv_ext.MappedConv2d([[0, 1], [1, 2], [0]], 3, activation="relu")
+    layer = conv_ext.MappedConv2d([[0, 1], [1, 2], [0]], 3, activation="relu", dense=False)
     x = torch.randn(2, 3, 9, 9)
     (row,) = conv_ext.explain(layer, x).layers
     ours = [conv_ext.explain(*arguments, activation="relu") for arguments in layer._calls(x)]
     assert [str(call) for call in row.calls] == [str(call) for call in ours] and len(ours) == 2
     assert "relu" in row.calls[0].problem and "groups 2" in row.calls[1].problem
+    layer = conv_ext.MappedConv2d([[0, 1], [1, 2], [0]], 3, activation="relu", dense=True)  # or a single dense one
+    (row,) = conv_ext.explain(layer, x).layers
+    assert [str(call) for call in row.calls] == [
+        str(conv_ext.explain(x, layer.dense_weight(), layer.bias, activation="relu"))
+    ]
 
 
 def test_the_table():

@@ -114,9 +114,23 @@ def output_padding_ignored(monkeypatch):
     monkeypatch.setattr(conv_ext.functional, "_transposed", transposed)
 
 
+def stale_bytes(monkeypatch):
+    """A weight that is assigned leaves the packed bytes of the one before."""
+    inner = conv_ext.PackedConv2d._take
+
+    def take(self, **tensors):
+        before = self._held["packed"]
+        inner(self, **tensors)
+        if before is not None:
+            self._held["packed"] = before
+
+    monkeypatch.setattr(conv_ext.PackedConv2d, "_take", take)
+
+
 @pytest.mark.parametrize(
     "plant, kind",
     [
+        (stale_bytes, ("values",)),
         (swapped_strides, ("shape", "values", "raises")),
         (merged_dimensions, ("values",)),
         (conjugate_forgotten, ("values",)),

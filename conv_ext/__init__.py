@@ -15,6 +15,7 @@ from . import flops as _flops
 from . import ops as _ops
 from . import visualize
 from ._version import __version__
+from .benchmark import Benchmark, benchmark
 from .convert import convert, override, revert
 from .explain import explain
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from . import inductor, models
 
 __all__ = [
+    "Benchmark",
     "ConnectionTable",
     "Conv1d",
     "Conv2d",
@@ -40,6 +42,7 @@ __all__ = [
     "Summary",
     "__version__",
     "algorithm",
+    "benchmark",
     "build_info",
     "conv1d",
     "conv2d",

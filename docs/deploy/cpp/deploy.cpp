@@ -9,6 +9,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/csrc/jit/serialization/pickle.h>
 #include <torch/script.h>
 
 #include <cstdio>
@@ -28,7 +29,7 @@ c10::impl::GenericDict read_example(const char* path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error(std::string("cannot read ") + path);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  return torch::pickle_load(bytes).toGenericDict();
+  return torch::jit::pickle_load(bytes).toGenericDict();
 }
 
 void compare(const char* name, const at::Tensor& found, const at::Tensor& wanted, double most) {

@@ -79,7 +79,7 @@ class Summary:
     unused_parameters: those that nothing used in eval mode (auxiliary classifiers'), which are in no row. batch: the
     number of images, of which operations, MACs, FLOPs and bytes are. flops: floating-point operations of the forward as
     torch.utils.flop_counter.FlopCounterMode counts them: two for each product, those of attention and of other matrix
-    products between the layers included.
+    products between the layers included. packed_bytes: what packed layers (`conv_ext.pack`) keep beside their weights.
     """
 
     network: str
@@ -88,6 +88,7 @@ class Summary:
     unused_parameters: int
     batch: int = 1
     flops: int = 0
+    packed_bytes: int = 0
 
     @property
     def parameters(self) -> int:
@@ -153,6 +154,8 @@ class Summary:
 
     def _notes(self) -> list[str]:
         notes = [f"{self.flops:,} FLOPs, as torch's FlopCounterMode counts them"] if self.flops else []
+        if self.packed_bytes:
+            notes.append(f"{self.packed_bytes / 1024:,.1f} KiB of packed weights beside the parameters")
         if self.unused_parameters:
             notes.append(f"{self.unused_parameters:,} more parameters are not used in eval mode")
         return notes
@@ -224,7 +227,8 @@ def summary(model: nn.Module, input_size: Sequence[int], *, batch: int = 1, expa
     observer = _Observer(model, expand)
     observer.run(tuple(input_size), batch)
     rows, unused = tuple(observer.rows), observer.unused
-    return Summary(type(model).__name__, tuple(input_size), rows, unused, batch, observer.flops)
+    packed = sum(module.packed_bytes for module in model.modules() if isinstance(module, PackedConv2d))
+    return Summary(type(model).__name__, tuple(input_size), rows, unused, batch, observer.flops, packed)
 
 
 class _Reached(BaseException):

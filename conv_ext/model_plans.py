@@ -20,7 +20,7 @@ from .explain import Explanation, PassPlan, _bytes, _count, explain_calls, is_ex
 from .layer_kinds import op_of
 from .meta import on_meta
 from .packed import PackedConv2d
-from .tables import text_table
+from .tables import Shown, Table
 
 __all__ = ["LayerPlans", "ModelExplanation", "explain_model"]
 
@@ -70,8 +70,8 @@ class LayerPlans:
         return sum(plan.flops for plan in self.plans("forward"))
 
 
-@dataclass(frozen=True)
-class ModelExplanation:
+@dataclass(frozen=True, repr=False)
+class ModelExplanation(Shown):
     """The plans of a model's convolutions; `print` shows a table, ``.layers[i].calls`` hold all of them.
 
     Attributes:
@@ -111,21 +111,19 @@ class ModelExplanation:
         rows.append(["all", "", "", "", "", "", f"{_count(flops)}FLOP", _count(whole) if whole else "", "", kept])
         return rows
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | Table]:
         heads = ["layer", "op", "input", "forward", "input_grad", "weight_grad", "forward's work", "cycles an image",
                  "share", "packed"]  # fmt: skip
         rows = self._rows()
         if not rows[-1][-1]:
             heads, rows = heads[:-1], [row[:-1] for row in rows]
         n = len(self.layers)
-        lines = [f"{self.model}: {n} call{'' if n == 1 else 's'} of convolution layers", ""]
-        lines.append(text_table(heads, rows, left=6, total=True))
+        parts: list[str | Table] = [f"{self.model}: {n} call{'' if n == 1 else 's'} of convolution layers", ""]
+        parts.append(Table(heads, rows, left=6, total=True))
         unknown = sum(layer.cycles is None for layer in self.layers)
-        lines += [f"without an estimate of its cycles: {unknown} of {n}"] if unknown else []
-        lines += [f"left: {name}: {why}" for name, why in self.left]
-        return "\n".join(lines)
-
-    __repr__ = __str__
+        parts += [f"without an estimate of its cycles: {unknown} of {n}"] if unknown else []
+        parts += [f"left: {name}: {why}" for name, why in self.left]
+        return parts
 
 
 class Call(NamedTuple):

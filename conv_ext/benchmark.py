@@ -404,7 +404,8 @@ def _layers(case: Case, best: SideTime | None, seconds: float) -> list[LayerTime
     kinds: dict[tuple[Any, ...], list[Call]] = {}
     for call in calls_of(model, case.given(layout), {}):
         layer = found[call.name]
-        alike = call.op, call.size, call.stride, call.dtype, layer.weight.stride(), layer.bias is None
+        strides = [stride for stride, size in zip(call.stride, call.size) if size > 1]  # others have no say
+        alike = call.op, call.size, tuple(strides), call.dtype, layer.weight.stride(), layer.bias is None
         kinds.setdefault((*alike, type(layer)), []).append(call)
     total = best.ms if best else None
     return [

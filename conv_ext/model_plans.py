@@ -7,7 +7,8 @@ for real. Hooks note what each layer gets.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .convert import _convolutions, why_left
+from .convert import _OURS, _convolutions, _exchange, why_left
 from .explain import Explanation, PassPlan, _bytes, _count, explain_calls, is_explained
 from .layer_kinds import op_of
 from .meta import on_meta
@@ -163,11 +164,23 @@ def calls_of(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def ours_on_meta(model: nn.Module) -> Iterator[None]:
+        """Torch's own convolution has other strides on the meta device than where it computes; ours has the same."""
+        classes = [(module, type(module)) for module in model.modules()]
+        _exchange(model, _OURS, "explain")
+        try:
+            with on_meta(model):
+                yield
+        finally:
+            for module, own in classes:
+                module.__class__ = own
+
     try:
         run(
             model,
             *cast(tuple[tuple[Any, ...], dict[str, Any]], tree_map_only(Tensor, empty, (inputs, kwargs))),
-            on_meta,
+            ours_on_meta,
         )
     except Exception:  # it looks at numbers; or the call is wrong, and then says so in the model's words
         run(copy.deepcopy(model), inputs, kwargs, lambda _: torch.no_grad())

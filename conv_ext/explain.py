@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from . import _C, functional
-from .arguments import Geometry
+from .arguments import Geometry, operators_activation, shown_activation
 from .modules import _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
@@ -187,7 +187,8 @@ def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, g
         input, weight = input.contiguous().unsqueeze(2), weight.unsqueeze(2)
         stride, padding, dilation = (1, *stride), (0, 0, *padding), (1, *dilation)
     geometry: Geometry = stride, padding, dilation, groups
-    output = result_size("forward", input, weight, bias, (), *geometry, _precision(input), activation)
+    name, *bounds = operators_activation(activation)
+    output = result_size("forward", input, weight, bias, (), *geometry, _precision(input), name, None, *bounds)
     return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
@@ -258,6 +259,6 @@ def _explained(
         f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}"
         + (f", precision {precision}" if operand.dtype == torch.float32 else "")
         + (", channels_last" if plans["forward"].channels_last else "")
-        + ("" if activation == "none" else f", {activation}")
+        + ("" if activation == "none" else f", {shown_activation(activation)}")
     )
     return Explanation(problem, **plans)

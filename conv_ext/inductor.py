@@ -26,8 +26,7 @@ __all__ = ["FusePass", "fusing"]
 
 aten = torch.ops.aten
 _FORWARD = torch.ops.conv_ext.forward.default
-_WEIGHT, _BIAS, _ACTIVATION = 1, 2, 9  # arguments of the operator
-_DEFAULTS = ("ieee", "auto", "none")  # of its last three
+_WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 1, 2, 9, 10  # arguments of the operator
 _SUMS = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
 _CONVERT = torch.ops.prims.convert_element_type.default
 
@@ -73,10 +72,8 @@ class FusePass(CustomInferenceAwareGraphPass):
 
 def _arguments(node: Node) -> list:
     """All arguments of a call of the operator, by their place."""
-    names = [argument.name for argument in _FORWARD._schema.arguments]
-    given = list(node.args)
-    defaults = dict(zip(names[-3:], _DEFAULTS))
-    return given + [node.kwargs.get(name, defaults.get(name)) for name in names[len(given) :]]
+    given, schema = list(node.args), _FORWARD._schema.arguments
+    return given + [node.kwargs.get(each.name, each.default_value) for each in schema[len(given) :]]
 
 
 def _set_arguments(node: Node, arguments: list) -> None:
@@ -120,7 +117,7 @@ def _fold(graph: Graph, node: Node) -> None:
     """Fold products with and sums of constants for each channel that follow one another behind a convolution."""
     arguments = _arguments(node)
     weight, bias = _frozen(graph, arguments[_WEIGHT]), _frozen(graph, arguments[_BIAS])
-    if weight is None or weight.is_complex() or arguments[_ACTIVATION] != "none":
+    if weight is None or weight.is_complex() or arguments[_ACTIVATION] != "none" or arguments[_RESIDUAL] is not None:
         return
     if arguments[_BIAS] is not None and bias is None:
         return

@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from .arguments import INT64_MAX, PADDINGS, check_activation, ints
+from .arguments import INT64_MAX, PADDINGS, Activation, check_activation, ints
 from .functional import IntOrPair, conv2d
 from .modules import Unscriptable
 
@@ -159,7 +159,7 @@ class MappedConv2d(Unscriptable, nn.Module):
         device=None,
         dtype=None,
         *,
-        activation: str = "none",
+        activation: Activation = "none",
     ) -> None:
         super().__init__()
         if not isinstance(connection_table, ConnectionTable):

@@ -12,7 +12,15 @@ from inspect import Parameter, Signature, signature
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arguments import PADDINGS, Sides, check_activation, check_operands, padding_of
+from .arguments import (
+    PADDINGS,
+    Activation,
+    Sides,
+    check_activation,
+    check_operands,
+    padding_of,
+    shown_activation,
+)
 from .functional import conv1d, conv2d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
@@ -32,15 +40,15 @@ class Unscriptable:
 
 
 class _Extended(Unscriptable):
-    """What our layers have beyond torch's: padding strings, and a ReLU behind the bias.
+    """What our layers have beyond torch's: padding strings, and an epilogue behind the bias.
 
     The class has the attribute `activation` too: a layer that `convert` made ours, or an old pickle, has none of its
     own.
     """
 
-    activation = "none"
+    activation: Activation = "none"
 
-    def __init__(self, *args, activation: str = "none", **kwargs):
+    def __init__(self, *args, activation: Activation = "none", **kwargs):
         check_activation(activation)
         padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
         if isinstance(padding, str) and padding not in PADDINGS:
@@ -59,11 +67,17 @@ class _Extended(Unscriptable):
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
-        return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
+        return shown if self.activation == "none" else f"{shown}, activation={shown_activation(self.activation)}"
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The convolution of `input`, to which a `residual` of the result's size is added before the activation."""
+        if residual is None:
+            return super().forward(input)
+        return self._conv_forward(input, self.weight, self.bias, residual)
 
 
 # torch.nn.utils.skip_init looks for `device`, and people for everything; nn.Conv1d's is the same.
-_ACTIVATION = Parameter("activation", Parameter.KEYWORD_ONLY, default="none", annotation="str")
+_ACTIVATION = Parameter("activation", Parameter.KEYWORD_ONLY, default="none", annotation="Activation")
 _parameters = (*signature(nn.Conv2d.__init__).parameters.values(), _ACTIVATION)
 _Extended.__init__.__signature__ = Signature(_parameters)  # type: ignore[attr-defined]
 
@@ -79,17 +93,21 @@ class Conv1d(_Extended, nn.Conv1d):
     Errors: ValueError by the constructor as in torch.nn; otherwise those of `conv_ext.conv1d`.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
+    ) -> Tensor:
         input, padding = _padded(self, input)
-        return conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return conv1d(input, weight, bias, *geometry, activation=self.activation, residual=residual)
 
 
 class Conv2d(_Extended, nn.Conv2d):
     """`torch.nn.Conv2d`, computed by `conv_ext.conv2d`: same constructor, same state_dict, same padding modes.
 
-    One keyword more: ``activation="relu"`` computes what an ``nn.ReLU()`` behind the layer would, with the same bits
-    and without its pass over memory. It may be set later as well (``layer.activation = "relu"``), is no part of the
-    state_dict, and must be "none" again before `conv_ext.revert`.
+    One keyword more: ``activation="relu"`` (or another one of `conv_ext.conv2d`'s) computes what an ``nn.ReLU()``
+    behind the layer would, with the same bits and without its pass over memory. It may be set later as well
+    (``layer.activation = "relu"``), is no part of the state_dict, and must be "none" again before `conv_ext.revert`.
+    A call takes one tensor more, ``layer(x, residual)``, which is added before the activation.
 
     Two padding strings more, in every padding mode: ``"full"`` (dilation * (R - 1) on each side) and
     ``"same_strided"`` (P = ceil(H / stride), TensorFlow's rule), see `conv_ext.conv2d`.
@@ -100,9 +118,12 @@ class Conv2d(_Extended, nn.Conv2d):
     Errors: ValueError by the constructor as in torch.nn; otherwise those of `conv_ext.conv2d`.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
+    ) -> Tensor:
         input, padding = _padded(self, input)
-        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return conv2d(input, weight, bias, *geometry, activation=self.activation, residual=residual)
 
 
 class ConvTranspose2d(Unscriptable, nn.ConvTranspose2d):

@@ -63,7 +63,7 @@ def _fold_packed(info, in_dims, input, weight, packed, bias, *options):
             return forward_packed(input, weight, packed, bias, *options)
         return forward(input, folded, bias, *options)
 
-    return folding.forward(call, info, (*in_dims[:2], in_dims[3]), input, weight, bias, *options)
+    return folding.forward(call, info, (*in_dims[:2], *in_dims[3:]), input, weight, bias, *options)
 
 
 for _operator, _fold in (

@@ -42,8 +42,9 @@ INPUT_GRAD = Pass("input_grad", "output", "weight", "input")
 WEIGHT_GRAD = Pass("weight_grad", "output", "input", "weight")
 PASSES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
 
-# result_size(pass's name, first, second, bias, size, stride, padding, dilation, groups, precision, activation):
-# checks one call, whose sizes may be symbolic, and gives the size of its result; raises what the operator raises.
+# result_size(pass's name, first, second, bias, size, stride, padding, dilation, groups, precision, activation,
+# residual, low, high): checks one call, whose sizes may be symbolic, and gives the size of its result; raises what the
+# operator raises.
 result_size = _C.result_size
 
 
@@ -55,19 +56,22 @@ def _result(a: Tensor, b: Tensor, size) -> Tensor:
 
 
 @torch.library.register_fake("conv_ext::forward", lib=library)
-def _(input, weight, bias, stride, padding, dilation, groups, precision="ieee", algorithm="auto", activation="none"):
-    options = stride, padding, dilation, groups, precision, activation
+def _(
+    input, weight, bias, stride, padding, dilation, groups, precision="ieee", algorithm="auto", activation="none",
+    residual=None, low=0.0, high=0.0,
+):  # fmt: skip
+    options = stride, padding, dilation, groups, precision, activation, residual, low, high
     return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
 
 
 @torch.library.register_fake("conv_ext::forward_packed", lib=library)
 def _(
     input, weight, packed, bias, stride, padding, dilation, groups, precision="ieee", algorithm="auto",
-    activation="none",
+    activation="none", residual=None, low=0.0, high=0.0,
 ):  # fmt: skip
     if packed.device != input.device:
         raise RuntimeError(f"Expected input and packed on the same device, but got {input.device} and {packed.device}")
-    options = stride, padding, dilation, groups, precision, activation
+    options = stride, padding, dilation, groups, precision, activation, residual, low, high
     return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
 
 

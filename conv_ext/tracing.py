@@ -45,7 +45,7 @@ def recorded(name: str, function, schema: str):
     operator = getattr(torch.ops.conv_ext, name).default
 
     def record(input, weight, bias, *rest):
-        input, weight, bias = ops.autocast(input, weight, bias)  # recorded, as those of other calls are
+        input, weight, bias, *rest = ops.autocast(input, weight, bias, *rest)  # recorded, as those of other calls are
         return operator(input, weight, bias, *rest, current_precision(input.device.type), current_algorithm())
 
     return record

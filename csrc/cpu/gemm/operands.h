@@ -155,6 +155,13 @@ struct GatherOperands {
     }
   }
 
+  // The epilogue of what has been written; channels are counted in real numbers.
+  void finish(ResultBox box) const {
+    box.channel /= parts;
+    box.channels /= parts;
+    finish_results<T, A>(buffers, parts, box);
+  }
+
   void pack_slice(int64_t group, const GatherPhase& f, const WeightPanel& s) const {
     // Of a phase with few of the taps, whole vectors of all taps would mostly be thrown away.
     const bool turned = plan.taps_are_neighbours && 4 * f.taps >= taps();

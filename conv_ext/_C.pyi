@@ -37,12 +37,12 @@ def weight_grad(
     dilation: Sequence[int], groups: int, precision: str, algorithm: str, /,
 ) -> Tensor: ...  # fmt: skip
 
-# The validator: the size of the result of a call whose sizes may be symbolic.
+# The validator: the size of the result of a call whose sizes may be symbolic (then it has SymInts, too).
 def result_size(
     pass_name: str, first: Tensor, second: Tensor, bias: Tensor | None, size: Sequence[Int], stride: Sequence[Int],
     padding: Sequence[Int], dilation: Sequence[Int], groups: Int, precision: str, activation: str = "none",
     residual: Tensor | None = None, low: float = 0, high: float = 0,
-) -> list[Int]: ...  # fmt: skip
+) -> list[int]: ...  # fmt: skip
 
 # What would run: csrc/python/module.cpp says what the dict holds.
 def plan(

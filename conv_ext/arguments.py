@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import SymInt, Tensor
 
 INT64_MAX = 2**63 - 1
-ACTIVATIONS = ("none", "relu", "relu6", "silu", "hardswish")  # the default first; beside them ("clamp", low, high)
-Activation = str | tuple[str, float, float]
+# The strings that are arguments, for type checkers.
+_Named = Literal["none", "relu", "relu6", "silu", "hardswish"]  # the default first
+Activation = _Named | tuple[Literal["clamp"], float, float]  # low, high
+Padding = Literal["valid", "same", "full", "same_strided"]  # torch knows the first two
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Precision = Literal["ieee", "tf32", "bf16"]
+ACTIVATIONS: tuple[str, ...] = get_args(_Named)
+PADDINGS: tuple[str, ...] = get_args(Padding)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 _OPERATORS = {name: (name, 0.0, 0.0) for name in ACTIVATIONS} | {"relu6": ("clamp", 0.0, 6.0)}
-Geometry = tuple[tuple, tuple, tuple, int]  # stride, padding before and after each dimension, dilation, groups
-PADDINGS = ("valid", "same", "full", "same_strided")  # torch knows the first two
+# stride, padding before and after each dimension, dilation, groups
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
-class Sides(tuple):
+class Sides(tuple[int, ...]):
     """The zeros before and after each dimension, (top, bottom, left, right), as the padding of a layer.
 
     For `fuse`, which makes them of padding layers. What a user gives as so many numbers is refused, as torch does it.
@@ -27,12 +36,12 @@ class Sides(tuple):
         return [zeros for i in range(len(self) - 2, -1, -2) for zeros in self[i : i + 2]]
 
 
-def _int(value, function: str, name: str):
+def _int(value: Any, function: str, name: str) -> int:
     """One argument as an int (or SymInt): what torch takes for one."""
     if type(value) is int:
         number = value
     elif isinstance(value, SymInt):
-        return value
+        return cast(int, value)
     elif isinstance(value, Tensor):
         if value.numel() != 1 or value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
             raise TypeError(
@@ -52,7 +61,7 @@ def _int(value, function: str, name: str):
     return number
 
 
-def ints(value, length: int, function: str, name: str) -> tuple:
+def ints(value: Any, length: int, function: str, name: str) -> tuple[Any, ...]:
     """One argument as a tuple of `length` ints: an int, or a list or tuple of one or of `length` ints."""
     if type(value) is int and 0 <= value <= INT64_MAX:  # these two are nearly all there are
         return (value,) * length
@@ -78,7 +87,9 @@ def ints(value, length: int, function: str, name: str) -> tuple:
     return values
 
 
-def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
+def padding_of(
+    rule: str, size: Sequence[Any], kernel: Sequence[Any], stride: Sequence[Any], dilation: Sequence[Any]
+) -> tuple[Any, ...]:
     """The zeros (before, after, …) of each dimension that a padding string asks for.
 
     size, kernel: the input's and the kernel's sizes; only 'same_strided' reads `size`. An odd total has its extra zero
@@ -116,12 +127,12 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
 
 
 def normalize(
-    function: str, input: Tensor, weight: Tensor, stride, padding, dilation, groups, length: int = 2
+    function: str, input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any, length: int = 2
 ) -> Geometry:
     """(stride, padding before and after each dimension, dilation, groups) from any form that torch accepts.
 
     function: the name that errors carry. input, weight: their last `length` sizes are the image's and the kernel's
-    (the padding strings need them). length: 2, or 1 for conv1d.
+    (the padding strings need them). length: 2, or 1 for sequences.
 
     Raises:
         TypeError: a value is no int. ValueError: an int is above 2^63 - 1.
@@ -143,18 +154,19 @@ def normalize(
     return stride, padding * 2, dilation, groups
 
 
-# What an error of the operator says of conv1d's one row, and what it means there.
+# What an error of the operator, or of transposed.py, says of one row, and what it means there.
 _ONE_ROW = (
     (r"\[(\d+), (\d+), 1, (\d+)\]", r"[\1, \2, \3]"),  # (N, C, H, W)
-    (r"\(1 x (\d+)\)", r"(\1)"),
+    (r"\(1 x (-?\d+)\)", r"(\1)"),
     (r"\(1, (-?\d+)\)", r"(\1)"),  # kernel size, stride, dilation
+    (r"\(0, (-?\d+)\)", r"(\1)"),  # output padding
     (r"\(0, 0, (-?\d+), (-?\d+)\)", r"(\1, \2)"),  # padding
     (r"\(top, bottom, left, right\)", "(left, right)"),
 )
 
 
 def of_one_row(error: RuntimeError) -> RuntimeError:
-    """An error of the operator in the sizes of a sequence, without the height of 1 that conv1d gives it."""
+    """An error of the operator in the sizes of a sequence, without the height of 1 that it is given."""
     if type(error) is not RuntimeError:  # of the classes derived from it none speaks of sizes
         return error
     text = str(error)
@@ -163,7 +175,7 @@ def of_one_row(error: RuntimeError) -> RuntimeError:
     return error if text == str(error) else RuntimeError(text)
 
 
-def operators_activation(activation: Activation) -> tuple[str, float, float]:
+def operators_activation(activation: Any) -> tuple[str, float, float]:
     """An activation as the operators take it: its name, and two bounds, which clamp reads.
 
     Raises:
@@ -183,7 +195,7 @@ def operators_activation(activation: Activation) -> tuple[str, float, float]:
     raise RuntimeError(f"activation must be one of {names}, or ('clamp', low, high) with two numbers, got {activation}")
 
 
-def check_activation(activation: Activation) -> None:
+def check_activation(activation: Any) -> None:
     """ValueError unless it is one of ACTIVATIONS, or ("clamp", low, high) with low <= high."""
     try:
         name, low, high = operators_activation(activation)
@@ -193,7 +205,7 @@ def check_activation(activation: Activation) -> None:
         raise ValueError(f"activation clamp needs bounds with low <= high, got low={low} and high={high}")
 
 
-def named_activation(name: str, low: float, high: float) -> Activation:
+def named_activation(name: str, low: float, high: float) -> Any:
     """The public form of what `operators_activation` gives."""
     return ("clamp", low, high) if name == "clamp" else name
 
@@ -203,7 +215,7 @@ def shown_activation(activation: Activation) -> str:
     return activation if isinstance(activation, str) else f"clamp({activation[1]:g}, {activation[2]:g})"
 
 
-def check_operands(function: str, rank: int, input, weight, bias, residual=None) -> bool:
+def check_operands(function: str, rank: int, input: Any, weight: Any, bias: Any, residual: Any = None) -> bool:
     """What must hold before an operand may be looked at: types, layouts, ranks. Returns whether there is a batch."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias), ("residual", residual)):
         if isinstance(value, Tensor):
@@ -223,4 +235,4 @@ def check_operands(function: str, rank: int, input, weight, bias, residual=None)
         raise RuntimeError(
             f"Expected {input.dim()}D residual, of the result's size, but got residual of size: {list(residual.shape)}"
         )
-    return input.dim() == rank
+    return bool(input.dim() == rank)

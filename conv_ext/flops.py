@@ -9,6 +9,10 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -17,7 +21,7 @@ from .passes import FORWARD, PASSES, Pass
 _COUNTER = "torch.utils.flop_counter"
 
 
-def _formula(of: Pass):
+def _formula(of: Pass) -> Callable[..., int]:
     return lambda first, second, *_, out_shape, **__: of.flops(first, second, out_shape)
 
 
@@ -32,7 +36,7 @@ def _register() -> None:
 class _WhenLoaded(importlib.abc.MetaPathFinder):
     """Lets the others find the module, and registers the formulas once its code has run."""
 
-    def find_spec(self, name, path, target=None):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name != _COUNTER:
             return None
         sys.meta_path.remove(self)  # its work is done; and the others are to be asked
@@ -40,7 +44,7 @@ class _WhenLoaded(importlib.abc.MetaPathFinder):
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
-            def load_and_register(module) -> None:
+            def load_and_register(module: ModuleType) -> None:
                 load(module)
                 _register()
 

@@ -12,35 +12,73 @@ one example is refused first: a folded problem may be a right one where its exam
 
 from __future__ import annotations
 
-from .arguments import Geometry
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
 from .passes import result_size
 
-_OPTIONS = ("ieee", "auto", "none", None, 0.0, 0.0)  # of forward: precision, algorithm, activation, residual, low, high
+Folded = tuple[Tensor, int | None]  # the result, and where the batch is in it
+# Of forward: precision, algorithm, activation, residual, low, high.
+_OPTIONS = ("ieee", "auto", "none", None, 0.0, 0.0)
 
 
 def _checked(
-    operator, info, in_dims, a, b, bias, size, geometry: Geometry, precision="ieee", _="auto", activation="none",
-    residual=None, low=0.0, high=0.0,
-):  # fmt: skip
-    """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none."""
-    operands = a, b, bias, residual
+    operator: str,
+    info: Any,
+    in_dims: Any,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
+    precision: str = "ieee",
+    _: str = "auto",
+    activation: str = "none",
+    residual: Tensor | None = None,
+    low: float = 0.0,
+    high: float = 0.0,
+) -> Tensor | None:
+    """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none.
 
-    def example(t, dim):
-        return None if t is None else t.new_empty(()).expand([n for i, n in enumerate(t.shape) if i != dim])
+    in_dims: of the two operands, the bias and the residual.
+    """
 
-    first, second, third, added = map(example, operands, (*in_dims, None, None))
-    size = result_size(operator, first, second, third, size, *geometry, precision, activation, added, low, high)
+    def example(t: Tensor, dim: int | None) -> Tensor:
+        return t.new_empty(()).expand([n for i, n in enumerate(t.shape) if i != dim])
+
+    third = None if bias is None else example(bias, in_dims[2])
+    added = None if residual is None else example(residual, in_dims[3])
+    operands = example(a, in_dims[0]), example(b, in_dims[1]), third
+    size = result_size(operator, *operands, size, *geometry, precision, activation, added, low, high)
     if info.batch_size > 0:
         return None
     # Of nothing, but of the operands: gradients of them are zeros.
-    return sum(t.flatten()[:0].sum() for t in operands if t is not None).expand(0, *size)
+    nothing = a.flatten()[:0].sum() + b.flatten()[:0].sum()
+    for other in (bias, residual):
+        if other is not None:
+            nothing = nothing + other.flatten()[:0].sum()
+    return nothing.expand(0, *size)
 
 
-def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation, groups, *options):
+def forward(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `forward`; returns its output and the output's batch dimension."""
     batch = info.batch_size
-    precision, algorithm, activation, residual, low, high = (*options, *_OPTIONS[len(options) :])
     input_dim, weight_dim, bias_dim = in_dims[:3]
+    precision, algorithm, activation, residual, low, high = (*options, *_OPTIONS[len(options) :])
     residual_dim = None if residual is None else in_dims[10]
     geometry = (stride, padding, dilation)
     dims = (*in_dims[:3], residual_dim)
@@ -48,20 +86,18 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
     if empty is not None:
         return empty, 0
 
-    def folded(input, weight, bias, groups, residual=residual, activation=activation):
-        options = (precision, algorithm, activation, residual, low, high)
-        return call(input, weight, bias, *geometry, groups, *options)
+    def folded(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, added: Tensor | None) -> Tensor:
+        return call(input, weight, bias, *geometry, groups, precision, algorithm, activation, added, low, high)
 
     if weight_dim is None and bias_dim is not None:
-        if residual is not None or activation not in ("none", "relu"):
-            return forward(  # few ask for it: a weight for each
-                call, info, (input_dim, 0, *in_dims[2:]), input, weight.expand(batch, *weight.shape), bias,
-                *geometry, groups, *options,
-            )  # fmt: skip
+        if residual is not None or activation not in ("none", "relu"):  # few ask for it: a weight for each
+            dims, weights = (input_dim, 0, *in_dims[2:]), weight.expand(batch, *weight.shape)
+            return forward(call, info, dims, input, weights, bias, *geometry, groups, *options)
         # The products are shared: only the addition has a batch.
         dims = (input_dim, None, None)
         y, dim = forward(call, info, dims, input, weight, None, *geometry, groups, precision, algorithm)
         y = y if dim is None else y.movedim(dim, 0)
+        assert bias is not None
         y = y + bias.movedim(bias_dim, 0)[:, None, :, None, None]
         return y.relu() if activation == "relu" else y, 0
     if residual is not None:
@@ -69,7 +105,7 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
         residual = residual.expand(batch, *residual.shape) if alone else residual.movedim(residual_dim, 0)
     if weight_dim is None:
         if input_dim is None and residual is None:
-            return folded(input, weight, bias, groups), None
+            return folded(input, weight, bias, groups, None), None
         input = input.expand(batch, *input.shape) if input_dim is None else input.movedim(input_dim, 0)
         added = None if residual is None else residual.flatten(0, 1)
         return folded(input.flatten(0, 1), weight, bias, groups, added).unflatten(0, (batch, -1)), 0
@@ -92,7 +128,19 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
     return y.unflatten(1, (batch, -1)), 1
 
 
-def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, padding, dilation, groups, *options):
+def input_grad(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `input_grad`; returns its result and the result's batch dimension."""
     batch = info.batch_size
     grad_dim, weight_dim = in_dims[:2]
@@ -116,7 +164,19 @@ def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, pad
     return x.unflatten(1, (batch, -1)), 1
 
 
-def weight_grad(call, info, in_dims, grad_output, input, kernel_size, stride, padding, dilation, groups, *options):
+def weight_grad(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `weight_grad`; returns its result and the result's batch dimension."""
     batch = info.batch_size
     grad_dim, input_dim = in_dims[:2]

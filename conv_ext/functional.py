@@ -7,17 +7,19 @@ under every transform (GENERAL).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import autograd, ops
+from . import _C, autograd, ops
 from .arguments import (
     Activation,
     Geometry,
+    Padding,
     check_operands,
     ints,
     named_activation,
@@ -25,23 +27,25 @@ from .arguments import (
     of_one_row,
     operators_activation,
 )
-from .library import _C
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
 
-__all__ = ["conv1d", "conv2d", "conv_transpose2d"]
+__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 
 GENERAL, PLAIN_GRADIENT, PLAIN = _C.Road
 OVERRIDDEN = None  # in place of a road: an operand's __torch_function__, or a mode's, answers the call
 
 _road = _C.road
 _is_compiling = torch.compiler.is_compiling
+_answered: Callable[..., Tensor] = handle_torch_function
 
 IntOrPair = int | Sequence[int]
 
 
-def _enter(function: str, rank: int, input, weight, bias, residual=None) -> tuple[_C.Road | None, bool]:
+def _enter(
+    function: str, rank: int, input: Any, weight: Any, bias: Any, residual: Any = None
+) -> tuple[_C.Road | None, bool]:
     """What each public function begins with: the road of its call, and whether there is a batch.
 
     Raises what no operand may be that a road could take (check_operands).
@@ -57,11 +61,19 @@ def _enter(function: str, rank: int, input, weight, bias, residual=None) -> tupl
     return road, check_operands(function, rank, input, weight, bias, residual)
 
 
-def _forward(road: _C.Road, input, weight, bias, geometry: Geometry, activation: Activation, residual) -> Tensor:
+def _forward(
+    road: _C.Road,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    activation: Any,
+    residual: Tensor | None,
+) -> Tensor:
     """The convolution of 4-D operands by the road that `_C.road` has named."""
-    name, *bounds = operators_activation(activation)
+    name, low, high = operators_activation(activation)
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
-    arguments = (input, weight, bias, *geometry, precision, current_algorithm(), name, residual, *bounds)
+    arguments = (input, weight, bias, *geometry, precision, current_algorithm(), name, residual, low, high)
     if road is PLAIN:
         return _C.forward(*arguments)
     if road is PLAIN_GRADIENT:
@@ -69,7 +81,22 @@ def _forward(road: _C.Road, input, weight, bias, geometry: Geometry, activation:
     return ops.forward(*arguments)
 
 
-def _transposed(road: _C.Road, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
+def _epilogue(activation: Any, residual: Any) -> dict[str, Any]:
+    """What an override is told of the epilogue; of a residual where there is one."""
+    return {"activation": activation} if residual is None else {"activation": activation, "residual": residual}
+
+
+def _transposed(
+    road: _C.Road,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
     """conv_transpose2d of 4-D operands, padding on four sides: `input_grad`, then the bias."""
     size = transposed_size(input, weight, bias, stride, padding, output_padding, groups, dilation)
     if known(size[0] == 0) or known(size[1] == 0):  # no convolution has such an input: cut it out of one that has more
@@ -98,7 +125,7 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: IntOrPair = 1,
-    padding: str | IntOrPair = 0,
+    padding: Padding | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
@@ -156,9 +183,8 @@ def conv2d(
     """
     road, batched = _enter("conv2d", 4, input, weight, bias, residual)
     if road is OVERRIDDEN:
-        more = {"activation": activation} if residual is None else {"activation": activation, "residual": residual}
-        tensors = input, weight, bias
-        return handle_torch_function(conv2d, (*tensors, residual), *tensors, stride, padding, dilation, groups, **more)
+        tensors, options = (input, weight, bias), (stride, padding, dilation, groups)
+        return _answered(conv2d, (*tensors, residual), *tensors, *options, **_epilogue(activation, residual))
     if road is GENERAL and isinstance(padding, str) and is_tracing():
         pairs = ints(stride, 2, "conv2d", "stride"), padding, ints(dilation, 2, "conv2d", "dilation")
         return _recorded_conv2d(input, weight, bias, *pairs, groups, *operators_activation(activation), residual)
@@ -174,7 +200,7 @@ def conv1d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: IntOrPair = 1,
-    padding: str | IntOrPair = 0,
+    padding: Padding | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
@@ -202,9 +228,8 @@ def conv1d(
     """
     road, batched = _enter("conv1d", 3, input, weight, bias, residual)
     if road is OVERRIDDEN:
-        more = {"activation": activation} if residual is None else {"activation": activation, "residual": residual}
-        tensors = input, weight, bias
-        return handle_torch_function(conv1d, (*tensors, residual), *tensors, stride, padding, dilation, groups, **more)
+        tensors, options = (input, weight, bias), (stride, padding, dilation, groups)
+        return _answered(conv1d, (*tensors, residual), *tensors, *options, **_epilogue(activation, residual))
     if road is GENERAL and isinstance(padding, str) and is_tracing():
         numbers = ints(stride, 1, "conv1d", "stride"), padding, ints(dilation, 1, "conv1d", "dilation")
         return _recorded_conv1d(input, weight, bias, *numbers, groups, *operators_activation(activation), residual)
@@ -214,14 +239,18 @@ def conv1d(
     rows = input.unsqueeze(2) if batched else input[None, :, None], weight.unsqueeze(2), bias
     if residual is not None:
         residual = residual.unsqueeze(2) if batched else residual[None, :, None]
-    if _is_compiling():
-        y = _forward(road, *rows, geometry, activation, residual)
-    else:
-        try:
-            y = _forward(road, *rows, geometry, activation, residual)
-        except RuntimeError as error:
-            raise of_one_row(error) from None
+    y = _of_one_row(_forward, road, *rows, geometry, activation, residual)
     return y.squeeze(2) if batched else y[0, :, 0]
+
+
+def _of_one_row(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A call for one row, whose errors speak of one dimension; in compiled code they have the height beside it."""
+    if _is_compiling():
+        return function(*arguments)
+    try:
+        return function(*arguments)
+    except RuntimeError as error:
+        raise of_one_row(error) from None
 
 
 def conv_transpose2d(
@@ -261,26 +290,73 @@ def conv_transpose2d(
     road, batched = _enter("conv_transpose2d", 4, input, weight, bias)
     if road is OVERRIDDEN:
         tensors = (input, weight, bias)
-        return handle_torch_function(
-            conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation
-        )
+        return _answered(conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation)
     if isinstance(padding, str):
         raise TypeError("conv_transpose2d(): argument 'padding' must be tuple of ints, not str")
-    stride, padding, dilation, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
+    steps, sides, gaps, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
     extra = ints(output_padding, 2, "conv_transpose2d", "output_padding")
     if road is GENERAL and is_tracing():
-        return _recorded_conv_transpose2d(input, weight, bias, stride, padding[::2], extra, groups, dilation)
+        return _recorded_conv_transpose2d(input, weight, bias, steps, sides[::2], extra, groups, gaps)
     if road is GENERAL:
         input, weight, bias = ops.autocast(input, weight, bias)
     x = input if batched else input.unsqueeze(0)
-    y = _transposed(road, x, weight, bias, stride, padding, extra, groups, dilation)
+    y = _transposed(road, x, weight, bias, steps, sides, extra, groups, gaps)
     return y if batched else y.squeeze(0)
 
 
-def _with_epilogue(function):
-    def call(*arguments):
-        *arguments, name, low, high, residual = arguments
-        return function(*arguments, activation=named_activation(name, low, high), residual=residual)
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    r"""1-D transposed convolution, a drop-in for ``torch.nn.functional.conv_transpose1d``: `conv_transpose2d`, a row.
+
+    ::
+
+        y[n, c, w] = b[c] + sum over k, q of  w[k, c', s] * x[n, k, q]   where  w = q * stride + s * dilation - padding
+
+    W = (Q - 1) stride - 2 padding + dilation (S - 1) + output_padding + 1.
+
+    Args:
+        input: (N, K, Q), or (K, Q) without a batch.
+        weight: (K, C / groups, S).
+        bias: (C,) or None; it is added as in `conv_transpose2d`.
+        stride, padding, dilation: an int, or a list or tuple of one.
+        output_padding: the same: positions that are added at the end; fewer than the stride or the dilation.
+        groups: divides C and K.
+
+    Returns:
+        (N, C, W), or (C, W) for an unbatched input.
+
+    Dtypes and errors are those of `conv2d`; in compiled code sizes in an error have the height 1 beside them.
+    """
+    road, batched = _enter("conv_transpose1d", 3, input, weight, bias)
+    if road is OVERRIDDEN:
+        tensors = (input, weight, bias)
+        return _answered(conv_transpose1d, tensors, *tensors, stride, padding, output_padding, groups, dilation)
+    if isinstance(padding, str):
+        raise TypeError("conv_transpose1d(): argument 'padding' must be tuple of ints, not str")
+    (s,), (p, _), (d,), groups = normalize("conv_transpose1d", input, weight, stride, padding, dilation, groups, 1)
+    (extra,) = ints(output_padding, 1, "conv_transpose1d", "output_padding")
+    if road is GENERAL and is_tracing():
+        return _recorded_conv_transpose1d(input, weight, bias, (s,), (p,), (extra,), groups, (d,))
+    if road is GENERAL:
+        input, weight, bias = ops.autocast(input, weight, bias)
+    input = input.contiguous()  # as in conv1d
+    rows = input.unsqueeze(2) if batched else input[None, :, None], weight.unsqueeze(2), bias
+    y = _of_one_row(_transposed, road, *rows, (1, s), (0, 0, p, p), (0, extra), groups, (1, d))
+    return y.squeeze(2) if batched else y[0, :, 0]
+
+
+def _with_epilogue(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*arguments: Any) -> Tensor:
+        *others, name, low, high, residual = arguments
+        return function(*others, activation=named_activation(name, low, high), residual=residual)
 
     return call
 
@@ -296,4 +372,8 @@ _recorded_conv1d = recorded(
 _recorded_conv_transpose2d = recorded(
     "recorded_conv_transpose2d", conv_transpose2d,
     "int[2] stride, int[2] padding, int[2] output_padding, int groups, int[2] dilation",
+)  # fmt: skip
+_recorded_conv_transpose1d = recorded(
+    "recorded_conv_transpose1d", conv_transpose1d,
+    "int[1] stride, int[1] padding, int[1] output_padding, int groups, int[1] dilation",
 )  # fmt: skip

@@ -6,7 +6,9 @@ import copy
 import html
 import pickle
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +16,10 @@ from torch.fx import GraphModule
 
 from .arguments import Sides
 from .modules import Conv1d, Conv2d, set_sides
+
+if TYPE_CHECKING:
+    from .layouts import Layouts
+    from .packed import Packing
 
 __all__ = ["Fused", "Report", "Row"]
 
@@ -42,6 +48,9 @@ class Report:
         others: (name, why) of each normalisation and activation that stays without a convolution before it.
         places, paddings: of a model that was fused part by part, what stood where an nn.Identity stands for an
             activation or a padding, and the attributes that a layer's padding was; `conv_ext.revert` puts them back.
+        layouts: the estimates that a memory format was chosen by (`conv_ext.layouts.Layouts`); None where none was.
+        packing: what became of the weights (`conv_ext.packed.Packing`): bytes of each layer, and which were left and
+            why; None where nothing was to be packed, and after `conv_ext.unpack`.
     """
 
     how: str
@@ -49,7 +58,9 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, nn.Module] = field(default_factory=dict)
-    paddings: dict[str, dict] = field(default_factory=dict)
+    paddings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    layouts: Layouts | None = None
+    packing: Packing | None = None
 
     @property
     def counts(self) -> Counter[str]:
@@ -76,10 +87,11 @@ class Report:
             lines += ["  " + "  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in cells]
         if self.others:
             lines += ["stay as they are:", *(f"  {name}: {why}" for name, why in self.others)]
+        lines += [str(each) for each in (self.layouts, self.packing) if each]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        def line(cells, tag: str) -> str:
+        def line(cells: Iterable[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
         parts = [f"<p>{html.escape(self._headline())}</p>"]
@@ -92,6 +104,7 @@ class Report:
         if self.others:
             stay = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in self.others)
             parts.append(f"<p>stay as they are:</p><ul>{stay}</ul>")
+        parts += [f"<pre>{html.escape(str(each))}</pre>" for each in (self.layouts, self.packing) if each]
         return "".join(parts)
 
 
@@ -100,12 +113,12 @@ class Fused(GraphModule):
 
     report: Report
 
-    def __deepcopy__(self, memo) -> Fused:
-        copied = super().__deepcopy__(memo)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
+        copied = cast(Fused, super().__deepcopy__(memo))
         copied.report = copy.deepcopy(self.report, memo)
         return copied
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         if self.report.exported:
             raise pickle.PicklingError(
                 "a model that was fused from an exported program cannot be pickled, as the program's module() cannot: "
@@ -115,7 +128,7 @@ class Fused(GraphModule):
         return _unpickled, (function, arguments, type(self).__name__)
 
 
-def _unpickled(function, arguments, name: str) -> Fused:
+def _unpickled(function: Callable[..., GraphModule], arguments: tuple[Any, ...], name: str) -> Fused:
     """torch.fx makes a plain GraphModule of what was pickled."""
     plain = function(*arguments)
     fused = Fused(plain, plain.graph, name)

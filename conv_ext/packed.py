@@ -14,24 +14,27 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypedDict, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx import Proxy, Tracer
 from torch.nn.utils import parametrize
-from torch.overrides import handle_torch_function
 
-from . import ops
-from .arguments import check_operands, normalize, operators_activation
+from . import _C, ops
+from .arguments import Activation, check_operands, normalize, operators_activation
 from .convert import AnyModule, _convolutions, _layers, check_for_inference, convert
-from .functional import OVERRIDDEN, PLAIN, _enter, conv2d
-from .library import _C
+from .functional import OVERRIDDEN, PLAIN, _answered, _enter, conv2d
+from .fused import Report
 from .modules import Conv2d, _padded
 from .passes import result_size
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["PackedConv2d", "pack", "unpack"]
 
@@ -42,17 +45,28 @@ _logger = logging.getLogger("conv_ext")
 _is_compiling = torch.compiler.is_compiling
 
 
-def _conv2d_packed(input, weight, bias, packed, stride, padding, dilation, groups, activation, residual):
+def _conv2d_packed(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    packed: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: Activation,
+    residual: Tensor | None,
+) -> Tensor:
     """`conv2d` with what `ops.pack` has made of the weight; the roads are those of functional.py."""
     road, batched = _enter("conv2d", 4, input, weight, bias, residual)
     if road is OVERRIDDEN:
         arguments = input, weight, bias, packed, stride, padding, dilation, groups, activation, residual
-        return handle_torch_function(_conv2d_packed, (*arguments[:4], residual), *arguments)
+        return _answered(_conv2d_packed, (*arguments[:4], residual), *arguments)
     geometry = normalize("conv2d", input, weight, stride, padding, dilation, groups)
     x = input if batched else input.unsqueeze(0)
-    residual = residual if batched or residual is None else residual.unsqueeze(0)
-    name, *bounds = operators_activation(activation)
-    options = *geometry, _precision(input), current_algorithm(), name, residual, *bounds
+    added = residual if batched or residual is None else residual.unsqueeze(0)
+    name, low, high = operators_activation(activation)
+    options = *geometry, _precision(input), current_algorithm(), name, added, low, high
     if road is PLAIN:
         y = _C.forward_packed(x, weight, bias, *options, packed)
     else:
@@ -174,7 +188,7 @@ class PackedConv2d(Conv2d):
         bias = self._held["bias"]
         return None if bias is None else bias.clone()
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in _NAMES:
             self._take(**{name: value})
         else:
@@ -291,25 +305,27 @@ class PackedConv2d(Conv2d):
         layer.reset_parameters()
         self._take(**{name: layer._parameters[name] for name in _NAMES})
 
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        apply: Callable[..., nn.Module] = super()._apply
+        apply(fn, recurse)
         tensors = {name: value for name, value in zip(_NAMES, (self.weight, self.bias)) if value is not None}
         self._take(**{name: fn(value) for name, value in tensors.items()})
         return self
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self._as_conv2d()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         layer = self._as_conv2d()
         layer._load_from_state_dict(*arguments)
         self._take(**{name: layer._parameters[name] for name in _NAMES})
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_held": {**self._held, "packed": None}}
 
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_state: Callable[[dict[str, Any]], None] = super().__setstate__
+        set_state(state)
         self._pack_again()
 
     def extra_repr(self) -> str:
@@ -365,11 +381,11 @@ def _why_left(layer: nn.Module) -> str:
     return "" if device == "cpu" else f"it is on {device}, and weights are kept on the CPU alone"
 
 
-def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = None, **kwargs) -> nn.Module:
+def pack(model: nn.Module, *inputs: Any, report: Callable[[str], object] | None = None, **kwargs: Any) -> nn.Module:
     """A new model for inference whose convolutions keep their weights packed: `PackedConv2d` in place of `Conv2d`.
 
     It computes the same bits as the model of our layers, in less time where packing takes a good part of a call (many
-    channels, small maps, small batches). `fuse` the model first, if it is to be fused. torch's own layers become ours
+    channels, small maps, small batches). `fuse` does the same to what it has fused. torch's own layers become ours
     first, as `convert` makes them. Left as they are: every other kind of convolution, classes derived from Conv2d, and
     layers with hooks, parametrizations, a forward of their own, or a weight that another module has too; those that
     the call does not reach; those that are not on the CPU.
@@ -392,25 +408,7 @@ def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = Non
     """
     _check(model, inputs, kwargs)
     packed = convert(copy.deepcopy(model))
-    holders = Counter(id(p) for module in packed.modules() for p in module._parameters.values() if p is not None)
-    found = {name: layer for name, (layer, _) in _convolutions(packed).items()}
-    left = {}
-    for name, layer in found.items():
-        shared = any(holders[id(p)] > 1 for p in layer._parameters.values() if p is not None)
-        left[name] = _why_left(layer) or ("another module has its weight or bias, too" if shared else "")
-    examples = _examples_of(packed, [layer for name, layer in found.items() if not left[name]], inputs, kwargs)
-    layers, several = [], []
-    for name, layer in found.items():
-        if left[name]:
-            continue
-        if not examples[layer]:
-            left[name] = "the call does not reach it"
-            continue
-        layers.append(_become_packed(layer))
-        layers[-1]._pack(examples[layer][0])
-        if len(examples[layer]) > 1:
-            several.append(f"    {name}: called with {len(examples[layer])} sizes, packed for the first")
-    text = _report(layers, several, left)
+    text = str(pack_in_place(packed, inputs, kwargs))
     if report is not None:
         report(text)
     else:
@@ -418,7 +416,68 @@ def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = Non
     return packed
 
 
-def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
+@dataclass
+class Packing:
+    """What packing made of each convolution of a model, by its name; ``str(packing)`` says it in words.
+
+    Attributes:
+        kept: bytes that lie beside the weight, 0 where the kernel reads it where it lies; None where the layer packs at
+            its first call.
+        weights: bytes of the weights of these layers together.
+        several: how many sizes a layer was called with, where there is more than one; it is packed for the first.
+        left: why a convolution is not packed.
+    """
+
+    kept: dict[str, int | None] = field(default_factory=dict)
+    weights: int = 0
+    several: dict[str, int] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """All that is kept beside the weights, as far as layers have been packed."""
+        return sum(filter(None, self.kept.values()))
+
+    def __str__(self) -> str:
+        beside = f"beside {self.weights / 2**20:.1f} MiB of weights"
+        if None in self.kept.values():
+            lines = [f"{_layers(len(self.kept))} to be packed by the first call, {beside}"]
+        else:
+            lines = [f"{_layers(len(self.kept))} packed: {self.bytes / 2**20:.1f} MiB {beside}"]
+        in_place = list(self.kept.values()).count(0)
+        lines += [f"    {in_place} of them: 0 bytes, the weight is read where it lies"] if in_place else []
+        lines += [f"    {name}: called with {n} sizes, packed for the first" for name, n in self.several.items()]
+        reasons = [f"    {name}: {why}" for name, why in self.left.items()]
+        return "\n".join(lines + ([f"{_layers(len(reasons))} left:", *reasons] if reasons else []))
+
+
+def pack_in_place(model: nn.Module, inputs: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Packing:
+    """Make the Conv2d of `model` PackedConv2d, in place: packed for this call, or, without one, by the next."""
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    found = {name: layer for name, (layer, _) in _convolutions(model).items()}
+    made = Packing()
+    for name, layer in found.items():
+        shared = any(holders[id(p)] > 1 for p in layer._parameters.values() if p is not None)
+        if why := _why_left(layer) or ("another module has its weight or bias, too" if shared else ""):
+            made.left[name] = why
+    chosen = {name: layer for name, layer in found.items() if name not in made.left}
+    called = bool(inputs or kwargs)
+    examples = examples_of(model, list(chosen.values()), inputs, kwargs or {}) if called else {}
+    for name, layer in chosen.items():
+        if called and not examples[layer]:
+            made.left[name] = "the call does not reach it"
+            continue
+        packed = _become_packed(layer)
+        if called:
+            packed._pack(examples[layer][0])
+            if len(examples[layer]) > 1:
+                made.several[name] = len(examples[layer])
+        made.kept[name] = packed.packed_bytes if called else None
+        made.weights += packed._held["weight"].nbytes
+    return made
+
+
+def _check(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"pack takes a torch.nn.Module, got {type(model).__name__}")
     if not inputs and not kwargs:
@@ -426,11 +485,13 @@ def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
     check_for_inference("pack", model)
 
 
-def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) -> dict[nn.Module, list[_Example]]:
+def examples_of(
+    model: nn.Module, layers: list[Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[nn.Module, list[_Example]]:
     """The different inputs that each layer gets in a call of the model."""
     examples: dict[nn.Module, list[_Example]] = {layer: [] for layer in layers}
 
-    def note(layer, arguments, keywords) -> None:
+    def note(layer: Any, arguments: Any, keywords: Any) -> None:
         example = _Example.of(layer, arguments[0] if arguments else keywords["input"])
         if example not in examples[layer]:
             examples[layer].append(example)
@@ -443,18 +504,6 @@ def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) ->
         for handle in handles:
             handle.remove()
     return examples
-
-
-def _report(packed: list[PackedConv2d], several: list[str], left: dict[str, str]) -> str:
-    kept = sum(layer.packed_bytes for layer in packed)
-    weights = sum(layer._held["weight"].nbytes for layer in packed)
-    lines = [f"{_layers(len(packed))} packed: {kept / 2**20:.1f} MiB beside {weights / 2**20:.1f} MiB of weights"]
-    in_place = sum(layer.packed_bytes == 0 for layer in packed)
-    lines += [f"    {in_place} of them: 0 bytes, the weight is read where it lies"] if in_place else []
-    lines += several
-    reasons = [f"    {name}: {why}" for name, why in left.items() if why]
-    lines += [f"{_layers(len(reasons))} left:", *reasons] if reasons else []
-    return "\n".join(lines)
 
 
 def unpack(model: AnyModule) -> AnyModule:
@@ -470,4 +519,6 @@ def unpack(model: AnyModule) -> AnyModule:
             layer.__class__ = Conv2d  # type: ignore[assignment]
             vars(layer).clear()
             vars(layer).update(plain)
+        elif isinstance(report := vars(layer).get("report"), Report):
+            report.packing = None
     return model

@@ -8,9 +8,10 @@ between them, and sees which parameters are used there.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from .fields import Field, start
 from .layer_kinds import field_after, moves, norm_word, op_of, operations_of, pool_word
 from .meta import on_meta
 from .packed import PackedConv2d
+from .tables import text_table
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -101,10 +103,10 @@ class Summary:
         return max((row.seen.depth for row in self.rows if row.seen is not None), default=0)
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
-        def size(values) -> str:
+        def size(values: Iterable[int]) -> str:
             return "×".join(f"{value:,}" for value in values)
 
-        def window(values) -> str:
+        def window(values: Any) -> str:
             if values is None:
                 return ""
             return str(values[0]) if values[0] == values[1] else f"{values[0]}×{values[1]}"
@@ -130,15 +132,7 @@ class Summary:
 
     def __str__(self) -> str:
         heads, cells = self._cells()
-        widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
-
-        def line(row: list[str]) -> str:
-            padded = (text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths)))
-            return "  ".join(padded).rstrip()
-
-        rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-        body = [line(row) for row in cells]
-        lines = [self._title(), "", line(heads), rule, *body[:-1], rule, body[-1]]
+        lines = [self._title(), "", text_table(heads, cells, left=2, total=True)]
         return "\n".join(lines + ([self._note()] if self.unused_parameters else []))
 
     __repr__ = __str__
@@ -219,7 +213,7 @@ def _inside(model: nn.Module) -> nn.Module:
             return model
 
 
-def _get(values) -> Field | None:
+def _get(values: Any) -> Field | None:
     """The field of all the tensors in `values` together."""
     found = None
     for leaf in tree_leaves(values):
@@ -229,13 +223,13 @@ def _get(values) -> Field | None:
     return found
 
 
-def _put(values, field: Field | None) -> None:
+def _put(values: Any, field: Field | None) -> None:
     for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor) and field is not None:
             leaf._conv_ext_field = field  # type: ignore[attr-defined]
 
 
-def _between(field: Field | None, result) -> Field | None:
+def _between(field: Field | None, result: Any) -> Field | None:
     """The field of what a function made: where it has another number of positions, it is not known which they are."""
     if field is None or not isinstance(result, Tensor) or result.dim() < 3:
         return field
@@ -251,7 +245,9 @@ class _Between(TorchFunctionMode):
         super().__init__()
         self.used = used  # ids of parameters
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         _put(result, _between(_get((args, kwargs)), result))
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # and not a size, a dtype, a device
@@ -301,11 +297,11 @@ class _Observer:
             for handle in handles:
                 handle.remove()
 
-    def _reach(self, _module, _inputs, y) -> None:
+    def _reach(self, _module: Any, _inputs: Any, y: Any) -> None:
         self.reached = _get(y)
         raise _Reached
 
-    def _watch(self, name: str, module: nn.Module) -> list:
+    def _watch(self, name: str, module: nn.Module) -> list[Any]:
         """The hooks of one module, or none where it has no row."""
         parameters = _parameters_of(module)
         has_children = any(name != "parametrizations" for name, _ in module.named_children())
@@ -316,13 +312,13 @@ class _Observer:
         known = known or pool_word(module) or norm_word(module)
         if known or parameters and not has_children:
 
-            def hook(m, inputs, keywords, y) -> None:
+            def hook(m: Any, inputs: Any, keywords: Any, y: Any) -> None:
                 self._note(name, m, parameters, (*inputs, *keywords.values()), y)
 
             return [module.register_forward_hook(hook, with_kwargs=True)]
         if type(module).__module__.startswith("torch.nn.") and not has_children:
 
-            def hook(m, inputs, keywords, y) -> None:
+            def hook(m: Any, inputs: Any, keywords: Any, y: Any) -> None:
                 inputs = (*inputs, *keywords.values())
                 if moves(m, inputs, y):
                     self._note(name, m, parameters, inputs, y)
@@ -332,13 +328,13 @@ class _Observer:
             return [module.register_forward_hook(lambda m, inputs, y: self._note_own(name, m, parameters, y))]
         return []
 
-    def _watch_block(self, name: str, module: nn.Module) -> list:
+    def _watch_block(self, name: str, module: nn.Module) -> list[Any]:
         """A module of several layers that is one row: the sum of its parts."""
 
-        def begin(_module, _inputs) -> None:
+        def begin(_module: Any, _inputs: Any) -> None:
             self.begins.append(len(self.rows))
 
-        def end(_module, _inputs, output) -> None:
+        def end(_module: Any, _inputs: Any, output: Any) -> None:
             first = self.begins.pop()
             parts = self.rows[first:]
             sums = sum(row.parameters for row in parts), sum(row.operations for row in parts)
@@ -347,7 +343,9 @@ class _Observer:
 
         return [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
 
-    def _note(self, name: str, module: nn.Module, parameters: list[nn.Parameter], inputs: tuple, y) -> None:
+    def _note(
+        self, name: str, module: nn.Module, parameters: list[nn.Parameter], inputs: tuple[Any, ...], y: Any
+    ) -> None:
         x, y = (next((leaf for leaf in tree_leaves(of) if isinstance(leaf, Tensor)), None) for of in (inputs, y))
         if x is None or y is None:
             self._count(parameters)  # without a tensor that comes or goes there is nothing to say in a row
@@ -357,7 +355,7 @@ class _Observer:
         figures = self._count(parameters), operations_of(module, x, y)
         self.rows.append(_row(op_of(module, x, y), name, *figures, y, field))
 
-    def _note_own(self, name: str, module: nn.Module, parameters: list[nn.Parameter], y) -> None:
+    def _note_own(self, name: str, module: nn.Module, parameters: list[nn.Parameter], y: Any) -> None:
         """A row for what a module with layers inside uses by itself: what the layers' rows have not counted."""
         count = self._count([p for p in parameters if id(p) in self.used])
         y = next((leaf for leaf in tree_leaves(y) if isinstance(leaf, Tensor)), None)
@@ -371,13 +369,13 @@ class _Observer:
         return sum(p.numel() for p in fresh)
 
 
-def _parameters_of(model: nn.Module) -> list:
+def _parameters_of(model: nn.Module) -> list[Any]:
     """The parameters of a module, and the tensors that packed layers have in their place."""
     packed = [module for module in model.modules() if isinstance(module, PackedConv2d)]
     return [*model.parameters(), *(tensor for module in packed for tensor in module._own_tensors())]
 
 
-def _row(op: str, name: str, parameters: int, operations: int, y: Tensor, field: Field | None, kept=None) -> Row:
+def _row(op: str, name: str, parameters: int, operations: int, y: Tensor, field: Field | None, kept: Any = None) -> Row:
     sizes = tuple(y.shape[1:])
     volume = (*sizes[1:], sizes[0]) if sizes else ()
     extent, step, offset = ((1, 1), (1, 1), None) if field is None else (field.extent, field.step, field.offset())

@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..models import LeNet5, lenet5
 from .data import Images
-from .training import Recipe, Training, evaluate
+from .training import Recipe, Training, accuracy, evaluate
 
 BASE_CLASSES, NEW_CLASSES = tuple(range(5)), tuple(range(5, 10))
 COUNTS = (10, 25, 50, 100, 250, None)  # training images; None: all there are
@@ -71,11 +72,10 @@ def learn(net: nn.Module, images: Images, steps: int, seed: int, device: torch.d
     while len(training.history.losses) < steps:
         training.run_epoch(stop_after=steps, tested=False)
     seconds = time.perf_counter() - begin
-    correct = evaluate(net, images, device).argmax(1) == images.test_labels
-    return correct.double().mean().item(), seconds
+    return accuracy(evaluate(net, images, device), images), seconds
 
 
-def run(options: argparse.Namespace, images: Images, device: torch.device) -> dict:
+def run(options: argparse.Namespace, images: Images, device: torch.device) -> dict[str, Any]:
     """Train, print both tables, and return what the picture shows; `images` are digits 0 to 9."""
     from tqdm import tqdm
 
@@ -88,8 +88,8 @@ def run(options: argparse.Namespace, images: Images, device: torch.device) -> di
         flush=True,
     )
     steps = options.epochs * math.ceil(len(known.train_labels) / Recipe.batch_size)
-    accuracy, _ = learn(base, known, steps, options.seed, device)
-    print(f"  test accuracy {100 * accuracy:.2f} %\n", flush=True)
+    found, _ = learn(base, known, steps, options.seed, device)
+    print(f"  test accuracy {100 * found:.2f} %\n", flush=True)
 
     sizes = sorted({min(count or len(new.train_labels), len(new.train_labels)) for count in COUNTS})
     accuracies: dict[str, dict[int, list[float]]] = {way: {size: [] for size in sizes} for way in WAYS}
@@ -107,7 +107,9 @@ def run(options: argparse.Namespace, images: Images, device: torch.device) -> di
     return {"accuracies": accuracies, "counts": counts, "title": images.title}
 
 
-def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested: int) -> None:
+def _print(
+    accuracies: dict[str, Any], counts: dict[str, Any], times: dict[str, Any], sizes: list[int], tested: int
+) -> None:
     print(f"\nThe digits 5 to 9, {STEPS} steps each: test accuracy on {tested:,} images, mean of {REPEATS} runs\n")
 
     def row(label: str, cells: list[str]) -> None:
@@ -125,7 +127,7 @@ def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested
     print(flush=True)
 
 
-def draw(found: dict) -> bytes:
+def draw(found: dict[str, Any]) -> bytes:
     """The picture as a PNG file's bytes: accuracy against the number of training images."""
     from ..visualize import new_figure, png
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Flatten, count, he_start, make, narrowed, one_of
+from .layers import Device, Flatten, count, he_start, make, narrowed, one_of
 
 __all__ = ["GoogLeNet", "GoogLeNetScores", "Inception", "googlenet"]
 
@@ -51,7 +51,7 @@ class Inception(nn.Module):
     `out_channels` is K. In `conv_ext.summary` it is one row, or its branches where that is told to expand.
     """
 
-    def __init__(self, in_channels: int, k1: int, k3, k5, pool: int | None = None) -> None:
+    def __init__(self, in_channels: int, k1: int, k3: Any, k5: Any, pool: int | None = None) -> None:
         super().__init__()
         words = [str(k1), *("({},{})".format(*k) if isinstance(k, tuple) else str(k) for k in (k3, k5))]
         self.op = f"inc({','.join(words + ([] if pool is None else [str(pool)]))})"  # the name in conv_ext.summary
@@ -64,7 +64,7 @@ class Inception(nn.Module):
         self.out_channels = k1 + maps3 + maps5 + (in_channels if pool is None else pool)
 
     @staticmethod
-    def _branch(c: int, k, r: int) -> tuple[nn.Sequential, int]:
+    def _branch(c: int, k: Any, r: int) -> tuple[nn.Sequential, int]:
         layers: list[nn.Module] = []
         if isinstance(k, tuple):
             reduced, k = k
@@ -141,7 +141,7 @@ class GoogLeNet(nn.Module):
         x = self.inception4a(self.pool3(self.stage3(self.stem(x))))  # (N, 512, 14, 14)
         middle = self.stage4(x)  # (N, 528, 14, 14)
         y = self.stage5(self.pool4(self.inception4e(middle)))  # (N, 1024, 7, 7)
-        scores = self.fc(self.dropout(self.pool5(y).flatten(1)))
+        scores: Tensor = self.fc(self.dropout(self.pool5(y).flatten(1)))
         if self.training and self.auxiliary:
             return GoogLeNetScores(scores, self.auxiliary1(x), self.auxiliary2(middle))
         return scores
@@ -149,7 +149,7 @@ class GoogLeNet(nn.Module):
 
 def googlenet(
     num_classes: int = 1000, in_channels: int = 3, *, inception: str = "reduced", auxiliary: bool = True,
-    local_response_norm: bool = False, width: float = 1.0, device=None, dtype=None,
+    local_response_norm: bool = False, width: float = 1.0, device: Device=None, dtype: torch.dtype | None=None,
 ) -> GoogLeNet:  # fmt: skip
     """GoogLeNet with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).
 

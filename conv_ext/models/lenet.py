@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from conv_ext import ConnectionTable, Conv2d, MappedConv2d
 
-from .layers import Flatten, count, full_connection, make, one_of, takes_full_connections
+from .layers import Device, Flatten, count, full_connection, make, one_of, takes_full_connections
 from .pooling import TrainablePool2d
 
 __all__ = ["C3_TABLE", "RBF", "LeNet5", "digit_codes", "lenet5"]
@@ -126,12 +126,14 @@ class LeNet5(nn.Module):
         x = self.squash_pooled(self.s4(x))  # (N, 16, 5, 5)
         x = self.squash(self.c5(x))  # (N, 120, 1, 1): a convolution that is a full connection at this size
         x = self.squash(self.f6(self.flatten(x)))  # (N, 84)
-        return self.output(x)
+        y: Tensor = self.output(x)
+        return y
 
 
 def lenet5(
     num_classes: int = 10, in_channels: int = 1, *, connections: str = "table", pooling: str = "trainable",
-    head: str = "linear", activation: str = "tanh", dense: str = "linear", device=None, dtype=None,
+    head: str = "linear", activation: str = "tanh", dense: str = "linear", device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> LeNet5:  # fmt: skip
     """LeNet-5 with fresh weights: images (N, in_channels, 32, 32) -> scores (N, num_classes).
 

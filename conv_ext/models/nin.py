@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import count, he_start, make, narrowed, one_of
+from .layers import Device, count, he_start, make, narrowed, one_of
 
 __all__ = ["NiN", "nin"]
 
@@ -49,12 +50,13 @@ class NiN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean of each class's map: (N, in_channels, H, W) -> (N, num_classes)."""
-        return self.pool(self.features(x)).flatten(1)
+        y: Tensor = self.pool(self.features(x)).flatten(1)
+        return y
 
 
 def nin(
-    num_classes: int = 10, in_channels: int = 3, *, images: str = "cifar10", width: float = 1.0, device=None,
-    dtype=None,
+    num_classes: int = 10, in_channels: int = 3, *, images: str = "cifar10", width: float = 1.0, device: Device=None,
+    dtype: torch.dtype | None=None,
 ) -> NiN:  # fmt: skip
     """Network in network with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes).
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Flatten, count, full_connection, he_start, make, narrowed, one_of, takes_full_connections
+from .layers import Device, Flatten, count, full_connection, he_start, make, narrowed, one_of, takes_full_connections
 from .pretrained import load
 
 __all__ = ["VGG", "vgg", "vgg16", "vgg19"]
@@ -60,7 +63,8 @@ class VGG(nn.Module):
 
         With dense="conv" a map of scores: (N, in_channels, H, W) -> (N, num_classes, H / 32 - 6, W / 32 - 6).
         """
-        return self.classifier(self.flatten(self.features(x)))
+        y: Tensor = self.classifier(self.flatten(self.features(x)))
+        return y
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> VGG:
         """Take the weights of torchvision's vgg11 (A), vgg13 (B), vgg16 (D) or vgg19 (E); returns the network.
@@ -73,7 +77,7 @@ class VGG(nn.Module):
 
 def vgg(
     configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0,
-    dense: str = "linear", device=None, dtype=None,
+    dense: str = "linear", device: Device=None, dtype: torch.dtype | None=None,
 ) -> VGG:  # fmt: skip
     """VGG with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).
 
@@ -92,11 +96,11 @@ def vgg(
     return make(VGG, configuration, num_classes, in_channels, width, dense, device=device, dtype=dtype)
 
 
-def vgg16(num_classes: int = 1000, in_channels: int = 3, **keywords) -> VGG:
+def vgg16(num_classes: int = 1000, in_channels: int = 3, **keywords: Any) -> VGG:
     """`vgg("D", …)`: 13 convolutions and three full connections."""
     return vgg("D", num_classes, in_channels, **keywords)
 
 
-def vgg19(num_classes: int = 1000, in_channels: int = 3, **keywords) -> VGG:
+def vgg19(num_classes: int = 1000, in_channels: int = 3, **keywords: Any) -> VGG:
     """`vgg("E", …)`: 16 convolutions and three full connections."""
     return vgg("E", num_classes, in_channels, **keywords)

@@ -50,8 +50,8 @@ def _checked(
 
     third = None if bias is None else example(bias, in_dims[2])
     added = None if residual is None else example(residual, in_dims[3])
-    operands = example(a, in_dims[0]), example(b, in_dims[1]), third
-    size = result_size(operator, *operands, size, *geometry, precision, activation, added, low, high)
+    first, second = example(a, in_dims[0]), example(b, in_dims[1])
+    size = result_size(operator, first, second, third, size, *geometry, precision, activation, added, low, high)
     if info.batch_size > 0:
         return None
     # Of nothing, but of the operands: gradients of them are zeros.
@@ -78,7 +78,8 @@ def forward(
     """Folded `forward`; returns its output and the output's batch dimension."""
     batch = info.batch_size
     input_dim, weight_dim, bias_dim = in_dims[:3]
-    precision, algorithm, activation, residual, low, high = (*options, *_OPTIONS[len(options) :])
+    given: tuple[Any, ...] = (*options, *_OPTIONS[len(options) :])
+    precision, algorithm, activation, residual, low, high = given
     residual_dim = None if residual is None else in_dims[10]
     geometry = (stride, padding, dilation)
     dims = (*in_dims[:3], residual_dim)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from . import ops
 from .arguments import (
     PADDINGS,
     Activation,
@@ -23,6 +24,7 @@ from .arguments import (
     Sides,
     check_activation,
     check_operands,
+    normalize,
     padding_of,
     shown_activation,
 )
@@ -60,10 +62,48 @@ class _Extended(Unscriptable, _ConvNd):
             self.padding = padding
         self.activation = activation
 
+    def _fuses(self, input: Tensor, residual: Any) -> bool:
+        """Whether a residual is one for the epilogue: of the size and the dtype that the result will have."""
+        if not isinstance(residual, Tensor) or residual.dim() != input.dim():
+            return False
+        x, padding = _padded(self, input)
+        length = len(self.kernel_size)
+        stride, zeros, dilation, _ = normalize(
+            f"conv{length}d", x, self.weight, self.stride, padding, self.dilation, self.groups, length
+        )
+        size = [*x.shape[: -length - 1], self.out_channels]
+        for i, (s, d, taps) in enumerate(zip(stride, dilation, self.kernel_size)):
+            size.append((x.shape[i - length] + zeros[2 * i] + zeros[2 * i + 1] - d * (taps - 1) - 1) // s + 1)
+        return list(residual.shape) == size and residual.dtype == ops.autocast_dtype(self.weight)
+
+    def _one_by_one(self, input: Tensor, residual: Any) -> Tensor:
+        """The convolution, the addition and the activation."""
+        x, padding = _padded(self, input)
+        convolution: Callable[..., Tensor] = conv1d if isinstance(self, nn.Conv1d) else conv2d
+        y = convolution(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups) + residual
+        activate, bounds = torchs_activation(self.activation)
+        return activate(y, *bounds)
+
     def extra_repr(self) -> str:
         of_torch: Callable[[], str] = super().extra_repr
         shown = of_torch()
         return shown if self.activation == "none" else f"{shown}, activation={shown_activation(self.activation)}"
+
+
+_BEHIND: dict[str, Callable[..., Tensor]] = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "clamp": F.hardtanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+
+
+def torchs_activation(activation: Activation) -> tuple[Callable[..., Tensor], tuple[float, ...]]:
+    """torch's function for an activation, and the bounds that it takes behind the tensor."""
+    name, bounds = (activation, ()) if isinstance(activation, str) else (activation[0], activation[1:])
+    return _BEHIND[name], bounds
 
 
 def _is_beyond(padding: object) -> bool:
@@ -113,10 +153,14 @@ class Conv1d(_Extended, nn.Conv1d):
         self._extend(padding, activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The convolution of `input`, to which a `residual` of the result's size is added before the activation."""
+        """The convolution of `input`, to which a `residual` is added before the activation: in one pass where it has
+        the size and the dtype of the result, else as torch adds it.
+        """
         if residual is None:
             return super().forward(input)
-        return self._conv_forward(input, self.weight, self.bias, residual)
+        if self._fuses(input, residual):
+            return self._conv_forward(input, self.weight, self.bias, residual)
+        return self._one_by_one(input, residual)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
@@ -166,10 +210,14 @@ class Conv2d(_Extended, nn.Conv2d):
         self._extend(padding, activation)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The convolution of `input`, to which a `residual` of the result's size is added before the activation."""
+        """The convolution of `input`, to which a `residual` is added before the activation: in one pass where it has
+        the size and the dtype of the result, else as torch adds it.
+        """
         if residual is None:
             return super().forward(input)
-        return self._conv_forward(input, self.weight, self.bias, residual)
+        if self._fuses(input, residual):
+            return self._conv_forward(input, self.weight, self.bias, residual)
+        return self._one_by_one(input, residual)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
@@ -226,7 +274,7 @@ def set_sides(layer: nn.Conv1d | nn.Conv2d, zeros: list[int]) -> None:
     layer._reversed_padding_repeated_twice = sides.last_first()
 
 
-def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
+def _padded(layer: _ConvNd, input: Tensor) -> tuple[Tensor, Any]:
     """The input and the padding that is left to the convolution: none where a mode other than zeros filled it in."""
     if layer.padding_mode == "zeros":
         return input, layer.padding

@@ -277,6 +277,8 @@ class PackedConv2d(Conv2d):
         """The convolution of `input`, (N, C, H, W) or (C, H, W), and `residual`, as `Conv2d` has it."""
         if isinstance(input, Proxy):
             return self._recorded(input, residual)
+        if residual is not None and not self._fuses(input, residual):
+            return self._one_by_one(input, residual)
         x, padding = _padded(self, input)
         held = self._held
         weight, bias, packed = held["weight"], held["bias"], held["packed"]

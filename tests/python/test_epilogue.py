@@ -127,6 +127,21 @@ def test_any_strides_of_the_residual(layout, dtype):
     assert_behind(same_tensor, plain, "none", plain)
 
 
+@pytest.mark.parametrize("width", [1, 5, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex128], ids=dtype_name)
+def test_a_residual_with_something_between_its_rows(width, dtype):
+    """Where the rows of an image are taken for one row, those of the residual are not."""
+    z = Problem("one row", 2, 9, 4, width, 33, 1, 1)
+    x, w = operands("forward", z, dtype, "signed")
+    residual = torch.nn.functional.pad(fill(z.output_shape, dtype, "signed", 5), (0, 3), value=math.nan)[..., :width]
+    for isa in conv_ext.library.available_isas():
+        with instruction_set(isa):
+            for algorithm in applicable("forward", z, dtype):
+                plain = run(x, w, None, z, algorithm=algorithm)
+                got = run(x, w, None, z, "none", residual, algorithm)
+                assert_behind(got, plain, "none", residual)
+
+
 def test_the_input_itself_as_the_residual():
     z = Problem("itself", 2, 5, 6, 7, 5, 3, 3, padding=(1, 1, 1, 1))
     x, w = operands("forward", z, torch.float32, "signed")

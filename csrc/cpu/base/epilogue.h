@@ -136,4 +136,18 @@ inline __attribute__((always_inline)) void finish_results(const Buffers& b, int6
   if (__builtin_expect(b.epilogue.any(), 0)) finish_box<T, A>(b, parts, at);
 }
 
+// The same for positions [first, last) of an image, numbered through its rows of `width`.
+template <class T, class A>
+inline void finish_positions(const Buffers& b, int64_t parts, int64_t n, int64_t channel, int64_t channels,
+                             int64_t width, int64_t first, int64_t last) {
+  if (!b.epilogue.any()) return;
+  while (first < last) {
+    const int64_t column = first % width, rest = last - first;
+    const int64_t rows = column == 0 && rest >= width ? rest / width : 1;  // whole ones at once
+    const int64_t columns = min_of(width - column, rest);
+    finish_box<T, A>(b, parts, {n, channel, channels, first / width, rows, column, columns});
+    first += rows * columns;
+  }
+}
+
 }  // namespace conv_ext

@@ -157,18 +157,7 @@ struct TilesLine {
         if (op.buffers.relu) rectify_all<T, float>(sum, 16);
         write16(to + l, _mm512_load_ps(sum), count - l);
       }
-    if (!op.buffers.epilogue.any()) return;
-    visit_rows(first, first + count, [&](int64_t row, int64_t column, int64_t columns) {
-      finish_results<T, float>(op.buffers, 1, {n, channel, outputs, row, 1, column, columns});
-    });
-  }
-  // Positions [at, last) of an image, row by row.
-  template <class Visit>
-  void visit_rows(int64_t at, int64_t last, Visit visit) const {
-    for (int64_t columns; at < last; at += columns) {
-      columns = min_of(op.z.q - at % op.z.q, last - at);
-      visit(at / op.z.q, at % op.z.q, columns);
-    }
+    finish_positions<T, float>(op.buffers, 1, n, channel, outputs, op.z.q, first, first + count);
   }
 };
 

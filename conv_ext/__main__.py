@@ -12,7 +12,7 @@ import torch
 
 import conv_ext
 
-from . import _C, commands, demo
+from . import _C, commands, demo, subjects
 from .demo import look
 from .models import NETWORKS
 
@@ -60,28 +60,35 @@ def _sentence(text: str) -> str:
 
 def _add_summary(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("network", choices=tuple(NETWORKS), metavar="network", help=", ".join(NETWORKS))
-    add("--input", type=_image, metavar="CxHxW", help="channels, height and width of an image (default: the paper's)")
-    add("--classes", type=commands.size, metavar="N", help="classes (default: the network's own)")
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, commands.forms()
+    add("model", metavar="MODEL", help="built-in name, timm:NAME or module:factory (see below)")
+    text = "sizes of an image, behind their number where it is not one; CxL of a sequence"
+    add("--input", type=_image, metavar="[Nx]CxHxW", help=f"{text} (default: what the network is made for)")
+    text = "classes, of built-in networks and timm's (default: their own)"
+    add("--classes", type=commands.size, metavar="N", help=text)
     add("--expand", action="store_true", help="a row for each layer inside an inception module")
     add("--markdown", action="store_true", help="a table in Markdown")
 
 
 def _image(text: str) -> tuple[int, ...]:
-    found = commands.sizes(text)
-    if len(found) != 3:
-        raise argparse.ArgumentTypeError(f"must be channels x height x width, as 3x224x224, got {text[:40]!r}")
-    return found
+    return commands.sizes(text, most=4, example="3x224x224")
 
 
 def print_summary(options: argparse.Namespace) -> int:
-    """Print the table of a network; 2 where it does not take such images."""
-    entry = NETWORKS[options.network]
-    image = options.input or entry.image
-    classes = {} if options.classes is None else {"num_classes": options.classes}
+    """Print the table of a network; 2 where there is none of that name, or it does not take such images."""
+    given: tuple[int, ...] | None = options.input
+    batch, image = (given[0], given[1:]) if given is not None and len(given) == 4 else (1, given)
+    chosen = {} if options.classes is None else {"num_classes": options.classes}
+    if image is not None and (options.model in NETWORKS or options.model.startswith("timm:")):
+        chosen["in_channels"] = image[0]
     try:
-        model = entry.make(in_channels=image[0], device="meta", **classes)
-        found = conv_ext.summary(model, image, expand=options.expand)
+        subject = subjects.load(options.model, device="meta", **chosen)
+        image = image or subject.image
+        if image is None:
+            raise ValueError(f"what {options.model} is called with is not known: give --input, as 3x224x224")
+        if not isinstance(subject.model, torch.nn.Module):
+            raise ValueError(f"{options.model} is an exported program, in which there are no layers")
+        found = conv_ext.summary(subject.model, image, batch=batch, expand=options.expand)
     except (RuntimeError, ValueError) as error:
         print(f"conv_ext summary: {str(error).removeprefix('summary: ')}", file=sys.stderr)
         return 2

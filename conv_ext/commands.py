@@ -21,7 +21,7 @@ from .fuse import fuse
 from .model_plans import ModelExplanation
 from .subjects import Subject, SubjectError
 
-__all__ = ["add_bench", "add_explain", "run_bench", "run_explain", "sizes"]
+__all__ = ["add_bench", "add_explain", "forms", "run_bench", "run_explain", "sizes"]
 
 _MOST = 2**31 - 1  # of any size
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -34,15 +34,15 @@ def size(text: str) -> int:
     return int(text)
 
 
-def sizes(text: str) -> tuple[int, ...]:
-    """Sizes with an x between them."""
+def sizes(text: str, most: int = 8, example: str = "1x3x224x224") -> tuple[int, ...]:
+    """Sizes with an x between them, two of them at least."""
     try:
         found = tuple(map(size, text.lower().replace("×", "x").split("x")))
     except argparse.ArgumentTypeError:
         found = ()
-    if len(found) < 2:
+    if not 2 <= len(found) <= most:
         raise argparse.ArgumentTypeError(
-            f"must be sizes with an x between them, as 1x3x224x224, each from 1 to {_MOST}, got {text[:40]!r}"
+            f"must be sizes with an x between them, as {example}, each from 1 to {_MOST}, got {text[:40]!r}"
         )
     return found
 
@@ -64,10 +64,15 @@ def _file(text: str) -> Path:
     return path
 
 
+def forms() -> str:
+    """What may stand for MODEL, for a command's help."""
+    return textwrap.fill(f"MODEL is {subjects.FORMS}.", 100)
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = textwrap.fill(f"MODEL is {subjects.FORMS}.", 100)
+    parser.epilog = forms()
     add("model", metavar="MODEL", help="built-in name, timm:NAME, module:factory, or a .pt2 file (see below)")
     add("--input", type=sizes, metavar="NxCxHxW", help="sizes of the images, with their number (default: one image of "
         "the size that the network is made for; what the program was exported with)")  # fmt: skip

@@ -65,8 +65,8 @@ def fuse(
 
     Then the weights of 2-D layers are packed once, as `conv_ext.pack` does it, which computes the same bits: their
     layers are `PackedConv2d`, which have no Parameters. With `inputs` that is done at once, without at the first call,
-    for the sizes of that; a model that is to be compiled or exported has to have been called before, or be given
-    `inputs`.
+    for the sizes of that. What is compiled or exported before it has been called packs in each call, but for
+    torch.compile within `conv_ext.inductor.fusing`, which packs by itself.
 
     Args:
         model: an nn.Module in eval mode, all of it; or what torch.export has made of one in eval mode, an
@@ -78,8 +78,8 @@ def fuse(
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
-            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for the
-            convolutions are lower (`conv_ext.explain` prints them; nothing is timed), and needs `inputs`.
+            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for
+            convolutions (`conv_ext.explain` prints them) and pooling are lower; nothing is timed. It needs `inputs`.
         verbose: print the report.
 
     Returns:

@@ -192,15 +192,21 @@ def op_of(module: nn.Module, x: Tensor, y: Tensor) -> str:
     return f"{word}({','.join(words)})"
 
 
+def macs_of(module: nn.Module, x: Tensor, y: Tensor) -> int:
+    """Products, each with its addition, of a convolution or a full connection; 0 of other layers."""
+    if isinstance(module, MappedConv2d):
+        return module.weight.numel() * (y.numel() // module.out_channels)
+    if not isinstance(module, (_ConvNd, nn.Linear)):
+        return 0
+    if getattr(module, "transposed", False):
+        return x.numel() * module.weight[0].numel()
+    return y.numel() * module.weight[0].numel()
+
+
 def operations_of(module: nn.Module, x: Tensor, y: Tensor) -> int:
     """Multiplications with additions, the bias as one; one for each input of a layer without products."""
     if isinstance(module, (MappedConv2d, _ConvNd, nn.Linear)):
-        biases = y.numel() if module.bias is not None else 0
-        if isinstance(module, MappedConv2d):
-            return module.weight.numel() * y.shape[2:].numel() + biases
-        if getattr(module, "transposed", False):
-            return x.numel() * module.weight[0].numel() + biases
-        return y.numel() * module.weight[0].numel() + biases
+        return macs_of(module, x, y) + (y.numel() if module.bias is not None else 0)
     if hasattr(module, "operations_per_output"):
         return y.numel() * module.operations_per_output
     return x.numel()

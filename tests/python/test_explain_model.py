@@ -178,3 +178,24 @@ def test_auto_needs_an_example():
         conv_ext.fuse(net(), memory_format="auto")
     with pytest.raises(TypeError, match="a torch.memory_format or \"auto\", got 'channels'"):
         conv_ext.fuse(net(), memory_format="channels")
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "exported"])
+def test_torchs_pooling_counts_beside_the_convolutions(kind):
+    class Pools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.most, self.mean = nn.Conv2d(8, 8, 1), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d((2, 1))
+
+        def forward(self, x):
+            if kind == "function":
+                return nn.functional.avg_pool2d(nn.functional.max_pool2d(self.conv(x), 3, 2, 1), (2, 1))
+            return self.mean(self.most(self.conv(x)))
+
+    model, x = Pools().eval(), torch.randn(2, 8, 12, 12)
+    alone = conv_ext.fuse(nn.Sequential(model.conv).eval(), x, memory_format="auto").report.layouts
+    given = torch.export.export(model, (x,)) if kind == "exported" else model
+    found = conv_ext.fuse(given, x, memory_format="auto").report.layouts
+    for name in layouts.FORMATS:
+        pooling = 8 * 6 * 6 * 9 * layouts.POOLING["max"][name] + 8 * 3 * 6 * 2 * layouts.POOLING["average"][name]
+        assert found.cycles[name] - alone.cycles[name] == pytest.approx(pooling)

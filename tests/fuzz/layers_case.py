@@ -43,7 +43,7 @@ WORDS = {  # what each key may say that is no number
     "function": ("conv2d", "conv1d", "conv_transpose1d", "conv_transpose2d"),
     "way": ("function", "layer", "override", "convert", "mapped", "fuse", "packed"),
     "mode": MODES,
-    "activation": ("none", "relu"),
+    "activation": ("none", "relu", "relu6"),
     "padding_mode": ("zeros", "reflect", "replicate", "circular"),
     "precision": ("ieee", "tf32", "bf16"),
     "dtype": DTYPES,
@@ -78,6 +78,7 @@ class Case:
     output_padding: tuple[int, ...] = (0, 0)
     bias: int = 0
     activation: str = "none"
+    residual: int = 0  # 1: the numbers of layers_check.residual_of are added before the activation
     padding_mode: str = "zeros"
     precision: str = "ieee"
     dtype: str = "float32"
@@ -479,9 +480,11 @@ def _drawn(random) -> Case:
     rank = (2 if one_row else 3) + 1
     if numbers != "special" and mode in ("inference", "backward") and n > 0 and rarely(0.03):
         c = 0
-    activation = "relu" if rarely(0.15) and numbers == "integers" and not dtype.startswith("complex") else "none"
-    if transposed or way in ("override", "convert", "fuse"):
-        activation = "none"
+    plain = numbers == "integers" and not dtype.startswith("complex") and not transposed
+    plain = plain and way not in ("override", "convert", "fuse")
+    activation = pick(("relu", "relu", "relu6")) if plain and rarely(0.2) else "none"
+    # Of the dtypes in which these sums are rounded once.
+    added = plain and way in ("function", "layer") and dtype in ("float32", "float64") and mode != "autocast"
     padding_mode = "zeros"
     if way in ("layer", "convert", "packed") and not transposed and numbers == "integers" and rarely(0.25):
         padding_mode = pick(("reflect", "replicate", "circular"))
@@ -504,6 +507,7 @@ def _drawn(random) -> Case:
         output_padding=output_padding,
         bias=int(rarely(0.5)),
         activation=activation,
+        residual=int(added and rarely(0.15)),
         padding_mode=padding_mode,
         precision=pick(("tf32", "bf16")) if dtype == "float32" and numbers != "special" and rarely(0.1) else "ieee",
         dtype=dtype,

@@ -12,12 +12,12 @@ from torch import SymInt, Tensor
 
 INT64_MAX = 2**63 - 1
 # The strings that are arguments, for type checkers.
-_Named = Literal["none", "relu", "relu6", "silu", "hardswish"]  # the default first
-Activation = _Named | tuple[Literal["clamp"], float, float]  # low, high
+ActivationName = Literal["none", "relu", "relu6", "silu", "hardswish"]  # the default first
+Activation = ActivationName | tuple[Literal["clamp"], float, float]  # low, high
 Padding = Literal["valid", "same", "full", "same_strided"]  # torch knows the first two
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Precision = Literal["ieee", "tf32", "bf16"]
-ACTIVATIONS: tuple[str, ...] = get_args(_Named)
+ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 PADDINGS: tuple[str, ...] = get_args(Padding)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 _OPERATORS = {name: (name, 0.0, 0.0) for name in ACTIVATIONS} | {"relu6": ("clamp", 0.0, 6.0)}

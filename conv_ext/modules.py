@@ -62,27 +62,24 @@ class _Extended(Unscriptable, _ConvNd):
             self.padding = padding
         self.activation = activation
 
-    def _fuses(self, input: Tensor, residual: Any) -> bool:
+    def _fuses(self, input: Tensor, weight: Tensor, residual: Any) -> bool:
         """Whether a residual is one for the epilogue: of the size and the dtype that the result will have."""
         if not isinstance(residual, Tensor) or residual.dim() != input.dim():
             return False
         x, padding = _padded(self, input)
         length = len(self.kernel_size)
         stride, zeros, dilation, _ = normalize(
-            f"conv{length}d", x, self.weight, self.stride, padding, self.dilation, self.groups, length
+            f"conv{length}d", x, weight, self.stride, padding, self.dilation, self.groups, length
         )
         size = [*x.shape[: -length - 1], self.out_channels]
         for i, (s, d, taps) in enumerate(zip(stride, dilation, self.kernel_size)):
             size.append((x.shape[i - length] + zeros[2 * i] + zeros[2 * i + 1] - d * (taps - 1) - 1) // s + 1)
-        return list(residual.shape) == size and residual.dtype == ops.autocast_dtype(self.weight)
+        return list(residual.shape) == size and residual.dtype == ops.autocast_dtype(weight)
 
-    def _one_by_one(self, input: Tensor, residual: Any) -> Tensor:
-        """The convolution, the addition and the activation."""
-        x, padding = _padded(self, input)
-        convolution: Callable[..., Tensor] = conv1d if isinstance(self, nn.Conv1d) else conv2d
-        y = convolution(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups) + residual
+    def _behind(self, y: Tensor, residual: Any) -> Tensor:
+        """A residual and the activation behind a convolution, as torch computes them."""
         activate, bounds = torchs_activation(self.activation)
-        return activate(y, *bounds)
+        return activate(y + residual, *bounds)
 
     def extra_repr(self) -> str:
         of_torch: Callable[[], str] = super().extra_repr
@@ -158,9 +155,11 @@ class Conv1d(_Extended, nn.Conv1d):
         """
         if residual is None:
             return super().forward(input)
-        if self._fuses(input, residual):
+        if self._fuses(input, self.weight, residual):
             return self._conv_forward(input, self.weight, self.bias, residual)
-        return self._one_by_one(input, residual)
+        x, padding = _padded(self, input)
+        y = conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self._behind(y, residual)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
@@ -215,9 +214,11 @@ class Conv2d(_Extended, nn.Conv2d):
         """
         if residual is None:
             return super().forward(input)
-        if self._fuses(input, residual):
+        if self._fuses(input, self.weight, residual):
             return self._conv_forward(input, self.weight, self.bias, residual)
-        return self._one_by_one(input, residual)
+        x, padding = _padded(self, input)
+        y = conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self._behind(y, residual)
 
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None

@@ -277,15 +277,18 @@ class PackedConv2d(Conv2d):
         """The convolution of `input`, (N, C, H, W) or (C, H, W), and `residual`, as `Conv2d` has it."""
         if isinstance(input, Proxy):
             return self._recorded(input, residual)
-        if residual is not None and not self._fuses(input, residual):
-            return self._one_by_one(input, residual)
+        if residual is None or self._fuses(input, self._held["weight"], residual):
+            return self._computed(input, self.activation, residual)
+        return self._behind(self._computed(input, "none", None), residual)
+
+    def _computed(self, input: Tensor, activation: Activation, residual: Tensor | None) -> Tensor:
         x, padding = _padded(self, input)
         held = self._held
         weight, bias, packed = held["weight"], held["bias"], held["packed"]
         geometry = self.stride, padding, self.dilation, self.groups
         if packed is not None and not (isinstance(padding, str) and is_tracing()):
-            return _conv2d_packed(x, weight, bias, packed, *geometry, self.activation, residual)
-        y = conv2d(x, weight, bias, *geometry, activation=self.activation, residual=residual)
+            return _conv2d_packed(x, weight, bias, packed, *geometry, activation, residual)
+        y = conv2d(x, weight, bias, *geometry, activation=activation, residual=residual)
         if packed is None and not _is_compiling() and _C.road(x, weight, bias, residual) is PLAIN:
             self._example = _Example.of(self, input)
             self._pack_again()

@@ -156,7 +156,7 @@ class Keywords(nn.Module):
 
 
 def test_arguments_by_name():
-    assert_fused(with_statistics(Keywords()), torch.randn(2, 3, 5, 6), relus=1)
+    assert_fused(with_statistics(Keywords()), torch.randn(2, 3, 5, 6))
 
 
 # ---- models that torch.fx cannot trace, as those of Hugging Face

@@ -61,7 +61,7 @@ def test_blocks_are_convolutions_alone(way, add):
 
 @pytest.mark.parametrize("name", [18, 50])
 def test_resnets_are_convolutions_alone(name):
-    net = with_statistics(models.resnet(name, classes=5)).double()
+    net = with_statistics(models.resnet(name, num_classes=5)).double()
     fused = conv_ext.fuse(net)
     assert fused.report.counts["residual"] == {18: 8, 50: 16}[name]
     assert_same(fused, net, images(1, 3, 40, 40))
@@ -159,6 +159,15 @@ def test_a_residual_that_is_broadcast_is_added_as_torch_adds_it(size):
 
 def _plain(layer, x):
     return conv_ext.conv2d(x, layer.weight, layer.bias)
+
+
+def test_a_packed_layer_and_a_residual_that_is_broadcast():
+    layer, x, other = conv_ext.Conv2d(32, 32, 3, activation="relu"), torch.randn(1, 32, 6, 6), torch.randn(32, 1, 1)
+    packed = conv_ext.PackedConv2d.of(layer, x)
+    assert packed.is_packed_for(x)
+    with torch.no_grad():
+        assert torch.equal(packed(x, other), layer(x, other))
+        assert torch.equal(packed(x, other), F.relu(_plain(layer, x) + other))
 
 
 def test_dtypes_of_the_residual():

@@ -13,7 +13,7 @@ from . import library as _library  # first: checks the build and loads the kerne
 # isort: split
 from . import flops as _flops
 from . import ops as _ops
-from . import visualize
+from . import sharding as _sharding
 from ._version import __version__
 from .benchmark import Benchmark, benchmark
 from .convert import convert, override, revert
@@ -28,7 +28,7 @@ from .settings import algorithm, precision
 from .summary import Summary, summary
 
 if TYPE_CHECKING:
-    from . import inductor, models
+    from . import inductor, models, onnx, visualize
 
 __all__ = [
     "Benchmark",
@@ -60,13 +60,15 @@ __all__ = [
     "visualize",
 ]
 
+_LATER = ("inductor", "models", "onnx", "visualize")  # loaded when asked for: an import is not to pay for them
+
 if not TYPE_CHECKING:  # which would take any name for one that is there
 
     def __getattr__(name: str) -> object:
-        if name in ("inductor", "models"):  # loaded when asked for: an import of conv_ext is not to pay for them
+        if name in _LATER:
             return _importlib.import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "inductor", "models"})
+    return sorted({*globals(), *_LATER})

@@ -25,7 +25,7 @@ from .model_plans import Call, calls_of, explain_model
 from .packed import PackedConv2d
 from .settings import current_precision
 from .sides import Case, Left, Side, code_of, compiled, compiling, in_layout, sides
-from .tables import text_table
+from .tables import Shown, Table
 
 __all__ = ["Benchmark", "LayerTime", "SideTime", "benchmark"]
 
@@ -74,8 +74,8 @@ class LayerTime:
     share: float | None
 
 
-@dataclass(frozen=True)
-class Benchmark:
+@dataclass(frozen=True, repr=False)
+class Benchmark(Shown):
     """What was measured; ``str`` gives the tables and a recommendation, `to_dict` what JSON can hold.
 
     Attributes:
@@ -106,25 +106,23 @@ class Benchmark:
         """All of it as what JSON has."""
         return {key: _finite(value) for key, value in asdict(self).items()}
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | Table]:
         sizes = ", ".join("×".join(map(str, size)) for size in self.inputs)
         rounded = f", precision {self.precision}" if self.precision != "ieee" else ""
         machine = self.machine
-        lines = [
+        parts: list[str | Table] = [
             f"{self.model}, {self.what}, input {sizes}, {self.dtype}{rounded}",
             f"{machine['cpu']}, {machine['threads']} of {machine['cores']} threads, {machine['isa']}, "
             f"torch {machine['torch']}, conv_ext {machine['conv_ext']}",
             "",
-            text_table(("side", "layout", "ms", "least", "torch's best / it", "", "error"), self._rows(), left=2),
+            Table(("side", "layout", "ms", "least", "torch's best / it", "", "error"), self._rows(), left=2),
         ]
-        lines += [f"left: {side.side}, {side.layout}: {side.left}" for side in self.sides if side.left]
+        parts += [f"left: {side.side}, {side.layout}: {side.left}" for side in self.sides if side.left]
         if self.layers:
             heads = ("layer", "op", "input", "calls", "algorithm", "torch ms", "ours ms", "torch / ours", "share")
-            lines += ["", f"convolution layers alone, as {self.layers_as}:", ""]
-            lines.append(text_table(heads, self._layer_rows(), left=3))
-        return "\n".join([*lines, "", self.advice, *([f"    {self.code}"] if self.code else [])])
-
-    __repr__ = __str__
+            parts += ["", f"convolution layers alone, as {self.layers_as}:", ""]
+            parts.append(Table(heads, self._layer_rows(), left=3))
+        return [*parts, "", self.advice, *([f"    {self.code}"] if self.code else [])]
 
     def _rows(self) -> list[list[str]]:
         timed = sorted((side for side in self.sides if side.ms is not None), key=lambda side: side.ms or 0)
@@ -406,7 +404,8 @@ def _layers(case: Case, best: SideTime | None, seconds: float) -> list[LayerTime
     kinds: dict[tuple[Any, ...], list[Call]] = {}
     for call in calls_of(model, case.given(layout), {}):
         layer = found[call.name]
-        alike = call.op, call.size, call.stride, call.dtype, layer.weight.stride(), layer.bias is None
+        strides = [stride for stride, size in zip(call.stride, call.size) if size > 1]  # others have no say
+        alike = call.op, call.size, tuple(strides), call.dtype, layer.weight.stride(), layer.bias is None
         kinds.setdefault((*alike, type(layer)), []).append(call)
     total = best.ms if best else None
     return [

@@ -26,6 +26,7 @@ from .mapped import MappedConv2d
 from .modules import _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
+from .tables import Table, as_html
 from .transposed import transposed_size
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class PassPlan:
     forced: bool = False
     refused: str | None = None
 
-    def __str__(self) -> str:
+    def _rows(self) -> list[tuple[str, str]]:
         rows = [(candidate[0], self._mark(*candidate)) for candidate in self.candidates]
         if self.as_1x1:
             rows.append(("computed", "as a 1x1 kernel over C R S channels"))
@@ -109,11 +110,18 @@ class PassPlan:
             rows.append(("memory", memory))
         intensity = f", {self.flops / self.bytes:.1f} FLOP per byte" if self.bytes else ""
         rows.append(("work", f"{_count(self.flops)}FLOP, {_bytes(self.bytes)}{intensity}"))
+        return rows
+
+    def _title(self) -> str:
+        return f"{self.name}: {f'none, {self.refused}' if self.refused else self.algorithm} ({self.isa})"
+
+    def __str__(self) -> str:
+        rows = self._rows()
         width = max(len(name) for name, _ in rows)
-        chosen = f"none, {self.refused}" if self.refused else self.algorithm
-        return "\n".join(
-            [f"{self.name}: {chosen} ({self.isa})", *(f"    {name:<{width}} {text}" for name, text in rows)]
-        )
+        return "\n".join([self._title(), *(f"    {name:<{width}} {text}" for name, text in rows)])
+
+    def _repr_html_(self) -> str:
+        return as_html([self._title(), Table((), self._rows(), left=2)])
 
     def _mark(self, name: str, reason: str | None, possible: bool, cycles: float | None) -> str:
         """What is said of a candidate; one that can be forced is never said to be one that cannot."""
@@ -144,6 +152,9 @@ class Explanation:
         return "\n".join([self.problem, *(str(getattr(self, each.name)) for each in PASSES)])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return as_html([self.problem]) + "".join(getattr(self, each.name)._repr_html_() for each in PASSES)
 
 
 @overload

@@ -7,7 +7,7 @@ import html
 import operator
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from . import patterns
 from .arguments import Sides
 from .modules import Conv1d, Conv2d, set_sides, torchs_activation
+from .tables import Table, as_html
 
 if TYPE_CHECKING:
     from .layouts import Layouts
@@ -94,16 +95,8 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        def line(cells: Iterable[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        parts = [f"<p>{html.escape(self._headline())}</p>"]
-        if self.rows:
-            rows = [
-                line(("layer", "kind", "with", "what stays, and why"), "th"),
-                *(line(c, "td") for c in self._cells()),
-            ]
-            parts.append(f"<table>{''.join(rows)}</table>")
+        table = [Table(("layer", "kind", "with", "what stays, and why"), self._cells(), left=4)] if self.rows else []
+        parts = [as_html([self._headline(), *table])]
         if self.others:
             stay = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in self.others)
             parts.append(f"<p>stay as they are:</p><ul>{stay}</ul>")

@@ -40,7 +40,7 @@ class _Pooling(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _KINDS:
-            x, kernel = args[:2]
+            x, kernel = args[0], args[1] if len(args) > 1 else (kwargs or {})["kernel_size"]
             y = result if isinstance(result, Tensor) else result[0]
             last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
             images = x.shape[0] if x.dim() == 4 else 1

@@ -26,7 +26,7 @@ from .fields import Field, start
 from .layer_kinds import field_after, macs_of, moves, norm_word, op_of, operations_of, pool_word
 from .meta import on_meta
 from .packed import PackedConv2d
-from .tables import text_table
+from .tables import Shown, Table
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -72,8 +72,8 @@ class Row:
         return None if self.seen is None else self.seen.window(p, q)
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Shown):
     """The rows of a network and their sums; `print` shows a table, `to_markdown()` gives one for a document.
 
     unused_parameters: those that nothing used in eval mode (auxiliary classifiers'), which are in no row. batch: the
@@ -160,12 +160,8 @@ class Summary:
             notes.append(f"{self.unused_parameters:,} more parameters are not used in eval mode")
         return notes
 
-    def __str__(self) -> str:
-        heads, cells = self._cells()
-        lines = [self._title(), "", text_table(heads, cells, left=2, total=True)]
-        return "\n".join(lines + self._notes())
-
-    __repr__ = __str__
+    def _parts(self) -> list[str | Table]:
+        return [self._title(), "", Table(*self._cells(), left=2, total=True), *self._notes()]
 
     def to_markdown(self) -> str:
         """The same table in Markdown."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..models import LeNet5, lenet5
 from .data import Images
@@ -51,7 +51,11 @@ def started(way: str, base: LeNet5, images: Images) -> LeNet5:
 def passes(net: nn.Module, images: Images, device: torch.device, batch: int = 32) -> dict[str, int]:
     """How often each of our three kernels runs in one training step, from torch.profiler."""
     x, labels = (part[:batch].to(device) for part in images.test_batch(slice(0, batch)))
-    net = copy.deepcopy(net).to(device).train()
+    return counted(copy.deepcopy(net).to(device).train(), x, labels)
+
+
+def counted(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, int]:
+    """The same for these images and labels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         F.cross_entropy(net(x), labels).backward()
     counts: Counter[str] = Counter()

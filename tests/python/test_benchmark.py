@@ -68,18 +68,23 @@ def test_every_side_is_compared_and_timed_and_the_model_stays(train):
     assert json.loads(json.dumps(found.to_dict()))["sides"][0]["side"] == "torch"
 
 
-def test_layers_that_are_alike_are_measured_once():
+@pytest.mark.parametrize("layout", sides.FORMATS)
+@pytest.mark.parametrize("side", ["converted", "fused"])
+def test_layers_that_are_alike_are_measured_once(side, layout):
     model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)).eval()
-    found = _function(model, torch.randn(1, 4, 9, 9), seconds=SHORT)
-    assert [(row.name, row.op, row.calls) for row in found.layers] == [("0", "conv(3,4,p1)", 2), ("2", "conv(1,4)", 1)]
-    for row in found.layers:
-        assert row.torch_ms > 0 and row.ours_ms > 0 and row.share > 0 and row.input == (1, 4, 9, 9)
-        with torch.no_grad():
-            layout = sides.FORMATS[found.layers_as.rpartition(", ")[2]]
-            layer = copy.deepcopy(model[int(row.name)]).to(memory_format=layout)
-            plan = conv_ext.explain(layer, torch.randn(1, 4, 9, 9).contiguous(memory_format=layout)).forward
-        assert row.algorithm == plan.algorithm
-    assert not _function(model, torch.randn(1, 4, 9, 9), seconds=SHORT, layers=False).layers
+    x = torch.randn(1, 4, 9, 9)
+    case, best = sides.Case(model, (x,), train=False), benchmark.SideTime(side, layout, ours=True, ms=2.0)
+    with torch.no_grad():
+        found = benchmark._layers(case, best, SHORT)
+    assert [(row.name, row.op, row.calls) for row in found] == [("0", "conv(3,4,p1)", 2), ("2", "conv(1,4)", 1)]
+    x = x.contiguous(memory_format=sides.FORMATS[layout])
+    for row in found:
+        assert row.torch_ms > 0 and row.ours_ms > 0 and row.input == (1, 4, 9, 9)
+        assert row.share == pytest.approx(row.calls * row.ours_ms / 2.0)
+        layer = copy.deepcopy(model[int(row.name)]).to(memory_format=sides.FORMATS[layout])
+        assert row.algorithm == conv_ext.explain(layer, x).forward.algorithm
+    assert not _function(model, x, seconds=SHORT, layers=False).layers
+    assert len(_function(model, x, seconds=SHORT).layers) == 2
 
 
 def test_what_our_own_layers_are_beside_torchs():

@@ -483,8 +483,8 @@ def _drawn(random) -> Case:
     plain = numbers == "integers" and not dtype.startswith("complex") and not transposed
     plain = plain and way not in ("override", "convert", "fuse")
     activation = pick(("relu", "relu", "relu6")) if plain and rarely(0.2) else "none"
-    # Of the dtypes in which these sums are rounded once.
-    added = plain and way in ("function", "layer") and dtype in ("float32", "float64") and mode != "autocast"
+    # Of the dtypes in which these sums are rounded once; not in the modes that have calls of their own.
+    added = plain and way in ("function", "layer") and dtype in ("float32", "float64")
     padding_mode = "zeros"
     if way in ("layer", "convert", "packed") and not transposed and numbers == "integers" and rarely(0.25):
         padding_mode = pick(("reflect", "replicate", "circular"))
@@ -507,7 +507,7 @@ def _drawn(random) -> Case:
         output_padding=output_padding,
         bias=int(rarely(0.5)),
         activation=activation,
-        residual=int(added and rarely(0.15)),
+        residual=int(added and not bad and mode not in ("autocast", "copy") and rarely(0.15)),
         padding_mode=padding_mode,
         precision=pick(("tf32", "bf16")) if dtype == "float32" and numbers != "special" and rarely(0.1) else "ieee",
         dtype=dtype,

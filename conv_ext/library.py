@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,23 +83,20 @@ except ImportError as error:
     ) from error
 
 
-def available_isas() -> list[Any]:
+def available_isas() -> list[str]:
     """Instruction sets that this processor can run and this build holds, the best first."""
     return [isa for isa in _C.supported_isas() if (PACKAGE / "lib" / f"libconv_ext_{isa}.so").is_file()]
 
 
 def _load_kernels() -> None:
     """Loads the best kernel library, or the one that CONV_EXT_ISA names."""
-    available = available_isas()
-    isa = os.environ.get("CONV_EXT_ISA") or (available[0] if available else "baseline")
-    if isa == EMULATED and "avx512" in available:
-        available.append(isa)
-    elif isa not in ISAS:
-        raise ImportError(f"CONV_EXT_ISA must be one of {', '.join(ISAS)}, got {isa!r}")
-    if isa not in available:
-        why = "this build does not hold it" if isa in _C.supported_isas() else "this processor does not have it"
-        raise ImportError(f"CONV_EXT_ISA={isa} is not possible: {why}; available: {', '.join(available) or 'none'}")
-    _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{isa}.so"))
+    if not hasattr(_C, "load_chosen_kernel_library"):  # a binary from before it chose by itself
+        _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{available_isas()[0]}.so"))
+        return
+    try:
+        _C.load_chosen_kernel_library()  # csrc/torch/instruction_sets.h, the choice of a program without Python, too
+    except RuntimeError as error:
+        raise ImportError(str(error)) from None
 
 
 _load_kernels()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import INT64_MAX, PADDINGS, check_activation, ints
+from .arguments import INT64_MAX, PADDINGS, Activation, Padding, check_activation, ints
 from .functional import IntOrPair, conv2d
 from .modules import Unscriptable
 
@@ -71,8 +71,8 @@ class ConnectionTable:
         if most > INT64_MAX:
             raise ValueError(f"input maps must be below 2^63 - 1, got {most - 1}")
         self.in_channels = most if in_channels is None else _count("in_channels", in_channels)
-        for k, row in enumerate(checked):
-            if row[0] < 0 or row[-1] >= self.in_channels:
+        for k, found in enumerate(checked):
+            if found[0] < 0 or found[-1] >= self.in_channels:
                 raise ValueError(
                     f"input maps must be from 0 to {self.in_channels - 1}, but output map {k} has {list(rows[k])}"
                 )
@@ -164,19 +164,23 @@ class MappedConv2d(Unscriptable, nn.Module):
 
     _asked: bool | None = None  # of layers that were pickled before there was a choice, too
     dense = False
+    activation: Activation
+    bias: nn.Parameter | None
+    _places: Tensor | None
+    _connected: Tensor
 
     def __init__(
         self,
         connection_table: ConnectionTable | Sequence[Sequence[int]],
         kernel_size: IntOrPair,
         stride: IntOrPair = 1,
-        padding: str | IntOrPair = 0,
+        padding: Padding | IntOrPair = 0,
         dilation: IntOrPair = 1,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        activation: str = "none",
+        activation: Activation = "none",
         dense: bool | None = None,
     ) -> None:
         super().__init__()
@@ -195,7 +199,7 @@ class MappedConv2d(Unscriptable, nn.Module):
         elif padding not in PADDINGS:
             raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
         self.padding = padding
-        where = {"device": device, "dtype": dtype}
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(connection_table.connections, *self.kernel_size, **where))
         of_each = nn.Parameter(torch.empty(self.out_channels, **where)) if bias else None
         self.register_parameter("bias", of_each)
@@ -355,7 +359,7 @@ def _beside(indices: Tensor, tensor: Tensor) -> Tensor:
 
 def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     # As nn.Conv2d does, which takes arrays, tensors and any other iterable of ints.
-    if isinstance(value, Iterable) and getattr(value, "ndim", 1):
+    if isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0:
         value = tuple(value)
     pair = ints(value, 2, "MappedConv2d", name)
     if min(pair) < least:

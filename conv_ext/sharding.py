@@ -18,6 +18,7 @@ from typing import Any
 from . import ops
 from .when_loaded import when_loaded
 
+_OF_IMAGES = ("input", "grad_output", "residual")  # the arguments that have a batch
 _logger = logging.getLogger("conv_ext")
 
 
@@ -30,29 +31,25 @@ def _register() -> None:
 
 def _register_strategies() -> None:
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-    from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
+    from torch.distributed.tensor._op_schema import OpStrategy, RuntimeSchemaInfo
     from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy
 
-    batch, whole = Shard(0), Replicate()
-    sharded: dict[Any, list[Any]] = {  # the result, then the tensors among the arguments
-        ops.forward: [batch, batch, whole, whole],
-        ops.forward_packed: [batch, batch, whole, whole, whole],
-        ops.input_grad: [batch, batch, whole],
-        ops.weight_grad: [Partial("sum"), batch, batch],
-    }
+    whole = Replicate()
 
-    def strategy(placements: list[Any], schema: Any) -> Any:
-        tensors = 1 + len(schema.args_strategy)  # without a bias there is one less
-        choices = [placements[:tensors], [whole] * tensors]
+    def strategy(names: list[str], result: Any, schema: Any) -> Any:
+        given = [name for name, value in zip(names, schema.args_schema) if isinstance(value, OpStrategy)]
+        by_batch = [Shard(0) if name in _OF_IMAGES else whole for name in given]
+        choices = [[result, *by_batch], [whole] * (1 + len(given))]
         mesh = schema.get_mesh_from_args()
         return expand_to_full_mesh_op_strategy(mesh, schema, choices, allow_uneven_sharding=True)
 
-    for operator, placements in sharded.items():
+    for operator in (ops.forward, ops.forward_packed, ops.input_grad, ops.weight_grad):
+        result = Partial("sum") if operator is ops.weight_grad else Shard(0)
         names = [argument.name for argument in operator._schema.arguments]
         first = next(i for i, name in enumerate(names) if name in ("stride", "input_size", "kernel_size"))
         info = RuntimeSchemaInfo(static_argnum=first, needs_pytree=True)
         propagator = DTensor._op_dispatcher.sharding_propagator
-        propagator.register_op_strategy(operator, partial(strategy, placements), info)
+        propagator.register_op_strategy(operator, partial(strategy, names, result), info)
 
 
 when_loaded("torch.distributed.tensor", _register)

@@ -34,7 +34,8 @@ class ConvNet(nn.Module):
         for module in self.modules():
             if isinstance(module, (Conv2d, nn.Linear)):
                 nn.init.normal_(module.weight, std=0.1)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, side, side) -> (N, num_classes)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from conv_ext import Conv2d
 from .layers import Device, Flatten, count, he_start, make, narrowed, one_of
 
 __all__ = ["GoogLeNet", "GoogLeNetScores", "Inception", "googlenet"]
+
+Kind = Literal["reduced", "naive"]
 
 # Table 1 of the paper: maps of 1 x 1; reduction and maps of 3 x 3; reduction and maps of 5 x 5; projection of the
 # pooling.
@@ -93,7 +95,7 @@ class GoogLeNet(nn.Module):
     """Nine inception modules: x (N, in_channels, 224, 224) -> scores (N, num_classes), or three; see `googlenet`."""
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, inception: str = "reduced", auxiliary: bool = True,
+        self, num_classes: int = 1000, in_channels: int = 3, inception: Kind = "reduced", auxiliary: bool = True,
         local_response_norm: bool = False, width: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -111,11 +113,11 @@ class GoogLeNet(nn.Module):
         )  # fmt: skip
         c, modules = b, {}
         auxiliaries: list[nn.Module] = []
-        for name, (k1, k3, k5, pool) in MODULES.items():
-            k1, k3, k5, pool = (
-                narrowed(k, width) if isinstance(k, int) else tuple(narrowed(each, width) for each in k)
-                for k in (k1, k3, k5, pool)
-            )
+        for name, maps in MODULES.items():
+            narrow: list[Any] = [
+                narrowed(k, width) if isinstance(k, int) else tuple(narrowed(each, width) for each in k) for k in maps
+            ]
+            k1, k3, k5, pool = narrow
             reduced = inception == "reduced"
             modules[name] = Inception(c, k1, k3, k5, pool) if reduced else Inception(c, k1, k3[1], k5[1])
             c = modules[name].out_channels
@@ -142,13 +144,13 @@ class GoogLeNet(nn.Module):
         middle = self.stage4(x)  # (N, 528, 14, 14)
         y = self.stage5(self.pool4(self.inception4e(middle)))  # (N, 1024, 7, 7)
         scores: Tensor = self.fc(self.dropout(self.pool5(y).flatten(1)))
-        if self.training and self.auxiliary:
+        if self.training and self.auxiliary and self.auxiliary1 is not None and self.auxiliary2 is not None:
             return GoogLeNetScores(scores, self.auxiliary1(x), self.auxiliary2(middle))
         return scores
 
 
 def googlenet(
-    num_classes: int = 1000, in_channels: int = 3, *, inception: str = "reduced", auxiliary: bool = True,
+    num_classes: int = 1000, in_channels: int = 3, *, inception: Kind = "reduced", auxiliary: bool = True,
     local_response_norm: bool = False, width: float = 1.0, device: Device=None, dtype: torch.dtype | None=None,
 ) -> GoogLeNet:  # fmt: skip
     """GoogLeNet with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).

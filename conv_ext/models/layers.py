@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from conv_ext import Conv2d
 __all__ = ["Flatten", "count", "full_connection", "he_start", "make", "narrowed", "one_of", "takes_full_connections"]
 
 
+Dense = Literal["linear", "conv"]
 Device = torch.device | str | int | None
 AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
 

@@ -17,6 +17,11 @@ class _Residual(nn.Module):
     """What both blocks share: the sum of a body and of a shortcut, which is a 1 x 1 layer where the size changes."""
 
     expansion: int
+    relu: nn.ReLU
+
+    def body(self, x: Tensor) -> Tensor:
+        """What a block computes beside the shortcut."""
+        raise NotImplementedError
 
     def _shortcut(self, c: int, k: int, stride: int) -> None:
         self.downsample = None
@@ -91,6 +96,11 @@ STAGES: dict[int, tuple[type[_Residual], tuple[int, ...]]] = {
 
 class ResNet(nn.Module):
     """Four stages of residual blocks: x (N, in_channels, H, W) -> scores (N, num_classes); see `resnet`, `resnext`."""
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self, layers: int = 50, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, groups: int = 1,

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Device, Flatten, count, full_connection, he_start, make, narrowed, one_of, takes_full_connections
+from .layers import (
+    Dense,
+    Device,
+    Flatten,
+    count,
+    full_connection,
+    he_start,
+    make,
+    narrowed,
+    one_of,
+    takes_full_connections,
+)
 from .pretrained import load
 
 __all__ = ["VGG", "vgg", "vgg16", "vgg19"]
 
+Configuration = Literal["A", "A-LRN", "B", "C", "D", "E"]
+
 MAPS = (64, 128, 256, 512, 512)
 # Table 1 of the paper: the kernel sizes of the five stages, which pooling ends.
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[Configuration, tuple[str, ...]] = {
     "A": ("3", "3", "33", "33", "33"),
     "A-LRN": ("3", "3", "33", "33", "33"),  # with a local response normalisation behind the first layer
     "B": ("33", "33", "33", "33", "33"),
@@ -30,8 +43,8 @@ class VGG(nn.Module):
     """Stages of 3 x 3 convolutions: x (N, in_channels, 224, 224) -> scores (N, num_classes); see `vgg`."""
 
     def __init__(
-        self, configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, width: float = 1.0,
-        dense: str = "linear",
+        self, configuration: Configuration = "D", num_classes: int = 1000, in_channels: int = 3, width: float = 1.0,
+        dense: Dense = "linear",
     ) -> None:  # fmt: skip
         super().__init__()
         one_of("dense", dense, ("linear", "conv"))
@@ -76,8 +89,8 @@ class VGG(nn.Module):
 
 
 def vgg(
-    configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0,
-    dense: str = "linear", device: Device=None, dtype: torch.dtype | None=None,
+    configuration: Configuration = "D", num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0,
+    dense: Dense = "linear", device: Device=None, dtype: torch.dtype | None=None,
 ) -> VGG:  # fmt: skip
     """VGG with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).
 

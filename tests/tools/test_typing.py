@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -69,6 +70,7 @@ conv_ext.Conv2d(3, 4, 3, strides=2)  # call-arg
 conv_ext.convert("model")  # type-var
 conv_ext.explain(x)  # call-overload
 conv_ext.convolve  # attr-defined
+conv_ext.models.lenet5(pooling="most")  # arg-type
 number: int = conv_ext.conv2d(x, w)  # assignment
 """
 
@@ -97,7 +99,7 @@ def test_a_users_program_is_right(tmp_path):
 def test_misuse_is_found(tmp_path):
     wanted = {(i, line.split("# ")[1]) for i, line in enumerate(MISUSE.splitlines(), 1) if "# " in line}
     found, said = checked(MISUSE, tmp_path)
-    assert found == wanted and len(wanted) == 15, said
+    assert found == wanted and len(wanted) == 16, said
 
 
 def test_the_strings_of_type_checkers_are_those_that_calls_take():
@@ -112,3 +114,18 @@ def test_the_strings_of_type_checkers_are_those_that_calls_take():
 
 def test_whoever_installs_it_gets_the_types():
     assert (Path(conv_ext.__file__).parent / "py.typed").is_file()
+
+
+def test_the_words_of_the_networks_are_those_that_they_take():
+    nin, vgg, lenet, googlenet = (
+        import_module(f"conv_ext.models.{name}") for name in ("nin", "vgg", "lenet", "googlenet")
+    )
+    assert get_args(vgg.Configuration) == tuple(vgg.CONFIGURATIONS) and get_args(nin.Images) == tuple(nin.BLOCKS)
+    words = {"connections": lenet.Connections, "pooling": lenet.Pooling, "head": lenet.Head, "dense": lenet.Dense}
+    for name, of in {**words, "activation": lenet.Squashing}.items():
+        for word in get_args(of):
+            lenet.lenet5(**{name: word}, device="meta")
+        with pytest.raises(ValueError, match=f"{name} must be one of {', '.join(map(repr, get_args(of)))}, got"):
+            lenet.lenet5(**{name: "another"})
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(map(repr, get_args(googlenet.Kind)))}, got"):
+        googlenet.googlenet(inception="another")

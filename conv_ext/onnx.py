@@ -185,9 +185,13 @@ class _Graph:
     def __init__(self, graph: Any) -> None:
         self.graph = graph
 
+    def Constant(self, **attributes: Any) -> Any:
+        (value,) = attributes.values()
+        return self.graph.op("Constant", value_t=torch.tensor(value))
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*operands: Any, **attributes: Any) -> Any:
-            kinds = {int: "i", float: "f", str: "s", list: "i", torch.Tensor: "t"}
+            kinds = {int: "i", list: "i", str: "s"}
             typed = {f"{key}_{kinds[type(value)]}": value for key, value in attributes.items()}
             return self.graph.op(name, *(each for each in operands if each is not None), **typed)
 
@@ -212,7 +216,7 @@ def _transposed(op: _Graph, given: dict[str, Any]) -> Any:
     input, stride, output_padding = given["input"], given["stride"], given["output_padding"]
     extra = [o // s for o, s in zip(output_padding, stride)]  # as in functional.py
     if any(extra):
-        input = op.Pad(input, op.Constant(value=torch.tensor([0] * (len(extra) + 4) + extra)))
+        input = op.Pad(input, op.Constant(value_ints=[0] * (len(extra) + 4) + extra))
     rest = [o % s for o, s in zip(output_padding, stride)]
     named = dict(strides=stride, pads=given["padding"] * 2, output_padding=rest, dilations=given["dilation"])
     return op.ConvTranspose(input, given["weight"], given["bias"], group=given["groups"], **named)

@@ -375,7 +375,7 @@ def test_links_of_the_checkout_are_links_of_the_site(monkeypatch):
     hooks = load("hooks")
     for source, text, wanted in (
         ("README.md", "[a](docs/use.md#x) ![p](docs/demo.png)", "[a](use.md#x) ![p](demo.png)"),
-        ("README.md", "[c](CHANGELOG.md) [w](https://a.b/c)", "[c](changelog.md) [w](https://a.b/c)"),
+        ("README.md", "[c](CHANGELOG.md) [w](https://arxiv.org/c)", "[c](changelog.md) [w](https://arxiv.org/c)"),
         ("docs/use.md", "[r](../README.md#limits)", "[r](index.md#limits)"),
         ("docs/deploy/cpp.md", "[u](../use.md) [d](../decisions) [p](cpp/deploy.cpp)",
          "[u](../use.md) [d](../decisions/index.md) [p](cpp/deploy.cpp)"),
@@ -383,9 +383,9 @@ def test_links_of_the_checkout_are_links_of_the_site(monkeypatch):
         ("docs/use.md", "[`plan.h`](../csrc/cpu/plan.h), [m](make_networks.py)", "`plan.h`, m"),
     ):  # fmt: skip
         assert hooks.relinked(text, source) == wanted
-    monkeypatch.setattr(hooks, "repository", lambda: "https://host/owner/name")
+    monkeypatch.setattr(hooks, "repository", lambda: "https://github.com/owner/name")
     found = hooks.relinked("[`plan.h`](../csrc/cpu/plan.h#L3)", "docs/use.md")
-    assert found == "[`plan.h`](https://host/owner/name/blob/main/csrc/cpu/plan.h#L3)"
+    assert found == "[`plan.h`](https://github.com/owner/name/blob/main/csrc/cpu/plan.h#L3)"
     code = "[a](../csrc/cpu/plan.h)\n```\n[a](../csrc/cpu/plan.h)\n```\n"
     page = SimpleNamespace(file=SimpleNamespace(src_uri="use.md"))
     assert "```\n[a](../csrc/cpu/plan.h)\n```" in hooks.on_page_markdown(code, page, None, None)

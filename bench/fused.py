@@ -6,9 +6,11 @@ import argparse
 
 import torch
 
-from bench import environment, report, timer
+from bench import environment, report
 from bench.network import ONE, distance
-from bench.networks import NETWORKS, data, made, settled
+from bench.networks import NETWORKS, data, made
+from conv_ext import timer
+from conv_ext.subjects import settled
 
 LIMIT = 1e-5  # of the scores' relative distance: folding rounds each weight once more
 

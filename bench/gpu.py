@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from bench.timer import MAX_ROUNDS, MIN_ROUNDS, Timing
+from conv_ext.timer import MAX_ROUNDS, MIN_ROUNDS, Timing
 
 WARM_UPS = 5
 SAMPLE_SECONDS = 0.005  # far above the resolution of an event, half a microsecond
@@ -64,7 +64,7 @@ def replay_seconds(graph: torch.cuda.CUDAGraph, repeats: int) -> float:
 
 
 def alternate(functions: dict[str, Callable[[], object]], seconds: float) -> Timing:
-    """As bench.timer.alternate, with graphs: every function in each round, in alternating order."""
+    """As conv_ext.timer.alternate, with graphs: every function in each round, in alternating order."""
     graphs = {name: captured(function) for name, function in functions.items()}
     repeats = {}
     for name, graph in graphs.items():

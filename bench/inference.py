@@ -9,9 +9,11 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from bench import aims, environment, peers, precision, report, timer
+from bench import aims, environment, peers, precision, report
 from bench.network import ONE, distance, limit
-from bench.networks import FOREIGN, NETWORKS, data, made, missing, settled
+from bench.networks import FOREIGN, NETWORKS, data, made, missing
+from conv_ext import timer
+from conv_ext.subjects import settled
 
 DEFAULT = ["resnet18", "resnet50", "vgg16", "alexnet", "googlenet", "mobilenet_v2", "timm/mobilenetv3_large_100"]
 QUICK = ["resnet18", "mobilenet_v2"]

@@ -7,18 +7,23 @@ import argparse
 import torch
 from torch import Tensor
 
-from bench import environment, report, timer
+from bench import environment, report
 from bench.network import distance
+from conv_ext import timer
 
 LIMIT = 1e-5  # the relative distance of outputs and gradients from those of the dense convolution
-# name: input maps, output maps, fan-in (None: LeNet-5's table), side of the input, kernel, padding, images
+# name: input maps, output maps, fan-in (None: LeNet-5's table), output maps in a row that see the same, side of the
+# input, kernel, padding, images
 CASES = {
-    "lenet5/c3": (6, 16, None, 14, 5, 0, 64),
-    "random 64 -> 64 of 4": (64, 64, 4, 28, 3, 1, 16),
-    "random 64 -> 64 of 16": (64, 64, 16, 28, 3, 1, 16),
-    "random 256 -> 256 of 32": (256, 256, 32, 14, 3, 1, 16),
-    "one to one 128": (128, 128, 0, 28, 3, 1, 16),
-    "full 64 -> 64": (64, 64, 64, 28, 3, 1, 16),
+    "lenet5/c3": (6, 16, None, 1, 14, 5, 0, 64),
+    "random 64 -> 64 of 4": (64, 64, 4, 1, 28, 3, 1, 16),
+    "random 64 -> 64 of 16": (64, 64, 16, 1, 28, 3, 1, 16),
+    "random 64 -> 64 of 16, 8 alike": (64, 64, 16, 8, 28, 3, 1, 16),
+    "random 64 -> 64 of 4, 16 alike, 1x1": (64, 64, 4, 16, 28, 1, 0, 16),
+    "random 256 -> 256 of 32": (256, 256, 32, 1, 14, 3, 1, 16),
+    "random 256 -> 256 of 16, 4 alike": (256, 256, 16, 4, 14, 3, 1, 16),
+    "one to one 128": (128, 128, 0, 1, 28, 3, 1, 16),
+    "full 64 -> 64": (64, 64, 64, 1, 28, 3, 1, 16),
 }
 
 
@@ -31,7 +36,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def table_of(c: int, k: int, fan_in: int | None):
+def table_of(c: int, k: int, fan_in: int | None, alike: int):
     import conv_ext
     from conv_ext.models.lenet import C3_TABLE
 
@@ -41,14 +46,15 @@ def table_of(c: int, k: int, fan_in: int | None):
         return conv_ext.ConnectionTable.one_to_one(c)
     if fan_in == c:
         return conv_ext.ConnectionTable.full(c, k)
-    return conv_ext.ConnectionTable.random(c, k, fan_in, torch.Generator().manual_seed(0))
+    drawn = conv_ext.ConnectionTable.random(c, k // alike, fan_in, torch.Generator().manual_seed(0))
+    return conv_ext.ConnectionTable([drawn.sources[i // alike] for i in range(k)], c)
 
 
 def measure(name: str, seconds: float) -> dict:
     import conv_ext
 
-    c, k, fan_in, side, r, padding, n = CASES[name]
-    table = table_of(c, k, fan_in)
+    c, k, fan_in, alike, side, r, padding, n = CASES[name]
+    table = table_of(c, k, fan_in, alike)
     torch.manual_seed(1)
     layer = conv_ext.MappedConv2d(table, r, padding=padding)
     x = torch.randn(n, c, side, side, requires_grad=True)
@@ -70,7 +76,8 @@ def measure(name: str, seconds: float) -> dict:
     error = max(distance([a], [b]) for a, b in zip(found, expected))
     timing = timer.undisturbed({"mapped": mapped, "masked": masked}, seconds, torch.get_num_threads())
     return {
-        "case": name, "connections": table.connections, "share": table.connections / (c * k), "error": error,
+        "case": name, "way": "dense" if layer.dense else "groups",
+        "connections": table.connections, "share": table.connections / (c * k), "error": error,
         "right": error <= LIMIT, "mapped_ms": timing.median("mapped") * 1e3, "masked_ms": timing.median("masked") * 1e3,
         "ratio": timing.ratio("masked", "mapped"), "spread": timing.spread("masked", "mapped"),
         "rounds": timing.rounds, "others": timing.others, "disturbed": timing.disturbed,

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench import aims, environment, gpu, precision, report, timer
+from bench import aims, environment, gpu, precision, report
 from bench.cases import MEMORY_FORMATS
 from bench.judge import OPERAND_ROUNDOFF
 from bench.networks import DEFAULT, FOREIGN, GPU_DEFAULT, GPU_IMAGES, NETWORKS, data, loss, made, missing, network
 from bench.shapes import LAYOUTS, PRECISIONS
+from conv_ext import timer
 
 STEP, ONE = "training step", "forward, eval"
 KINDS = {"step": STEP, "forward": ONE}

@@ -88,18 +88,6 @@ def made(name: str) -> nn.Module:
     return network(name).make()
 
 
-def settled(model: nn.Module, x: Tensor) -> nn.Module:
-    """The model in eval mode, its running statistics those of `x`: without them scores grow beyond all bounds."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    with torch.no_grad():
-        for _ in range(2 if norms else 0):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # the mean over all that it sees
-            model.train()(x)
-    return model.eval()
-
-
 def network(name: str) -> Network:
     return NETWORKS[name] if name in NETWORKS else FOREIGN[name]
 

@@ -101,7 +101,9 @@ def _fused_model(subject: Subject, layout: str) -> tuple[nn.Module, Tensor]:
 
     _, x = subject.in_layout(layout)
     # Folded before it is rounded: a weight is rounded once.
-    return conv_ext.fuse(subject.model, memory_format=MEMORY_FORMATS[layout]).to(x.dtype), x
+    model = conv_ext.fuse(subject.model, memory_format=MEMORY_FORMATS[layout]).to(x.dtype)
+    model(x)  # which packs the weights: compiled code packs none
+    return model, x
 
 
 def _fused(subject: Subject, layout: str) -> Forward:

@@ -152,9 +152,10 @@ def fused_text(result: dict, _: bool = False) -> str:
 
 
 def mapped_text(result: dict, _: bool = False) -> str:
-    rows = [[row["case"], row["connections"], f"{row['share']:.0%}", number(row["mapped_ms"]), number(row["masked_ms"]),
-             number(row["ratio"]), spread(row), f"{row['error']:.1e}"] for row in result["cases"]]
-    head = ["case", "connections", "of all", "ms mapped", "ms masked dense", "ratio", "spread", "error"]
+    rows = [[row["case"], row["connections"], f"{row['share']:.0%}", row.get("way", ""),
+             *(number(row[f"{side}_ms"]) for side in ("mapped", "masked")), number(row["ratio"]), spread(row),
+             f"{row['error']:.1e}"] for row in result["cases"]]
+    head = ["case", "connections", "of all", "way", "ms mapped", "ms masked dense", "ratio", "spread", "error"]
     return machine_line(result["machine"]) + "\n\n" + table(head, rows)
 
 

@@ -35,7 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def measure(case, seconds: float) -> dict:
     """Judges both sides against float64, then times them; no time is given for a wrong result."""
-    from bench import cases, timer
+    from bench import cases
+    from conv_ext import timer
 
     on_gpu = case.device == "cuda"
     o = cases.operands(case)

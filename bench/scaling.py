@@ -4,7 +4,8 @@ import argparse
 
 import torch
 
-from bench import environment, precision, report, shapes, timer
+from bench import environment, precision, report, shapes
+from conv_ext import timer
 
 DEFAULT_SUITES = ["alexnet", "vgg16"]
 DEFAULT_LAYERS = ["alexnet/conv[234]", "vgg16/conv?_2"]

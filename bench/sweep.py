@@ -48,7 +48,8 @@ def measure(case, seconds: float) -> dict:
     import torch
 
     import conv_ext
-    from bench import cases, timer
+    from bench import cases
+    from conv_ext import timer
 
     o = cases.operands(case)
     plan = cases.plan(case, o)

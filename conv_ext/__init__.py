@@ -1,7 +1,8 @@
 """conv_ext: 2-D convolution for PyTorch as three kernels of its own, forward, input_grad and weight_grad.
 
-``conv2d``, ``conv_transpose2d`` and ``conv1d`` stand in for those of ``torch.nn.functional``; ``Conv2d``,
-``ConvTranspose2d`` and ``Conv1d`` for the layers; ``convert(model)`` makes the layers of an existing model ours.
+``conv2d``, ``conv1d``, ``conv_transpose2d`` and ``conv_transpose1d`` stand in for those of ``torch.nn.functional``;
+``Conv2d``, ``Conv1d``, ``ConvTranspose2d`` and ``ConvTranspose1d`` for the layers; ``convert(model)`` makes the layers
+of an existing model ours.
 """
 
 import importlib as _importlib
@@ -15,11 +16,11 @@ from . import visualize
 from ._version import __version__
 from .convert import convert, override, revert
 from .explain import explain
-from .functional import conv1d, conv2d, conv_transpose2d
+from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from .fuse import fuse
 from .library import build_info
 from .mapped import ConnectionTable, MappedConv2d
-from .modules import Conv1d, Conv2d, ConvTranspose2d
+from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .packed import PackedConv2d, pack, unpack
 from .settings import algorithm, precision
 from .summary import Summary, summary
@@ -28,6 +29,7 @@ __all__ = [
     "ConnectionTable",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
     "ConvTranspose2d",
     "MappedConv2d",
     "PackedConv2d",
@@ -37,6 +39,7 @@ __all__ = [
     "build_info",
     "conv1d",
     "conv2d",
+    "conv_transpose1d",
     "conv_transpose2d",
     "convert",
     "explain",

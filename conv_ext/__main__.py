@@ -104,7 +104,7 @@ def info() -> int:
     shown = dict(built)
     if not built["cuda"]:
         why = "" if torch.version.cuda else f", and torch {torch.__version__} is no CUDA build"
-        shown["cuda"] = f'no{why}: the README\'s section "On a GPU" says how to build with it'
+        shown["cuda"] = f"no{why}: docs/gpu.md says how to build with it"
         if built["cuda_version"]:
             theirs = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA build"
             shown["cuda"] = f"not loaded: for CUDA {built['cuda_version']}, and torch {torch.__version__} is {theirs}"

@@ -119,7 +119,7 @@ def normalize(
     """(stride, padding before and after each dimension, dilation, groups) from any form that torch accepts.
 
     function: the name that errors carry. input, weight: their last `length` sizes are the image's and the kernel's
-    (the padding strings need them). length: 2, or 1 for conv1d.
+    (the padding strings need them). length: 2, or 1 for sequences.
 
     Raises:
         TypeError: a value is no int. ValueError: an int is above 2^63 - 1.
@@ -141,18 +141,19 @@ def normalize(
     return stride, padding * 2, dilation, groups
 
 
-# What an error of the operator says of conv1d's one row, and what it means there.
+# What an error of the operator, or of transposed.py, says of one row, and what it means there.
 _ONE_ROW = (
     (r"\[(\d+), (\d+), 1, (\d+)\]", r"[\1, \2, \3]"),  # (N, C, H, W)
-    (r"\(1 x (\d+)\)", r"(\1)"),
+    (r"\(1 x (-?\d+)\)", r"(\1)"),
     (r"\(1, (-?\d+)\)", r"(\1)"),  # kernel size, stride, dilation
+    (r"\(0, (-?\d+)\)", r"(\1)"),  # output padding
     (r"\(0, 0, (-?\d+), (-?\d+)\)", r"(\1, \2)"),  # padding
     (r"\(top, bottom, left, right\)", "(left, right)"),
 )
 
 
 def of_one_row(error: RuntimeError) -> RuntimeError:
-    """An error of the operator in the sizes of a sequence, without the height of 1 that conv1d gives it."""
+    """An error of the operator in the sizes of a sequence, without the height of 1 that it is given."""
     if type(error) is not RuntimeError:  # of the classes derived from it none speaks of sizes
         return error
     text = str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,29 +16,39 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from .arguments import Sides
-from .functional import conv1d, conv2d, conv_transpose2d
+from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from .fused import restorable, restore
 from .mapped import MappedConv2d
-from .modules import Conv1d, Conv2d, ConvTranspose2d
+from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, _Extended
 
 __all__ = ["convert", "override", "revert"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
-_OURS: dict[type, type] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
+_OURS: dict[type, type] = {
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.ConvTranspose1d: ConvTranspose1d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+}
 _TORCHS: dict[type, type] = {ours: torchs for torchs, ours in _OURS.items()}
 _NAMES = {f"{kind}{n}d" for kind in ("Conv", "ConvTranspose") for n in (1, 2, 3)}
 _logger = logging.getLogger("conv_ext")
-_FUNCTIONS = {torch.conv1d: conv1d, torch.conv2d: conv2d, torch.conv_transpose2d: conv_transpose2d}
+_FUNCTIONS = {
+    torch.conv1d: conv1d,
+    torch.conv2d: conv2d,
+    torch.conv_transpose1d: conv_transpose1d,
+    torch.conv_transpose2d: conv_transpose2d,
+}
 
 
 def convert(model: AnyModule, *, report: Callable[[str], object] | None = None) -> AnyModule:
     """Make the convolution layers of `model` ours, in place, and return `model`.
 
-    Every `nn.Conv1d`, `nn.Conv2d` and `nn.ConvTranspose2d` of exactly that type, `model` itself included, gets our
-    class: the object, its Parameters, hooks, buffers and training flag stay what they are, so that an optimizer made
-    before goes on working. A layer parametrized (`torch.nn.utils.parametrize`) from exactly such a type is converted
-    too; old-style weight_norm, spectral_norm and pruning live in hooks and are not touched.
+    Every `nn.Conv1d`, `nn.Conv2d`, `nn.ConvTranspose1d` and `nn.ConvTranspose2d` of exactly that type, `model` itself
+    included, gets our class: the object, its Parameters, hooks, buffers and training flag stay what they are, so that
+    an optimizer made before goes on working. A layer parametrized (`torch.nn.utils.parametrize`) from exactly such a
+    type is converted too; old-style weight_norm, spectral_norm and pruning live in hooks and are not touched.
 
     Left alone: subclasses made by others, also where they inherit `forward` (an object has one class, and theirs has
     to stay for their isinstance checks and pickles), which are ours within `override`, or when they are derived from
@@ -48,18 +59,42 @@ def convert(model: AnyModule, *, report: Callable[[str], object] | None = None) 
     report: what is called with a text that says how many layers became ours, and which convolutions stay as they are
         and why: ``report=print``. None: the logger "conv_ext" gets it, at level INFO.
 
+    Warns where the model has been prepared for torch's quantization, or joined by torch's own fusion (`torch.ao`):
+    both know torch's layers alone, and would pass ours by.
+
     Raises TypeError where `model` is no nn.Module.
     """
     before = _convolutions(model) if isinstance(model, nn.Module) else {}
     _exchange(model, _OURS, "convert")
-    if report is not None:
-        report(_report(before))
-    elif _logger.isEnabledFor(logging.INFO):
-        _logger.info("%s", _report(before))
+    _tell(report, lambda: _report(before))
+    _warn_of_quantization(model, sum(_own_class(module) is not own for module, own in before.values()))
     return model
 
 
-def revert(model: AnyModule) -> AnyModule:
+def _tell(report: Callable[[str], object] | None, text: Callable[[], str]) -> None:
+    if report is not None:
+        report(text())
+    elif _logger.isEnabledFor(logging.INFO):
+        _logger.info("%s", text())
+
+
+def _warn_of_quantization(model: nn.Module, became: int) -> None:
+    prepared = [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if getattr(module, "qconfig", None) is not None or type(module).__module__.startswith("torch.ao.")
+    ]
+    if became and prepared:
+        more = f" and {len(prepared) - 1} more" if len(prepared) > 1 else ""
+        warnings.warn(
+            f"convert: {prepared[0]}{more} of this model belong to torch's quantization or fusion (torch.ao), which "
+            f"know torch's layers alone: they pass the {_layers(became)} by that are conv_ext's now, or fail. "
+            "Convert a model that is not to be quantized, or revert it first",
+            stacklevel=3,
+        )
+
+
+def revert(model: AnyModule, *, report: Callable[[str], object] | None = None) -> AnyModule:
     """Undo `convert`: make every layer of exactly our types torch's own again, in place, and return `model`.
 
     Layers that were made as `conv_ext.Conv2d` and its like from the start become torch's, too; the padding "full" is
@@ -67,13 +102,52 @@ def revert(model: AnyModule) -> AnyModule:
     beside them again, so that it can be exported (`torch.onnx.export`, say); its normalisations stay folded. Packed
     layers (`conv_ext.pack`) are unpacked first.
 
+    report: what is called with a text that says how many layers became torch's, how many of these were packed, what
+        stands beside them again, and which of our layers stay and why: ``report=print``. None: the logger "conv_ext"
+        gets it, at level INFO.
+
     Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed, where a layer has what
     torch's have not: an activation that `fuse` did not put there (a ReLU of its own would be another module in the
     tree), or the padding "same_strided", which depends on the input.
     """
-    from .packed import unpack  # which packs what `convert` has made
+    from .packed import PackedConv2d, unpack  # which packs what `convert` has made
 
-    return _exchange(unpack(model) if isinstance(model, nn.Module) else model, _TORCHS, "revert")
+    before = _convolutions(model) if isinstance(model, nn.Module) else {}
+    packed = sum(own is PackedConv2d for _, own in before.values())
+    inside = [module for module, _ in before.values() if isinstance(module, _Extended)]
+    beside = {
+        "activation": sum(module.activation != "none" for module in inside),
+        "padding": sum(isinstance(module.padding, Sides) for module in inside),
+    }
+    _exchange(unpack(model) if isinstance(model, nn.Module) else model, _TORCHS, "revert")
+    _tell(report, lambda: _reverted(before, packed, beside))
+    return model
+
+
+def _reverted(before: dict[str, tuple[nn.Module, type]], packed: int, beside: dict[str, int]) -> str:
+    """What `revert` did: how many layers are torch's now, how many were, and why the others are not."""
+    became: Counter[str] = Counter()
+    were, left = 0, []
+    for name, (module, own) in before.items():
+        now = _own_class(module)
+        base = next((ours for ours in (*_TORCHS, MappedConv2d) if isinstance(module, ours)), None)
+        if now is not own and now in _OURS:
+            became[now.__name__] += 1
+        elif base is None:
+            were += 1
+        elif base is MappedConv2d:
+            left.append(f"    {name}: torch has no layer over a connection table")
+        else:
+            why = f"{own.__name__} is derived from conv_ext.{base.__name__}, and what is exchanged is that class itself"
+            left.append(f"    {name}: {why}")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(became.items()))
+    lines = [f"{_layers(became.total())} became torch's" + (f": {kinds}" if kinds else "")]
+    lines += [f"    {packed} of them had packed weights"] if packed else []
+    lines += [
+        f"    {count} {what}{'' if count == 1 else 's'} beside them again" for what, count in beside.items() if count
+    ]
+    lines += [f"{_layers(were)} had been before"] if were else []
+    return "\n".join(lines + ([f"{_layers(len(left))} left:", *left] if left else []))
 
 
 def check_for_inference(function: str, model: nn.Module) -> None:
@@ -212,9 +286,9 @@ def _rebased(cls: type, base: type) -> type:
 class override(TorchFunctionMode):
     """`with conv_ext.override():` sends torch's convolution functions to ours inside the block.
 
-    Routed are `F.conv1d`, `F.conv2d`, `F.conv_transpose2d` and the same functions under `torch.`, hence also
-    torch.nn's layers, which call them. Everything else passes. Blocks may be nested; the block holds for the thread
-    that entered it (each of DataParallel's threads would need its own).
+    Routed are `F.conv1d`, `F.conv2d`, `F.conv_transpose1d`, `F.conv_transpose2d` and the same functions under `torch.`,
+    hence also torch.nn's layers, which call them. Everything else passes. Blocks may be nested; the block holds for the
+    thread that entered it (each of DataParallel's threads would need its own).
 
     A call that ours does not take (an integer, quantized or sparse operand, say) raises our error, rather than being
     computed by torch unnoticed: inside the block every convolution is ours or is refused.

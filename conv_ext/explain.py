@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from . import _C, functional
-from .arguments import Geometry
+from .arguments import Geometry, of_one_row
+from .mapped import MappedConv2d
 from .modules import _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
 from .transposed import transposed_size
+
+if TYPE_CHECKING:
+    from .model_plans import ModelExplanation
 
 
 def _bytes(count: float) -> str:
@@ -130,16 +135,23 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none") -> Explanation:
+def explain(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none"
+) -> Explanation | ModelExplanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
-    a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d or ConvTranspose2d, ours or torch's, which is explained
-    as `conv_ext.convert` would make it. As there, one operand that is contiguous as ``torch.channels_last`` alone
-    decides for that layout, and so does a slice of such a tensor's channels. The upstream gradient is taken for a dense
-    one; with an expanded one, as ``y.sum().backward()`` has, another algorithm may run. The algorithm and precision
-    settings in force are those that the call would get; a pass that a forced algorithm cannot compute is shown with the
-    reason.
+    a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d, ours or torch's,
+    which is explained as `conv_ext.convert` would make it. As there, one operand that is contiguous as
+    ``torch.channels_last`` alone decides for that layout, and so does a slice of such a tensor's channels. The upstream
+    gradient is taken for a dense one; with an expanded one, as ``y.sum().backward()`` has, another algorithm may run.
+    The algorithm and precision settings in force are those that the call would get; a pass that a forced algorithm
+    cannot compute is shown with the reason.
+
+    Of a model and its input, ``explain(model, x)``, it gives a table with a row for each call of such a layer, and of
+    MappedConv2d, whose rows are convolutions of several sizes: their algorithms, work, estimated cycles and packed
+    bytes. x may be a tuple, of all that the model is called with. Nothing is computed and the model stays as it is; one
+    that looks at the numbers of its tensors is copied and called. Convolutions that no layer computes have no row.
 
     Of each algorithm it prints "chosen", "can" with the cycles of a core that it is estimated to take (for one image;
     a weight_grad for all), or "cannot" and why. The fewest cycles are chosen; what nobody has measured for such a
@@ -150,26 +162,54 @@ def explain(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1,
     of: `.input_grad` is what its forward runs, `.forward` its own input gradient.
 
     Returns:
-        Explanation: prints algorithm, reasons, tiles, workspace, FLOPs and bytes of each pass.
+        Explanation: prints algorithm, reasons, tiles, workspace, FLOPs and bytes of each pass; of a model, and of a
+        MappedConv2d, a ModelExplanation, whose ``.layers`` have the explanations of each.
 
     Raises:
-        What ``conv2d``, or the layer, raises for the same arguments. TypeError: a module that is no such layer.
+        What ``conv2d``, the layer or the model raises for the same arguments. TypeError: a module without convolutions.
     """
     if isinstance(input, nn.Module):
         if bias is not None or (stride, padding, dilation, groups, activation) != (1, 0, 1, 1, "none"):
             raise TypeError("explain(layer, input) takes nothing more: the layer has the other arguments")
-        return _of_layer(input, weight)
+        return _of_module(input, weight)
     return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation)
 
 
-def _of_layer(layer: nn.Module, input) -> Explanation:
-    if isinstance(layer, nn.ConvTranspose2d):
-        return _of_transposed(layer, input)
-    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+
+def is_explained(module: nn.Module) -> bool:
+    """Whether `explain_calls` takes a layer."""
+    return isinstance(module, (*_LAYERS, MappedConv2d))
+
+
+def explain_calls(layer: Any, input) -> list[Explanation]:
+    """The convolutions that a call of a layer computes: one, or several of a MappedConv2d."""
+    if isinstance(layer, MappedConv2d):
+        return [_of_convolution(4, *[*arguments, layer.activation]) for arguments in layer._calls(input)]
+    try:
+        return [_of_layer(layer, input)]
+    except RuntimeError as error:
+        raise (of_one_row(error) if len(layer.kernel_size) == 1 else error) from None
+
+
+def _of_module(module: nn.Module, input) -> Explanation | ModelExplanation:
+    from .model_plans import explain_model  # which explains each layer by this module
+
+    if isinstance(module, _LAYERS):
+        return explain_calls(module, input)[0]
+    if not any(map(is_explained, module.modules())):
         raise TypeError(
-            "explain takes a tensor, or a layer of Conv1d, Conv2d or ConvTranspose2d with its input, got "
-            f"{type(layer).__name__}"
+            "explain takes a tensor, a layer of Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d or MappedConv2d with "
+            f"its input, or a model that has one; got {type(module).__name__}"
         )
+    return explain_model(module, input if isinstance(input, tuple) else (input,))
+
+
+def _of_layer(layer: nn.Module, input) -> Explanation:
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        return _of_transposed(layer, input)
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
     input, padding = _padded(layer, input)
     geometry = layer.stride, padding, layer.dilation, layer.groups
     activation = getattr(layer, "activation", "none")
@@ -191,16 +231,22 @@ def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, g
     return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
-def _of_transposed(layer: nn.ConvTranspose2d, input) -> Explanation:
-    weight = layer.weight
-    batched = functional.check_operands("explain", 4, input, weight, layer.bias)
+def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input) -> Explanation:
+    weight, length = layer.weight, len(layer.kernel_size)
+    batched = functional.check_operands("explain", length + 2, input, weight, layer.bias)
     if not batched:
         input = input.unsqueeze(0)
-    geometry = functional.normalize("explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups)
-    stride, padding, dilation, groups = geometry
-    size = transposed_size(input, weight, layer.bias, stride, padding, layer.output_padding, groups, dilation)
+    stride, padding, dilation, groups = functional.normalize(
+        "explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups, length
+    )
+    output_padding = layer.output_padding
+    if length == 1:
+        input, weight = input.contiguous().unsqueeze(2), weight.unsqueeze(2)
+        stride, padding, dilation, output_padding = (1, *stride), (0, 0, *padding), (1, *dilation), (0, *output_padding)
+    geometry: Geometry = stride, padding, dilation, groups
+    size = transposed_size(input, weight, layer.bias, stride, padding, output_padding, groups, dilation)
     # As in functional.py: an output padding of a stride or more is more positions of the convolution.
-    extra = [o // s for o, s in zip(layer.output_padding, stride)]
+    extra = [o // s for o, s in zip(output_padding, stride)]
     grad = input if extra == [0, 0] else functional.F.pad(input, (0, extra[1], 0, extra[0]))
     image = result_size("input_grad", grad, weight, None, size, *geometry, _precision(input))
     return _explained(input, image, weight, list(grad.shape), *geometry, "none")

@@ -7,7 +7,7 @@ under every transform (GENERAL).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
 
-__all__ = ["conv1d", "conv2d", "conv_transpose2d"]
+__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 
 GENERAL, PLAIN_GRADIENT, PLAIN = _C.Road
 OVERRIDDEN = None  # in place of a road: an operand's __torch_function__, or a mode's, answers the call
@@ -191,14 +191,18 @@ def conv1d(
     geometry = (1, s), (0, 0, left, right), (1, d), groups
     input = input.contiguous()  # a permuted sequence is no image in channels_last: torch does the same
     rows = input.unsqueeze(2) if batched else input[None, :, None], weight.unsqueeze(2), bias
-    if _is_compiling():
-        y = _forward(road, *rows, geometry, activation)
-    else:
-        try:
-            y = _forward(road, *rows, geometry, activation)
-        except RuntimeError as error:
-            raise of_one_row(error) from None
+    y = _of_one_row(_forward, road, *rows, geometry, activation)
     return y.squeeze(2) if batched else y[0, :, 0]
+
+
+def _of_one_row(function: Callable[..., Tensor], *arguments) -> Tensor:
+    """A call for one row, whose errors speak of one dimension; in compiled code they have the height beside it."""
+    if _is_compiling():
+        return function(*arguments)
+    try:
+        return function(*arguments)
+    except RuntimeError as error:
+        raise of_one_row(error) from None
 
 
 def conv_transpose2d(
@@ -254,6 +258,57 @@ def conv_transpose2d(
     return y if batched else y.squeeze(0)
 
 
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    output_padding: IntOrPair = 0,
+    groups: int = 1,
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    r"""1-D transposed convolution, a drop-in for ``torch.nn.functional.conv_transpose1d``: `conv_transpose2d`, a row.
+
+    ::
+
+        y[n, c, w] = b[c] + sum over k, q of  w[k, c', s] * x[n, k, q]   where  w = q * stride + s * dilation - padding
+
+    W = (Q - 1) stride - 2 padding + dilation (S - 1) + output_padding + 1.
+
+    Args:
+        input: (N, K, Q), or (K, Q) without a batch.
+        weight: (K, C / groups, S).
+        bias: (C,) or None; it is added as in `conv_transpose2d`.
+        stride, padding, dilation: an int, or a list or tuple of one.
+        output_padding: the same: positions that are added at the end; fewer than the stride or the dilation.
+        groups: divides C and K.
+
+    Returns:
+        (N, C, W), or (C, W) for an unbatched input.
+
+    Dtypes and errors are those of `conv2d`; in compiled code sizes in an error have the height 1 beside them.
+    """
+    road, batched = _enter("conv_transpose1d", 3, input, weight, bias)
+    if road is OVERRIDDEN:
+        tensors = (input, weight, bias)
+        return handle_torch_function(
+            conv_transpose1d, tensors, *tensors, stride, padding, output_padding, groups, dilation
+        )
+    if isinstance(padding, str):
+        raise TypeError("conv_transpose1d(): argument 'padding' must be tuple of ints, not str")
+    (s,), (p, _), (d,), groups = normalize("conv_transpose1d", input, weight, stride, padding, dilation, groups, 1)
+    (extra,) = ints(output_padding, 1, "conv_transpose1d", "output_padding")
+    if road is GENERAL and is_tracing():
+        return _recorded_conv_transpose1d(input, weight, bias, (s,), (p,), (extra,), groups, (d,))
+    if road is GENERAL:
+        input, weight, bias = ops.autocast(input, weight, bias)
+    input = input.contiguous()  # as in conv1d
+    rows = input.unsqueeze(2) if batched else input[None, :, None], weight.unsqueeze(2), bias
+    y = _of_one_row(_transposed, road, *rows, (1, s), (0, 0, p, p), (0, extra), groups, (1, d))
+    return y.squeeze(2) if batched else y[0, :, 0]
+
+
 def _with_activation(function):
     return lambda *arguments: function(*arguments[:-1], activation=arguments[-1])
 
@@ -269,4 +324,8 @@ _recorded_conv1d = recorded(
 _recorded_conv_transpose2d = recorded(
     "recorded_conv_transpose2d", conv_transpose2d,
     "int[2] stride, int[2] padding, int[2] output_padding, int groups, int[2] dilation",
+)  # fmt: skip
+_recorded_conv_transpose1d = recorded(
+    "recorded_conv_transpose1d", conv_transpose1d,
+    "int[1] stride, int[1] padding, int[1] output_padding, int groups, int[1] dilation",
 )  # fmt: skip

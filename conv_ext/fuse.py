@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +18,21 @@ from torch.export import ExportedProgram  # `import torch` loads it, too
 from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn.modules.conv import _ConvNd
 
-from . import patterns
+from . import packed, patterns
 from .arguments import Sides, padding_of
 from .convert import check_for_inference, convert, why_left
 from .fused import ACTIVATION, NORM, PADDING, Fused, Report, Row
+from .layouts import set_faster_layout
 from .lifting import lift
 from .mapped import MappedConv2d
-from .modules import Conv1d, Conv2d, ConvTranspose2d, set_sides
+from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, set_sides
 from .patterns import Modules, Norm, undisturbed
 
 __all__ = ["fuse"]
 
-_LAYERS = (Conv1d, Conv2d, ConvTranspose2d, MappedConv2d)
-_TORCHS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+_OF_ROWS, _TRANSPOSED = (Conv1d, ConvTranspose1d), (ConvTranspose1d, ConvTranspose2d)
+_LAYERS = (Conv1d, Conv2d, *_TRANSPOSED, MappedConv2d)
+_TORCHS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 _FORMATS = (torch.preserve_format, torch.channels_last, torch.contiguous_format)
 _logger = logging.getLogger("conv_ext")
 
@@ -43,29 +46,39 @@ class _Tracer(Tracer):
 
 def fuse(
     model: nn.Module | ExportedProgram,
-    *,
-    memory_format: torch.memory_format = torch.preserve_format,
+    *inputs,
+    pack: bool = True,
+    memory_format: torch.memory_format | Literal["auto"] = torch.preserve_format,
     verbose: bool = False,
 ) -> nn.Module:
     """A new model for inference that computes the same in fewer passes over memory.
 
     Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; then
     every ReLU (module, function or method) that alone reads it moves into the layer, as ``activation="relu"``, but for
-    ConvTranspose2d, which has none. Zeros that a padding layer or function puts in front of a Conv1d or Conv2d become
-    the layer's own padding, also where the sides differ. torch's own Conv1d, Conv2d and ConvTranspose2d become ours
-    first, as `convert` makes them; so does a convolution function whose weight is a parameter. What else there is
-    stays, and the report says why: layers with hooks, parametrizations or a forward put into the object, complex ones,
-    normalisations without running statistics or with a layout of their own. A Conv1d that has taken a normalisation in
+    transposed convolutions, which have none. Zeros that a padding layer or function puts in front of a Conv1d or Conv2d
+    become the layer's own padding, also where the sides differ. torch's own layers become ours first, as `convert`
+    makes them; so does a convolution function whose weight is a parameter. What else there is stays, and the report
+    says why: layers with hooks, parametrizations or a forward put into the object, complex ones, normalisations without
+    running statistics or with a layout of their own. A Conv1d or ConvTranspose1d that has taken a normalisation in
     refuses (C, L).
+
+    Then the weights of 2-D layers are packed once, as `conv_ext.pack` does it, which computes the same bits: their
+    layers are `PackedConv2d`, which have no Parameters. With `inputs` that is done at once, without at the first call,
+    for the sizes of that; a model that is to be compiled or exported has to have been called before, or be given
+    `inputs`.
 
     Args:
         model: an nn.Module in eval mode, all of it; or what torch.export has made of one in eval mode, an
             ExportedProgram or its ``module()``: for models that torch.fx cannot trace. It stays as it is; the new one
             has copies of its tensors.
+        inputs: what the model is called with, once and without gradients; of the numbers nothing is kept. An
+            ExportedProgram has its own.
+        pack: whether weights are packed. Without, the layers' weights are Parameters, and gradients flow to them.
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
-            the processor, and ``python -m bench inference`` tells.
+            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for the
+            convolutions are lower (`conv_ext.explain` prints them; nothing is timed), and needs `inputs`.
         verbose: print the report.
 
     Returns:
@@ -85,24 +98,38 @@ def fuse(
 
     Raises TypeError where `model` is neither, or memory_format no torch.memory_format; ValueError where the model, or a
     part of it, is in training mode, and for another memory format; RuntimeError where a lazy layer has no parameters
-    yet, or where a model can neither be traced nor has a convolution: the message has torch.fx's reason.
+    yet, or where a model can neither be traced nor has a convolution: the message has torch.fx's reason; and what the
+    call with `inputs` raises.
     """
-    if not isinstance(memory_format, torch.memory_format):
-        raise TypeError(f"memory_format must be a torch.memory_format, got {type(memory_format).__name__}")
-    if memory_format not in _FORMATS:
-        raise ValueError(f"memory_format must be one of {', '.join(map(str, _FORMATS))}, got {memory_format}")
+    if memory_format != "auto" and not isinstance(memory_format, torch.memory_format):
+        raise TypeError(f'memory_format must be a torch.memory_format or "auto", got {memory_format!r}')
+    if memory_format != "auto" and memory_format not in _FORMATS:
+        raise ValueError(
+            f'memory_format must be one of {", ".join(map(str, _FORMATS))} and "auto", got {memory_format}'
+        )
+    kwargs: dict = {}
     if isinstance(model, ExportedProgram):
+        if not inputs and model.example_inputs:
+            inputs, kwargs = model.example_inputs
         model = model.module()
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse takes a torch.nn.Module or a torch.export.ExportedProgram, got {type(model).__name__}")
+    if memory_format == "auto" and not (inputs or kwargs):
+        raise ValueError('fuse: memory_format="auto" needs what the model is called with: fuse(model, images, ...)')
     if _is_exported(model):
         fused: nn.Module = _fuse_exported(model)
     else:
         check_for_inference("fuse", model)
         fused = _fuse_module(model)
-    if memory_format is not torch.preserve_format:
+    layouts = None
+    if memory_format == "auto":
+        layouts = set_faster_layout(fused, inputs, kwargs)
+    elif memory_format is not torch.preserve_format:
         fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
     report = vars(fused).get("report")
+    packing = packed.pack_in_place(fused, inputs, kwargs) if pack else None
+    if isinstance(report, Report):
+        report.layouts, report.packing = layouts, packing
     if verbose:
         print(report)
     _logger.info("fuse: %s", report)
@@ -118,7 +145,7 @@ def _is_exported(model: nn.Module) -> bool:
 def _fuse_module(model: nn.Module) -> nn.Module:
     if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
-    fused = convert(copy.deepcopy(model))
+    fused = convert(packed.unpack(copy.deepcopy(model)))
     if not undisturbed(fused):  # a graph has its class's forward alone
         return _fuse_parts(fused, "the model has hooks, or a forward of its own")
     tracer = _Tracer()
@@ -431,7 +458,7 @@ def _behind(found: _Match, node: Node, modules: Modules) -> Node | None:
 def _why_not_folded(layer: nn.Module, norm: Norm) -> str:
     if getattr(layer, "activation", "none") != "none":
         return "the layer has an activation before it"
-    other = nn.BatchNorm2d if isinstance(layer, Conv1d) else nn.BatchNorm1d
+    other = nn.BatchNorm2d if isinstance(layer, _OF_ROWS) else nn.BatchNorm1d
     if norm.kind == other.__name__:
         return f"{norm.kind} reads other dimensions than {type(layer).__name__} writes"
     if norm.mean.numel() != layer.out_channels:
@@ -513,16 +540,17 @@ def _fold(layer: nn.Module, norm: Norm) -> None:
         bias = bias.to(weight.dtype)
     layer.weight = nn.Parameter(scaled, weight.requires_grad)
     layer.bias = nn.Parameter(bias, weight.requires_grad if old is None else old.requires_grad)
-    if isinstance(layer, Conv1d):
+    if isinstance(layer, _OF_ROWS):
         layer.register_forward_pre_hook(_only_batches, with_kwargs=True)
 
 
-def _only_batches(layer: Conv1d, arguments: tuple, keywords: dict) -> None:
-    """Refuses (C, L), which Conv1d takes for one example's channels and BatchNorm1d for many examples' features."""
+def _only_batches(layer: Conv1d | ConvTranspose1d, arguments: tuple, keywords: dict) -> None:
+    """Refuses (C, L), for a layer one example's channels, and for BatchNorm1d many examples' features."""
     input = arguments[0] if arguments else keywords["input"]
     if input.dim() != 3:
         raise RuntimeError(
-            f"a Conv1d into which fuse has folded a BatchNorm1d takes (N, C, L), got input of size: {list(input.shape)}"
+            f"a {type(layer).__name__} into which fuse has folded a BatchNorm1d takes (N, C, L), "
+            f"got input of size: {list(input.shape)}"
         )
 
 
@@ -531,7 +559,8 @@ def _for_each_weight(layer: nn.Module, scale: Tensor) -> Tensor:
     if isinstance(layer, MappedConv2d):
         fan_ins = torch.tensor([len(row) for row in layer.table.sources], device=scale.device)
         return scale.repeat_interleave(fan_ins)[:, None, None]
-    if isinstance(layer, ConvTranspose2d):  # (C, K / groups, R, S): each input map goes to the outputs of its group
+    if isinstance(layer, _TRANSPOSED):  # (C, K / groups, R, S): each input map goes to the outputs of its group
         of_group = scale.unflatten(0, (layer.groups, 1, -1))
-        return of_group.expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)[:, :, None, None]
+        channels = of_group.expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)
+        return channels.reshape(*channels.shape, *[1] * len(layer.kernel_size))
     return scale.reshape(-1, *[1] * (layer.weight.dim() - 1))

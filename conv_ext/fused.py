@@ -7,6 +7,7 @@ import html
 import pickle
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +15,10 @@ from torch.fx import GraphModule
 
 from .arguments import Sides
 from .modules import Conv1d, Conv2d, set_sides
+
+if TYPE_CHECKING:
+    from .layouts import Layouts
+    from .packed import Packing
 
 __all__ = ["Fused", "Report", "Row"]
 
@@ -42,6 +47,9 @@ class Report:
         others: (name, why) of each normalisation and activation that stays without a convolution before it.
         places, paddings: of a model that was fused part by part, what stood where an nn.Identity stands for an
             activation or a padding, and the attributes that a layer's padding was; `conv_ext.revert` puts them back.
+        layouts: the estimates that a memory format was chosen by (`conv_ext.layouts.Layouts`); None where none was.
+        packing: what became of the weights (`conv_ext.packed.Packing`): bytes of each layer, and which were left and
+            why; None where nothing was to be packed, and after `conv_ext.unpack`.
     """
 
     how: str
@@ -50,6 +58,8 @@ class Report:
     others: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, nn.Module] = field(default_factory=dict)
     paddings: dict[str, dict] = field(default_factory=dict)
+    layouts: Layouts | None = None
+    packing: Packing | None = None
 
     @property
     def counts(self) -> Counter[str]:
@@ -76,6 +86,7 @@ class Report:
             lines += ["  " + "  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in cells]
         if self.others:
             lines += ["stay as they are:", *(f"  {name}: {why}" for name, why in self.others)]
+        lines += [str(each) for each in (self.layouts, self.packing) if each]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -92,6 +103,7 @@ class Report:
         if self.others:
             stay = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in self.others)
             parts.append(f"<p>stay as they are:</p><ul>{stay}</ul>")
+        parts += [f"<pre>{html.escape(str(each))}</pre>" for each in (self.layouts, self.packing) if each]
         return "".join(parts)
 
 

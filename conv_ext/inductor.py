@@ -7,8 +7,8 @@
 
 Inductor writes a batch normalisation as subtractions, products and sums; where parameters are frozen they have
 constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A ReLU
-behind that moves into the operator. The graph is what Dynamo has captured, so that models which torch.fx cannot trace
-have it, too.
+behind that moves into the operator, and the weight, a constant, is packed once, as `conv_ext.pack` does it. The graph
+is what Dynamo has captured, so that models which torch.fx cannot trace have it, too.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomInferenceAwareGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
+from . import ops
+
 __all__ = ["FusePass", "fusing"]
 
 aten = torch.ops.aten
-_FORWARD = torch.ops.conv_ext.forward.default
-_WEIGHT, _BIAS, _ACTIVATION = 1, 2, 9  # arguments of the operator
-_DEFAULTS = ("ieee", "auto", "none")  # of its last three
+_FORWARD = ops.forward
+_INPUT, _WEIGHT, _BIAS, _ACTIVATION = 0, 1, 2, 9  # arguments of the operator
+_GEOMETRY = slice(3, 9)  # from the stride to the algorithm: what `pack` takes as well
 _SUMS = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
 _CONVERT = torch.ops.prims.convert_element_type.default
 
 
 @contextlib.contextmanager
-def fusing(freezing: bool = True) -> Iterator[None]:
+def fusing(freezing: bool = True, pack: bool = True) -> Iterator[None]:
     """What torch.compile compiles within the block has `FusePass` in it; it goes on to hold outside.
 
     A model is compiled by its first call, which has to be within the block, and, for freezing, under torch.no_grad() or
@@ -43,16 +45,25 @@ def fusing(freezing: bool = True) -> Iterator[None]:
         freezing: that inductor takes parameters for constants (``torch._inductor.config.freezing``, which as an option
             of torch.compile comes too late): without it a normalisation stays, and what is compiled sees later changes
             of the model's parameters.
+        pack: that frozen weights are packed once, where compiled code would pack them in each call: the same bits, and
+            the memory of the packed weights beside that of the others. Only on the CPU, and for images of sizes that
+            the graph knows (``dynamic=True`` leaves them open).
     """
     before = config.post_grad_custom_pre_pass
     others = [] if before is None else [*before] if isinstance(before, (list, tuple)) else [before]
-    passes = others if any(isinstance(other, FusePass) for other in others) else [*others, FusePass()]
+    passes = others if any(isinstance(other, FusePass) for other in others) else [*others, FusePass(pack)]
     with config.patch(post_grad_custom_pre_pass=passes, freezing=freezing):
         yield
 
 
 class FusePass(CustomInferenceAwareGraphPass):
-    """A pass for ``torch._inductor.config.post_grad_custom_pre_pass``; it changes graphs of inference alone."""
+    """A pass for ``torch._inductor.config.post_grad_custom_pre_pass``; it changes graphs of inference alone.
+
+    pack: see `fusing`.
+    """
+
+    def __init__(self, pack: bool = True) -> None:
+        self.pack = pack
 
     def __call__(self, graph: Graph, is_inference: bool) -> None:  # type: ignore[override]  # as its base does
         """Fuse, in place, what stands behind each of our convolutions."""
@@ -61,6 +72,8 @@ class FusePass(CustomInferenceAwareGraphPass):
         for node in graph.find_nodes(op="call_function", target=_FORWARD):
             _fold(graph, node)
             _take_activation_in(graph, node)
+            if self.pack:
+                _pack(graph, node)
 
     def uuid(self) -> bytes | None:
         """What inductor keeps compiled code under; None: it keeps none.
@@ -73,10 +86,8 @@ class FusePass(CustomInferenceAwareGraphPass):
 
 def _arguments(node: Node) -> list:
     """All arguments of a call of the operator, by their place."""
-    names = [argument.name for argument in _FORWARD._schema.arguments]
-    given = list(node.args)
-    defaults = dict(zip(names[-3:], _DEFAULTS))
-    return given + [node.kwargs.get(name, defaults.get(name)) for name in names[len(given) :]]
+    rest = _FORWARD._schema.arguments[len(node.args) :]
+    return [*node.args, *(node.kwargs.get(argument.name, argument.default_value) for argument in rest)]
 
 
 def _set_arguments(node: Node, arguments: list) -> None:
@@ -196,6 +207,28 @@ def _take_activation_in(graph: Graph, node: Node) -> None:
     arguments[_ACTIVATION] = "relu"
     _set_arguments(node, arguments)
     _erase(graph, node, [after])
+
+
+def _pack(graph: Graph, node: Node) -> None:
+    """Pack a weight that is a constant, for images of the size and the strides that the graph has there."""
+    arguments = _arguments(node)
+    weight, x = _frozen(graph, arguments[_WEIGHT]), arguments[_INPUT].meta["val"]
+    sizes = (*x.shape[1:], *x.stride())
+    if weight is None or weight.device.type != "cpu" or not all(isinstance(size, int) for size in sizes):
+        return
+    example = torch.empty_strided((1, *x.shape[1:]), x.stride(), dtype=x.dtype)
+    packed = ops.pack(weight.detach(), example, *arguments[_GEOMETRY])
+    if packed.numel() == 0:  # the kernel reads the weight as it lies
+        return
+    fake = arguments[_WEIGHT].meta["val"].new_empty(packed.shape, dtype=packed.dtype)
+    constant = _new_constant(graph, node, "packed", packed, fake)
+    _set_arguments(node, arguments)
+    if "eager_input_vals" in node.meta:
+        values = list(node.meta["eager_input_vals"][0])
+        values.insert(_WEIGHT + 1, fake)
+        node.meta["eager_input_vals"] = tuple(values), {}
+    arguments.insert(_WEIGHT + 1, constant)
+    node.target, node.args = ops.forward_packed, tuple(arguments)
 
 
 def _erase(graph: Graph, node: Node, chain: list[Node]) -> None:

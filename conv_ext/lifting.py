@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from . import patterns
-from .modules import Conv1d, Conv2d, ConvTranspose2d, set_sides
+from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, set_sides
 from .patterns import Modules, aten
 
 __all__ = ["lift"]
+
+_TRANSPOSED = (ConvTranspose1d, ConvTranspose2d)
 
 
 def lift(traced: GraphModule) -> dict[str, tuple]:
@@ -69,17 +71,17 @@ def _kind_of(node: Node, values: dict, modules: Modules) -> tuple[type, str]:
             return kind, f"it was exported under precision {settings[0]!r} and algorithm {settings[1]!r}"
     rank = patterns.constant(weight, modules).dim()
     if node.target is aten.convolution.default:
-        kinds = {(False, 3): Conv1d, (False, 4): Conv2d, (True, 4): ConvTranspose2d}
+        kinds = {(False, 3): Conv1d, (False, 4): Conv2d, (True, 3): ConvTranspose1d, (True, 4): ConvTranspose2d}
         kind = kinds.get((values["transposed"], rank))
         dimensions = f"{'Transpose' * values['transposed']}{rank - 2}d"
         return (kind, "") if kind else (nn.Module, f"conv_ext has no Conv{dimensions}")
-    return kind, "" if rank == (3 if kind is Conv1d else 4) else f"its weight has {rank} dimensions"
+    return kind, "" if rank == (3 if kind in (Conv1d, ConvTranspose1d) else 4) else f"its weight has {rank} dimensions"
 
 
 def _layer(kind: type, operator: Callable, values: dict, modules: Modules) -> nn.Module:
     weight, bias = patterns.constant(values["weight"], modules), patterns.constant(values.get("bias"), modules)
     names = ["stride", "padding", "dilation", "groups"]
-    if kind is ConvTranspose2d:
+    if kind in _TRANSPOSED:
         names.append("output_padding")
     else:
         names.append("activation")  # of our own function
@@ -87,7 +89,7 @@ def _layer(kind: type, operator: Callable, values: dict, modules: Modules) -> nn
     sides = options.pop("padding") if operator is torch.ops.conv_ext.forward.default else ()
     groups = options.get("groups", 1)
     c, k = weight.shape[1] * groups, weight.shape[0]
-    if kind is ConvTranspose2d:
+    if kind in _TRANSPOSED:
         c, k = weight.shape[0], weight.shape[1] * groups
     layer = kind(c, k, tuple(weight.shape[2:]), **options, bias=bias is not None, device="meta", dtype=weight.dtype)
     if sides:

@@ -123,30 +123,43 @@ class ConnectionTable:
 
 
 class MappedConv2d(Unscriptable, nn.Module):
-    """A 2-D convolution with the connections of a table: only those that exist have kernels, and cost work.
+    """A 2-D convolution with the connections of a table: only those that exist have kernels.
 
     After the third layer of LeNet-5: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
     document recognition", Proceedings of the IEEE 86 (11), 1998, section II.B and table I. ::
 
         y[n, k, p, q] = b[k] + sum over the input maps c of output map k, r, s of  w[(k, c), r, s] * x[n, c, h, w]
 
-    Output maps that see the same input maps form a group. All groups of one size are one grouped convolution, over
-    the input maps gathered for them: a table with a few fan-ins is a few calls of `conv_ext.conv2d`.
+    There are two ways to compute it, and the one that takes less time by an estimate from the table, kernel size and
+    stride (`dense_is_faster`) is taken; results and gradients are the same but for rounding:
+
+    - Output maps that see the same input maps form a group. All groups of one size are one grouped convolution, over
+      the input maps gathered for them: a table with a few fan-ins is a few calls of `conv_ext.conv2d`. Work is in
+      proportion to the connections.
+    - One convolution of all maps, with zeros for the weights of connections that there are not. Zeros are multiplied:
+      where an input (or a gradient) is infinite or NaN, outputs (gradients) that it has no connection to are NaN, too.
 
     Args:
         connection_table: a `ConnectionTable`, or what one is made of: the input maps of each output map.
         kernel_size, stride, padding, dilation, activation: as in `conv_ext.Conv2d`, padding strings included; zeros
             are the only padding mode.
         bias: whether each output map has one.
+        dense: True: one convolution with zeros. False: the groups alone. None: what takes less time.
+
+    Attribute `dense` says which way is taken, `convolutions` has (fan-in, groups) of each call.
 
     Shapes: input (N, C, H, W) or (C, H, W); weight (connections, R, S), output map after output map, each with its
     input maps in ascending order; bias (K,); output (N, K, P, Q) or (K, P, Q).
     Dtypes, and derivatives of any order, are those of `conv_ext.conv2d`. Weights start as those of `nn.Conv2d` do:
     uniform within 1 / sqrt(fan-in of the output map).
-    torch.fx traces into it: the graph has a convolution for each fan-in, and the indices of the maps as buffers.
-    Errors: those of `ConnectionTable`; ValueError for a kernel size, stride or dilation below 1, a negative padding,
-    an unknown string; RuntimeError in `forward` where the input has not C channels, and as in `conv_ext.conv2d`.
+    torch.fx traces into it: the graph has a convolution for each fan-in, or the dense one, and indices as buffers.
+    Errors: those of `ConnectionTable`; TypeError where `dense` is no bool and not None; ValueError for a kernel size,
+    stride or dilation below 1, a negative padding, an unknown string; RuntimeError in `forward` where the input has not
+    C channels, and as in `conv_ext.conv2d`.
     """
+
+    _asked: bool | None = None  # of layers that were pickled before there was a choice, too
+    dense = False
 
     def __init__(
         self,
@@ -160,8 +173,12 @@ class MappedConv2d(Unscriptable, nn.Module):
         dtype=None,
         *,
         activation: str = "none",
+        dense: bool | None = None,
     ) -> None:
         super().__init__()
+        if dense is not None and not isinstance(dense, bool):
+            raise TypeError(f"dense must be True, False or None, got {dense!r}")
+        self._asked = dense
         if not isinstance(connection_table, ConnectionTable):
             connection_table = ConnectionTable(connection_table)
         check_activation(activation)
@@ -193,32 +210,37 @@ class MappedConv2d(Unscriptable, nn.Module):
         self._plan()
 
     def _plan(self) -> None:
-        """Sort the output maps into grouped convolutions, and keep the indices that gather for each."""
+        """Choose the way, sort the output maps into grouped convolutions, and keep the indices for them."""
         table = self.table
+        groups = _groups(table)
+        full = table.connections == self.in_channels * self.out_channels
+        taken = dense_is_faster(table, self.kernel_size, self.stride) if self._asked is None else self._asked
+        self.dense = taken and not full  # the groups of a full table are that one convolution, without zeros
         # Indices keep their values where the weight has none: `functional_call` brings another weight.
         device = "cpu" if self.weight.is_meta else self.weight.device
         begins = list(accumulate((len(row) for row in table.sources), initial=0))
-        outputs_of = defaultdict(list)  # by the input maps that they share
-        for k, row in enumerate(table.sources):
-            outputs_of[row].append(k)
-        buckets = defaultdict(list)  # by the sizes of the groups
-        for row, outputs in outputs_of.items():
-            buckets[len(row), len(outputs)].append((row, outputs))
-        order: list[int] = []
-        self.convolutions = []  # (fan-in, groups) of each bucket
 
         def keep(name: str, indices: list[int], count: int) -> None:
             """A buffer, or None where gathering would change nothing."""
-            moved = len(indices) != count or any(index != at for at, index in enumerate(indices))
-            self.register_buffer(name, torch.tensor(indices, device=device) if moved else None, persistent=False)
+            changed = _changes(indices, count)
+            self.register_buffer(name, torch.tensor(indices, device=device) if changed else None, persistent=False)
 
-        for number, ((fan_in, _), groups) in enumerate(sorted(buckets.items())):
-            outputs = [k for _, of_group in groups for k in of_group]
-            keep(f"_inputs{number}", [c for row, _ in groups for c in row], self.in_channels)
+        for name in list(self._buffers):  # of another way, taken before
+            del self._buffers[name]
+        if self.dense:
+            self.convolutions = [(self.in_channels, 1)]
+            places = [k * self.in_channels + c for k, row in enumerate(table.sources) for c in row]
+            self.register_buffer("_connected", torch.tensor(places, device=device), persistent=False)
+            return
+        order: list[int] = []
+        self.convolutions = []  # (fan-in, groups) of each bucket
+        for number, (fan_in, bucket) in enumerate(groups):
+            outputs = [k for _, of_group in bucket for k in of_group]
+            keep(f"_inputs{number}", [c for row, _ in bucket for c in row], self.in_channels)
             keep(f"_kernels{number}", [begins[k] + i for k in outputs for i in range(fan_in)], table.connections)
             keep(f"_outputs{number}", outputs, self.out_channels)
             order += outputs
-            self.convolutions.append((fan_in, len(groups)))
+            self.convolutions.append((fan_in, len(bucket)))
         keep("_places", sorted(range(len(order)), key=order.__getitem__), self.out_channels)
 
     def reset_parameters(self) -> None:
@@ -239,15 +261,27 @@ class MappedConv2d(Unscriptable, nn.Module):
                 f"Expected input (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W), the maps of the "
                 f"connection table, but got input of size: {list(input.shape)}"
             )
-        parts = []
+        parts = [conv2d(*arguments, activation=self.activation) for arguments in self._calls(input)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
+        return y if self.dense else _gathered(y, -3, self._places)
+
+    def _calls(self, input: Tensor) -> list[tuple]:
+        """The arguments of conv2d for each bucket of output maps, or for all of them."""
+        if self.dense:
+            return [(input, self._with_zeros(), self.bias, self.stride, self.padding, self.dilation, 1)]
+        calls = []
         for number, (fan_in, groups) in enumerate(self.convolutions):
             x = _gathered(input, -3, getattr(self, f"_inputs{number}"))
             weight = _gathered(self.weight, 0, getattr(self, f"_kernels{number}")).unflatten(0, (-1, fan_in))
             bias = None if self.bias is None else _gathered(self.bias, 0, getattr(self, f"_outputs{number}"))
-            geometry = self.stride, self.padding, self.dilation, groups
-            parts.append(conv2d(x, weight, bias, *geometry, activation=self.activation))
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
-        return _gathered(y, -3, self._places)
+            calls.append((x, weight, bias, self.stride, self.padding, self.dilation, groups))
+        return calls
+
+    def _with_zeros(self) -> Tensor:
+        """`dense_weight`, by indices that are kept."""
+        connected = _beside(self._connected, self.weight)
+        zeros = self.weight.new_zeros(self.out_channels * self.in_channels, *self.kernel_size)
+        return zeros.index_copy(0, connected, self.weight).unflatten(0, (self.out_channels, self.in_channels))
 
     def dense_weight(self) -> Tensor:
         """The weight of the ordinary convolution that computes the same: (K, C, R, S), zero where nothing connects."""
@@ -260,17 +294,57 @@ class MappedConv2d(Unscriptable, nn.Module):
         shown = f"{self.table!r}, kernel_size={self.kernel_size}"
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "activation": "none"}
         changed = [f"{name}={getattr(self, name)}" for name, usual in defaults.items() if getattr(self, name) != usual]
-        return ", ".join([shown, *changed] + ["bias=False"] * (self.bias is None))
+        return ", ".join([shown, *changed] + ["bias=False"] * (self.bias is None) + ["dense"] * self.dense)
+
+
+def _groups(table: ConnectionTable) -> list[tuple[int, list[tuple[tuple[int, ...], list[int]]]]]:
+    """The grouped convolutions of a table: the fan-in of each, and its groups of (input maps, output maps)."""
+    outputs_of = defaultdict(list)  # by the input maps that they share
+    for k, row in enumerate(table.sources):
+        outputs_of[row].append(k)
+    buckets = defaultdict(list)  # by the sizes of the groups
+    for row, outputs in outputs_of.items():
+        buckets[len(row), len(outputs)].append((row, outputs))
+    return [(fan_in, groups) for (fan_in, _), groups in sorted(buckets.items())]
+
+
+def _changes(indices: list[int], count: int) -> bool:
+    """Whether gathering `indices` of so many would change anything."""
+    return len(indices) != count or any(index != at for at, index in enumerate(indices))
+
+
+def dense_is_faster(table: ConnectionTable, kernel_size: tuple[int, int], stride: tuple[int, int]) -> bool:
+    """Whether one convolution of all maps, zeros included, is estimated to take less time than the table's groups.
+
+    Both ways multiply; the groups also gather input maps, each of which a group then reads for few outputs, and put
+    outputs into their order. Picoseconds of a training step, for each position of an output map, on one core, fitted
+    to float32 steps on AVX-512 (`python -m bench mapped` has the cases; a table of connections is all it needs):
+    """
+    taps = kernel_size[0] * kernel_size[1]
+    product = 25 if taps >= 9 and stride == (1, 1) else 45  # minimal filtering has fewer of them
+    gathered = 3500 * stride[0] * stride[1] + 220 * min(taps, 9)
+    ordered = 4000
+    cost = product * table.connections * taps
+    groups = _groups(table)
+    order: list[int] = []
+    for _, bucket in groups:
+        inputs = [c for row, _ in bucket for c in row]
+        cost += gathered * len(inputs) * _changes(inputs, table.in_channels)
+        order += [k for _, outputs in bucket for k in outputs]
+    cost += ordered * table.out_channels * (_changes(order, table.out_channels) or len(groups) > 1)
+    return cost > product * table.in_channels * table.out_channels * taps
 
 
 def _gathered(tensor: Tensor, dim: int, indices: Tensor | None) -> Tensor:
-    if indices is None:
-        return tensor
-    if (
-        isinstance(tensor, Tensor) and indices.device != tensor.device
-    ):  # parameters that were put into the layer, or lent to it for a call
-        indices = indices.to(tensor.device)
-    return tensor.index_select(dim, indices)
+    return tensor if indices is None else tensor.index_select(dim, _beside(indices, tensor))
+
+
+def _beside(indices: Tensor, tensor: Tensor) -> Tensor:
+    """The indices on the tensor's device: parameters may be put into a layer, or lent to it for a call."""
+    # A symbolic trace (torch.fx) has proxies here, which have no device.
+    if isinstance(tensor, Tensor) and isinstance(indices, Tensor) and indices.device != tensor.device:
+        return indices.to(tensor.device)
+    return indices
 
 
 def _pair(name: str, value, least: int) -> tuple[int, int]:

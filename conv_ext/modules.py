@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arguments import PADDINGS, Sides, check_activation, check_operands, padding_of
-from .functional import conv1d, conv2d, conv_transpose2d
+from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 
-__all__ = ["Conv1d", "Conv2d", "ConvTranspose2d"]
+__all__ = ["Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"]
 
 _LARGE = 2**60  # no input can be padded by more; far from where sums of sizes overflow
 
@@ -121,6 +121,26 @@ class ConvTranspose2d(Unscriptable, nn.ConvTranspose2d):
             input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
         )
         return conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class ConvTranspose1d(Unscriptable, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d`, computed by `conv_ext.conv_transpose1d`: same constructor, same state_dict.
+
+    Shapes: input (N, C, L) or (C, L); weight (C, K / groups, S); bias (K,); output (N, K, Q) or (K, Q) with
+    Q = (L - 1) * stride - 2 * padding + dilation * (S - 1) + output_padding + 1.
+    Dtypes: float32, float64, bfloat16, float16, complex64, complex128; input and parameters share one.
+    Errors: ValueError by the constructor and for an impossible `output_size` as in torch.nn; otherwise those of
+    `conv_ext.conv_transpose1d`.
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """The transposed convolution of `input`; `output_size` (Q,) settles what a stride leaves open."""
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 1, self.dilation
+        )
+        return conv_transpose1d(
             input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
 

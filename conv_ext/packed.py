@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
@@ -27,6 +28,7 @@ from . import ops
 from .arguments import check_operands, normalize
 from .convert import AnyModule, _convolutions, _layers, check_for_inference, convert
 from .functional import OVERRIDDEN, PLAIN, _enter, conv2d
+from .fused import Report
 from .library import _C
 from .modules import Conv2d, _padded
 from .passes import result_size
@@ -367,7 +369,7 @@ def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = Non
     """A new model for inference whose convolutions keep their weights packed: `PackedConv2d` in place of `Conv2d`.
 
     It computes the same bits as the model of our layers, in less time where packing takes a good part of a call (many
-    channels, small maps, small batches). `fuse` the model first, if it is to be fused. torch's own layers become ours
+    channels, small maps, small batches). `fuse` does the same to what it has fused. torch's own layers become ours
     first, as `convert` makes them. Left as they are: every other kind of convolution, classes derived from Conv2d, and
     layers with hooks, parametrizations, a forward of their own, or a weight that another module has too; those that
     the call does not reach; those that are not on the CPU.
@@ -390,30 +392,73 @@ def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = Non
     """
     _check(model, inputs, kwargs)
     packed = convert(copy.deepcopy(model))
-    holders = Counter(id(p) for module in packed.modules() for p in module._parameters.values() if p is not None)
-    found = {name: layer for name, (layer, _) in _convolutions(packed).items()}
-    left = {}
-    for name, layer in found.items():
-        shared = any(holders[id(p)] > 1 for p in layer._parameters.values() if p is not None)
-        left[name] = _why_left(layer) or ("another module has its weight or bias, too" if shared else "")
-    examples = _examples_of(packed, [layer for name, layer in found.items() if not left[name]], inputs, kwargs)
-    layers, several = [], []
-    for name, layer in found.items():
-        if left[name]:
-            continue
-        if not examples[layer]:
-            left[name] = "the call does not reach it"
-            continue
-        layers.append(_become_packed(layer))
-        layers[-1]._pack(examples[layer][0])
-        if len(examples[layer]) > 1:
-            several.append(f"    {name}: called with {len(examples[layer])} sizes, packed for the first")
-    text = _report(layers, several, left)
+    text = str(pack_in_place(packed, inputs, kwargs))
     if report is not None:
         report(text)
     else:
         _logger.info("pack: %s", text)
     return packed
+
+
+@dataclass
+class Packing:
+    """What packing made of each convolution of a model, by its name; ``str(packing)`` says it in words.
+
+    Attributes:
+        kept: bytes that lie beside the weight, 0 where the kernel reads it where it lies; None where the layer packs at
+            its first call.
+        weights: bytes of the weights of these layers together.
+        several: how many sizes a layer was called with, where there is more than one; it is packed for the first.
+        left: why a convolution is not packed.
+    """
+
+    kept: dict[str, int | None] = field(default_factory=dict)
+    weights: int = 0
+    several: dict[str, int] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """All that is kept beside the weights, as far as layers have been packed."""
+        return sum(filter(None, self.kept.values()))
+
+    def __str__(self) -> str:
+        beside = f"beside {self.weights / 2**20:.1f} MiB of weights"
+        if None in self.kept.values():
+            lines = [f"{_layers(len(self.kept))} to be packed by the first call, {beside}"]
+        else:
+            lines = [f"{_layers(len(self.kept))} packed: {self.bytes / 2**20:.1f} MiB {beside}"]
+        in_place = list(self.kept.values()).count(0)
+        lines += [f"    {in_place} of them: 0 bytes, the weight is read where it lies"] if in_place else []
+        lines += [f"    {name}: called with {n} sizes, packed for the first" for name, n in self.several.items()]
+        reasons = [f"    {name}: {why}" for name, why in self.left.items()]
+        return "\n".join(lines + ([f"{_layers(len(reasons))} left:", *reasons] if reasons else []))
+
+
+def pack_in_place(model: nn.Module, inputs: tuple = (), kwargs: dict | None = None) -> Packing:
+    """Make the Conv2d of `model` PackedConv2d, in place: packed for this call, or, without one, by the next."""
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    found = {name: layer for name, (layer, _) in _convolutions(model).items()}
+    made = Packing()
+    for name, layer in found.items():
+        shared = any(holders[id(p)] > 1 for p in layer._parameters.values() if p is not None)
+        if why := _why_left(layer) or ("another module has its weight or bias, too" if shared else ""):
+            made.left[name] = why
+    chosen = {name: layer for name, layer in found.items() if name not in made.left}
+    called = bool(inputs or kwargs)
+    examples = examples_of(model, list(chosen.values()), inputs, kwargs or {}) if called else {}
+    for name, layer in chosen.items():
+        if called and not examples[layer]:
+            made.left[name] = "the call does not reach it"
+            continue
+        packed = _become_packed(layer)
+        if called:
+            packed._pack(examples[layer][0])
+            if len(examples[layer]) > 1:
+                made.several[name] = len(examples[layer])
+        made.kept[name] = packed.packed_bytes if called else None
+        made.weights += packed._held["weight"].nbytes
+    return made
 
 
 def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
@@ -424,7 +469,7 @@ def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
     check_for_inference("pack", model)
 
 
-def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) -> dict[nn.Module, list[_Example]]:
+def examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) -> dict[nn.Module, list[_Example]]:
     """The different inputs that each layer gets in a call of the model."""
     examples: dict[nn.Module, list[_Example]] = {layer: [] for layer in layers}
 
@@ -443,18 +488,6 @@ def _examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) ->
     return examples
 
 
-def _report(packed: list[PackedConv2d], several: list[str], left: dict[str, str]) -> str:
-    kept = sum(layer.packed_bytes for layer in packed)
-    weights = sum(layer._held["weight"].nbytes for layer in packed)
-    lines = [f"{_layers(len(packed))} packed: {kept / 2**20:.1f} MiB beside {weights / 2**20:.1f} MiB of weights"]
-    in_place = sum(layer.packed_bytes == 0 for layer in packed)
-    lines += [f"    {in_place} of them: 0 bytes, the weight is read where it lies"] if in_place else []
-    lines += several
-    reasons = [f"    {name}: {why}" for name, why in left.items() if why]
-    lines += [f"{_layers(len(reasons))} left:", *reasons] if reasons else []
-    return "\n".join(lines)
-
-
 def unpack(model: AnyModule) -> AnyModule:
     """Undo `pack`: make every `PackedConv2d` of `model` a `Conv2d` with Parameters again, in place; return `model`.
 
@@ -468,4 +501,6 @@ def unpack(model: AnyModule) -> AnyModule:
             layer.__class__ = Conv2d  # type: ignore[assignment]
             vars(layer).clear()
             vars(layer).update(plain)
+        elif isinstance(report := vars(layer).get("report"), Report):
+            report.packing = None
     return model

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .functional import conv1d, conv2d, conv_transpose2d
-from .modules import Conv1d, Conv2d, ConvTranspose2d
+from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
+from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 
 Modules = Mapping[str, nn.Module]  # of the traced model by name, itself as ""
 
@@ -34,6 +34,9 @@ CONVOLUTIONS: dict[Callable, tuple[type, tuple[str, ...]]] = {
         ("input", "weight", "bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups"),
     ),  # any layer, as `transposed` and sizes say
     torch.ops.conv_ext.forward.default: (Conv2d, _OURS),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, conv_transpose1d, aten.conv_transpose1d.default), (ConvTranspose1d, _TRANSPOSED)
+    ),
     **dict.fromkeys(
         (torch.conv_transpose2d, conv_transpose2d, aten.conv_transpose2d.input), (ConvTranspose2d, _TRANSPOSED)
     ),

@@ -25,6 +25,7 @@ from .fields import Field, start
 from .layer_kinds import field_after, moves, norm_word, op_of, operations_of, pool_word
 from .meta import on_meta
 from .packed import PackedConv2d
+from .tables import text_table
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -130,15 +131,7 @@ class Summary:
 
     def __str__(self) -> str:
         heads, cells = self._cells()
-        widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
-
-        def line(row: list[str]) -> str:
-            padded = (text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths)))
-            return "  ".join(padded).rstrip()
-
-        rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-        body = [line(row) for row in cells]
-        lines = [self._title(), "", line(heads), rule, *body[:-1], rule, body[-1]]
+        lines = [self._title(), "", text_table(heads, cells, left=2, total=True)]
         return "\n".join(lines + ([self._note()] if self.unused_parameters else []))
 
     __repr__ = __str__

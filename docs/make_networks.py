@@ -69,9 +69,9 @@ read alone. This page is made by `python docs/make_networks.py`.
 ```python
 from conv_ext import models, summary, fuse, visualize
 
-net = models.vgg16(num_classes=10)                  # also in_channels, width, device, dtype
+net = models.vgg16(num_classes=10, width=0.25)      # a quarter of the maps; also in_channels, device, dtype
 print(summary(net, (3, 224, 224)))                  # the tables below; also python -m conv_ext summary vgg16
-fast = fuse(net.eval())                             # for inference: batch normalisation folded, ReLU in the epilogue
+fast = fuse(net.eval())                             # for inference: normalisation and ReLU fused, weights packed
 visualize.filters(net).savefig("filters.png")       # and what units look for: visualize.md
 ```
 
@@ -96,9 +96,9 @@ figures of seven of the networks are held to the printed ones in `tests/python/t
 ## Layers beside torch's
 
 - `conv_ext.MappedConv2d(table, kernel_size)` has kernels for the connections of a `ConnectionTable` alone: `full`,
-  `one_to_one`, `random(…, fan_in)`, or any list of input maps for each output map. Parameters and multiplications are
-  in proportion to the connections; time is not always: one grouped convolution for each fan-in has little to reuse, and
-  a dense convolution with a masked weight may well be faster (`python -m bench mapped` tells).
+  `one_to_one`, `random(…, fan_in)`, or any list of input maps for each output map. It computes them in groups of output
+  maps that see the same, with work in proportion to the connections, or as one dense convolution with zeros for the
+  others, where that is estimated to take less time. `dense=True` or `False` decides; `python -m bench mapped` measures.
 - `padding="full"` and `padding="same_strided"` in `Conv2d`, `Conv1d` and the functions.
 - `models.L2Pool`, `models.Maxout`: pooling over feature maps; `models.TrainablePool2d`: LeNet-5's.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .unpickle import ByteArray, unpickle
 
-__all__ = ["DataError", "Distortion", "Images", "load_cifar10", "load_digits", "load_mnist"]
+__all__ = ["DataError", "Distortion", "Images", "download", "load_cifar10", "load_digits", "load_mnist"]
 
 SIDE = 32  # LeNet-5's input, and CIFAR-10's
 _CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -115,9 +115,24 @@ class Images:
         """Images scaled to 0 ... 1 as the network reads them: mean zero and variance one over the training images."""
         return (images - self.mean) / self.std
 
-    def training_batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The training images and labels at `indices`, distorted anew and standardised."""
-        images = self.distortion(self.train_images[indices].float() / 255, generator)
+    def split(self, count: int) -> tuple[Images, Images]:
+        """`count` training images held out for validation: (the rest with those to test, the rest with the test set).
+
+        The split is the same in every run. Both standardise by what is left to learn from.
+        """
+        order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(1))
+        held, kept = order[:count], order[count:]
+        rest = self.train_images[kept], self.train_labels[kept]
+        validated = Images(
+            self.title, self.classes, *rest, self.train_images[held], self.train_labels[held], self.distortion
+        )
+        return validated, validated._like(self.classes, *rest, self.test_images, self.test_labels)
+
+    def training_batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """The training images and labels at `indices`, standardised, distorted anew (None: as they are)."""
+        images = self.train_images[indices].float() / 255
+        if generator is not None:
+            images = self.distortion(images, generator)
         return self.standardised(images), self.train_labels[indices]
 
     def test_batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
@@ -146,6 +161,28 @@ def load_digits() -> Images:
         images[train], labels[train], images[test], labels[test],
         Distortion(rotation=0.1, scale=0.1, shear=0.1, shift=3),
     )  # fmt: skip
+
+
+def download(name: str, root: Path) -> None:
+    """Fetch the files of "mnist" or "cifar10" into `root`, from torchvision's mirrors; what is there already stays.
+
+    torchvision compares checksums. DataError where it is missing, or the files cannot be had or are others.
+    """
+    try:
+        from torchvision import datasets
+    except ImportError:
+        raise DataError(
+            "--download needs torchvision: pip install torchvision (the release that belongs to this torch), or put "
+            "the standard files into the folder yourself"
+        ) from None
+    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for train in (True, False):
+            kind(str(root), train=train, download=True)
+    except Exception as error:  # of the network, of the disk, of damaged archives
+        why = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise DataError(f"{root}: the files of {name} could not be fetched: {type(error).__name__}: {why}") from error
 
 
 def load_mnist(root: Path, side: int = SIDE) -> Images:

@@ -156,7 +156,9 @@ def _convolution(options: argparse.Namespace, path: Path) -> None:
 
 def _picture(options: argparse.Namespace, path: Path) -> None:
     network, layer = NETWORKS[options.data]
-    images = _load(argparse.Namespace(network=network.title, data=options.data, root=options.root), network)
+    images = _load(
+        argparse.Namespace(network=network.title, data=options.data, root=options.root, download=False), network
+    )
     net = network.make(len(images.classes), images.train_images.shape[1])
     x, _ = images.test_batch(slice(0, 2000))
     _check(net, len(x), options)  # before the network learns, which takes a while

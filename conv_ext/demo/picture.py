@@ -19,8 +19,8 @@ TORCH, OURS, RIGHT, WRONG = "#8fb3d9", "#c2410c", "#15803d", "#b91c1c"
 
 
 def draw(
-    title: str, images: Images, net: nn.Module, scores: Tensor, histories: dict[str, History], difference: float,
-    steps: int,
+    title: str, images: Images, net: nn.Module, scores: Tensor, histories: dict[str, History],
+    accuracies: dict[str, float], difference: float, steps: int,
 ) -> bytes:  # fmt: skip
     """The picture as a PNG file's bytes; `scores` are those of `net`, called `title`, for all test images.
 
@@ -28,10 +28,8 @@ def draw(
     """
     figure = new_figure(12, 8.4)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)  # type: ignore[call-arg]
-    accuracies = [f"{name} {100 * history.accuracies[-1]:.2f} %" for name, history in histories.items()]
-    figure.suptitle(
-        f"{title} on {images.title}: test accuracy " + ", ".join(accuracies), fontsize=15, fontweight="bold"
-    )
+    of_each = ", ".join(f"{name} {100 * value:.2f} %" for name, value in accuracies.items())
+    figure.suptitle(f"{title} on {images.title}: test accuracy {of_each}", fontsize=15, fontweight="bold")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
     curves, filters = top.subfigures(1, 2, width_ratios=(2.1, 1))
     _draw_losses(curves, histories, difference, steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,41 @@ COMPARED_STEPS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network learns: stochastic gradient descent, its rate falling to zero along a cosine."""
+    """How a network learns: stochastic gradient descent, by itself or with momentum (Nesterov's).
+
+    falling: whether the rate falls to zero along a cosine, or stays as it is. distorted: whether training images are
+    distorted anew in every epoch. biases_decay: whether weight decay holds for biases, too.
+    """
 
     batch_size: int = 32
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    falling: bool = True
+    distorted: bool = True
+    biases_decay: bool = True
 
-    def optimizer(self, parameters) -> torch.optim.SGD:
-        """A fresh one for `parameters`."""
+    def plain(self) -> Recipe:
+        """The same without distortions, at a fixed rate, with biases that do not decay."""
+        return replace(self, falling=False, distorted=False, biases_decay=False)
+
+    def optimizer(self, net: nn.Module, parameters: list[nn.Parameter] | None = None) -> torch.optim.SGD:
+        """A fresh one for the parameters of `net`, or those of them that are given."""
+        chosen = None if parameters is None else {id(parameter) for parameter in parameters}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in net.named_parameters():
+            if chosen is None or id(parameter) in chosen:
+                spared = name.split(".")[-1] == "bias" and not self.biases_decay
+                groups.setdefault(0.0 if spared else self.weight_decay, []).append(parameter)
+        given = [{"params": of_group, "weight_decay": decay} for decay, of_group in groups.items()]
         nesterov = self.momentum > 0
-        return torch.optim.SGD(parameters, self.learning_rate, self.momentum, 0, self.weight_decay, nesterov)
+        return torch.optim.SGD(given, self.learning_rate, self.momentum, nesterov=nesterov)
+
+    def __str__(self) -> str:
+        rate = f"rate {self.learning_rate:g}, {'falling to 0' if self.falling else 'fixed'}"
+        decay = f"weight decay {self.weight_decay:g}" + ("" if self.biases_decay else " (not of biases)")
+        images = "distorted images" if self.distorted else "images as they are"
+        return f"{rate}; momentum {self.momentum:g}; {decay}; {images}"
 
 
 @dataclass
@@ -49,6 +73,8 @@ class Training:
 
     Two trainings with equal weights and arguments see the same batches with the same distortions at the same learning
     rates: what differs between their losses is the networks' own doing.
+
+    Accuracies are those of the images' test set: for a validation, give it `Images.split`'s first result.
     """
 
     def __init__(
@@ -56,13 +82,14 @@ class Training:
         parameters: list[nn.Parameter] | None = None,
     ) -> None:  # fmt: skip
         self.net, self.images, self.device, self.epochs = net, images, device, epochs
-        self.batch_size = recipe.batch_size
+        self.batch_size, self.distorted = recipe.batch_size, recipe.distorted
         self.steps = math.ceil(len(images.train_labels) / self.batch_size)  # of an epoch
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = recipe.optimizer(net.parameters() if parameters is None else parameters)
+        self.optimizer = recipe.optimizer(net, parameters)
         # No warm-up: at its small steps the first losses hardly depend on the gradients, and comparing them would show
         # nothing (a mirrored gradient of the first layer moved them by 4e-5; without a warm-up by 5e-3).
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, epochs * self.steps)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR
+        self.schedule = falling(self.optimizer, epochs * self.steps) if recipe.falling else None
         self.history = History()
 
     def run_epoch(self, bar=None, stop_after: int | None = None, tested: bool = True) -> None:
@@ -82,20 +109,23 @@ class Training:
         if not tested:
             return
         history.seconds.append(time.perf_counter() - begin)
-        correct = evaluate(self.net, self.images, self.device).argmax(1) == self.images.test_labels
-        history.accuracies.append(correct.double().mean().item())
+        history.accuracies.append(accuracy(evaluate(self.net, self.images, self.device), self.images))
         if bar is not None:
             self._show(bar)
 
     def _step(self, indices: Tensor) -> float:
         self.net.train()
-        x, labels = (part.to(self.device) for part in self.images.training_batch(indices, self.generator))
+        x, labels = (part.to(self.device) for part in self._batch(indices))
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.net(x), labels)
         loss.backward()
         self.optimizer.step()
-        self.schedule.step()
+        if self.schedule is not None:
+            self.schedule.step()
         return loss.item()
+
+    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images.training_batch(indices, self.generator if self.distorted else None)
 
     def _show(self, bar) -> None:
         history = self.history
@@ -113,6 +143,11 @@ def evaluate(net: nn.Module, images: Images, device: torch.device) -> Tensor:
     net.eval()
     parts = torch.arange(len(images.test_labels)).split(500)
     return torch.cat([net(images.test_batch(part)[0].to(device)).cpu() for part in parts])
+
+
+def accuracy(scores: Tensor, images: Images) -> float:
+    """The share of the test images whose class has the highest score."""
+    return (scores.argmax(1) == images.test_labels).double().mean().item()
 
 
 def largest_difference(first: list[float], second: list[float], steps: int = COMPARED_STEPS) -> float:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..models import LeNet5, lenet5
 from .data import Images
-from .training import Recipe, Training, evaluate
+from .training import Recipe, Training, accuracy, evaluate
 
 BASE_CLASSES, NEW_CLASSES = tuple(range(5)), tuple(range(5, 10))
 COUNTS = (10, 25, 50, 100, 250, None)  # training images; None: all there are
@@ -71,8 +71,7 @@ def learn(net: nn.Module, images: Images, steps: int, seed: int, device: torch.d
     while len(training.history.losses) < steps:
         training.run_epoch(stop_after=steps, tested=False)
     seconds = time.perf_counter() - begin
-    correct = evaluate(net, images, device).argmax(1) == images.test_labels
-    return correct.double().mean().item(), seconds
+    return accuracy(evaluate(net, images, device), images), seconds
 
 
 def run(options: argparse.Namespace, images: Images, device: torch.device) -> dict:
@@ -88,8 +87,8 @@ def run(options: argparse.Namespace, images: Images, device: torch.device) -> di
         flush=True,
     )
     steps = options.epochs * math.ceil(len(known.train_labels) / Recipe.batch_size)
-    accuracy, _ = learn(base, known, steps, options.seed, device)
-    print(f"  test accuracy {100 * accuracy:.2f} %\n", flush=True)
+    found, _ = learn(base, known, steps, options.seed, device)
+    print(f"  test accuracy {100 * found:.2f} %\n", flush=True)
 
     sizes = sorted({min(count or len(new.train_labels), len(new.train_labels)) for count in COUNTS})
     accuracies: dict[str, dict[int, list[float]]] = {way: {size: [] for size in sizes} for way in WAYS}

@@ -42,6 +42,16 @@ inline Shape shape_of(const Axis& vertical, const Axis& horizontal, int64_t tile
           spread_pitch(product(across.regions, down.positions, across.longest, images))};
 }
 
+// At least so many blocks of work that 2, 4 or 8 threads have as many tasks each: those are `each` times the blocks.
+// With many tasks that does not matter.
+inline int64_t evenly_shared(int64_t blocks, int64_t each) {
+  const int64_t tasks = product(blocks, each);
+  if (tasks >= kMostTasks) return blocks;
+  int64_t shares = tasks > 4 ? 8 : tasks > 2 ? 4 : tasks;
+  for (; shares % 2 == 0 && each % 2 == 0; each /= 2) shares /= 2;
+  return round_up(blocks, shares);
+}
+
 // forward, input_grad: tasks that are wanted, for a few threads or, of much work, for many.
 inline int64_t enough_tasks(const ConvProblem& z) {
   if (z.flops() < kWorthSharing) return 1;

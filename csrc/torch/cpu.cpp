@@ -61,6 +61,39 @@ class FloatingPointMode {
   unsigned saved_;
 };
 
+// The indices of a parallel loop, in one share for each worker. A worker takes its own share first, so that each call
+// finds its part of the tensors in the caches of the same core, and then what is left of the others': one that is held
+// up does not hold up the others. Nothing depends on who takes which.
+class Shares {
+ public:
+  Shares(int64_t count, int64_t workers) : shares_(std::min<int64_t>(workers, kMost)) {
+    for (int64_t i = 0; i < shares_; ++i) {
+      share_[i].next.store(begin_of(count, i), std::memory_order_relaxed);
+      share_[i].end = begin_of(count, i + 1);
+    }
+  }
+
+  template <class Body>
+  void take_all(int64_t worker, Body body) {
+    for (int64_t i = 0; i < shares_; ++i) {
+      Share& share = share_[(worker + i) % shares_];
+      for (int64_t index; (index = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) body(index);
+    }
+  }
+
+ private:
+  static constexpr int64_t kMost = 64;  // with more workers several begin in one share
+  struct alignas(64) Share {            // in cache lines of their own: workers do not wait for each other's counters
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  // The calling thread, which begins first, has the larger share.
+  int64_t begin_of(int64_t count, int64_t i) const { return (count * i + shares_ - 1) / shares_; }
+
+  const int64_t shares_;
+  Share share_[kMost];
+};
+
 // The calling thread's own scratch is there before anything runs, or nothing runs; where a worker cannot have any,
 // the others do its share. So nothing is thrown within a parallel region, and a call computes all or raises.
 void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void*, int64_t, void*), void* argument) {
@@ -69,11 +102,9 @@ void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void
   void* const scratch = scratch_bytes > 0 ? scratch_memory().get(scratch_bytes) : nullptr;
   TORCH_CHECK(scratch_bytes <= 0 || scratch != nullptr, "conv_ext could not allocate ", scratch_bytes,
               " bytes of scratch for a thread");
-  std::atomic<int64_t> next{0};
-  // Indices are handed out one by one: a worker that is held up does not hold up the others. Nothing depends on who
-  // takes which.
-  const auto work = [&](void* own) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(argument, i, own);
+  Shares shares(count, workers);
+  const auto work = [&](int64_t worker, void* own) {
+    shares.take_all(worker, [&](int64_t i) { body(argument, i, own); });
   };
   if (workers > 1) {
     const std::thread::id caller = std::this_thread::get_id();
@@ -84,10 +115,10 @@ void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void
       void* const own = is_caller || scratch_bytes <= 0 ? scratch : scratch_memory().get(scratch_bytes);
       if (scratch_bytes > 0 && own == nullptr) return;
       FloatingPointMode scope(mode);
-      work(own);
+      work(begin, own);
     });
   }
-  work(scratch);  // what a serial call has to do, and what workers without scratch have left
+  work(0, scratch);  // what a serial call has to do, and what workers without scratch have left
 }
 
 }  // namespace

@@ -37,6 +37,7 @@ CALLS = {
     "one image": ("conv2d", (4, 9, 10), (6, 4, 3, 2), 6, dict(stride=2)),
     "no images": ("conv2d", (0, 4, 9, 10), (6, 4, 3, 2), 6, {}),
     "conv1d": ("conv1d", (2, 4, 13), (6, 2, 3), 6, dict(stride=2, padding=1, dilation=2, groups=2)),
+    "conv_transpose1d": ("conv_transpose1d", (2, 6, 5), (6, 2, 3), 4, dict(stride=2, groups=2, output_padding=1)),
     "conv_transpose2d": (
         "conv_transpose2d",
         (2, 6, 5, 4),

@@ -28,7 +28,7 @@ def spoilt(case: Case, t: Tensor | None, what: str):
     if what == "rank-1":
         return t[0] if t.dim() and t.shape[0] else t
     if what == "channels+1":
-        dim = t.dim() - (2 if case.function == "conv1d" else 3) if t.dim() > 1 else 0
+        dim = t.dim() - (2 if case.one_row else 3) if t.dim() > 1 else 0
         return torch.cat([t, t.narrow(dim, 0, 1)], dim) if t.shape[dim] else t
     if what == "list":
         return t.tolist()
@@ -134,7 +134,7 @@ class _Block(nn.Module):
 
     def __init__(self, case: Case, given: dict):
         super().__init__()
-        channels, one_row = case.k * case.groups, case.function == "conv1d"
+        channels, one_row = case.k * case.groups, case.one_row
         self.variant = case.variant
         self.convolution = layer_of(case, conv_ext if case.variant % 2 or case.padding in RULES[2:] else nn, given)
         norm = nn.BatchNorm1d if one_row else nn.BatchNorm2d
@@ -161,7 +161,7 @@ class _Block(nn.Module):
 
 
 def check_fused(case: Case, stage: Stage) -> None:
-    """fuse(model) within the rounding of the sums that both make."""
+    """fuse(model) within the rounding of the sums that both make: packed for an example, by its first call, or not."""
     o = Operands(case)
     torch.manual_seed(case.seed)
     model = _Block(case, arguments(case)).to(o.dtype).eval()
@@ -173,9 +173,14 @@ def check_fused(case: Case, stage: Stage) -> None:
         model.norm.running_var.uniform_(0.2, 2)
         stage("ours")
         try:
-            fused = conv_ext.fuse(model)
+            examples, layout = ([o.x], "auto") if case.variant % 4 < 2 else ([], torch.preserve_format)
+            fused = conv_ext.fuse(model, *examples, memory_format=layout, pack=case.variant % 4 != 2)
             got = fused(o.x)
+            if not torch.equal(fused(o.x), got):
+                raise Wrong("bits: the second call gives others than the first")
             kept = model(o.x)
+        except Wrong:
+            raise
         except Exception as error:
             raise Wrong(f"raises: {type(error).__name__}: {str(error)[:300]}") from error
         stage("torch")
@@ -194,7 +199,7 @@ def check_fused(case: Case, stage: Stage) -> None:
 def _exact(case: Case, o: Operands, model: _Block) -> tuple[Tensor, Tensor]:
     """The scores in float64, and what they are sums of, in absolute values."""
     (top, bottom), (left, right) = case.zeros()
-    one_row = case.function == "conv1d"
+    one_row = case.one_row
     amounts = (left, right) if one_row else (left, right, top, bottom)
     mode = "constant" if case.padding_mode == "zeros" else case.padding_mode
     convolve = F.conv1d if one_row else F.conv2d

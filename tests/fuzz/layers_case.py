@@ -40,8 +40,8 @@ BAD = (
 
 
 WORDS = {  # what each key may say that is no number
-    "function": ("conv2d", "conv1d", "conv_transpose2d"),
-    "way": ("function", "layer", "override", "convert", "mapped", "fuse"),
+    "function": ("conv2d", "conv1d", "conv_transpose1d", "conv_transpose2d"),
+    "way": ("function", "layer", "override", "convert", "mapped", "fuse", "packed"),
     "mode": MODES,
     "activation": ("none", "relu"),
     "padding_mode": ("zeros", "reflect", "replicate", "circular"),
@@ -60,8 +60,8 @@ MEMORY = rf"({_PART}(\+{_PART})*)?"
 class Case:
     """c, k: channels of one group of the input and of the output. padding: a pair or a rule. Memory: see `memory`."""
 
-    function: str = "conv2d"  # conv1d, conv_transpose2d
-    way: str = "function"  # layer, override, convert, mapped, fuse
+    function: str = "conv2d"  # one of WORDS
+    way: str = "function"  # layer, override, convert, mapped, fuse, packed
     mode: str = "inference"
     n: int = 1
     batched: int = 1
@@ -138,7 +138,11 @@ class Case:
 
     @property
     def transposed(self) -> bool:
-        return self.function == "conv_transpose2d"
+        return self.function in ("conv_transpose1d", "conv_transpose2d")
+
+    @property
+    def one_row(self) -> bool:
+        return self.function in ("conv1d", "conv_transpose1d")
 
     @property
     def exact(self) -> bool:
@@ -193,15 +197,18 @@ class Case:
         if not isinstance(self.padding, str) and min(self.padding) < 0:
             return "padding must not be negative"
         if self.c == 0 and (
-            self.transposed or self.way in ("mapped", "fuse") or self.mode not in ("inference", "backward") or self.bad
+            self.transposed
+            or self.way in ("mapped", "fuse", "packed")
+            or self.mode not in ("inference", "backward")
+            or self.bad
         ):
             return "no channels at all are for the plain functions"
         if not self.batched and self.n != 1:
             return "without a batch there is one image"
-        if self.function == "conv1d" and (
-            self.h, self.r, self.stride[0], self.dilation[0], self.zeros()[0]
-        ) != (1, 1, 1, 1, (0, 0)):  # fmt: skip
-            return "conv1d has one row"
+        if self.one_row and (
+            self.h, self.r, self.stride[0], self.dilation[0], self.zeros()[0], self.output_padding[0]
+        ) != (1, 1, 1, 1, (0, 0), 0):  # fmt: skip
+            return f"{self.function} has one row"
         if self.padding == "same" and self.stride != (1, 1):
             return "padding 'same' has stride 1"
         if self.transposed:
@@ -215,7 +222,7 @@ class Case:
         if self.padding_mode != "zeros":
             most = {"reflect": -1, "circular": 0}.get(self.padding_mode)
             amounts = [(a, size) for pair, size in zip(self.zeros(), (self.h, self.w)) for a in pair]
-            if self.way not in ("layer", "convert") or self.c == 0 or self.n == 0:
+            if self.way not in ("layer", "convert", "packed") or self.c == 0 or self.n == 0:
                 return "other padding modes are the layers'"
             if most is not None and any(a > size + most for a, size in amounts):
                 return "more is padded than there is"
@@ -280,6 +287,12 @@ class Case:
             return "fused models take a batch"
         if self.way == "fuse" and max(self.stride + self.dilation) > 2**30:
             return "torch's own layers, which the fused ones replace, do not take every such number"
+        if self.way == "packed" and (
+            self.function != "conv2d" or self.mode not in ("inference", "backward", "autocast")
+        ):
+            return "a packed layer is a conv2d for inference"
+        if self.way == "packed" and self.needs != "x":
+            return "gradients flow through a packed layer, and to none of its weights"
         if self.mode == "autocast" and (self.dtype != "float32" or self.numbers != "integers" or self.bad):
             return "autocast is for float32"
         odd = any(part[:1] in tuple("evnc") for memory in self.memories[:3] for part in memory.split("+"))
@@ -326,8 +339,8 @@ class Case:
         ):
             if getattr(self, name) != getattr(default, name):
                 yield replace(self, **{name: getattr(default, name)})
-        if self.function == "conv1d":
-            yield replace(self, function="conv2d")
+        if self.one_row:
+            yield replace(self, function=self.function.replace("1", "2"))
         for name in ("memory_x", "memory_w", "memory_b", "memory_g"):
             if parts := [part for part in getattr(self, name).split("+") if part]:
                 yield replace(self, **{name: ""})
@@ -384,9 +397,9 @@ def _drawn(random) -> Case:
     def rarely(share: float) -> bool:  # not for the smallest number, which hypothesis prefers
         return random.random() >= 1 - share
 
-    function = pick(("conv2d",) * 6 + ("conv1d",) * 2 + ("conv_transpose2d",) * 3)
-    transposed, one_row = function == "conv_transpose2d", function == "conv1d"
-    way = pick(("function",) * 6 + ("layer",) * 3 + ("override", "convert", "mapped", "fuse"))
+    function = pick(("conv2d",) * 6 + ("conv1d",) * 2 + ("conv_transpose2d",) * 3 + ("conv_transpose1d",))
+    transposed, one_row = function.startswith("conv_transpose"), function.endswith("1d")
+    way = pick(("function",) * 6 + ("layer",) * 3 + ("override", "convert", "mapped", "fuse", "packed"))
     mode = pick(("inference",) * 4 + ("backward",) * 10 + ("double", "jvp", "hvp", "vmap", "autocast", "copy"))
     if rarely(0.0003):
         mode = "compile"
@@ -396,12 +409,8 @@ def _drawn(random) -> Case:
     if bad:
         mode, numbers, way = "inference", "integers", pick(("function", "function", "override", "layer"))
     if way == "fuse":
-        mode, numbers, dtype, function = (
-            "inference",
-            "integers",
-            pick(("float32", "float64")),
-            pick(("conv1d", "conv2d")),
-        )
+        mode, numbers, dtype = "inference", "integers", pick(("float32", "float64"))
+        function = pick(("conv1d", "conv2d"))
         transposed, one_row = False, function == "conv1d"
     elif mode in ("double", "jvp", "hvp") and dtype in ("float16", "bfloat16"):
         dtype = "float32"
@@ -413,8 +422,10 @@ def _drawn(random) -> Case:
         way = "layer"
     if numbers == "special":
         function, way, transposed, one_row = "conv2d", "function", False, False
-    if way == "mapped":
+    if way in ("mapped", "packed"):
         function, transposed, one_row = "conv2d", False, False
+    if way == "packed":
+        mode = pick(("inference", "inference", "backward"))
 
     def size(small: int, large: int) -> int:
         return random.randint(1, large if rarely(0.12) else small)
@@ -472,7 +483,7 @@ def _drawn(random) -> Case:
     if transposed or way in ("override", "convert", "fuse"):
         activation = "none"
     padding_mode = "zeros"
-    if way in ("layer", "convert") and not transposed and numbers == "integers" and rarely(0.25):
+    if way in ("layer", "convert", "packed") and not transposed and numbers == "integers" and rarely(0.25):
         padding_mode = pick(("reflect", "replicate", "circular"))
     return Case(
         function=function,
@@ -500,7 +511,7 @@ def _drawn(random) -> Case:
         memory_w=_memory(random, rank, dtype),
         memory_b=_memory(random, 1, dtype),
         memory_g=_memory(random, rank if batched else rank - 1, dtype),
-        needs=pick(("xwb",) * 5 + ("xw", "x", "w", "b", "wb")),
+        needs="x" if way == "packed" else pick(("xwb",) * 5 + ("xw", "x", "w", "b", "wb")),
         form=pick(("tuple",) * 4 + ("int", "list", "one", "numpy", "tensor", "size")),
         keywords=int(rarely(0.7)),
         numbers=numbers,

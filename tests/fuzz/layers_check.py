@@ -47,7 +47,7 @@ class Operands:
         batch = (case.n,) if case.batched else ()
         c, k = case.c * case.groups, case.k * case.groups
         image, kernel, out = (case.h, case.w), case.kernel, case.output_size()
-        if case.function == "conv1d":
+        if case.one_row:
             image, kernel, out = image[1:], kernel[1:], out[1:]
         self.x = self.made((*batch, c, *image), case.memory_x)
         self.w = self.made((c, case.k, *kernel) if case.transposed else (k, case.c, *kernel), case.memory_w)
@@ -82,9 +82,10 @@ def oracle(case: Case) -> Callable[..., Tensor]:
     stride, dilation = (tuple(min(v, 1_000_000) for v in values) for values in (case.stride, case.dilation))
 
     def function(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        one_row = case.function == "conv1d"
+        one_row = case.one_row
         if case.transposed:
-            return F.conv_transpose2d(x, w, b, stride, case.padding, case.output_padding, case.groups, dilation)
+            geometry = (v[one_row:] for v in (stride, case.padding, case.output_padding))
+            return getattr(F, case.function)(x, w, b, *geometry, case.groups, dilation[one_row:])
         if case.c == 0:  # torch's result has no channels then; the sum over none is zero
             y = x.new_zeros(*x.shape[: case.batched], case.k * case.groups, *case.output_size()[one_row:])
             y = y + x.sum() + w.sum()
@@ -131,15 +132,17 @@ def in_form(values: tuple[int, ...], form: str):
 
 def arguments(case: Case) -> dict:
     """What describes the convolution, by its name in the functions, in the order of the positional arguments."""
-    first = case.function == "conv1d"
+    first = case.one_row
     # Layers keep what they are given: torch's own fail with a list of one, and with tensors.
     form = (
-        case.form if case.way not in ("layer", "convert", "mapped", "fuse") or case.form in ("int", "list") else "tuple"
+        case.form
+        if case.way not in ("layer", "convert", "mapped", "fuse", "packed") or case.form in ("int", "list")
+        else "tuple"
     )
     padding = case.padding if isinstance(case.padding, str) else in_form(case.padding[first:], form)
     stride, dilation = in_form(case.stride[first:], form), in_form(case.dilation[first:], form)
     if case.transposed:
-        output_padding = in_form(case.output_padding, form)
+        output_padding = in_form(case.output_padding[first:], form)
         return dict(
             stride=stride, padding=padding, output_padding=output_padding, groups=case.groups, dilation=dilation
         )
@@ -159,8 +162,8 @@ def called(case: Case, function: Callable, x, w, b, given: dict):
 
 def layer_of(case: Case, family, given: dict) -> nn.Module:
     """The layer of a case, ours (conv_ext) or torch's (torch.nn); its weights are not the case's yet."""
-    name = {"conv2d": "Conv2d", "conv1d": "Conv1d", "conv_transpose2d": "ConvTranspose2d"}[case.function]
-    kernel = case.kernel[case.function == "conv1d" :]
+    name = f"{'ConvTranspose' if case.transposed else 'Conv'}{case.function[-2:]}"
+    kernel = case.kernel[case.one_row :]
     more = {} if case.padding_mode == "zeros" else {"padding_mode": case.padding_mode}
     if case.activation != "none":
         more["activation"] = case.activation
@@ -209,6 +212,8 @@ def ours(case: Case) -> Callable[..., Tensor]:
                 return called(case, getattr(F, case.function), x, w, b, given)
 
         return overridden
+    if case.way == "packed":
+        return lambda x, w, b: packed(case, x, w, b)
     layer = built_layer(case)
     dense = len(layer.weight.shape) == 3 and case.way == "mapped"
 
@@ -219,6 +224,29 @@ def ours(case: Case) -> Callable[..., Tensor]:
         return torch.func.functional_call(layer, weights, (x,))
 
     return layered
+
+
+def packed(case: Case, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """A call of a layer that was packed for such a call, for another size, or by the call before."""
+    layer: nn.Module = layer_of(case, conv_ext, arguments(case))
+    later = case.variant % 4 == 2  # it is packed with other numbers first
+    layer.weight = nn.Parameter(torch.ones_like(w) if later else w.detach())
+    if b is not None:
+        layer.bias = nn.Parameter(b.detach())
+    example = x.detach()
+    if case.variant % 4 == 1:  # two rows and columns more, and another layout
+        example = F.pad(example, (1, 1, 1, 1)).transpose(-1, -2).contiguous().transpose(-1, -2)
+    layer = conv_ext.PackedConv2d.of(layer, example)
+    if later:
+        layer.weight = w.detach()
+    elif case.variant % 4 == 3:
+        layer = copy.deepcopy(layer) if case.variant % 3 else pickle.loads(pickle.dumps(layer))
+    first, again = layer(x), layer(x)
+    if not torch.equal(first.resolve_neg(), again.resolve_neg()) and not first.isnan().any():
+        raise Wrong("bits: the second call gives others than the first")
+    if not torch.equal(layer.weight, w.detach()) and not w.isnan().any():
+        raise Wrong("weight: the layer has another than it was given")
+    return again
 
 
 # ---- modes: the same transform of ours and of the oracle
@@ -414,7 +442,7 @@ def _length(case: Case, name: str) -> int:
 def _rounded(case: Case, o: Operands, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """The exact result as the dtype holds it. A transposed convolution adds its bias to a result that is rounded."""
     if case.transposed and name == "y" and o.b is not None and dtype in OUTPUT_ROUNDOFF and case.mode != "vmap":
-        bias = widened(o.b)[:, None, None]
+        bias = widened(o.b).reshape(-1, *[1] * (2 - case.one_row))
         return (value - bias).to(dtype) + bias.to(dtype)
     return value.to(dtype)
 

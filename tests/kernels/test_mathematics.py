@@ -2,6 +2,7 @@
 
 import doctest
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ import conv_ext
 from passes import call, fill
 from problems import CORNERS, NETWORK, SMALL, Problem
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "mathematics.md").read_text(encoding="utf-8").replace("−", "-")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "mathematics.md"
+TEXT = PAGE.read_text(encoding="utf-8").replace("−", "-")
+sys.path.insert(0, str(PAGE.parent))
+
+import make_mathematics  # noqa: E402
 
 
 def table(first_heading):
@@ -185,12 +190,89 @@ def test_output_sizes():
         assert conv_ext.conv1d(x, w, None, stride, padding, dilation).shape == (1, 1, p)
 
 
-@pytest.mark.parametrize("number, block", list(enumerate(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))))
-def test_code(number, block):
-    names = {"torch": torch, "conv_ext": conv_ext}
-    example = doctest.DocTestParser().get_doctest(block, names, f"block {number}", "docs/mathematics.md", 0)
-    assert example.examples
-    assert doctest.DocTestRunner().run(example).failed == 0
+def test_examples():
+    """All of them, one after the other: they go on from each other, as `python -m doctest` runs them."""
+    assert len(doctest.DocTestParser().get_examples(PAGE.read_text(encoding="utf-8"))) > 90
+    assert doctest.testfile(str(PAGE), module_relative=False, encoding="utf-8").failed == 0
+
+
+def test_numerical_derivatives():
+    """Their tables: a linear function at w, and the errors of the cube's derivative; and the rest of the numbers."""
+    said = re.search(r"two taps w = \[([^]]*)\] on two inputs \[([^]]*)\]", TEXT)
+    w, x = ([float(v) for v in row.split(",")] for row in said.groups())
+
+    def output(taps):
+        return sum(a * b for a, b in zip(taps, x))
+
+    rows = table("changed")
+    assert len(rows) == 3 and output(w) == pytest.approx(float(rows[0][1]), abs=1e-12)
+    for i, (changed, value, quotient) in enumerate(rows[1:]):
+        taps = [tap + 1e-6 * (i == j) for j, tap in enumerate(w)]
+        assert changed == f"w{i} = {taps[i]:.6f}"
+        assert output(taps) == pytest.approx(float(value), abs=1e-12)
+        assert (float(value) - float(rows[0][1])) / 1e-6 == pytest.approx(float(quotient), abs=1e-6)
+    exact = 3 * output(w) ** 2 * x[0]
+    assert f"3·(-0.46)²·0.5 = {exact:.4f} by w0" in TEXT
+    rows = table("h")
+    assert len(rows) == 3
+    for h, one, two in rows:
+        up, here, down = (output([w[0] + step, w[1]]) ** 3 for step in (float(h), 0, -float(h)))
+        assert f"{abs((up - here) / float(h) - exact):.1e}" == one
+        assert f"{abs((up - down) / (2 * float(h)) - exact):.1e}" == two
+
+
+def test_polynomials_of_minimal_filtering():
+    """Steps 2 and 3: the coefficients are the input gradient, and what the four products are said to give."""
+    g, w = torch.tensor([2.0, 5]), torch.tensor([3.0, -1, 4])
+    dx = as_conv(torch.zeros(4), w, g)["dx"]
+    lines = TEXT[TEXT.index("g0·w0 + (g0·w1") :]
+    coefficients = re.findall(r"g0·w0 \+ \((.*?)\)·t \+ \((.*?)\)·t² \+ (.*?)·t³", lines)[0]
+    values = {"g": g, "w": w}
+    assert [evaluated(formula, values) for formula in ("g0·w0", *coefficients)] == dx.flatten().tolist()
+    names = {f"{letter}{i}": v.item() for letter, t in values.items() for i, v in enumerate(t)}
+    rows = table("at")
+    assert [row[0] for row in rows] == ["t = 0", "t = 1", "t = -1", "t = ∞"]
+    at = [eval(a, {}, names) * eval(b, {}, names) for _, a, b in rows]
+    d0, d1, d2, d3 = dx.flatten().tolist()
+    assert at == [d0, d0 + d1 + d2 + d3, d0 - d1 + d2 - d3, d3]
+
+
+def test_counts_of_products():
+    """Of tiles in two dimensions, and the table of ways."""
+    text = " ".join(TEXT.split())
+    for outputs, taps, said in ((2, 3, "with 16 products instead of 36"),
+                                (4, 3, "F(4×4, 3×3), of 36 products instead of 144"),
+                                (4, 5, "F(4×4, 5×5) has 64 instead of 400")):  # fmt: skip
+        assert said in text
+        assert [int(v) for v in re.findall(r"\b\d\d+\b", said)] == [(outputs + taps - 1) ** 2, (outputs * taps) ** 2]
+    formulas = {"direct": lambda n, r: r**2 * (n - r + 1) ** 2, "minimal filtering": lambda n, r: n**2,
+                "Fourier": lambda n, r: 3 * n * (n // 2 + 1)}  # fmt: skip
+    rows, tiles = table("way"), [(4, 3), (6, 3), (16, 3), (32, 11)]
+    assert "| 3 × 3, tile 4 | 3 × 3, tile 6 | 3 × 3, tile 16 | 11 × 11, tile 32 |" in TEXT
+    assert [row[0] for row in rows] == list(formulas)
+    for name, _, *values in rows:
+        for (n, r), value in zip(tiles, values):
+            if value:
+                assert float(value) == round(formulas[name](n, r) / (n - r + 1) ** 2, 2), (name, n)
+
+
+def test_pictures():
+    """Those that the page shows are there, and no others; their operands are those of its examples."""
+    shown = re.findall(r"!\[[^]]+\]\(mathematics/(\w+\.png)\)", TEXT)
+    assert sorted(shown) == sorted(path.name for path in (PAGE.parent / "mathematics").iterdir()) and len(shown) > 15
+    given = two_by_two()
+    assert all(torch.equal(given[name], getattr(make_mathematics, name.upper())) for name in "xwg")
+    assert torch.equal(make_mathematics.ROW, torch.tensor([1.0, 2, -1, 3, 0, 4]))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("make", make_mathematics.MAKERS, ids=lambda make: make.__name__)
+def test_pictures_can_be_drawn(make):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    drawn = make()
+    for figure in drawn.values() if isinstance(drawn, dict) else [drawn]:
+        assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_it_says_first_what_a_convolution_is():

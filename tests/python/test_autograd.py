@@ -29,13 +29,22 @@ CALLS = (
     [pytest.param("conv2d", *call, id=f"conv2d-{name}") for name, call in CONV2D.items()]
     + [pytest.param("conv_transpose2d", *call, id=f"conv_transpose2d-{name}") for name, call in TRANSPOSED.items()]
     + [pytest.param("conv1d", (2, 4, 7), (6, 2, 3), dict(stride=2, padding=1, dilation=2, groups=2), id="conv1d")]
+    + [
+        pytest.param(
+            "conv_transpose1d",
+            (2, 4, 3),
+            (4, 2, 3),
+            dict(stride=2, padding=1, output_padding=1, groups=2),
+            id="conv_transpose1d",
+        )
+    ]
 )
 DTYPES = [torch.float64, torch.complex128]
 
 
 def operands(function, x_shape, w_shape, options, dtype=torch.float64):
     groups = options.get("groups", 1)
-    k = w_shape[1] * groups if function == "conv_transpose2d" else w_shape[0]
+    k = w_shape[1] * groups if function.startswith("conv_transpose") else w_shape[0]
     return [randn(shape, dtype=dtype, requires_grad=True) for shape in (x_shape, w_shape, (k,))]
 
 

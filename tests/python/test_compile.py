@@ -29,6 +29,10 @@ FUNCTIONS = {
         (X, (4, 3, 3, 2), B),
     ),
     "conv1d": (lambda m: lambda x, w, b: m.conv1d(x.flatten(2), w.flatten(2), b, 2, 1, 2, 2), (X, W, B)),
+    "conv_transpose1d": (
+        lambda m: lambda x, w, b: m.conv_transpose1d(x.flatten(2), w.flatten(2), b, 2, 1, 1, 2, 3),
+        (X, (4, 3, 3, 2), B),
+    ),
 }
 
 
@@ -69,7 +73,7 @@ def test_forward_and_backward(name, dynamic):
     same_as_torch(name, backend="aot_eager", dynamic=dynamic)
 
 
-@pytest.mark.parametrize("name", ["same", "unbatched", "conv1d"])
+@pytest.mark.parametrize("name", ["same", "unbatched", "conv1d", "conv_transpose1d"])
 def test_the_other_forms(name):
     same_as_torch(name, backend="aot_eager", dynamic=True)
 
@@ -247,6 +251,7 @@ TRACED = {
     "mapped": lambda: conv_ext.MappedConv2d([[0, 1], [2, 3]], 3, padding="same"),
     "transposed": lambda: conv_ext.ConvTranspose2d(4, 6, (3, 2), (2, 3), 1, (1, 2), groups=2),
     "transposed, dilated": lambda: conv_ext.ConvTranspose2d(4, 6, 3, dilation=3, output_padding=2, bias=False),
+    "1d transposed": lambda: conv_ext.ConvTranspose1d(4, 6, 3, 2, 1, 1, groups=2),
     "activation": lambda: conv_ext.Conv2d(4, 6, 3, padding="full", activation="relu"),
 }  # fmt: skip
 
@@ -286,13 +291,13 @@ def test_jit_script_says_that_it_cannot():
     assert torch.jit.script(reverted)(torch.randn(X)).shape == (2, 6, 6, 7)
 
 
-@pytest.mark.parametrize("name", ["conv2d", "conv1d", "conv_transpose2d"])
+@pytest.mark.parametrize("name", ["conv2d", "conv1d", "conv_transpose2d", "conv_transpose1d"])
 def test_symbolic_trace_of_functions(name):
     function = getattr(conv_ext, name)
     traced = torch.fx.symbolic_trace(lambda x, w: function(x, w, None, 2, padding=1))
     (node,) = (n for n in traced.graph.nodes if n.op == "call_function")
     assert node.target is function
-    x, w = (randn(shape[: 3 if name == "conv1d" else 4]) for shape in (X, (4, 4, 3, 2)))
+    x, w = (randn(shape[: 3 if name.endswith("1d") else 4]) for shape in (X, (4, 4, 3, 2)))
     assert torch.equal(traced(x, w), function(x, w, None, 2, padding=1))
 
 

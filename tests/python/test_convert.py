@@ -81,10 +81,12 @@ def test_the_model_itself_a_shared_layer_and_our_own_layers():
     assert shared[0] is shared[2] is layer and type(layer) is conv_ext.Conv2d
     assert owners(shared, torch.randn(1, 2, 7, 8)) == ["ours"] * 2
     assert type(conv_ext.revert(conv_ext.ConvTranspose2d(2, 2, 3))) is nn.ConvTranspose2d
+    row = nn.ConvTranspose1d(2, 2, 3)
+    assert type(conv_ext.convert(row)) is conv_ext.ConvTranspose1d and type(conv_ext.revert(row)) is nn.ConvTranspose1d
 
 
 @pytest.mark.parametrize("other", [
-    Mine(2, 2, 3), nn.Conv3d(2, 2, 3), nn.ConvTranspose1d(2, 2, 3), nn.Linear(2, 2), nn.LazyConv2d(2, 3),
+    Mine(2, 2, 3), nn.Conv3d(2, 2, 3), nn.ConvTranspose3d(2, 2, 3), nn.Linear(2, 2), nn.LazyConv2d(2, 3),
     parametrizations.weight_norm(Mine(2, 2, 3)), nn.Identity(),
 ])  # fmt: skip
 def test_others_are_left_alone(other):
@@ -220,6 +222,7 @@ CALLS = [
     (torch.conv1d, ((4, 9), (6, 4, 3), (6,)), {}),
     (F.conv_transpose2d, ((2, 4, 5, 4), (4, 3, 3, 2), None, (2, 3), 1, (1, 0)), {}),
     (torch.conv_transpose2d, ((4, 5, 4), (4, 3, 3, 2), (6,)), {"groups": 2, "dilation": 2}),
+    (F.conv_transpose1d, ((2, 4, 5), (4, 3, 3), (6,), 2, 1, 1), {"groups": 2}),
 ]
 
 
@@ -251,9 +254,9 @@ def test_override_takes_in_layers_and_leaves_the_rest():
     with Calls() as calls, conv_ext.override():
         result = model(x)
         F.conv3d(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 1, 1, 1))
-        F.conv_transpose1d(torch.ones(1, 1, 2), torch.ones(1, 1, 1))
+        F.conv_transpose3d(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 1, 1, 1))
     assert calls.names == ["ours conv2d"] * 2 + [
-        "ours conv_transpose2d", "ours conv1d", "torch's conv3d", "torch's conv_transpose1d"
+        "ours conv_transpose2d", "ours conv1d", "torch's conv3d", "torch's conv_transpose3d"
     ]  # fmt: skip
     torch.testing.assert_close(result, expected, **SAME)
     assert owners(model, x) == ["torch's"] * 4
@@ -345,7 +348,7 @@ def test_override_around_and_inside_compiled_code():
     assert len(graphs) == 2 and all("conv_ext.forward" in graph and "torch.conv2d" not in graph for graph in graphs)
 
 
-# ---- what knows torch's layers alone: after revert it has them (README.md, "Limits")
+# ---- what knows torch's layers alone: after revert it has them (docs/limits.md)
 
 
 def test_a_reverted_model_is_traced_to_torchs_operators_and_onnx_refuses_ours():
@@ -446,3 +449,69 @@ def test_convert_says_what_it_changed_and_what_it_left(caplog):
         conv_ext.convert(nn.Conv2d(2, 2, 1))
         conv_ext.convert(nn.Linear(2, 2))
     assert caplog.messages == ["1 convolution became conv_ext's: 1 Conv2d", "0 convolutions became conv_ext's"]
+
+
+# ---- what revert says, and what torch's quantization and fusion would pass by
+
+
+class Derived(conv_ext.Conv2d):
+    pass
+
+
+def test_the_report_of_revert():
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ZeroPad2d((1, 0, 0, 0)), nn.Conv2d(8, 4, 3)
+    others = conv_ext.MappedConv2d([[0, 1], [2]], 1), Derived(2, 2, 1), nn.Conv3d(1, 1, 1), nn.Conv1d(1, 1, 1)
+    fused, texts = conv_ext.fuse(nn.Sequential(*layers).eval()), []
+    whole = nn.ModuleList([fused, *others])
+    assert conv_ext.revert(whole, report=texts.append) is whole
+    assert texts[0].splitlines() == [
+        "2 convolutions became torch's: 2 Conv2d",
+        "    2 of them had packed weights",
+        "    1 activation beside them again",
+        "    1 padding beside them again",
+        "2 convolutions had been before",
+        "2 convolutions left:",
+        "    1: torch has no layer over a connection table",
+        "    2: Derived is derived from conv_ext.Conv2d, and what is exchanged is that class itself",
+    ]
+    conv_ext.revert(whole, report=texts.append)
+    assert texts[1].startswith("0 convolutions became torch's\n4 convolutions had been before")
+
+
+def test_the_logger_gets_the_report_of_revert(caplog):
+    with caplog.at_level("INFO", "conv_ext"):
+        conv_ext.revert(conv_ext.Conv2d(3, 2, 1))
+    assert "1 convolution became torch's: 1 Conv2d" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*quantization:DeprecationWarning")
+@pytest.mark.parametrize("how", ["qconfig", "prepared", "joined"])
+def test_convert_warns_of_torchs_quantization_and_fusion(how):
+    quantization = torch.ao.quantization
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    if how == "joined":
+        model = quantization.fuse_modules(model, [["0", "1"]])
+    else:
+        model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+        model = quantization.prepare(model) if how == "prepared" else model
+    with pytest.warns(UserWarning, match="torch's quantization or fusion .* they pass the 1 convolution by"):
+        conv_ext.convert(model)
+
+
+def test_convert_warns_of_nothing_else(recwarn):
+    conv_ext.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.qconfig = "something"  # nothing of it became ours
+    conv_ext.convert(model)
+    assert not recwarn.list
+
+
+def test_torchs_function_for_one_layer_and_its_normalisation_takes_ours():
+    conv, norm = conv_ext.Conv2d(3, 4, 3).eval(), nn.BatchNorm2d(4).eval()
+    norm.running_mean.uniform_(), norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 6, 6)
+    for layer in (conv, conv_ext.PackedConv2d.of(conv, x)):
+        with torch.no_grad():
+            found = torch.nn.utils.fusion.fuse_conv_bn_eval(layer, norm)
+            torch.testing.assert_close(found(x), norm(conv(x)), rtol=1e-4, atol=1e-5)
+        assert type(found) is type(layer)

@@ -1,4 +1,4 @@
-"""conv2d, conv1d and conv_transpose2d beside torch's own: arguments, layouts, gradients, dtypes, strides."""
+"""conv2d, conv1d and the transposed ones beside torch's own: arguments, layouts, gradients, dtypes, strides."""
 
 import copy
 import itertools
@@ -109,6 +109,25 @@ def test_conv_transpose2d(arguments):
     assert_alike("conv_transpose2d", (x[1], w, integers(4 * groups, seed=2)), **arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"stride": 3, "padding": (2,), "output_padding": [2]},
+        {"stride": 2, "dilation": (3,), "output_padding": 2, "groups": 2},  # an output padding of a stride
+        {"padding": 7, "stride": 2},  # nothing is left of most, and none of some
+    ],
+    ids=str,
+)
+def test_conv_transpose1d(arguments):
+    groups = arguments.get("groups", 1)
+    x, w, b = integers(2, 6, 9), integers(6, 4, 3, seed=1), integers(4 * groups, seed=2)
+    for operands in ((x, w, None), (x, w, b), (x[1], w, b), (x.mT.contiguous().mT, w.mT.contiguous().mT, b)):
+        assert_alike("conv_transpose1d", operands, **arguments)
+    assert conv_ext.conv_transpose1d(x, w[:, :, :1], None, 1, 4).shape == (2, 4, 1)
+    assert conv_ext.conv_transpose1d(x[..., :2], w[:, :, :1], None, 1, 1).shape == (2, 4, 0)
+
+
 @st.composite
 def calls(draw):
     groups, dilation = draw(st.integers(1, 3)), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
@@ -152,6 +171,8 @@ def test_dtypes(dtype):
     assert_alike("conv_transpose2d", operands, None, 2, 1, 1, 2)
     operands = integers(2, 4, 9, dtype=dtype), integers(6, 4, 3, dtype=dtype, seed=1)
     assert_alike("conv1d", (*operands, integers(6, dtype=dtype, seed=2)), 2, 1)
+    operands = integers(2, 4, 9, dtype=dtype), integers(4, 3, 3, dtype=dtype, seed=1)
+    assert_alike("conv_transpose1d", (*operands, None), 2, 1, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_name)
@@ -261,6 +282,7 @@ def test_empty_batches(bias):
     assert_alike("conv2d", (x, w, b), 2, 1)
     assert_alike("conv_transpose2d", (integers(0, 6, 3, 4), w, integers(4) if bias else None), 2, 1)
     assert_alike("conv1d", (x[:, :, 0], w[:, :, 0], b), 2, 1)
+    assert_alike("conv_transpose1d", (integers(0, 6, 4), w[:, :, 0], integers(4) if bias else None), 2, 1)
     assert_alike("conv2d", (integers(0, 4, 9, 10), integers(6, 2, 3, 2, seed=1), b), 2, 1, 1, 2)
 
 

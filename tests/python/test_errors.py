@@ -134,6 +134,29 @@ def test_errors_of_conv1d_speak_of_one_dimension(changed, message, device):
             conv_ext.conv1d(torch.empty(2, 3, 20, device=device), w, b, **named)
 
 
+TRANSPOSED_SEQUENCES = [
+    ({"w": (2, 4, 3)}, "weight of size [2, 4, 3], expected input[2, 3, 20] to have 2 channels, but got 3"),
+    ({"b": (5,)}, "Given transposed=1, weight of size [3, 4, 3], expected bias to be 1-dimensional with 4 elements"),
+    ({"w": (3, 4, 0)}, "kernel size must be positive, got (0)"),
+    ({"stride": 0}, "stride must be positive, got (0)"),
+    ({"padding": -1}, "(left, right) must not be negative, got (-1, -1)"),
+    ({"stride": 2, "output_padding": 2}, "but got output_padding (2), stride (2), dilation (1)"),
+    ({"padding": 12}, "Given input size per channel: (20). Calculated output size per channel: (-2). Output size is"),
+    ({"dilation": 2**62}, "output size exceeds 2^63 - 1: input of size [2, 3, 20], stride (1), dilation (461168601842"),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("changed, message", TRANSPOSED_SEQUENCES)
+def test_errors_of_conv_transpose1d_speak_of_one_dimension(changed, message, device):
+    sizes = {"w": (3, 4, 3), "b": (4,)} | {name: changed[name] for name in ("w", "b") if name in changed}
+    named = {name: value for name, value in changed.items() if name not in ("w", "b")}
+    for grad in (False, True):
+        w, b = (torch.empty(sizes[name], device=device, requires_grad=grad) for name in ("w", "b"))
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            conv_ext.conv_transpose1d(torch.empty(2, 3, 20, device=device), w, b, **named)
+
+
 def test_numpy_integers():
     numpy = pytest.importorskip("numpy")
     x, w = torch.rand(2, 4, 6, 7), torch.rand(6, 2, 3, 2)

@@ -22,6 +22,7 @@ CALLS = {
     "unbatched": lambda m: m.conv2d(torch.randn(4, 9, 8), torch.randn(6, 4, 1, 1)),
     "conv1d": lambda m: m.conv1d(torch.randn(2, 4, 9), torch.randn(6, 4, 3), padding="same"),
     "conv_transpose2d": lambda m: m.conv_transpose2d(torch.randn(2, 4, 5, 6), torch.randn(4, 3, 3, 2), stride=2),
+    "conv_transpose1d": lambda m: m.conv_transpose1d(torch.randn(2, 4, 5), torch.randn(4, 3, 3), stride=2),
     "transposed, groups": lambda m: m.conv_transpose2d(torch.randn(2, 4, 5, 6), torch.randn(4, 3, 3, 2), groups=2),
 }
 

@@ -123,8 +123,9 @@ TRANSPOSED = dict(stride=(2, 3), padding=(1, 0), output_padding=(1, 0), groups=2
     [
         (conv_ext.conv_transpose2d, F.conv_transpose2d, ((2, 4, 3, 2), (4, 3, 3, 2), (6,))),
         (conv_ext.conv1d, F.conv1d, ((2, 4, 7), (6, 2, 3), (6,))),
+        (conv_ext.conv_transpose1d, F.conv_transpose1d, ((2, 4, 3), (4, 3, 3), (6,))),
     ],
-    ids=["conv_transpose2d", "conv1d"],
+    ids=["conv_transpose2d", "conv1d", "conv_transpose1d"],
 )
 def test_the_other_functions(ours, torchs, shapes):
     options = TRANSPOSED if ours is conv_ext.conv_transpose2d else dict(stride=2, padding=1, dilation=2, groups=2)

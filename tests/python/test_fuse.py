@@ -90,7 +90,7 @@ class Forms(nn.Module):
 def test_every_form():
     net = with_statistics(Forms())
     fused = assert_fused(net, torch.randn(2, 3, 9, 8))
-    assert type(net.a) is nn.Conv2d and type(fused.a) is conv_ext.Conv2d
+    assert type(net.a) is nn.Conv2d and type(fused.a) is conv_ext.PackedConv2d
     assert fused.b.activation == "relu" and fused.b.bias is not None and net.b.bias is None
     assert not hasattr(fused, "norm") and not fused.training
     # A fused model can be fused again, changed in dtype, copied and compiled.
@@ -124,6 +124,11 @@ def test_transposed_layers_take_in_normalisations_and_no_relu(dtype):
     assert fused.net.get_submodule("3").weight.is_contiguous(memory_format=torch.channels_last)
     single = conv_ext.fuse(nn.ConvTranspose2d(3, 2, 3).eval())
     assert "ConvTranspose2d" in kinds(single)
+    rows = nn.Sequential(nn.ConvTranspose1d(4, 6, 3, 2, groups=2, bias=False), nn.BatchNorm1d(6), nn.ReLU())
+    fused = assert_fused(with_statistics(rows).to(dtype), torch.randn(2, 4, 5, dtype=dtype), relus=1)
+    assert kinds(fused)[1:] == ["ConvTranspose1d", "ReLU"]
+    with pytest.raises(RuntimeError, match=r"a ConvTranspose1d into which .* takes \(N, C, L\)"):
+        fused(torch.randn(4, 5, dtype=dtype))
 
 
 def test_layers_over_tables_and_synchronised_normalisations():
@@ -417,7 +422,7 @@ def test_what_was_put_into_the_model_itself_stays(put):
     fused, x = conv_ext.fuse(model), torch.randn(2, 3, 7, 7)
     torch.testing.assert_close(fused(x), model(x))
     kinds = [type(module).__name__ for module in fused]
-    assert kinds == ["Conv2d"] + (["BatchNorm2d", "ReLU"] if "forward" in vars(model) else ["Identity"] * 2)
+    assert kinds == ["PackedConv2d"] + (["BatchNorm2d", "ReLU"] if "forward" in vars(model) else ["Identity"] * 2)
 
 
 def test_a_part_is_not_judged_by_a_forward_that_it_does_not_have():

@@ -165,6 +165,7 @@ class Functional(nn.Module):
         self.mine, self.norm, self.drop = self.Mine(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.Dropout()
         self.weight, self.bias = nn.Parameter(torch.randn(4, 2, 3, 3)), nn.Parameter(torch.randn(4))
         self.standardised, self.up = nn.Conv2d(4, 4, 1), nn.Parameter(torch.randn(4, 2, 2, 2))
+        self.along = nn.Parameter(torch.randn(4, 4, 3))
 
     def normalised(self, x):
         torch._assert(x.ndim == 4, "images")
@@ -176,6 +177,7 @@ class Functional(nn.Module):
         x = torch.conv2d(x, self.weight, self.bias, groups=2)
         x = F.conv2d(x, self.standardised.weight / self.standardised.weight.std())
         x = F.conv_transpose2d(x, self.up, stride=2, groups=2)
+        x = F.conv_transpose1d(x.flatten(2), self.along, padding=1).view_as(x)
         return conv_ext.conv2d(x, self.weight, groups=2, activation="relu")
 
 
@@ -184,10 +186,11 @@ def test_functions_with_constant_weights_are_layers(how):
     net, x = double(Functional()), images()
     fused = conv_ext.fuse(exported(net, x) if how == "exported" else net)
     assert_same(fused, net, x)
-    assert type(fused.mine) is conv_ext.Conv2d and fused.mine.activation == "relu" and fused.mine.bias is not None
+    assert type(fused.mine) is conv_ext.PackedConv2d and fused.mine.activation == "relu" and fused.mine.bias is not None
     assert taken(fused)["mine"][0] == "norm" and "norm" not in dict(fused.named_modules())
     rows = {row.kind: row for row in fused.report.rows}
-    assert "ConvTranspose2d" in rows and any("is computed when it is called" in "".join(r.stays) for r in rows.values())
+    assert {"ConvTranspose1d", "ConvTranspose2d"} <= rows.keys()
+    assert any("is computed when it is called" in "".join(r.stays) for r in rows.values())
     # What two calls share is one parameter, of two layers.
     shared = [m for m in fused.modules() if getattr(m, "weight", None) is not None and m.weight.shape == (4, 2, 3, 3)]
     assert len(shared) == 2 and shared[0].weight is shared[1].weight and shared[1].activation == "relu"
@@ -365,7 +368,7 @@ def test_one_layout_from_the_first_layer_to_the_last(how):
 @pytest.mark.parametrize(
     "given, error, message",
     [
-        ("channels_last", TypeError, "memory_format must be a torch.memory_format, got str"),
+        ("channels_last", TypeError, 'memory_format must be a torch.memory_format or "auto", got'),
         (
             torch.channels_last_3d,
             ValueError,

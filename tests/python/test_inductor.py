@@ -14,6 +14,7 @@ from conv_ext import inductor
 from test_fuse import with_statistics
 
 FORWARD = torch.ops.conv_ext.forward.default
+PACKED = torch.ops.conv_ext.forward_packed.default
 GEOMETRY = ((1, 1), (1, 1, 0, 0), (1, 1), 1)
 
 
@@ -47,8 +48,8 @@ def traced(f, dtype, channels_last=False, wide=False):
     return graph, x, called(x)
 
 
-def passed(graph, is_inference=True):
-    inductor.FusePass()(graph.graph, is_inference)
+def passed(graph, is_inference=True, pack=False):
+    inductor.FusePass(pack)(graph.graph, is_inference)
     graph.graph.lint()
     graph.recompile()
     return [node.target for node in graph.graph.nodes if node.op == "call_function"]
@@ -133,9 +134,9 @@ def net(seed):
     return conv_ext.convert(with_statistics(nn.Sequential(*layers)))
 
 
-def compiled(model, x, freezing=True):
-    spy, compiled = Spy(), torch.compile(model)
-    with config.patch(post_grad_custom_post_pass=spy), inductor.fusing(freezing), torch.no_grad():
+def compiled(model, x, freezing=True, pack=False, **options):
+    spy, compiled = Spy(), torch.compile(model, **options)
+    with config.patch(post_grad_custom_post_pass=spy), inductor.fusing(freezing, pack), torch.no_grad():
         compiled(x)
     with torch.no_grad():
         return compiled(x), spy.targets
@@ -150,6 +151,49 @@ def test_a_frozen_model_is_convolutions_alone():
             torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
             assert targets == [FORWARD] * 2
             torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_a_constant_weight_is_packed(channels_last, activation):
+    def f(conv, b, *_):
+        return conv(b, activation=activation)
+
+    graph, x, expected = traced(f, torch.float64, channels_last)
+    assert passed(graph, pack=True) == [PACKED]
+    (node,) = graph.graph.find_nodes(op="call_function", target=PACKED)
+    packed = getattr(graph, node.args[2].target)
+    w, b, *_ = constants(torch.float64)
+    w = w.contiguous(memory_format=torch.channels_last) if channels_last else w
+    assert packed.dtype == torch.uint8 and torch.equal(packed, torch.ops.conv_ext.pack(w, x, *GEOMETRY))
+    assert node.args[2].meta["val"].shape == packed.shape
+    assert torch.equal(graph(x), expected) and graph(x).stride() == expected.stride()
+    assert passed(graph, pack=True) == [PACKED]  # there is nothing to be done twice
+
+
+def test_weights_that_are_computed_are_not_packed():
+    w, x = constants(torch.float64)[0], torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    graph = make_fx(lambda x, w: FORWARD(x, w, None, *GEOMETRY))(x, w)
+    assert passed(graph, pack=True) == [FORWARD]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiled_code_of_a_frozen_model_packs_nothing(layout):
+    x, model = torch.randn(2, 3, 9, 8), net(0).to(memory_format=layout)
+    found, targets = compiled(copy.deepcopy(model), x, pack=True)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(x), rtol=1e-5, atol=1e-5)
+        alone, plain = compiled(copy.deepcopy(model), x)
+        assert torch.equal(found, alone) and found.stride() == model(x).stride()
+    assert plain == [FORWARD] * 2 and PACKED in targets and set(targets) <= {FORWARD, PACKED}
+    assert torch.ops.conv_ext.pack.default not in targets
+
+
+def test_images_of_any_size_pack_nothing():
+    found, targets = compiled(net(0), x := torch.randn(2, 3, 9, 8), pack=True, dynamic=True)
+    assert PACKED not in targets and FORWARD in targets
+    with torch.no_grad():
+        torch.testing.assert_close(found, net(0)(x), rtol=1e-5, atol=1e-5)
 
 
 def test_without_freezing_a_relu_alone_is_taken_in():

@@ -29,14 +29,16 @@ TABLES = {
 }
 
 
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("options", [
     {}, {"stride": (2, 1), "padding": (1, 2), "bias": False}, {"padding": "full", "dilation": 2},
     {"padding": "same_strided", "stride": 2, "activation": "relu"},
 ])  # fmt: skip
-def test_like_a_masked_dense_convolution(name, options):
+def test_like_a_masked_dense_convolution(name, options, dense):
     table = TABLES[name]
-    layer = MappedConv2d(table, (3, 2), dtype=torch.float64, **options)
+    layer = MappedConv2d(table, (3, 2), dtype=torch.float64, dense=dense, **options)
+    assert layer.dense == (dense and name != "full")
     x = torch.randn(2, table.in_channels, 8, 9, dtype=torch.float64, requires_grad=True)
     geometry = {key: value for key, value in options.items() if key != "bias"}
     y, expected = layer(x), conv_ext.conv2d(x, layer.dense_weight(), layer.bias, **geometry)
@@ -49,7 +51,7 @@ def test_like_a_masked_dense_convolution(name, options):
 
 
 def test_lenet5s_third_layer():
-    layer = MappedConv2d(C3, 5)
+    layer = MappedConv2d(C3, 5, dense=False)
     assert sum(p.numel() for p in layer.parameters()) == 1516
     assert layer.table.connections == 60 and "60 of 96 connections" in repr(layer)
     dense = layer.dense_weight()
@@ -58,6 +60,10 @@ def test_lenet5s_third_layer():
             assert (LENET_C3[c][k] == "X") == bool(dense[k, c].any())
     # 3, 4 or 6 input maps: a grouped convolution for each.
     assert sorted(layer.convolutions) == [(3, 6), (4, 9), (6, 1)]
+    # Left alone it is one dense convolution: three calls would gather 60 maps for 16 outputs.
+    layer = MappedConv2d(C3, 5)
+    assert layer.dense and layer.convolutions == [(6, 1)] and repr(layer).endswith("dense)")
+    assert multiplications(layer, torch.randn(2, 6, 14, 14)) == 2 * 16 * 10 * 10 * 6 * 25
 
 
 def multiplications(layer, x):
@@ -80,7 +86,7 @@ def multiplications(layer, x):
 @pytest.mark.parametrize("name", TABLES)
 def test_work_is_in_proportion_to_the_connections(name):
     table = TABLES[name]
-    layer = MappedConv2d(table, 3)
+    layer = MappedConv2d(table, 3, dense=False)
     found = multiplications(layer, torch.randn(2, table.in_channels, 8, 9))
     assert found == 2 * 6 * 7 * 9 * table.connections
     fan_ins = {len(row) for row in table.sources}
@@ -89,10 +95,74 @@ def test_work_is_in_proportion_to_the_connections(name):
         assert len(layer.convolutions) == 1 and not any(b is not None for b in layer._buffers.values())
 
 
+def blocks(maps, size, fan_in):
+    """A table in which so many output maps in a row see the same input maps, drawn at random."""
+    drawn = torch.Generator().manual_seed(0)
+    rows = [torch.randperm(maps, generator=drawn)[:fan_in].tolist() for _ in range(maps // size)]
+    return ConnectionTable([rows[k // size] for k in range(maps)], maps)
+
+
+@pytest.mark.parametrize("table, kernel, stride, dense", [
+    # As measured by a training step (`python -m bench mapped`): what is not within a few percent of equal.
+    (ConnectionTable(C3), 5, 1, True),
+    (ConnectionTable.random(64, 64, 16, torch.Generator().manual_seed(0)), 3, 1, True),
+    (ConnectionTable.random(256, 256, 32, torch.Generator().manual_seed(0)), 3, 1, True),
+    (ConnectionTable.random(64, 64, 4, torch.Generator().manual_seed(0)), 1, 1, True),
+    (ConnectionTable.one_to_one(128), 3, 1, False),
+    (ConnectionTable.one_to_one(128), 1, 1, False),
+    (ConnectionTable.one_to_one(64), 3, 2, False),
+    (blocks(64, 16, 16), 3, 1, False),
+    (blocks(64, 8, 16), 3, 1, True),
+    (blocks(64, 8, 16), 1, 1, True),
+    (blocks(64, 16, 4), 1, 1, False),
+    (blocks(256, 4, 16), 3, 1, False),
+    (blocks(256, 64, 64), 3, 1, False),
+    (blocks(256, 1, 64), 3, 1, True),
+    (ConnectionTable([[10**12], [3]]), 3, 1, False),
+])  # fmt: skip
+def test_the_way_that_takes_less_time(table, kernel, stride, dense):
+    layer = MappedConv2d(table, kernel, stride)
+    assert layer.dense == dense == conv_ext.mapped.dense_is_faster(table, (kernel, kernel), (stride, stride))
+    assert layer.weight.shape == (table.connections, kernel, kernel)
+
+
+def test_the_ways_have_the_same_parameters_and_bits_that_may_be_compared():
+    """Small integers: no rounding, and so the same bits; a change of the dtype keeps the way."""
+    x = torch.randint(-4, 5, (2, 6, 9, 8)).float()
+    layers = [MappedConv2d(C3, 3, padding=1, dense=dense) for dense in (False, True)]
+    with torch.no_grad():
+        for parameter in layers[0].parameters():
+            parameter.copy_(torch.randint(-4, 5, parameter.shape))
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert torch.equal(*(layer(x) for layer in layers))
+    doubles = [layer.double() for layer in layers]
+    assert [layer.dense for layer in doubles] == [False, True]
+    assert torch.equal(*(layer(x.double()) for layer in doubles))
+    x[0, 0, 4, 4] = torch.inf  # zeros are multiplied: what the docstring says of them
+    unconnected = [k for k, row in enumerate(C3) if 0 not in row]
+    of_groups, of_dense = (layer.float()(x)[0, unconnected, 4, 4] for layer in layers)
+    assert of_groups.isfinite().all() and of_dense.isnan().all()
+
+
+def test_lent_and_batched_weights_of_the_dense_way():
+    layer = MappedConv2d(C3, 3, dense=True, dtype=torch.float64)
+    x, weights = torch.randn(2, 6, 5, 5, dtype=torch.float64), torch.randn(3, 60, 3, 3, dtype=torch.float64)
+
+    def call(w):
+        return torch.func.functional_call(layer, {"weight": w}, (x,))
+
+    expected = torch.stack([call(w) for w in weights])
+    torch.testing.assert_close(torch.func.vmap(call)(weights), expected)
+    y, tangent = torch.func.jvp(call, (weights[0],), (weights[1],))
+    assert torch.equal(y, expected[0])
+    torch.testing.assert_close(tangent + layer.bias[:, None, None], expected[1])  # it is linear, but for the bias
+
+
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("name", ["explicit", "random"])
-def test_derivatives_of_any_order(name):
+def test_derivatives_of_any_order(name, dense):
     table = TABLES[name]
-    layer = MappedConv2d(table, 2, padding=1, dtype=torch.float64)
+    layer = MappedConv2d(table, 2, padding=1, dtype=torch.float64, dense=dense)
     x = torch.randn(1, table.in_channels, 3, 3, dtype=torch.float64, requires_grad=True)
 
     def call(x, w, b):
@@ -103,13 +173,14 @@ def test_derivatives_of_any_order(name):
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
-def test_copies_devices_and_compilation():
-    layer = MappedConv2d(TABLES["explicit"], 3, dtype=torch.float64)
+@pytest.mark.parametrize("dense", [False, True])
+def test_copies_devices_and_compilation(dense):
+    layer = MappedConv2d(TABLES["explicit"], 3, dtype=torch.float64, dense=dense)
     x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
     expected = layer(x)
     assert list(layer.state_dict()) == ["weight", "bias"]
     with torch.device("meta"):
-        empty = MappedConv2d(TABLES["explicit"], 3, dtype=torch.float64)
+        empty = MappedConv2d(TABLES["explicit"], 3, dtype=torch.float64, dense=dense)
     assert empty(x.to("meta")).shape == expected.shape
     empty = empty.to_empty(device="cpu")
     empty.load_state_dict(layer.state_dict())
@@ -120,10 +191,12 @@ def test_copies_devices_and_compilation():
     assert layer.float()(x.float()).dtype == torch.float32
 
 
-def test_a_symbolic_trace_records_the_layer():
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_symbolic_trace_records_the_layer(dense):
     """Alone and in a network: the same results and gradients, also with other parameters, for other sizes."""
-    layer = MappedConv2d(TABLES["explicit"], 3, padding=1, activation="relu", dtype=torch.float64)
-    net = torch.nn.Sequential(torch.nn.Tanh(), layer, MappedConv2d([[0, 4], [3]], 1, dtype=torch.float64))
+    how = {"dtype": torch.float64, "dense": dense}
+    layer = MappedConv2d(TABLES["explicit"], 3, padding=1, activation="relu", **how)
+    net = torch.nn.Sequential(torch.nn.Tanh(), layer, MappedConv2d([[0, 4], [3]], 1, **how))
     for module, size in ((layer, (2, 6, 5, 5)), (layer, (6, 4, 7)), (net, (1, 6, 6, 5)), (net, (6, 6, 5))):
         traced = torch.fx.symbolic_trace(module)
         x = torch.randn(size, dtype=torch.float64)
@@ -192,6 +265,8 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             MappedConv2d([[0]], **keywords)
+    with pytest.raises(TypeError, match="dense must be True, False or None, got 1"):
+        MappedConv2d([[0]], 3, dense=1)
     layer = MappedConv2d(C3, 5)
     for shape in ((2, 5, 14, 14), (14, 14), (1, 2, 6, 14, 14)):
         with pytest.raises(RuntimeError, match=r"Expected input \(N, 6, H, W\) or \(6, H, W\)"):
@@ -221,9 +296,13 @@ def test_parameters_that_are_assigned_bring_their_device():
     assert torch.equal(layer(x), source(x))
 
 
-@pytest.mark.parametrize("make", [lambda: MappedConv2d(C3, 5, device="meta"), lambda: MappedConv2d(C3, 5).to("meta")])
-def test_parameters_that_are_lent_to_a_layer_without_memory(make):
-    source, x, layer = MappedConv2d(C3, 5), torch.randn(1, 6, 14, 14), make()
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("make", [
+    lambda dense: MappedConv2d(C3, 5, device="meta", dense=dense),
+    lambda dense: MappedConv2d(C3, 5, dense=dense).to("meta"),
+])  # fmt: skip
+def test_parameters_that_are_lent_to_a_layer_without_memory(make, dense):
+    source, x, layer = MappedConv2d(C3, 5, dense=dense), torch.randn(1, 6, 14, 14), make(dense)
     lent = dict(source.named_parameters())
     assert torch.equal(torch.func.functional_call(layer, lent, (x,)), source(x))
     assert layer(x.to("meta")).is_meta and layer(x.to("meta")).shape == (1, 16, 10, 10)

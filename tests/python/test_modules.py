@@ -18,6 +18,7 @@ PAIRS = [
     (conv_ext.Conv1d, nn.Conv1d, (2, 4, 13)),
     (conv_ext.Conv2d, nn.Conv2d, (2, 4, 9, 12)),
     (conv_ext.ConvTranspose2d, nn.ConvTranspose2d, (2, 4, 5, 7)),
+    (conv_ext.ConvTranspose1d, nn.ConvTranspose1d, (2, 4, 7)),
 ]
 MODES = ("reflect", "replicate", "circular")
 CASES = [
@@ -34,6 +35,8 @@ CASES = [
     (2, {"kernel_size": 3}),
     (2, {"kernel_size": (3, 2), "stride": (3, 2), "padding": (1, 0), "output_padding": (2, 1), "groups": 2}),
     (2, {"kernel_size": (2, 3), "stride": 2, "dilation": (1, 2), "bias": False}),
+    (3, {"kernel_size": 3}),
+    (3, {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1, "dilation": 3, "groups": 2, "bias": False}),
 ]
 
 
@@ -86,7 +89,9 @@ def test_layer_gives_what_torchs_gives(index, options):
 
 
 @each_device
-@pytest.mark.parametrize("index, name", [(0, "conv1d"), (1, "conv2d"), (2, "conv_transpose2d")])
+@pytest.mark.parametrize(
+    "index, name", [(0, "conv1d"), (1, "conv2d"), (2, "conv_transpose2d"), (3, "conv_transpose1d")]
+)
 def test_layer_calls_our_function_and_only_ours(index, name):
     ours, theirs, x = make_pair(index, {"kernel_size": 3})
     with Calls() as calls:
@@ -98,7 +103,7 @@ def test_layer_calls_our_function_and_only_ours(index, name):
 
 
 @each_device
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 def test_unbatched_and_empty_batch(index):
     ours, theirs, x = make_pair(index, {"kernel_size": 3, "padding": 1})
     assert_same(ours, theirs, x[0])
@@ -126,6 +131,11 @@ def test_output_size_of_a_transposed_convolution():
         with pytest.raises(ValueError) as raised:
             ours(x, size)
         assert str(raised.value) == str(expected.value)
+    ours, theirs, x = make_pair(3, {"kernel_size": 3, "stride": 3, "padding": 1})
+    for size in ([19], [20], [2, 6, 21]):
+        assert_same(ours, theirs, x, size)
+    with pytest.raises(ValueError, match="requested an output size"):
+        ours(x, [22])
 
 
 def outcome(cls, options):

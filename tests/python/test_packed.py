@@ -1060,3 +1060,17 @@ def test_revert_of_a_fused_and_packed_model_gives_torchs_layers():
             type(layer).__module__.startswith("conv_ext.") for layer in reverted.modules() if not list(layer.children())
         )
         torch.testing.assert_close(reverted(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_another_layout_of_the_images_than_that_of_packing(kernel, dtype, precision, each_isa):
+    """What is packed for positions as lanes is not what channels as lanes read."""
+    layer = conv_ext.Conv2d(64, 40, kernel, padding=kernel // 2).to(dtype)
+    formats = torch.contiguous_format, torch.channels_last
+    for packed_for, called_with in ((0, 1), (1, 0)):
+        x, y = (torch.randn(3, 64, 14, 14).to(dtype, memory_format=formats[i]) for i in (packed_for, called_with))
+        with torch.no_grad(), conv_ext.precision(precision):
+            packed = conv_ext.PackedConv2d.of(layer, x)
+            assert torch.equal(packed(y), layer(y)) and torch.equal(packed(x), layer(x))

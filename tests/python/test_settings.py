@@ -209,6 +209,7 @@ LAYERS = {
     "circular": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), (2, 4, 9, 8), "H 11  W 10"),
     "conv1d": (nn.Conv1d(4, 6, 5, dilation=2, padding="same"), (2, 4, 30), "H 1  W 30"),
     "transposed": (conv_ext.ConvTranspose2d(4, 6, 3, 2, output_padding=1, groups=2), (2, 4, 9, 8), "H 20  W 18"),
+    "sequence": (nn.ConvTranspose1d(4, 6, 3, 2, output_padding=2, dilation=3, groups=2), (2, 4, 9), "H 1  W 25"),
     "more positions": (nn.ConvTranspose2d(4, 6, 3, 2, output_padding=2, dilation=3), (4, 9, 8), "H 25  W 23"),
 }
 
@@ -234,9 +235,11 @@ def test_explain_of_a_layer_has_the_functions_plans_and_errors():
     assert conv_ext.explain(layer, x) == conv_ext.explain(x, layer.weight, layer.bias, 2, 1, 1, 2)
     sequence = conv_ext.explain(LAYERS["conv1d"][0], torch.empty(2, 4, 30))
     assert sequence.problem.startswith("N 2  C 4  H 1  W 30   K 6  R 1  S 5   P 1  Q 30 ")
-    with pytest.raises(TypeError, match="explain takes a tensor, or a layer of Conv1d, .* got Linear"):
+    with pytest.raises(TypeError, match="explain takes a tensor, a layer of Conv1d, .* got Linear"):
         conv_ext.explain(nn.Linear(2, 2), x)
     with pytest.raises(TypeError, match="takes nothing more"):
         conv_ext.explain(layer, x, padding=1)
     with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
         conv_ext.explain(layer, x[:, :3])
+    with pytest.raises(RuntimeError, match=r"input\[2, 3, 9\] to have 4 channels, but got 3"):
+        conv_ext.explain(LAYERS["sequence"][0], x[:, :3, :, 0])

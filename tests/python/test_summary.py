@@ -162,6 +162,9 @@ def test_layers_of_every_kind():
     assert [(r.op, r.volume, r.receptive_field, r.operations) for r in sequence.rows] == [
         ("conv(5,3,s2)", (9, 3), (1, 5), 11 * 27), ("pool(2)", (4, 3), (1, 7), 27)
     ]  # fmt: skip
+    row = conv_ext.summary(nn.Sequential(nn.Conv1d(2, 4, 1), nn.ConvTranspose1d(4, 3, 4, 2)), (2, 21)).rows[1]
+    assert (row.op, row.volume, row.operations) == ("deconv(4,3,s2)", (44, 3), 21 * 4 * 12 + 44 * 3)
+    assert (row.receptive_field, row.stride) == ((1, 2), (1, 0.5))
     pooled = conv_ext.summary(nn.Sequential(nn.Conv1d(2, 3, 1), nn.AdaptiveAvgPool1d(2)), (2, 21)).rows[1]
     assert (pooled.op, pooled.receptive_field) == ("avg(11,10)", (1, 11))
     half = conv_ext.summary(nn.Conv2d(3, 2, 3, dtype=torch.float16), (3, 5, 5))

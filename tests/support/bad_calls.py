@@ -258,8 +258,10 @@ GOOD_PUBLIC = {
     "conv2d": {"input": X, "weight": W, "bias": T((6,))},
     "conv1d": {"input": T((2, 4, 7)), "weight": T((6, 4, 3)), "bias": T((6,))},
     "conv_transpose2d": {"input": T((2, 6, 5, 9)), "weight": W, "bias": T((4,))},
+    "conv_transpose1d": {"input": T((2, 6, 9)), "weight": T((6, 4, 3)), "bias": T((4,))},
 }
-ALL = "conv2d conv1d conv_transpose2d"
+TRANSPOSED = "conv_transpose1d conv_transpose2d"
+ALL = f"conv2d conv1d {TRANSPOSED}"
 FORWARD = "conv2d conv1d"
 
 
@@ -274,6 +276,7 @@ PUBLIC = [
     *same("conv2d", "Expected 3D (unbatched) or 4D (batched) input to conv2d", input=T((1, 2, 4, 6, 7))),
     *same("conv2d", "Expected 3D (unbatched) or 4D (batched) input to conv2d", input=T(())),
     *same("conv1d", "Expected 2D (unbatched) or 3D (batched) input to conv1d", input=T((2, 4, 6, 7))),
+    *same("conv_transpose1d", "Expected 2D (unbatched) or 3D (batched) input to conv_transpose1d", input=T((6,))),
     *same("conv_transpose2d", "Expected 3D (unbatched) or 4D (batched) input to conv_transpose2d", input=T((6, 7))),
     *bad(ALL, "weight ... of size: [6, 4]", weight=T((6, 4))),
     *bad(ALL, "weight ... of size: []", weight=T(())),
@@ -290,12 +293,17 @@ PUBLIC = [
         "Given transposed=1, weight of size [6, 4, 3, 2], expected input[2, 5, 5, 9] to have 6 channels",
         input=T((2, 5, 5, 9)),
     ),
+    *same(
+        "conv_transpose1d",
+        "Given transposed=1, weight of size [6, 4, 3], expected input[2, 5, 9] to have 6 channels",
+        input=T((2, 5, 9)),
+    ),
     *same(FORWARD, "Given groups=3 ... to have 12 channels, but got 4", groups=3),
     *bad(
         "conv2d", "Given groups=2 ... channels, but got 5", groups=2, input=T((2, 5, 6, 7)), torch_says="Given groups=2"
     ),
     *same(FORWARD, "divisible by 4 at dimension 0", groups=4),
-    *same("conv_transpose2d", "divisible by 4 at dimension 0", groups=4, bias=None),
+    *same(TRANSPOSED, "divisible by 4 at dimension 0", groups=4, bias=None),
     *same("conv2d", "at least 8 at dimension 0", groups=8),
     *same("conv2d", "at least", weight=T((0, 4, 3, 2)), bias=None),
     # values that must be positive
@@ -307,16 +315,16 @@ PUBLIC = [
     *same("conv2d", "negative padding", padding=(0, -3)),
     *bad(FORWARD, "dilation should be greater than zero", torch_says="non-positive dilation", dilation=0),
     *same("conv2d", "dilation should be greater than zero", dilation=(1, -1)),
-    *bad("conv_transpose2d", "dilation", dilation=0),
-    *same("conv_transpose2d", "negative output_padding", output_padding=-1),
-    *same("conv_transpose2d", "output padding must be smaller than either stride or dilation", output_padding=1),
+    *bad(TRANSPOSED, "dilation", dilation=0),
+    *same(TRANSPOSED, "negative output_padding", output_padding=-1),
+    *same(TRANSPOSED, "output padding must be smaller than either stride or dilation", output_padding=1),
     # geometry
     *same("conv2d", "Calculated padded input size per channel: (6 x 7). Kernel size: (8 x 2)", weight=T((6, 4, 8, 2))),
     *same("conv2d", "Calculated padded input size", input=T((0, 4, 6, 7)), weight=T((6, 4, 8, 2))),
     *same("conv2d", "Calculated padded input size", input=T((4, 6, 7)), dilation=4),
     *same("conv1d", "Calculated padded input size", weight=T((6, 4, 8))),
     *bad("conv2d conv_transpose2d", "kernel size must be positive, got (0, 2)", weight=T((6, 4, 0, 2))),
-    *bad("conv1d", "kernel size must be positive", weight=T((6, 4, 0))),
+    *bad("conv1d conv_transpose1d", "kernel size must be positive", weight=T((6, 4, 0))),
     *same("conv2d", "Only zero batch or zero channel inputs are supported", input=T((2, 4, 0, 7)), padding=2),
     *same("conv2d", "Only zero batch or zero channel inputs are supported", input=T((2, 4, 6, 0)), padding=2),
     *bad("conv2d", "effective kernel size exceeds 2^63 - 1", dilation=LARGEST),
@@ -328,7 +336,7 @@ PUBLIC = [
     # bias
     *same(FORWARD, "expected bias to be 1-dimensional with 6 elements", bias=T((5,))),
     *same(FORWARD, "expected bias to be 1-dimensional with 6 elements", bias=T((6, 1))),
-    *same("conv_transpose2d", "expected bias to be 1-dimensional with 4 elements", bias=T((6,))),
+    *same(TRANSPOSED, "expected bias to be 1-dimensional with 4 elements", bias=T((6,))),
     # dtypes and devices
     *same("conv2d", "Input type ... weight type ... should be the same", weight=T(W.shape, torch.float64)),
     *same("conv2d", "Input type ... bias type ... should be the same", bias=T((6,), torch.float16)),
@@ -367,8 +375,8 @@ PUBLIC = [
         if not (name == "padding" and value == "1")
         for entry in bad("conv2d", name, TypeError, torch_says="", **{name: value})
     ],
-    *bad("conv_transpose2d", "padding", TypeError, torch_says="", padding="same"),
-    *bad("conv_transpose2d", "output_padding", TypeError, torch_says="", output_padding=1.0),
+    *bad(TRANSPOSED, "padding", TypeError, torch_says="", padding="same"),
+    *bad(TRANSPOSED, "output_padding", TypeError, torch_says="", output_padding=1.0),
     *bad("conv1d", "stride", TypeError, torch_says="", stride=2.0),
     *bad("conv2d", "input", TypeError, torch_says="", input=[[1.0]]),
     *bad("conv2d", "weight", TypeError, torch_says="", weight=None),
@@ -383,6 +391,7 @@ PUBLIC = [
     *same("conv2d", "expected stride to be a single integer value or a list of 2 values", stride=(1, 1, 1)),
     *same("conv2d", "expected padding to be a single integer value or a list of 2 values", padding=[1, 1, 1, 1]),
     *same("conv2d", "expected dilation to be a single integer value or a list of 2 values", dilation=[1, 1, 1]),
+    *same(TRANSPOSED, "expected output_padding to be a single integer value or a list", output_padding=()),
     *same("conv1d", "expected stride to be a single integer value or a list of 1 values", stride=(1, 1)),
     *same("conv2d", "Invalid padding string", padding="foo"),
     *same("conv2d", "Invalid padding string", padding="SAME"),

@@ -30,9 +30,9 @@ from bench import (
     report,
     run,
     shapes,
-    timer,
 )
 from bench.__main__ import interrupt_on_term, main
+from conv_ext import subjects, timer
 
 SMALL = shapes.conv("small", c=6, h=7, w=9, k=4, r=3, s=2, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 
@@ -540,7 +540,7 @@ def test_the_aims_of_inference(name, n, dtype, chosen, amx, aim):
 def test_running_statistics_are_those_of_the_images():
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
     x = 3 * torch.randn(4, 3, 5, 6) + 7
-    y = networks.settled(model, x)(x)
+    y = subjects.settled(model, x)(x)
     assert not model.training and y.mean().abs() < 0.1 and (y.var() - 1).abs() < 0.2
 
 

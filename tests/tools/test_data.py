@@ -5,11 +5,14 @@ import io
 import os
 import pickle
 import struct
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
 
-from conv_ext.demo.data import DataError, Distortion, load_cifar10, load_digits, load_mnist
+from conv_ext.demo.data import DataError, Distortion, download, load_cifar10, load_digits, load_mnist
 from test_demo import assert_picture, outcome
 
 np = pytest.importorskip("numpy")
@@ -22,6 +25,69 @@ def test_digits_are_split_once_and_standardised():
     assert len(set(images.train_labels.tolist())) == len(set(images.test_labels.tolist())) == 10
     x = images.standardised(images.train_images.float() / 255)
     assert abs(x.mean()) < 1e-3 and abs(x.std() - 1) < 1e-3
+
+
+def test_a_split_for_validation():
+    """No image is lost or in both parts; the test set is as it was; both standardise by what is learned from."""
+    images = load_digits()
+    validated, tested = images.split(237)
+    assert len(validated.train_labels) == len(tested.train_labels) == 1200 and len(validated.test_labels) == 237
+    assert torch.equal(tested.test_images, images.test_images) and torch.equal(tested.test_labels, images.test_labels)
+
+    def sorted_rows(*parts):
+        rows = [torch.cat([x.flatten(1), labels[:, None].byte()], 1) for x, labels in parts]
+        return sorted(map(bytes, torch.cat(rows).numpy()))
+
+    parts = (validated.train_images, validated.train_labels), (validated.test_images, validated.test_labels)
+    assert sorted_rows(*parts) == sorted_rows((images.train_images, images.train_labels))
+    x = validated.train_images.double() / 255
+    assert tested.mean.item() == validated.mean.item() == pytest.approx(x.mean().item(), abs=1e-6)
+    assert torch.equal(validated.test_images, images.split(237)[0].test_images)
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """Stands in for torchvision: data sets that write the standard files, or fail as its own do."""
+    stand_in = types.SimpleNamespace(calls=[], error=None)
+
+    def data_set(name, write):
+        def made(root, train, download):
+            assert isinstance(root, str) and download is True
+            stand_in.calls.append((name, train))
+            if stand_in.error is not None:
+                raise stand_in.error
+            write(root)
+
+        return made
+
+    datasets = types.ModuleType("torchvision.datasets")
+    datasets.MNIST = data_set("MNIST", lambda root: write_mnist(Path(root) / "MNIST" / "raw"))
+    datasets.CIFAR10 = data_set("CIFAR10", lambda root: write_cifar(Path(root) / "cifar-10-batches-py", python=True))
+    package = types.ModuleType("torchvision")
+    package.datasets = datasets
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    return stand_in
+
+
+@pytest.mark.parametrize("name, load", [("mnist", load_mnist), ("cifar10", load_cifar10)])
+def test_a_download_is_where_it_is_looked_for(tmp_path, torchvision, name, load):
+    download(name, tmp_path / "new" / "folder")
+    assert [train for _, train in torchvision.calls] == [True, False]
+    assert len(load(tmp_path / "new" / "folder").test_labels) > 0
+
+
+def test_a_download_that_fails(tmp_path, capsys, torchvision, monkeypatch):
+    options = ["--data", "mnist", "--root", tmp_path, "--download", "--out", tmp_path / "a.png"]
+    for error in (RuntimeError("File not found or corrupted.\nmore"), OSError("no route"), ValueError()):
+        torchvision.error = error
+        code, out, err = outcome(capsys, "demo", *options)
+        first = str(error).splitlines()[0] if str(error) else "no reason given"
+        assert code == 2 and out == "" and "Traceback" not in err
+        assert f"the files of mnist could not be fetched: {type(error).__name__}: {first}\n" in err
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    code, _, err = outcome(capsys, "demo", *options)
+    assert code == 2 and "--download needs torchvision: pip install torchvision" in err
 
 
 def test_distortion_moves_scales_and_repeats():

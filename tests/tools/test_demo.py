@@ -123,6 +123,45 @@ def test_a_wrong_gradient_is_noticed(tmp_path, capsys, monkeypatch):
     assert_picture(tmp_path / "a.png")
 
 
+def test_the_plain_recipe(tmp_path, capsys):
+    """Images as they are, a fixed rate, no decay of biases: said, and done."""
+    options = ["--plain", "--epochs", 1, "--batch-size", 300, "--out", tmp_path / "a.png"]
+    code, out, err = outcome(capsys, "demo", *options)
+    assert code == 0, out + err
+    assert "rate 0.05, fixed; momentum 0.9; weight decay 0.0001 (not of biases); images as they are" in out
+    recipe, net, images = Recipe().plain(), lenet5(connections="full", pooling="average"), load_digits()
+    training = Training(net, images, epochs=2, recipe=recipe, seed=0, device=torch.device("cpu"))
+    decays = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
+    assert {name: decays[id(p)] for name, p in net.named_parameters()} == {
+        name: 0.0 if name.endswith("bias") else 1e-4 for name, _ in net.named_parameters()
+    }
+    some = torch.arange(7)
+    assert torch.equal(training._batch(some)[0], images.standardised(images.train_images[:7].float() / 255))
+    training.run_epoch(tested=False)
+    assert {group["lr"] for group in training.optimizer.param_groups} == {0.05}
+    usual = Training(net, images, epochs=2, recipe=Recipe(), seed=0, device=torch.device("cpu"))
+    assert len(usual.optimizer.param_groups) == 1 and not torch.equal(usual._batch(some)[0], training._batch(some)[0])
+    usual.run_epoch(tested=False)
+    assert usual.optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+
+
+def test_parameters_that_are_chosen_are_all_that_learn():
+    net = lenet5(connections="full", pooling="average")
+    optimizer = Recipe().plain().optimizer(net, list(net.output.parameters()))
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in net.output.parameters()
+    }
+
+
+def test_a_validation_split(tmp_path, capsys):
+    options = ["--validate", 237, "--epochs", 1, "--batch-size", 300, "--out", tmp_path / "a.png"]
+    code, out, err = outcome(capsys, "demo", *options)
+    assert code == 0, out + err
+    assert "1,200 images to train, 237 to validate, 360 to test" in out
+    assert re.search(r"validation accuracy +\d+\.\d\d % +\d+\.\d\d %\n +test accuracy +\d+\.\d\d %", out)
+    assert_picture(tmp_path / "a.png")
+
+
 def test_a_low_accuracy_is_noticed(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(demo.EPOCHS, "digits", 1)
     code, out, _ = outcome(capsys, "demo", "--out", tmp_path / "a.png")
@@ -164,6 +203,11 @@ def test_precision_reaches_both_and_is_put_back(tmp_path, capsys, monkeypatch, p
     (["--network", "vgg16"], "invalid choice: 'vgg16'"),
     (["--network", "mnist_convnet"], "--network mnist_convnet takes images of 28 x 28: --data mnist"),
     (["--root", "."], "--root goes with --data mnist or --data cifar10"),
+    (["--download"], "--download goes with --data mnist or --data cifar10"),
+    (["--data", "mnist", "--download"], "--data mnist needs --root DIR"),
+    (["--validate", "1437"], "--validate must leave images to learn from, of 1,437 it takes all"),
+    (["--validate", "0"], "--validate: must be from 1"),
+    (["transfer", "--plain"], "--plain and --validate go with the comparison"),
     (["--data", "mnist", "--root", "missing"], "missing: expected a folder with the data set's files, found nothing"),
     (["--out", "picture.jpg"], "--out must name a .png file, got picture.jpg"),
     (["--out", "missing/a.png"], "cannot write missing/a.png: no such folder"),
@@ -197,12 +241,12 @@ def test_help_and_info(capsys):
     code, out, _ = outcome(capsys, "demo", "--help")
     named = (
         "--data", "--network", "--root", "--epochs", "--batch-size", "--device", "--threads", "--precision", "--seed",
-        "--out", "transfer",
+        "--out", "transfer", "--plain", "--validate", "--download",
     )  # fmt: skip
     assert code == 0 and all(option in out for option in named)
     code, out, _ = outcome(capsys, "info")
     assert code == 0 and torch.__version__ in out and all(key in out for key in conv_ext.build_info())
-    assert conv_ext.build_info()["cuda"] or '"On a GPU" says how to build with it' in out
+    assert conv_ext.build_info()["cuda"] or "docs/gpu.md says how to build with it" in out
     code, out, _ = outcome(capsys, "--version")
     assert code == 0 and out.strip() == conv_ext.__version__
 

@@ -114,9 +114,23 @@ def output_padding_ignored(monkeypatch):
     monkeypatch.setattr(conv_ext.functional, "_transposed", transposed)
 
 
+def stale_bytes(monkeypatch):
+    """A weight that is assigned leaves the packed bytes of the one before."""
+    inner = conv_ext.PackedConv2d._take
+
+    def take(self, **tensors):
+        before = self._held["packed"]
+        inner(self, **tensors)
+        if before is not None:
+            self._held["packed"] = before
+
+    monkeypatch.setattr(conv_ext.PackedConv2d, "_take", take)
+
+
 @pytest.mark.parametrize(
     "plant, kind",
     [
+        (stale_bytes, ("values",)),
         (swapped_strides, ("shape", "values", "raises")),
         (merged_dimensions, ("values",)),
         (conjugate_forgotten, ("values",)),
@@ -181,7 +195,7 @@ def test_what_hangs_or_crashes_is_named_and_the_run_goes_on(monkeypatch, capsys)
     ("stride=0,1", "strides and dilations must be positive: "),
     ("h=2 r=3", "there is no output: "),
     ("padding=much", "padding must be two integers with a comma between them, or one of valid, same, full"),
-    ("function=conv9d n=2", "function must be one of conv2d, conv1d, conv_transpose2d, got 'conv9d'"),
+    ("function=conv9d n=2", "function must be one of conv2d, conv1d, conv_transpose1d, conv_transpose2d, got 'conv9d'"),
     ("dtype=float8", "dtype must be one of float32, float64,"),
     ("memory_x=q1", "memory_x must be as layers_memory.py describes it, got 'q1'"),
 ])  # fmt: skip

@@ -28,7 +28,7 @@ struct PanelsAlongChannels {
       : op(operands), task(its_task), f(its_task.f), positions(its_task.last - its_task.first) {
     Carver memory(scratch);
     local = along_channels_scratch<A>(op.z, own, memory);
-    tiles = ceil_div(positions, panel_rows(int(own.weights.panel_channels / L)));
+    tiles = its_task.tiles();
     reads_padding = phase_reads_padding();
     result_step = even_result_step();
     for (int64_t c = 0; reads_padding && c < own.zeros; ++c) local.zeros[c] = A(0);
@@ -46,8 +46,8 @@ struct PanelsAlongChannels {
     int64_t first, count;  // positions of a register tile, from the first one of the task on
   };
   Tile tile_at(int64_t i) const {
-    const int64_t first = part_begin(positions, tiles, i);
-    return {first, part_begin(positions, tiles, i + 1) - first};
+    const int64_t first = task.begin_of(i);
+    return {first - task.first, task.begin_of(i + 1) - first};
   }
   int64_t joined() const { return op.plan.joined_taps; }
   // Sources that are listed for each position.

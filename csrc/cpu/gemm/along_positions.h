@@ -29,7 +29,7 @@ struct PanelsAlongPositions {
     const WeightPanel last = op.slice_at(task.s1 - 1);
     m_begin = op.slice_at(task.s0).m0;
     m = last.m0 + last.m - m_begin;
-    panels = ceil_div(task.last - task.first, kPanelP);
+    panels = task.tiles();
     blocks = f.blocks.count();
     source = op.source.data + task.group * op.channels() * op.source.channel;
     if (own.prefetches && f.taps == 1) list_lines();
@@ -54,8 +54,7 @@ struct PanelsAlongPositions {
     int64_t width() const { return vectors * L; }
   };
   Panel panel_at(int64_t i) const {
-    const int64_t vectors = task.last - task.first, v0 = task.first + part_begin(vectors, panels, i),
-                  v1 = task.first + part_begin(vectors, panels, i + 1);
+    const int64_t v0 = task.begin_of(i), v1 = task.begin_of(i + 1);
     return {v0 * L, min_of(f.positions, v1 * L), v1 - v0};
   }
 

@@ -29,12 +29,15 @@ void run_panels_task(const GatherOperands<A>& op, const PanelsGatherPlan& own, i
   PanelsTask task;
   task.f = op.phase_at(index % op.phases());
   task.group = index / op.phases();
-  const int64_t units = own.weights.along_channels ? task.f.positions : ceil_div(task.f.positions, kLanes<A>);
+  task.units = own.weights.along_channels ? task.f.positions : ceil_div(task.f.positions, kLanes<A>);
+  task.all_tiles = ceil_div(task.units, own.unit);
   // A phase with fewer positions than the first one may leave its last tasks nothing to do.
-  const int64_t blocks = min_of(own.blocks, ceil_div(units, own.block));
+  const int64_t blocks = min_of(own.blocks, task.all_tiles);
   if (block >= blocks) return;
-  task.first = part_begin(units, blocks, block);
-  task.last = part_begin(units, blocks, block + 1);
+  task.tile0 = part_begin(task.all_tiles, blocks, block);
+  task.tile1 = part_begin(task.all_tiles, blocks, block + 1);
+  task.first = task.begin_of(0);
+  task.last = task.begin_of(task.tiles());
   task.s0 = part_begin(own.weights.panels, own.parts_m, part);
   task.s1 = part_begin(own.weights.panels, own.parts_m, part + 1);
   if (task.first == task.last || task.s0 == task.s1) return;

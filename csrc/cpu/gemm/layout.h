@@ -105,7 +105,8 @@ struct PanelsGatherPlan {
   WeightPanels weights;
   bool one_row;         // the rows of an image follow one another, and are taken for one row
   bool prefetches;      // along positions: what comes next is prefetched
-  int64_t block;        // positions (or vectors of positions) of a task, at most
+  int64_t unit;         // positions (or vectors of positions) of a register tile, at most
+  int64_t block;        // of a task, which has whole register tiles
   int64_t blocks;       // tasks that share out the positions of a phase
   int64_t parts_m;      // tasks that share out the panels of weights
   int64_t task_rows;    // along positions: rows of weights of a task, at most

@@ -251,7 +251,13 @@ struct GatherOperands {
 // A task: positions [first, last) of a phase (of them or of vectors of them), panels [s0, s1) of a group's weights.
 struct PanelsTask {
   GatherPhase f;
-  int64_t group, first, last, s0, s1;
+  int64_t group, s0, s1;  // panels (or few rows) of weights from s0 to s1
+  // Register tiles share out the positions of the phase, or vectors of them, evenly; the task has those from tile0 to
+  // tile1, and with them the positions (or vectors) from first to last.
+  int64_t units, all_tiles, tile0, tile1, first, last;
+
+  int64_t tiles() const { return tile1 - tile0; }
+  int64_t begin_of(int64_t tile) const { return part_begin(units, all_tiles, tile0 + tile); }
 };
 
 }  // namespace conv_ext

@@ -362,7 +362,11 @@ void prepare_implicit_gemm(const PlanInput& input, Plan* plan) {
     plan->kept_bytes = kept.bytes();
     plan->kept_format[0] = own.parts;
   }
-  if (machine.bf16_dot == Bf16Dot::Tiles) return prepare_tiles(input, plan);
+  if (machine.bf16_dot == Bf16Dot::Tiles) {
+    prepare_tiles(input, plan);
+    if (own.kept) plan->kept_format[1] = own.schedule == DotSchedule::Lanes;  // whose panels lie otherwise
+    return;
+  }
   if (pass == Pass::WeightGrad) {
     prepare_dot_weight_grad(input, plan);
   } else {

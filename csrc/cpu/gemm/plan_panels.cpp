@@ -279,8 +279,9 @@ bool joins_taps(const PlanInput& input) {
          are_neighbours(z.c, strides.weight[1]) && strides.weight[3] == z.c;
 }
 
-// Vectors along channels: positions and panels of weights of a task.
-void share_out_channels(const PlanInput& input, int64_t positions, int64_t enough, PanelsGatherPlan* own) {
+// Vectors along channels: positions and panels of weights of a task. There are `others` times as many tasks.
+void share_out_channels(const PlanInput& input, int64_t positions, int64_t enough, int64_t others,
+                        PanelsGatherPlan* own) {
   const auto& [z, pass, machine, strides, keeps] = input;
   PanelsGatherPlan& c = *own;
   const int64_t channels = c.weights.channels / c.weights.joined_taps;
@@ -289,15 +290,18 @@ void share_out_channels(const PlanInput& input, int64_t positions, int64_t enoug
                    min_of(c.block, source_elements(machine) / max_of(1, channels)) / kFewPositions * kFewPositions);
   c.blocks = max_of(1, ceil_div(positions, c.block));
   c.parts_m = min_of(c.weights.panels, ceil_div(enough, c.blocks));
-  if (c.blocks * c.parts_m < enough) c.blocks = min_of(ceil_div(positions, 8), ceil_div(enough, c.parts_m));
-  c.block = ceil_div(positions, c.blocks);
-  c.blocks = ceil_div(positions, c.block);  // none is empty
+  c.unit = panel_rows(machine, int(c.weights.panel_channels * accumulator_bytes(z.dtype) / machine.vector_bytes));
+  const int64_t tiles = ceil_div(positions, c.unit);
+  if (c.blocks * c.parts_m < enough) c.blocks = ceil_div(enough, c.parts_m);
+  c.blocks = min_of(tiles, evenly_shared(c.blocks, product(c.parts_m, others)));
+  c.block = ceil_div(tiles, c.blocks) * c.unit;
   c.sums = product(c.block, c.weights.panel_channels);
   c.zeros = c.weights.joined_taps > 1 ? c.weights.channels : channel_span(input);
 }
 
 // Vectors along positions: panels of positions and rows of weights of a task.
-void share_out_positions(const PlanInput& input, int64_t positions, int64_t enough, PanelsGatherPlan* own) {
+void share_out_positions(const PlanInput& input, int64_t positions, int64_t enough, int64_t others,
+                         PanelsGatherPlan* own) {
   const auto& [z, pass, machine, strides, keeps] = input;
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype), taps = z.r * z.s;
   const int64_t channels = own->weights.channels, slices = own->weights.panels, group_m = own->weights.padded_m;
@@ -317,8 +321,9 @@ void share_out_positions(const PlanInput& input, int64_t positions, int64_t enou
   task_panels -=
       smallest_that_fits(0, most_panels - 1, [&](int64_t fewer) { return enough_tasks(most_panels - fewer, parts_m); });
   cut_rows(slices);
-  own->block = task_panels * panel_v;
-  own->blocks = ceil_div(vectors, own->block);
+  own->unit = panel_v;
+  own->blocks = min_of(panels, evenly_shared(ceil_div(panels, task_panels), product(parts_m, others)));
+  own->block = ceil_div(panels, own->blocks) * panel_v;
   own->parts_m = parts_m;
   own->task_rows = ceil_div(slices, parts_m) * panel_m;
   own->panel_lanes = panel_v * lanes;
@@ -333,7 +338,7 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   PanelsGatherPlan& own = plan->own<PanelsPlan>().gather;
   own = {};
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const int64_t phases = product(vertical.phases(), horizontal.phases());
+  const int64_t others = product(z.groups, vertical.phases(), horizontal.phases());
   const int64_t positions = max_of(1, product(z.n, vertical.longest_count(), horizontal.longest_count()));
   const int64_t lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   const bool along_channels = runs_along_channels(input);
@@ -346,12 +351,12 @@ void prepare_gather(const PlanInput& input, Plan* plan) {
   // Where all is read in place, tasks for many threads cost nothing. Panels of positions are packed for each part of
   // the weights: 1.37 times the gradient of 512 channels at 7 x 7.
   if (along_channels) {
-    share_out_channels(input, positions, ceil_div(enough_tasks(z), product(z.groups, phases)), &own);
+    share_out_channels(input, positions, ceil_div(enough_tasks(z), others), others, &own);
   } else {
     const int64_t few = z.flops() >= kWorthSharing ? kEnoughTasks / 2 : 1;
-    share_out_positions(input, positions, ceil_div(few, product(z.groups, phases)), &own);
+    share_out_positions(input, positions, ceil_div(few, others), others, &own);
   }
-  plan->tasks = product(z.groups, phases, own.blocks, own.parts_m);
+  plan->tasks = product(others, own.blocks, own.parts_m);
   count_memory(z.dtype, plan, [&, &z = z, &pass = pass](auto number, Carver& workspace, Carver& scratch) {
     typedef decltype(number) A;
     panels_gather_workspace<A>(z, pass, own, workspace);

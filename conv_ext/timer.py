@@ -41,8 +41,13 @@ class Timing:
         return (high - low) / 2 / middle
 
 
-def undisturbed(functions: dict[str, Callable[[], object]], seconds: float, threads: int,
-                prepare: Callable[[str], object] | None = None, sample_seconds: float = SAMPLE_SECONDS) -> Timing:
+def undisturbed(
+    functions: dict[str, Callable[[], object]],
+    seconds: float,
+    threads: int,
+    prepare: Callable[[str], object] | None = None,
+    sample_seconds: float = SAMPLE_SECONDS,
+) -> Timing:
     """`alternate`, repeated up to MAX_TRIES times where other processes wanted one of the `threads` cores.
 
     Libraries whose threads spin while they wait suffer from that far more than others: the ratio would be wrong too.
@@ -78,13 +83,18 @@ class Others:
         return max(0.0, (end[1] - self.start[1]) / (end[0] - self.start[0]))
 
 
-def alternate(functions: dict[str, Callable[[], object]], seconds: float,
-              prepare: Callable[[str], object] | None = None, sample_seconds: float = SAMPLE_SECONDS) -> Timing:
+def alternate(
+    functions: dict[str, Callable[[], object]],
+    seconds: float,
+    prepare: Callable[[str], object] | None = None,
+    sample_seconds: float = SAMPLE_SECONDS,
+) -> Timing:
     """Runs every function in each round, in alternating order, until `seconds` are over and MIN_ROUNDS are done.
 
     `prepare(name)` is called, and then the function once more without being timed, before each sample: for whatever
     has to be switched between them. A case so slow that four times its limit pass before MIN_ROUNDS ends earlier.
     """
+
     def sample(name: str, repeats: int) -> float:
         function = functions[name]
         if prepare:
@@ -104,7 +114,7 @@ def alternate(functions: dict[str, Callable[[], object]], seconds: float,
             repeats[name] = max(1, math.ceil(sample_seconds / max(sample(name, 1), 1e-9)))
             if repeats[name] > 1:  # one call alone says too much of caches that were cold
                 repeats[name] = max(1, math.ceil(sample_seconds / max(sample(name, repeats[name]), 1e-9)))
-        samples = {name: [] for name in functions}
+        samples: dict[str, list[float]] = {name: [] for name in functions}
         others = Others()
         start = time.perf_counter()
         for done in range(MAX_ROUNDS):

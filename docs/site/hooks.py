@@ -1,0 +1,101 @@
+"""Hooks of mkdocs: pages that lie beside docs/, links that lead out of docs/, folders in the navigation."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[2]
+BESIDE = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+FENCED = re.compile(r"^( *)(`{3,}).*?^\1\2`* *$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(!?)\[((?:[^][]|\[[^][]*\])*)\]\(([^()\s]+)\)")
+
+
+def repository() -> str | None:
+    """Where the sources are to be seen, from pyproject.toml; None while it names no such place."""
+    found = re.search(r'^Repository = "([^"]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1].removesuffix(".git").rstrip("/") if found else None
+
+
+def on_config(config):
+    version = re.search(r'__version__ = "([^"]+)"', (ROOT / "conv_ext" / "_version.py").read_text(encoding="utf-8"))
+    config.copyright = f"conv_ext {version[1]}, MIT licence"
+    docs = Path(config.docs_dir)
+    config.nav = expanded(config.nav, docs, set(pages(config.nav)))
+    config.watch += [str(ROOT / name) for name in (*BESIDE, "conv_ext")]
+    return config
+
+
+def pages(nav) -> list[str]:
+    """Every page that the navigation names."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for entry in (nav.values() if isinstance(nav, dict) else nav) for page in pages(entry)]
+
+
+def expanded(nav, docs: Path, named: set[str]):
+    """The navigation with the pages of FOLDER in the place of "FOLDER/*", but for those that stand elsewhere in it."""
+    if isinstance(nav, dict):
+        return {title: expanded(entry, docs, named) for title, entry in nav.items()}
+    if not isinstance(nav, list):
+        return nav
+    entries = []
+    for entry in nav:
+        if isinstance(entry, str) and entry.endswith("/*"):
+            found = sorted(path.relative_to(docs).as_posix() for path in (docs / entry[:-2]).glob("*.md"))
+            entries += [page for page in found if page not in named]
+        else:
+            entries.append(expanded(entry, docs, named))
+    return entries
+
+
+def on_files(files, config):
+    for name, page in BESIDE.items():
+        files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Links as they are in the checkout become those of the site, everywhere but in blocks of code."""
+    beside = {page: name for name, page in BESIDE.items()}
+    source = beside.get(page.file.src_uri) or f"docs/{page.file.src_uri}"
+    parts, end = [], 0
+    for block in FENCED.finditer(markdown):
+        parts += [relinked(markdown[end : block.start()], source), block[0]]
+        end = block.end()
+    return "".join(parts) + relinked(markdown[end:], source)
+
+
+def relinked(text: str, source: str) -> str:
+    """The links of a part of `source`, a file of the checkout.
+
+    To a page of the site: as the site has it. To another file or folder: to the repository, or, while there is no place
+    for it, the words alone. To nothing that is there: left as it is, for mkdocs to complain of.
+    """
+    here = BESIDE.get(source, source.removeprefix("docs/"))
+
+    def link(found: re.Match) -> str:
+        picture, words, target = found.groups()
+        path, hash_, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target) or not path:
+            return found[0]
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        if wanted in BESIDE or wanted.startswith("docs/") and (ROOT / wanted).is_file() and not wanted.endswith(".py"):
+            page = BESIDE.get(wanted, wanted.removeprefix("docs/"))
+            return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{hash_}{anchor})"
+        if wanted.startswith("docs/") and (ROOT / wanted / "index.md").is_file():
+            folder = wanted.removeprefix("docs/") + "/index.md"
+            return f"{picture}[{words}]({posixpath.relpath(folder, posixpath.dirname(here) or '.')}{hash_}{anchor})"
+        if not (ROOT / wanted).exists():
+            return found[0]
+        return f"[{words}]({repository()}/blob/main/{wanted}{hash_}{anchor})" if repository() else words
+
+    return LINK.sub(link, text)

@@ -1,0 +1,180 @@
+"""`explain(model, x)`: the plans of every convolution layer, and the layout that `fuse` takes by them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import conv_ext
+from conv_ext import layouts
+from conv_ext.model_plans import ModelExplanation
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.twice = nn.Conv2d(16, 16, 3, padding=1)
+        self.up, self.mapped = nn.ConvTranspose2d(16, 4, 2, 2), conv_ext.MappedConv2d([[0, 1], [2, 3], [0]], 3)
+        self.never = nn.Conv2d(3, 3, 1)
+        self.volume = nn.Conv3d(1, 1, 1)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        return self.volume(self.mapped(self.up(self.twice(self.twice(x)[..., ::2, ::2])))[:, None])
+
+
+X = torch.randn(2, 3, 14, 12)
+
+
+def test_rows_are_the_explanations_of_the_layers():
+    model = Net()
+    before = copy.deepcopy(model.state_dict())
+    found = conv_ext.explain(model, X)
+    assert isinstance(found, ModelExplanation) and found.model == "Net"
+    rows = found.layers
+    assert [row.name for row in rows] == ["first", "twice", "twice", "up", "mapped"]
+    assert [row.input for row in rows] == [
+        (2, 3, 14, 12), (2, 16, 14, 12), (2, 16, 7, 6), (2, 16, 7, 6), (2, 4, 14, 12),
+    ]  # fmt: skip
+    alone = conv_ext.explain(model.first, X)
+    assert str(rows[0].calls[0]) == str(alone) and rows[0].plans("forward") == [alone.forward]
+    chosen = {name: cycles for name, _, _, cycles in alone.forward.candidates}[alone.forward.algorithm]
+    assert rows[0].cycles == chosen and rows[0].flops == alone.forward.flops
+    # What a transposed layer's forward runs is the convolution's input gradient.
+    up = conv_ext.explain(model.up, torch.empty(2, 16, 7, 6))
+    assert rows[3].plans("forward") == [up.input_grad] and rows[3].plans("input_grad") == [up.forward]
+    assert rows[3].plans("weight_grad") == [up.weight_grad] and rows[3].op == "deconv(2,4,s2)"
+    assert dict(found.left) == {"never": "the call does not reach it", "volume": "conv_ext has no Conv3d"}
+    assert found.cycles == sum(row.cycles for row in rows if row.cycles)
+    # Statistics of a model in training mode, and all else, are as before.
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert not any(module._forward_hooks for module in model.modules()) and model.training
+
+
+def test_a_layer_over_a_table_is_several_convolutions():
+    layer = conv_ext.MappedConv2d([[0, 1], [1, 2], [0]], 3, activation="relu", dense=False)
+    x = torch.randn(2, 3, 9, 9)
+    (row,) = conv_ext.explain(layer, x).layers
+    ours = [conv_ext.explain(*arguments, activation="relu") for arguments in layer._calls(x)]
+    assert [str(call) for call in row.calls] == [str(call) for call in ours] and len(ours) == 2
+    assert "relu" in row.calls[0].problem and "groups 2" in row.calls[1].problem
+    layer = conv_ext.MappedConv2d([[0, 1], [1, 2], [0]], 3, activation="relu", dense=True)  # or a single dense one
+    (row,) = conv_ext.explain(layer, x).layers
+    assert [str(call) for call in row.calls] == [
+        str(conv_ext.explain(x, layer.dense_weight(), layer.bias, activation="relu"))
+    ]
+
+
+def test_the_table():
+    text = str(conv_ext.explain(Net(), X))
+    lines = text.splitlines()
+    assert lines[0] == "Net: 5 calls of convolution layers"
+    assert lines[2].split()[:3] == ["layer", "op", "input"] and "packed" not in lines[2]
+    assert lines[4].startswith("first") and "conv(3,16,p1)" in lines[4] and "2×3×14×12" in lines[4]
+    assert lines[-2:] == ["left: never: the call does not reach it", "left: volume: conv_ext has no Conv3d"]
+    assert lines[10].startswith("all") and "FLOP" in lines[10]
+
+
+def test_packed_bytes_and_several_arguments():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(16, 16, 3)
+
+        def forward(self, x, y):
+            return self.conv(input=x + y)
+
+    x = torch.randn(1, 16, 8, 8)
+    packed = conv_ext.pack(Two().eval(), x, x)
+    found = conv_ext.explain(packed, (x, x))
+    assert found.layers[0].packed_bytes == packed.conv.packed_bytes == found.packed_bytes > 0
+    assert "packed" in str(found) and found.layers[0].input == (1, 16, 8, 8)
+    assert conv_ext.explain(packed, (x, x)).layers[0].cycles == found.layers[0].cycles
+
+
+def test_models_that_look_at_numbers_are_copied_and_called():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.calls = nn.Conv2d(3, 4, 3), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.conv(x) if float(x.sum()) < float("inf") else x
+
+    model = Looks()
+    assert conv_ext.explain(model, X).layers[0].name == "conv" and model.calls == 0
+
+
+def test_errors():
+    with pytest.raises(TypeError, match="or a model that has one; got Sequential"):
+        conv_ext.explain(nn.Sequential(nn.ReLU()), X)
+    with pytest.raises(TypeError, match="takes nothing more"):
+        conv_ext.explain(Net(), X, None, 2)
+    with pytest.raises(RuntimeError, match="channels"):
+        conv_ext.explain(Net(), X[:, :2])
+
+
+# ---- the layout of a fused model
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
+
+
+@pytest.mark.parametrize("wanted", ["contiguous", "channels_last"])
+def test_the_lower_estimate_decides(wanted, monkeypatch):
+    """The plan's estimates, whichever they are; here one of the two layouts is made three times as dear."""
+    model, x = net(), torch.randn(2, 8, 12, 12)
+    real = layouts.explain_model
+    seen = []
+
+    class Dearer:
+        def __init__(self, row):
+            dear = row.calls[0].forward.channels_last is (wanted == "contiguous")
+            self.cycles = row.cycles * (3 if dear else 1)
+            seen.append(row.calls[0].forward.channels_last)
+
+    def explained(*arguments):
+        found = real(*arguments)
+        return type("Found", (), {"layers": [Dearer(row) for row in found.layers]})
+
+    monkeypatch.setattr(layouts, "explain_model", explained)
+    fused = conv_ext.fuse(model, x, memory_format="auto")
+    assert sorted(seen) == [False, False, True, True]
+    report = fused.report.layouts
+    assert report.chosen == wanted and report.calls == report.of == 2
+    assert report.cycles[wanted] == min(report.cycles.values()) and f"memory format: {wanted} (" in str(fused.report)
+    with torch.no_grad():
+        y = fused(x)
+        assert y.is_contiguous(memory_format=layouts.FORMATS[wanted])
+        torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_estimates_are_the_plans():
+    model, x = net(), torch.randn(2, 8, 12, 12)
+    found = conv_ext.fuse(model, x, memory_format="auto", pack=False).report.layouts
+    for name, memory_format in layouts.FORMATS.items():
+        fused = conv_ext.fuse(model, pack=False, memory_format=memory_format)
+        assert found.cycles[name] == pytest.approx(conv_ext.explain(fused, x).cycles)
+    assert found.chosen == min(found.cycles, key=found.cycles.get)
+    # So is an exported program's own example.
+    program = conv_ext.fuse(torch.export.export(model, (x,)), memory_format="auto")
+    assert program.report.layouts == found
+
+
+def test_without_estimates_it_is_contiguous():
+    model, x = net(), torch.randn(2, 8, 12, 12)
+    with conv_ext.algorithm("reference"):
+        fused = conv_ext.fuse(model, x, memory_format="auto")
+    assert fused.report.layouts.chosen == "contiguous" and fused.report.layouts.calls == 0
+    assert "no convolution has an estimate in both layouts" in str(fused.report)
+
+
+def test_auto_needs_an_example():
+    with pytest.raises(ValueError, match="needs what the model is called with"):
+        conv_ext.fuse(net(), memory_format="auto")
+    with pytest.raises(TypeError, match="a torch.memory_format or \"auto\", got 'channels'"):
+        conv_ext.fuse(net(), memory_format="channels")

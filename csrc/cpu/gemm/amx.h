@@ -151,7 +151,7 @@ constexpr int64_t kStepsAwake = (is_same<Between, NoWork> ? 24 : 12) / kProducts
 template <int parts>
 inline int64_t chains_of(int64_t steps) {
   if (parts < 3) return max_of(1, ceil_div(steps, parts == 2 ? 24 : 72));
-  return steps <= 8 ? 1 : 1 + ceil_div(steps, 24);
+  return steps <= 8 ? 1 : 1 + ceil_div(steps, 16);
 }
 
 // Which tiles of a block there are; and whether the source's part comes second, for its positions are the lanes: the

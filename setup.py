@@ -1,4 +1,4 @@
-"""Builds conv_ext._C with torch's BuildExtension, and one kernel library per instruction set with a ninja file."""
+"""Builds the operators' library and conv_ext._C with torch's BuildExtension, and the kernels' libraries by ninja."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ except ImportError as error:
 
 CPU = ROOT / "csrc" / "cpu"
 CUDA = ROOT / "csrc" / "cuda"
-# What a folder holds is found: its plans (plan.cpp, plan_*.cpp) belong to _C, the other sources are kernels.
+# What a folder holds is found: its plans (plan.cpp, plan_*.cpp) belong to the operators, the other sources are kernels.
 PLAN_SOURCES = [
     path.relative_to(ROOT).as_posix() for folder in (CPU, CUDA) for path in sorted(folder.rglob("plan*.cpp"))
 ]
@@ -35,13 +35,11 @@ KERNEL_SOURCES = [
     path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if not path.name.startswith("plan")
 ]
 CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
-EXTENSION_SOURCES = [  # and those for CUDA, or without_cuda.cpp
-    *PLAN_SOURCES,
-    "csrc/torch/ops.cpp",
-    "csrc/torch/cpu.cpp",
-    "csrc/torch/fastcall.cpp",
-    "csrc/python/module.cpp",
-]
+# The operators are a library of their own that knows nothing of Python, for programs in C++ (docs/deploy). _C, which is
+# what Python adds to it, lies beside it and is linked with it.
+OPERATORS = "conv_ext.libconv_ext_operators"
+OPERATORS_SOURCES = [*PLAN_SOURCES, "csrc/torch/ops.cpp", "csrc/torch/cpu.cpp"]  # and for CUDA, or without_cuda.cpp
+MODULE_SOURCES = ["csrc/torch/fastcall.cpp", "csrc/python/module.cpp"]
 CUDA_LIBRARY = "libconv_ext_cuda.so"
 # Code that runs on compute capability 9.0 alone, and is chosen there alone: compiled whatever else is asked for.
 SM90_SOURCES = {"wgmma.cu"}
@@ -177,7 +175,7 @@ def prebuilt_cuda_library() -> tuple[Path, list[str]] | None:
 
 
 def build_cuda_library(build: Path, target: Path) -> list[str]:
-    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which _C opens, and copies it to `target`.
+    """Compiles csrc/cuda into libconv_ext_cuda.so in `build`, which the operators open, and copies it to `target`.
 
     Returns what it is compiled for.
     """
@@ -303,8 +301,29 @@ def openmp_flags() -> list[str]:
     return ["-Xpreprocessor", "-fopenmp"] if (Path(torch.__file__).parent / "include" / "omp.h").is_file() else []
 
 
+def extensions() -> list:
+    """The library of the operators, and _C."""
+    flags = ["-std=c++20", "-O2", "-fvisibility=hidden", "-g0", "-Wall"]
+    darwin = sys.platform == "darwin"
+    name = ["-Wl,-install_name,@rpath/libconv_ext_operators.so"] if darwin else ["-Wl,-soname,libconv_ext_operators.so"]
+    operators = CppExtension(
+        OPERATORS, OPERATORS_SOURCES, extra_compile_args=list(flags), extra_link_args=["-ldl", *name]
+    )
+    if "torch_python" in getattr(operators, "libraries", ()):  # not where there is no torch: nothing is compiled there
+        operators.libraries.remove("torch_python")
+    beside = "@loader_path" if darwin else "$ORIGIN"
+    module = CppExtension(
+        "conv_ext._C",
+        MODULE_SOURCES,
+        libraries=["conv_ext_operators"],
+        extra_compile_args=list(flags),
+        extra_link_args=[f"-Wl,-rpath,{beside}"],
+    )
+    return [operators, module]
+
+
 class Build(BuildExtension):
-    """Builds the kernel libraries first, then _C, and writes down what it built with."""
+    """Builds the kernel libraries first, then the operators and _C, and writes down what it built with."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -318,6 +337,16 @@ class Build(BuildExtension):
             version = f"{sys.implementation.cache_tag}-torch-{torch.__version__}"
             self.build_temp = str(ROOT / "build" / version)
 
+    def get_ext_filename(self, ext_name):
+        if ext_name.split(".")[-1] == OPERATORS.split(".")[-1]:  # no module: without the name of a Python
+            return f"{ext_name.replace('.', os.sep)}.so"
+        return super().get_ext_filename(ext_name)
+
+    def build_extensions(self):
+        operators, module = self.extensions
+        module.library_dirs.append(str(Path(self.get_ext_fullpath(operators.name)).parent))
+        super().build_extensions()
+
     def run(self):
         if torch is None:
             sys.exit(missing_torch())
@@ -328,14 +357,16 @@ class Build(BuildExtension):
         package = Path(self.get_ext_fullpath("conv_ext._C")).resolve().parent
         self.build_kernel_libraries(package / "lib")
         architectures: list[str] = []
-        (extension,) = self.extensions
-        extension.extra_compile_args += openmp_flags()
+        for extension in self.extensions:
+            extension.extra_compile_args += openmp_flags()
         if wants_cuda():
             architectures = build_cuda_library(ROOT / "build" / "cuda", package / "lib")
+            major = torch.version.cuda.split(".")[0]
+            self.extensions[0].define_macros.append(("CONV_EXT_CUDART", f'"libcudart.so.{major}"'))
         else:
             (package / "lib" / CUDA_LIBRARY).unlink(missing_ok=True)  # of a build before this one
         names = ("cuda", "cuda_library") if wants_cuda() else ("without_cuda",)
-        extension.sources += [f"csrc/torch/{name}.cpp" for name in names]
+        self.extensions[0].sources += [f"csrc/torch/{name}.cpp" for name in names]
         super().run()
         record = {
             "torch": torch.__version__,
@@ -383,14 +414,7 @@ def required_torch() -> str:
 
 
 setup(
-    ext_modules=[
-        CppExtension(
-            "conv_ext._C",
-            EXTENSION_SOURCES,
-            extra_compile_args=["-std=c++20", "-O2", "-fvisibility=hidden", "-g0", "-Wall"],
-            extra_link_args=["-ldl"],
-        )
-    ],
+    ext_modules=extensions(),
     cmdclass={"build_ext": Build},
     install_requires=[required_torch()],
     long_description=long_description(),

@@ -12,6 +12,7 @@ COMMANDS = {
     "fused": ("bench.fused", "the forward of networks after conv_ext.fuse, against the same without"),
     "inference": ("bench.inference", "the forward of networks beside compiled torch, onnxruntime and openvino"),
     "mapped": ("bench.mapped", "MappedConv2d against a masked dense convolution"),
+    "pooling": ("bench.pooling", "torch's pooling between convolutions, in both layouts"),
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),
     "sweep": ("bench.sweep", "every algorithm on every layer: whether the one chosen is the fastest"),

@@ -177,27 +177,13 @@ class Bar:
 
 def machine() -> dict:
     """Names and numbers for the head of a result file; no host name and no path."""
-    import torch
+    from conv_ext import timer
 
-    import conv_ext
-
-    cpu = "unknown CPU"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     variables = sorted({variable for variables in CAPS.values() for variable in variables})
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "isa": conv_ext._C.isa(),
+    return timer.machine() | {
         "cap": cap(),
         "environment": {name: os.environ[name] for name in variables if name in os.environ},
-        "threads": torch.get_num_threads(),
         "warm_allocator": is_warm(),
-        "torch": torch.__version__,
-        "conv_ext": conv_ext.__version__,
         "load_average": round(os.getloadavg()[0], 2),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

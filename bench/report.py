@@ -165,8 +165,14 @@ def inference_text(result: dict, _: bool = False) -> str:
     return inference.text(result)
 
 
+def pooling_text(result: dict, _: bool = False) -> str:
+    from bench import pooling
+
+    return pooling.text(result)
+
+
 TEXTS = {"run": run_text, "network": network_text, "call": call_text, "scaling": scaling_text, "fused": fused_text,
-         "mapped": mapped_text, "inference": inference_text}
+         "mapped": mapped_text, "inference": inference_text, "pooling": pooling_text}
 
 
 def disturbance(result: dict) -> str:

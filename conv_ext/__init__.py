@@ -6,14 +6,16 @@ of an existing model ours.
 """
 
 import importlib as _importlib
+from typing import TYPE_CHECKING
 
 from . import library as _library  # first: checks the build and loads the kernels
 
 # isort: split
 from . import flops as _flops
 from . import ops as _ops
-from . import visualize
+from . import sharding as _sharding
 from ._version import __version__
+from .benchmark import Benchmark, benchmark
 from .convert import convert, override, revert
 from .explain import explain
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
@@ -25,7 +27,11 @@ from .packed import PackedConv2d, pack, unpack
 from .settings import algorithm, precision
 from .summary import Summary, summary
 
+if TYPE_CHECKING:
+    from . import inductor, models, onnx, visualize
+
 __all__ = [
+    "Benchmark",
     "ConnectionTable",
     "Conv1d",
     "Conv2d",
@@ -36,6 +42,7 @@ __all__ = [
     "Summary",
     "__version__",
     "algorithm",
+    "benchmark",
     "build_info",
     "conv1d",
     "conv2d",
@@ -53,12 +60,15 @@ __all__ = [
     "visualize",
 ]
 
+_LATER = ("inductor", "models", "onnx", "visualize")  # loaded when asked for: an import is not to pay for them
 
-def __getattr__(name: str):
-    if name in ("inductor", "models"):  # loaded when they are asked for: an import of conv_ext is not to pay for them
-        return _importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> object:
+        if name in _LATER:
+            return _importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "inductor", "models"})
+    return sorted({*globals(), *_LATER})

@@ -1,4 +1,4 @@
-"""`conv-ext demo | summary | visualize | info`, as `python -m conv_ext` too: demos, tables, pictures, this build."""
+"""`conv-ext bench | explain | demo | summary | visualize | info`, as `python -m conv_ext` too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 import conv_ext
 
-from . import _C, demo
+from . import _C, commands, demo, subjects
 from .demo import look
 from .models import NETWORKS
 
@@ -23,17 +23,25 @@ def main(arguments: list[str] | None = None) -> int:
     called = "conv-ext" if Path(sys.argv[0]).stem == "conv-ext" else "python -m conv_ext"
     parser = argparse.ArgumentParser(prog=called, description=text)
     parser.add_argument("--version", action="version", version=conv_ext.__version__)
-    commands = parser.add_subparsers(dest="command", metavar="command")
+    parsers = parser.add_subparsers(dest="command", metavar="command")
+    text = "measure whether a model is faster with our convolutions, and say what to do"
+    commands.add_bench(parsers.add_parser("bench", help=text, description=_sentence(text)))
+    text = "print which algorithm computes each convolution of a model, its work and its estimated cycles"
+    commands.add_explain(parsers.add_parser("explain", help=text, description=_sentence(text)))
     text = "train a small network on real images with torch's convolution and with ours; or transfer one to new classes"
-    demo.add_arguments(commands.add_parser("demo", help=text, description=_sentence(text)))
+    demo.add_arguments(parsers.add_parser("demo", help=text, description=_sentence(text)))
     text = "print the layers of a network: parameters, operations, volumes, receptive fields, memory"
-    _add_summary(commands.add_parser("summary", help=text, description=_sentence(text)))
+    _add_summary(parsers.add_parser("summary", help=text, description=_sentence(text)))
     text = "draw what a network has learned, what its units look for, or the kernel of a convolution on its way"
-    look.add_arguments(commands.add_parser("visualize", help=text, description=_sentence(text)))
+    look.add_arguments(parsers.add_parser("visualize", help=text, description=_sentence(text)))
     text = "print what this build is made of and what it runs on"
-    commands.add_parser("info", help=text, description=_sentence(text))
+    parsers.add_parser("info", help=text, description=_sentence(text))
 
     options = parser.parse_args(arguments)
+    if options.command == "bench":
+        return commands.run_bench(options)
+    if options.command == "explain":
+        return commands.run_explain(options)
     if options.command == "demo":
         return demo.run(options)
     if options.command == "summary":
@@ -52,41 +60,35 @@ def _sentence(text: str) -> str:
 
 def _add_summary(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("network", choices=tuple(NETWORKS), metavar="network", help=", ".join(NETWORKS))
-    add("--input", type=_sizes, metavar="CxHxW", help="channels, height and width of an image (default: the paper's)")
-    add("--classes", type=_size, metavar="N", help="classes (default: the network's own)")
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, commands.forms()
+    add("model", metavar="MODEL", help="built-in name, timm:NAME or module:factory (see below)")
+    text = "sizes of an image, behind their number where it is not one; CxL of a sequence"
+    add("--input", type=_image, metavar="[Nx]CxHxW", help=f"{text} (default: what the network is made for)")
+    text = "classes, of built-in networks and timm's (default: their own)"
+    add("--classes", type=commands.size, metavar="N", help=text)
     add("--expand", action="store_true", help="a row for each layer inside an inception module")
     add("--markdown", action="store_true", help="a table in Markdown")
 
 
-_MOST = 2**31 - 1  # of any size: tables of larger networks have no meaning
-
-
-def _size(text: str) -> int:
-    if not text.isdecimal() or len(text) > 10 or not 1 <= int(text) <= _MOST:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 to {_MOST}, got {text[:40]!r}")
-    return int(text)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    sizes = text.lower().replace("×", "x").split("x")
-    try:
-        channels, height, width = map(_size, sizes)
-        return channels, height, width
-    except (ValueError, argparse.ArgumentTypeError):  # more or fewer than three, or no size
-        raise argparse.ArgumentTypeError(
-            f"must be channels x height x width, as 3x224x224, each from 1 to {_MOST}, got {text[:40]!r}"
-        ) from None
+def _image(text: str) -> tuple[int, ...]:
+    return commands.sizes(text, most=4, example="3x224x224")
 
 
 def print_summary(options: argparse.Namespace) -> int:
-    """Print the table of a network; 2 where it does not take such images."""
-    entry = NETWORKS[options.network]
-    image = options.input or entry.image
-    classes = {} if options.classes is None else {"num_classes": options.classes}
+    """Print the table of a network; 2 where there is none of that name, or it does not take such images."""
+    given: tuple[int, ...] | None = options.input
+    batch, image = (given[0], given[1:]) if given is not None and len(given) == 4 else (1, given)
+    chosen = {} if options.classes is None else {"num_classes": options.classes}
+    if image is not None and (options.model in NETWORKS or options.model.startswith("timm:")):
+        chosen["in_channels"] = image[0]
     try:
-        model = entry.make(in_channels=image[0], device="meta", **classes)
-        found = conv_ext.summary(model, image, expand=options.expand)
+        subject = subjects.load(options.model, device="meta", **chosen)
+        image = image or subject.image
+        if image is None:
+            raise ValueError(f"what {options.model} is called with is not known: give --input, as 3x224x224")
+        if not isinstance(subject.model, torch.nn.Module):
+            raise ValueError(f"{options.model} is an exported program, in which there are no layers")
+        found = conv_ext.summary(subject.model, image, batch=batch, expand=options.expand)
     except (RuntimeError, ValueError) as error:
         print(f"conv_ext summary: {str(error).removeprefix('summary: ')}", file=sys.stderr)
         return 2
@@ -115,7 +117,7 @@ def info() -> int:
     return 0
 
 
-def gpus(built: dict) -> dict:
+def gpus(built: dict[str, Any]) -> dict[str, Any]:
     """What conv_ext does on each GPU: whether its kernels run there, and which algorithms a usual layer gets."""
     found = {}
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -152,7 +154,7 @@ def runs_on(architectures: list[str], major: int, minor: int) -> bool:
     return False
 
 
-def _algorithms(capability: int) -> dict:
+def _algorithms(capability: int) -> dict[str, Any]:
     """What the plan chooses for each dtype: forward, input_grad, weight_grad."""
     found = {}
     geometry = (8, 64, 56, 56), (64, 64, 3, 3), (8, 64, 56, 56), (1, 1), (1, 1, 1, 1), (1, 1), 1
@@ -166,7 +168,7 @@ def _algorithms(capability: int) -> dict:
     return found
 
 
-def _print_entries(entries: dict, indent: int) -> None:
+def _print_entries(entries: dict[str, Any], indent: int) -> None:
     width = max((len(str(key)) for key in entries), default=0)
     for key, value in entries.items():
         if isinstance(value, dict):

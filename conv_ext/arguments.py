@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import SymInt, Tensor
 
 INT64_MAX = 2**63 - 1
-ACTIVATIONS = ("none", "relu")  # the default first
-Geometry = tuple[tuple, tuple, tuple, int]  # stride, padding before and after each dimension, dilation, groups
-PADDINGS = ("valid", "same", "full", "same_strided")  # torch knows the first two
+# The strings that are arguments, for type checkers.
+Activation = Literal["none", "relu"]  # the default first
+Padding = Literal["valid", "same", "full", "same_strided"]  # torch knows the first two
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Precision = Literal["ieee", "tf32", "bf16"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+PADDINGS: tuple[str, ...] = get_args(Padding)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+# stride, padding before and after each dimension, dilation, groups
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
-class Sides(tuple):
+class Sides(tuple[int, ...]):
     """The zeros before and after each dimension, (top, bottom, left, right), as the padding of a layer.
 
     For `fuse`, which makes them of padding layers. What a user gives as so many numbers is refused, as torch does it.
@@ -25,12 +34,12 @@ class Sides(tuple):
         return [zeros for i in range(len(self) - 2, -1, -2) for zeros in self[i : i + 2]]
 
 
-def _int(value, function: str, name: str):
+def _int(value: Any, function: str, name: str) -> int:
     """One argument as an int (or SymInt): what torch takes for one."""
     if type(value) is int:
         number = value
     elif isinstance(value, SymInt):
-        return value
+        return cast(int, value)
     elif isinstance(value, Tensor):
         if value.numel() != 1 or value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
             raise TypeError(
@@ -50,7 +59,7 @@ def _int(value, function: str, name: str):
     return number
 
 
-def ints(value, length: int, function: str, name: str) -> tuple:
+def ints(value: Any, length: int, function: str, name: str) -> tuple[Any, ...]:
     """One argument as a tuple of `length` ints: an int, or a list or tuple of one or of `length` ints."""
     if type(value) is int and 0 <= value <= INT64_MAX:  # these two are nearly all there are
         return (value,) * length
@@ -76,7 +85,9 @@ def ints(value, length: int, function: str, name: str) -> tuple:
     return values
 
 
-def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
+def padding_of(
+    rule: str, size: Sequence[Any], kernel: Sequence[Any], stride: Sequence[Any], dilation: Sequence[Any]
+) -> tuple[Any, ...]:
     """The zeros (before, after, …) of each dimension that a padding string asks for.
 
     size, kernel: the input's and the kernel's sizes; only 'same_strided' reads `size`. An odd total has its extra zero
@@ -114,7 +125,7 @@ def padding_of(rule: str, size, kernel, stride, dilation) -> tuple:
 
 
 def normalize(
-    function: str, input: Tensor, weight: Tensor, stride, padding, dilation, groups, length: int = 2
+    function: str, input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: Any, length: int = 2
 ) -> Geometry:
     """(stride, padding before and after each dimension, dilation, groups) from any form that torch accepts.
 
@@ -168,7 +179,7 @@ def check_activation(activation: str) -> None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
 
 
-def check_operands(function: str, rank: int, input, weight, bias) -> bool:
+def check_operands(function: str, rank: int, input: Any, weight: Any, bias: Any) -> bool:
     """What must hold before an operand may be looked at: types, layouts, ranks. Returns whether there is a batch."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if isinstance(value, Tensor):
@@ -184,4 +195,4 @@ def check_operands(function: str, rank: int, input, weight, bias) -> bool:
             f"Expected {rank - 1}D (unbatched) or {rank}D (batched) input to {function}, "
             f"but got input of size: {list(input.shape)}"
         )
-    return input.dim() == rank
+    return bool(input.dim() == rank)

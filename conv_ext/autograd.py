@@ -17,17 +17,20 @@ every transform. The plain one (`_C.road` has seen nothing but plain tensors) ca
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from . import folding, ops
-from .library import _C
+from . import _C, folding, ops
+from .passes import library
 
 _PLAIN = _C.Road.PLAIN
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -44,7 +47,7 @@ class _Differentiable:
     weight_grad = staticmethod(ops.outside_autocast(ops.weight_grad))
 
 
-def _kernels(grad, first, second):
+def _kernels(grad: Tensor, first: Tensor | None, second: Tensor | None) -> Any:
     """What computes a backward pass: the kernels themselves where nothing will be recorded, else the operators.
 
     first, second: the saved tensors, None where nothing was saved.
@@ -54,13 +57,13 @@ def _kernels(grad, first, second):
     return _C if _C.road(grad, grad if first is None else first, second) is _PLAIN else _Differentiable
 
 
-def _weight_grad(kernels, grad, input, ctx):
+def _weight_grad(kernels: Any, grad: Tensor, input: Tensor, ctx: Any) -> Tensor:
     """The gradient of the weight, with the weight's strides where its memory is laid out alike.
 
     Where an extent is 1 (a single channel, a 1x1 kernel) its stride means nothing, and memory formats differ in it
     alone. Autograd keeps such a gradient as it is; DistributedDataParallel compares strides to the letter.
     """
-    found = kernels.weight_grad(grad, input, ctx.kernel_size, *ctx.arguments)
+    found: Tensor = kernels.weight_grad(grad, input, ctx.kernel_size, *ctx.arguments)
     if kernels is not _C or found.stride() == ctx.weight_stride:
         return found
     if all(n == 1 or a == b for n, a, b in zip(found.shape, found.stride(), ctx.weight_stride)):
@@ -69,7 +72,7 @@ def _weight_grad(kernels, grad, input, ctx):
 
 
 @contextmanager
-def _tangent_of(ctx):
+def _tangent_of(ctx: Any) -> Iterator[list[Tensor]]:
     """The saved operands as constants of this level of forward-mode AD, for the computation of its tangent.
 
     PyTorch turns forward mode off while a Function's jvp runs, which loses the tangents of the outer levels
@@ -79,11 +82,11 @@ def _tangent_of(ctx):
         yield [torch._VF._unpack_dual(tensor, level=0).primal for tensor in ctx.saved_tensors]
 
 
-def _conj(tensor):
+def _conj(tensor: Tensor) -> Tensor:
     return tensor.conj() if tensor.is_complex() else tensor
 
 
-def _mask(values, *output):
+def _mask(values: Tensor, *output: Tensor) -> Tensor:
     """`values` as they pass the ReLU that gave `output`, both ways: at NaN and where it is above zero.
 
     A pass over memory of its own, once for all three gradients, as a ReLU behind the layer makes it. Of a backward
@@ -93,7 +96,7 @@ def _mask(values, *output):
     return _threshold_backward(values, *output, 0) if output else values
 
 
-def bias_grad(grad):
+def bias_grad(grad: Tensor) -> Tensor:
     """The sum of `grad` over N, P, Q: the same bits for any number of threads, rounded once.
 
     grad: (N, K, P, Q) -> (K,)
@@ -114,12 +117,23 @@ class Forward(torch.autograd.Function):
     """y = conv(x, w) + b or its ReLU, `torch.ops.conv_ext.forward` with derivatives of any order."""
 
     @staticmethod
-    def forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation):
+    def forward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        precision: str,
+        algorithm: str,
+        activation: str,
+    ) -> Tensor:
         with _below_autograd():
             return ops.forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, bias = inputs[:3]
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         # A frozen operand's partner is not needed, and is not kept alive.
@@ -131,7 +145,7 @@ class Forward(torch.autograd.Function):
         ctx.arguments = inputs[3:9]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, *output = ctx.saved_tensors
         grad = _mask(grad, *output)
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -144,7 +158,7 @@ class Forward(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx, d_input, d_weight, d_bias, *_):
+    def jvp(ctx: Any, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *_: Any) -> Tensor | None:
         tangent = None
         with _tangent_of(ctx) as (input, weight, *output):
             if d_input is not None:
@@ -153,10 +167,11 @@ class Forward(torch.autograd.Function):
                 tangent = _add(tangent, _Differentiable.forward(input, d_weight, d_bias, *ctx.arguments))
             elif d_bias is not None:
                 tangent = _add(tangent, d_bias[None, :, None, None].expand(ctx.output_size))
+            assert tangent is not None  # or nobody would have asked for one
             return _mask(tangent, *output)
 
     @staticmethod
-    def vmap(info, in_dims, *args):
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int | None]:
         return folding.forward(Forward.apply, info, in_dims, *args)
 
 
@@ -164,14 +179,24 @@ class InputGrad(torch.autograd.Function):
     """x = the full convolution of the padded g with the rotated w, `torch.ops.conv_ext.input_grad`."""
 
     @staticmethod
-    def forward(grad_output, weight, input_size, stride, padding, dilation, groups, precision, algorithm):
+    def forward(
+        grad_output: Tensor,
+        weight: Tensor,
+        input_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        precision: str,
+        algorithm: str,
+    ) -> Tensor:
         with _below_autograd():
             return ops.input_grad(
                 grad_output, weight, input_size, stride, padding, dilation, groups, precision, algorithm
             )
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         grad_output, weight = inputs[:2]
         needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(grad_output if needs_weight else None, weight if needs_grad_output else None)
@@ -180,7 +205,7 @@ class InputGrad(torch.autograd.Function):
         ctx.arguments = inputs[3:]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, weight = ctx.saved_tensors
         needs_grad_output, needs_weight = ctx.needs_input_grad[:2]
         kernels = _kernels(grad, weight, grad_output)
@@ -191,7 +216,7 @@ class InputGrad(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx, d_grad_output, d_weight, *_):
+    def jvp(ctx: Any, d_grad_output: Tensor | None, d_weight: Tensor | None, *_: Any) -> Tensor | None:
         tangent = None
         with _tangent_of(ctx) as (grad_output, weight):
             if d_grad_output is not None:
@@ -203,7 +228,7 @@ class InputGrad(torch.autograd.Function):
         return tangent
 
     @staticmethod
-    def vmap(info, in_dims, *args):
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int | None]:
         return folding.input_grad(InputGrad.apply, info, in_dims, *args)
 
 
@@ -211,14 +236,24 @@ class WeightGrad(torch.autograd.Function):
     """w = the convolution of x with g, `torch.ops.conv_ext.weight_grad`."""
 
     @staticmethod
-    def forward(grad_output, input, kernel_size, stride, padding, dilation, groups, precision, algorithm):
+    def forward(
+        grad_output: Tensor,
+        input: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        precision: str,
+        algorithm: str,
+    ) -> Tensor:
         with _below_autograd():
             return ops.weight_grad(
                 grad_output, input, kernel_size, stride, padding, dilation, groups, precision, algorithm
             )
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         grad_output, input = inputs[:2]
         needs_grad_output, needs_input = ctx.needs_input_grad[:2]
         ctx.save_for_backward(grad_output if needs_input else None, input if needs_grad_output else None)
@@ -227,7 +262,7 @@ class WeightGrad(torch.autograd.Function):
         ctx.arguments = inputs[3:]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, input = ctx.saved_tensors
         needs_grad_output, needs_input = ctx.needs_input_grad[:2]
         kernels = _kernels(grad, input, grad_output)
@@ -238,7 +273,7 @@ class WeightGrad(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx, d_grad_output, d_input, *_):
+    def jvp(ctx: Any, d_grad_output: Tensor | None, d_input: Tensor | None, *_: Any) -> Tensor | None:
         tangent = None
         with _tangent_of(ctx) as (grad_output, input):
             if d_grad_output is not None:
@@ -250,7 +285,7 @@ class WeightGrad(torch.autograd.Function):
         return tangent
 
     @staticmethod
-    def vmap(info, in_dims, *args):
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int | None]:
         return folding.weight_grad(WeightGrad.apply, info, in_dims, *args)
 
 
@@ -258,24 +293,24 @@ class AddBias(torch.autograd.Function):
     """y + b for every channel; the plain road's, for the sake of `bias_grad`. y: (N, K, P, Q), b: (K,)"""
 
     @staticmethod
-    def forward(y, bias):
+    def forward(y: Tensor, bias: Tensor) -> Tensor:
         return y + bias[:, None, None]
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs_y, needs_bias = ctx.needs_input_grad
         return grad if needs_y else None, bias_grad(grad) if needs_bias else None
 
 
-def _add(a, b):
+def _add(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
-def _single_level(function, **methods):
+def _single_level(function: Any, **methods: Any) -> Callable[..., Tensor]:
     """`apply` of the same Function for the one level of autograd that the call is at; `methods` replace its own.
 
     Function.apply costs four times as much: it binds a signature (a function in C has none) and sees to all levels of
@@ -285,10 +320,11 @@ def _single_level(function, **methods):
     names = ("forward", "setup_context", "backward", "jvp", "_compiled_autograd_key")
     found = {name: staticmethod(methods.get(name, getattr(function, name))) for name in names}
     made: Any = type(f"ConvExt{function.__name__}", (_SingleLevelFunction,), found)
-    return made.apply
+    apply: Callable[..., Tensor] = made.apply
+    return apply
 
 
-def _plain_setup_context(ctx, inputs, output):
+def _plain_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Forward.setup_context, without what only its jvp reads: no operand of a plain call has a tangent."""
     input, weight, _, *ctx.arguments, activation = inputs
     needs_input, needs_weight, *_ = ctx.needs_input_grad
@@ -303,36 +339,38 @@ plain_input_grad = _single_level(InputGrad, forward=_C.input_grad)
 add_bias = _single_level(AddBias)
 
 
-def _at_level(function, grad: bool, forward_grad: bool):
+def _at_level(function: Any, grad: bool, forward_grad: bool) -> Callable[..., Tensor]:
     """The Function's `apply` for one functorch level of several.
 
     Autograd turns both its modes off while a Function's forward runs. Below one functorch level that would silence
     the others, whose turn it is in there: give them the modes that the call was made with.
     """
 
-    def forward(*args):
+    def forward(*args: Any) -> Tensor:
         with torch.set_grad_enabled(grad), forward_ad._set_fwd_grad_enabled(forward_grad):
-            return function.forward(*args)
+            y: Tensor = function.forward(*args)
+            return y
 
     return _single_level(function, forward=forward)
 
 
-def _autograd_kernel(function, operator):
+def _autograd_kernel(function: Any, operator: OpOverload[..., Tensor]) -> Callable[..., Tensor]:
     """The operator's Autograd key: the Function, for the one level of autograd that the dispatcher is at."""
     plain_apply = _single_level(function)
     level_apply = {modes: _at_level(function, *modes) for modes in product((True, False), repeat=2)}
     arguments = operator._schema.arguments
     options = tuple(argument.default_value for argument in arguments if argument.has_default_value())
 
-    def kernel(*args):
+    def kernel(*args: Any) -> Tensor:
         if torch._C._are_functorch_transforms_active():
             apply = level_apply[torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()]
-            permission: AbstractContextManager = enable_single_level_autograd_function()
+            permission: AbstractContextManager[Any] = enable_single_level_autograd_function()
         elif forward_ad._current_level >= 0 or torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             apply, permission = plain_apply, nullcontext()
         else:  # nothing to record
             with _below_autograd():
-                return operator(*args)
+                y: Tensor = operator(*args)
+                return y
         dropped = len(arguments) - len(args)  # the dispatcher drops what equals its default, from the end
         with permission:
             return apply(*args, *options[len(options) - dropped :])
@@ -341,10 +379,10 @@ def _autograd_kernel(function, operator):
 
 
 for _function, _operator in ((Forward, ops.forward), (InputGrad, ops.input_grad), (WeightGrad, ops.weight_grad)):
-    ops.library.impl(_operator._schema.name, _autograd_kernel(_function, _operator), "Autograd")
+    library.impl(_operator._schema.name, _autograd_kernel(_function, _operator), "Autograd")
 
 
-def _packed_forward(input, weight, packed, bias, *options):
+def _packed_forward(input: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     """forward_packed's Autograd key: what is packed serves inference; where a derivative may follow, it is forward."""
     recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
     if recorded or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
@@ -353,5 +391,5 @@ def _packed_forward(input, weight, packed, bias, *options):
         return ops.forward_packed(input, weight, packed, bias, *options)
 
 
-ops.library.impl("forward_packed", _packed_forward, "Autograd")
-ops.library.impl("pack", torch.library.fallthrough_kernel, "Autograd")  # bytes have no derivative
+library.impl("forward_packed", _packed_forward, "Autograd")
+library.impl("pack", torch.library.fallthrough_kernel, "Autograd")  # bytes have no derivative

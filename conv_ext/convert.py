@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -294,6 +294,8 @@ class override(TorchFunctionMode):
     computed by torch unnoticed: inside the block every convolution is ours or is refused.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         # torch has taken this mode off its stack while we are here: nothing below comes back to it.
         return _FUNCTIONS.get(func, func)(*args, **(kwargs or {}))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from . import _C, functional
-from .arguments import Geometry, of_one_row
+from . import _C
+from .arguments import Activation, Geometry, Padding, check_operands, normalize, of_one_row
+from .functional import IntOrPair
 from .mapped import MappedConv2d
 from .modules import _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
+from .tables import Table, as_html
 from .transposed import transposed_size
 
 if TYPE_CHECKING:
@@ -73,12 +76,12 @@ class PassPlan:
     name: str
     algorithm: str | None
     isa: str
-    candidates: tuple
-    tiles: dict
+    candidates: tuple[Any, ...]
+    tiles: dict[str, Any]
     tasks: int
     workspace_bytes: int
     scratch_bytes: int
-    works: dict = field(repr=False)
+    works: dict[str, Any] = field(repr=False)
     flops: float
     bytes: float
     as_1x1: bool
@@ -86,7 +89,7 @@ class PassPlan:
     forced: bool = False
     refused: str | None = None
 
-    def __str__(self) -> str:
+    def _rows(self) -> list[tuple[str, str]]:
         rows = [(candidate[0], self._mark(*candidate)) for candidate in self.candidates]
         if self.as_1x1:
             rows.append(("computed", "as a 1x1 kernel over C R S channels"))
@@ -98,11 +101,18 @@ class PassPlan:
             rows.append(("memory", memory))
         intensity = f", {self.flops / self.bytes:.1f} FLOP per byte" if self.bytes else ""
         rows.append(("work", f"{_count(self.flops)}FLOP, {_bytes(self.bytes)}{intensity}"))
+        return rows
+
+    def _title(self) -> str:
+        return f"{self.name}: {f'none, {self.refused}' if self.refused else self.algorithm} ({self.isa})"
+
+    def __str__(self) -> str:
+        rows = self._rows()
         width = max(len(name) for name, _ in rows)
-        chosen = f"none, {self.refused}" if self.refused else self.algorithm
-        return "\n".join(
-            [f"{self.name}: {chosen} ({self.isa})", *(f"    {name:<{width}} {text}" for name, text in rows)]
-        )
+        return "\n".join([self._title(), *(f"    {name:<{width}} {text}" for name, text in rows)])
+
+    def _repr_html_(self) -> str:
+        return as_html([self._title(), Table((), self._rows(), left=2)])
 
     def _mark(self, name: str, reason: str | None, possible: bool, cycles: float | None) -> str:
         """What is said of a candidate; one that can be forced is never said to be one that cannot."""
@@ -134,9 +144,36 @@ class Explanation:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return as_html([self.problem]) + "".join(getattr(self, each.name)._repr_html_() for each in PASSES)
 
+
+@overload
+def explain(input: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d, weight: Tensor) -> Explanation: ...
+@overload
+def explain(input: nn.Module, weight: Tensor | tuple[Any, ...]) -> Explanation | ModelExplanation: ...
+@overload
 def explain(
-    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none"
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrPair = 1,
+    padding: Padding | IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+    *,
+    activation: Activation = "none",
+) -> Explanation: ...
+def explain(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+    *,
+    activation: Any = "none",
 ) -> Explanation | ModelExplanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
@@ -183,7 +220,7 @@ def is_explained(module: nn.Module) -> bool:
     return isinstance(module, (*_LAYERS, MappedConv2d))
 
 
-def explain_calls(layer: Any, input) -> list[Explanation]:
+def explain_calls(layer: Any, input: Any) -> list[Explanation]:
     """The convolutions that a call of a layer computes: one, or several of a MappedConv2d."""
     if isinstance(layer, MappedConv2d):
         return [_of_convolution(4, *[*arguments, layer.activation]) for arguments in layer._calls(input)]
@@ -193,7 +230,7 @@ def explain_calls(layer: Any, input) -> list[Explanation]:
         raise (of_one_row(error) if len(layer.kernel_size) == 1 else error) from None
 
 
-def _of_module(module: nn.Module, input) -> Explanation | ModelExplanation:
+def _of_module(module: nn.Module, input: Any) -> Explanation | ModelExplanation:
     from .model_plans import explain_model  # which explains each layer by this module
 
     if isinstance(module, _LAYERS):
@@ -206,7 +243,7 @@ def _of_module(module: nn.Module, input) -> Explanation | ModelExplanation:
     return explain_model(module, input if isinstance(input, tuple) else (input,))
 
 
-def _of_layer(layer: nn.Module, input) -> Explanation:
+def _of_layer(layer: nn.Module, input: Any) -> Explanation:
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return _of_transposed(layer, input)
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
@@ -216,11 +253,19 @@ def _of_layer(layer: nn.Module, input) -> Explanation:
     return _of_convolution(len(layer.kernel_size) + 2, input, layer.weight, layer.bias, *geometry, activation)
 
 
-def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, groups, activation) -> Explanation:
-    batched = functional.check_operands("explain", rank, input, weight, bias)
-    stride, padding, dilation, groups = functional.normalize(
-        "explain", input, weight, stride, padding, dilation, groups, rank - 2
-    )
+def _of_convolution(
+    rank: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: Any,
+) -> Explanation:
+    batched = check_operands("explain", rank, input, weight, bias)
+    stride, padding, dilation, groups = normalize("explain", input, weight, stride, padding, dilation, groups, rank - 2)
     if not batched:
         input = input.unsqueeze(0)
     if rank == 3:
@@ -231,12 +276,12 @@ def _of_convolution(rank: int, input, weight, bias, stride, padding, dilation, g
     return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
-def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input) -> Explanation:
+def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input: Any) -> Explanation:
     weight, length = layer.weight, len(layer.kernel_size)
-    batched = functional.check_operands("explain", length + 2, input, weight, layer.bias)
+    batched = check_operands("explain", length + 2, input, weight, layer.bias)
     if not batched:
         input = input.unsqueeze(0)
-    stride, padding, dilation, groups = functional.normalize(
+    stride, padding, dilation, groups = normalize(
         "explain", input, weight, layer.stride, layer.padding, layer.dilation, layer.groups, length
     )
     output_padding = layer.output_padding
@@ -247,7 +292,7 @@ def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input) -> Exp
     size = transposed_size(input, weight, layer.bias, stride, padding, output_padding, groups, dilation)
     # As in functional.py: an output padding of a stride or more is more positions of the convolution.
     extra = [o // s for o, s in zip(output_padding, stride)]
-    grad = input if extra == [0, 0] else functional.F.pad(input, (0, extra[1], 0, extra[0]))
+    grad = input if extra == [0, 0] else F.pad(input, (0, extra[1], 0, extra[0]))
     image = result_size("input_grad", grad, weight, None, size, *geometry, _precision(input))
     return _explained(input, image, weight, list(grad.shape), *geometry, "none")
 
@@ -271,7 +316,16 @@ def _plan_or_refusal(plan: Callable[[str], PassPlan], algorithm: str) -> PassPla
 
 
 def _explained(
-    operand, input, weight, output, stride, padding, dilation, groups, activation, input_stride=None
+    operand: Any,
+    input: Any,
+    weight: Any,
+    output: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: Any,
+    input_stride: Any = None,
 ) -> Explanation:
     """The plans of one convolution. operand: the tensor beside the weight; input, output: sizes.
 
@@ -288,7 +342,7 @@ def _explained(
     plans = {}
     for each in PASSES:
 
-        def plan(algorithm: str, name=each.name) -> PassPlan:
+        def plan(algorithm: str, name: Any = each.name) -> PassPlan:
             found = _C.plan(
                 name, dtype, *sizes, list(stride), list(padding), list(dilation), groups, algorithm, precision,
                 channels_last, capability, **strides,

@@ -1,23 +1,22 @@
 """Tells torch.utils.flop_counter.FlopCounterMode what our operators count as (Pass.flops in passes.py).
 
-It is told when that module is loaded: it brings Triton along where there is one, which an import of conv_ext is not to
-pay for.
+It is told when that module is loaded, which brings Triton along where there is one.
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
 import sys
+from collections.abc import Callable
 
 import torch
 
 from .passes import FORWARD, PASSES, Pass
+from .when_loaded import when_loaded
 
 _COUNTER = "torch.utils.flop_counter"
 
 
-def _formula(of: Pass):
+def _formula(of: Pass) -> Callable[..., int]:
     return lambda first, second, *_, out_shape, **__: of.flops(first, second, out_shape)
 
 
@@ -29,26 +28,4 @@ def _register() -> None:
             counter.register_flop_formula(operator)(_formula(each))
 
 
-class _WhenLoaded(importlib.abc.MetaPathFinder):
-    """Lets the others find the module, and registers the formulas once its code has run."""
-
-    def find_spec(self, name, path, target=None):
-        if name != _COUNTER:
-            return None
-        sys.meta_path.remove(self)  # its work is done; and the others are to be asked
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_and_register(module) -> None:
-                load(module)
-                _register()
-
-            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
-        return spec
-
-
-if _COUNTER in sys.modules:
-    _register()
-else:
-    sys.meta_path.insert(0, _WhenLoaded())
+when_loaded(_COUNTER, _register)

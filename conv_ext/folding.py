@@ -12,13 +12,29 @@ one example is refused first: a folded problem may be a right one where its exam
 
 from __future__ import annotations
 
-from .arguments import Geometry
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
 from .passes import result_size
+
+Folded = tuple[Tensor, int | None]  # the result, and where the batch is in it
 
 
 def _checked(
-    operator, info, in_dims, a, b, bias, size, geometry: Geometry, precision="ieee", _="auto", activation="none"
-):
+    operator: str,
+    info: Any,
+    in_dims: Any,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int], int],
+    precision: str = "ieee",
+    _: str = "auto",
+    activation: str = "none",
+) -> Tensor | None:
     """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none."""
     operands = [(t, dim) for t, dim in zip((a, b, bias), in_dims) if t is not None]
     shapes = ([n for i, n in enumerate(t.shape) if i != dim] for t, dim in operands)
@@ -29,10 +45,25 @@ def _checked(
     if info.batch_size > 0:
         return None
     # Of nothing, but of the operands: gradients of them are zeros.
-    return sum(t.flatten()[:0].sum() for t, _ in operands).expand(0, *size)
+    nothing = a.flatten()[:0].sum() + b.flatten()[:0].sum()
+    if bias is not None:
+        nothing = nothing + bias.flatten()[:0].sum()
+    return nothing.expand(0, *size)
 
 
-def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation, groups, *options):
+def forward(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `forward`; returns its output and the output's batch dimension."""
     batch = info.batch_size
     input_dim, weight_dim, bias_dim = in_dims[:3]
@@ -47,6 +78,7 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
         options = (*options[:-1], "none") if relu else options
         y, dim = forward(call, info, dims, input, weight, None, *geometry, groups, *options)
         y = y if dim is None else y.movedim(dim, 0)
+        assert bias is not None
         y = y + bias.movedim(bias_dim, 0)[:, None, :, None, None]
         return y.relu() if relu else y, 0
     if weight_dim is None:
@@ -70,7 +102,19 @@ def forward(call, info, in_dims, input, weight, bias, stride, padding, dilation,
     return y.unflatten(1, (batch, -1)), 1
 
 
-def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, padding, dilation, groups, *options):
+def input_grad(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `input_grad`; returns its result and the result's batch dimension."""
     batch = info.batch_size
     grad_dim, weight_dim = in_dims[:2]
@@ -94,7 +138,19 @@ def input_grad(call, info, in_dims, grad_output, weight, input_size, stride, pad
     return x.unflatten(1, (batch, -1)), 1
 
 
-def weight_grad(call, info, in_dims, grad_output, input, kernel_size, stride, padding, dilation, groups, *options):
+def weight_grad(
+    call: Callable[..., Tensor],
+    info: Any,
+    in_dims: Any,
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    *options: Any,
+) -> Folded:
     """Folded `weight_grad`; returns its result and the result's batch dimension."""
     batch = info.batch_size
     grad_dim, input_dim = in_dims[:2]

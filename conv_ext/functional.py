@@ -8,15 +8,15 @@ under every transform (GENERAL).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import autograd, ops
-from .arguments import Geometry, check_operands, ints, normalize, of_one_row
-from .library import _C
+from . import _C, autograd, ops
+from .arguments import Activation, Geometry, Padding, check_operands, ints, normalize, of_one_row
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
@@ -28,11 +28,12 @@ OVERRIDDEN = None  # in place of a road: an operand's __torch_function__, or a m
 
 _road = _C.road
 _is_compiling = torch.compiler.is_compiling
+_answered: Callable[..., Tensor] = handle_torch_function
 
 IntOrPair = int | Sequence[int]
 
 
-def _enter(function: str, rank: int, input, weight, bias) -> tuple[_C.Road | None, bool]:
+def _enter(function: str, rank: int, input: Any, weight: Any, bias: Any) -> tuple[_C.Road | None, bool]:
     """What each public function begins with: the road of its call, and whether there is a batch.
 
     Raises what no operand may be that a road could take (check_operands).
@@ -48,7 +49,9 @@ def _enter(function: str, rank: int, input, weight, bias) -> tuple[_C.Road | Non
     return road, check_operands(function, rank, input, weight, bias)
 
 
-def _forward(road: _C.Road, input, weight, bias, geometry: Geometry, activation) -> Tensor:
+def _forward(
+    road: _C.Road, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: Any
+) -> Tensor:
     """The convolution of 4-D operands by the road that `_C.road` has named."""
     if not isinstance(activation, str):
         raise TypeError(f"argument 'activation' must be str, not {type(activation).__name__}")
@@ -60,7 +63,17 @@ def _forward(road: _C.Road, input, weight, bias, geometry: Geometry, activation)
     return ops.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
 
 
-def _transposed(road: _C.Road, input, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
+def _transposed(
+    road: _C.Road,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
     """conv_transpose2d of 4-D operands, padding on four sides: `input_grad`, then the bias."""
     size = transposed_size(input, weight, bias, stride, padding, output_padding, groups, dilation)
     if known(size[0] == 0) or known(size[1] == 0):  # no convolution has such an input: cut it out of one that has more
@@ -89,11 +102,11 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: IntOrPair = 1,
-    padding: str | IntOrPair = 0,
+    padding: Padding | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
-    activation: str = "none",
+    activation: Activation = "none",
 ) -> Tensor:
     r"""2-D convolution, a drop-in for ``torch.nn.functional.conv2d`` with derivatives of any order.
 
@@ -137,7 +150,7 @@ def conv2d(
     """
     road, batched = _enter("conv2d", 4, input, weight, bias)
     if road is OVERRIDDEN:
-        return handle_torch_function(
+        return _answered(
             conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
         )
     if road is GENERAL and isinstance(padding, str) and is_tracing():
@@ -154,11 +167,11 @@ def conv1d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: IntOrPair = 1,
-    padding: str | IntOrPair = 0,
+    padding: Padding | IntOrPair = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
     *,
-    activation: str = "none",
+    activation: Activation = "none",
 ) -> Tensor:
     r"""1-D convolution, a drop-in for ``torch.nn.functional.conv1d``: `conv2d` of one row.
 
@@ -181,7 +194,7 @@ def conv1d(
     """
     road, batched = _enter("conv1d", 3, input, weight, bias)
     if road is OVERRIDDEN:
-        return handle_torch_function(
+        return _answered(
             conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
         )
     if road is GENERAL and isinstance(padding, str) and is_tracing():
@@ -195,7 +208,7 @@ def conv1d(
     return y.squeeze(2) if batched else y[0, :, 0]
 
 
-def _of_one_row(function: Callable[..., Tensor], *arguments) -> Tensor:
+def _of_one_row(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """A call for one row, whose errors speak of one dimension; in compiled code they have the height beside it."""
     if _is_compiling():
         return function(*arguments)
@@ -242,19 +255,17 @@ def conv_transpose2d(
     road, batched = _enter("conv_transpose2d", 4, input, weight, bias)
     if road is OVERRIDDEN:
         tensors = (input, weight, bias)
-        return handle_torch_function(
-            conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation
-        )
+        return _answered(conv_transpose2d, tensors, *tensors, stride, padding, output_padding, groups, dilation)
     if isinstance(padding, str):
         raise TypeError("conv_transpose2d(): argument 'padding' must be tuple of ints, not str")
-    stride, padding, dilation, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
+    steps, sides, gaps, groups = normalize("conv_transpose2d", input, weight, stride, padding, dilation, groups)
     extra = ints(output_padding, 2, "conv_transpose2d", "output_padding")
     if road is GENERAL and is_tracing():
-        return _recorded_conv_transpose2d(input, weight, bias, stride, padding[::2], extra, groups, dilation)
+        return _recorded_conv_transpose2d(input, weight, bias, steps, sides[::2], extra, groups, gaps)
     if road is GENERAL:
         input, weight, bias = ops.autocast(input, weight, bias)
     x = input if batched else input.unsqueeze(0)
-    y = _transposed(road, x, weight, bias, stride, padding, extra, groups, dilation)
+    y = _transposed(road, x, weight, bias, steps, sides, extra, groups, gaps)
     return y if batched else y.squeeze(0)
 
 
@@ -292,9 +303,7 @@ def conv_transpose1d(
     road, batched = _enter("conv_transpose1d", 3, input, weight, bias)
     if road is OVERRIDDEN:
         tensors = (input, weight, bias)
-        return handle_torch_function(
-            conv_transpose1d, tensors, *tensors, stride, padding, output_padding, groups, dilation
-        )
+        return _answered(conv_transpose1d, tensors, *tensors, stride, padding, output_padding, groups, dilation)
     if isinstance(padding, str):
         raise TypeError("conv_transpose1d(): argument 'padding' must be tuple of ints, not str")
     (s,), (p, _), (d,), groups = normalize("conv_transpose1d", input, weight, stride, padding, dilation, groups, 1)
@@ -309,7 +318,7 @@ def conv_transpose1d(
     return y.squeeze(2) if batched else y[0, :, 0]
 
 
-def _with_activation(function):
+def _with_activation(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *arguments: function(*arguments[:-1], activation=arguments[-1])
 
 

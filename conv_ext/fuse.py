@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class _Tracer(Tracer):
 
 def fuse(
     model: nn.Module | ExportedProgram,
-    *inputs,
+    *inputs: Any,
     pack: bool = True,
     memory_format: torch.memory_format | Literal["auto"] = torch.preserve_format,
     verbose: bool = False,
@@ -64,8 +64,8 @@ def fuse(
 
     Then the weights of 2-D layers are packed once, as `conv_ext.pack` does it, which computes the same bits: their
     layers are `PackedConv2d`, which have no Parameters. With `inputs` that is done at once, without at the first call,
-    for the sizes of that; a model that is to be compiled or exported has to have been called before, or be given
-    `inputs`.
+    for the sizes of that. What is compiled or exported before it has been called packs in each call, but for
+    torch.compile within `conv_ext.inductor.fusing`, which packs by itself.
 
     Args:
         model: an nn.Module in eval mode, all of it; or what torch.export has made of one in eval mode, an
@@ -77,8 +77,8 @@ def fuse(
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
-            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for the
-            convolutions are lower (`conv_ext.explain` prints them; nothing is timed), and needs `inputs`.
+            the processor, and ``conv-ext bench`` tells. "auto" takes that of the two whose estimates for
+            convolutions (`conv_ext.explain` prints them) and pooling are lower; nothing is timed. It needs `inputs`.
         verbose: print the report.
 
     Returns:
@@ -107,7 +107,7 @@ def fuse(
         raise ValueError(
             f'memory_format must be one of {", ".join(map(str, _FORMATS))} and "auto", got {memory_format}'
         )
-    kwargs: dict = {}
+    kwargs: dict[str, Any] = {}
     if isinstance(model, ExportedProgram):
         if not inputs and model.example_inputs:
             inputs, kwargs = model.example_inputs
@@ -544,7 +544,7 @@ def _fold(layer: nn.Module, norm: Norm) -> None:
         layer.register_forward_pre_hook(_only_batches, with_kwargs=True)
 
 
-def _only_batches(layer: Conv1d | ConvTranspose1d, arguments: tuple, keywords: dict) -> None:
+def _only_batches(layer: Conv1d | ConvTranspose1d, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     """Refuses (C, L), for a layer one example's channels, and for BatchNorm1d many examples' features."""
     input = arguments[0] if arguments else keywords["input"]
     if input.dim() != 3:
@@ -562,5 +562,6 @@ def _for_each_weight(layer: nn.Module, scale: Tensor) -> Tensor:
     if isinstance(layer, _TRANSPOSED):  # (C, K / groups, R, S): each input map goes to the outputs of its group
         of_group = scale.unflatten(0, (layer.groups, 1, -1))
         channels = of_group.expand(-1, layer.in_channels // layer.groups, -1).flatten(0, 1)
-        return channels.reshape(*channels.shape, *[1] * len(layer.kernel_size))
+        found: Tensor = channels.reshape(*channels.shape, *[1] * len(layer.kernel_size))
+        return found
     return scale.reshape(-1, *[1] * (layer.weight.dim() - 1))

@@ -6,8 +6,9 @@ import copy
 import html
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import nn
@@ -15,6 +16,7 @@ from torch.fx import GraphModule
 
 from .arguments import Sides
 from .modules import Conv1d, Conv2d, set_sides
+from .tables import Table, as_html
 
 if TYPE_CHECKING:
     from .layouts import Layouts
@@ -57,7 +59,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     others: list[tuple[str, str]] = field(default_factory=list)
     places: dict[str, nn.Module] = field(default_factory=dict)
-    paddings: dict[str, dict] = field(default_factory=dict)
+    paddings: dict[str, dict[str, Any]] = field(default_factory=dict)
     layouts: Layouts | None = None
     packing: Packing | None = None
 
@@ -90,16 +92,8 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        def line(cells, tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        parts = [f"<p>{html.escape(self._headline())}</p>"]
-        if self.rows:
-            rows = [
-                line(("layer", "kind", "with", "what stays, and why"), "th"),
-                *(line(c, "td") for c in self._cells()),
-            ]
-            parts.append(f"<table>{''.join(rows)}</table>")
+        table = [Table(("layer", "kind", "with", "what stays, and why"), self._cells(), left=4)] if self.rows else []
+        parts = [as_html([self._headline(), *table])]
         if self.others:
             stay = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in self.others)
             parts.append(f"<p>stay as they are:</p><ul>{stay}</ul>")
@@ -112,12 +106,12 @@ class Fused(GraphModule):
 
     report: Report
 
-    def __deepcopy__(self, memo) -> Fused:
-        copied = super().__deepcopy__(memo)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fused:
+        copied = cast(Fused, super().__deepcopy__(memo))
         copied.report = copy.deepcopy(self.report, memo)
         return copied
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         if self.report.exported:
             raise pickle.PicklingError(
                 "a model that was fused from an exported program cannot be pickled, as the program's module() cannot: "
@@ -127,7 +121,7 @@ class Fused(GraphModule):
         return _unpickled, (function, arguments, type(self).__name__)
 
 
-def _unpickled(function, arguments, name: str) -> Fused:
+def _unpickled(function: Callable[..., GraphModule], arguments: tuple[Any, ...], name: str) -> Fused:
     """torch.fx makes a plain GraphModule of what was pickled."""
     plain = function(*arguments)
     fused = Fused(plain, plain.graph, name)

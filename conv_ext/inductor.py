@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch._inductor.config as config
@@ -84,13 +85,13 @@ class FusePass(CustomInferenceAwareGraphPass):
         return None if config.freezing else get_hash_for_files((__file__,))
 
 
-def _arguments(node: Node) -> list:
+def _arguments(node: Node) -> list[Any]:
     """All arguments of a call of the operator, by their place."""
     rest = _FORWARD._schema.arguments[len(node.args) :]
     return [*node.args, *(node.kwargs.get(argument.name, argument.default_value) for argument in rest)]
 
 
-def _set_arguments(node: Node, arguments: list) -> None:
+def _set_arguments(node: Node, arguments: list[Any]) -> None:
     """Give a call these arguments, and inductor what it has noted of them: it reads the operands' strides there."""
     noted = node.meta.get("eager_input_vals")
     node.args, node.kwargs = tuple(arguments), {}
@@ -107,7 +108,7 @@ def _only_reader(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _constant(graph: Graph, value, channels: int) -> Tensor | None:
+def _constant(graph: Graph, value: object, channels: int) -> Tensor | None:
     """A number, or a frozen tensor with one for each channel of (N, K, P, Q), as float64 of size K."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.full((channels,), value, dtype=torch.float64)
@@ -120,7 +121,7 @@ def _constant(graph: Graph, value, channels: int) -> Tensor | None:
     return tensor.detach().double().reshape(channels) if along else None
 
 
-def _frozen(graph: Graph, value) -> Tensor | None:
+def _frozen(graph: Graph, value: object) -> Tensor | None:
     if not isinstance(value, Node) or value.op != "get_attr" or not isinstance(value.target, str):
         return None
     found = getattr(graph.owning_module, value.target, None)

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -37,7 +38,7 @@ def norm_word(module: nn.Module) -> str | None:
     return type(module).__name__ if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) else None
 
 
-def moves(module: nn.Module, inputs, y) -> bool:
+def moves(module: nn.Module, inputs: Sequence[Any], y: object) -> bool:
     """Whether a layer changes how many positions there are, other than to make a vector or maps of them."""
     x = inputs[0] if inputs else None
     if not isinstance(x, Tensor) or not isinstance(y, Tensor) or min(x.dim(), y.dim()) < 3:
@@ -45,13 +46,13 @@ def moves(module: nn.Module, inputs, y) -> bool:
     return isinstance(module, (nn.Unfold, nn.Fold)) or x.dim() == y.dim() and x.shape[2:] != y.shape[2:]
 
 
-def pair_of(values, dimensions: int = 2, missing: int = 1) -> tuple[int, int]:
+def pair_of(values: Any, dimensions: int = 2, missing: int = 1) -> tuple[int, int]:
     """An int, or one for each dimension, as (height, width); a sequence has no height but a `missing` one."""
     values = tuple(values) if isinstance(values, Iterable) else (values,) * dimensions
     return (missing, *values)[-2:]
 
 
-def _window(module: nn.Module, x: Tensor, y: Tensor) -> tuple | None:
+def _window(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Any, ...] | None:
     """(kernel, stride, padding, dilation) of a layer that moves a window over maps, each (height, width); or None."""
     dimensions = x.dim() - 2
     fractional = isinstance(module, nn.FractionalMaxPool2d)
@@ -125,10 +126,13 @@ def _seen_by(module: nn.Module, field: Field, x: Tensor, y: Tensor) -> Field:
     return field.through(kernel, stride, dilation, count, step, tuple(-n for n in before))
 
 
-def _before(padding, size, kernel, stride, dilation) -> tuple[int, int]:
+def _before(
+    padding: Any, size: Sequence[Any], kernel: Sequence[Any], stride: Sequence[Any], dilation: Sequence[Any]
+) -> tuple[int, int]:
     """The padding before the first row and column."""
     if not isinstance(padding, str):
-        return padding
+        found: tuple[int, int] = padding
+        return found
     top, _, left, _ = padding_of(padding, size, kernel, stride, dilation)
     return top, left
 
@@ -167,7 +171,7 @@ def op_of(module: nn.Module, x: Tensor, y: Tensor) -> str:
         return norm_word(module) or type(module).__name__
     kernel, stride, padding, dilation = window
 
-    def text(pair) -> str:
+    def text(pair: tuple[int, int]) -> str:
         same = pair[0] == pair[1] or x.dim() == 3
         return str(pair[1]) if same else f"{pair[0]}x{pair[1]}"
 
@@ -188,15 +192,21 @@ def op_of(module: nn.Module, x: Tensor, y: Tensor) -> str:
     return f"{word}({','.join(words)})"
 
 
+def macs_of(module: nn.Module, x: Tensor, y: Tensor) -> int:
+    """Products, each with its addition, of a convolution or a full connection; 0 of other layers."""
+    if isinstance(module, MappedConv2d):
+        return module.weight.numel() * (y.numel() // module.out_channels)
+    if not isinstance(module, (_ConvNd, nn.Linear)):
+        return 0
+    if getattr(module, "transposed", False):
+        return x.numel() * module.weight[0].numel()
+    return y.numel() * module.weight[0].numel()
+
+
 def operations_of(module: nn.Module, x: Tensor, y: Tensor) -> int:
     """Multiplications with additions, the bias as one; one for each input of a layer without products."""
     if isinstance(module, (MappedConv2d, _ConvNd, nn.Linear)):
-        biases = y.numel() if module.bias is not None else 0
-        if isinstance(module, MappedConv2d):
-            return module.weight.numel() * y.shape[2:].numel() + biases
-        if getattr(module, "transposed", False):
-            return x.numel() * module.weight[0].numel() + biases
-        return y.numel() * module.weight[0].numel() + biases
+        return macs_of(module, x, y) + (y.numel() if module.bias is not None else 0)
     if hasattr(module, "operations_per_output"):
         return y.numel() * module.operations_per_output
     return x.numel()

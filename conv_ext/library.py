@@ -1,10 +1,12 @@
 """Finds the compiled part, checks that it fits the running torch, and loads the kernel library for this processor."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch  # before the extension: its thread library and symbols must be there
 
@@ -20,7 +22,7 @@ REBUILD = f"    {sys.executable} -m pip install --no-build-isolation " + (
 ANOTHER = "Rebuild it:" if CHECKOUT else "Install the wheel for that torch, or build from the source distribution:"
 
 
-def _shadowed():
+def _shadowed() -> Path | None:
     """The folder of another conv_ext on sys.path that has a binary, where this checkout without one hides it."""
     for entry in sys.path:
         other = Path(entry or ".").resolve() / "conv_ext"
@@ -47,7 +49,7 @@ def _major(cuda_version: str | None) -> str | None:
     return cuda_version and cuda_version.partition(".")[0]
 
 
-def _check_build() -> dict:
+def _check_build() -> dict[str, Any]:
     record_file = PACKAGE / "_build.json"
     running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
     if not record_file.is_file():
@@ -55,7 +57,7 @@ def _check_build() -> dict:
         if other := _shadowed():
             hint = f"An installed one, {other}, is hidden by it: run from another folder, or build this one:\n{REBUILD}"
         raise ImportError(f"conv_ext at {PACKAGE} has no compiled extension. {hint}")
-    build = json.loads(record_file.read_text())
+    build: dict[str, Any] = json.loads(record_file.read_text())
     built = f"torch {build['torch']}, {build['python']}"
     same_torch = _version(build["torch"]) == _version(torch.__version__)
     if not same_torch or build["python"] != sys.implementation.cache_tag:
@@ -81,29 +83,26 @@ except ImportError as error:
     ) from error
 
 
-def available_isas() -> list:
+def available_isas() -> list[str]:
     """Instruction sets that this processor can run and this build holds, the best first."""
     return [isa for isa in _C.supported_isas() if (PACKAGE / "lib" / f"libconv_ext_{isa}.so").is_file()]
 
 
-def _load_kernels():
+def _load_kernels() -> None:
     """Loads the best kernel library, or the one that CONV_EXT_ISA names."""
-    available = available_isas()
-    isa = os.environ.get("CONV_EXT_ISA") or (available[0] if available else "baseline")
-    if isa == EMULATED and "avx512" in available:
-        available.append(isa)
-    elif isa not in ISAS:
-        raise ImportError(f"CONV_EXT_ISA must be one of {', '.join(ISAS)}, got {isa!r}")
-    if isa not in available:
-        why = "this build does not hold it" if isa in _C.supported_isas() else "this processor does not have it"
-        raise ImportError(f"CONV_EXT_ISA={isa} is not possible: {why}; available: {', '.join(available) or 'none'}")
-    _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{isa}.so"))
+    if not hasattr(_C, "load_chosen_kernel_library"):  # a binary from before it chose by itself
+        _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{available_isas()[0]}.so"))
+        return
+    try:
+        _C.load_chosen_kernel_library()  # csrc/torch/instruction_sets.h, the choice of a program without Python, too
+    except RuntimeError as error:
+        raise ImportError(str(error)) from None
 
 
 _load_kernels()
 
 
-def _load_cuda(build: dict) -> bool:
+def _load_cuda(build: dict[str, Any]) -> bool:
     """Loads the CUDA kernels, where this build has some for the major version of CUDA that torch is built for."""
     kernels = build.get("cuda_version")
     if not build["cuda"] or (kernels and _major(kernels) != _major(torch.version.cuda)):
@@ -115,7 +114,7 @@ def _load_cuda(build: dict) -> bool:
 CUDA_LOADED = _load_cuda(BUILD)
 
 
-def build_info() -> dict:
+def build_info() -> dict[str, Any]:
     """What the compiled part was built with, and what it runs on.
 
     Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ __all__ = ["lift"]
 _TRANSPOSED = (ConvTranspose1d, ConvTranspose2d)
 
 
-def lift(traced: GraphModule) -> dict[str, tuple]:
+def lift(traced: GraphModule) -> dict[str, tuple[Any, ...]]:
     """Exchange, in place, calls of convolution functions for calls of our layers with the same parameters.
 
     A layer stands where its weight stood, so that names in the state_dict stay; a weight that others read as well
@@ -27,7 +28,7 @@ def lift(traced: GraphModule) -> dict[str, tuple]:
     Returns: of each call that stays, by its node's name, (kind, nothing taken in, [why]).
     """
     modules: dict[str, nn.Module] = dict(traced.named_modules(remove_duplicate=False))
-    refused: dict[str, tuple] = {}
+    refused: dict[str, tuple[Any, ...]] = {}
     for node in list(traced.graph.nodes):
         if node.op != "call_function" or node.target not in patterns.CONVOLUTIONS:
             continue
@@ -52,7 +53,7 @@ def lift(traced: GraphModule) -> dict[str, tuple]:
     return refused
 
 
-def _kind_of(node: Node, values: dict, modules: Modules) -> tuple[type, str]:
+def _kind_of(node: Node, values: dict[str, Any], modules: Modules) -> tuple[type, str]:
     """The layer that computes a call, and why none can."""
     kind = patterns.CONVOLUTIONS[node.target][0]
     weight, bias = values["weight"], values.get("bias")
@@ -78,7 +79,7 @@ def _kind_of(node: Node, values: dict, modules: Modules) -> tuple[type, str]:
     return kind, "" if rank == (3 if kind in (Conv1d, ConvTranspose1d) else 4) else f"its weight has {rank} dimensions"
 
 
-def _layer(kind: type, operator: Callable, values: dict, modules: Modules) -> nn.Module:
+def _layer(kind: type, operator: Callable[..., Any], values: dict[str, Any], modules: Modules) -> nn.Module:
     weight, bias = patterns.constant(values["weight"], modules), patterns.constant(values.get("bias"), modules)
     names = ["stride", "padding", "dilation", "groups"]
     if kind in _TRANSPOSED:
@@ -97,7 +98,8 @@ def _layer(kind: type, operator: Callable, values: dict, modules: Modules) -> nn
     layer.weight = _parameter(weight)
     if bias is not None:
         layer.bias = _parameter(bias)
-    return layer.eval()
+    found: nn.Module = layer.eval()
+    return found
 
 
 def _forget(traced: GraphModule, target: str, modules: Modules) -> None:
@@ -108,7 +110,7 @@ def _forget(traced: GraphModule, target: str, modules: Modules) -> None:
         delattr(modules[place], leaf)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A list of ints as the tuple that a layer keeps; a list of one, which is meant for every dimension, as it."""
     if not isinstance(value, (list, tuple)):
         return value
@@ -119,7 +121,7 @@ def _parameter(tensor: Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
 
-def _home(traced: GraphModule, node: Node, values: dict, modules: Modules) -> str:
+def _home(traced: GraphModule, node: Node, values: dict[str, Any], modules: Modules) -> str:
     """Where the layer goes: to the place of what holds its weight and nothing else, or to one of its own."""
     operands = {"weight": values["weight"], "bias": values.get("bias")}
     place, _, leaf = operands["weight"].target.rpartition(".")
@@ -132,5 +134,6 @@ def _home(traced: GraphModule, node: Node, values: dict, modules: Modules) -> st
         once = all(reads[target] == 1 for target in names.values())
         mine = all(set(each.users) == {node} for each in operands.values() if each is not None)
         if held == set(names) and once and mine:
-            return place
+            found: str = place
+            return found
     return f"{place.replace('.', '_') or 'weight'}_{node.name}"

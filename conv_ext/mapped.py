@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .arguments import INT64_MAX, PADDINGS, check_activation, ints
+from .arguments import INT64_MAX, PADDINGS, Activation, Padding, check_activation, ints
 from .functional import IntOrPair, conv2d
 from .modules import Unscriptable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ConnectionTable", "MappedConv2d"]
 
 
-def _count(name: str, value, most: int | None = None) -> int:
+def _count(name: str, value: Any, most: int | None = None) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -67,8 +71,8 @@ class ConnectionTable:
         if most > INT64_MAX:
             raise ValueError(f"input maps must be below 2^63 - 1, got {most - 1}")
         self.in_channels = most if in_channels is None else _count("in_channels", in_channels)
-        for k, row in enumerate(checked):
-            if row[0] < 0 or row[-1] >= self.in_channels:
+        for k, found in enumerate(checked):
+            if found[0] < 0 or found[-1] >= self.in_channels:
                 raise ValueError(
                     f"input maps must be from 0 to {self.in_channels - 1}, but output map {k} has {list(rows[k])}"
                 )
@@ -107,7 +111,7 @@ class ConnectionTable:
             matrix[k, list(row)] = True
         return matrix
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, ConnectionTable):
             return NotImplemented
         return (self.in_channels, self.sources) == (other.in_channels, other.sources)
@@ -160,19 +164,23 @@ class MappedConv2d(Unscriptable, nn.Module):
 
     _asked: bool | None = None  # of layers that were pickled before there was a choice, too
     dense = False
+    activation: Activation
+    bias: nn.Parameter | None
+    _places: Tensor | None
+    _connected: Tensor
 
     def __init__(
         self,
         connection_table: ConnectionTable | Sequence[Sequence[int]],
         kernel_size: IntOrPair,
         stride: IntOrPair = 1,
-        padding: str | IntOrPair = 0,
+        padding: Padding | IntOrPair = 0,
         dilation: IntOrPair = 1,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        activation: str = "none",
+        activation: Activation = "none",
         dense: bool | None = None,
     ) -> None:
         super().__init__()
@@ -191,20 +199,21 @@ class MappedConv2d(Unscriptable, nn.Module):
         elif padding not in PADDINGS:
             raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
         self.padding = padding
-        where = {"device": device, "dtype": dtype}
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(connection_table.connections, *self.kernel_size, **where))
         of_each = nn.Parameter(torch.empty(self.out_channels, **where)) if bias else None
         self.register_parameter("bias", of_each)
         self._plan()
         self.reset_parameters()
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Whatever moves the parameters; `to_empty` leaves buffers without their values, hence a new plan."""
-        super()._apply(fn, recurse)
+        apply: Callable[..., nn.Module] = super()._apply
+        apply(fn, recurse)
         self._plan()
         return self
 
-    def _load_from_state_dict(self, *arguments, **keywords) -> None:
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         """With assign=True, parameters from elsewhere take the place of those that are here: a new plan for them."""
         super()._load_from_state_dict(*arguments, **keywords)
         self._plan()
@@ -265,7 +274,7 @@ class MappedConv2d(Unscriptable, nn.Module):
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
         return y if self.dense else _gathered(y, -3, self._places)
 
-    def _calls(self, input: Tensor) -> list[tuple]:
+    def _calls(self, input: Tensor) -> list[tuple[Any, ...]]:
         """The arguments of conv2d for each bucket of output maps, or for all of them."""
         if self.dense:
             return [(input, self._with_zeros(), self.bias, self.stride, self.padding, self.dilation, 1)]
@@ -281,7 +290,8 @@ class MappedConv2d(Unscriptable, nn.Module):
         """`dense_weight`, by indices that are kept."""
         connected = _beside(self._connected, self.weight)
         zeros = self.weight.new_zeros(self.out_channels * self.in_channels, *self.kernel_size)
-        return zeros.index_copy(0, connected, self.weight).unflatten(0, (self.out_channels, self.in_channels))
+        whole: Tensor = zeros.index_copy(0, connected, self.weight).unflatten(0, (self.out_channels, self.in_channels))
+        return whole
 
     def dense_weight(self) -> Tensor:
         """The weight of the ordinary convolution that computes the same: (K, C, R, S), zero where nothing connects."""
@@ -347,9 +357,9 @@ def _beside(indices: Tensor, tensor: Tensor) -> Tensor:
     return indices
 
 
-def _pair(name: str, value, least: int) -> tuple[int, int]:
+def _pair(name: str, value: Any, least: int) -> tuple[int, int]:
     # As nn.Conv2d does, which takes arrays, tensors and any other iterable of ints.
-    if isinstance(value, Iterable) and getattr(value, "ndim", 1):
+    if isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0:
         value = tuple(value)
     pair = ints(value, 2, "MappedConv2d", name)
     if min(pair) < least:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ def on_meta(model: nn.Module) -> Iterator[None]:
     """
     made: dict[int, Tensor] = {}  # by the id of the tensor that it stands for
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
             if id(value) not in made:
                 twin = value.detach().to("meta")
@@ -32,7 +33,7 @@ def on_meta(model: nn.Module) -> Iterator[None]:
             return made[id(value)]
         return value
 
-    def held(value):
+    def held(value: Any) -> Any:
         if type(value) is tuple:
             return tuple(map(moved, value))
         if isinstance(value, (dict, list)):  # a copy, for the model may put something into it

@@ -7,7 +7,8 @@ for real. Hooks note what each layer gets.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .convert import _convolutions, why_left
+from .convert import _OURS, _convolutions, _exchange, why_left
 from .explain import Explanation, PassPlan, _bytes, _count, explain_calls, is_explained
 from .layer_kinds import op_of
 from .meta import on_meta
 from .packed import PackedConv2d
-from .tables import text_table
+from .tables import Shown, Table
 
 __all__ = ["LayerPlans", "ModelExplanation", "explain_model"]
 
@@ -70,8 +71,8 @@ class LayerPlans:
         return sum(plan.flops for plan in self.plans("forward"))
 
 
-@dataclass(frozen=True)
-class ModelExplanation:
+@dataclass(frozen=True, repr=False)
+class ModelExplanation(Shown):
     """The plans of a model's convolutions; `print` shows a table, ``.layers[i].calls`` hold all of them.
 
     Attributes:
@@ -111,21 +112,19 @@ class ModelExplanation:
         rows.append(["all", "", "", "", "", "", f"{_count(flops)}FLOP", _count(whole) if whole else "", "", kept])
         return rows
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | Table]:
         heads = ["layer", "op", "input", "forward", "input_grad", "weight_grad", "forward's work", "cycles an image",
                  "share", "packed"]  # fmt: skip
         rows = self._rows()
         if not rows[-1][-1]:
             heads, rows = heads[:-1], [row[:-1] for row in rows]
         n = len(self.layers)
-        lines = [f"{self.model}: {n} call{'' if n == 1 else 's'} of convolution layers", ""]
-        lines.append(text_table(heads, rows, left=6, total=True))
+        parts: list[str | Table] = [f"{self.model}: {n} call{'' if n == 1 else 's'} of convolution layers", ""]
+        parts.append(Table(heads, rows, left=6, total=True))
         unknown = sum(layer.cycles is None for layer in self.layers)
-        lines += [f"without an estimate of its cycles: {unknown} of {n}"] if unknown else []
-        lines += [f"left: {name}: {why}" for name, why in self.left]
-        return "\n".join(lines)
-
-    __repr__ = __str__
+        parts += [f"without an estimate of its cycles: {unknown} of {n}"] if unknown else []
+        parts += [f"left: {name}: {why}" for name, why in self.left]
+        return parts
 
 
 class Call(NamedTuple):
@@ -138,20 +137,20 @@ class Call(NamedTuple):
     op: str
 
 
-def calls_of(model: nn.Module, inputs: tuple, kwargs: dict) -> list[Call]:
+def calls_of(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
     """The calls of the convolution layers in a call of the model, in their order; the model stays as it is."""
     found: list[Call] = []
 
     def empty(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
-    def run(model: nn.Module, inputs: tuple, kwargs: dict, prepare: Callable) -> None:
+    def run(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], prepare: Callable[..., Any]) -> None:
         found.clear()
         handles = []
         for name, (layer, _) in _convolutions(model).items():
             if is_explained(layer):
 
-                def note(layer, arguments, keywords, y, name=name) -> None:
+                def note(layer: Any, arguments: Any, keywords: Any, y: Any, name: str = name) -> None:
                     x = arguments[0] if arguments else keywords["input"]
                     batched = x.dim() == len(layer.kernel_size) + 2
                     op = op_of(layer, *((x, y) if batched else (x[None], y[None])))
@@ -165,14 +164,30 @@ def calls_of(model: nn.Module, inputs: tuple, kwargs: dict) -> list[Call]:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def ours_on_meta(model: nn.Module) -> Iterator[None]:
+        """Torch's own convolution has other strides on the meta device than where it computes; ours has the same."""
+        classes = [(module, type(module)) for module in model.modules()]
+        _exchange(model, _OURS, "explain")
+        try:
+            with on_meta(model):
+                yield
+        finally:
+            for module, own in classes:
+                module.__class__ = own
+
     try:
-        run(model, *cast(tuple[tuple, dict], tree_map_only(Tensor, empty, (inputs, kwargs))), on_meta)
+        run(
+            model,
+            *cast(tuple[tuple[Any, ...], dict[str, Any]], tree_map_only(Tensor, empty, (inputs, kwargs))),
+            ours_on_meta,
+        )
     except Exception:  # it looks at numbers; or the call is wrong, and then says so in the model's words
         run(copy.deepcopy(model), inputs, kwargs, lambda _: torch.no_grad())
     return found
 
 
-def explain_model(model: nn.Module, inputs: tuple, kwargs: dict | None = None) -> ModelExplanation:
+def explain_model(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> ModelExplanation:
     """The plans of every call of a convolution layer of `model` in one call of it; see `explain`."""
     layers: dict[str, Any] = {name: layer for name, (layer, _) in _convolutions(model).items()}
     rows, calls = [], calls_of(model, inputs, kwargs or {})

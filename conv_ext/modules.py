@@ -7,12 +7,24 @@ can be exchanged for torch's (and back, see `conv_ext.convert`) at any time.
 
 from __future__ import annotations
 
-from inspect import Parameter, Signature, signature
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from .arguments import PADDINGS, Sides, check_activation, check_operands, padding_of
+from .arguments import (
+    PADDINGS,
+    Activation,
+    Padding,
+    PaddingMode,
+    Sides,
+    check_activation,
+    check_operands,
+    padding_of,
+)
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 
 __all__ = ["Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d"]
@@ -23,7 +35,7 @@ _LARGE = 2**60  # no input can be padded by more; far from where sums of sizes o
 class Unscriptable:
     """A layer whose convolution is Python down to the kernels, which TorchScript's compiler cannot read."""
 
-    def __prepare_scriptable__(self):
+    def __prepare_scriptable__(self) -> NoReturn:
         """torch.jit.script asks for what it is to compile: here is the place to say that it cannot."""
         raise RuntimeError(
             f"torch.jit.script cannot compile conv_ext.{type(self).__name__}: trace the model (torch.jit.trace) or "
@@ -31,41 +43,39 @@ class Unscriptable:
         )
 
 
-class _Extended(Unscriptable):
+class _Extended(Unscriptable, _ConvNd):
     """What our layers have beyond torch's: padding strings, and a ReLU behind the bias.
 
     The class has the attribute `activation` too: a layer that `convert` made ours, or an old pickle, has none of its
     own.
     """
 
-    activation = "none"
+    activation: Activation = "none"
+    padding: Any  # ints, or a string
 
-    def __init__(self, *args, activation: str = "none", **kwargs):
-        check_activation(activation)
-        padding = args[4] if len(args) > 4 else kwargs.get("padding", 0)
-        if isinstance(padding, str) and padding not in PADDINGS:
-            raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
-        # torch's constructor refuses these two. An array, which it takes, would be compared element by element.
-        beyond = isinstance(padding, str) and padding in ("full", "same_strided")
-        if beyond:
-            if len(args) > 4:
-                args = (*args[:4], "valid", *args[5:])
-            else:
-                kwargs["padding"] = "valid"
-        super().__init__(*args, **kwargs)
-        if beyond:
+    def _extend(self, padding: Any, activation: Activation) -> None:
+        """What a constructor does behind torch's."""
+        if _is_beyond(padding):
             self.padding = padding
         self.activation = activation
 
     def extra_repr(self) -> str:
-        shown = super().extra_repr()
+        of_torch: Callable[[], str] = super().extra_repr
+        shown = of_torch()
         return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
 
 
-# torch.nn.utils.skip_init looks for `device`, and people for everything; nn.Conv1d's is the same.
-_ACTIVATION = Parameter("activation", Parameter.KEYWORD_ONLY, default="none", annotation="str")
-_parameters = (*signature(nn.Conv2d.__init__).parameters.values(), _ACTIVATION)
-_Extended.__init__.__signature__ = Signature(_parameters)  # type: ignore[attr-defined]
+def _is_beyond(padding: object) -> bool:
+    """Whether it is a string that torch's constructor refuses. An array would be compared element by element."""
+    return isinstance(padding, str) and padding in ("full", "same_strided")
+
+
+def _for_torch(padding: Any, activation: str) -> Any:
+    """The padding as torch's constructor takes it; ValueError where one of the strings is none."""
+    check_activation(activation)
+    if isinstance(padding, str) and padding not in PADDINGS:
+        raise ValueError(f"Invalid padding string {padding!r}, should be one of {', '.join(map(repr, PADDINGS))}")
+    return "valid" if _is_beyond(padding) else padding
 
 
 class Conv1d(_Extended, nn.Conv1d):
@@ -78,6 +88,28 @@ class Conv1d(_Extended, nn.Conv1d):
     Dtypes: float32, float64, bfloat16, float16, complex64, complex128; input and parameters share one.
     Errors: ValueError by the constructor as in torch.nn; otherwise those of `conv_ext.conv1d`.
     """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: Padding | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: Activation = "none",
+    ) -> None:
+        zeros = _for_torch(padding, activation)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, zeros, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._extend(padding, activation)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
@@ -100,6 +132,28 @@ class Conv2d(_Extended, nn.Conv2d):
     Errors: ValueError by the constructor as in torch.nn; otherwise those of `conv_ext.conv2d`.
     """
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: Padding | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: Activation = "none",
+    ) -> None:
+        zeros = _for_torch(padding, activation)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, zeros, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._extend(padding, activation)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
         return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
@@ -117,11 +171,11 @@ class ConvTranspose2d(Unscriptable, nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size` (P, Q) settles what a stride leaves open."""
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
-        )
+        padding: Any = self.padding
+        sizes = list(self.stride), padding, list(self.kernel_size), 2, list(self.dilation)
+        output_padding = self._output_padding(input, output_size, *sizes)
         return conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+            input, self.weight, self.bias, self.stride, padding, output_padding, self.groups, self.dilation
         )
 
 
@@ -137,11 +191,11 @@ class ConvTranspose1d(Unscriptable, nn.ConvTranspose1d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The transposed convolution of `input`; `output_size` (Q,) settles what a stride leaves open."""
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 1, self.dilation
-        )
+        padding: Any = self.padding
+        sizes = list(self.stride), padding, list(self.kernel_size), 1, list(self.dilation)
+        output_padding = self._output_padding(input, output_size, *sizes)
         return conv_transpose1d(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+            input, self.weight, self.bias, self.stride, padding, output_padding, self.groups, self.dilation
         )
 
 
@@ -152,19 +206,19 @@ def set_sides(layer: nn.Conv1d | nn.Conv2d, zeros: list[int]) -> None:
     layer._reversed_padding_repeated_twice = sides.last_first()
 
 
-def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, str | int | tuple[int, ...]]:
+def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
     """The input and the padding that is left to the convolution: none where a mode other than zeros filled it in."""
     if layer.padding_mode == "zeros":
         return input, layer.padding
     if not hasattr(input, "shape"):  # a stand-in of torch.fx has one
         raise TypeError(f"{type(layer).__name__}(): argument 'input' must be Tensor, not {type(input).__name__}")
-    amounts = layer._reversed_padding_repeated_twice
+    amounts: Sequence[int] = layer._reversed_padding_repeated_twice
     if layer.padding in ("full", "same_strided"):  # F.pad wants the last pair first
         length = len(layer.kernel_size)
         if isinstance(input, Tensor):
             check_operands(f"conv{length}d", length + 2, input, layer.weight, layer.bias)
-        size = input.shape[-length:]
-        pairs = padding_of(layer.padding, size, layer.kernel_size, layer.stride, layer.dilation)
+        image = input.shape[-length:]
+        pairs = padding_of(layer.padding, image, layer.kernel_size, layer.stride, layer.dilation)
         amounts = pairs[-2:] + pairs[:-2]
     # torch's own padding adds these without a look at overflow, and reads foreign memory then.
     if any(type(amount) is int and abs(amount) > _LARGE for amount in amounts):

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
 
 from . import folding
 from .passes import library  # the import of _C there defines the operators
 
-forward = torch.ops.conv_ext.forward.default
-input_grad = torch.ops.conv_ext.input_grad.default
-weight_grad = torch.ops.conv_ext.weight_grad.default
+forward: OpOverload[..., Tensor] = torch.ops.conv_ext.forward.default
+input_grad: OpOverload[..., Tensor] = torch.ops.conv_ext.input_grad.default
+weight_grad: OpOverload[..., Tensor] = torch.ops.conv_ext.weight_grad.default
 # forward with what `pack` has made of the weight; where that is for another call, it packs the weight itself.
-forward_packed = torch.ops.conv_ext.forward_packed.default
-pack = torch.ops.conv_ext.pack.default
+forward_packed: OpOverload[..., Tensor] = torch.ops.conv_ext.forward_packed.default
+pack: OpOverload[..., Tensor] = torch.ops.conv_ext.pack.default
 
 AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # device -> dispatch key
 _AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(torch._C.DispatchKey.AutocastCUDA)
 
 
-def autocast(*values):
+def autocast(*values: Any) -> Sequence[Any]:
     """The arguments of a call as F.conv2d's would be: under autocast real tensors take its dtype, float64 ones not."""
     device = values[0].device.type
     if device not in AUTOCAST or not torch.is_autocast_enabled(device):
@@ -37,10 +41,10 @@ def autocast(*values):
     ]
 
 
-def outside_autocast(operator):
+def outside_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The operator for use where the dtypes are settled: autocast has no say."""
 
-    def call(*args):
+    def call(*args: Any) -> Tensor:
         device = args[0].device.type
         if device in AUTOCAST and torch.is_autocast_enabled(device):
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
@@ -50,15 +54,17 @@ def outside_autocast(operator):
     return call
 
 
-def _autocast_kernel(operator):
+def _autocast_kernel(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     below = outside_autocast(operator)
     return lambda *args: below(*autocast(*args))
 
 
-def _fold_packed(info, in_dims, input, weight, packed, bias, *options):
+def _fold_packed(
+    info: Any, in_dims: Any, input: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None, *options: Any
+) -> folding.Folded:
     """The folded forward: a weight that all examples share is the one that was packed."""
 
-    def call(input, folded, bias, *options):
+    def call(input: Tensor, folded: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
         if folded is weight and in_dims[2] is None:
             return forward_packed(input, weight, packed, bias, *options)
         return forward(input, folded, bias, *options)
@@ -66,13 +72,14 @@ def _fold_packed(info, in_dims, input, weight, packed, bias, *options):
     return folding.forward(call, info, (*in_dims[:2], in_dims[3]), input, weight, bias, *options)
 
 
-for _operator, _fold in (
+_FOLDS: tuple[tuple[OpOverload[..., Tensor], Callable[..., folding.Folded] | None], ...] = (
     (forward, partial(folding.forward, forward)),
     (input_grad, partial(folding.input_grad, input_grad)),
     (weight_grad, partial(folding.weight_grad, weight_grad)),
     (forward_packed, _fold_packed),
     (pack, None),
-):
+)
+for _operator, _fold in _FOLDS:
     _name = _operator._schema.name
     if _fold is not None:
         torch.library.register_vmap(_name, _fold, lib=library)

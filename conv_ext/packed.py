@@ -15,25 +15,26 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx import Proxy, Tracer
 from torch.nn.utils import parametrize
-from torch.overrides import handle_torch_function
 
-from . import ops
+from . import _C, ops
 from .arguments import check_operands, normalize
 from .convert import AnyModule, _convolutions, _layers, check_for_inference, convert
-from .functional import OVERRIDDEN, PLAIN, _enter, conv2d
+from .functional import OVERRIDDEN, PLAIN, _answered, _enter, conv2d
 from .fused import Report
-from .library import _C
 from .modules import Conv2d, _padded
 from .passes import result_size
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["PackedConv2d", "pack", "unpack"]
 
@@ -44,12 +45,22 @@ _logger = logging.getLogger("conv_ext")
 _is_compiling = torch.compiler.is_compiling
 
 
-def _conv2d_packed(input, weight, bias, packed, stride, padding, dilation, groups, activation):
+def _conv2d_packed(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    packed: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str,
+) -> Tensor:
     """`conv2d` with what `ops.pack` has made of the weight; the roads are those of functional.py."""
     road, batched = _enter("conv2d", 4, input, weight, bias)
     if road is OVERRIDDEN:
         arguments = input, weight, bias, packed, stride, padding, dilation, groups, activation
-        return handle_torch_function(_conv2d_packed, arguments[:4], *arguments)
+        return _answered(_conv2d_packed, arguments[:4], *arguments)
     geometry = normalize("conv2d", input, weight, stride, padding, dilation, groups)
     x = input if batched else input.unsqueeze(0)
     options = *geometry, _precision(input), current_algorithm(), activation
@@ -174,7 +185,7 @@ class PackedConv2d(Conv2d):
         bias = self._held["bias"]
         return None if bias is None else bias.clone()
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in _NAMES:
             self._take(**{name: value})
         else:
@@ -291,25 +302,27 @@ class PackedConv2d(Conv2d):
         layer.reset_parameters()
         self._take(**{name: layer._parameters[name] for name in _NAMES})
 
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        apply: Callable[..., nn.Module] = super()._apply
+        apply(fn, recurse)
         tensors = {name: value for name, value in zip(_NAMES, (self.weight, self.bias)) if value is not None}
         self._take(**{name: fn(value) for name, value in tensors.items()})
         return self
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self._as_conv2d()._save_to_state_dict(destination, prefix, keep_vars)
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         layer = self._as_conv2d()
         layer._load_from_state_dict(*arguments)
         self._take(**{name: layer._parameters[name] for name in _NAMES})
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_held": {**self._held, "packed": None}}
 
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_state: Callable[[dict[str, Any]], None] = super().__setstate__
+        set_state(state)
         self._pack_again()
 
     def extra_repr(self) -> str:
@@ -365,7 +378,7 @@ def _why_left(layer: nn.Module) -> str:
     return "" if device == "cpu" else f"it is on {device}, and weights are kept on the CPU alone"
 
 
-def pack(model: nn.Module, *inputs, report: Callable[[str], object] | None = None, **kwargs) -> nn.Module:
+def pack(model: nn.Module, *inputs: Any, report: Callable[[str], object] | None = None, **kwargs: Any) -> nn.Module:
     """A new model for inference whose convolutions keep their weights packed: `PackedConv2d` in place of `Conv2d`.
 
     It computes the same bits as the model of our layers, in less time where packing takes a good part of a call (many
@@ -435,7 +448,7 @@ class Packing:
         return "\n".join(lines + ([f"{_layers(len(reasons))} left:", *reasons] if reasons else []))
 
 
-def pack_in_place(model: nn.Module, inputs: tuple = (), kwargs: dict | None = None) -> Packing:
+def pack_in_place(model: nn.Module, inputs: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Packing:
     """Make the Conv2d of `model` PackedConv2d, in place: packed for this call, or, without one, by the next."""
     holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     found = {name: layer for name, (layer, _) in _convolutions(model).items()}
@@ -461,7 +474,7 @@ def pack_in_place(model: nn.Module, inputs: tuple = (), kwargs: dict | None = No
     return made
 
 
-def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
+def _check(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"pack takes a torch.nn.Module, got {type(model).__name__}")
     if not inputs and not kwargs:
@@ -469,11 +482,13 @@ def _check(model: nn.Module, inputs: tuple, kwargs: dict) -> None:
     check_for_inference("pack", model)
 
 
-def examples_of(model: nn.Module, layers: list, inputs: tuple, kwargs: dict) -> dict[nn.Module, list[_Example]]:
+def examples_of(
+    model: nn.Module, layers: list[Any], inputs: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[nn.Module, list[_Example]]:
     """The different inputs that each layer gets in a call of the model."""
     examples: dict[nn.Module, list[_Example]] = {layer: [] for layer in layers}
 
-    def note(layer, arguments, keywords) -> None:
+    def note(layer: Any, arguments: Any, keywords: Any) -> None:
         example = _Example.of(layer, arguments[0] if arguments else keywords["input"])
         if example not in examples[layer]:
             examples[layer].append(example)

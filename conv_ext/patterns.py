@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "gro
 _OURS = (*_CONVOLUTION, "precision", "algorithm", "activation")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 # function -> (our layer, its arguments in order)
-CONVOLUTIONS: dict[Callable, tuple[type, tuple[str, ...]]] = {
+CONVOLUTIONS: dict[Callable[..., Any], tuple[type, tuple[str, ...]]] = {
     **dict.fromkeys((torch.conv1d, conv1d, aten.conv1d.default, aten.conv1d.padding), (Conv1d, _CONVOLUTION)),
     **dict.fromkeys((torch.conv2d, conv2d, aten.conv2d.default, aten.conv2d.padding), (Conv2d, _CONVOLUTION)),
     aten.convolution.default: (
@@ -44,7 +45,7 @@ CONVOLUTIONS: dict[Callable, tuple[type, tuple[str, ...]]] = {
 
 _BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled")
 _INFERENCE_NORM = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
-_NORMS: dict[Callable, tuple[str, ...]] = {
+_NORMS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
     torch.batch_norm: _BATCH_NORM,
     aten.batch_norm.default: _BATCH_NORM,
@@ -52,7 +53,7 @@ _NORMS: dict[Callable, tuple[str, ...]] = {
 }
 
 # activation of our layers -> the modules, functions and methods that compute the same
-ACTIVATIONS: dict[str, tuple[set[type], set[Callable], set[str]]] = {
+ACTIVATIONS: dict[str, tuple[set[type], set[Callable[..., Any]], set[str]]] = {
     "relu": (
         {nn.ReLU},
         {torch.relu, torch.relu_, F.relu, F.relu_, aten.relu.default, aten.relu_.default},
@@ -70,7 +71,7 @@ _OTHER_ACTIVATION_METHODS = {"sigmoid", "tanh", "clamp", "clamp_"}
 _SUMS = {operator.add, operator.iadd, torch.add, aten.add.Tensor, aten.add_.Tensor}
 _SUM_METHODS = {"add", "add_"}
 
-_PADS: dict[Callable, tuple[str, ...]] = {
+_PADS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.pad: ("input", "pad", "mode", "value"),
     aten.pad.default: ("input", "pad", "mode", "value"),
     aten.constant_pad_nd.default: ("input", "pad", "value"),
@@ -78,7 +79,7 @@ _PADS: dict[Callable, tuple[str, ...]] = {
 _PAD_LAYERS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d)
 
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_DROPOUTS: dict[Callable, tuple[str, ...]] = {
+_DROPOUTS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.dropout: ("input", "p", "training", "inplace"),
     F.dropout1d: ("input", "p", "training", "inplace"),
     F.dropout2d: ("input", "p", "training", "inplace"),
@@ -112,7 +113,7 @@ def undisturbed(module: nn.Module) -> bool:
     return not hooks and not {"forward", "_conv_forward"} & set(vars(module))
 
 
-def bound(node: Node, names: tuple[str, ...]) -> dict:
+def bound(node: Node, names: tuple[str, ...]) -> dict[str, Any]:
     """The arguments of a function's call by name."""
     return dict(zip(names, node.args)) | dict(node.kwargs)
 
@@ -123,7 +124,7 @@ def source(node: Node) -> Node | None:
     return first if isinstance(first, Node) else None
 
 
-def constant(value, modules: Modules) -> Tensor | None:
+def constant(value: object, modules: Modules) -> Tensor | None:
     """The tensor that a node of kind get_attr reads; None of any other value."""
     if not isinstance(value, Node) or value.op != "get_attr":
         return None

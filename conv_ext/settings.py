@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import torch
 
-from .library import _C
+from . import _C
+from .arguments import PRECISIONS, Precision
 
-PRECISIONS = ("ieee", "tf32", "bf16")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def _algorithms(capability: int) -> tuple[str, ...]:
@@ -51,11 +54,11 @@ class _Setting:
     def __init__(self, value: str) -> None:
         self.value = value
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         setattr(_state, self._name, (*getattr(_state, self._name), self.value))
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         setattr(_state, self._name, getattr(_state, self._name)[:-1])
 
     def __repr__(self) -> str:
@@ -77,7 +80,7 @@ class precision(_Setting):
 
     _name = "precision"
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: Precision) -> None:
         if value not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {value!r}")
         super().__init__(value)

@@ -39,7 +39,7 @@ class Subject:
     name: str
     model: nn.Module | ExportedProgram
     image: tuple[int, ...] | None = None
-    example: tuple[tuple, dict] | None = None
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
 def load(name: str, *, device: str = "cpu", **options: Any) -> Subject:
@@ -79,13 +79,13 @@ class _told:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind, error, _trace) -> None:
+    def __exit__(self, kind: Any, error: Any, _trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, SubjectError):
             text = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SubjectError(f"{self.name} cannot be made: {type(error).__name__}: {text}") from error
 
 
-def _of_timm(name: str, rest: str, device: str, options: dict) -> Subject:
+def _of_timm(name: str, rest: str, device: str, options: dict[str, Any]) -> Subject:
     if importlib.util.find_spec("timm") is None:
         raise SubjectError(f"{name}: timm is not installed: pip install timm")
     timm = importlib.import_module("timm")

@@ -8,6 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _C
+from ._version import __version__
 
 MIN_ROUNDS = 3
 MAX_ROUNDS = 41
@@ -63,7 +69,7 @@ def undisturbed(
 class Others:
     """How many cores the rest of the machine keeps busy: the kernel's count of busy time less our own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.start = self._now()
 
     @staticmethod
@@ -128,3 +134,21 @@ def alternate(
         if collecting:
             gc.enable()
     return Timing(samples, busy)
+
+
+def machine() -> dict[str, Any]:
+    """Names and numbers of what is measured on; no host name and no path."""
+    cpu = "unknown CPU"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "isa": _C.isa(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "conv_ext": __version__,
+    }

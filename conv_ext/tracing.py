@@ -7,21 +7,26 @@ transposed convolution, is recorded as an operator of its own, which calls the p
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.jit._trace import is_tracing  # torch.jit.is_tracing, which its types do not have
 
 from . import ops
+from .arguments import Precision
 from .settings import algorithm, current_algorithm, current_precision, precision
 
-is_tracing = torch.jit.is_tracing
+__all__ = ["is_tracing", "recorded"]
 
 _library = torch.library.Library("conv_ext", "FRAGMENT")  # a registration lives as long as this object
 _SETTINGS = "str precision, str algorithm"
 
 
 @contextmanager
-def _as_when_recorded(names: tuple[str, str]):
+def _as_when_recorded(names: tuple[Precision, str]) -> Iterator[None]:
     """The settings of the recorded call; and no tracing, which would record what this operator does once more."""
     state = torch._C._get_tracing_state()
     set_state = torch._C._set_tracing_state  # type: ignore[attr-defined]  # torch's stub lacks it
@@ -33,18 +38,18 @@ def _as_when_recorded(names: tuple[str, str]):
         set_state(state)
 
 
-def recorded(name: str, function, schema: str):
+def recorded(name: str, function: Callable[..., Tensor], schema: str) -> Callable[..., Tensor]:
     """`function(input, weight, bias, ...)` as an operator that traces record; schema: the arguments after the bias."""
     _library.define(f"{name}(Tensor input, Tensor weight, Tensor? bias, {schema}, {_SETTINGS}) -> Tensor")
 
-    def kernel(*arguments):
+    def kernel(*arguments: Any) -> Tensor:
         with _as_when_recorded(arguments[-2:]):
             return function(*arguments[:-2])
 
     _library.impl(name, kernel, "CompositeImplicitAutograd")
-    operator = getattr(torch.ops.conv_ext, name).default
+    operator: Callable[..., Tensor] = getattr(torch.ops.conv_ext, name).default
 
-    def record(input, weight, bias, *rest):
+    def record(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         input, weight, bias = ops.autocast(input, weight, bias)  # recorded, as those of other calls are
         return operator(input, weight, bias, *rest, current_precision(input.device.type), current_algorithm())
 

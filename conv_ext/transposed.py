@@ -6,16 +6,18 @@ whose validator (csrc/torch/ops.cpp) has all other rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .arguments import INT64_MAX
 
 __all__ = ["known", "transposed_size"]
 
 
-def _require(condition, message: Callable[[], str]) -> None:
+def _require(condition: Any, message: Callable[[], str]) -> None:
     """RuntimeError unless `condition`; a symbolic condition becomes a guard, or an assertion of the graph."""
     if torch.compiler.is_dynamo_compiling():  # it traces no message that is made of sizes
         if not condition:
@@ -24,7 +26,7 @@ def _require(condition, message: Callable[[], str]) -> None:
         torch._check(condition, message)
 
 
-def known(condition) -> bool:
+def known(condition: Any) -> bool:
     """Whether a condition that may be symbolic is true; False where only the run can tell."""
     if isinstance(condition, bool):
         return condition
@@ -33,12 +35,12 @@ def known(condition) -> bool:
     return guard_or_false(condition)
 
 
-def _fits(*values) -> bool:
+def _fits(*values: Any) -> bool:
     """Whether no value is above 2^63 - 1; symbolic values are bounded already."""
     return all(not isinstance(v, int) or v <= INT64_MAX for v in values)
 
 
-def _text(values) -> str:
+def _text(values: Sequence[int]) -> str:
     return "(" + ", ".join(str(v) for v in values) + ")"
 
 
@@ -46,7 +48,7 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_alike(input, weight, bias) -> None:
+def _check_alike(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """One device and one dtype."""
     others = [("weight", weight)] + ([("bias", bias)] if bias is not None else [])
     for name, tensor in others:
@@ -64,7 +66,7 @@ def _check_alike(input, weight, bias) -> None:
         )
 
 
-def _check_arguments(stride, padding, dilation, groups) -> None:
+def _check_arguments(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> None:
     """The least values of the ints that say which convolution it is."""
     _require(groups >= 1, lambda: f"non-positive groups is not supported: groups must be at least 1, got {groups}")
     for s in stride:
@@ -86,7 +88,16 @@ def _check_arguments(stride, padding, dilation, groups) -> None:
         )
 
 
-def transposed_size(input, weight, bias, stride, padding, output_padding, groups, dilation) -> list:
+def transposed_size(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> list[Any]:
     """Check what is conv_transpose2d's own; returns its (H, W). All other rules are the operator's.
 
     input: (N, K, P, Q). weight: (K, C / groups, R, S). bias: (C,) or None. padding: (top, bottom, left, right).

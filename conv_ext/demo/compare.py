@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FILE", help="the picture, a .png (default: <network>_<data>.png in this folder)")
 
 
-def _integer(low: int, high: int):
+def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -214,7 +215,7 @@ def _write(picture: Path, content: bytes) -> None:
 
 
 def _report(
-    options: argparse.Namespace, histories: dict, accuracies: dict[str, float], repeated: dict[str, bool],
+    options: argparse.Namespace, histories: dict[str, Any], accuracies: dict[str, float], repeated: dict[str, bool],
     difference: float,
 ) -> bool:  # fmt: skip
     """Print both runs side by side and what was promised of them; returns whether all of it was kept."""

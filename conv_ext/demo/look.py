@@ -10,6 +10,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from ..models import cifar10_convnet, lenet5, mnist_convnet
 from .compare import DemoError, Network, _integer, _load, _require
 from .data import DataError, Images
 from .training import Recipe, Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What learns each set of images, and the layer that is looked at unless another is named.
 _DIGITS = Network("LeNet-5 with ReLU", partial(lenet5, activation="relu", pooling="max"), 32, Recipe())
@@ -178,7 +182,7 @@ def _check(net: nn.Module, images: int, options: argparse.Namespace) -> None:
         raise DemoError(f"--layer: the model has no layer {options.layer!r}; it has {', '.join(names)}")
 
 
-def _drawn(net: nn.Module, x: Tensor, options: argparse.Namespace, layer: str):
+def _drawn(net: nn.Module, x: Tensor, options: argparse.Namespace, layer: str) -> Figure:
     image = x[options.image]
     if options.what == "filters":
         return visualize.filters(net if options.layer is None else net.get_submodule(layer))

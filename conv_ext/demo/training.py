@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class Training:
         self.schedule = falling(self.optimizer, epochs * self.steps) if recipe.falling else None
         self.history = History()
 
-    def run_epoch(self, bar=None, stop_after: int | None = None, tested: bool = True) -> None:
+    def run_epoch(self, bar: Any = None, stop_after: int | None = None, tested: bool = True) -> None:
         """One pass over the training images, and a test; ends early, untested, when `stop_after` steps are made."""
         history = self.history
         begin = time.perf_counter()
@@ -127,7 +128,7 @@ class Training:
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.images.training_batch(indices, self.generator if self.distorted else None)
 
-    def _show(self, bar) -> None:
+    def _show(self, bar: Any) -> None:
         history = self.history
         recent = history.losses[-20:]
         epoch = math.ceil(len(history.losses) / self.steps)

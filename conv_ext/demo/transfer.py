@@ -12,10 +12,11 @@ import copy
 import math
 import time
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..models import LeNet5, lenet5
 from .data import Images
@@ -50,7 +51,11 @@ def started(way: str, base: LeNet5, images: Images) -> LeNet5:
 def passes(net: nn.Module, images: Images, device: torch.device, batch: int = 32) -> dict[str, int]:
     """How often each of our three kernels runs in one training step, from torch.profiler."""
     x, labels = (part[:batch].to(device) for part in images.test_batch(slice(0, batch)))
-    net = copy.deepcopy(net).to(device).train()
+    return counted(copy.deepcopy(net).to(device).train(), x, labels)
+
+
+def counted(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, int]:
+    """The same for these images and labels."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         F.cross_entropy(net(x), labels).backward()
     counts: Counter[str] = Counter()
@@ -74,7 +79,7 @@ def learn(net: nn.Module, images: Images, steps: int, seed: int, device: torch.d
     return accuracy(evaluate(net, images, device), images), seconds
 
 
-def run(options: argparse.Namespace, images: Images, device: torch.device) -> dict:
+def run(options: argparse.Namespace, images: Images, device: torch.device) -> dict[str, Any]:
     """Train, print both tables, and return what the picture shows; `images` are digits 0 to 9."""
     from tqdm import tqdm
 
@@ -106,7 +111,9 @@ def run(options: argparse.Namespace, images: Images, device: torch.device) -> di
     return {"accuracies": accuracies, "counts": counts, "title": images.title}
 
 
-def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested: int) -> None:
+def _print(
+    accuracies: dict[str, Any], counts: dict[str, Any], times: dict[str, Any], sizes: list[int], tested: int
+) -> None:
     print(f"\nThe digits 5 to 9, {STEPS} steps each: test accuracy on {tested:,} images, mean of {REPEATS} runs\n")
 
     def row(label: str, cells: list[str]) -> None:
@@ -124,7 +131,7 @@ def _print(accuracies: dict, counts: dict, times: dict, sizes: list[int], tested
     print(flush=True)
 
 
-def draw(found: dict) -> bytes:
+def draw(found: dict[str, Any]) -> bytes:
     """The picture as a PNG file's bytes: accuracy against the number of training images."""
     from ..visualize import new_figure, png
 

@@ -84,16 +84,16 @@ class _Stack:
     """The values of a pickle machine, with the places that MARK has left."""
 
     def __init__(self) -> None:
-        self.values: list = []
+        self.values: list[Any] = []
         self.marks: list[int] = []
 
-    def after_mark(self) -> list:
+    def after_mark(self) -> list[Any]:
         place = self.marks.pop()
         values = self.values[place:]
         del self.values[place:]
         return values
 
-    def top(self, count: int) -> list:
+    def top(self, count: int) -> list[Any]:
         if count > len(self.values):
             raise UnpicklingError("it takes more values than there are")
         values = self.values[len(self.values) - count :]
@@ -150,7 +150,7 @@ def _of_kind(value: Any, kind: type) -> Any:
     return value
 
 
-def _entries(items: list) -> dict:
+def _entries(items: list[Any]) -> dict[str, Any]:
     """Keys and values by turns. A key that holds others is refused: tuples within tuples hash for ever, or too deep."""
     for key in items[::2]:
         if type(key) not in (bytes, str, int):
@@ -166,7 +166,7 @@ def _build(value: Any, state: Any) -> None:
         raise UnpicklingError(f"it gives a state to a {type(value).__name__}")
 
 
-def _pushed(name: str, argument: Any, stack: _Stack, memo: dict) -> Any:
+def _pushed(name: str, argument: Any, stack: _Stack, memo: dict[str, Any]) -> Any:
     """The value that an instruction leaves on the stack."""
     if name in _NUMBERS or name in _TEXTS:
         return argument

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Flatten, count, he_start, make, narrowed, one_of
+from .layers import Device, Flatten, count, he_start, make, narrowed, one_of
 
 __all__ = ["AlexNet", "ZFNet", "alexnet", "zfnet"]
 
@@ -46,7 +47,8 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, 227, 227) -> (N, num_classes)."""
-        return self.classifier(self.features(x))
+        y: Tensor = self.classifier(self.features(x))
+        return y
 
 
 class ZFNet(nn.Module):
@@ -68,11 +70,18 @@ class ZFNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, 224, 224) -> (N, num_classes)."""
-        return self.classifier(self.features(x))
+        y: Tensor = self.classifier(self.features(x))
+        return y
 
 
 def alexnet(
-    num_classes: int = 1000, in_channels: int = 3, *, groups: int = 1, width: float = 1.0, device=None, dtype=None
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    groups: int = 1,
+    width: float = 1.0,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> AlexNet:
     """AlexNet with fresh weights: images (N, in_channels, 227, 227) -> scores (N, num_classes).
 
@@ -90,7 +99,14 @@ def alexnet(
     return make(AlexNet, num_classes, in_channels, groups, width, device=device, dtype=dtype)
 
 
-def zfnet(num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0, device=None, dtype=None) -> ZFNet:
+def zfnet(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    width: float = 1.0,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
+) -> ZFNet:
     """ZFNet with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).
 
     M. Zeiler, R. Fergus, "Visualizing and understanding convolutional networks", ECCV 2014, with the wider layers

@@ -15,7 +15,7 @@ from .lenet import lenet5
 from .mobilenet import mobilenet_v2
 from .nin import nin
 from .resnet import STAGES, resnet, resnext
-from .vgg import vgg
+from .vgg import Configuration, vgg
 
 __all__ = ["NETWORKS", "Entry"]
 
@@ -37,7 +37,14 @@ class Entry:
 
 
 _VGG = "Simonyan and Zisserman, 2015"
-_VGG_NAMES = {"A": "vgg11", "A-LRN": "vgg11_lrn", "B": "vgg13", "C": "vgg16_c", "D": "vgg16", "E": "vgg19"}
+_VGG_NAMES: dict[Configuration, str] = {
+    "A": "vgg11",
+    "A-LRN": "vgg11_lrn",
+    "B": "vgg13",
+    "C": "vgg16_c",
+    "D": "vgg16",
+    "E": "vgg19",
+}
 
 NETWORKS: dict[str, Entry] = {
     "lenet5": Entry(lenet5, (1, 32, 32), "LeCun, Bottou, Bengio and Haffner, 1998"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Flatten, count, make
+from .layers import Device, Flatten, count, make
 
 __all__ = ["ConvNet", "cifar10_convnet", "mnist_convnet"]
 
@@ -33,14 +34,18 @@ class ConvNet(nn.Module):
         for module in self.modules():
             if isinstance(module, (Conv2d, nn.Linear)):
                 nn.init.normal_(module.weight, std=0.1)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, side, side) -> (N, num_classes)."""
-        return self.classifier(self.features(x))
+        y: Tensor = self.classifier(self.features(x))
+        return y
 
 
-def mnist_convnet(num_classes: int = 10, in_channels: int = 1, *, device=None, dtype=None) -> ConvNet:
+def mnist_convnet(
+    num_classes: int = 10, in_channels: int = 1, *, device: Device = None, dtype: torch.dtype | None = None
+) -> ConvNet:
     """The network for MNIST, images (N, in_channels, 28, 28) -> scores (N, num_classes); see `ConvNet`.
 
     Errors: ValueError for a count below 1, RuntimeError for images of another size.
@@ -48,7 +53,9 @@ def mnist_convnet(num_classes: int = 10, in_channels: int = 1, *, device=None, d
     return make(ConvNet, 28, num_classes, in_channels, device=device, dtype=dtype)
 
 
-def cifar10_convnet(num_classes: int = 10, in_channels: int = 3, *, device=None, dtype=None) -> ConvNet:
+def cifar10_convnet(
+    num_classes: int = 10, in_channels: int = 3, *, device: Device = None, dtype: torch.dtype | None = None
+) -> ConvNet:
     """The network for CIFAR-10, images (N, in_channels, 32, 32) -> scores (N, num_classes); see `ConvNet`.
 
     Errors: ValueError for a count below 1, RuntimeError for images of another size.

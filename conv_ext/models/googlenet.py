@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Flatten, count, he_start, make, narrowed, one_of
+from .layers import Device, Flatten, count, he_start, make, narrowed, one_of
 
 __all__ = ["GoogLeNet", "GoogLeNetScores", "Inception", "googlenet"]
+
+Kind = Literal["reduced", "naive"]
 
 # Table 1 of the paper: maps of 1 x 1; reduction and maps of 3 x 3; reduction and maps of 5 x 5; projection of the
 # pooling.
@@ -51,7 +53,7 @@ class Inception(nn.Module):
     `out_channels` is K. In `conv_ext.summary` it is one row, or its branches where that is told to expand.
     """
 
-    def __init__(self, in_channels: int, k1: int, k3, k5, pool: int | None = None) -> None:
+    def __init__(self, in_channels: int, k1: int, k3: Any, k5: Any, pool: int | None = None) -> None:
         super().__init__()
         words = [str(k1), *("({},{})".format(*k) if isinstance(k, tuple) else str(k) for k in (k3, k5))]
         self.op = f"inc({','.join(words + ([] if pool is None else [str(pool)]))})"  # the name in conv_ext.summary
@@ -64,7 +66,7 @@ class Inception(nn.Module):
         self.out_channels = k1 + maps3 + maps5 + (in_channels if pool is None else pool)
 
     @staticmethod
-    def _branch(c: int, k, r: int) -> tuple[nn.Sequential, int]:
+    def _branch(c: int, k: Any, r: int) -> tuple[nn.Sequential, int]:
         layers: list[nn.Module] = []
         if isinstance(k, tuple):
             reduced, k = k
@@ -93,7 +95,7 @@ class GoogLeNet(nn.Module):
     """Nine inception modules: x (N, in_channels, 224, 224) -> scores (N, num_classes), or three; see `googlenet`."""
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, inception: str = "reduced", auxiliary: bool = True,
+        self, num_classes: int = 1000, in_channels: int = 3, inception: Kind = "reduced", auxiliary: bool = True,
         local_response_norm: bool = False, width: float = 1.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -111,11 +113,11 @@ class GoogLeNet(nn.Module):
         )  # fmt: skip
         c, modules = b, {}
         auxiliaries: list[nn.Module] = []
-        for name, (k1, k3, k5, pool) in MODULES.items():
-            k1, k3, k5, pool = (
-                narrowed(k, width) if isinstance(k, int) else tuple(narrowed(each, width) for each in k)
-                for k in (k1, k3, k5, pool)
-            )
+        for name, maps in MODULES.items():
+            narrow: list[Any] = [
+                narrowed(k, width) if isinstance(k, int) else tuple(narrowed(each, width) for each in k) for k in maps
+            ]
+            k1, k3, k5, pool = narrow
             reduced = inception == "reduced"
             modules[name] = Inception(c, k1, k3, k5, pool) if reduced else Inception(c, k1, k3[1], k5[1])
             c = modules[name].out_channels
@@ -141,15 +143,15 @@ class GoogLeNet(nn.Module):
         x = self.inception4a(self.pool3(self.stage3(self.stem(x))))  # (N, 512, 14, 14)
         middle = self.stage4(x)  # (N, 528, 14, 14)
         y = self.stage5(self.pool4(self.inception4e(middle)))  # (N, 1024, 7, 7)
-        scores = self.fc(self.dropout(self.pool5(y).flatten(1)))
-        if self.training and self.auxiliary:
+        scores: Tensor = self.fc(self.dropout(self.pool5(y).flatten(1)))
+        if self.training and self.auxiliary and self.auxiliary1 is not None and self.auxiliary2 is not None:
             return GoogLeNetScores(scores, self.auxiliary1(x), self.auxiliary2(middle))
         return scores
 
 
 def googlenet(
-    num_classes: int = 1000, in_channels: int = 3, *, inception: str = "reduced", auxiliary: bool = True,
-    local_response_norm: bool = False, width: float = 1.0, device=None, dtype=None,
+    num_classes: int = 1000, in_channels: int = 3, *, inception: Kind = "reduced", auxiliary: bool = True,
+    local_response_norm: bool = False, width: float = 1.0, device: Device=None, dtype: torch.dtype | None=None,
 ) -> GoogLeNet:  # fmt: skip
     """GoogLeNet with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).
 

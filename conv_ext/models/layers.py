@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any, Literal, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,12 @@ from conv_ext import Conv2d
 __all__ = ["Flatten", "count", "full_connection", "he_start", "make", "narrowed", "one_of", "takes_full_connections"]
 
 
-def count(name: str, value) -> int:
+Dense = Literal["linear", "conv"]
+Device = torch.device | str | int | None
+AnyNetwork = TypeVar("AnyNetwork", bound=nn.Module)
+
+
+def count(name: str, value: SupportsIndex) -> int:
     """`value` as an int of at least 1; TypeError or ValueError name it otherwise."""
     try:
         number = operator.index(value)
@@ -25,13 +31,19 @@ def count(name: str, value) -> int:
     return number
 
 
-def one_of(name: str, value, choices: tuple) -> None:
+def one_of(name: str, value: object, choices: tuple[Any, ...]) -> None:
     """ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def make(network: Callable[..., nn.Module], *arguments, device=None, dtype: torch.dtype | None = None, **keywords):
+def make(
+    network: Callable[..., AnyNetwork],
+    *arguments: Any,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
+    **keywords: Any,
+) -> AnyNetwork:
     """``network(*arguments, **keywords)``, made on `device` and of `dtype` (None: torch's defaults)."""
     with contextlib.nullcontext() if device is None else torch.device(device):
         model = network(*arguments, **keywords)
@@ -84,7 +96,7 @@ def takes_full_connections(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(_reshape)
 
 
-def _reshape(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_rest) -> None:
+def _reshape(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_rest: Any) -> None:
     own = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     state_dict.update(reshaped(own, {name: state_dict[name] for name in own if name in state_dict}))
 

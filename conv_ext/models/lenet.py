@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from conv_ext import ConnectionTable, Conv2d, MappedConv2d
 
-from .layers import Flatten, count, full_connection, make, one_of, takes_full_connections
+from .layers import Dense, Device, Flatten, count, full_connection, make, one_of, takes_full_connections
 from .pooling import TrainablePool2d
 
 __all__ = ["C3_TABLE", "RBF", "LeNet5", "digit_codes", "lenet5"]
+
+Connections = Literal["table", "full"]
+Pooling = Literal["trainable", "average", "max"]
+Head = Literal["linear", "rbf"]
+Squashing = Literal["tanh", "relu"]
 
 # Table I of the paper: which maps of S2 (columns) each map of C3 (rows) sees: three or four neighbours, four in two
 # pairs, all.
@@ -53,6 +60,8 @@ class RBF(nn.Module):
     that the highest score wins and cross entropy applies. The codes are a buffer `codes`, no parameters.
     """
 
+    codes: Tensor
+
     def __init__(self, num_classes: int = 10, flat: bool = True) -> None:
         super().__init__()
         self.flat = flat  # whether x is a vector, and not maps
@@ -89,8 +98,8 @@ class LeNet5(nn.Module):
     """LeNet-5 for images of 32 x 32: x (N, in_channels, 32, 32) -> scores (N, num_classes); see `lenet5`."""
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 1, connections: str = "table", pooling: str = "trainable",
-        head: str = "linear", activation: str = "tanh", dense: str = "linear",
+        self, num_classes: int = 10, in_channels: int = 1, connections: Connections = "table",
+        pooling: Pooling = "trainable", head: Head = "linear", activation: Squashing = "tanh", dense: Dense = "linear",
     ) -> None:  # fmt: skip
         super().__init__()
         num_classes, in_channels = count("num_classes", num_classes), count("in_channels", in_channels)
@@ -126,12 +135,14 @@ class LeNet5(nn.Module):
         x = self.squash_pooled(self.s4(x))  # (N, 16, 5, 5)
         x = self.squash(self.c5(x))  # (N, 120, 1, 1): a convolution that is a full connection at this size
         x = self.squash(self.f6(self.flatten(x)))  # (N, 84)
-        return self.output(x)
+        y: Tensor = self.output(x)
+        return y
 
 
 def lenet5(
-    num_classes: int = 10, in_channels: int = 1, *, connections: str = "table", pooling: str = "trainable",
-    head: str = "linear", activation: str = "tanh", dense: str = "linear", device=None, dtype=None,
+    num_classes: int = 10, in_channels: int = 1, *, connections: Connections = "table", pooling: Pooling = "trainable",
+    head: Head = "linear", activation: Squashing = "tanh", dense: Dense = "linear", device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> LeNet5:  # fmt: skip
     """LeNet-5 with fresh weights: images (N, in_channels, 32, 32) -> scores (N, num_classes).
 

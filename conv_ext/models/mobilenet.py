@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import count, he_start, make
+from .layers import Device, count, he_start, make
 from .pretrained import load
 
 __all__ = ["InvertedResidual", "MobileNetV2", "mobilenet_v2"]
@@ -60,7 +61,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, H / stride, W / stride)."""
-        return x + self.conv(x) if self.residual else self.conv(x)
+        y: Tensor = x + self.conv(x) if self.residual else self.conv(x)
+        return y
 
 
 class MobileNetV2(nn.Module):
@@ -86,7 +88,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores of each class, before any softmax: (N, in_channels, H, W) -> (N, num_classes)."""
-        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+        y: Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))
+        return y
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> MobileNetV2:
         """Take the weights of torchvision's mobilenet_v2; returns the network.
@@ -97,7 +100,12 @@ class MobileNetV2(nn.Module):
 
 
 def mobilenet_v2(
-    num_classes: int = 1000, in_channels: int = 3, *, width_mult: float = 1.0, device=None, dtype=None
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    width_mult: float = 1.0,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> MobileNetV2:
     """MobileNetV2 with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes); 224 x 224 in the paper.
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import count, he_start, make, narrowed, one_of
+from .layers import Device, count, he_start, make, narrowed, one_of
 
 __all__ = ["NiN", "nin"]
+
+Images = Literal["cifar10", "imagenet"]
 
 # Of each block: the kernel, stride and padding of its first layer, and the maps of all three. The last block's last
 # maps are the classes.
@@ -25,7 +30,7 @@ class NiN(nn.Module):
     """Blocks of a large and two 1 x 1 convolutions: x (N, in_channels, H, W) -> scores (N, num_classes); see `nin`."""
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, images: str = "cifar10", width: float = 1.0
+        self, num_classes: int = 10, in_channels: int = 3, images: Images = "cifar10", width: float = 1.0
     ) -> None:
         super().__init__()
         one_of("images", images, tuple(BLOCKS))
@@ -35,8 +40,8 @@ class NiN(nn.Module):
             last = index == len(BLOCKS[images]) - 1
             sizes = [narrowed(k, width) for k in maps] + [num_classes] * last
             for position, k in enumerate(sizes):
-                geometry = {"stride": stride, "padding": padding} if position == 0 else {}
-                layers += [Conv2d(c, k, r if position == 0 else 1, **geometry), nn.ReLU()]
+                first = (r, stride, padding) if position == 0 else (1, 1, 0)
+                layers += [Conv2d(c, k, *first), nn.ReLU()]
                 c = k
             if not last:
                 averages = images == "cifar10" and index == 1
@@ -49,12 +54,13 @@ class NiN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The mean of each class's map: (N, in_channels, H, W) -> (N, num_classes)."""
-        return self.pool(self.features(x)).flatten(1)
+        y: Tensor = self.pool(self.features(x)).flatten(1)
+        return y
 
 
 def nin(
-    num_classes: int = 10, in_channels: int = 3, *, images: str = "cifar10", width: float = 1.0, device=None,
-    dtype=None,
+    num_classes: int = 10, in_channels: int = 3, *, images: Images = "cifar10", width: float = 1.0, device: Device=None,
+    dtype: torch.dtype | None=None,
 ) -> NiN:  # fmt: skip
     """Network in network with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes).
 

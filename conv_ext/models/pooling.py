@@ -29,7 +29,8 @@ class _OverMaps(nn.Module):
         """(N, C, …) -> (N, C / maps, maps, …); RuntimeError unless `maps` divides C."""
         if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[1] % self.maps):
             raise RuntimeError(f"{type(self).__name__}: {self.maps} maps must divide C, got input {list(x.shape)}")
-        return x.unflatten(1, (-1, self.maps))
+        y: Tensor = x.unflatten(1, (-1, self.maps))
+        return y
 
     def extra_repr(self) -> str:
         """The number of maps."""
@@ -48,7 +49,8 @@ class L2Pool(_OverMaps):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, …) -> (N, C / maps, …)."""
-        return torch.linalg.vector_norm(self.groups(x), dim=2)
+        y: Tensor = torch.linalg.vector_norm(self.groups(x), dim=2)
+        return y
 
 
 class Maxout(_OverMaps):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import count, he_start, make, narrowed, one_of
+from .layers import Device, count, he_start, make, narrowed, one_of
 from .pretrained import load
 
 __all__ = ["Basic", "Bottleneck", "ResNet", "resnet", "resnext"]
@@ -16,6 +17,11 @@ class _Residual(nn.Module):
     """What both blocks share: the sum of a body and of a shortcut, which is a 1 x 1 layer where the size changes."""
 
     expansion: int
+    relu: nn.ReLU
+
+    def body(self, x: Tensor) -> Tensor:
+        """What a block computes beside the shortcut."""
+        raise NotImplementedError
 
     def _shortcut(self, c: int, k: int, stride: int) -> None:
         self.downsample = None
@@ -25,7 +31,8 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.body(x) + shortcut)
+        y: Tensor = self.relu(self.body(x) + shortcut)
+        return y
 
 
 class Basic(_Residual):
@@ -44,7 +51,8 @@ class Basic(_Residual):
 
     def body(self, x: Tensor) -> Tensor:
         """The residual: (N, C, H, W) -> (N, K, H / stride, W / stride)."""
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return y
 
 
 class Bottleneck(_Residual):
@@ -72,7 +80,8 @@ class Bottleneck(_Residual):
         """The residual: (N, C, H, W) -> (N, K, H / stride, W / stride)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+        y: Tensor = self.bn3(self.conv3(x))
+        return y
 
 
 # Table 1 of the paper: the block, and how many of them each stage has.
@@ -87,6 +96,11 @@ STAGES: dict[int, tuple[type[_Residual], tuple[int, ...]]] = {
 
 class ResNet(nn.Module):
     """Four stages of residual blocks: x (N, in_channels, H, W) -> scores (N, num_classes); see `resnet`, `resnext`."""
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self, layers: int = 50, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, groups: int = 1,
@@ -120,7 +134,8 @@ class ResNet(nn.Module):
         """The scores of each class, before any softmax: (N, in_channels, H, W) -> (N, num_classes)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H / 4, W / 4)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 512 or 2048, H / 32, W / 32)
-        return self.fc(self.avgpool(x).flatten(1))
+        y: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return y
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> ResNet:
         """Take the weights of torchvision's resnet18, 34, 50, 101, 152 or of its ResNeXt; returns the network.
@@ -131,7 +146,13 @@ class ResNet(nn.Module):
 
 
 def resnet(
-    layers: int = 50, num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0, device=None, dtype=None
+    layers: int = 50,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    *,
+    width: float = 1.0,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> ResNet:
     """ResNet with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes); 224 x 224 in the paper.
 
@@ -146,7 +167,7 @@ def resnet(
 
 def resnext(
     layers: int = 50, num_classes: int = 1000, in_channels: int = 3, *, groups: int = 32, group_width: int = 4,
-    width: float = 1.0, device=None, dtype=None,
+    width: float = 1.0, device: Device=None, dtype: torch.dtype | None=None,
 ) -> ResNet:  # fmt: skip
     """ResNeXt with fresh weights: images (N, in_channels, H, W) -> scores (N, num_classes); 224 x 224 in the paper.
 

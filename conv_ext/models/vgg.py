@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
+import torch
 from torch import Tensor, nn
 
 from conv_ext import Conv2d
 
-from .layers import Flatten, count, full_connection, he_start, make, narrowed, one_of, takes_full_connections
+from .layers import (
+    Dense,
+    Device,
+    Flatten,
+    count,
+    full_connection,
+    he_start,
+    make,
+    narrowed,
+    one_of,
+    takes_full_connections,
+)
 from .pretrained import load
 
 __all__ = ["VGG", "vgg", "vgg16", "vgg19"]
 
+Configuration = Literal["A", "A-LRN", "B", "C", "D", "E"]
+
 MAPS = (64, 128, 256, 512, 512)
 # Table 1 of the paper: the kernel sizes of the five stages, which pooling ends.
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[Configuration, tuple[str, ...]] = {
     "A": ("3", "3", "33", "33", "33"),
     "A-LRN": ("3", "3", "33", "33", "33"),  # with a local response normalisation behind the first layer
     "B": ("33", "33", "33", "33", "33"),
@@ -27,8 +43,8 @@ class VGG(nn.Module):
     """Stages of 3 x 3 convolutions: x (N, in_channels, 224, 224) -> scores (N, num_classes); see `vgg`."""
 
     def __init__(
-        self, configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, width: float = 1.0,
-        dense: str = "linear",
+        self, configuration: Configuration = "D", num_classes: int = 1000, in_channels: int = 3, width: float = 1.0,
+        dense: Dense = "linear",
     ) -> None:  # fmt: skip
         super().__init__()
         one_of("dense", dense, ("linear", "conv"))
@@ -60,7 +76,8 @@ class VGG(nn.Module):
 
         With dense="conv" a map of scores: (N, in_channels, H, W) -> (N, num_classes, H / 32 - 6, W / 32 - 6).
         """
-        return self.classifier(self.flatten(self.features(x)))
+        y: Tensor = self.classifier(self.flatten(self.features(x)))
+        return y
 
     def load_torchvision(self, state_dict: dict[str, Tensor]) -> VGG:
         """Take the weights of torchvision's vgg11 (A), vgg13 (B), vgg16 (D) or vgg19 (E); returns the network.
@@ -72,8 +89,8 @@ class VGG(nn.Module):
 
 
 def vgg(
-    configuration: str = "D", num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0,
-    dense: str = "linear", device=None, dtype=None,
+    configuration: Configuration = "D", num_classes: int = 1000, in_channels: int = 3, *, width: float = 1.0,
+    dense: Dense = "linear", device: Device=None, dtype: torch.dtype | None=None,
 ) -> VGG:  # fmt: skip
     """VGG with fresh weights: images (N, in_channels, 224, 224) -> scores (N, num_classes).
 
@@ -92,11 +109,11 @@ def vgg(
     return make(VGG, configuration, num_classes, in_channels, width, dense, device=device, dtype=dtype)
 
 
-def vgg16(num_classes: int = 1000, in_channels: int = 3, **keywords) -> VGG:
+def vgg16(num_classes: int = 1000, in_channels: int = 3, **keywords: Any) -> VGG:
     """`vgg("D", …)`: 13 convolutions and three full connections."""
     return vgg("D", num_classes, in_channels, **keywords)
 
 
-def vgg19(num_classes: int = 1000, in_channels: int = 3, **keywords) -> VGG:
+def vgg19(num_classes: int = 1000, in_channels: int = 3, **keywords: Any) -> VGG:
     """`vgg("E", …)`: 16 convolutions and three full connections."""
     return vgg("E", num_classes, in_channels, **keywords)

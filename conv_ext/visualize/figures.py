@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["as_colours", "bare", "images_for", "layer_of", "mosaic", "new_figure", "png", "progress", "scale_bar",
            "signed_colours"]  # fmt: skip
 
+Item = TypeVar("Item")
 NICE = (1, 2, 5)  # lengths of scale bars, times a power of ten
 
 
@@ -101,13 +102,14 @@ def framed(tile: Tensor, size: tuple[int, int], window: tuple[slice, slice]) -> 
     return whole
 
 
-def progress(items: Sequence | range, text: str, shown: bool = True) -> Iterable:
+def progress(items: Sequence[Item], text: str, shown: bool = True) -> Iterable[Item]:
     """The items with a progress bar, once it takes longer than a second; without one where tqdm is missing."""
     if not shown or importlib.util.find_spec("tqdm") is None:
         return items
     from tqdm import tqdm
 
-    return tqdm(items, desc=text, delay=1, leave=False, dynamic_ncols=True)
+    bar: Iterable[Item] = tqdm(items, desc=text, delay=1, leave=False, dynamic_ncols=True)
+    return bar
 
 
 def layer_of(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +83,9 @@ def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, column
     """
     name, module = layer_of(model, layer)
     batch = images_for(image, model)
-    found: list = []
+    found: list[Any] = []
 
-    def keep(_module, _inputs, output) -> None:  # a copy: a ReLU behind it may work in place
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:  # a copy: a ReLU behind it may work in place
         found.append(output.clone() if isinstance(output, Tensor) else output)
 
     handle = module.register_forward_hook(keep)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import normalize
+from ..arguments import Padding, normalize
 from ..functional import IntOrPair, conv2d
 from .figures import bare, figure_class, new_figure, progress
 
@@ -115,7 +115,7 @@ class Sliding:
         def frames() -> Generator[int, None, None]:
             yield from progress(range(len(self)), "frames", bar)
 
-        def draw(frame: int) -> list:
+        def draw(frame: int) -> list[Any]:
             scene.show(frame)
             return []
 
@@ -190,7 +190,7 @@ class _Scene:
         _cells(middle, sliding.slides, slides)
         self.texts, self.image = _cells(self.right, sliding.result, result)
         self.title = panel.suptitle(" ", fontsize=8.5, y=0.02, va="bottom")
-        self.passing: list = []  # what the next frame takes away
+        self.passing: list[Any] = []  # what the next frame takes away
 
     def show(self, frame: int) -> None:
         """Draw a frame."""
@@ -219,7 +219,7 @@ def _is_small(map_: Tensor) -> bool:
     return max(map_.shape) <= MOST_NUMBERS
 
 
-def _cells(axes: Axes, map_: Tensor, title: str, real: Tensor | None = None) -> tuple[list, AxesImage]:
+def _cells(axes: Axes, map_: Tensor, title: str, real: Tensor | None = None) -> tuple[list[Any], AxesImage]:
     """A map as cells, red above zero and blue below, zeros of padding grey; returns the numbers and the image."""
     limit = 1.6 * max(map_.abs().max().item(), 1e-12)
     shown = map_ if real is None else map_.masked_fill(~real, torch.nan)
@@ -249,7 +249,7 @@ def _frame(axes: Axes, i: int, j: int, width: float) -> Rectangle:
 
 
 def convolution(
-    x: Tensor, w: Tensor, stride: IntOrPair = 1, padding: str | IntOrPair = 0, dilation: IntOrPair = 1, *,
+    x: Tensor, w: Tensor, stride: IntOrPair = 1, padding: Padding | IntOrPair = 0, dilation: IntOrPair = 1, *,
     of: str = "forward", g: Tensor | None = None,
 ) -> Sliding:  # fmt: skip
     """The kernel on its way over the input, a frame for each number of the result; or one of the backward passes.
@@ -289,7 +289,8 @@ def convolution(
     if g.shape != y.shape[2:]:
         raise ValueError(f"g must be as large as the output, {list(y.shape[2:])}, got {list(g.shape)}")
     grads = torch.autograd.grad(y, (x4, w4), g.detach()[None, None])
-    apart, (top, bottom, left, right), dilated, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)
+    steps, (top, bottom, left, right), gaps, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)
+    apart, dilated = (steps[0], steps[1]), (gaps[0], gaps[1])
     if of == "input_grad":
         pads = tuple(d * (r - 1) - p for d, r, p in zip(dilated, w.shape, (top, left)))
         sizes = tuple(n + d * (r - 1) for n, d, r in zip(x.shape, dilated, w.shape))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ def _activations(model: nn.Module, module: nn.Module, name: str, x: Tensor, *, g
     """
     found: list[Any] = []
 
-    def reach(_module, _inputs, output) -> None:
+    def reach(_module: Any, _inputs: Any, output: Any) -> None:
         found.append(output)
         raise _Reached
 
@@ -254,16 +254,17 @@ class _Rectified(torch.autograd.Function):
     """A ReLU whose way back is a ReLU, too: of what comes back the positive part passes, whatever went forward."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return torch.relu(x)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return torch.relu(grads[0])
 
 
-def _rectified(x: Tensor, *_arguments, **_keywords) -> Tensor:
-    return _Rectified.apply(x)
+def _rectified(x: Tensor, *_arguments: Any, **_keywords: Any) -> Tensor:
+    apply: Callable[[Tensor], Tensor] = _Rectified.apply
+    return apply(x)
 
 
 _RELUS = (torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, torch.nn.functional.relu_)
@@ -272,7 +273,9 @@ _RELUS = (torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu, torch.nn.f
 class _Deconvnet(TorchFunctionMode):
     """In the block every ReLU is a `_Rectified`, those behind our convolutions included, and convolutions are ours."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if func in _RELUS:
             return _rectified(*args, **kwargs)
@@ -432,7 +435,7 @@ def maximised(
     return torch.cat(made).float().cpu()
 
 
-def _picker(place: Place | str, y: Tensor):
+def _picker(place: Place | str, y: Tensor) -> Callable[[Tensor], Tensor]:
     """What takes the activation of one unit, or the mean of all, from maps (N, P, Q)."""
     height, width = y.shape[2:]
     if isinstance(place, str):
@@ -462,7 +465,7 @@ class _Ascent:
     def __post_init__(self) -> None:
         self.dead: list[int] = []  # channels that never had a gradient
 
-    def run(self, x: Tensor, channels: list[int], steps: int, ticks: Iterator) -> Tensor:
+    def run(self, x: Tensor, channels: list[int], steps: int, ticks: Iterator[int]) -> Tensor:
         """`steps` steps from x (channels, C, H, W)."""
         lived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         rows = torch.arange(len(x), device=x.device)
@@ -486,7 +489,7 @@ class _Ascent:
 
 def maximise(
     model: nn.Module, layer: str | nn.Module, channel: Channels, size: Sequence[int], *, place: Place | str = "centre",
-    **keywords,
+    **keywords: Any,
 ) -> Picture:  # fmt: skip
     """Inputs that excite channels of a layer, made by gradient ascent; `maximised` tells how, and has all keywords.
 

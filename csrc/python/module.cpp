@@ -4,13 +4,10 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #include "../common/merge.h"
 #include "../torch/fastcall.h"
+#include "../torch/old_glibc.h"
 #include "../torch/operators.h"
 
 namespace py = pybind11;
@@ -25,34 +22,6 @@ py::dict build_info() {
   info["compiler"] = __VERSION__;
   info["cplusplus"] = __cplusplus;
   return info;
-}
-
-// Asks Linux for the tiles' registers, which a process has on request only.
-bool tiles_are_allowed() {
-#if defined(__x86_64__) && defined(__linux__)
-  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-
-// Instruction sets that this processor and its operating system can run, the best first.
-std::vector<std::string> supported_isas() {
-  std::vector<std::string> names;
-#if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  if (bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && tiles_are_allowed())
-    names.push_back("amx");
-  if (bf16) names.push_back("avx512_bf16");
-  if (avx512) names.push_back("avx512");
-  if (avx2) names.push_back("avx2");
-#endif
-  names.push_back("baseline");
-  return names;
 }
 
 Pass pass_named(const std::string& name) {
@@ -221,7 +190,11 @@ PYBIND11_MODULE(_C, module) {
   using namespace conv_ext;
   module.doc() = "The compiled part of conv_ext. Import conv_ext instead: it checks the build and loads the kernels.";
   module.def("build_info", build_info, "What this module was compiled with.");
-  module.def("supported_isas", supported_isas, "Instruction sets that this processor can run, the best first.");
+  module.def("known_isas", known_instruction_sets, "Instruction sets that there are, the best first.");
+  module.def("supported_isas", supported_instruction_sets, "Those that this processor can run.");
+  module.def("available_isas", available_instruction_sets, "Those of them that this build holds.");
+  module.def("load_chosen_kernel_library", load_chosen_kernel_library,
+             "Loads the best that is available, or the one that CONV_EXT_ISA names; RuntimeError where there is none.");
   module.def("load_kernel_library", load_kernel_library, py::arg("path"));
   module.def("load_cuda_library", load_cuda_library, py::arg("path"));
   module.def("isa", [] { return kernel_library().machine.name; }, "The instruction set of the loaded kernel library.");

@@ -14,7 +14,7 @@
 
 #include "buffers.h"
 #include "fork.h"
-#include "old_glibc.h"
+#include "instruction_sets.h"
 #include "registration.h"
 #include "thread_memory.h"
 
@@ -124,10 +124,14 @@ void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void
 }  // namespace
 
 const KernelLibrary& kernel_library() {
-  const KernelLibrary* library = loaded_library;
-  TORCH_CHECK(library != nullptr, "no kernel library is loaded: import conv_ext, not conv_ext._C");
-  return *library;
+  if (loaded_library == nullptr) load_kernel_library(chosen_library());  // by two threads: the same one, twice
+  return *loaded_library;
 }
+
+void load_chosen_kernel_library() { load_kernel_library(chosen_library()); }
+std::vector<std::string> known_instruction_sets() { return known_isas(); }
+std::vector<std::string> supported_instruction_sets() { return supported_isas(); }
+std::vector<std::string> available_instruction_sets() { return available_isas(); }
 
 void load_kernel_library(const std::string& path) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -6,15 +6,29 @@
 #include <atomic>
 #include <string>
 
-#include "old_glibc.h"
+#include "instruction_sets.h"
 #include "operators.h"
+
+// setup.py names that of the CUDA which the kernels are compiled for.
+#ifndef CONV_EXT_CUDART
+#define CONV_EXT_CUDART "libcudart.so"
+#endif
 
 namespace conv_ext {
 namespace {
 
 std::atomic<const CudaLibrary*> loaded_library{nullptr};
 
+// Without Python, which loads them when conv_ext is imported, the kernels are loaded by the first call: where torch has
+// loaded the run-time library of the CUDA that they are for.
+void load_beside_these() {
+  if (loaded_library == nullptr && dlopen(CONV_EXT_CUDART, RTLD_NOW | RTLD_NOLOAD) != nullptr)
+    load_cuda_library(library_path("cuda"));
+}
+
 const CudaLibrary& library() {
+  static const bool looked = (load_beside_these(), true);
+  static_cast<void>(looked);
   const CudaLibrary* const library = loaded_library;
   TORCH_CHECK_NOT_IMPLEMENTED(
       library != nullptr, "conv_ext has not loaded its CUDA kernels, since they were built for another major version ",

@@ -18,6 +18,7 @@
 __asm__(".symver dlopen, dlopen@" CONV_EXT_FIRST_GLIBC);
 __asm__(".symver dlsym, dlsym@" CONV_EXT_FIRST_GLIBC);
 __asm__(".symver dlerror, dlerror@" CONV_EXT_FIRST_GLIBC);
+__asm__(".symver dladdr, dladdr@" CONV_EXT_FIRST_GLIBC);
 #undef CONV_EXT_FIRST_GLIBC
 
 // glibc 2.32 has a flag that says whether a process ever had a second thread; the C++ library then leaves out atomic

@@ -13,6 +13,9 @@
 
 namespace conv_ext {
 
+// What conv_ext._C, a library of its own, takes from that of the operators; all else in it is hidden.
+#pragma GCC visibility push(default)
+
 // Everything of a call but its tensors. `size`: (H, W) for input_grad, (R, S) for weight_grad, unused by forward.
 template <class Int>
 struct CallOf {
@@ -56,9 +59,15 @@ const CudaCandidate& choose_cuda_or_throw(const ConvProblem& problem, Pass pass,
 
 const char* pass_name(Pass pass);
 
-// The kernel library that is in use; loading replaces it. Raises where there is none, or it does not load.
+// The kernel library that is in use, the chosen one (instruction_sets.h) where none was loaded before; loading replaces
+// it. Raises where there is none, or it does not load.
 const KernelLibrary& kernel_library();
 void load_kernel_library(const std::string& path);
+void load_chosen_kernel_library();
+// Those that there are, that this processor runs, and that the build holds of these; the best first.
+std::vector<std::string> known_instruction_sets();
+std::vector<std::string> supported_instruction_sets();
+std::vector<std::string> available_instruction_sets();
 // The same for the CUDA kernels of a build that has them.
 void load_cuda_library(const std::string& path);
 
@@ -67,5 +76,7 @@ void set_scratch_guard(bool on);
 // For tests: of the blocks of scratch and workspace that are asked for from now on, the one with this number cannot be
 // had (negative: all can). What was left of the number before: negative where that block has been asked for.
 int64_t fail_block(int64_t number);
+
+#pragma GCC visibility pop
 
 }  // namespace conv_ext

@@ -1,7 +1,9 @@
-"""Hooks of mkdocs: pages that lie beside docs/, links that lead out of docs/, folders in the navigation."""
+"""Hooks of mkdocs: pages beside docs/, notebooks as pages, links that lead out of docs/, folders in the navigation."""
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -50,7 +52,8 @@ def expanded(nav, docs: Path, named: set[str]):
     entries = []
     for entry in nav:
         if isinstance(entry, str) and entry.endswith("/*"):
-            found = sorted(path.relative_to(docs).as_posix() for path in (docs / entry[:-2]).glob("*.md"))
+            files = [path for path in (docs / entry[:-2]).glob("*") if path.suffix in (".md", ".ipynb")]
+            found = sorted(path.relative_to(docs).with_suffix(".md").as_posix() for path in files)
             entries += [page for page in found if page not in named]
         else:
             entries.append(expanded(entry, docs, named))
@@ -60,7 +63,37 @@ def expanded(nav, docs: Path, named: set[str]):
 def on_files(files, config):
     for name, page in BESIDE.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
+    for path in sorted(Path(config.docs_dir).rglob("*.ipynb")):
+        page = path.relative_to(config.docs_dir).with_suffix(".md").as_posix()
+        text, pictures = notebook(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        files.append(File.generated(config, page, content=text))
+        for name, content in pictures.items():
+            files.append(File.generated(config, f"{posixpath.dirname(page)}/{name}", content=content))
     return files
+
+
+def notebook(told: dict, stem: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook as it was executed, in Markdown, and its pictures by name: text, code, and what came of it."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in told["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code":
+            parts.append(source)
+            continue
+        if source.strip():
+            parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            picture = next((kind for kind in ("image/png", "image/gif") if kind in data), None)
+            text = "".join(output.get("text") or data.get("text/plain") or output.get("traceback") or "")
+            if picture:
+                name = f"{stem}_{len(pictures)}.{picture.rpartition('/')[2]}"
+                pictures[name] = base64.b64decode("".join(data[picture]))
+                parts.append(f"![what the code above draws]({name})")
+            elif text.strip():
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts), pictures
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -81,6 +114,7 @@ def relinked(text: str, source: str) -> str:
     for it, the words alone. To nothing that is there: left as it is, for mkdocs to complain of.
     """
     here = BESIDE.get(source, source.removeprefix("docs/"))
+    folder_of_here = posixpath.dirname(here) or "."
 
     def link(found: re.Match) -> str:
         picture, words, target = found.groups()
@@ -88,14 +122,23 @@ def relinked(text: str, source: str) -> str:
         if re.match(r"[a-z]+:", target) or not path:
             return found[0]
         wanted = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-        if wanted in BESIDE or wanted.startswith("docs/") and (ROOT / wanted).is_file() and not wanted.endswith(".py"):
-            page = BESIDE.get(wanted, wanted.removeprefix("docs/"))
-            return f"{picture}[{words}]({posixpath.relpath(page, posixpath.dirname(here) or '.')}{hash_}{anchor})"
-        if wanted.startswith("docs/") and (ROOT / wanted / "index.md").is_file():
-            folder = wanted.removeprefix("docs/") + "/index.md"
-            return f"{picture}[{words}]({posixpath.relpath(folder, posixpath.dirname(here) or '.')}{hash_}{anchor})"
+        page = BESIDE.get(wanted) or page_of(wanted)
+        if page:
+            return f"{picture}[{words}]({posixpath.relpath(page, folder_of_here)}{hash_}{anchor})"
         if not (ROOT / wanted).exists():
             return found[0]
         return f"[{words}]({repository()}/blob/main/{wanted}{hash_}{anchor})" if repository() else words
 
     return LINK.sub(link, text)
+
+
+def page_of(name: str) -> str | None:
+    """What the site has of a file or a folder of the checkout: a page, a picture; None: nothing."""
+    path, page = ROOT / name, name.removeprefix("docs/")
+    if page == name or path.suffix == ".py":
+        return None
+    if path.suffix == ".ipynb":
+        return page.replace(".ipynb", ".md")
+    if path.is_dir():
+        return f"{page}/index.md" if (path / "index.md").is_file() else None
+    return page if path.is_file() else None

@@ -234,8 +234,12 @@ def packed(case: Case, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     if b is not None:
         layer.bias = nn.Parameter(b.detach())
     example = x.detach()
-    if case.variant % 4 == 1:  # two rows and columns more, and another layout
+    if case.variant % 8 == 1:  # two rows and columns more, and another layout
         example = F.pad(example, (1, 1, 1, 1)).transpose(-1, -2).contiguous().transpose(-1, -2)
+    elif case.variant % 8 == 5:  # many more, and channels that are neighbours
+        example = F.pad(example, (9, 20, 13, 8))
+        example = (example if case.batched else example[None]).contiguous(memory_format=torch.channels_last)
+        example = example if case.batched else example[0]
     layer = conv_ext.PackedConv2d.of(layer, example)
     if later:
         layer.weight = w.detach()

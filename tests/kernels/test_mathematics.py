@@ -235,6 +235,19 @@ def test_polynomials_of_minimal_filtering():
     at = [eval(a, {}, names) * eval(b, {}, names) for _, a, b in rows]
     d0, d1, d2, d3 = dx.flatten().tolist()
     assert at == [d0, d0 + d1 + d2 + d3, d0 - d1 + d2 - d3, d3]
+    # Back from the values: dx, and T as a sum over the four of them.
+    named = {"p(0)": "p0", "p(1)": "p1", "p(-1)": "pm", "p(∞)": "pi", "·": "*"}
+
+    def formula(text):
+        for sign, word in named.items():
+            text = text.replace(sign, word)
+        x = {"x0": 3.0, "x1": -2.0, "x2": 7.0, "x3": 4.0}
+        return eval(text, {"__builtins__": {}}, {**dict(zip(("p0", "p1", "pm", "pi"), at)), **x})
+
+    said = re.search(r"^ +dx0 = (.*?)  +dx1 = (.*?)  +dx2 = (.*?)  +dx3 = (.*?)$", TEXT, re.MULTILINE).groups()
+    assert [formula(text) for text in said] == [d0, d1, d2, d3]
+    form = re.search(r"^    T = (p\(0\).*)$", TEXT, re.MULTILINE)[1]
+    assert formula(form) == 3 * d0 - 2 * d1 + 7 * d2 + 4 * d3
 
 
 def test_counts_of_products():

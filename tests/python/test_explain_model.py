@@ -53,6 +53,20 @@ def test_rows_are_the_explanations_of_the_layers():
     assert not any(module._forward_hooks for module in model.modules()) and model.training
 
 
+@pytest.mark.parametrize("layout", layouts.FORMATS.values())
+def test_torchs_layers_are_explained_as_ours_in_any_layout(layout):
+    """On the meta device torch's own have other strides than where they compute."""
+    layers = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    model, x = nn.Sequential(*layers).to(memory_format=layout), torch.randn(1, 8, 9, 9)
+    theirs = conv_ext.explain(model, x)
+    assert [type(layer) for layer in model] == [nn.Conv2d, nn.Conv2d, nn.ReLU, nn.Conv2d]
+    ours = conv_ext.explain(conv_ext.convert(model), x)
+    assert [row.calls for row in theirs.layers] == [row.calls for row in ours.layers]
+    with torch.no_grad():
+        y = model[0](x)
+    assert str(ours.layers[1].calls[0]) == str(conv_ext.explain(model[1], y))
+
+
 def test_a_layer_over_a_table_is_several_convolutions():
     layer = conv_ext.MappedConv2d([[0, 1], [1, 2], [0]], 3, activation="relu", dense=False)
     x = torch.randn(2, 3, 9, 9)
@@ -178,3 +192,24 @@ def test_auto_needs_an_example():
         conv_ext.fuse(net(), memory_format="auto")
     with pytest.raises(TypeError, match="a torch.memory_format or \"auto\", got 'channels'"):
         conv_ext.fuse(net(), memory_format="channels")
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "exported"])
+def test_torchs_pooling_counts_beside_the_convolutions(kind):
+    class Pools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.most, self.mean = nn.Conv2d(8, 8, 1), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d((2, 1))
+
+        def forward(self, x):
+            if kind == "function":
+                return nn.functional.avg_pool2d(nn.functional.max_pool2d(self.conv(x), 3, 2, 1), (2, 1))
+            return self.mean(self.most(self.conv(x)))
+
+    model, x = Pools().eval(), torch.randn(2, 8, 12, 12)
+    alone = conv_ext.fuse(nn.Sequential(model.conv).eval(), x, memory_format="auto").report.layouts
+    given = torch.export.export(model, (x,)) if kind == "exported" else model
+    found = conv_ext.fuse(given, x, memory_format="auto").report.layouts
+    for name in layouts.FORMATS:
+        pooling = 8 * 6 * 6 * 9 * layouts.POOLING["max"][name] + 8 * 3 * 6 * 2 * layouts.POOLING["average"][name]
+        assert found.cycles[name] - alone.cycles[name] == pytest.approx(pooling)

@@ -167,3 +167,13 @@ def test_weights_are_packed_as_they_lie_in_the_end(layout):
 def test_errors_of_the_call_are_the_models():
     with pytest.raises(RuntimeError, match="channels"):
         conv_ext.fuse(net(), torch.randn(1, 2, 12, 12))
+
+
+def test_an_exported_fused_model_packs_nothing_when_it_is_called():
+    x = images()
+    fused = conv_ext.fuse(net(), x)
+    program = torch.export.export(fused, (x,))
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert targets.count(torch.ops.conv_ext.forward_packed.default) == 2
+    assert torch.ops.conv_ext.forward.default not in targets
+    assert torch.equal(scores(program.module(), x), scores(fused, x))

@@ -1020,6 +1020,9 @@ def test_fused_models_and_summary():
     assert [r.parameters for r in conv_ext.summary(packed, (3, 12, 12)).rows] == [448, 2320]
     assert conv_ext.summary(packed, (3, 12, 12)).operations == conv_ext.summary(fused, (3, 12, 12)).operations
     assert conv_ext.summary(packed, (3, 12, 12)).unused_parameters == 0
+    kept = sum(m.packed_bytes for m in packed.modules() if type(m) is conv_ext.PackedConv2d)
+    assert conv_ext.summary(packed, (3, 12, 12)).packed_bytes == kept > 0
+    assert f"{kept / 1024:,.1f} KiB of packed weights" in str(conv_ext.summary(packed, (3, 12, 12)))
     with torch.no_grad():
         assert torch.equal(packed(x), fused(x))  # the summary gives every tensor back
     layer = next(m for m in packed.modules() if type(m) is conv_ext.PackedConv2d)

@@ -96,3 +96,15 @@ def test_a_primal_without_its_tangent():
         primal, tangent = torch._VF._unpack_dual(dual, level=0)
         assert torch.equal(primal, x) and torch.equal(tangent, torch.ones_like(x))
         assert torch._VF._unpack_dual(primal, level=0).tangent is None
+
+
+def test_sharding_strategies_are_registered_as_torch_registers_its_own(monkeypatch, caplog):
+    from torch.distributed.tensor import DTensor
+
+    from conv_ext import sharding
+
+    known = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
+    assert {ops.forward, ops.forward_packed, ops.input_grad, ops.weight_grad} <= known.keys()
+    monkeypatch.delattr(DTensor, "_op_dispatcher")
+    sharding._register()
+    assert "registers sharding strategies otherwise" in caplog.text

@@ -368,12 +368,15 @@ def test_printing():
     found = conv_ext.summary(models.mnist_convnet(), (1, 28, 28))
     text = str(found)
     assert "ConvNet, input 1 × 28 × 28" in text
-    assert re.search(r"conv\(5,64\) +features\.3 +51,264 +3,280,896 +8×8×64", text)
-    assert re.search(r"^all +155,606 +3,886,166 +", text, re.MULTILINE) and repr(found) == text
+    assert re.search(r"conv\(5,64\) +features\.3 +51,264 +3,280,896 +3,276,800 +8×8×64", text)
+    assert re.search(r"^all +155,606 +3,886,166 +3,841,000 +", text, re.MULTILINE) and repr(found) == text
     table = found.to_markdown().splitlines()
     assert table[0].startswith("| op | name | parameters |") and table[1].startswith("| --- | --- | ---: |")
-    assert len(table) == 2 + 6 + 1 and {row.count("|") for row in table} == {10}
-    assert "| conv(5,64) | features.3 | 51,264 | 3,280,896 | 8×8×64 | 14 | 2 | 0 | 16.0 |" in table
+    assert text.endswith("\n7,682,000 FLOPs, as torch's FlopCounterMode counts them")
+    assert table[-2:] == ["", "7,682,000 FLOPs, as torch's FlopCounterMode counts them."]
+    table = table[:-2]
+    assert len(table) == 2 + 6 + 1 and {row.count("|") for row in table} == {11}
+    assert "| conv(5,64) | features.3 | 51,264 | 3,280,896 | 3,276,800 | 8×8×64 | 14 | 2 | 0 | 16.0 |" in table
 
 
 @pytest.mark.parametrize("model, size, error, message", [
@@ -411,13 +414,75 @@ def test_command(capsys):
     for wrong in ("0", "-3", "x", str(2**31), "9" * 5000):
         code, _, err = outcome(capsys, "summary", "vgg16", f"--classes={wrong}")
         assert code == 2 and f"must be a number from 1 to 2147483647, got '{wrong[:40]}'" in err
-    for wrong in ("224", "3x224", "3x0x5", "axbxc", "3x-1x5", "3x2x1x1", "3x" + "9" * 5000 + "x1"):
+    code, _, err = outcome(capsys, "summary", "vgg16", "--input", "3x224")
+    assert code == 2 and "VGG does not run with an input of [3, 224]" in err
+    for wrong in ("224", "3x0x5", "axbxc", "3x-1x5", "1x3x2x1x1", "3x" + "9" * 5000 + "x1"):
         code, _, err = outcome(capsys, "summary", "vgg16", "--input", wrong)
         assert code == 2 and f"as 3x224x224, each from 1 to 2147483647, got '{wrong[:40]}'" in err
     code, _, err = outcome(capsys, "summary", "vgg17")
-    assert code == 2 and "vgg17" in err and "resnet152" in err
+    assert code == 2 and "conv_ext summary: there is no network 'vgg17': did you mean vgg1" in err
     code, out, _ = outcome(capsys, "summary", "--help")
     assert code == 0 and "--expand" in out and "nin_imagenet" in out
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "mobilenet_v2"])
+def test_macs_and_flops_are_those_of_other_tools(name):
+    """FlopCounterMode on a real call; two FLOPs for each product, and the lectures' operations are more."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = models.NETWORKS[name].make(num_classes=10).eval()
+    found = conv_ext.summary(model, (3, 64, 64), batch=2)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, 64, 64))
+    assert found.flops == counter.get_total_flops() == 2 * found.macs < 2 * found.operations
+    one = conv_ext.summary(model, (3, 64, 64))
+    for name in ("macs", "flops", "operations", "bytes"):
+        assert getattr(found, name) == 2 * getattr(one, name), name
+    assert found.parameters == one.parameters and [r.volume for r in found.rows] == [r.volume for r in one.rows]
+    assert "2 images" in str(found).splitlines()[0] and "one image" in str(one).splitlines()[0]
+
+
+def test_products_between_the_layers_are_flops():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.project = nn.Linear(8, 8, bias=False)
+
+        def forward(self, x):
+            x = self.project(x)
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    found = conv_ext.summary(Attention(), (5, 8))
+    assert found.macs == 5 * 8 * 8 and found.flops == 2 * found.macs + 2 * 2 * 5 * 5 * 8
+
+
+def test_macs_of_transposed_layers_and_of_a_table():
+    layers = nn.ConvTranspose2d(4, 6, 3, stride=2), conv_ext.MappedConv2d([[0, 1], [2], [3, 4, 5]], 3)
+    rows = conv_ext.summary(nn.Sequential(*layers), (4, 5, 5), batch=3).rows
+    assert [row.macs for row in rows] == [3 * 4 * 5 * 5 * 6 * 9, 3 * 6 * 9 * 9 * 9]
+    assert [row.operations - row.macs for row in rows] == [3 * 6 * 11 * 11, 3 * 3 * 9 * 9]
+
+
+@pytest.mark.parametrize("batch, error", [(0, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_a_bad_batch(batch, error):
+    with pytest.raises(error, match=f"batch must be (at least 1|an int), got {batch}"):
+        conv_ext.summary(nn.Conv2d(1, 1, 1), (1, 2, 2), batch=batch)
+
+
+def test_the_command_takes_any_model(capsys, tmp_path, monkeypatch):
+    (tmp_path / "summary_nets.py").write_text("from torch import nn\ndef net():\n    return nn.Conv1d(4, 2, 3)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = outcome(capsys, "summary", "summary_nets:net", "--input", "4x20")
+    assert code == 0 and "conv(3,2)" in out and "288 FLOPs" not in out and "864 FLOPs" in out
+    code, out, _ = outcome(capsys, "summary", "lenet5", "--input", "4x1x32x32")
+    assert code == 0 and "4 images" in out
+    for arguments, said in (
+        (["summary_nets:net"], "is not known: give --input"), (["summary_nets:nix"], "has no 'nix'"),
+        (["summary_nets:net", "--input", "4x20", "--classes", "3"], "num_classes can be chosen of"),
+    ):  # fmt: skip
+        code, _, err = outcome(capsys, "summary", *arguments)
+        assert code == 2 and said in err and err.startswith("conv_ext summary: ")
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)

@@ -26,6 +26,7 @@ from bench import (
     networks,
     peaks,
     peers,
+    pooling,
     precision,
     report,
     run,
@@ -550,3 +551,23 @@ def test_what_torchs_own_layers_cannot_compute_is_left_out(monkeypatch):
     rows = inferred(monkeypatch, ("torch", "ours"), name="", make=None, setting="bfloat16")
     assert len(rows) == 6 and all("torch's layers cannot: " in row["skipped"] and "ms" not in row for row in rows)
     assert all("ms" in row for row in inferred(monkeypatch, ("ours",), name="", make=None))
+
+
+def test_pooling_is_measured_in_both_layouts(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pooling, "LAYERS", [(4, 8, 3, 2, 1)])
+    path = tmp_path / "found.json"
+    assert pooling.main(["--seconds", "0.001", "--out", str(path)]) == 0
+    found = environment.load(path)
+    assert [row["kind"] for row in found["cases"]] == ["max", "average"]
+    assert all(row["nchw"] > 0 and row["channels_last"] > 0 for row in found["cases"])
+    said = capsys.readouterr().out
+    assert "max, 3x3 stride 2, 4 x 8 x 8" in said and "average, mean" in said and said.startswith(report.text(found))
+
+
+def test_cycles_of_pooling_are_of_an_element_of_a_window(monkeypatch):
+    def timed(functions, seconds, threads, **_):
+        return pooling.timer.Timing({name: [2e-6] for name in functions}, 0.0)
+
+    monkeypatch.setattr(pooling.timer, "undisturbed", timed)
+    row = pooling.measure(("max", (2, 4, 2, 2, 0)), 1.0)
+    assert row["nchw"] == row["channels_last"] == pytest.approx(2e-6 * pooling.CLOCK / (2 * 2 * 2 * 4))

@@ -328,3 +328,37 @@ def test_the_lectures_networks_learn_as_it_says():
         recipe = demo.NETWORKS[name].recipe
         assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (128, 1e-2, 1e-2)
     assert load_digits().train_images.shape[2:] == (32, 32)
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
+
+
+def rows_of(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_page_of_recipes_has_the_demos():
+    page = RECIPES.read_text(encoding="utf-8")
+    rows = rows_of(page[page.index("| network | batch |") :].split("\n\n")[0])[2:]
+    listed = {name: row[1:] for row in rows for name in row[0].split(", ")}
+    assert listed.keys() == demo.NETWORKS.keys()
+    for name, (batch, rate, momentum, decay) in listed.items():
+        recipe = demo.NETWORKS[name].recipe
+        said = int(batch), float(rate), float(momentum.split()[0]), float(decay)
+        assert said == (recipe.batch_size, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
+
+
+def test_the_page_of_recipes_has_what_was_measured():
+    """Errors are shares of the test images, the means theirs; nothing stands there that has no errors."""
+    table = RECIPES.read_text(encoding="utf-8").split("<!-- recipes: begin -->\n")[1].split("<!-- recipes: end -->")[0]
+    rows, tested = rows_of(table)[2:], {"digits": 360, "mnist": 10_000, "cifar10": 10_000}
+    assert {tuple(row[:3]) for row in rows} >= {
+        ("digits", network, recipe) for network in ("lenet5", "cifar10_convnet") for recipe in ("today's", "plain")
+    }
+    for data, _, _, epochs, mean, each in rows:
+        errors = [float(value) for value in each.split(", ")]
+        assert int(epochs) == demo.EPOCHS[data] and len(errors) == 3
+        assert sum(errors) / 3 == pytest.approx(float(mean), abs=0.011)
+        for error in errors:
+            wrong = error / 100 * tested[data]
+            assert abs(wrong - round(wrong)) < 0.006 / 100 * tested[data]

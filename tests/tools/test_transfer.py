@@ -1,12 +1,14 @@
 """The transfer demo: what is frozen stays and costs no gradients; its tables, its picture, its refusals."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from conv_ext.demo import transfer
 from conv_ext.demo.data import load_digits
+from conv_ext.models import resnet
 from test_demo import outcome
 
 CPU = torch.device("cpu")
@@ -82,3 +84,17 @@ def test_command(tmp_path, capsys, monkeypatch):
         assert code == 2 and message in err and out == ""
     code, _, err = outcome(capsys, "demo", "transport")
     assert code == 2 and "invalid choice: 'transport'" in err
+
+
+def test_the_pages_counts_of_kernels():
+    """docs/transfer.md: how often each kernel runs in a training step of ResNet-18, by what is free."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "transfer.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| (.*?) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    free = {"everything": ("",), "the last stage and the last layer": ("layer4", "fc"), "the last layer": ("fc",)}
+    assert [row[0] for row in said] == list(free)
+    net = resnet(18, 5)
+    x, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    for name, *counts in said:
+        for parameter_name, parameter in net.named_parameters():
+            parameter.requires_grad_(parameter_name.startswith(free[name]))
+        assert list(transfer.counted(net, x, labels).values()) == [int(count) for count in counts], name

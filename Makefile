@@ -111,7 +111,7 @@ notebooks: build $(COURSE)
 	$(RUN) docs/make_notebooks.py $(ARGS)
 
 docs: $(WRITING)
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs --quiet build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --clean
 	@echo build/site/index.html
 
 sdist: $(DEPENDENCIES) $(PACKAGING)

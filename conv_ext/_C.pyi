@@ -15,16 +15,18 @@ class Road(IntEnum):
 
 Int = int | SymInt
 
-def road(input: object, weight: object, bias: object, /) -> Road: ...
+def road(input: object, weight: object, bias: object, residual: object = None, /) -> Road: ...
 
 # Below the dispatcher, for plain tensors.
 def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int, precision: str, algorithm: str, activation: str, /,
+    dilation: Sequence[int], groups: int, precision: str, algorithm: str, activation: str,
+    residual: Tensor | None = None, low: float = 0, high: float = 0, /,
 ) -> Tensor: ...  # fmt: skip
 def forward_packed(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int, precision: str, algorithm: str, activation: str, packed: Tensor, /,
+    dilation: Sequence[int], groups: int, precision: str, algorithm: str, activation: str,
+    residual: Tensor | None, low: float, high: float, packed: Tensor, /,
 ) -> Tensor: ...  # fmt: skip
 def input_grad(
     grad_output: Tensor, weight: Tensor, input_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
@@ -39,6 +41,7 @@ def weight_grad(
 def result_size(
     pass_name: str, first: Tensor, second: Tensor, bias: Tensor | None, size: Sequence[Int], stride: Sequence[Int],
     padding: Sequence[Int], dilation: Sequence[Int], groups: Int, precision: str, activation: str = "none",
+    residual: Tensor | None = None, low: float = 0, high: float = 0,
 ) -> list[int]: ...  # fmt: skip
 
 # What would run: csrc/python/module.cpp says what the dict holds.

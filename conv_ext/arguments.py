@@ -12,13 +12,15 @@ from torch import SymInt, Tensor
 
 INT64_MAX = 2**63 - 1
 # The strings that are arguments, for type checkers.
-Activation = Literal["none", "relu"]  # the default first
+ActivationName = Literal["none", "relu", "relu6", "silu", "hardswish"]  # the default first
+Activation = ActivationName | tuple[Literal["clamp"], float, float]  # low, high
 Padding = Literal["valid", "same", "full", "same_strided"]  # torch knows the first two
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Precision = Literal["ieee", "tf32", "bf16"]
-ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 PADDINGS: tuple[str, ...] = get_args(Padding)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+_OPERATORS = {name: (name, 0.0, 0.0) for name in ACTIVATIONS} | {"relu6": ("clamp", 0.0, 6.0)}
 # stride, padding before and after each dimension, dilation, groups
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
@@ -173,19 +175,53 @@ def of_one_row(error: RuntimeError) -> RuntimeError:
     return error if text == str(error) else RuntimeError(text)
 
 
-def check_activation(activation: str) -> None:
-    """ValueError unless the name is one of ACTIVATIONS."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation}")
+def operators_activation(activation: Any) -> tuple[str, float, float]:
+    """An activation as the operators take it: its name, and two bounds, which clamp reads.
+
+    Raises:
+        TypeError: it is neither a str nor a tuple. RuntimeError: it is none of the activations.
+    """
+    if isinstance(activation, str):
+        found = _OPERATORS.get(activation)
+        if found is not None:
+            return found
+    elif not isinstance(activation, tuple):
+        raise TypeError(f"argument 'activation' must be str, not {type(activation).__name__}")
+    elif len(activation) == 3 and activation[0] == "clamp":
+        _, low, high = activation
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)):
+            return "clamp", float(low), float(high)
+    names = ", ".join(ACTIVATIONS)
+    raise RuntimeError(f"activation must be one of {names}, or ('clamp', low, high) with two numbers, got {activation}")
 
 
-def check_operands(function: str, rank: int, input: Any, weight: Any, bias: Any) -> bool:
+def check_activation(activation: Any) -> None:
+    """ValueError unless it is one of ACTIVATIONS, or ("clamp", low, high) with low <= high."""
+    try:
+        name, low, high = operators_activation(activation)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+    if name == "clamp" and not low <= high:
+        raise ValueError(f"activation clamp needs bounds with low <= high, got low={low} and high={high}")
+
+
+def named_activation(name: str, low: float, high: float) -> Any:
+    """The public form of what `operators_activation` gives."""
+    return ("clamp", low, high) if name == "clamp" else name
+
+
+def shown_activation(activation: Activation) -> str:
+    """How an activation is written in tables and reprs: relu, clamp(0, 6)."""
+    return activation if isinstance(activation, str) else f"clamp({activation[1]:g}, {activation[2]:g})"
+
+
+def check_operands(function: str, rank: int, input: Any, weight: Any, bias: Any, residual: Any = None) -> bool:
     """What must hold before an operand may be looked at: types, layouts, ranks. Returns whether there is a batch."""
-    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+    for name, value in (("input", input), ("weight", weight), ("bias", bias), ("residual", residual)):
         if isinstance(value, Tensor):
             if value.layout != torch.strided:
                 raise RuntimeError(f"Expected a strided {name}, but got layout {value.layout}")
-        elif name != "bias" or value is not None:
+        elif name in ("input", "weight") or value is not None:
             raise TypeError(f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}")
     if weight.dim() != rank:
         layout = "(K, C/groups, R, S)" if rank == 4 else "(K, C/groups, S)"
@@ -194,5 +230,9 @@ def check_operands(function: str, rank: int, input: Any, weight: Any, bias: Any)
         raise RuntimeError(
             f"Expected {rank - 1}D (unbatched) or {rank}D (batched) input to {function}, "
             f"but got input of size: {list(input.shape)}"
+        )
+    if residual is not None and residual.dim() != input.dim():
+        raise RuntimeError(
+            f"Expected {input.dim()}D residual, of the result's size, but got residual of size: {list(residual.shape)}"
         )
     return bool(input.dim() == rank)

@@ -4,12 +4,14 @@ Start with `Forward.backward`. Every operator is bilinear in its two tensors, wi
 complex result is that of the conjugated other operand, as everywhere in PyTorch. So
 
     operator              upstream   gradients
-    forward(x, w, b)      gy         input_grad(gy, w*), weight_grad(gy, x*), sum of gy over N, P, Q
+    forward(x, w, b, r)   gy         input_grad(gy, w*), weight_grad(gy, x*), sum of gy over N, P, Q, gy
     input_grad(g, w)      u          forward(u, w*), weight_grad(g*, u)
     weight_grad(g, x)     v          forward(x*, v), input_grad(g*, v)
 
-and a derivative of any order, in either mode, is made of the same three. Behind a ReLU the upstream gradient of forward
-and its tangent are masked by the saved output first: what flows stops where the output is 0, and passes at NaN.
+and a derivative of any order, in either mode, is made of the same three. Behind an activation the upstream gradient of
+forward and its tangent are multiplied by its slope first. That of relu and clamp is a mask by the saved output: what
+flows stops where the output lies at a bound, and passes at NaN. That of silu and hardswish is a function of the sum
+before it, which is computed again: saving it would take a second result's memory.
 
 There are two roads through a Function. The general one ends in the operator below the Autograd key and is right under
 every transform. The plain one (`_C.road` has seen nothing but plain tensors) calls the kernel at once.
@@ -72,14 +74,15 @@ def _weight_grad(kernels: Any, grad: Tensor, input: Tensor, ctx: Any) -> Tensor:
 
 
 @contextmanager
-def _tangent_of(ctx: Any) -> Iterator[list[Tensor]]:
+def _tangent_of(ctx: Any) -> Iterator[list[Any]]:
     """The saved operands as constants of this level of forward-mode AD, for the computation of its tangent.
 
     PyTorch turns forward mode off while a Function's jvp runs, which loses the tangents of the outer levels
     (`torch.func.jvp` of `jvp`): it is turned on again, and the operands give up their own tangent instead.
     """
     with forward_ad._set_fwd_grad_enabled(True):
-        yield [torch._VF._unpack_dual(tensor, level=0).primal for tensor in ctx.saved_tensors]
+        saved = ctx.saved_tensors
+        yield [None if tensor is None else torch._VF._unpack_dual(tensor, level=0).primal for tensor in saved]
 
 
 def _conj(tensor: Tensor) -> Tensor:
@@ -94,6 +97,49 @@ def _mask(values: Tensor, *output: Tensor) -> Tensor:
     depthwise layer, and for a first layer, which has no input gradient, 28 % (LeNet's) and 44 % (VGG's).
     """
     return _threshold_backward(values, *output, 0) if output else values
+
+
+def _silu_slope(u: Tensor) -> Tensor:
+    s = u.sigmoid()
+    return s * (1 + u * (1 - s))
+
+
+def _hardswish_slope(u: Tensor) -> Tensor:
+    return torch.where(u < -3, 0, torch.where(u <= 3, u / 3 + 0.5, 1))
+
+
+_SLOPES = {"silu": _silu_slope, "hardswish": _hardswish_slope}  # of the activations that no result tells
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor, for_jvp: bool) -> None:
+    """What `_behind` will need, beside the operands whose partners need a gradient.
+
+    A frozen operand's partner is not needed, and is not kept alive.
+    """
+    input, weight, bias, *arguments, activation, residual, low, high = inputs
+    needs_input, needs_weight = ctx.needs_input_grad[:2]
+    again = activation in _SLOPES
+    more = () if activation == "none" else (bias, residual) if again else (output,)
+    ctx.save_for_backward(input if needs_weight or again else None, weight if needs_input or again else None, *more)
+    if for_jvp:
+        ctx.save_for_forward(input, weight, *more)
+    ctx.input_size, ctx.kernel_size, ctx.weight_stride = input.shape[2:], weight.shape[2:], weight.stride()
+    ctx.arguments, ctx.activation = arguments, (activation, low, high)
+
+
+def _behind(ctx: Any, values: Tensor, input: Tensor, weight: Tensor, *more: Any) -> Tensor:
+    """`values`, an upstream gradient or a tangent, on the other side of the activation. The rest is what was saved."""
+    activation, low, high = ctx.activation
+    if activation in ("none", "relu"):
+        return _mask(values, *more)
+    if activation == "clamp":
+        (output,) = more
+        low, high = (torch.full((), bound, dtype=output.dtype, device=output.device) for bound in (low, high))
+        return values.masked_fill((output <= low) | (output >= high), 0)
+    bias, residual = more
+    u = _Differentiable.forward(input, weight, bias, *ctx.arguments, "none", residual, 0.0, 0.0)
+    wide = u.float() if u.dtype in (torch.bfloat16, torch.float16) else u
+    return (values * _SLOPES[activation](wide)).to(u.dtype)
 
 
 def bias_grad(grad: Tensor) -> Tensor:
@@ -114,7 +160,7 @@ def bias_grad(grad: Tensor) -> Tensor:
 
 
 class Forward(torch.autograd.Function):
-    """y = conv(x, w) + b or its ReLU, `torch.ops.conv_ext.forward` with derivatives of any order."""
+    """y = act(conv(x, w) + b + r), `torch.ops.conv_ext.forward` with derivatives of any order."""
 
     @staticmethod
     def forward(
@@ -127,27 +173,24 @@ class Forward(torch.autograd.Function):
         groups: int,
         precision: str,
         algorithm: str,
-        activation: str,
+        activation: str = "none",
+        residual: Tensor | None = None,
+        low: float = 0.0,
+        high: float = 0.0,
     ) -> Tensor:
+        options = precision, algorithm, activation, residual, low, high
         with _below_autograd():
-            return ops.forward(input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
+            return ops.forward(input, weight, bias, stride, padding, dilation, groups, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, bias = inputs[:3]
-        needs_input, needs_weight = ctx.needs_input_grad[:2]
-        # A frozen operand's partner is not needed, and is not kept alive.
-        masks = () if inputs[9] == "none" else (output,)
-        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, *masks)
-        ctx.save_for_forward(input, weight, *masks)
-        ctx.input_size, ctx.kernel_size, ctx.weight_stride = input.shape[2:], weight.shape[2:], weight.stride()
+        _save(ctx, inputs, output, for_jvp=True)
         ctx.output_size = output.shape
-        ctx.arguments = inputs[3:9]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, *output = ctx.saved_tensors
-        grad = _mask(grad, *output)
+        input, weight, *more = ctx.saved_tensors
+        grad = _behind(ctx, grad, input, weight, *more)
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         kernels = _kernels(grad, weight, input)
         return (
@@ -155,20 +198,27 @@ class Forward(torch.autograd.Function):
             _weight_grad(kernels, grad, _conj(input), ctx) if needs_weight else None,
             bias_grad(grad) if needs_bias else None,
             *(None,) * 7,
+            grad if ctx.needs_input_grad[10] else None,
+            None,
+            None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *_: Any) -> Tensor | None:
-        tangent = None
-        with _tangent_of(ctx) as (input, weight, *output):
+    def jvp(
+        ctx: Any, d_input: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None, *rest: Any
+    ) -> Tensor | None:
+        tangent, d_residual = None, rest[7]
+        with _tangent_of(ctx) as (input, weight, *more):
             if d_input is not None:
                 tangent, d_bias = _Differentiable.forward(d_input, weight, d_bias, *ctx.arguments), None
             if d_weight is not None:
                 tangent = _add(tangent, _Differentiable.forward(input, d_weight, d_bias, *ctx.arguments))
             elif d_bias is not None:
                 tangent = _add(tangent, d_bias[None, :, None, None].expand(ctx.output_size))
+            if d_residual is not None:
+                tangent = _add(tangent, d_residual)
             assert tangent is not None  # or nobody would have asked for one
-            return _mask(tangent, *output)
+            return _behind(ctx, tangent, input, weight, *more)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int | None]:
@@ -326,11 +376,7 @@ def _single_level(function: Any, **methods: Any) -> Callable[..., Tensor]:
 
 def _plain_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Forward.setup_context, without what only its jvp reads: no operand of a plain call has a tangent."""
-    input, weight, _, *ctx.arguments, activation = inputs
-    needs_input, needs_weight, *_ = ctx.needs_input_grad
-    masks = () if activation == "none" else (output,)
-    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, *masks)
-    ctx.input_size, ctx.kernel_size, ctx.weight_stride = input.shape[2:], weight.shape[2:], weight.stride()
+    _save(ctx, inputs, output, for_jvp=False)
 
 
 # The plain road: the forward is the kernel itself.
@@ -384,7 +430,7 @@ for _function, _operator in ((Forward, ops.forward), (InputGrad, ops.input_grad)
 
 def _packed_forward(input: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     """forward_packed's Autograd key: what is packed serves inference; where a derivative may follow, it is forward."""
-    recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
+    recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias, *options)
     if recorded or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return ops.forward(input, weight, bias, *options)
     with _below_autograd():

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _C
-from .arguments import Activation, Geometry, Padding, check_operands, normalize, of_one_row
+from .arguments import (
+    Activation,
+    Geometry,
+    Padding,
+    check_operands,
+    normalize,
+    of_one_row,
+    operators_activation,
+    shown_activation,
+)
 from .functional import IntOrPair
 from .mapped import MappedConv2d
 from .modules import _padded
@@ -272,7 +281,8 @@ def _of_convolution(
         input, weight = input.contiguous().unsqueeze(2), weight.unsqueeze(2)
         stride, padding, dilation = (1, *stride), (0, 0, *padding), (1, *dilation)
     geometry: Geometry = stride, padding, dilation, groups
-    output = result_size("forward", input, weight, bias, (), *geometry, _precision(input), activation)
+    name, low, high = operators_activation(activation)
+    output = result_size("forward", input, weight, bias, (), *geometry, _precision(input), name, None, low, high)
     return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
 
 
@@ -358,6 +368,6 @@ def _explained(
         f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}"
         + (f", precision {precision}" if operand.dtype == torch.float32 else "")
         + (", channels_last" if plans["forward"].channels_last else "")
-        + ("" if activation == "none" else f", {activation}")
+        + ("" if activation == "none" else f", {shown_activation(activation)}")
     )
     return Explanation(problem, **plans)

@@ -20,6 +20,8 @@ from torch import Tensor
 from .passes import result_size
 
 Folded = tuple[Tensor, int | None]  # the result, and where the batch is in it
+# Of forward: precision, algorithm, activation, residual, low, high.
+_OPTIONS = ("ieee", "auto", "none", None, 0.0, 0.0)
 
 
 def _checked(
@@ -34,20 +36,29 @@ def _checked(
     precision: str = "ieee",
     _: str = "auto",
     activation: str = "none",
+    residual: Tensor | None = None,
+    low: float = 0.0,
+    high: float = 0.0,
 ) -> Tensor | None:
-    """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none."""
-    operands = [(t, dim) for t, dim in zip((a, b, bias), in_dims) if t is not None]
-    shapes = ([n for i, n in enumerate(t.shape) if i != dim] for t, dim in operands)
-    examples = [t.new_empty(()).expand(shape) for (t, _), shape in zip(operands, shapes)]
-    first, second, *rest = examples
-    third = rest[0] if rest else None
-    size = result_size(operator, first, second, third, size, *geometry, precision, activation)
+    """Checks the call of one example; returns the empty result of none, (0, ...), where the batch has none.
+
+    in_dims: of the two operands, the bias and the residual.
+    """
+
+    def example(t: Tensor, dim: int | None) -> Tensor:
+        return t.new_empty(()).expand([n for i, n in enumerate(t.shape) if i != dim])
+
+    third = None if bias is None else example(bias, in_dims[2])
+    added = None if residual is None else example(residual, in_dims[3])
+    first, second = example(a, in_dims[0]), example(b, in_dims[1])
+    size = result_size(operator, first, second, third, size, *geometry, precision, activation, added, low, high)
     if info.batch_size > 0:
         return None
     # Of nothing, but of the operands: gradients of them are zeros.
     nothing = a.flatten()[:0].sum() + b.flatten()[:0].sum()
-    if bias is not None:
-        nothing = nothing + bias.flatten()[:0].sum()
+    for other in (bias, residual):
+        if other is not None:
+            nothing = nothing + other.flatten()[:0].sum()
     return nothing.expand(0, *size)
 
 
@@ -67,25 +78,38 @@ def forward(
     """Folded `forward`; returns its output and the output's batch dimension."""
     batch = info.batch_size
     input_dim, weight_dim, bias_dim = in_dims[:3]
+    given: tuple[Any, ...] = (*options, *_OPTIONS[len(options) :])
+    precision, algorithm, activation, residual, low, high = given
+    residual_dim = None if residual is None else in_dims[10]
     geometry = (stride, padding, dilation)
-    empty = _checked("forward", info, in_dims[:3], input, weight, bias, (), (*geometry, groups), *options)
+    dims = (*in_dims[:3], residual_dim)
+    empty = _checked("forward", info, dims, input, weight, bias, (), (*geometry, groups), *options)
     if empty is not None:
         return empty, 0
 
-    if weight_dim is None and bias_dim is not None:  # the products are shared: only the addition has a batch
+    def folded(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, added: Tensor | None) -> Tensor:
+        return call(input, weight, bias, *geometry, groups, precision, algorithm, activation, added, low, high)
+
+    if weight_dim is None and bias_dim is not None:
+        if residual is not None or activation not in ("none", "relu"):  # few ask for it: a weight for each
+            dims, weights = (input_dim, 0, *in_dims[2:]), weight.expand(batch, *weight.shape)
+            return forward(call, info, dims, input, weights, bias, *geometry, groups, *options)
+        # The products are shared: only the addition has a batch.
         dims = (input_dim, None, None)
-        relu = options[-1:] == ("relu",)  # behind the addition
-        options = (*options[:-1], "none") if relu else options
-        y, dim = forward(call, info, dims, input, weight, None, *geometry, groups, *options)
+        y, dim = forward(call, info, dims, input, weight, None, *geometry, groups, precision, algorithm)
         y = y if dim is None else y.movedim(dim, 0)
         assert bias is not None
         y = y + bias.movedim(bias_dim, 0)[:, None, :, None, None]
-        return y.relu() if relu else y, 0
+        return y.relu() if activation == "relu" else y, 0
+    if residual is not None:
+        alone = residual_dim is None
+        residual = residual.expand(batch, *residual.shape) if alone else residual.movedim(residual_dim, 0)
     if weight_dim is None:
-        if input_dim is None:
-            return call(input, weight, bias, *geometry, groups, *options), None
-        y = call(input.movedim(input_dim, 0).flatten(0, 1), weight, bias, *geometry, groups, *options)
-        return y.unflatten(0, (batch, -1)), 0
+        if input_dim is None and residual is None:
+            return folded(input, weight, bias, groups, None), None
+        input = input.expand(batch, *input.shape) if input_dim is None else input.movedim(input_dim, 0)
+        added = None if residual is None else residual.flatten(0, 1)
+        return folded(input.flatten(0, 1), weight, bias, groups, added).unflatten(0, (batch, -1)), 0
 
     weight = weight.movedim(weight_dim, 0)  # (B, K, C/g, R, S)
     if bias is not None:  # (B, K)
@@ -94,11 +118,14 @@ def forward(
         weight = weight.unflatten(1, (groups, -1)).movedim(0, 1).flatten(0, 2)  # (g * B * K/g, C/g, R, S)
         if bias is not None:
             bias = bias.unflatten(1, (groups, -1)).movedim(0, 1).flatten()
-        y = call(input, weight, bias, *geometry, groups, *options)
+        if residual is not None:  # (N, g * B * K/g, P, Q)
+            residual = residual.unflatten(2, (groups, -1)).movedim(0, 2).flatten(1, 3)
+        y = folded(input, weight, bias, groups, residual)
         return y.unflatten(1, (groups, batch, -1)).movedim(2, 0).flatten(2, 3), 0
     input = input.movedim(input_dim, 1).flatten(1, 2)  # (N, B * C, H, W)
     bias = None if bias is None else bias.flatten()
-    y = call(input, weight.flatten(0, 1), bias, *geometry, groups * batch, *options)
+    residual = None if residual is None else residual.movedim(0, 1).flatten(1, 2)
+    y = folded(input, weight.flatten(0, 1), bias, groups * batch, residual)
     return y.unflatten(1, (batch, -1)), 1
 
 

@@ -16,7 +16,17 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _C, autograd, ops
-from .arguments import Activation, Geometry, Padding, check_operands, ints, normalize, of_one_row
+from .arguments import (
+    Activation,
+    Geometry,
+    Padding,
+    check_operands,
+    ints,
+    named_activation,
+    normalize,
+    of_one_row,
+    operators_activation,
+)
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
@@ -33,34 +43,47 @@ _answered: Callable[..., Tensor] = handle_torch_function
 IntOrPair = int | Sequence[int]
 
 
-def _enter(function: str, rank: int, input: Any, weight: Any, bias: Any) -> tuple[_C.Road | None, bool]:
+def _enter(
+    function: str, rank: int, input: Any, weight: Any, bias: Any, residual: Any = None
+) -> tuple[_C.Road | None, bool]:
     """What each public function begins with: the road of its call, and whether there is a batch.
 
     Raises what no operand may be that a road could take (check_operands).
     """
     if _is_compiling():
-        return GENERAL, check_operands(function, rank, input, weight, bias)
-    road = _road(input, weight, bias)
+        return GENERAL, check_operands(function, rank, input, weight, bias, residual)
+    road = _road(input, weight, bias, residual)
     if road is GENERAL:
-        if has_torch_function((input, weight, bias)):
+        if has_torch_function((input, weight, bias, residual)):
             return OVERRIDDEN, False
     elif input.dim() == rank == weight.dim():  # plain operands are known to be tensors: only a rank may be wrong
         return road, True
-    return road, check_operands(function, rank, input, weight, bias)
+    return road, check_operands(function, rank, input, weight, bias, residual)
 
 
 def _forward(
-    road: _C.Road, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: Any
+    road: _C.Road,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    activation: Any,
+    residual: Tensor | None,
 ) -> Tensor:
     """The convolution of 4-D operands by the road that `_C.road` has named."""
-    if not isinstance(activation, str):
-        raise TypeError(f"argument 'activation' must be str, not {type(activation).__name__}")
+    name, low, high = operators_activation(activation)
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
+    arguments = (input, weight, bias, *geometry, precision, current_algorithm(), name, residual, low, high)
     if road is PLAIN:
-        return _C.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
+        return _C.forward(*arguments)
     if road is PLAIN_GRADIENT:
-        return autograd.plain_forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
-    return ops.forward(input, weight, bias, *geometry, precision, current_algorithm(), activation)
+        return autograd.plain_forward(*arguments)
+    return ops.forward(*arguments)
+
+
+def _epilogue(activation: Any, residual: Any) -> dict[str, Any]:
+    """What an override is told of the epilogue; of a residual where there is one."""
+    return {"activation": activation} if residual is None else {"activation": activation, "residual": residual}
 
 
 def _transposed(
@@ -107,6 +130,7 @@ def conv2d(
     groups: int = 1,
     *,
     activation: Activation = "none",
+    residual: Tensor | None = None,
 ) -> Tensor:
     r"""2-D convolution, a drop-in for ``torch.nn.functional.conv2d`` with derivatives of any order.
 
@@ -131,8 +155,13 @@ def conv2d(
             P = ceil(H / stride_h), by as few zeros as that takes, the odd one at the bottom and at the right; how
             many there are, and on which side, depends on H).
         groups: divides C and K; each group of K / groups outputs sees C / groups inputs.
-        activation: ``'relu'`` gives ``torch.relu`` of the result, the same bits without a second pass over memory:
-            a negative sum becomes 0 just before it is rounded, NaN and -0 stay. For real dtypes.
+        activation: ``'relu'``, ``'relu6'``, ``('clamp', low, high)``, ``'hardswish'`` or ``'silu'``: what
+            ``torch.relu`` and its like (``F.hardtanh`` for clamp) give behind the convolution, without their pass
+            over memory. The bits are theirs; those of silu, whose exponential is our own, within 4 units in the last
+            place of float32. For real dtypes.
+        residual: a tensor of the result's size and dtype, with any strides, that is added to the result before the
+            activation, as an addition behind the convolution does it (in float16 and bfloat16 it rounds what is
+            rounded already); it is only read.
 
     Returns:
         (N, K, P, Q), or (K, P, Q) for an unbatched input; channels_last in memory if the input or the weight is,
@@ -140,7 +169,11 @@ def conv2d(
         the bias everywhere.
 
     All operands have one device and one dtype: float32, float64, bfloat16, float16, complex64 or complex128. Padding
-    counts as zeros that are read, so a NaN in the weight reaches every output.
+    counts as zeros that are read, so a NaN in the weight reaches every output. Under autocast all operands take its
+    dtype, the residual as well.
+
+    The derivative of relu, relu6 and clamp follows from the result, which is saved; where it lies at a bound, nothing
+    passes. For silu and hardswish all operands are saved, and the convolution is computed once more on the way back.
 
     Raises:
         TypeError: an operand is no tensor, or an argument is no int (a bool and a float are none) or no str.
@@ -148,18 +181,18 @@ def conv2d(
         NotImplementedError: the dtype is none of the six.
         RuntimeError: everything else that is wrong; the message states the rule, then the values.
     """
-    road, batched = _enter("conv2d", 4, input, weight, bias)
+    road, batched = _enter("conv2d", 4, input, weight, bias, residual)
     if road is OVERRIDDEN:
-        return _answered(
-            conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
-        )
+        tensors, options = (input, weight, bias), (stride, padding, dilation, groups)
+        return _answered(conv2d, (*tensors, residual), *tensors, *options, **_epilogue(activation, residual))
     if road is GENERAL and isinstance(padding, str) and is_tracing():
         pairs = ints(stride, 2, "conv2d", "stride"), padding, ints(dilation, 2, "conv2d", "dilation")
-        return _recorded_conv2d(input, weight, bias, *pairs, groups, activation)
+        return _recorded_conv2d(input, weight, bias, *pairs, groups, *operators_activation(activation), residual)
     geometry = normalize("conv2d", input, weight, stride, padding, dilation, groups)
     if batched:
-        return _forward(road, input, weight, bias, geometry, activation)
-    return _forward(road, input.unsqueeze(0), weight, bias, geometry, activation).squeeze(0)
+        return _forward(road, input, weight, bias, geometry, activation, residual)
+    residual = None if residual is None else residual.unsqueeze(0)
+    return _forward(road, input.unsqueeze(0), weight, bias, geometry, activation, residual).squeeze(0)
 
 
 def conv1d(
@@ -172,6 +205,7 @@ def conv1d(
     groups: int = 1,
     *,
     activation: Activation = "none",
+    residual: Tensor | None = None,
 ) -> Tensor:
     r"""1-D convolution, a drop-in for ``torch.nn.functional.conv1d``: `conv2d` of one row.
 
@@ -185,26 +219,27 @@ def conv1d(
         bias: (K,) or None.
         stride, dilation, padding: an int, or a list or tuple of one; padding also one of `conv2d`'s strings.
         groups: divides C and K.
-        activation: ``'none'``, or ``'relu'`` as in `conv2d`.
+        activation, residual: as in `conv2d`.
 
     Returns:
         (N, K, Q), or (K, Q) for an unbatched input.
 
     Dtypes and errors are those of `conv2d`; in compiled code sizes in an error have the height 1 beside them.
     """
-    road, batched = _enter("conv1d", 3, input, weight, bias)
+    road, batched = _enter("conv1d", 3, input, weight, bias, residual)
     if road is OVERRIDDEN:
-        return _answered(
-            conv1d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups, activation=activation
-        )
+        tensors, options = (input, weight, bias), (stride, padding, dilation, groups)
+        return _answered(conv1d, (*tensors, residual), *tensors, *options, **_epilogue(activation, residual))
     if road is GENERAL and isinstance(padding, str) and is_tracing():
         numbers = ints(stride, 1, "conv1d", "stride"), padding, ints(dilation, 1, "conv1d", "dilation")
-        return _recorded_conv1d(input, weight, bias, *numbers, groups, activation)
+        return _recorded_conv1d(input, weight, bias, *numbers, groups, *operators_activation(activation), residual)
     (s,), (left, right), (d,), groups = normalize("conv1d", input, weight, stride, padding, dilation, groups, 1)
     geometry = (1, s), (0, 0, left, right), (1, d), groups
     input = input.contiguous()  # a permuted sequence is no image in channels_last: torch does the same
     rows = input.unsqueeze(2) if batched else input[None, :, None], weight.unsqueeze(2), bias
-    y = _of_one_row(_forward, road, *rows, geometry, activation)
+    if residual is not None:
+        residual = residual.unsqueeze(2) if batched else residual[None, :, None]
+    y = _of_one_row(_forward, road, *rows, geometry, activation, residual)
     return y.squeeze(2) if batched else y[0, :, 0]
 
 
@@ -318,17 +353,21 @@ def conv_transpose1d(
     return y.squeeze(2) if batched else y[0, :, 0]
 
 
-def _with_activation(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda *arguments: function(*arguments[:-1], activation=arguments[-1])
+def _with_epilogue(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*arguments: Any) -> Tensor:
+        *others, name, low, high, residual = arguments
+        return function(*others, activation=named_activation(name, low, high), residual=residual)
+
+    return call
 
 
 _recorded_conv2d = recorded(
-    "recorded_conv2d", _with_activation(conv2d),
-    "int[2] stride, str padding, int[2] dilation, int groups, str activation",
+    "recorded_conv2d", _with_epilogue(conv2d),
+    "int[2] stride, str padding, int[2] dilation, int groups, str activation, float low, float high, Tensor? residual",
 )  # fmt: skip
 _recorded_conv1d = recorded(
-    "recorded_conv1d", _with_activation(conv1d),
-    "int[1] stride, str padding, int[1] dilation, int groups, str activation",
+    "recorded_conv1d", _with_epilogue(conv1d),
+    "int[1] stride, str padding, int[1] dilation, int groups, str activation, float low, float high, Tensor? residual",
 )  # fmt: skip
 _recorded_conv_transpose2d = recorded(
     "recorded_conv_transpose2d", conv_transpose2d,

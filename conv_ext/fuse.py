@@ -1,4 +1,4 @@
-"""`fuse(model)`: batch normalisations folded into our convolutions, activations and padding computed by them."""
+"""`fuse(model)`: normalisations folded into our convolutions; residuals, activations and padding computed by them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from . import packed, patterns
 from .arguments import Sides, padding_of
 from .convert import check_for_inference, convert, why_left
-from .fused import ACTIVATION, NORM, PADDING, Fused, Report, Row
+from .fused import ACTIVATION, NORM, PADDING, RESIDUAL, Fused, Report, Row
 from .layouts import set_faster_layout
 from .lifting import lift
 from .mapped import MappedConv2d
@@ -54,13 +54,14 @@ def fuse(
     """A new model for inference that computes the same in fewer passes over memory.
 
     Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; then
-    every ReLU (module, function or method) that alone reads it moves into the layer, as ``activation="relu"``, but for
-    transposed convolutions, which have none. Zeros that a padding layer or function puts in front of a Conv1d or Conv2d
-    become the layer's own padding, also where the sides differ. torch's own layers become ours first, as `convert`
-    makes them; so does a convolution function whose weight is a parameter. What else there is stays, and the report
-    says why: layers with hooks, parametrizations or a forward put into the object, complex ones, normalisations without
-    running statistics or with a layout of their own. A Conv1d or ConvTranspose1d that has taken a normalisation in
-    refuses (C, L).
+    a tensor that is added to that (``layer(x, residual)``), and every ReLU, ReLU6, Hardtanh, clamp between two numbers,
+    SiLU and Hardswish (module, function or method) that alone reads the result moves into the layer, as its
+    ``activation``; transposed convolutions have neither. Zeros that a padding layer or function puts in front of a
+    Conv1d or Conv2d become the layer's own padding, also where the sides differ. torch's own layers become ours first,
+    as `convert` makes them; so does a convolution function whose weight is a parameter. What else there is stays, and
+    the report says why: layers with hooks, parametrizations or a forward put into the object, complex ones,
+    normalisations without running statistics or with a layout of their own. A Conv1d or ConvTranspose1d that has taken
+    a normalisation in refuses (C, L).
 
     Then the weights of 2-D layers are packed once, as `conv_ext.pack` does it, which computes the same bits: their
     layers are `PackedConv2d`, which have no Parameters. With `inputs` that is done at once, without at the first call,
@@ -204,6 +205,8 @@ def _fuse_graph(traced: Fused, report: Report) -> Fused:
         if found.norm:
             _fold(layer, found.norm)
             _skip(traced, found.norm.result)
+        if found.sum:
+            _take_sum_in(traced, node, found.sum, found.residual)
         if found.activation:
             layer.activation = patterns.activation(found.activation, modules)
             _skip(traced, found.activation)
@@ -213,6 +216,14 @@ def _fuse_graph(traced: Fused, report: Report) -> Fused:
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced.eval()
+
+
+def _take_sum_in(traced: Fused, node: Node, sum: Node, residual: Node) -> None:
+    """The layer is called where the sum stood, when the other tensor is there."""
+    node.args, node.kwargs = (patterns.source(node), residual), {}
+    sum.prepend(node)
+    sum.replace_all_uses_with(node)
+    traced.graph.erase_node(sum)
 
 
 def _erase_unread(traced: Fused, modules: Modules) -> None:
@@ -384,16 +395,19 @@ class _Match:
     zeros: Node | None = None
     amounts: tuple[int, ...] = ()
     norm: Norm | None = None
+    sum: Node | None = None
+    residual: Node | None = None
     activation: Node | None = None
     stays: list[str] = field(default_factory=list)
 
     @property
     def anything(self) -> bool:
-        return any((self.zeros, self.norm, self.activation))
+        return any((self.zeros, self.norm, self.sum, self.activation))
 
     def taken(self, modules: Modules) -> list[tuple[str, str]]:
         found = [(PADDING, patterns.shown(self.zeros, modules))] if self.zeros else []
         found += [(NORM, self.norm.name)] if self.norm else []
+        found += [(RESIDUAL, patterns.shown(self.sum, modules))] if self.sum else []
         return found + ([(ACTIVATION, patterns.shown(self.activation, modules))] if self.activation else [])
 
 
@@ -421,6 +435,15 @@ def _match(
             return found
         found.norm = norm
         after = _behind(found, norm.result, modules)
+    if after is not None and (added := patterns.addends(after)):
+        result = found.norm.result if found.norm else node
+        residual = next(each for each in added if _passed_on(each, modules) is not result)
+        why = _why_not_added(node, layer, after, residual, modules) or ("" if usable(after) else _UNUSABLE)
+        if why:
+            found.stays.append(f"{patterns.shown(after, modules)}: {why}")
+            return found
+        found.sum, found.residual = after, residual
+        after = _behind(found, after, modules)
     if after is None:
         return found
     if patterns.activation(after, modules) is None:
@@ -437,6 +460,29 @@ def _match(
     else:
         found.activation = after
     return found
+
+
+def _passed_on(node: Node, modules: Modules) -> Node:
+    """Where a node's numbers come from, past what only passes them on."""
+    return node if not patterns.is_identity(node, modules) else _passed_on(patterns.source(node), modules)
+
+
+def _why_not_added(node: Node, layer: nn.Module, sum: Node, residual: Node, modules: Modules) -> str:
+    """Why a layer does not take a sum in; "" where it does, and is called in its place."""
+    if type(layer) not in (Conv1d, Conv2d):
+        return f"{type(layer).__name__} adds no other tensor"
+    if layer.activation != "none":
+        return "the layer has an activation before it"
+    if len(node.args) + len(node.kwargs) > 1:
+        return "the layer adds a tensor already"
+    if patterns.writes(sum, modules) and sum.args[0] is residual:
+        return "it writes into the other tensor"
+    between = node.next
+    while between is not sum:
+        if patterns.writes(between, modules):
+            return f"{patterns.shown(between, modules)} writes in place before it"
+        between = between.next
+    return ""
 
 
 _UNUSABLE = "only a graph can lose it: it is a function, or a module that is called or read elsewhere"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import operator
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
+from . import patterns
 from .arguments import Sides
-from .modules import Conv1d, Conv2d, set_sides
+from .modules import Conv1d, Conv2d, set_sides, torchs_activation
 from .tables import Table, as_html
 
 if TYPE_CHECKING:
@@ -24,13 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Fused", "Report", "Row"]
 
-PADDING, NORM, ACTIVATION = "padding", "normalisation", "activation"
-_FUNCTIONS = {"relu": F.relu}  # what stands for an activation behind a layer of torch's
+PADDING, NORM, RESIDUAL, ACTIVATION = "padding", "normalisation", "residual", "activation"
 
 
 @dataclass
 class Row:
-    """One convolution: what it took in, as (padding, normalisation or activation; name), and what stays, with why."""
+    """One convolution: what it took in, and what stays, with why.
+
+    taken: (padding, normalisation, residual or activation; name).
+    """
 
     layer: str
     kind: str
@@ -65,14 +69,13 @@ class Report:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many paddings, normalisations and activations were taken in."""
+        """How many paddings, normalisations, residuals and activations were taken in."""
         return Counter(what for row in self.rows for what, _ in row.taken)
 
     def _headline(self) -> str:
         counts, n = self.counts, len(self.rows)
-        taken = ", ".join(
-            f"{counts[what]} {what}{'' if counts[what] == 1 else 's'}" for what in (PADDING, NORM, ACTIVATION)
-        )
+        kinds = (PADDING, NORM, RESIDUAL, ACTIVATION) if counts[RESIDUAL] else (PADDING, NORM, ACTIVATION)
+        taken = ", ".join(f"{counts[what]} {what}{'' if counts[what] == 1 else 's'}" for what in kinds)
         return f"{n} convolution{'' if n == 1 else 's'}, {self.how}; taken in: {taken}"
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
@@ -157,17 +160,22 @@ def restore(model: nn.Module) -> None:
 
 
 def _restore_graph(fused: Fused) -> None:
-    """A layer with an activation gets one behind every call of it, whoever gave it to the layer."""
+    """A layer with an activation gets one behind every call of it, whoever gave it to the layer; a call with a
+    residual is a call and an addition.
+    """
     graph, layers = fused.graph, set()
     for node in [node for node in graph.nodes if node.op == "call_module"]:
         layer = fused.get_submodule(node.target)
         if type(layer) not in _OURS:
             continue
         layers.add(layer)
+        last = node
+        if len(node.args) + len(node.kwargs) > 1:
+            residual = node.args[1] if len(node.args) > 1 else node.kwargs["residual"]
+            node.args, node.kwargs = (patterns.source(node),), {}
+            last = _put_behind(last, operator.add, (residual,))
         if layer.activation != "none":
-            with graph.inserting_after(node):
-                behind = graph.call_function(_FUNCTIONS[layer.activation], (node,))
-            node.replace_all_uses_with(behind, delete_user_cb=lambda user, behind=behind: user is not behind)
+            _put_behind(last, *torchs_activation(layer.activation))
         if isinstance(layer.padding, Sides):
             source = node.args[0] if node.args else node.kwargs["input"]
             with graph.inserting_before(node):
@@ -178,6 +186,14 @@ def _restore_graph(fused: Fused) -> None:
         if isinstance(layer.padding, Sides):
             set_sides(layer, [0] * len(layer.padding))
     fused.recompile()
+
+
+def _put_behind(node: Node, function: Callable[..., Any], more: tuple[Any, ...]) -> Node:
+    """A function of a node, which all others read in its place."""
+    with node.graph.inserting_after(node):
+        behind = node.graph.call_function(function, (node, *more))
+    node.replace_all_uses_with(behind, delete_user_cb=lambda user: user is not behind)
+    return behind
 
 
 def _restore_parts(model: nn.Module, report: Report) -> None:

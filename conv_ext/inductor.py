@@ -6,9 +6,10 @@
             fast(x)  # compiled here
 
 Inductor writes a batch normalisation as subtractions, products and sums; where parameters are frozen they have
-constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A ReLU
-behind that moves into the operator, and the weight, a constant, is packed once, as `conv_ext.pack` does it. The graph
-is what Dynamo has captured, so that models which torch.fx cannot trace have it, too.
+constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A tensor
+that is added to that, and a ReLU or a clamp behind it, move into the operator, and the weight, a constant, is packed
+once, as `conv_ext.pack` does it. The graph is what Dynamo has captured, so that models which torch.fx cannot trace have
+it, too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ __all__ = ["FusePass", "fusing"]
 
 aten = torch.ops.aten
 _FORWARD = ops.forward
-_INPUT, _WEIGHT, _BIAS, _ACTIVATION = 0, 1, 2, 9  # arguments of the operator
+_INPUT, _WEIGHT, _BIAS, _ACTIVATION, _RESIDUAL = 0, 1, 2, 9, 10  # arguments of the operator
+_LIMITS = slice(11, 13)
 _GEOMETRY = slice(3, 9)  # from the stride to the algorithm: what `pack` takes as well
 _SUMS = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
 _CONVERT = torch.ops.prims.convert_element_type.default
@@ -72,6 +74,7 @@ class FusePass(CustomInferenceAwareGraphPass):
             return
         for node in graph.find_nodes(op="call_function", target=_FORWARD):
             _fold(graph, node)
+            _take_sum_in(graph, node)
             _take_activation_in(graph, node)
             if self.pack:
                 _pack(graph, node)
@@ -132,7 +135,7 @@ def _fold(graph: Graph, node: Node) -> None:
     """Fold products with and sums of constants for each channel that follow one another behind a convolution."""
     arguments = _arguments(node)
     weight, bias = _frozen(graph, arguments[_WEIGHT]), _frozen(graph, arguments[_BIAS])
-    if weight is None or weight.is_complex() or arguments[_ACTIVATION] != "none":
+    if weight is None or weight.is_complex() or arguments[_ACTIVATION] != "none" or arguments[_RESIDUAL] is not None:
         return
     if arguments[_BIAS] is not None and bias is None:
         return
@@ -199,15 +202,53 @@ def _new_constant(graph: Graph, node: Node, what: str, tensor: Tensor, fake: Ten
     return constant
 
 
-def _take_activation_in(graph: Graph, node: Node) -> None:
+def _take_sum_in(graph: Graph, node: Node) -> None:
+    """The operator adds the other tensor of a sum, and stands where that stood: when the other one is there."""
     arguments, after = _arguments(node), _only_reader(node)
-    if after is None or after.target is not aten.relu.default or arguments[_ACTIVATION] != "none":
+    if after is None or after.target is not aten.add.Tensor or after.kwargs or len(after.args) != 2:
         return
-    if node.meta["val"].is_complex():
+    if arguments[_ACTIVATION] != "none" or arguments[_RESIDUAL] is not None:
         return
-    arguments[_ACTIVATION] = "relu"
+    other = after.args[1] if after.args[0] is node else after.args[0]
+    value = other.meta.get("val") if isinstance(other, Node) else None
+    if not isinstance(value, Tensor) or not _alike(value, node.meta["val"]):
+        return
+    arguments[_RESIDUAL] = other
+    after.prepend(node)
     _set_arguments(node, arguments)
     _erase(graph, node, [after])
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one size, which may be symbolic, one dtype and one device."""
+    return [*map(str, a.shape)] == [*map(str, b.shape)] and a.dtype == b.dtype and a.device == b.device
+
+
+def _take_activation_in(graph: Graph, node: Node) -> None:
+    arguments, after = _arguments(node), _only_reader(node)
+    if after is None or arguments[_ACTIVATION] != "none" or node.meta["val"].is_complex():
+        return
+    if after.target is aten.relu.default:
+        arguments[_ACTIVATION], chain = "relu", [after]
+    elif bounds := _clamp(after):
+        chain, *arguments[_LIMITS] = bounds
+        arguments[_ACTIVATION] = "clamp"
+    else:
+        return
+    _set_arguments(node, arguments)
+    _erase(graph, node, chain)
+
+
+def _clamp(node: Node) -> tuple[list[Node], float, float] | None:
+    """The nodes of a clamp between two numbers, of which `node` is the first, and these."""
+    after = _only_reader(node)
+    nodes, bounds = [node], node.args[1:]
+    if node.target is aten.clamp_min.default and after is not None and after.target is aten.clamp_max.default:
+        nodes, bounds = [node, after], (node.args[1], after.args[1])
+    elif node.target is not aten.clamp.default or node.kwargs:
+        return None
+    numbers = [float(each) for each in bounds if isinstance(each, (int, float))]
+    return (nodes, numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] <= numbers[1] else None
 
 
 def _pack(graph: Graph, node: Node) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from . import patterns
+from .arguments import named_activation
 from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, set_sides
 from .patterns import Modules, aten
 
@@ -59,13 +60,15 @@ def _kind_of(node: Node, values: dict[str, Any], modules: Modules) -> tuple[type
     weight, bias = values["weight"], values.get("bias")
     if any(each is not None and patterns.constant(each, modules) is None for each in (weight, bias)):
         return kind, "its weight or bias is computed when it is called"
-    geometry = [value for name, value in values.items() if name not in ("input", "weight", "bias")]
+    geometry = [value for name, value in values.items() if name not in ("input", "weight", "bias", "residual")]
     if any(
         isinstance(each, Node)
         for value in geometry
         for each in (value if isinstance(value, (list, tuple)) else [value])
     ):
         return kind, "its geometry is computed when it is called"
+    if values.get("residual") is not None:
+        return kind, "it adds a tensor already"
     if node.target is torch.ops.conv_ext.forward.default:
         settings = values.get("precision", "ieee"), values.get("algorithm", "auto")
         if settings != ("ieee", "auto"):  # a layer asks for them when it is called
@@ -87,6 +90,8 @@ def _layer(kind: type, operator: Callable[..., Any], values: dict[str, Any], mod
     else:
         names.append("activation")  # of our own function
     options = {name: _plain(values[name]) for name in names if name in values}
+    if operator is torch.ops.conv_ext.forward.default and "activation" in options:
+        options["activation"] = named_activation(options["activation"], values.get("low", 0.0), values.get("high", 0.0))
     sides = options.pop("padding") if operator is torch.ops.conv_ext.forward.default else ()
     groups = options.get("groups", 1)
     c, k = weight.shape[1] * groups, weight.shape[0]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from . import ops
 from .arguments import (
     PADDINGS,
     Activation,
@@ -23,7 +24,9 @@ from .arguments import (
     Sides,
     check_activation,
     check_operands,
+    normalize,
     padding_of,
+    shown_activation,
 )
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 
@@ -44,7 +47,7 @@ class Unscriptable:
 
 
 class _Extended(Unscriptable, _ConvNd):
-    """What our layers have beyond torch's: padding strings, and a ReLU behind the bias.
+    """What our layers have beyond torch's: padding strings, and an epilogue behind the bias.
 
     The class has the attribute `activation` too: a layer that `convert` made ours, or an old pickle, has none of its
     own.
@@ -59,10 +62,45 @@ class _Extended(Unscriptable, _ConvNd):
             self.padding = padding
         self.activation = activation
 
+    def _fuses(self, input: Tensor, weight: Tensor, residual: Any) -> bool:
+        """Whether a residual is one for the epilogue: of the size and the dtype that the result will have."""
+        if not isinstance(residual, Tensor) or residual.dim() != input.dim():
+            return False
+        x, padding = _padded(self, input)
+        length = len(self.kernel_size)
+        stride, zeros, dilation, _ = normalize(
+            f"conv{length}d", x, weight, self.stride, padding, self.dilation, self.groups, length
+        )
+        size = [*x.shape[: -length - 1], self.out_channels]
+        for i, (s, d, taps) in enumerate(zip(stride, dilation, self.kernel_size)):
+            size.append((x.shape[i - length] + zeros[2 * i] + zeros[2 * i + 1] - d * (taps - 1) - 1) // s + 1)
+        return list(residual.shape) == size and residual.dtype == ops.autocast_dtype(weight)
+
+    def _behind(self, y: Tensor, residual: Any) -> Tensor:
+        """A residual and the activation behind a convolution, as torch computes them."""
+        activate, bounds = torchs_activation(self.activation)
+        return activate(y + residual, *bounds)
+
     def extra_repr(self) -> str:
         of_torch: Callable[[], str] = super().extra_repr
         shown = of_torch()
-        return shown if self.activation == "none" else f"{shown}, activation={self.activation}"
+        return shown if self.activation == "none" else f"{shown}, activation={shown_activation(self.activation)}"
+
+
+_BEHIND: dict[str, Callable[..., Tensor]] = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "clamp": F.hardtanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+
+
+def torchs_activation(activation: Activation) -> tuple[Callable[..., Tensor], tuple[float, ...]]:
+    """torch's function for an activation, and the bounds that it takes behind the tensor."""
+    name, bounds = (activation, ()) if isinstance(activation, str) else (activation[0], activation[1:])
+    return _BEHIND[name], bounds
 
 
 def _is_beyond(padding: object) -> bool:
@@ -70,7 +108,7 @@ def _is_beyond(padding: object) -> bool:
     return isinstance(padding, str) and padding in ("full", "same_strided")
 
 
-def _for_torch(padding: Any, activation: str) -> Any:
+def _for_torch(padding: Any, activation: Activation) -> Any:
     """The padding as torch's constructor takes it; ValueError where one of the strings is none."""
     check_activation(activation)
     if isinstance(padding, str) and padding not in PADDINGS:
@@ -111,17 +149,33 @@ class Conv1d(_Extended, nn.Conv1d):
         )
         self._extend(padding, activation)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The convolution of `input`, to which a `residual` is added before the activation: in one pass where it has
+        the size and the dtype of the result, else as torch adds it.
+        """
+        if residual is None:
+            return super().forward(input)
+        if self._fuses(input, self.weight, residual):
+            return self._conv_forward(input, self.weight, self.bias, residual)
+        x, padding = _padded(self, input)
+        y = conv1d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self._behind(y, residual)
+
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
+    ) -> Tensor:
         input, padding = _padded(self, input)
-        return conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return conv1d(input, weight, bias, *geometry, activation=self.activation, residual=residual)
 
 
 class Conv2d(_Extended, nn.Conv2d):
     """`torch.nn.Conv2d`, computed by `conv_ext.conv2d`: same constructor, same state_dict, same padding modes.
 
-    One keyword more: ``activation="relu"`` computes what an ``nn.ReLU()`` behind the layer would, with the same bits
-    and without its pass over memory. It may be set later as well (``layer.activation = "relu"``), is no part of the
-    state_dict, and must be "none" again before `conv_ext.revert`.
+    One keyword more: ``activation="relu"`` (or another one of `conv_ext.conv2d`'s) computes what an ``nn.ReLU()``
+    behind the layer would, with the same bits and without its pass over memory. It may be set later as well
+    (``layer.activation = "relu"``), is no part of the state_dict, and must be "none" again before `conv_ext.revert`.
+    A call takes one tensor more, ``layer(x, residual)``, which is added before the activation.
 
     Two padding strings more, in every padding mode: ``"full"`` (dilation * (R - 1) on each side) and
     ``"same_strided"`` (P = ceil(H / stride), TensorFlow's rule), see `conv_ext.conv2d`.
@@ -154,9 +208,24 @@ class Conv2d(_Extended, nn.Conv2d):
         )
         self._extend(padding, activation)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The convolution of `input`, to which a `residual` is added before the activation: in one pass where it has
+        the size and the dtype of the result, else as torch adds it.
+        """
+        if residual is None:
+            return super().forward(input)
+        if self._fuses(input, self.weight, residual):
+            return self._conv_forward(input, self.weight, self.bias, residual)
+        x, padding = _padded(self, input)
+        y = conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return self._behind(y, residual)
+
+    def _conv_forward(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
+    ) -> Tensor:
         input, padding = _padded(self, input)
-        return conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=self.activation)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return conv2d(input, weight, bias, *geometry, activation=self.activation, residual=residual)
 
 
 class ConvTranspose2d(Unscriptable, nn.ConvTranspose2d):
@@ -206,7 +275,7 @@ def set_sides(layer: nn.Conv1d | nn.Conv2d, zeros: list[int]) -> None:
     layer._reversed_padding_repeated_twice = sides.last_first()
 
 
-def _padded(layer: nn.Conv1d | nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
+def _padded(layer: _ConvNd, input: Tensor) -> tuple[Tensor, Any]:
     """The input and the padding that is left to the convolution: none where a mode other than zeros filled it in."""
     if layer.padding_mode == "zeros":
         return input, layer.padding

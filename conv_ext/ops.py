@@ -41,6 +41,14 @@ def autocast(*values: Any) -> Sequence[Any]:
     ]
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that `autocast` gives a tensor."""
+    device = tensor.device.type
+    casts = device in AUTOCAST and torch.is_autocast_enabled(device)
+    casts = casts and tensor.is_floating_point() and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else tensor.dtype
+
+
 def outside_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The operator for use where the dtypes are settled: autocast has no say."""
 
@@ -69,7 +77,7 @@ def _fold_packed(
             return forward_packed(input, weight, packed, bias, *options)
         return forward(input, folded, bias, *options)
 
-    return folding.forward(call, info, (*in_dims[:2], in_dims[3]), input, weight, bias, *options)
+    return folding.forward(call, info, (*in_dims[:2], *in_dims[3:]), input, weight, bias, *options)
 
 
 _FOLDS: tuple[tuple[OpOverload[..., Tensor], Callable[..., folding.Folded] | None], ...] = (

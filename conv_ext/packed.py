@@ -24,7 +24,7 @@ from torch.fx import Proxy, Tracer
 from torch.nn.utils import parametrize
 
 from . import _C, ops
-from .arguments import check_operands, normalize
+from .arguments import Activation, check_operands, normalize, operators_activation
 from .convert import AnyModule, _convolutions, _layers, check_for_inference, convert
 from .functional import OVERRIDDEN, PLAIN, _answered, _enter, conv2d
 from .fused import Report
@@ -54,16 +54,19 @@ def _conv2d_packed(
     padding: Any,
     dilation: Any,
     groups: int,
-    activation: str,
+    activation: Activation,
+    residual: Tensor | None,
 ) -> Tensor:
     """`conv2d` with what `ops.pack` has made of the weight; the roads are those of functional.py."""
-    road, batched = _enter("conv2d", 4, input, weight, bias)
+    road, batched = _enter("conv2d", 4, input, weight, bias, residual)
     if road is OVERRIDDEN:
-        arguments = input, weight, bias, packed, stride, padding, dilation, groups, activation
-        return _answered(_conv2d_packed, arguments[:4], *arguments)
+        arguments = input, weight, bias, packed, stride, padding, dilation, groups, activation, residual
+        return _answered(_conv2d_packed, (*arguments[:4], residual), *arguments)
     geometry = normalize("conv2d", input, weight, stride, padding, dilation, groups)
     x = input if batched else input.unsqueeze(0)
-    options = *geometry, _precision(input), current_algorithm(), activation
+    added = residual if batched or residual is None else residual.unsqueeze(0)
+    name, low, high = operators_activation(activation)
+    options = *geometry, _precision(input), current_algorithm(), name, added, low, high
     if road is PLAIN:
         y = _C.forward_packed(x, weight, bias, *options, packed)
     else:
@@ -270,31 +273,36 @@ class PackedConv2d(Conv2d):
 
     # ---- what modules do
 
-    def forward(self, input: Tensor) -> Tensor:
-        """The convolution of `input`, (N, C, H, W) or (C, H, W)."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The convolution of `input`, (N, C, H, W) or (C, H, W), and `residual`, as `Conv2d` has it."""
         if isinstance(input, Proxy):
-            return self._recorded(input)
+            return self._recorded(input, residual)
+        if residual is None or self._fuses(input, self._held["weight"], residual):
+            return self._computed(input, self.activation, residual)
+        return self._behind(self._computed(input, "none", None), residual)
+
+    def _computed(self, input: Tensor, activation: Activation, residual: Tensor | None) -> Tensor:
         x, padding = _padded(self, input)
         held = self._held
         weight, bias, packed = held["weight"], held["bias"], held["packed"]
         geometry = self.stride, padding, self.dilation, self.groups
         if packed is not None and not (isinstance(padding, str) and is_tracing()):
-            return _conv2d_packed(x, weight, bias, packed, *geometry, self.activation)
-        y = conv2d(x, weight, bias, *geometry, activation=self.activation)
-        if packed is None and not _is_compiling() and _C.road(x, weight, bias) is PLAIN:
+            return _conv2d_packed(x, weight, bias, packed, *geometry, activation, residual)
+        y = conv2d(x, weight, bias, *geometry, activation=activation, residual=residual)
+        if packed is None and not _is_compiling() and _C.road(x, weight, bias, residual) is PLAIN:
             self._example = _Example.of(self, input)
             self._pack_again()
         return y
 
-    def _recorded(self, proxy: Any) -> Any:
+    def _recorded(self, proxy: Any, residual: Any) -> Any:
         """A call that torch.fx records: the layer as it is; where it is itself what is traced, its convolution."""
         tracer = proxy.tracer
         name = tracer.path_of_module(self) if isinstance(tracer, Tracer) else ""
         if name:
-            return tracer.create_proxy("call_module", name, (proxy,), {})
+            return tracer.create_proxy("call_module", name, (proxy,) if residual is None else (proxy, residual), {})
         x, padding = _padded(self, proxy)
         geometry = self.stride, padding, self.dilation, self.groups
-        return conv2d(x, self.weight, self.bias, *geometry, activation=self.activation)
+        return conv2d(x, self.weight, self.bias, *geometry, activation=self.activation, residual=residual)
 
     def reset_parameters(self) -> None:
         """Draw the weight and the bias anew, as `Conv2d` does."""

@@ -44,8 +44,9 @@ INPUT_GRAD = Pass("input_grad", "output", "weight", "input")
 WEIGHT_GRAD = Pass("weight_grad", "output", "input", "weight")
 PASSES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
 
-# result_size(pass's name, first, second, bias, size, stride, padding, dilation, groups, precision, activation):
-# checks one call, whose sizes may be symbolic, and gives the size of its result; raises what the operator raises.
+# result_size(pass's name, first, second, bias, size, stride, padding, dilation, groups, precision, activation,
+# residual, low, high): checks one call, whose sizes may be symbolic, and gives the size of its result; raises what the
+# operator raises.
 result_size = _C.result_size
 
 
@@ -67,18 +68,22 @@ def _fake_forward(
     precision: str = "ieee",
     algorithm: str = "auto",
     activation: str = "none",
+    residual: Tensor | None = None,
+    low: float = 0.0,
+    high: float = 0.0,
 ) -> Tensor:
-    options = stride, padding, dilation, groups, precision, activation
+    options = stride, padding, dilation, groups, precision, activation, residual, low, high
     return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
 
 
 def _fake_forward_packed(
     input: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], groups: int, precision: str = "ieee", algorithm: str = "auto", activation: str = "none",
+    residual: Tensor | None = None, low: float = 0.0, high: float = 0.0,
 ) -> Tensor:  # fmt: skip
     if packed.device != input.device:
         raise RuntimeError(f"Expected input and packed on the same device, but got {input.device} and {packed.device}")
-    options = stride, padding, dilation, groups, precision, activation
+    options = stride, padding, dilation, groups, precision, activation, residual, low, high
     return _result(input, weight, result_size("forward", input, weight, bias, (), *options))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arguments import Activation
 from .functional import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 
@@ -24,7 +25,7 @@ Modules = Mapping[str, nn.Module]  # of the traced model by name, itself as ""
 aten = torch.ops.aten
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_OURS = (*_CONVOLUTION, "precision", "algorithm", "activation")
+_OURS = (*_CONVOLUTION, "precision", "algorithm", "activation", "residual", "low", "high")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 # function -> (our layer, its arguments in order)
 CONVOLUTIONS: dict[Callable[..., Any], tuple[type, tuple[str, ...]]] = {
@@ -53,12 +54,21 @@ _NORMS: dict[Callable[..., Any], tuple[str, ...]] = {
 }
 
 # activation of our layers -> the modules, functions and methods that compute the same
-ACTIVATIONS: dict[str, tuple[set[type], set[Callable[..., Any]], set[str]]] = {
+ACTIVATIONS: dict[Activation, tuple[set[type], set[Callable[..., Any]], set[str]]] = {
     "relu": (
         {nn.ReLU},
         {torch.relu, torch.relu_, F.relu, F.relu_, aten.relu.default, aten.relu_.default},
         {"relu", "relu_"},
     ),
+    "relu6": ({nn.ReLU6}, {F.relu6, aten.relu6.default, aten.relu6_.default}, set()),
+    "silu": ({nn.SiLU}, {F.silu, aten.silu.default, aten.silu_.default}, set()),
+    "hardswish": ({nn.Hardswish}, {F.hardswish, aten.hardswish.default, aten.hardswish_.default}, set()),
+}
+_HARDTANH, _CLAMP = ("input", "min_val", "max_val"), ("input", "min", "max")
+_CLAMPS: dict[Callable[..., Any] | str, tuple[str, ...]] = {
+    **dict.fromkeys((F.hardtanh, aten.hardtanh.default, aten.hardtanh_.default), _HARDTANH),
+    **dict.fromkeys((torch.clamp, torch.clip, aten.clamp.default, aten.clamp_.default), _CLAMP),
+    **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), _CLAMP),
 }
 _OTHER_ACTIVATIONS = {
     F.relu6, F.hardtanh, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.sigmoid, F.tanh,
@@ -233,10 +243,30 @@ def normalisation(node: Node, modules: Modules) -> Norm | str | None:
     return Norm(name, "batch_norm", result, mean, var, weight, bias, values.get("eps", 1e-5))
 
 
-def activation(node: Node, modules: Modules) -> str | None:
+def _clamp(node: Node, modules: Modules) -> Activation | None:
+    """What a node clamps its input to, where that is two numbers."""
+    if node.op == "call_module":
+        module = modules[node.target]
+        if type(module) is not nn.Hardtanh or not undisturbed(module):
+            return None
+        low, high = module.min_val, module.max_val
+    elif node.op in ("call_function", "call_method") and node.target in _CLAMPS:
+        names = _CLAMPS[node.target]
+        values = dict.fromkeys(names, None) | ({"min_val": -1.0, "max_val": 1.0} if names is _HARDTANH else {})
+        values |= bound(node, names)
+        low, high = values[names[1]], values[names[2]]
+    else:
+        return None
+    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (low, high))
+    return ("clamp", float(low), float(high)) if numbers and low <= high else None
+
+
+def activation(node: Node, modules: Modules) -> Activation | None:
     """The activation of our layers that a node computes of its only input."""
     if len(node.all_input_nodes) != 1:
         return None
+    if clamp := _clamp(node, modules):
+        return clamp
     for name, (kinds, functions, methods) in ACTIVATIONS.items():
         if is_called(node, tuple(kinds), modules):
             return name
@@ -248,6 +278,17 @@ def activation(node: Node, modules: Modules) -> str | None:
         ):
             return name
     return None
+
+
+def addends(node: Node) -> tuple[Node, Node] | None:
+    """The two tensors that a node adds, as they are; None of any other node."""
+    adds = (
+        node.op == "call_function" and node.target in _SUMS or node.op == "call_method" and node.target in _SUM_METHODS
+    )
+    if not adds or node.kwargs or len(node.args) != 2:
+        return None
+    first, second = node.args
+    return (first, second) if isinstance(first, Node) and isinstance(second, Node) and first is not second else None
 
 
 def zeros(node: Node, modules: Modules) -> tuple[int, ...] | str | None:
@@ -288,7 +329,7 @@ def why_it_stays(node: Node, modules: Modules) -> str:
         (_SUMS, _OTHER_ACTIVATIONS) if node.op == "call_function" else (_SUM_METHODS, _OTHER_ACTIVATION_METHODS)
     )
     if node.target in sums:
-        return f"{name}: a layer adds no other tensor"
+        return f"{name}: it adds more than one other tensor, or a number"
     return f"{name}: no activation of a layer" if node.target in others else ""
 
 

@@ -50,7 +50,7 @@ def recorded(name: str, function: Callable[..., Tensor], schema: str) -> Callabl
     operator: Callable[..., Tensor] = getattr(torch.ops.conv_ext, name).default
 
     def record(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        input, weight, bias = ops.autocast(input, weight, bias)  # recorded, as those of other calls are
-        return operator(input, weight, bias, *rest, current_precision(input.device.type), current_algorithm())
+        operands = ops.autocast(input, weight, bias, *rest)  # recorded, as those of other calls are
+        return operator(*operands, current_precision(input.device.type), current_algorithm())
 
     return record

@@ -15,6 +15,20 @@ struct TensorRef {
 // which one call fills and others read (plan.h).
 enum class PackedWeights : int32_t { OfCall, Make, Kept };
 
+// What becomes of a finished sum, its bias included. Clamp takes it between two bounds, HardSwish is
+// x * min(max(x + 3, 0), 6) / 6, Silu x / (1 + exp(-x)).
+enum class Activation : int32_t { None, Relu, Clamp, Silu, HardSwish };
+
+// The sum, as the result's type holds it, plus the residual, rounded again, through the activation, rounded again: the
+// bits that an addition and an activation behind the convolution would have.
+struct Epilogue {
+  TensorRef residual;  // of the result's sizes, with any strides, only read; data is nullptr: none
+  Activation activation;
+  double low, high;  // of Clamp; numbers of the result's type
+
+  bool any() const { return residual.data != nullptr || activation != Activation::None; }
+};
+
 // Which of the three is written follows from the pass: output (forward), input (input_grad), weight (weight_grad).
 // The output's place holds the upstream gradient in the two backward passes.
 struct Buffers {
@@ -24,8 +38,11 @@ struct Buffers {
   const void* bias;  // (K), or nullptr; forward only
   int64_t bias_stride;
   void* workspace;  // plan.workspace_bytes, aligned to 64 bytes
-  bool relu;        // of the finished sums, forward only; like the bias no matter of the plan
-  void* kept;       // where weights are kept: plan.kept_bytes, aligned to 64 bytes
+  // A ReLU alone, applied to sums before they are rounded and written; and all other epilogues, applied to results
+  // where they lie. Forward only; like the bias no matter of the plan.
+  bool relu;
+  Epilogue epilogue;
+  void* kept;  // where weights are kept: plan.kept_bytes, aligned to 64 bytes
   PackedWeights packed;
 };
 

@@ -35,9 +35,11 @@ using SymInts = std::vector<c10::SymInt>;
 SymInts result_size_of(const std::string& name, const at::Tensor& first, const at::Tensor& second,
                        const std::optional<at::Tensor>& bias, const SymInts& size, const SymInts& stride,
                        const SymInts& padding, const SymInts& dilation, const c10::SymInt& groups,
-                       const std::string& precision, const std::string& activation) {
+                       const std::string& precision, const std::string& activation,
+                       const std::optional<at::Tensor>& residual, double low, double high) {
   return result_size(pass_named(name), first, second, bias,
-                     {size, stride, padding, dilation, groups, precision, "auto", activation});
+                     {size, stride, padding, dilation, groups, precision, "auto", activation, nullptr,
+                      residual ? &*residual : nullptr, low, high});
 }
 
 // The three tensors as explain() knows them: how they lie, without memory.
@@ -207,7 +209,8 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "result_size", torch::wrap_pybind_function(result_size_of), py::arg("pass_name"), py::arg("first"),
       py::arg("second"), py::arg("bias"), py::arg("size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-      py::arg("groups"), py::arg("precision"), py::arg("activation") = "none",
+      py::arg("groups"), py::arg("precision"), py::arg("activation") = "none", py::arg("residual") = py::none(),
+      py::arg("low") = 0.0, py::arg("high") = 0.0,
       "Checks a call of an operator, whose sizes may be symbolic, and gives the size of its result. size: (H, W) "
       "for input_grad, (R, S) for weight_grad, () for forward.");
   module.def("plan", plan_of, py::arg("pass_name"), py::arg("dtype"), py::arg("input"), py::arg("weight"),

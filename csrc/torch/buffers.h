@@ -54,6 +54,24 @@ inline bool lies_channels_last(const at::Tensor& a, const at::Tensor& b) {
   return lies(a) || lies(b);
 }
 
+// A bound as a number of the result's type, as torch's clamp has it; zero without a sign.
+inline double bound_of(double value, at::ScalarType type) {
+  if (type == at::kHalf) return double(float(c10::Half(float(value)))) + 0.0;
+  if (type == at::kBFloat16) return double(float(c10::BFloat16(float(value)))) + 0.0;
+  return (type == at::kDouble ? value : double(float(value))) + 0.0;
+}
+inline Epilogue epilogue_of(const CallArguments& call, at::ScalarType type) {
+  Epilogue epilogue{};
+  epilogue.activation = activation_of(call.activation);
+  epilogue.low = bound_of(call.low, type);
+  epilogue.high = bound_of(call.high, type);
+  if (call.residual != nullptr && call.residual->numel() > 0) {
+    check_storage("residual", *call.residual);
+    epilogue.residual = ref(*call.residual);
+  }
+  return epilogue;
+}
+
 inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& bias,
                           const at::Tensor& result, const CallArguments& call) {
   Buffers buffers{};
@@ -63,13 +81,14 @@ inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, c
   const TensorRef out = ref(result), first = ref(a), second = ref(b);
   switch (pass) {
     case Pass::Forward:
-      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu"};
+      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu" && !call.residual};
+      if (!buffers.relu) buffers.epilogue = epilogue_of(call, a.scalar_type());
       break;
     case Pass::InputGrad:
-      buffers = {out, second, first, nullptr, 0, nullptr, false};
+      buffers = {out, second, first};
       break;
     case Pass::WeightGrad:
-      buffers = {second, out, first, nullptr, 0, nullptr, false};
+      buffers = {second, out, first};
       break;
   }
   if (bias) {
@@ -79,11 +98,32 @@ inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, c
   return buffers;
 }
 
-// An empty sum: no channels (the bias remains), or no images.
-inline at::Tensor fill_empty_sum(at::Tensor result, const std::optional<at::Tensor>& bias, bool relu) {
-  if (!bias) return result.zero_();
-  result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
-  return relu ? result.relu_() : result;
+// The epilogue of a call by torch's operators.
+inline at::Tensor finish_by_torch(at::Tensor result, const CallArguments& call) {
+  if (call.residual != nullptr) result.add_(*call.residual);
+  switch (activation_of(call.activation)) {
+    case Activation::None:
+      break;
+    case Activation::Relu:
+      return result.relu_();
+    case Activation::Clamp:
+      return result.clamp_(call.low, call.high);
+    case Activation::Silu:
+      return at::silu_(result);
+    case Activation::HardSwish:
+      return at::hardswish_(result);
+  }
+  return result;
+}
+
+// An empty sum: no channels (the bias and the epilogue remain), or no images.
+inline at::Tensor fill_empty_sum(Pass pass, at::Tensor result, const std::optional<at::Tensor>& bias,
+                                 const CallArguments& call) {
+  if (bias)
+    result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
+  else
+    result.zero_();
+  return pass == Pass::Forward ? finish_by_torch(result, call) : result;
 }
 
 }  // namespace conv_ext

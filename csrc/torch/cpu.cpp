@@ -237,7 +237,7 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   const PlanInput input{problem, pass, library.machine, strides};
   const Candidate& candidate = choose_or_throw(input, call.algorithm);
   if (result.numel() == 0) return result;
-  if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
+  if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(pass, result, bias, call);
   Plan plan = make_plan(input, candidate);
   if (call.packed != nullptr && call.packed->numel() > 0) {
     const Plan with_kept = make_plan({problem, pass, library.machine, strides, true}, candidate);

@@ -60,7 +60,7 @@ Tensor run_cuda(Pass pass, const Tensor& a, const Tensor& b, const std::optional
   merge_kernel_into_channels(&problem, &buffers);
   const CudaCandidate& candidate = choose_cuda_or_throw(problem, pass, traits_of(a.device().index()), call.algorithm);
   if (result.numel() == 0) return result;
-  if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(result, bias, buffers.relu);
+  if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(pass, result, bias, call);
   const CudaPlan plan = make_cuda_plan(problem, pass, candidate, &buffers);
   RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
   Tensor workspace;  // freed in the stream's order: the kernels are done with it before anybody else gets it
@@ -72,7 +72,7 @@ Tensor run_cuda(Pass pass, const Tensor& a, const Tensor& b, const std::optional
                       : pass == Pass::InputGrad ? launch_input_grad
                                                 : launch_weight_grad;
   check_cuda(launch(problem, plan, buffers, current_stream(a.device().index())), "a kernel could not be started");
-  return result;
+  return buffers.epilogue.any() ? finish_by_torch(result, call) : result;
 }
 
 TORCH_LIBRARY_IMPL(conv_ext, CUDA, library) { implement<run_cuda>(library); }

@@ -53,25 +53,25 @@ bool plain(const at::Tensor& t, c10::impl::LocalDispatchKeySet local) {
 
 PyObject* road(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (count != 3) {
-    PyErr_SetString(PyExc_TypeError, "road takes an input, a weight and a bias or None");
+  if (count != 3 && count != 4) {
+    PyErr_SetString(PyExc_TypeError, "road takes an input, a weight, a bias or None, and a residual or None");
     return nullptr;
   }
-  const bool has_bias = arguments[2] != Py_None;
   bool gradient = false;
   if (!at::impl::torch_function_mode_enabled()) {
     const auto local = c10::impl::tls_local_dispatch_key_set();
-    int plain_operands = 0;
-    for (int i = 0; i < 2 + has_bias; ++i) {
+    bool all_plain = true;
+    for (int i = 0; i < count && all_plain; ++i) {
+      if (i >= 2 && arguments[i] == Py_None) continue;
+      all_plain = false;
       if (!THPVariable_CheckExact(arguments[i])) break;
       const at::Tensor& t = THPVariable_Unpack(arguments[i]);
       // On several devices: the general road has the dispatcher's and the validator's errors.
       if (!plain(t, local) || (i > 0 && t.device() != THPVariable_Unpack(arguments[0]).device())) break;
       gradient = gradient || t.requires_grad();
-      ++plain_operands;
+      all_plain = true;
     }
-    if (plain_operands == 2 + has_bias)
-      return member(gradient && c10::GradMode::is_enabled() ? Road::PlainGradient : Road::Plain);
+    if (all_plain) return member(gradient && c10::GradMode::is_enabled() ? Road::PlainGradient : Road::Plain);
   }
   return member(Road::General);
   END_HANDLE_TH_ERRORS
@@ -129,6 +129,7 @@ bool parse_text(PyObject* object, const char* name, std::string_view* text) {
 }
 
 // forward:                 (input, weight, bias, stride, padding, dilation, groups, precision, algorithm, activation)
+//                          and, if wanted, (residual, low, high)
 // forward_packed:          the same with `packed` as the last argument
 // input_grad, weight_grad: (first, second, size, stride, padding, dilation, groups, precision, algorithm)
 template <Pass pass, bool with_packed = false>
@@ -136,8 +137,10 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   constexpr bool is_forward = pass == Pass::Forward;
   constexpr int wanted = is_forward ? 10 + with_packed : 9;
-  if (count != wanted) {
-    PyErr_Format(PyExc_TypeError, "%s takes %d arguments, got %zd", pass_name(pass), wanted, count);
+  const bool has_epilogue = is_forward && count == wanted + 3;
+  if (count != wanted && !has_epilogue) {
+    PyErr_Format(PyExc_TypeError, "%s takes %d arguments%s, got %zd", pass_name(pass), wanted,
+                 is_forward ? " or 3 more" : "", count);
     return nullptr;
   }
   if (with_packed && !THPVariable_Check(arguments[count - 1])) {
@@ -152,6 +155,11 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       return nullptr;
     }
   }
+  const bool has_residual = has_epilogue && arguments[10] != Py_None;
+  if (has_residual && !THPVariable_Check(arguments[10])) {
+    PyErr_Format(PyExc_TypeError, "residual must be a Tensor, got %R", (PyObject*)Py_TYPE(arguments[10]));
+    return nullptr;
+  }
   Ints<2> size, stride, dilation;
   Ints<4> padding;
   CallArguments a{};
@@ -165,6 +173,11 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!parse_text(arguments[7], "precision", &a.precision) || !parse_text(arguments[8], "algorithm", &a.algorithm))
     return nullptr;
   if (is_forward && !parse_text(arguments[9], "activation", &a.activation)) return nullptr;
+  if (has_epilogue) {
+    a.low = PyFloat_AsDouble(arguments[11]);
+    a.high = PyFloat_AsDouble(arguments[12]);
+    if (PyErr_Occurred()) return nullptr;
+  }
   a.size = size.values;
   a.stride = stride.values;
   a.padding = padding.values;
@@ -172,7 +185,11 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const at::Tensor first = THPVariable_Unpack(arguments[0]), second = THPVariable_Unpack(arguments[1]);
   std::optional<at::Tensor> bias;
   if (has_bias) bias = THPVariable_Unpack(arguments[2]);
-  at::Tensor packed;
+  at::Tensor packed, residual;
+  if (has_residual) {
+    residual = THPVariable_Unpack(arguments[10]);
+    a.residual = &residual;
+  }
   if (with_packed) {
     packed = THPVariable_Unpack(arguments[count - 1]);
     a.packed = &packed;
@@ -193,7 +210,8 @@ PyCFunction method(F* function) {
 
 PyMethodDef kMethods[] = {
     {"road", method(road), METH_FASTCALL,
-     "road(input, weight, bias) -> Road.PLAIN: plain tensors, no gradient needed; Road.PLAIN_GRADIENT: plain tensors, "
+     "road(input, weight, bias, residual=None) -> Road.PLAIN: plain tensors, no gradient needed; Road.PLAIN_GRADIENT: "
+     "plain tensors, "
      "one is needed; Road.GENERAL: anything else"},
     {"forward", method(call<Pass::Forward>), METH_FASTCALL,
      "conv_ext::forward below the dispatcher, for plain tensors"},

@@ -22,10 +22,15 @@ struct CallOf {
   c10::ArrayRef<Int> size, stride, padding, dilation;
   Int groups;
   std::string_view precision, algorithm, activation;
-  const at::Tensor* packed = nullptr;  // what `pack` made of the weight
+  const at::Tensor* packed = nullptr;    // what `pack` made of the weight
+  const at::Tensor* residual = nullptr;  // added to the result of forward before the activation
+  double low = 0, high = 0;              // of activation clamp
 };
 using CallArguments = CallOf<int64_t>;
 using SymbolicCall = CallOf<c10::SymInt>;  // of a call that is traced: sizes may be symbols
+
+// The activation of that name (one of none, relu, clamp, silu, hardswish).
+Activation activation_of(std::string_view name);
 
 // The precision of that name (one of ieee, tf32, bf16) as far as it concerns the dtype.
 Precision precision_of(DType dtype, std::string_view name);

@@ -146,7 +146,8 @@ constexpr OperandNames kNames[kPasses] = {
     {"grad_output", "input", "(N, C, H, W)", "(N, K, P, Q)"},
 };
 
-void check_operands(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
+void check_operands(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
+                    const Tensor* residual) {
   const OperandNames& names = kNames[int(pass)];
   TORCH_CHECK(a.dim() == 4, "Expected 4D ", names.first, " ", names.first_dims, ", but got ", names.first,
               " of size: ", a.sizes());
@@ -159,19 +160,25 @@ void check_operands(Pass pass, const Tensor& a, const Tensor& b, const std::opti
   strided(a, names.first);
   strided(b, names.second);
   if (bias) strided(*bias, "bias");
+  if (residual) strided(*residual, "residual");
   const auto together = [&](const Tensor& t, const char* name) {
     TORCH_CHECK(a.device() == t.device(), "Expected all tensors to be on the same device, but got ", names.first,
                 " on ", a.device(), " and ", name, " on ", t.device());
   };
   together(b, names.second);
   if (bias) together(*bias, "bias");
+  if (residual) together(*residual, "residual");
   const auto alike = [&](const Tensor& t, const char* name) {
     TORCH_CHECK(a.scalar_type() == t.scalar_type(), pass == Pass::Forward ? "Input" : names.first, " type (",
                 name_of(a.scalar_type()), ") and ", name, " type (", name_of(t.scalar_type()), ") should be the same");
   };
   alike(b, names.second);
   if (bias) alike(*bias, "bias");
+  if (residual) alike(*residual, "residual");
 }
+
+// By the numbers of their enumeration.
+constexpr std::string_view kActivations[] = {"none", "relu", "clamp", "silu", "hardswish"};
 
 // A schema's SymInt[2] does not hold callers to a length.
 template <class Int>
@@ -188,8 +195,10 @@ template <class Int>
 void check_settings(Pass pass, at::ScalarType type, const CallOf<Int>& call) {
   TORCH_CHECK(call.precision == "ieee" || call.precision == "tf32" || call.precision == "bf16",
               "precision must be one of ieee, tf32, bf16, got ", call.precision);
-  TORCH_CHECK(call.activation == "none" || call.activation == "relu", "activation must be one of none, relu, got ",
-              call.activation);
+  TORCH_CHECK(std::find(std::begin(kActivations), std::end(kActivations), call.activation) != std::end(kActivations),
+              "activation must be one of none, relu, clamp, silu, hardswish, got ", call.activation);
+  TORCH_CHECK(call.activation != "clamp" || call.low <= call.high,
+              "activation clamp needs bounds with low <= high, got low=", call.low, " and high=", call.high);
   TORCH_CHECK(call.activation == "none" || !at::isComplexType(type), "activation ", call.activation,
               " is for real numbers, got ", name_of(type));
   if (pass != Pass::Forward) check_length(pass == Pass::InputGrad ? "input_size" : "kernel_size", call.size, 2);
@@ -276,7 +285,7 @@ struct AllSizes {
 template <class Int>
 AllSizes<Int> checked_sizes(Pass pass, const Tensor& first, const Tensor& second, const std::optional<Tensor>& bias,
                             const CallOf<Int>& call) {
-  check_operands(pass, first, second, bias);
+  check_operands(pass, first, second, bias, call.residual);
   dtype_of(first.scalar_type());
   check_settings(pass, first.scalar_type(), call);
 
@@ -307,6 +316,13 @@ AllSizes<Int> checked_sizes(Pass pass, const Tensor& first, const Tensor& second
   check_elements<Int>("input", input);
   check_elements<Int>("output", output);
   check_elements<Int>("weight", weight);
+  if (call.residual != nullptr) {
+    const ArrayRef<Int> sizes = sizes_of(*call.residual, Int(0));
+    bool same = sizes.size() == 4;
+    for (size_t i = 0; i < 4 && same; ++i) same = holds(equal(sizes[i], output[i]));
+    TORCH_CHECK(same, "Expected residual of the result's size ", ArrayRef<Int>(output),
+                ", but got residual of size: ", sizes);
+  }
   if (pass != Pass::Forward)
     TORCH_CHECK(holds(equal(a[2], p)) && holds(equal(a[3], q)),
                 pass == Pass::InputGrad ? "input_size " : "kernel_size ", tuple(call.size), " gives an output of size ",
@@ -319,6 +335,10 @@ AllSizes<Int> checked_sizes(Pass pass, const Tensor& first, const Tensor& second
 const char* pass_name(Pass pass) {
   constexpr const char* kPassNames[kPasses] = {"forward", "input_grad", "weight_grad"};
   return kPassNames[int(pass)];
+}
+
+Activation activation_of(std::string_view name) {
+  return Activation(std::find(std::begin(kActivations), std::end(kActivations), name) - std::begin(kActivations));
 }
 
 Precision precision_of(DType dtype, std::string_view name) {
@@ -383,12 +403,13 @@ const CudaCandidate& choose_cuda_or_throw(const ConvProblem& problem, Pass pass,
 TORCH_LIBRARY(conv_ext, library) {
   library.def(
       "forward(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, "
-      "SymInt groups, str precision=\"ieee\", str algorithm=\"auto\", str activation=\"none\") -> Tensor",
+      "SymInt groups, str precision=\"ieee\", str algorithm=\"auto\", str activation=\"none\", "
+      "Tensor? residual=None, float low=0, float high=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   library.def(
       "forward_packed(Tensor input, Tensor weight, Tensor packed, Tensor? bias, SymInt[2] stride, SymInt[4] padding, "
-      "SymInt[2] dilation, SymInt groups, str precision=\"ieee\", str algorithm=\"auto\", str activation=\"none\") -> "
-      "Tensor",
+      "SymInt[2] dilation, SymInt groups, str precision=\"ieee\", str algorithm=\"auto\", str activation=\"none\", "
+      "Tensor? residual=None, float low=0, float high=0) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   library.def(
       "pack(Tensor weight, Tensor input, int[2] stride, int[4] padding, int[2] dilation, int groups, "

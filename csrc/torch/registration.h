@@ -10,18 +10,42 @@ namespace conv_ext {
 template <RunPass run>
 at::Tensor forward_by(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                      std::string_view precision, std::string_view algorithm, std::string_view activation) {
+                      std::string_view precision, std::string_view algorithm, std::string_view activation,
+                      const std::optional<at::Tensor>& residual, double low, double high) {
   return run(Pass::Forward, input, weight, bias,
-             {{}, stride, padding, dilation, groups, precision, algorithm, activation});
+             {{},
+              stride,
+              padding,
+              dilation,
+              groups,
+              precision,
+              algorithm,
+              activation,
+              nullptr,
+              residual ? &*residual : nullptr,
+              low,
+              high});
 }
 
 template <RunPass run>
 at::Tensor forward_packed_by(const at::Tensor& input, const at::Tensor& weight, const at::Tensor& packed,
                              const std::optional<at::Tensor>& bias, at::IntArrayRef stride, at::IntArrayRef padding,
                              at::IntArrayRef dilation, int64_t groups, std::string_view precision,
-                             std::string_view algorithm, std::string_view activation) {
+                             std::string_view algorithm, std::string_view activation,
+                             const std::optional<at::Tensor>& residual, double low, double high) {
   return run(Pass::Forward, input, weight, bias,
-             {{}, stride, padding, dilation, groups, precision, algorithm, activation, &packed});
+             {{},
+              stride,
+              padding,
+              dilation,
+              groups,
+              precision,
+              algorithm,
+              activation,
+              &packed,
+              residual ? &*residual : nullptr,
+              low,
+              high});
 }
 
 template <RunPass run>

@@ -43,7 +43,7 @@ WORDS = {  # what each key may say that is no number
     "function": ("conv2d", "conv1d", "conv_transpose1d", "conv_transpose2d"),
     "way": ("function", "layer", "override", "convert", "mapped", "fuse", "packed"),
     "mode": MODES,
-    "activation": ("none", "relu"),
+    "activation": ("none", "relu", "relu6"),
     "padding_mode": ("zeros", "reflect", "replicate", "circular"),
     "precision": ("ieee", "tf32", "bf16"),
     "dtype": DTYPES,
@@ -78,6 +78,7 @@ class Case:
     output_padding: tuple[int, ...] = (0, 0)
     bias: int = 0
     activation: str = "none"
+    residual: int = 0  # 1: the numbers of layers_check.residual_of are added before the activation
     padding_mode: str = "zeros"
     precision: str = "ieee"
     dtype: str = "float32"
@@ -391,6 +392,20 @@ def _less(value: int, least: int) -> list[int]:
     return sorted({least, (value + least) // 2, value - 1})
 
 
+def _epilogue(pick: Callable, rarely: Callable, function: str, way: str, mode: str, dtype: str, numbers: str, bad: str):
+    """(activation, residual) of a case.
+
+    Residuals: of the dtypes in which these sums are rounded once, and not in the modes that have calls of their own.
+    """
+    if numbers != "integers" or dtype.startswith("complex") or "transpose" in function:
+        return "none", 0
+    if way in ("override", "convert", "fuse"):
+        return "none", 0
+    activation = pick(("relu", "relu", "relu6")) if rarely(0.2) else "none"
+    added = way in ("function", "layer") and dtype in ("float32", "float64") and mode not in ("autocast", "copy")
+    return activation, int(added and not bad and rarely(0.15))
+
+
 def _drawn(random) -> Case:
     pick = random.choice
 
@@ -479,9 +494,7 @@ def _drawn(random) -> Case:
     rank = (2 if one_row else 3) + 1
     if numbers != "special" and mode in ("inference", "backward") and n > 0 and rarely(0.03):
         c = 0
-    activation = "relu" if rarely(0.15) and numbers == "integers" and not dtype.startswith("complex") else "none"
-    if transposed or way in ("override", "convert", "fuse"):
-        activation = "none"
+    activation, residual = _epilogue(pick, rarely, function, way, mode, dtype, numbers, bad)
     padding_mode = "zeros"
     if way in ("layer", "convert", "packed") and not transposed and numbers == "integers" and rarely(0.25):
         padding_mode = pick(("reflect", "replicate", "circular"))
@@ -504,6 +517,7 @@ def _drawn(random) -> Case:
         output_padding=output_padding,
         bias=int(rarely(0.5)),
         activation=activation,
+        residual=residual,
         padding_mode=padding_mode,
         precision=pick(("tf32", "bf16")) if dtype == "float32" and numbers != "special" and rarely(0.1) else "ieee",
         dtype=dtype,

@@ -64,6 +64,14 @@ class Operands:
         return None if t is None else self.made(t.shape, memory)
 
 
+def residual_of(case: Case, batched: bool, dtype: torch.dtype) -> Tensor:
+    """Small integers of the result's size, in one of several layouts."""
+    size = [case.k * case.groups, *case.output_size()[case.one_row :]]
+    size = [case.n, *size] if batched else size
+    numbers = (torch.arange(math.prod(size)) % 13 - 6).to(dtype)
+    return numbers.reshape(size[::-1]).permute(*range(len(size))[::-1]) if case.variant % 2 else numbers.reshape(size)
+
+
 def widened(t: Tensor | None) -> Tensor | None:
     """Its values in float64 or complex128, in memory of their own."""
     if t is None:
@@ -90,7 +98,7 @@ def oracle(case: Case) -> Callable[..., Tensor]:
             y = x.new_zeros(*x.shape[: case.batched], case.k * case.groups, *case.output_size()[one_row:])
             y = y + x.sum() + w.sum()
             y = y if b is None else y + b.reshape(-1, *(1,) * (2 - one_row))
-            return torch.relu(y) if case.activation == "relu" else y
+            return finished(y)
         rows, columns = case.zeros()
         amounts = columns if one_row else (*columns, *rows)
         convolve = F.conv1d if one_row else F.conv2d
@@ -101,8 +109,11 @@ def oracle(case: Case) -> Callable[..., Tensor]:
             x = x if case.batched else x[0]
         elif any(amounts):
             x = F.pad(x, amounts)
-        y = convolve(x, w, b, stride[one_row:], 0, dilation[one_row:], case.groups)
-        return torch.relu(y) if case.activation == "relu" else y
+        return finished(convolve(x, w, b, stride[one_row:], 0, dilation[one_row:], case.groups))
+
+    def finished(y: Tensor) -> Tensor:
+        y = y + residual_of(case, bool(case.batched), y.dtype) if case.residual else y
+        return {"none": lambda y: y, "relu": torch.relu, "relu6": F.relu6}[case.activation](y)
 
     return function
 
@@ -151,6 +162,8 @@ def arguments(case: Case) -> dict:
 
 def called(case: Case, function: Callable, x, w, b, given: dict):
     more = {"activation": case.activation} if case.activation != "none" else {}
+    if case.residual:
+        more["residual"] = residual_of(case, x.dim() == w.dim(), x.dtype)
     if case.keywords:
         return (
             function(input=x, weight=w, bias=b, **given, **more)
@@ -221,7 +234,8 @@ def ours(case: Case) -> Callable[..., Tensor]:
         if dense:
             w = w[layer.table.matrix()]
         weights = {"weight": w} if b is None else {"weight": w, "bias": b}
-        return torch.func.functional_call(layer, weights, (x,))
+        more = (residual_of(case, x.dim() == len(layer.weight.shape), x.dtype),) if case.residual else ()
+        return torch.func.functional_call(layer, weights, (x, *more))
 
     return layered
 

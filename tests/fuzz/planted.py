@@ -118,6 +118,20 @@ ALL = (
         GROUPED,
     ),
     Planted(
+        "a_residual_of_other_columns",
+        "cpu/base/epilogue.h",
+        "begin(residual) + i * outer.other + j * middle.other + part",
+        "begin(residual) + i * outer.other + j * middle.step + part",
+        WINDOWS,
+    ),
+    Planted(
+        "an_epilogue_of_half_the_rows",
+        "cpu/grouped/grouped.h",
+        "{n, channel, lanes, o0, o1 - o0, 0, horizontal.output}",
+        "{n, channel, lanes, o0, (o1 - o0 + 1) / 2, 0, horizontal.output}",
+        GROUPED,
+    ),
+    Planted(
         "a_wrong_split",
         "cpu/grouped/weight_grad.h",
         "piece < part_begin(pieces, own.splits, split + 1);",

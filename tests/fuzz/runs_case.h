@@ -100,6 +100,12 @@ enum class Data : int { Integers, Signed, Positive, Special, Wide };
 constexpr int kDataKinds = 5;
 constexpr const char* kDataNames[] = {"integers", "signed", "positive", "special", "wide"};
 
+// What is behind the sum and the residual, by the numbers of the kernels' enumeration; clamp's bounds.
+enum class Behind : int { None, Relu, Clamp, Silu, HardSwish };
+constexpr int kBehindKinds = 5;
+constexpr const char* kBehindNames[] = {"none", "relu", "clamp", "silu", "hardswish"};
+constexpr double kClampLow = -1.5, kClampHigh = 2.5;
+
 constexpr int64_t kMostCache = 1 << 20;  // KiB
 
 struct Case {
@@ -107,6 +113,10 @@ struct Case {
   Layout layout[3];          // of the input, the weight, the output or its gradient
   int64_t bias_stride = -1;  // -1: no bias
   bool relu = false;
+  // forward runs once more with an epilogue: a residual that lies so, an activation.
+  bool adds = false;
+  Layout residual;
+  Behind activation = Behind::None;
   Data data = Data::Integers;
   uint64_t seed = 0;  // of the numbers
   int shuffled = 0;   // runs once more with the tasks in another order, so many blocks of scratch taking turns
@@ -123,6 +133,8 @@ inline std::string text_of(const Case& c) {
       << " output=" << c.layout[2].text() << " data=" << kDataNames[int(c.data)] << " seed=" << c.seed;
   if (c.bias_stride >= 0) out << " bias=" << c.bias_stride;
   if (c.relu) out << " relu=1";
+  if (c.adds) out << " residual=" << c.residual.text();
+  if (c.activation != Behind::None) out << " activation=" << kBehindNames[int(c.activation)];
   if (c.shuffled) out << " shuffled=" << c.shuffled;
   if (c.threads) out << " threads=" << c.threads;
   if (c.cut_end) out << " cut=" << c.cut_begin << "-" << c.cut_end;
@@ -150,6 +162,10 @@ inline Case parse_case(const std::string& line) {
       read_integers(key, value, ' ', &c.bias_stride);
     else if (key == "relu")
       c.relu = value == "1";
+    else if (key == "residual")
+      c.adds = true, c.residual = Layout::parse(value);
+    else if (key == "activation")
+      c.activation = Behind(index_of(key, value, kBehindNames, kBehindKinds));
     else if (key == "shuffled")
       read_integers(key, value, ' ', &c.shuffled);
     else if (key == "threads")
@@ -169,6 +185,8 @@ inline Case parse_case(const std::string& line) {
   });
   for (int64_t size : {c.z.n, c.z.c, c.z.h, c.z.w, c.z.k})
     if (size < 1) bad_case("empty tensors never reach a kernel: " + line);
+  if (c.activation != Behind::None && conv_ext::is_complex(c.z.dtype))
+    bad_case("activations are for real numbers: " + line);
   const bool any_caches = c.l1 || c.l2 || c.last;
   for (int64_t kib : {c.l1, c.l2, c.last})
     if (any_caches && (kib < 1 || kib > kMostCache)) bad_case("caches are of 1 to 2^20 KiB each: " + line);

@@ -5,6 +5,7 @@
 
 #include "../../csrc/common/merge.h"
 #include "other_caches.h"
+#include "runs_epilogue.h"
 #include "runs_expected.h"
 #include "runs_tasks.h"
 
@@ -33,6 +34,7 @@ class Checker {
       operand_[t] = fill(t, sizes[t]);
     }
     if (c.bias_stride >= 0) fill_bias();
+    if (c.adds) fill_residual();
   }
 
   void check(const std::vector<Library>& libraries, const Counter& count, std::vector<Failure>* failures) {
@@ -45,19 +47,21 @@ class Checker {
     for (int t = 0; t < 3; ++t)
       if (std::memcmp(memory(t).begin(), saved_[t].data(), saved_[t].size()) != 0)
         failures->push_back({"operand-changed", "", "", "", "a kernel wrote to tensor " + std::to_string(t)});
+    if (case_.adds && std::memcmp(memory(kResidual).begin(), saved_residual_.data(), saved_residual_.size()) != 0)
+      failures->push_back({"operand-changed", "", "", "", "a kernel wrote to the residual"});
   }
 
  private:
-  // Kept from case to case: three operands, the bias, the result, the workspace and packed weights.
+  // Kept from case to case: three operands, the bias, the result, the workspace, packed weights and the residual.
   static Arena& memory(int which) {
-    static Arena arenas[7];
+    static Arena arenas[8];
     return arenas[which];
   }
   static Tasks& tasks() {
     static Tasks kept;
     return kept;
   }
-  static constexpr int kBias = 3, kResult = 4, kWorkspace = 5, kKept = 6;
+  static constexpr int kBias = 3, kResult = 4, kWorkspace = 5, kKept = 6, kResidual = 7;
 
   int64_t element_bytes() const { return Type::bytes * parts_; }
   static int64_t extent(const int64_t sizes[4], const int64_t stride[4]) {
@@ -128,6 +132,20 @@ class Checker {
     for (int part = 0; part < parts_; ++part)
       for (int64_t k = 0; k < z_.k; ++k)
         bias_[part].push_back(Type::read(data + k * case_.bias_stride * element_bytes() + part * Type::bytes));
+  }
+
+  void fill_residual() {
+    case_.residual.strides(sizes_[2], false, residual_stride_);
+    const int64_t elements = extent(sizes_[2], residual_stride_);
+    char* const data =
+        memory(kResidual).place(elements * element_bytes(), case_.residual.at_begin, case_.residual.shift);
+    memory(kResidual).fill();
+    Numbers numbers(case_.data, z_.dtype, case_.seed * 8 + 6, 0, uint64_t(std::max<int64_t>(16, elements / 3)));
+    for_each_element(sizes_[2], residual_stride_, [&](size_t, int64_t at) {
+      for (int part = 0; part < parts_; ++part)
+        Type::write(data + at * element_bytes() + part * Type::bytes, numbers.draw());
+    });
+    saved_residual_.assign(data, data + elements * element_bytes());
   }
 
   void check_pass(Pass pass, const std::vector<Library>& libraries, const Counter& count,
@@ -263,10 +281,12 @@ class Checker {
     };
     if (!run(problem, buffers, Tasks::Order::InTurn, 1)) return;
     const bool again = case_.shuffled || case_.threads || case_.cut_end || case_.l1;
-    if (again) collect(&first_);
+    const bool finishes = pass == Pass::Forward && (case_.adds || case_.activation != Behind::None);
+    if (again || finishes) collect(&first_);
     std::string message = compare(expected, gate);
     if (!message.empty()) return bad("wrong", message);
     if (!memory(kResult).is_filled()) return bad("gaps", "bytes between the result's elements were written");
+    if (finishes && !check_epilogue(call, problem, buffers, run, bad)) return;
     if (!again) return;
     // The same bits again, whoever computes what.
     const auto same = [&](const char* kind, int64_t begin, int64_t end) {
@@ -299,6 +319,55 @@ class Checker {
         return bad("cut", "declines a part of the batch");
       if (run(fewer, part, Tasks::Order::InTurn, 1)) same("cut", case_.cut_begin, case_.cut_end);
     }
+  }
+  // The same with an epilogue: what it makes of the bits of the first run, in turn and on threads.
+  template <class Run, class Bad>
+  bool check_epilogue(const Call& call, const ConvProblem& problem, const Buffers& buffers, const Run& run,
+                      const Bad& bad) {
+    Buffers with = buffers;
+    static_assert(int(conv_ext::Activation::HardSwish) == int(Behind::HardSwish));
+    with.epilogue.activation = conv_ext::Activation(int(case_.activation));
+    with.epilogue.low = kClampLow;
+    with.epilogue.high = kClampHigh;
+    if (case_.adds) {
+      with.epilogue.residual.data = memory(kResidual).begin();
+      std::copy_n(residual_stride_, 4, with.epilogue.residual.stride);
+    }
+    for (int workers : {1, 3}) {
+      if (workers > 1 && case_.threads < workers) break;
+      if (!run(problem, with, workers > 1 ? Tasks::Order::Threads : Tasks::Order::InTurn, workers)) return false;
+      const std::string message = compare_finished(call.candidate.algorithm == Algorithm::Reference);
+      if (!message.empty()) return bad("epilogue", message), false;
+      if (!memory(kResult).is_filled()) return bad("gaps", "an epilogue wrote between the result's elements"), false;
+    }
+    return true;
+  }
+  // Compares with what the epilogue makes of the first run's result, and fills each element again. wider: the algorithm
+  // computes it in wider numbers.
+  std::string compare_finished(bool wider) {
+    std::vector<double> residual;
+    if (case_.adds)
+      for_each_element(sizes_[2], residual_stride_, [&](size_t, int64_t at) {
+        for (int part = 0; part < parts_; ++part)
+          residual.push_back(Type::read(memory(kResidual).begin() + at * element_bytes() + part * Type::bytes));
+      });
+    char* const data = memory(kResult).begin();
+    std::string message;
+    for_each_element(result_sizes(), result_stride_, [&](size_t i, int64_t at) {
+      char* const element = data + at * element_bytes();
+      for (int part = 0; part < parts_; ++part) {
+        const size_t number = i * size_t(parts_) + size_t(part);
+        const double got = Type::read(element + part * Type::bytes);
+        const double wanted = finished<Type>(case_, first_[number], case_.adds ? &residual[number] : nullptr);
+        if (close_to(case_, got, wanted, wider) || !message.empty()) continue;
+        char text[128];
+        std::snprintf(text, sizeof(text), "element %ld is %.9g, wanted %.9g of %.9g", long(i), got, wanted,
+                      first_[number]);
+        message = text;
+      }
+      std::memset(element, kFill, size_t(element_bytes()));
+    });
+    return message;
   }
   // Weights that are packed once, for a batch of another size, and used by this one: the same bits.
   template <class Run, class Same, class Bad>
@@ -459,10 +528,10 @@ class Checker {
   const ConvProblem& z_;
   Stage* const stage_;
   int parts_;
-  int64_t sizes_[3][4], stride_[3][4], result_stride_[4];
+  int64_t sizes_[3][4], stride_[3][4], result_stride_[4], residual_stride_[4];
   Operand<W> operand_[3];
   Plane<W> bias_[2];
-  std::vector<char> saved_[3];
+  std::vector<char> saved_[3], saved_residual_;
   std::vector<double> first_;
 };
 

@@ -163,6 +163,9 @@ class Children {
       n.bias_stride = -1;
       n.relu = false;
     });
+    with([](Case& n) { n.adds = false; });
+    with([](Case& n) { n.activation = Behind::None; });
+    with([](Case& n) { n.residual = Layout(); });
     with([](Case& n) {
       n.shuffled = n.threads = 0;
       n.cut_begin = n.cut_end = 0;

@@ -22,6 +22,7 @@ class Drawer {
     if (random.chance(0.05)) c.z.channels_last = !c.z.channels_last;
     if (random.chance(0.4)) c.bias_stride = random.chance(0.8) ? 1 : random.between(0, 3);
     c.relu = !conv_ext::is_complex(c.z.dtype) && random.chance(0.25);
+    if (random.chance(0.3)) draw_epilogue(&random, &c);
     const int64_t kind = random.between(0, 99);
     c.data = kind < 45   ? Data::Integers
              : kind < 65 ? Data::Signed
@@ -84,6 +85,13 @@ class Drawer {
       if (random->chance(0.04)) layout.expand = 1 << random->between(0, 3);
       if (random->chance(0.03)) layout.overlap = int(random->between(1, 4));
     }
+  }
+
+  static void draw_epilogue(Random* random, Case* c) {
+    c->adds = conv_ext::is_complex(c->z.dtype) || random->chance(0.6);
+    c->residual = random->chance(0.6) ? c->layout[2] : draw_layout(random);
+    if (random->chance(0.1)) c->residual.expand = 1 << random->between(0, 3);
+    if (!conv_ext::is_complex(c->z.dtype)) c->activation = Behind(random->between(c->adds ? 0 : 1, kBehindKinds - 1));
   }
 
   bool always_threads_;

@@ -21,7 +21,7 @@ def test_a_single_level_function_lacks_what_functorch_and_signatures_need_alone(
     with pytest.raises(ValueError, match="no signature"):  # which is bound by nobody, then
         inspect.signature(autograd._C.forward)
     x, w, b = leaves()
-    arguments = (x, w, b, (2, 1), (1, 1, 0, 0), (1, 2), 2, "ieee", "auto", "none")
+    arguments = (x, w, b, (2, 1), (1, 1, 0, 0), (1, 2), 2, "ieee", "auto", "none", None, 0.0, 0.0)
     results = [autograd.Forward.apply(*arguments)]
     for apply in (autograd._single_level(autograd.Forward), autograd.plain_forward):
         assert apply.__self__.__bases__ == (base,) and not inspect.isfunction(apply)

@@ -204,14 +204,21 @@ OPERATORS = [
     *bad("weight_grad", "same device ... cpu and input on meta", kinds=MIXED, input=META_X),
     # names
     *bad(EVERYWHERE, "precision must be one of ieee, tf32, bf16, got fast", precision="fast"),
-    *bad("forward", "activation must be one of none, relu, got gelu", activation="gelu"),
-    *bad("forward", "activation must be one of none, relu, got ReLU", activation="ReLU"),
+    *bad("forward", "activation must be one of none, relu, clamp, silu, hardswish, got gelu", activation="gelu"),
+    *bad("forward", "activation must be one of none, relu, clamp, silu, hardswish, got ReLU", activation="ReLU"),
     *bad(
         "forward",
         "activation relu is for real numbers, got complex64",
         activation="relu",
         **{name: T(t.shape, torch.complex64) for name, t in (("input", X), ("weight", W), ("bias", T((6,))))},
     ),
+    # the epilogue
+    *bad("forward", "low <= high, got low=2 and high=1", activation="clamp", low=2.0, high=1.0),
+    *bad("forward", "low <= high, got low=nan and high=1", activation="clamp", low=float("nan"), high=1.0),
+    *bad("forward", "residual of the result's size [2, 6, 5, 9], ... size: [2, 6, 5, 8]", residual=T((2, 6, 5, 8))),
+    *bad("forward", "residual of the result's size [2, 6, 5, 9], ... size: [6, 5, 9]", residual=T((6, 5, 9))),
+    *bad("forward", "Input type (float32) and residual type (float64)", residual=T(G.shape, torch.float64)),
+    *bad("forward", "same device ... cpu and residual on meta", kinds=MIXED, residual=T(G.shape, device="meta")),
     *bad(EVERYWHERE, "algorithm must be one of auto, ... reference, got fastest", kinds=REAL, algorithm="fastest"),
     # sizes that overflow
     *bad("forward", "effective kernel size exceeds 2^63 - 1", dilation=(LARGEST, 1)),
@@ -362,6 +369,7 @@ PUBLIC = [
     *bad("conv_transpose2d", "same device", kinds=MIXED, weight=META_W),
     *bad("conv2d conv_transpose2d", "strided weight ... layout", kinds=REAL, weight=T(W.shape, layout=sparse)),
     *bad("conv2d", "strided bias ... layout", kinds=REAL, bias=T((6,), layout=sparse)),
+    *bad("conv2d", "strided residual ... layout", kinds=REAL, residual=T(G.shape, layout=sparse)),
     *[
         entry
         for kind in (sparse, mkldnn, quantized, nested)
@@ -385,7 +393,10 @@ PUBLIC = [
     *bad("conv2d", "", ValueError, torch_says="", groups=2**63),
     *bad("conv2d", "", ValueError, torch_says="", stride=2**63),
     *bad(FORWARD, "'activation' must be str, not NoneType", TypeError, activation=None),
-    *bad(FORWARD, "activation must be one of none, relu, got tanh", activation="tanh"),
+    *bad(FORWARD, "none, relu, relu6, silu, hardswish, or ('clamp', low, high) ... got tanh", activation="tanh"),
+    *bad(FORWARD, "got ('clamp', 1)", activation=("clamp", 1)),
+    *bad(FORWARD, "low <= high, got low=1 and high=0", activation=("clamp", 1, 0)),
+    *bad(FORWARD, "'residual' must be Tensor, not float", TypeError, residual=1.0),
     # lengths and strings
     *same("conv2d", "expected stride to be a single integer value or a list of 2 values", stride=()),
     *same("conv2d", "expected stride to be a single integer value or a list of 2 values", stride=(1, 1, 1)),

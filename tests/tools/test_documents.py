@@ -3,13 +3,14 @@
 import argparse
 import doctest
 import html
-import importlib
+import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -332,7 +333,7 @@ def site(tmp_path_factory):
     for module in ("mkdocs", "material", "mkdocstrings_handlers"):
         pytest.importorskip(module)
     folder = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-m", "mkdocs", "--quiet", "build", "--strict", "--site-dir", folder]
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -358,3 +359,83 @@ def test_the_site_has_every_docstring(site):
     for found in (conv_ext.conv2d, conv_ext.convert, conv_ext.fuse, conv_ext.Conv2d, models.vgg, visualize.filters):
         first = found.__doc__.strip().splitlines()[0].replace("`", "").rstrip(":")
         assert first in plain, first
+
+
+def load(name):
+    """A module of docs/site, which mkdocs loads by its path."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / "docs" / "site" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_of_the_checkout_are_links_of_the_site(monkeypatch):
+    hooks = load("hooks")
+    for source, text, wanted in (
+        ("README.md", "[a](docs/use.md#x) ![p](docs/demo.png)", "[a](use.md#x) ![p](demo.png)"),
+        ("README.md", "[c](CHANGELOG.md) [w](https://arxiv.org/c)", "[c](changelog.md) [w](https://arxiv.org/c)"),
+        ("docs/use.md", "[r](../README.md#limits)", "[r](index.md#limits)"),
+        ("docs/deploy/cpp.md", "[u](../use.md) [d](../decisions) [p](cpp/deploy.cpp)",
+         "[u](../use.md) [d](../decisions/index.md) [p](cpp/deploy.cpp)"),
+        ("docs/use.md", "[gone](nowhere.md) [gone](../csrc/nowhere.h)", "[gone](nowhere.md) [gone](../csrc/nowhere.h)"),
+        ("docs/use.md", "[`plan.h`](../csrc/cpu/plan.h), [m](make_networks.py)", "`plan.h`, m"),
+    ):  # fmt: skip
+        assert hooks.relinked(text, source) == wanted
+    monkeypatch.setattr(hooks, "repository", lambda: "https://github.com/owner/name")
+    found = hooks.relinked("[`plan.h`](../csrc/cpu/plan.h#L3)", "docs/use.md")
+    assert found == "[`plan.h`](https://github.com/owner/name/blob/main/csrc/cpu/plan.h#L3)"
+    code = "[a](../csrc/cpu/plan.h)\n```\n[a](../csrc/cpu/plan.h)\n```\n"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="use.md"))
+    assert "```\n[a](../csrc/cpu/plan.h)\n```" in hooks.on_page_markdown(code, page, None, None)
+
+
+def test_docstrings_become_markdown():
+    names = {"conv2d": "conv_ext.conv2d", "conv_ext.conv2d": "conv_ext.conv2d"}
+    text = """Does it. ::
+
+    y = x
+
+Args:
+    x, y: two
+        tensors, as in `conv2d`.
+    The rest is as in `conv_ext.conv2d`.
+
+Raises:
+    TypeError: no tensor. ValueError: a size
+    below 1.
+Shapes: (N,).
+Errors: none."""
+    made = load("docstrings").markdown(text, names, "own")
+    assert [line for line in made.splitlines() if line] == [
+        "Does it.", "    y = x",
+        "**Args**", "- `x, y`: two", "    tensors, as in [`conv2d`][conv_ext.conv2d].",
+        "- The rest is as in [`conv_ext.conv2d`][conv_ext.conv2d].",
+        "**Raises**", "- `TypeError`: no tensor.", "- `ValueError`: a size", "    below 1.",
+        "Shapes: (N,).", "Errors: none.",
+    ]  # fmt: skip
+    assert "Shapes: (N,).\n\nErrors: none." in made and "Does it.\n\n    y = x\n\n" in made
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name, planted, said", [
+    ("docs/use.md", "", ""),
+    ("docs/use.md", "[gone](nowhere.md)", "'nowhere.md'"),
+    ("docs/use.md", "[gone](limits.md#no-such-heading)", "no-such-heading"),
+    ("docs/unlisted.md", "# In no navigation", "unlisted.md"),
+    ("docs/reference/layers.md", "::: conv_ext.NoSuchLayer", "conv_ext.NoSuchLayer"),
+])  # fmt: skip
+def test_the_build_stops_at_what_is_wrong(tmp_path, name, planted, said):
+    for module in ("mkdocs", "material", "mkdocstrings_handlers"):
+        pytest.importorskip(module)
+    for path in ROOT.iterdir():
+        if path.name == "docs":
+            shutil.copytree(path, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.name != "build":
+            (tmp_path / path.name).symlink_to(path)
+    with open(tmp_path / name, "a", encoding="utf-8") as page:
+        page.write(f"\n\n{planted}\n")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode != 0) == bool(planted) and said in done.stderr, done.stdout + done.stderr

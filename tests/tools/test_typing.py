@@ -104,7 +104,7 @@ def test_misuse_is_found(tmp_path):
 
 def test_the_strings_of_type_checkers_are_those_that_calls_take():
     assert get_args(arguments.Precision) == settings.PRECISIONS and "tf32" in settings.PRECISIONS
-    for activation in get_args(arguments.Activation):
+    for activation in (*get_args(arguments.ActivationName), ("clamp", 0, 1)):
         conv_ext.Conv2d(1, 1, 1, activation=activation)
     for padding in get_args(arguments.Padding):
         conv_ext.Conv1d(1, 1, 1, padding=padding)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../common/roles.h"
+#include "epilogue.h"
 #include "pack.h"
 
 namespace conv_ext {

@@ -80,6 +80,13 @@ inline __attribute__((always_inline)) Vec<A> keep(Vec<A> v, Vec<typename Integer
   return (Vec<A>)((Vec<typename IntegerOf<A>::type>)v & mask);
 }
 
+// The lanes of a where the mask has ones, else those of b.
+template <class A>
+inline __attribute__((always_inline)) Vec<A> select(Vec<typename IntegerOf<A>::type> mask, Vec<A> a, Vec<A> b) {
+  typedef Vec<typename IntegerOf<A>::type> Bits;
+  return (Vec<A>)(((Bits)a & mask) | ((Bits)b & ~mask));
+}
+
 // The first `count` lanes in memory, 0 < count < kLanes; the others are zero, and their addresses are not touched.
 template <class A>
 inline __attribute__((always_inline)) Vec<A> load_first(const A* p, int64_t count) {

@@ -37,6 +37,7 @@ struct DepthwiseChannels {
   const DepthwiseByChannels& by;
   const Axis vertical, horizontal;
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
+  const Buffers& buffers;
   const bool relu;
   const int64_t x_column, result_column;       // elements between columns, of a copy or where they lie
   const DepthwiseChannelsWorkspace<A> shared;  // by all tasks
@@ -55,6 +56,7 @@ struct DepthwiseChannels {
         source(view_of<T>(source_of(pass, b), 1)),
         result(view_of<T>(result_of(pass, b), 1)),
         weight(view_of<T>(b.weight, 1)),
+        buffers(b),
         relu(b.relu),
         x_column(in_place ? source.column : own.tile_c),
         result_column(in_place ? result.column : own.tile_c),
@@ -343,6 +345,7 @@ struct DepthwiseChannels {
     const int64_t last = min_of(vertical.output, first + own.tile_h);
     run_plane(n, c, channels, first, last, scratch);
     for (int64_t i = 0; i < channels && padding_may_show; ++i) sum_with_padding(*this, n, c + i, first, last);
+    finish_results<T, A>(buffers, 1, {n, c, channels, first, last - first, 0, horizontal.output});
   }
 
   // One part of the sums of some channels.

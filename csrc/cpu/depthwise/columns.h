@@ -21,6 +21,7 @@ struct DepthwiseColumns {
   const DepthwisePlan& own;
   const Axis vertical, horizontal;
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
+  const Buffers& buffers;
   const bool relu;
   DepthwiseColumnsWorkspace<A> shared;  // by all tasks
   SourceRows<T, A> rows;
@@ -34,6 +35,7 @@ struct DepthwiseColumns {
         source(view_of<T>(source_of(pass, b), 1)),
         result(view_of<T>(result_of(pass, b), 1)),
         weight(view_of<T>(b.weight, 1)),
+        buffers(b),
         relu(b.relu),
         shared(workspace_of(b)),
         rows{own, vertical, horizontal, source, shared.zeros} {
@@ -89,6 +91,7 @@ struct DepthwiseColumns {
         const int block = next_rows(end - i, kColumnsRows);
         rows.list(taps, from, i, block, scratch.source_rows, scratch.packed_source);
         run_block(taps, c, channels, block, to + (f + i * step) * result.row, rows.ahead_of(from, i), scratch);
+        if constexpr (!input_grad) finish_results<T, A>(buffers, 1, {n, c, channels, i, block, 0, horizontal.output});
         i += block;
       }
     }

@@ -117,11 +117,13 @@ struct PanelsAlongChannels {
     if (op.buffers.relu)
       for (int64_t k = 0; k < (in_place ? positions : 1); ++k)
         rectify_all<A>(out + k * out_row, in_place ? s.width : positions * s.width);
-    if (in_place) return;
+    if (in_place && !op.buffers.epilogue.any()) return;
     visit_runs(task.first, task.last, f.height, f.width,
                [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
-                 op.write_sums(op.result_at(channel, f, n, i, j), local.sums + (at - task.first) * s.width, 1, s.width,
-                               s.m, count);
+                 if (!in_place)
+                   op.write_sums(op.result_at(channel, f, n, i, j), local.sums + (at - task.first) * s.width, 1,
+                                 s.width, s.m, count);
+                 op.finish({n, channel, s.m, i, 1, j, count});
                });
   }
   // Taps that read nothing but padding for all positions of a register tile are left out of its sums.

@@ -146,11 +146,12 @@ struct PanelsAlongPositions {
                         at % f.width);
   }
   void write_panel(const A* sums, const Panel& panel) const {
-    visit_runs(panel.first, panel.end, f.height, f.width,
-               [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
-                 op.write_sums(op.result_at(task.group * op.group_m + m_begin, f, n, i, j), sums + (at - panel.first),
-                               panel.width(), 1, m, count);
-               });
+    visit_runs(
+        panel.first, panel.end, f.height, f.width, [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
+          const int64_t channel = task.group * op.group_m + m_begin;
+          op.write_sums(op.result_at(channel, f, n, i, j), sums + (at - panel.first), panel.width(), 1, m, count);
+          op.finish({n, channel, m, i, 1, j, count});
+        });
   }
 
   void pack_panel(const Panel& panel, const Block& b) const {

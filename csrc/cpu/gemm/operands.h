@@ -53,6 +53,7 @@ struct GatherOperands {
   int64_t weight_group;            // elements between the weights of two groups
   int64_t group_m;                 // channels of a group's result
   const Buffers& buffers;
+  int64_t joined_width = 0;  // where all rows of an image are taken for one: of the rows that they are
 
   static constexpr int L = kLanes<A>;
 
@@ -153,6 +154,15 @@ struct GatherOperands {
       else
         pack_block(to, result.channel, column_step(), from, channel_step * parts, position_step, m / parts, count);
     }
+  }
+
+  // The epilogue of what has been written; channels are counted in real numbers.
+  void finish(ResultBox box) const {
+    box.channel /= parts;
+    box.channels /= parts;
+    if (joined_width == 0) return finish_results<T, A>(buffers, parts, box);
+    finish_positions<T, A>(buffers, parts, box.n, box.channel, box.channels, joined_width, box.column,
+                           box.column + box.columns);
   }
 
   void pack_slice(int64_t group, const GatherPhase& f, const WeightPanel& s) const {

@@ -128,6 +128,8 @@ struct DotGather {
           }
         }
       }
+      for (int64_t n = t.n0; n < t.n1; ++n)
+        finish_results<T, float>(buffers, 1, {n, t.group * group_m + m, lanes, t.i0, height, t.j0, width});
       m += blocks_now * kDotLanes;
     }
   }

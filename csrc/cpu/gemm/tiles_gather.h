@@ -164,6 +164,7 @@ struct TilesGather {
           sums + i * kTileEdge, kTileEdge, run, lanes,
           result.data + n * result.n + (at.group * group_m + m) * result.channel + h * result.row + w * result.column,
           result.channel, at.step_w * result.column);
+      finish_results<T, float>(buffers, 1, {n, at.group * group_m + m, lanes, h, 1, w, run});
     }
   }
 

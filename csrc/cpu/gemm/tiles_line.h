@@ -157,6 +157,7 @@ struct TilesLine {
         if (op.buffers.relu) rectify_all<T, float>(sum, 16);
         write16(to + l, _mm512_load_ps(sum), count - l);
       }
+    finish_positions<T, float>(op.buffers, 1, n, channel, outputs, op.z.q, first, first + count);
   }
 };
 

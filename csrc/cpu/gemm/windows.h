@@ -169,7 +169,9 @@ struct Windows {
             rectify_all<T>(a.out + m * a.out_pitch, along_channels ? s.width : run.count * L);
       }
     }
-    if (chain.end && !in_place) scatter(t, f, channel, s, chain.sums, first, last);
+    if (!chain.end) return;
+    if (!in_place) scatter(t, f, channel, s, chain.sums, first, last);
+    for (int64_t n = t.n0; n < t.n1; ++n) op.finish({n, channel, s.m, t.i0 + first, last - first, t.j0, t.width});
   }
 
   // Copies the sums of rows [first, last) to their places.

@@ -146,6 +146,7 @@ struct GroupedGather : GroupedTask<A, T> {
   View<T> weight;        // seen as (channels of a group's result, of its source, R, S)
   int64_t weight_group;  // elements between the weights of two groups
   A *packed_weight, *biases;
+  const Buffers* buffers;
   bool relu;
 
   int64_t taps() const { return z.r * z.s; }
@@ -216,15 +217,17 @@ struct GroupedGather : GroupedTask<A, T> {
                     in_place, (in_place ? reinterpret_cast<A*>(to) : out) + fh * row + fw * column,
                     vertical.output_step() * row, horizontal.output_step() * column);
       }
-      if (in_place) continue;
-      if (relu && !is_same<A, T>) rectify_all<T>(out, (o1 - o0) * row);
-      if (result.row == horizontal.output * result.column) {
-        lanes_to_positions(out, to, result.channel, result.column, lanes, (o1 - o0) * horizontal.output);
-      } else {
-        for (int64_t o = o0; o < o1; ++o)
-          lanes_to_positions(out + (o - o0) * row, to + (o - o0) * result.row, result.channel, result.column, lanes,
-                             horizontal.output);
-      }
+      if (!in_place) write_rows(out, to, o1 - o0, row, lanes);
+      finish_results<T, A>(*buffers, 1, {n, channel, lanes, o0, o1 - o0, 0, horizontal.output});
+    }
+  }
+  void write_rows(A* out, T* to, int64_t rows, int64_t row, int64_t lanes) const {
+    if (relu && !is_same<A, T>) rectify_all<T>(out, rows * row);
+    if (result.row == horizontal.output * result.column) {
+      lanes_to_positions(out, to, result.channel, result.column, lanes, rows * horizontal.output);
+    } else {
+      for (int64_t o = 0; o < rows; ++o)
+        lanes_to_positions(out + o * row, to + o * result.row, result.channel, result.column, lanes, horizontal.output);
     }
   }
 
@@ -274,6 +277,7 @@ void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const
   task.weight_group = group_step(z, pass, task.weight);
   const GroupUnits& units = task.units;
   const int64_t vectors = units.units * units.vectors;
+  task.buffers = &b;
   task.relu = b.relu;
   task.biases = task.memory.biases;
   Carver kept(b.kept);

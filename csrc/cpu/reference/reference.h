@@ -26,6 +26,19 @@ inline int64_t planes_of(const ConvProblem& z, Pass pass) {
   return pass == Pass::Forward ? z.n * z.k : pass == Pass::InputGrad ? z.n * z.c : z.k * z.group_c();
 }
 
+// exp(x): Taylor's series for what is left of x beside whole multiples of ln 2.
+template <class Wide>
+inline Wide exponential(Wide x) {
+  if (x != x || x < -800 || x > 800) return x < 0 ? Wide(0) : x * Wide(1e300) * Wide(1e300);  // 0, or Inf in Wide or T
+  const int n = int(x * Wide(1.4426950408889634) + (x < 0 ? Wide(-0.5) : Wide(0.5)));
+  const Wide r = (x - n * Wide(0x1.62e42feep-1)) - n * Wide(1.9082149292705878161e-10L);
+  Wide sum = 1, term = 1;
+  for (int k = 1; k < 24; ++k) sum += term *= r / k;
+  for (int i = 0; i < n; ++i) sum *= 2;
+  for (int i = 0; i > n; --i) sum /= 2;
+  return sum;
+}
+
 // One tensor of real numbers or pairs of them, at any byte address and with any strides.
 template <class T, class Wide>
 struct Operand {
@@ -98,6 +111,36 @@ struct Reference {
     return sum;
   }
 
+  // The activation of a number; epilogues are told in common/buffers.h.
+  Wide activated(Wide v) const {
+    switch (b.epilogue.activation) {
+      case Activation::None:
+        return v;
+      case Activation::Relu:
+        return v < 0 ? Wide(0) : v;
+      case Activation::Clamp:
+        return v < Wide(b.epilogue.low) ? Wide(b.epilogue.low) : v > Wide(b.epilogue.high) ? Wide(b.epilogue.high) : v;
+      case Activation::Silu:
+        return v / (1 + exponential(-v));
+      case Activation::HardSwish:
+        return v * (v < -3 ? Wide(0) : v > 3 ? Wide(6) : v + 3) / 6;
+    }
+    return v;
+  }
+  Sum<Wide> finished(Sum<Wide> sum, int64_t n, int64_t k, int64_t p, int64_t q) const {
+    if (!b.epilogue.any()) return sum;
+    sum.re = rounded(sum.re);
+    sum.im = rounded(sum.im);
+    if (b.epilogue.residual.data != nullptr) {
+      const Sum<Wide> other = Operand<T, Wide>(b.epilogue.residual, y.pairs).get(n, k, p, q);
+      sum.re = rounded(sum.re + other.re);
+      sum.im = rounded(sum.im + other.im);
+    }
+    sum.re = activated(sum.re);
+    return sum;
+  }
+  static Wide rounded(Wide value) { return widen<Wide>(narrow<T>(value)); }
+
   // dx[n,c,h,l] = sum over k, r, s of dy[n, k, p, q] w[k,c,r,s], where row(p,r) = h and column(q,s) = l:
   // with stride 1 the full convolution of the padded upstream gradient with the rotated kernel.
   Sum<Wide> input_grad(int64_t n, int64_t c, int64_t h, int64_t l) const {
@@ -133,7 +176,7 @@ struct Reference {
         for (int64_t q = 0; q < z.q; ++q) {
           Sum<Wide> sum = forward(plane / z.k, plane % z.k, p, q);
           if (b.relu && widen<Wide>(narrow<T>(sum.re)) < 0) sum.re = 0;  // of real numbers alone
-          y.put(plane / z.k, plane % z.k, p, q, sum);
+          y.put(plane / z.k, plane % z.k, p, q, finished(sum, plane / z.k, plane % z.k, p, q));
         }
     } else if constexpr (pass == Pass::InputGrad) {
       for (int64_t h = 0; h < z.h; ++h)

@@ -198,6 +198,7 @@ struct Winograd {
                            result.channel, result.column, channels, columns);
       }
       if (repeat) repeat_outputs(b.n0 + i, group, m, channels, row0, rows, column0, columns);
+      finish_results<T, A>(buffers, 1, {b.n0 + i, first, channels, row0, rows, column0, columns});
     }
   }
 

@@ -1,0 +1,241 @@
+"""`fuse` and inductor's pass: residual additions and activations beyond ReLU become parts of the convolutions."""
+
+import copy
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import conv_ext
+from conv_ext import models
+from test_fuse import with_statistics
+from test_fuse_graphs import assert_same, double, exported, images, taken
+from test_inductor import FORWARD, compiled, fresh, passed, traced  # noqa: F401  # a fixture
+
+
+class Block(nn.Module):
+    """A block of a residual network; the other way is computed before the sum, or before everything."""
+
+    def __init__(self, c=3, k=3, way="input", add=operator.add):
+        super().__init__()
+        self.a, self.na = nn.Conv2d(c, k, 3, padding=1, bias=False), nn.BatchNorm2d(k)
+        self.b, self.nb = nn.Conv2d(k, k, 3, padding=1, bias=False), nn.BatchNorm2d(k)
+        self.other, self.no = nn.Conv2d(c, k, 1), nn.BatchNorm2d(k)
+        self.relu, self.way, self.add = nn.ReLU(inplace=True), way, add
+
+    def forward(self, x):
+        first = self.no(self.other(x)) if self.way == "first" else x
+        y = self.nb(self.b(self.relu(self.na(self.a(x)))))
+        other = self.no(self.other(x)) if self.way == "last" else first
+        return self.relu(self.add(y, other))
+
+
+ADDS = {
+    "+": operator.add,
+    "+=": operator.iadd,
+    "on the right": lambda y, other: other + y,
+    "torch.add": torch.add,
+    "method": lambda y, other: y.add(other),
+    "method in place": lambda y, other: y.add_(other),
+}
+
+
+def without_sums(fused):
+    called = [node for node in fused.graph.nodes if node.op in ("call_function", "call_method")]
+    return not called and all(type(module) is not nn.ReLU for module in fused.modules())
+
+
+@pytest.mark.parametrize("way", ["input", "first", "last"])
+@pytest.mark.parametrize("add", ADDS)
+def test_blocks_are_convolutions_alone(way, add):
+    net, x = double(Block(way=way, add=ADDS[add])), images()
+    for fused in (conv_ext.fuse(net), conv_ext.fuse(net, x), conv_ext.fuse(exported(copy.deepcopy(net), x))):
+        assert_same(fused, net, x)
+        assert without_sums(fused) or fused.report.exported
+        # Where both tensors are a convolution's, the first one in the graph takes the sum.
+        rows = [row for row in fused.report.rows if ("residual" in dict(row.taken))]
+        assert len(rows) == 1 and [what for what, _ in rows[0].taken] == ["normalisation", "residual", "activation"]
+
+
+@pytest.mark.parametrize("name", [18, 50])
+def test_resnets_are_convolutions_alone(name):
+    net = with_statistics(models.resnet(name, num_classes=5)).double()
+    fused = conv_ext.fuse(net)
+    assert fused.report.counts["residual"] == {18: 8, 50: 16}[name]
+    assert_same(fused, net, images(1, 3, 40, 40))
+
+
+class Forms(nn.Module):
+    """Each activation in the forms that it has."""
+
+    def __init__(self, forms):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in forms)
+        self.forms = nn.ModuleList(form for form in forms if isinstance(form, nn.Module))
+        self.calls = [None if isinstance(form, nn.Module) else form for form in forms]
+
+    def forward(self, x):
+        modules = iter(self.forms)
+        for conv, call in zip(self.convs, self.calls):
+            x = (next(modules) if call is None else call)(conv(x))
+        return x
+
+
+FORMS = {
+    "relu6": [nn.ReLU6(), nn.ReLU6(inplace=True), F.relu6],
+    "silu": [nn.SiLU(), F.silu, lambda x: F.silu(x, inplace=True)],
+    "hardswish": [nn.Hardswish(), nn.Hardswish(inplace=True), F.hardswish],
+    ("clamp", -0.5, 0.75): [
+        nn.Hardtanh(-0.5, 0.75), lambda x: F.hardtanh(x, -0.5, 0.75),
+        lambda x: F.hardtanh(x, max_val=0.75, min_val=-0.5),
+        lambda x: torch.clamp(x, -0.5, 0.75), lambda x: x.clamp(-0.5, 0.75), lambda x: x.clamp_(min=-0.5, max=0.75),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", FORMS, ids=str)
+def test_every_form_of_an_activation(activation):
+    net, x = double(Forms(FORMS[activation])), images()
+    fused = conv_ext.fuse(net)
+    assert_same(fused, net, x)
+    layers = [module for module in fused.modules() if isinstance(module, conv_ext.Conv2d)]
+    assert {layer.activation for layer in layers} == {activation} and fused.report.counts == {"activation": len(layers)}
+    from_export = conv_ext.fuse(exported(net, x))
+    assert_same(from_export, net, x)
+    assert from_export.report.counts == fused.report.counts
+
+
+class Kept(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.up, self.how = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1), how
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+def written_between(net, x):
+    y = net.a(x)
+    x = x * 1
+    z = net.b(x)
+    x.add_(1)
+    return y + z * x
+
+
+KEPT = {
+    "a bound alone": (lambda net, x: net.a(x).clamp(min=0.0), "a", "clamp: no activation of a layer"),
+    "a number": (lambda net, x: net.a(x) + 1, "a", "add: it adds more than one other tensor, or a number"),
+    "twice": (lambda net, x: torch.add(net.a(x), x, alpha=2), "a", "add: it adds more than one other tensor, or a num"),
+    "two readers": (lambda net, x: (y := net.a(x)) + y.relu(), "a", "relu: others read the same result"),
+    "into the other": (lambda net, x: (x * 1).add_(net.a(x)), "a", "add_: it writes into the other tensor"),
+    "transposed": (lambda net, x: net.up(x) + x, "up", "add: ConvTranspose2d adds no other tensor"),
+    "written between": (written_between, "a", "add__1: add_ writes in place before it"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_stays(name):
+    how, layer, why = KEPT[name]
+    net, x = double(Kept(how)), images()
+    fused = conv_ext.fuse(net)
+    assert_same(fused, net, x)
+    rows = {row.layer: row for row in fused.report.rows}
+    assert not rows[layer].taken
+    (text,) = rows[layer].stays
+    assert text.startswith(why) or name == "written between" and "writes in place before it" in text
+
+
+@pytest.mark.parametrize("size", [(3, 1, 1), (1, 8), (1, 3, 9, 1)], ids=str)
+def test_a_residual_that_is_broadcast_is_added_as_torch_adds_it(size):
+    net = double(Kept(lambda net, x: F.relu(net.a(x) + x.mean((2, 3), keepdim=True))))
+    fused, x, other = conv_ext.fuse(net), images(), torch.randn(size, dtype=torch.float64)
+    assert fused.report.counts == {"residual": 1, "activation": 1}
+    assert_same(fused, net, x)
+    layer = conv_ext.Conv2d(3, 3, 1, activation="silu").double()
+    torch.testing.assert_close(layer(x, other), F.silu(_plain(layer, x) + other))
+
+
+def _plain(layer, x):
+    return conv_ext.conv2d(x, layer.weight, layer.bias)
+
+
+def test_a_packed_layer_and_a_residual_that_is_broadcast():
+    layer, x, other = conv_ext.Conv2d(32, 32, 3, activation="relu"), torch.randn(1, 32, 6, 6), torch.randn(32, 1, 1)
+    packed = conv_ext.PackedConv2d.of(layer, x)
+    assert packed.is_packed_for(x)
+    with torch.no_grad():
+        assert torch.equal(packed(x, other), layer(x, other))
+        assert torch.equal(packed(x, other), F.relu(_plain(layer, x) + other))
+
+
+def test_dtypes_of_the_residual():
+    layer, x = conv_ext.Conv2d(3, 3, 1, activation="hardswish"), torch.randn(2, 3, 4, 4)
+    y = layer(x, x.double())
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, F.hardswish(_plain(layer, x) + x.double()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x, x).dtype == torch.float32 and layer(x, x.bfloat16()).dtype == torch.bfloat16
+        torch.testing.assert_close(layer(x, x), F.hardswish(_plain(layer, x) + x))
+
+
+def test_back_to_torchs_layers():
+    net, x = double(nn.Sequential(Block(way="last"), nn.Conv2d(3, 3, 1), nn.Hardtanh(-0.5, 0.75), nn.Conv2d(3, 3, 1),
+                                  nn.Hardswish())), images()  # fmt: skip
+    for fused in (conv_ext.fuse(net, pack=False), conv_ext.fuse(net, x)):
+        reverted = conv_ext.revert(fused)
+        assert {type(m) for m in reverted.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
+        assert_same(reverted, net, x)
+        again = conv_ext.fuse(reverted)
+        assert_same(again, net, x)
+        assert sum("residual" in dict(row.taken) for row in again.report.rows) == 1
+
+
+def test_fused_again_copied_and_compiled():
+    net, x = double(Block(way="last")), images()
+    fused = conv_ext.fuse(net, pack=False)
+    again = conv_ext.fuse(copy.deepcopy(fused))
+    assert_same(again, net, x)
+    assert taken(again) == {"a": [], "b": [], "other": []}
+    torch.testing.assert_close(torch.compile(fused, backend="aot_eager")(x), fused(x))
+    program = torch.export.export(fused, (x,))
+    torch.testing.assert_close(program.module()(x), fused(x))
+    assert_same(conv_ext.fuse(program), net, x)
+
+
+# ---- inductor
+
+ADDED = {
+    "residual": lambda conv, b, k1, k2, s, one, row: ((conv(b) - k1) * k2 + torch.cos(_wide(k1))).relu(),
+    "on the left": lambda conv, b, k1, k2, s, one, row: torch.cos(_wide(k1)) + conv(b),
+    "clamp": lambda conv, b, k1, k2, s, one, row: conv(b).clamp(-0.5, 0.75),
+    "two bounds": lambda conv, b, k1, k2, s, one, row: conv(b).clamp_min(-0.5).clamp_max(0.75),
+}
+
+
+def _wide(k1):
+    return (k1 * torch.ones(2, 5, 6, 5, dtype=k1.dtype)).sin()
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_inductors_sums_and_clamps(name):
+    graph, x, expected = traced(ADDED[name], torch.float64)
+    targets = passed(graph)
+    assert targets[-1] == FORWARD and targets.count(FORWARD) == 1
+    torch.testing.assert_close(graph(x), expected, rtol=1e-12, atol=1e-12)
+    (node,) = graph.graph.find_nodes(op="call_function", target=FORWARD)
+    activation, residual, low, high = node.args[9:13]
+    assert (residual is not None) == (name in ("residual", "on the left"))
+    assert activation == {"residual": "relu", "on the left": "none"}.get(name, "clamp")
+    assert activation != "clamp" or (low, high) == (-0.5, 0.75)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_frozen_block_is_convolutions_alone(pack):
+    torch.manual_seed(0)
+    net, x = conv_ext.convert(with_statistics(Block(way="last"))), torch.randn(2, 3, 9, 8)
+    found, targets = compiled(copy.deepcopy(net), x, pack=pack)
+    with torch.no_grad():
+        torch.testing.assert_close(found, net(x), rtol=1e-5, atol=1e-5)
+    assert len(targets) == 3 and set(targets) <= {FORWARD, torch.ops.conv_ext.forward_packed.default}

@@ -227,10 +227,11 @@ struct Windows {
     }
   }
   // Lanes that belong to no output are multiplied, too: they must not be what happened to lie there, for subnormal
-  // numbers take a hundred times as long on some processors.
+  // numbers take a hundred times as long on some processors. Several regions may have rows of different lengths.
   void clear_source(const Tile& t, int64_t height, int64_t width) const {
     const int64_t channels = own.task_groups * own.tile_c, pitch = own.channel_pitch;
-    if (own.clears || height < own.tile_h || width < own.tile_w || t.images() < own.images) {
+    const bool whole = height == own.tile_h && width == own.tile_w && t.images() == own.images;
+    if (own.clears || !whole || tables.columns.regions > 1) {
       memset(static_cast<void*>(t.local.source), 0, size_t(channels * pitch) * sizeof(A) + kOverread);
       return;
     }

@@ -145,9 +145,10 @@ struct NoWork {
 // sums of a block take 0.3 us longer. After so many steps one is stored that nobody reads, which takes 10 ns.
 template <int parts, class Between>
 constexpr int64_t kStepsAwake = (is_same<Between, NoWork> ? 24 : 12) / kProducts<parts>;
-// Into how many chains a sum of so many steps is cut, which are added in float32: products round as often as a chain has
-// steps, the whole sum as often as there are chains. Of numbers of one sign three parts are at most 7 u A off, for sums
-// of 64 to 4608 products (oneDNN's multiply-adds 5 to 23, channels_last 4 to 73). Two parts, and one, need no more.
+// Into how many chains a sum of so many steps is cut, which are added in float32: products round as often as a chain
+// has steps, the whole sum as often as there are chains. Of numbers of one sign three parts are at most 7 u A off, for
+// sums of 64 to 4608 products (oneDNN's multiply-adds 5 to 23, channels_last 4 to 73). Two parts, and one, need no
+// more.
 template <int parts>
 inline int64_t chains_of(int64_t steps) {
   if (parts < 3) return max_of(1, ceil_div(steps, parts == 2 ? 24 : 72));

@@ -358,8 +358,8 @@ Work tiles_work(const PlanInput& input, int64_t parts) {
   const double chains = std::ceil(std::ceil(s.c / edge) * taps / phases / 16);
   return {line ? Nest::TilesLine : Nest::Tiles,
           {blocks * taps / phases * steps * products, s.source_v * cut, s.result_v, s.weight_v * cut,
-           std::ceil(s.m / edge) * s.groups * steps * chains, s.source_v, s.weight_v, std::ceil(s.m / edge) * s.groups * steps,
-           s.rows, 1 / kImagesOfCall}};
+           std::ceil(s.m / edge) * s.groups * steps * chains, s.source_v, s.weight_v,
+           std::ceil(s.m / edge) * s.groups * steps, s.rows, 1 / kImagesOfCall}};
 }
 
 }  // namespace

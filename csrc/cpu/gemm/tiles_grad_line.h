@@ -4,10 +4,10 @@
 //   for each block of K x C and part of the line (in parallel):
 //     for each 8 steps: for each 32 k and 32 c: multiply, packing the next 8 steps of both operands meanwhile
 //
-// The upstream gradient is rows [k/32][step][part][2][16 k][32], the input lanes [c/32][step][part][2][16 pairs][16][2];
-// pairs are a position of a step's first strip and one of its second. An operand whose neighbours in memory are those of
-// a row of its tile is read in place; of the other squares are turned round first. Blocks, sums and the writing of the
-// result are those of tiles_weight_grad.h, where run_tiles_weight_grad begins.
+// The upstream gradient is rows [k/32][step][part][2][16 k][32], the input lanes [c/32][step][part][2][16
+// pairs][16][2]; pairs are a position of a step's first strip and one of its second. An operand whose neighbours in
+// memory are those of a row of its tile is read in place; of the other squares are turned round first. Blocks, sums and
+// the writing of the result are those of tiles_weight_grad.h, where run_tiles_weight_grad begins.
 #pragma once
 
 #include "tiles_pack.h"
@@ -45,7 +45,7 @@ struct StripPacker {
   int64_t first, last;  // steps
   char* to;
   int64_t c = 0, step = first, unit = 0;
-  const T* at[2] = {};       // of 16 channels and a step: where its two strips begin,
+  const T* at[2] = {};        // of 16 channels and a step: where its two strips begin,
   int64_t positions[2] = {};  // and what they have
   struct alignas(64) Squares {
     float of[2][16 * 16];
@@ -174,8 +174,8 @@ struct TilesGradLine {
       float* to = sums;
       for (int64_t k = 0; k < grad.channels; k += kTileEdge)
         for (int64_t c = 0; c < input.channels; c += kTileEdge, to += kTileEdge * kTileEdge) {
-          const GradSteps steps{x + k / kTileEdge * kLineSteps * kPartsBytes, w + c / kTileEdge * kLineSteps * kPartsBytes,
-                                kPartsBytes, kPartsBytes};
+          const GradSteps steps{x + k / kTileEdge * kLineSteps * kPartsBytes,
+                                w + c / kTileEdge * kLineSteps * kPartsBytes, kPartsBytes, kPartsBytes};
           multiply_rows<parts>(steps, count, pitch, grad.channels - k, to, chunk > chunks.first, work);
         }
       while (next.more()) next.pack_next();

@@ -201,6 +201,7 @@ def built_layer(case: Case) -> nn.Module:
         return conv_ext.MappedConv2d(
             conv_ext.ConnectionTable(table_of(case), case.c), case.kernel, case.stride, case.padding, case.dilation,
             bool(case.bias), dtype=getattr(torch, case.dtype), activation=case.activation,
+            dense=(None, False, True)[case.seed % 3],
         )  # fmt: skip
     if case.way == "layer":
         return layer_of(case, conv_ext, arguments(case))

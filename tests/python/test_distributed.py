@@ -73,6 +73,13 @@ WORKER = textwrap.dedent("""
     odd = conv_ext.conv2d(distribute_tensor(x, mesh, [Shard(3)]), distribute_tensor(w, mesh, [Shard(0)]), padding=1)
     assert torch.equal(whole(odd), conv_ext.conv2d(x, w, padding=1))
 
+    residual = torch.randn(2, 6, 6, 7)
+    dist.broadcast(residual, 0)
+    x_, w_, r_ = (distribute_tensor(t, mesh, [p]) for t, p in ((x, Shard(0)), (w, Replicate()), (residual, Shard(0))))
+    y = conv_ext.conv2d(x_, w_, padding=1, activation="silu", residual=r_)
+    assert y.placements == (Shard(0),)
+    assert torch.equal(whole(y), conv_ext.conv2d(x, w, padding=1, activation="silu", residual=residual))
+
     layer = conv_ext.PackedConv2d.of(conv_ext.Conv2d(64, 64, 3), torch.randn(1, 64, 5, 5))
     x = torch.randn(2, 64, 5, 5)
     dist.broadcast(x, 0)

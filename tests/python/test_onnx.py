@@ -65,6 +65,21 @@ MODELS = {
 }  # fmt: skip
 
 
+class Epilogue(nn.Module):
+    """A convolution with a residual and an activation, whose padding is numbers or a string."""
+
+    def __init__(self, activation, padding):
+        super().__init__()
+        self.weight, self.activation, self.padding = nn.Parameter(torch.randn(6, 4, 3, 3)), activation, padding
+
+    def forward(self, x):
+        residual = torch.sin(3 * x.sum(1, keepdim=True)).expand(-1, 6, -1, -1)
+        return conv_ext.conv2d(x, self.weight, padding=self.padding, activation=self.activation, residual=residual)
+
+
+ACTIVATIONS = (*conv_ext.arguments.ACTIVATIONS, ("clamp", -0.5, 0.75))
+
+
 def run(model: bytes, x: torch.Tensor) -> torch.Tensor:
     """What onnxruntime makes of it; where that is missing, onnx's own definition of its operators."""
     try:
@@ -125,6 +140,19 @@ def test_a_model_computes_the_same_in_onnx(name, export):
         for larger in (0, 1, 3):
             other = torch.randn([n + larger if i in dynamic else n for i, n in enumerate(size)])
             torch.testing.assert_close(run(exported, other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("symbolics")
+@pytest.mark.parametrize("export, padding", [(by_dynamo, 1), (by_tracing, 1), (by_tracing, "same")])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_an_epilogue_computes_the_same_in_onnx(activation, export, padding):
+    torch.manual_seed(1)
+    model, x = Epilogue(activation, padding).eval(), torch.randn(X)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = export(model, x, BATCH)
+        other = torch.randn(3, *X[1:])
+        torch.testing.assert_close(run(exported, other), model(other), rtol=1e-4, atol=1e-5)
 
 
 def test_every_activation_has_a_translation_and_another_says_so():

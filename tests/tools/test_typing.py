@@ -28,6 +28,7 @@ from conv_ext import models
 
 x, w, b = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(4)
 assert_type(conv_ext.conv2d(x, w, b, stride=2, padding="same_strided", activation="relu"), Tensor)
+assert_type(conv_ext.conv2d(x, w, activation=("clamp", -1.0, 1.0), residual=torch.ones(2, 4, 6, 6)), Tensor)
 assert_type(conv_ext.conv1d(x[0], w[0], None, [1], (1,)), Tensor)
 assert_type(conv_ext.conv_transpose2d(x, w, stride=(2, 1), output_padding=1), Tensor)
 assert_type(conv_ext.conv_transpose1d(x[0], w[0]), Tensor)
@@ -60,6 +61,7 @@ conv_ext.precision("fast")  # arg-type
 conv_ext.conv2d(x, w, padding="smae")  # arg-type
 conv_ext.conv2d(x, w, activation="swish-like")  # arg-type
 conv_ext.conv2d(x, w, stride="2")  # arg-type
+conv_ext.conv2d(x, w, residual=1.0)  # arg-type
 conv_ext.conv2d(x)  # call-arg
 conv_ext.conv_transpose1d(x, w, padding="same")  # arg-type
 conv_ext.Conv2d(3, 4)  # call-arg
@@ -99,7 +101,7 @@ def test_a_users_program_is_right(tmp_path):
 def test_misuse_is_found(tmp_path):
     wanted = {(i, line.split("# ")[1]) for i, line in enumerate(MISUSE.splitlines(), 1) if "# " in line}
     found, said = checked(MISUSE, tmp_path)
-    assert found == wanted and len(wanted) == 16, said
+    assert found == wanted and len(wanted) == 17, said
 
 
 def test_the_strings_of_type_checkers_are_those_that_calls_take():

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+
 from passes import PASSES, applicable, call, laid_out, operands
 from problems import Problem
 

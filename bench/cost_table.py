@@ -82,8 +82,8 @@ def text(table: Table) -> str:
 def filled(measured: Table, in_force: Table, keep: bool) -> tuple[Table, dict[tuple, tuple | None]]:
     """The table with every row; and for those without measurements whose numbers they got, None: those in force.
 
-    The nearest is the same loops of the other layout, else of another kind of processor, else of another type; where nobody has
-    measured a loop, what is in force. keep: what is in force comes first.
+    The nearest is the same loops of the other layout, else of another kind of processor, else of another type; where
+    nobody has measured a loop, what is in force. keep: what is in force comes first.
     """
     whole, taken = Table(measured.nests, measured.cycles.copy()), {}
     known = [key for key in np.ndindex(measured.cycles.shape[:4]) if not np.isnan(measured.cycles[key]).any()]

@@ -1,8 +1,8 @@
 """Lanes that belong to no output are multiplied, too: with zeros, and not with what an earlier call left there.
 
-Subnormal numbers take some processors a hundred times as long, and indices are subnormal where they are read as float32.
-A processor notes in its status word whether an operand was subnormal: so a call with subnormal numbers, then one with
-others, must not leave that note.
+Subnormal numbers take some processors a hundred times as long, and indices are subnormal where they are read as
+float32. A processor notes in its status word whether an operand was subnormal: so a call with subnormal numbers, then
+one with others, must not leave that note.
 """
 
 import ctypes

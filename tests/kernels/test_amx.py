@@ -1,10 +1,11 @@
-"""AMX's tiles: no processor at hand has them, so the same algorithm is tested on tiles emulated in plain C++.
+"""AMX's tiles: few processors have them, so the same algorithm is tested on tiles emulated in plain C++.
 
 The library "amx-emulated" differs from "amx" in the tile instructions of csrc/cpu/gemm/amx.h alone. Indexing,
 splitting into parts, accuracy, special values and memory are those of the real one; the intrinsics themselves are
 compiled, linked and loaded here, and not run.
 """
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -127,6 +128,18 @@ def test_three_parts_of_sums_of_any_length(pass_name, kind, z):
     ref = reference(pass_name, a, b, z)
     got = call(pass_name, a, b, z, None, "implicit_gemm", "ieee")
     assert ((got.double() - ref.value).abs() <= 7 * 2.0**-24 * ref.magnitude).all()
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize("size", [(3, 11), (7, 7), (1, 5), (16, 5)], ids=str)
+@pytest.mark.usefixtures("emulated")
+def test_lines_end_where_images_end(size, precision):
+    """weight_grad of 1x1 kernels, in strips of 16 positions: what is behind an image's last one is another image's."""
+    z = Problem("lines", 3, 40, *size, 36, 1, 1)
+    ref = expected("weight_grad", z, torch.float32, "integers")
+    for layouts in itertools.product(("contiguous", "channels_last", "sliced"), repeat=2):
+        a, b = (laid_out(t, own) for t, own in zip(operands("weight_grad", z, torch.float32, "integers"), layouts))
+        assert_exact(call("weight_grad", a, b, z, None, "implicit_gemm", precision), ref, torch.float32)
 
 
 @every_pass

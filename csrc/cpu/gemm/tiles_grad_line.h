@@ -50,7 +50,8 @@ struct StripPacker {
   struct alignas(64) Squares {
     float of[2][16 * 16];
   };
-  Squares* squares;
+  Squares* squares = nullptr;
+  int64_t its_strips = 0;  // of all runs
 
   bool turned() const { return in_rows ? view.position != 1 : view.channel != 1; }
   int64_t units_of_step() const { return (turned() ? 6 : 4) * ceil_div(view.channels, 16); }
@@ -89,7 +90,6 @@ struct StripPacker {
       ++step;
     }
   }
-  int64_t its_strips;  // of all runs
 
  private:
   // The steps that come are fetched meanwhile: neighbours in a tile may be far apart in memory.
@@ -112,7 +112,7 @@ struct StripPacker {
     if (turned())
       return pack([&](int i, int64_t row) __attribute__((always_inline)) { return load(squares->of[i] + row * 16); });
     const int64_t stride = in_rows ? view.channel : view.position;
-    if (channels == 16 && positions[1] == 16)
+    if (channels == 16 && positions[0] == 16 && positions[1] == 16)
       return pack([&](int i, int64_t row) __attribute__((always_inline)) {
         const T* const from = at[i] + row * stride;
         __builtin_prefetch(from + kAhead * view.position, 0, 2);

@@ -12,10 +12,11 @@ from bench import sweep
 TABLE = sweep.CSRC / "cpu" / "cost_table.h"
 COSTS = sweep.CSRC / "cpu" / "costs.h"
 COUNTS, KINDS = 10, 4  # KINDS: float32, float64, 16 bits, complex
+PROCESSORS = 3  # with vectors of less than 64 bytes, of 64, and of 64 with AMX
 HEAD = """\
 // Cycles of each count of the algorithms' loops (costs.h), fitted to measured times by `python -m bench fit`: for
-// vectors of less than 64 bytes and of 64; for float32, float64, numbers of 16 bits and complex ones; for NCHW and
-// channels_last. What was not measured has the numbers of what is nearest.
+// vectors of less than 64 bytes, of 64, and of processors with AMX; for float32, float64, numbers of 16 bits and
+// complex ones; for NCHW and channels_last. What was not measured has the numbers of what is nearest.
 #pragma once
 
 #include "costs.h"
@@ -23,19 +24,19 @@ HEAD = """\
 namespace conv_ext {
 
 // clang-format off
-constexpr float kCycles[2][4][kNests][2][kCounts] = {"""
+constexpr float kCycles[3][4][kNests][2][kCounts] = {"""
 
 
 @dataclass
 class Table:
-    """cycles[vectors of 64 bytes][type][nest][channels_last][count]; NaN where nothing is known."""
+    """cycles[processor][type][nest][channels_last][count]; NaN where nothing is known."""
 
     nests: list[str]
     cycles: np.ndarray
 
     @classmethod
     def unknown(cls, nests: list[str]) -> Table:
-        return cls(nests, np.full((2, KINDS, len(nests), 2, COUNTS), np.nan))
+        return cls(nests, np.full((PROCESSORS, KINDS, len(nests), 2, COUNTS), np.nan))
 
 
 def nests_of(costs: str) -> list[str]:
@@ -47,13 +48,13 @@ def read(text: str, nests: list[str]) -> Table:
     """The text of cost_table.h; rows of loops that are no longer there are left out, those of new ones unknown."""
     table = Table.unknown(nests)
     found = re.findall(r"// (\w+)\n *\{\{([^}]*)\},\s*\{([^}]*)\}\}", text)
-    listed = len(found) // (2 * KINDS)
-    if not found or [name for name, *_ in found] != [name for name, *_ in found[:listed]] * (2 * KINDS):
-        raise SystemExit(f"{TABLE.name} must have the same loops for each kind of vector and type")
+    listed = len(found) // (PROCESSORS * KINDS)
+    if not found or [name for name, *_ in found] != [name for name, *_ in found[:listed]] * (PROCESSORS * KINDS):
+        raise SystemExit(f"{TABLE.name} must have the same loops for each kind of processor and type")
     for place, (name, *layouts) in enumerate(found):
         if name in nests:
-            vectors, kind = divmod(place // listed, KINDS)
-            table.cycles[vectors, kind, nests.index(name)] = [[float(x) for x in row.split(",")] for row in layouts]
+            processor, kind = divmod(place // listed, KINDS)
+            table.cycles[processor, kind, nests.index(name)] = [[float(x) for x in row.split(",")] for row in layouts]
     return table
 
 
@@ -67,9 +68,9 @@ def text(table: Table) -> str:
         return "{" + ", ".join(map(number, cycles)) + "}"
 
     lines = [HEAD]
-    for vectors in table.cycles:
+    for processor in table.cycles:
         lines.append("  {")
-        for kind in vectors:
+        for kind in processor:
             lines.append("    {")
             for name, (nchw, channels_last) in zip(table.nests, kind):
                 lines += [f"      // {name}", f"      {{{row(nchw)},", f"       {row(channels_last)}}},"]
@@ -81,16 +82,17 @@ def text(table: Table) -> str:
 def filled(measured: Table, in_force: Table, keep: bool) -> tuple[Table, dict[tuple, tuple | None]]:
     """The table with every row; and for those without measurements whose numbers they got, None: those in force.
 
-    The nearest is the same loops of the other layout, else of other vectors, else of another type; where nobody has
-    measured a loop, what is in force. keep: what is in force comes first.
+    The nearest is the same loops of the other layout, else of another kind of processor, else of another type; where
+    nobody has measured a loop, what is in force. keep: what is in force comes first.
     """
     whole, taken = Table(measured.nests, measured.cycles.copy()), {}
     known = [key for key in np.ndindex(measured.cycles.shape[:4]) if not np.isnan(measured.cycles[key]).any()]
     for key in np.ndindex(measured.cycles.shape[:4]):
-        vectors, kind, nest, layout = key
+        processor, kind, nest, layout = key
         if key in known:
             continue
-        near = sorted((4 * (k[1] != kind) + 2 * (k[0] != vectors) + (k[3] != layout), k) for k in known if k[2] == nest)
+        near = sorted((8 * (k[1] != kind) + 2 * abs(k[0] - processor) + (k[3] != layout), k)
+                      for k in known if k[2] == nest)
         has_old = not np.isnan(in_force.cycles[key]).any()
         if has_old and (keep or not near):
             whole.cycles[key], taken[key] = in_force.cycles[key], None

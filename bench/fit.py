@@ -26,9 +26,9 @@ from bench.cost_table import COUNTS, KINDS, Table
 
 ROOT = Path(__file__).parents[1]
 KEY = ("layer", "n", "dtype", "layout", "precision", "pass")
-SHORT_VECTORS = ("baseline", "avx2")  # of less than 64 bytes: the first half of the table
+PROCESSORS = {"baseline": 0, "avx2": 0, "amx": 2, "amx-emulated": 2}  # their part of the table; 1: those in between
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 2, "complex64": 3, "complex128": 3}
-# Cycles of a nominal core: only their proportions decide, but people and AMX's formula compare them with cycles.
+# Cycles of a nominal core: only their proportions decide, but people compare them with cycles.
 CLOCK = 3.5e9
 LEAST_ITEMS = 12  # times of a row of the table; with fewer the other layout's has them, too
 LEAST_SHARE = 0.003  # of an estimate: what is less everywhere counts as nothing
@@ -135,10 +135,8 @@ def data_of(rows: list[dict], plans: list[dict], nests: list[str]) -> tuple[Data
             nest, counts = plan["works"].get(name, ("Never", []))
             if nest in nests:
                 data.fitted[i, j], data.counts[i, j] = True, np.array(counts) * images
-                data.key[i, j] = (row["isa"] not in SHORT_VECTORS, TYPES[row["dtype"]], nests.index(nest),
+                data.key[i, j] = (PROCESSORS.get(row["isa"], 1), TYPES[row["dtype"]], nests.index(nest),
                                   plan["channels_last"])
-            elif nest == "Tiles":  # in cycles already, by a formula
-                data.base[i, j] = math.log(counts[0] * images + 1e-3)
             elif nest == "Unknown":
                 data.base[i, j] = MEASURED_BY_NOBODY
         data.in_force[i] = names.index(plan["chosen"]) if plan["chosen"] in timed else -1
@@ -304,7 +302,7 @@ def notes(nests: list[str], taken: dict[tuple, tuple | None], without: Counter, 
              for name, count in sorted(without.items())]
     lines += [f"Rows left out, for what was timed has no cycles in the table ({what}): {count}."
               for what, count in sorted(left_out.items())]
-    each = 4 * KINDS  # rows of the table for the same loops
+    each = 2 * cost_table.PROCESSORS * KINDS  # rows of the table for the same loops
     empty = Counter(nests[key[2]] for key in taken)
     kept = Counter(nests[key[2]] for key, whose in taken.items() if whose is None)
     unmeasured = [nest for nest in nests if empty[nest] == each]

@@ -1,4 +1,4 @@
-"""`fuse(model)`: normalisations folded into our convolutions; residuals, activations and padding computed by them."""
+"""`fuse(model)`: batch normalisations folded into our convolutions, activations and padding computed by them."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def fuse(
     model: nn.Module | ExportedProgram,
     *inputs: Any,
     pack: bool = True,
+    epilogues: bool = False,
     memory_format: torch.memory_format | Literal["auto"] = torch.preserve_format,
     verbose: bool = False,
 ) -> nn.Module:
     """A new model for inference that computes the same in fewer passes over memory.
 
     Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; then
-    a tensor that is added to that (``layer(x, residual)``), and every ReLU, ReLU6, Hardtanh, clamp between two numbers,
-    SiLU and Hardswish (module, function or method) that alone reads the result moves into the layer, as its
+    every ReLU (module, function or method) that alone reads the result moves into the layer, as its
     ``activation``; transposed convolutions have neither. Zeros that a padding layer or function puts in front of a
     Conv1d or Conv2d become the layer's own padding, also where the sides differ. torch's own layers become ours first,
     as `convert` makes them; so does a convolution function whose weight is a parameter. What else there is stays, and
@@ -75,6 +75,10 @@ def fuse(
         inputs: what the model is called with, once and without gradients; of the numbers nothing is kept. An
             ExportedProgram has its own.
         pack: whether weights are packed. Without, the layers' weights are Parameters, and gradients flow to them.
+        epilogues: whether a layer also takes in a tensor that is added to its result (``layer(x, residual)``), so that
+            a block of a ResNet is convolutions alone, and ReLU6, Hardtanh, clamps between two numbers, SiLU and
+            Hardswish. It saves a tensor of the result's size where the model does not compute these in place. Where it
+            does, torch is as fast for one image, and faster for several.
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
@@ -118,10 +122,10 @@ def fuse(
     if memory_format == "auto" and not (inputs or kwargs):
         raise ValueError('fuse: memory_format="auto" needs what the model is called with: fuse(model, images, ...)')
     if _is_exported(model):
-        fused: nn.Module = _fuse_exported(model)
+        fused: nn.Module = _fuse_exported(model, epilogues)
     else:
         check_for_inference("fuse", model)
-        fused = _fuse_module(model)
+        fused = _fuse_module(model, epilogues)
     layouts = None
     if memory_format == "auto":
         layouts = set_faster_layout(fused, inputs, kwargs)
@@ -143,30 +147,30 @@ def _is_exported(model: nn.Module) -> bool:
     return any(isinstance(node.target, torch._ops.OpOverload) for node in nodes)
 
 
-def _fuse_module(model: nn.Module) -> nn.Module:
+def _fuse_module(model: nn.Module, epilogues: bool) -> nn.Module:
     if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
     fused = convert(packed.unpack(copy.deepcopy(model)))
     if not undisturbed(fused):  # a graph has its class's forward alone
-        return _fuse_parts(fused, "the model has hooks, or a forward of its own")
+        return _fuse_parts(fused, "the model has hooks, or a forward of its own", epilogues)
     tracer = _Tracer()
     try:
         graph = tracer.trace(fused)
     except Exception as error:  # torch.fx raises TraceError, and whatever a forward raises on its proxies
         if any(isinstance(module, _LAYERS) for module in fused.modules()):
-            return _fuse_parts(fused, f"torch.fx cannot trace the whole ({_first_line(error)})")
+            return _fuse_parts(fused, f"torch.fx cannot trace the whole ({_first_line(error)})", epilogues)
         raise RuntimeError(
             f"fuse: {type(model).__name__} cannot be traced by torch.fx, and has no convolution layers to be fused one "
             f"by one. torch.fx says: {error}"
         ) from error
-    return _fuse_graph(Fused(tracer.root, graph, type(model).__name__), Report("traced by torch.fx"))
+    return _fuse_graph(Fused(tracer.root, graph, type(model).__name__), Report("traced by torch.fx"), epilogues)
 
 
 def _first_line(error: Exception) -> str:
     return textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 120)
 
 
-def _fuse_exported(model: GraphModule) -> Fused:
+def _fuse_exported(model: GraphModule, epilogues: bool) -> Fused:
     for node in model.graph.nodes:
         if patterns.is_training(node):
             raise ValueError(
@@ -174,10 +178,12 @@ def _fuse_exported(model: GraphModule) -> Fused:
                 "it): model.eval() before torch.export.export"
             )
     copied = copy.deepcopy(model)
-    return _fuse_graph(Fused(copied, copied.graph, type(model).__name__), Report("exported by torch.export", True))
+    return _fuse_graph(
+        Fused(copied, copied.graph, type(model).__name__), Report("exported by torch.export", True), epilogues
+    )
 
 
-def _fuse_graph(traced: Fused, report: Report) -> Fused:
+def _fuse_graph(traced: Fused, report: Report, epilogues: bool) -> Fused:
     """Fuse a graph in place."""
     traced.report = report
     refused = lift(traced)
@@ -193,7 +199,7 @@ def _fuse_graph(traced: Fused, report: Report) -> Fused:
         if why := _why_not_fusible(layer):
             row.stays.append(why)
             continue
-        found = _match(node, layer, modules)
+        found = _match(node, layer, modules, epilogues=epilogues)
         row.stays += found.stays
         if found.anything:
             layer = _own(traced, node, layer, modules)
@@ -267,7 +273,7 @@ class _Chain:
     activation: str
 
 
-def _fuse_parts(model: nn.Module, why: str) -> nn.Module:
+def _fuse_parts(model: nn.Module, why: str, epilogues: bool) -> nn.Module:
     """Fuse in place what lies within each largest part that can be traced."""
     names = defaultdict(list)  # of each module; a shared one has several
     for name, module in model.named_modules(remove_duplicate=False):
@@ -287,7 +293,7 @@ def _fuse_parts(model: nn.Module, why: str) -> nn.Module:
     def visit(outer: nn.Module) -> None:
         for name, part in outer.named_children():
             whole = _Tracer().is_leaf_module(part, name)  # a layer, or a ModuleList, which has no forward
-            traced = None if whole else _chains(part)
+            traced = None if whole else _chains(part, epilogues)
             if traced is None:
                 visit(part)
                 continue
@@ -340,7 +346,7 @@ def _take_in(part: nn.Module, chain: _Chain, place: str, row: Row, report: Repor
         row.taken.append((ACTIVATION, prefix + chain.activation))
 
 
-def _chains(part: nn.Module) -> tuple[set[_Chain], dict[str, list[str]]] | None:
+def _chains(part: nn.Module, epilogues: bool) -> tuple[set[_Chain], dict[str, list[str]]] | None:
     """What each layer of a part can take in, and what stays behind it; None where tracing fails.
 
     Code that asks whether an optional argument is None finds a proxy when that is traced, and a caller may give none:
@@ -355,13 +361,13 @@ def _chains(part: nn.Module) -> tuple[set[_Chain], dict[str, list[str]]] | None:
         defaults = {a.name: a.default for a in arguments if a.default is not Parameter.empty}
         for concrete in [None, defaults] if defaults else [None]:
             graph = _Tracer().trace(part, concrete_args=concrete)
-            found.append(_chains_of(graph, dict(part.named_modules(remove_duplicate=False))))
+            found.append(_chains_of(graph, dict(part.named_modules(remove_duplicate=False)), epilogues))
     except Exception:  # as in `fuse`
         return None
     return set.intersection(*(chains for chains, _ in found)), found[0][1]
 
 
-def _chains_of(graph: Graph, modules: Modules) -> tuple[set[_Chain], dict[str, list[str]]]:
+def _chains_of(graph: Graph, modules: Modules, epilogues: bool) -> tuple[set[_Chain], dict[str, list[str]]]:
     called = Counter(modules[node.target] for node in graph.nodes if node.op == "call_module")
     read = {modules.get(node.target.rpartition(".")[0]) for node in graph.nodes if node.op == "get_attr"}
 
@@ -377,7 +383,7 @@ def _chains_of(graph: Graph, modules: Modules) -> tuple[set[_Chain], dict[str, l
         if not usable(node):
             stays[node.target] = ["it is called, or its weight is read, more than once"]
             continue
-        match = _match(node, layer, modules, usable)
+        match = _match(node, layer, modules, usable, epilogues)
         stays[node.target] = match.stays
         if match.anything:
             nodes = (match.zeros, match.norm and match.norm.result, match.activation)
@@ -421,9 +427,13 @@ def _why_not_fusible(layer: nn.Module) -> str:
 
 
 def _match(
-    node: Node, layer: nn.Module, modules: Modules, usable: Callable[[Node], bool] = lambda node: True
+    node: Node,
+    layer: nn.Module,
+    modules: Modules,
+    usable: Callable[[Node], bool] = lambda node: True,
+    epilogues: bool = False,
 ) -> _Match:
-    """usable: whether a node that fits can be taken in; part by part, only a module can."""
+    """usable: whether a node that fits can be taken in; part by part, only a module can. epilogues: as in `fuse`."""
     found = _Match()
     _match_zeros(found, node, layer, modules, usable)
     after = _behind(found, node, modules)
@@ -439,6 +449,7 @@ def _match(
         result = found.norm.result if found.norm else node
         residual = next(each for each in added if _passed_on(each, modules) is not result)
         why = _why_not_added(node, layer, after, residual, modules) or ("" if usable(after) else _UNUSABLE)
+        why = why if epilogues or why else _ON_REQUEST
         if why:
             found.stays.append(f"{patterns.shown(after, modules)}: {why}")
             return found
@@ -450,6 +461,8 @@ def _match(
         found.stays += filter(None, [patterns.why_it_stays(after, modules)])
         return found
     why = "" if usable(after) else _UNUSABLE
+    if not epilogues and patterns.activation(after, modules) != "relu":
+        why = _ON_REQUEST
     if getattr(layer, "activation", None) != "none":
         has = "no" if getattr(layer, "activation", None) is None else "already an"
         why = f"{type(layer).__name__} has {has} activation"
@@ -485,6 +498,7 @@ def _why_not_added(node: Node, layer: nn.Module, sum: Node, residual: Node, modu
     return ""
 
 
+_ON_REQUEST = "fuse(model, epilogues=True) takes it in"
 _UNUSABLE = "only a graph can lose it: it is a function, or a module that is called or read elsewhere"
 
 

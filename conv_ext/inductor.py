@@ -6,10 +6,10 @@
             fast(x)  # compiled here
 
 Inductor writes a batch normalisation as subtractions, products and sums; where parameters are frozen they have
-constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A tensor
-that is added to that, and a ReLU or a clamp behind it, move into the operator, and the weight, a constant, is packed
-once, as `conv_ext.pack` does it. The graph is what Dynamo has captured, so that models which torch.fx cannot trace have
-it, too.
+constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A ReLU
+behind that moves into the operator (where that is asked for a sum and a clamp, too), and the weight, a constant, is
+packed once, as `conv_ext.pack` does it. The graph is what Dynamo has captured, so that models which torch.fx cannot
+trace have it, too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CONVERT = torch.ops.prims.convert_element_type.default
 
 
 @contextlib.contextmanager
-def fusing(freezing: bool = True, pack: bool = True) -> Iterator[None]:
+def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = False) -> Iterator[None]:
     """What torch.compile compiles within the block has `FusePass` in it; it goes on to hold outside.
 
     A model is compiled by its first call, which has to be within the block, and, for freezing, under torch.no_grad() or
@@ -51,10 +51,12 @@ def fusing(freezing: bool = True, pack: bool = True) -> Iterator[None]:
         pack: that frozen weights are packed once, where compiled code would pack them in each call: the same bits, and
             the memory of the packed weights beside that of the others. Only on the CPU, and for images of sizes that
             the graph knows (``dynamic=True`` leaves them open).
+        epilogues: that the operators add the other tensor of a sum, and clamp; else inductor does, in a pass with what
+            is behind.
     """
     before = config.post_grad_custom_pre_pass
     others = [] if before is None else [*before] if isinstance(before, (list, tuple)) else [before]
-    passes = others if any(isinstance(other, FusePass) for other in others) else [*others, FusePass(pack)]
+    passes = others if any(isinstance(other, FusePass) for other in others) else [*others, FusePass(pack, epilogues)]
     with config.patch(post_grad_custom_pre_pass=passes, freezing=freezing):
         yield
 
@@ -62,11 +64,11 @@ def fusing(freezing: bool = True, pack: bool = True) -> Iterator[None]:
 class FusePass(CustomInferenceAwareGraphPass):
     """A pass for ``torch._inductor.config.post_grad_custom_pre_pass``; it changes graphs of inference alone.
 
-    pack: see `fusing`.
+    pack, epilogues: see `fusing`.
     """
 
-    def __init__(self, pack: bool = True) -> None:
-        self.pack = pack
+    def __init__(self, pack: bool = True, epilogues: bool = False) -> None:
+        self.pack, self.epilogues = pack, epilogues
 
     def __call__(self, graph: Graph, is_inference: bool) -> None:  # type: ignore[override]  # as its base does
         """Fuse, in place, what stands behind each of our convolutions."""
@@ -74,8 +76,9 @@ class FusePass(CustomInferenceAwareGraphPass):
             return
         for node in graph.find_nodes(op="call_function", target=_FORWARD):
             _fold(graph, node)
-            _take_sum_in(graph, node)
-            _take_activation_in(graph, node)
+            if self.epilogues:
+                _take_sum_in(graph, node)
+            _take_activation_in(graph, node, self.epilogues)
             if self.pack:
                 _pack(graph, node)
 
@@ -224,13 +227,13 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return [*map(str, a.shape)] == [*map(str, b.shape)] and a.dtype == b.dtype and a.device == b.device
 
 
-def _take_activation_in(graph: Graph, node: Node) -> None:
+def _take_activation_in(graph: Graph, node: Node, clamps: bool) -> None:
     arguments, after = _arguments(node), _only_reader(node)
     if after is None or arguments[_ACTIVATION] != "none" or node.meta["val"].is_complex():
         return
     if after.target is aten.relu.default:
         arguments[_ACTIVATION], chain = "relu", [after]
-    elif bounds := _clamp(after):
+    elif clamps and (bounds := _clamp(after)):
         chain, *arguments[_LIMITS] = bounds
         arguments[_ACTIVATION] = "clamp"
     else:

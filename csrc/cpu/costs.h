@@ -39,18 +39,21 @@ namespace conv_ext {
   NEST(GroupedOneGrad)             \
   NEST(PairsGrad)                  \
   NEST(PanelsChannelsGrad)         \
-  NEST(PanelsPositionsGrad)
+  NEST(PanelsPositionsGrad)        \
+  NEST(Tiles)                      \
+  NEST(TilesLine)                  \
+  NEST(TilesGrad)                  \
+  NEST(TilesGradLine)
 #define CONV_EXT_NEST(name) name,
 // clang-format off
 enum class Nest : int32_t {
   CONV_EXT_NESTS(CONV_EXT_NEST)
-  Tiles,    // AMX: in cycles, by a formula of its own
   Unknown,  // taken last: nobody has measured it
   Never     // it cannot be computed so, or is never worth it
 };
 // clang-format on
 #undef CONV_EXT_NEST
-constexpr int kNests = int(Nest::Tiles);
+constexpr int kNests = int(Nest::Unknown);
 constexpr int kCounts = 10;
 
 struct Work {

@@ -1,10 +1,11 @@
-"""AMX's tiles: no processor at hand has them, so the same algorithm is tested on tiles emulated in plain C++.
+"""AMX's tiles: few processors have them, so the same algorithm is tested on tiles emulated in plain C++.
 
 The library "amx-emulated" differs from "amx" in the tile instructions of csrc/cpu/gemm/amx.h alone. Indexing,
 splitting into parts, accuracy, special values and memory are those of the real one; the intrinsics themselves are
 compiled, linked and loaded here, and not run.
 """
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -59,11 +60,11 @@ def test_it_is_chosen_by_name_alone():
 
 
 @pytest.mark.usefixtures("emulated")
-def test_explain_has_no_estimate_of_nothing():
+def test_explain_prints_the_estimates_of_tiles():
     x, w = torch.empty(1, 64, 8, 8, dtype=torch.bfloat16), torch.empty(64, 64, 3, 3, dtype=torch.bfloat16)
     plan = conv_ext.explain(x, w, padding=1).forward
     cycles = {name: own for name, _, _, own in plan.candidates}
-    assert plan.algorithm == "implicit_gemm" and cycles["implicit_gemm"] is None and cycles["broadcast"] > 0
+    assert plan.algorithm == "implicit_gemm" and 0 < cycles["implicit_gemm"] < cycles["broadcast"]
     assert "estimated at 0" not in str(plan)
 
 
@@ -122,11 +123,23 @@ def test_parts_are_as_accurate_as_they_should_be(pass_name, kind):
 )
 @pytest.mark.usefixtures("emulated")
 def test_three_parts_of_sums_of_any_length(pass_name, kind, z):
-    """Up to 4608 products: short chains, which add small products before large ones."""
+    """Up to 4608 products: chains are short. oneDNN's multiply-adds are 4 to 23 u A off on such numbers."""
     a, b = real_operands(pass_name, z, kind)
     ref = reference(pass_name, a, b, z)
     got = call(pass_name, a, b, z, None, "implicit_gemm", "ieee")
-    assert ((got.double() - ref.value).abs() <= 4 * 2.0**-24 * ref.magnitude).all()
+    assert ((got.double() - ref.value).abs() <= 7 * 2.0**-24 * ref.magnitude).all()
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize("size", [(3, 11), (7, 7), (1, 5), (16, 5)], ids=str)
+@pytest.mark.usefixtures("emulated")
+def test_lines_end_where_images_end(size, precision):
+    """weight_grad of 1x1 kernels, in strips of 16 positions: what is behind an image's last one is another image's."""
+    z = Problem("lines", 3, 40, *size, 36, 1, 1)
+    ref = expected("weight_grad", z, torch.float32, "integers")
+    for layouts in itertools.product(("contiguous", "channels_last", "sliced"), repeat=2):
+        a, b = (laid_out(t, own) for t, own in zip(operands("weight_grad", z, torch.float32, "integers"), layouts))
+        assert_exact(call("weight_grad", a, b, z, None, "implicit_gemm", precision), ref, torch.float32)
 
 
 @every_pass
@@ -207,7 +220,7 @@ def test_sums_that_overflow_when_they_are_scaled(pass_name, exponent):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.usefixtures("emulated")
 def test_tiles_are_chosen_where_packing_pays(pass_name, layout):
-    """float32 in parts by a cost model, whatever the batch; bfloat16 always."""
+    """float32 in parts where channels are many, whatever the batch; bfloat16 always."""
 
     def chosen(z, precision, dtype=torch.float32):
         x, w = (torch.empty(shape, dtype=dtype) for shape in (z.input_shape, z.weight_shape))
@@ -218,15 +231,12 @@ def test_tiles_are_chosen_where_packing_pays(pass_name, layout):
     def layer(channels, size, r, n=1, stride=1, k=None):
         return Problem("layer", n, channels, size, size, k or channels, r, r, (stride, stride))
 
-    one, three = layer(512, 28, 1), layer(256, 28, 3, stride=2)
-    one_is_chosen = pass_name != "weight_grad"
     for n in (1, 16):
-        assert (chosen(replace(one, n=n), "ieee") == "implicit_gemm") == one_is_chosen
-        assert (chosen(replace(one, n=n), "tf32") == "implicit_gemm") == one_is_chosen
-        assert chosen(replace(three, n=n), "ieee") == "implicit_gemm"
-        for few in (layer(32, 56, 1), layer(48, 28, 3, stride=2), layer(512, 3, 1), layer(16, 56, 3, stride=2, k=256)):
+        for many in (layer(512, 28, 1), layer(256, 28, 3, stride=2), layer(256, 14, 3)):
             for precision in ("ieee", "tf32"):
-                assert chosen(replace(few, n=n), precision) != "implicit_gemm"
+                assert chosen(replace(many, n=n), precision) == "implicit_gemm"
+        for few in (layer(16, 56, 1), layer(8, 56, 3), layer(4, 28, 3, k=64)):
+            assert chosen(replace(few, n=n), "ieee") != "implicit_gemm"
         assert chosen(replace(layer(64, 14, 1), n=n), "ieee", torch.bfloat16) == "implicit_gemm"
 
 

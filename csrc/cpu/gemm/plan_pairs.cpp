@@ -130,55 +130,21 @@ constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
 // weight_grad: bounds of a task's block: K, C times taps, and bytes of sums, which share the second level of cache with
 // both packed operands.
 constexpr int64_t kGradRows = 256, kGradLanes = 576, kGradSums = 400 << 10;
+// The same of a line: K and C of a task's block together, whose two chunks share the second level with the sums.
+constexpr int64_t kLineChannels = 384, kLeastChunks = 4;
 
-// What AMX's tiles take, in cycles of the multiply-adds that it takes part in. A block of tiles is done 2.04 times as
-// fast in three parts as by the other algorithms (at 150 GFLOP/s a core), 3.97 times in two. From a cost model fitted
-// over 53 layers on one core of an Emerald Rapids, weights packed at the call, in both layouts:
-//
-//   multiply-adds / gain * padded blocks / blocks + (source numbers * a + results * b + weights * c) / gain
-//
-// They are taken where a fifth of the gain is left besides, and not for fewer than 64 channels of a group, which were
-// not measured; bfloat16 has no other algorithm that is near.
-struct TileRates {
-  double gain, source, result, weights;
-};
-constexpr TileRates kTileRates[2][2] = {{{3.97, 85, 54, 50}, {3.97, 34, 38, 50}},   // two parts: NCHW, channels_last
-                                        {{2.04, 45, 27, 30}, {2.04, 18, 19, 30}}};  // three parts
-constexpr double kTileSpare = 1.2, kCyclesOfMultiplyAdd = 1;
-constexpr int64_t kLeastTileChannels = 64;
-
-Work tiles_work(const ConvProblem& z, Pass pass, const Machine& machine, int64_t parts) {
-  // Tiles are 32 channels wide: groups that fill no vector are for those who put several of them into one.
-  if (parts == 1)
-    return {z.groups > 1 && max_of(z.group_c(), z.group_k()) < kDotLanes ? Nest::Unknown : Nest::Tiles, {}};
-  if (min_of(z.group_c(), z.group_k()) < kLeastTileChannels) return kNever;
-  // Of weight_grad both operands are packed anew for every block: 1x1 kernels were level.
-  if (pass == Pass::WeightGrad && z.r * z.s == 1) return kNever;
-  const TileRates& rates = kTileRates[parts - 2][z.channels_last];
-  const double input = double(z.c) * double(z.h) * double(z.w), output = double(z.k) * double(z.p) * double(z.q);
-  const double weights = double(z.k) * double(z.group_c()) * double(z.r) * double(z.s);
-  const double products = weights * double(z.p) * double(z.q);
-  const bool input_grad = pass == Pass::InputGrad;
-  const int64_t rows = input_grad ? product(z.h, z.w) : product(z.p, z.q);
-  const auto padded = [](int64_t count, int64_t block) { return double(round_up(count, block)) / double(count); };
-  const double waste = padded(rows, 16) * padded(z.group_c(), kTileEdge) * padded(z.group_k(), kTileEdge);
-  const double packing = ((input_grad ? output : input) * rates.source + (input_grad ? input : output) * rates.result +
-                          weights * rates.weights) /
-                         products;
-  const double share = kTileSpare * (waste + packing) / rates.gain, lanes = double(machine.vector_bytes / 4);
-  if (!(share < 1)) return kNever;
-  const double images = pass == Pass::WeightGrad ? double(z.n) : 1;
-  return {Nest::Tiles, {images * products / lanes * kCyclesOfMultiplyAdd * share}};
+// The outputs of a 1x1 kernel that are the positions of the source.
+bool is_pointwise(const ConvProblem& z) {
+  const bool padded = z.pad_top != 0 || z.pad_bottom != 0 || z.pad_left != 0 || z.pad_right != 0;
+  return z.r == 1 && z.s == 1 && z.stride_h == 1 && z.stride_w == 1 && !padded;
 }
 
 // 1x1 kernels whose outputs are the positions of the source, where a position's channels are neighbours, or all
 // positions of a channel; of other problems the weights are packed first.
 DotSchedule line_schedule(const PlanInput& input) {
   const auto& [z, pass, machine, strides, keeps] = input;
-  const bool one = z.r == 1 && z.s == 1 && z.stride_h == 1 && z.stride_w == 1;
-  const bool padded = z.pad_top != 0 || z.pad_bottom != 0 || z.pad_left != 0 || z.pad_right != 0;
   const bool room = product(2, tile_blocks(source_channels(z, pass)), kTileEdge, 64) <= most_tile_bytes(machine);
-  if (!one || padded || !room) return DotSchedule::Weights;
+  if (!is_pointwise(z) || !room) return DotSchedule::Weights;
   const auto &source = source_of(pass, strides), &result = result_of(pass, strides);
   if (source[1] == 1) return DotSchedule::Line;
   const auto dense_plane = [&](const int64_t(&stride)[4]) { return stride[3] == 1 && stride[2] == z.q; };
@@ -266,20 +232,69 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   own.channel_pitch = part_bytes() / 2;
 }
 
+// Evenly large blocks of at most so many channels, in whole panels.
+int64_t block_of(int64_t channels, int64_t most) {
+  const int64_t blocks = ceil_div(channels, max_of(kTileEdge, most / kTileEdge * kTileEdge));
+  return min_of(channels, round_up(ceil_div(channels, blocks), kTileEdge));
+}
+
+// weight_grad: positions as one line of all images, or a run for each, where both operands lie so.
+bool lies_in_lines(const PlanInput& input) {
+  const auto& [z, pass, machine, strides, keeps] = input;
+  const auto is_run = [&](const int64_t(&stride)[4]) {
+    return (stride[1] == 1 || stride[3] == 1) && (z.h == 1 || stride[2] == z.w * stride[3]);
+  };
+  return is_pointwise(z) && is_run(strides.input) && is_run(strides.output);
+}
+
+// Of weight_grad, the block (K/g, C/g) of a task.
+struct GradBlock {
+  int64_t k, c;
+};
+GradBlock grad_block_of(const ConvProblem& z, bool in_lines) {
+  if (in_lines) {
+    const int64_t k =
+        block_of(z.group_k(), max_of(kLineChannels / 2, kLineChannels - round_up(z.group_c(), kTileEdge)));
+    return {k, block_of(z.group_c(), kLineChannels - round_up(k, kTileEdge))};
+  }
+  const int64_t taps = product(z.r, z.s), c = block_of(z.group_c(), min_of(kGradRows, kGradLanes / taps));
+  return {block_of(z.group_k(),
+                   min_of(kGradRows, kGradSums / product(round_up(c, kTileEdge), taps, int64_t(sizeof(float))))),
+          c};
+}
+
+void prepare_grad_line(const PlanInput& input, Plan* plan) {
+  const auto& [z, pass, machine, strides, keeps] = input;
+  ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  const auto is_line = [&](const int64_t(&stride)[4]) {
+    return stride[1] == 1 && (z.n == 1 || stride[0] == product(z.h, z.w) * stride[3]);
+  };
+  const bool joined = is_line(strides.input) && is_line(strides.output);
+  own.schedule = DotSchedule::Line;
+  own.tile_h = joined ? 1 : z.n;
+  own.tile_w = joined ? product(z.n, z.h, z.w) : product(z.h, z.w);
+  own.images = 1;
+  const GradBlock block = grad_block_of(z, true);
+  own.tile_k = block.k;
+  own.tile_c = block.c;
+  const int64_t chunks = ceil_div(ceil_div(product(own.tile_h, ceil_div(own.tile_w, 16)), 2), kLineSteps);
+  const int64_t blocks = grad_blocks(z, own);
+  own.splits = 1;
+  if (z.flops() >= kWorthSharing)
+    own.splits = splits_of_sums(ceil_div(kEnoughTasks, blocks), chunks / kLeastChunks,
+                                product(blocks, grad_block_sums(z, own), int64_t(sizeof(float))));
+  plan->tasks = product(blocks, own.splits);
+}
+
 void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
+  if (lies_in_lines(input)) return prepare_grad_line(input, plan);
+  own.schedule = DotSchedule::Weights;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const int64_t taps = product(z.r, z.s);
-  // Evenly large blocks of at most so many channels, in whole panels.
-  const auto block_of = [](int64_t channels, int64_t most) {
-    const int64_t blocks = ceil_div(channels, max_of(kTileEdge, most / kTileEdge * kTileEdge));
-    return min_of(channels, round_up(ceil_div(channels, blocks), kTileEdge));
-  };
-  own.tile_c = block_of(z.group_c(), min_of(kGradRows, kGradLanes / taps));
-  own.tile_k =
-      block_of(z.group_k(),
-               min_of(kGradRows, kGradSums / product(round_up(own.tile_c, kTileEdge), taps, int64_t(sizeof(float)))));
+  const GradBlock block = grad_block_of(z, false);
+  own.tile_k = block.k;
+  own.tile_c = block.c;
   const auto flat = [&] {
     return product(product(own.tile_h - 1, packed_extent(horizontal, own.tile_w).longest) + own.tile_w, own.images);
   };
@@ -308,6 +323,43 @@ void prepare_tiles(const PlanInput& input, Plan* plan) {
   tile_scratch(z, pass, own, scratch);
   plan->workspace_bytes = workspace.bytes();
   plan->scratch_bytes = scratch.bytes();
+}
+
+// What AMX's tiles do: blocks of 2 x 2 tiles, of 32 channels and a tap, times the products of parts; numbers that are
+// packed, times parts; results; and sums that are handed over from tiles, by the block.
+Work tiles_work(const PlanInput& input, int64_t parts) {
+  const auto& [z, pass, machine, strides, keeps] = input;
+  const LoopSizes s(z, pass, machine);
+  const double edge = double(kTileEdge), products = double(parts * (parts + 1) / 2), cut = double(parts);
+  const double blocks = std::ceil(s.c / edge) * std::ceil(s.m / edge) * s.groups;
+  const double taps = double(z.r) * double(z.s), phases = double(s.vertical.phases() * s.horizontal.phases());
+  // Rows of a phase are as long as what their taps reach, and run on from one to the next.
+  const double reach = double(z.s - 1) * double(z.dilation_w) / double(z.stride_w);
+  const double gap = std::fmin(std::floor(reach), double(z.s) * s.row);
+  const auto steps_of = [&](double positions) { return std::ceil(positions / edge); };
+  const bool joined = z.channels_last && is_pointwise(z);
+  if (pass == Pass::WeightGrad) {
+    const bool in_lines = lies_in_lines(input);
+    const GradBlock block = grad_block_of(z, in_lines);
+    const double again_k = std::ceil(double(z.group_k()) / double(block.k));
+    const double again_c = std::ceil(double(z.group_c()) / double(block.c));
+    const double steps = in_lines ? joined ? steps_of(s.images * s.rows * s.row) : s.images * steps_of(s.rows * s.row)
+                                  : steps_of(s.images * s.rows * (s.row + gap));
+    const double grads = s.images * double(z.p * z.q) * double(z.k) / double(s.lanes);
+    const double inputs = s.images * double(z.h * z.w) * double(z.c) / double(s.lanes);
+    return {in_lines ? Nest::TilesGradLine : Nest::TilesGrad,
+            {blocks * taps * steps * products, grads * again_c * cut, inputs * again_k * cut,
+             blocks * taps * std::ceil(steps / double(kLineSteps)), s.weight_v, grads * again_c, inputs * again_k,
+             s.images, 0, 1}};
+  }
+  const bool line = line_schedule(input) != DotSchedule::Weights;
+  const double positions = line ? s.rows * s.row : s.rows * (s.row + gap);
+  const double steps = phases * (joined ? positions / edge : steps_of(positions));
+  const double chains = std::ceil(std::ceil(s.c / edge) * taps / phases / 16);
+  return {line ? Nest::TilesLine : Nest::Tiles,
+          {blocks * taps / phases * steps * products, s.source_v * cut, s.result_v, s.weight_v * cut,
+           std::ceil(s.m / edge) * s.groups * steps * chains, s.source_v, s.weight_v,
+           std::ceil(s.m / edge) * s.groups * steps, s.rows, 1 / kImagesOfCall}};
 }
 
 }  // namespace
@@ -371,7 +423,7 @@ Work implicit_gemm_work(const PlanInput& input) {
   const auto& [z, pass, machine, strides, keeps] = input;
   const int64_t parts = machine.bf16_dot == Bf16Dot::None ? 0 : dot_parts(z, machine);
   if (parts == 0) return kNever;
-  if (machine.bf16_dot == Bf16Dot::Tiles) return tiles_work(z, pass, machine, parts);
+  if (machine.bf16_dot == Bf16Dot::Tiles) return tiles_work(input, parts);
   const LoopSizes s(z, pass, machine);
   const double lanes = double(kDotLanes), vectors = std::ceil(s.m / lanes), pairs = std::ceil(s.c / 2);
   const double positions = s.results * s.groups * s.taps;

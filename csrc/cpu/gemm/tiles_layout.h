@@ -56,6 +56,12 @@ inline int64_t packed_part_bytes(const Axis& vertical, const Axis& horizontal, i
   return bytes % 4096 == 0 ? bytes + 64 : bytes;
 }
 
+// weight_grad of a line: steps that are packed while as many others are multiplied; bytes of those of an operand.
+constexpr int64_t kLineSteps = 8;
+inline int64_t line_bytes(int64_t channels, int64_t parts) {
+  return product(tile_blocks(channels), kLineSteps, parts, kStepBytes);
+}
+
 struct TileWorkspace {
   TileTables tables;
   float* bias;     // forward, input_grad: (groups, panels, 32)
@@ -107,7 +113,11 @@ struct TileScratch {
 inline TileScratch tile_scratch(const ConvProblem& z, Pass pass, const ImplicitGemmPlan& own, Carver& memory) {
   TileScratch s{};
   const int64_t channels = source_channels(z, pass);
-  if (pass == Pass::WeightGrad) {
+  if (pass == Pass::WeightGrad && own.schedule == DotSchedule::Line) {
+    s.grad = memory.take<char>(2, line_bytes(own.tile_k, own.parts));
+    s.input = memory.take<char>(2, line_bytes(own.tile_c, own.parts));
+    if (own.splits == 1) s.sums = memory.take<float>(grad_block_sums(z, own));
+  } else if (pass == Pass::WeightGrad) {
     const int64_t positions = own.channel_pitch / kTileEdge;
     s.grad = memory.take<char>(tile_blocks(own.tile_k), own.grad_pitch / kTileEdge, own.parts, kStepBytes);
     s.input = memory.take<char>(2 * tile_blocks(own.tile_c), own.parts, positions, 64);

@@ -13,23 +13,11 @@
 
 #include "../base/reduction.h"
 #include "../reference/reference.h"
-#include "tiles_pack.h"
+#include "tiles_grad_line.h"
 
 #if defined(CONV_EXT_AMX)
 
 namespace conv_ext {
-
-struct GradSteps {
-  const char *grad, *input;
-  int64_t grad_pitch, input_pitch;
-
-  const char* x() const { return grad; }
-  const char* w() const { return input; }
-  void next() {
-    grad += grad_pitch;
-    input += input_pitch;
-  }
-};
 
 template <class T, int parts>
 struct TilesWeightGrad {
@@ -147,6 +135,17 @@ struct TilesWeightGrad {
         }
   }
 
+  // All of a part of the line.
+  void add_line(const TileScratch& m, float* sums, const Block& b, int64_t split) const {
+    const auto line_of = [&](const View<T>& view, int64_t channel, int64_t channels) {
+      return LineView<T>{view.data + channel * view.channel, view.channel, view.column, view.n, channels, own.tile_w};
+    };
+    const int64_t strips = product(own.tile_h, ceil_div(own.tile_w, 16));
+    const TilesGradLine<T, parts> line{line_of(grad, b.group * z.group_k() + b.k0, b.rows),
+                                       line_of(input, b.group * z.group_c() + b.c0, b.channels), strips};
+    line.run(part_of(ceil_div(line.steps(), kLineSteps), own.splits, split), m, sums);
+  }
+
   // Taps that are neighbours in the result, at most 16 at a time. Sums that are not finite are formed anew: parts of
   // Inf and NaN are NaN, and so are their products with the zeros between two rows.
   void write(const Block& b, const float* sums) const {
@@ -185,10 +184,14 @@ struct TilesWeightGrad {
     const TileScratch m = tile_scratch(z, Pass::WeightGrad, own, memory);
     // The parts of a reduction that is cut are added up later; a whole one stays here.
     float* const sums = own.splits > 1 ? partial + index * grad_block_sums(z, own) : m.sums;
-    const Range its = part_of(tiles(), own.splits, split);
     {
       const TileScope scope;
-      for (int64_t i = its.first; i < its.last; ++i) add_tile(m, sums, b, tile_at(i), i > its.first);
+      if (own.schedule == DotSchedule::Line) {
+        add_line(m, sums, b, split);
+      } else {
+        const Range its = part_of(tiles(), own.splits, split);
+        for (int64_t i = its.first; i < its.last; ++i) add_tile(m, sums, b, tile_at(i), i > its.first);
+      }
     }
     if (own.splits == 1) write(b, sums);
   }

@@ -226,6 +226,20 @@ struct Windows {
         }
     }
   }
+  // Lanes that belong to no output are multiplied, too: they must not be what happened to lie there, for subnormal
+  // numbers take a hundred times as long on some processors. Several regions may have rows of different lengths.
+  void clear_source(const Tile& t, int64_t height, int64_t width) const {
+    const int64_t channels = own.task_groups * own.tile_c, pitch = own.channel_pitch;
+    const bool whole = height == own.tile_h && width == own.tile_w && t.images() == own.images;
+    if (own.clears || !whole || tables.columns.regions > 1) {
+      memset(static_cast<void*>(t.local.source), 0, size_t(channels * pitch) * sizeof(A) + kOverread);
+      return;
+    }
+    const int64_t packed = tables.columns.regions * tables.rows.positions * tables.columns.longest * own.images;
+    for (int64_t c = 0; c < channels; ++c)
+      memset(static_cast<void*>(t.local.source + c * pitch + packed), 0, size_t(pitch - packed) * sizeof(A));
+    memset(static_cast<void*>(t.local.source + channels * pitch), 0, kOverread);
+  }
   // Packs the source of a block of channels of all groups, unless it is there.
   void pack_source(Tile& t, const ProductChain& b, int64_t height) const {
     if (t.packed_first == b.c0 && t.packed_count == b.c) return;
@@ -258,7 +272,7 @@ struct Windows {
     t.packed_first = t.packed_count = -1;
     Carver memory(scratch);
     t.local = windows_scratch<A>(own, memory);
-    if (own.clears) memset(t.local.source, 0, size_t(own.task_groups * own.tile_c * own.channel_pitch) * sizeof(A));
+    clear_source(t, min_of(own.tile_h, count_h - t.i0), min_of(own.tile_w, count_w - t.j0));
     for (int64_t phase = 0; phase < op.phases(); ++phase)
       run_phase(t, op.phase_at(phase), min_of(own.tile_h, count_h - t.i0));
   }

@@ -470,8 +470,7 @@ inline void check_panels(const Sizes& s, const ConvProblem& z, const Machine& ma
   const Wide positions = most(1, s.n * s.count_h * s.count_w);
   const Wide units = w.along_channels ? positions : divided_up(positions, s.lanes);  // that are shared out
   v->expect(own.block >= 1 && own.blocks >= 1 && Wide(own.block) * own.blocks >= units, "blocks are all positions");
-  v->expect(Wide(own.block) * (own.blocks - 1) < units || own.blocks <= divided_up(units, own.block),
-            "each block has positions");
+  v->expect(own.unit >= 1 && own.blocks <= divided_up(units, own.unit), "each block has a register tile");
   v->within(own.parts_m, 1, w.panels, "parts_m are some of the panels");
   v->expect(plan.tasks == s.groups * s.phases * own.blocks * own.parts_m,
             "tasks are all groups, phases, blocks of positions and parts of the panels");

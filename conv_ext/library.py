@@ -85,14 +85,11 @@ except ImportError as error:
 
 def available_isas() -> list[str]:
     """Instruction sets that this processor can run and this build holds, the best first."""
-    return [isa for isa in _C.supported_isas() if (PACKAGE / "lib" / f"libconv_ext_{isa}.so").is_file()]
+    return _C.available_isas()
 
 
 def _load_kernels() -> None:
     """Loads the best kernel library, or the one that CONV_EXT_ISA names."""
-    if not hasattr(_C, "load_chosen_kernel_library"):  # a binary from before it chose by itself
-        _C.load_kernel_library(str(PACKAGE / "lib" / f"libconv_ext_{available_isas()[0]}.so"))
-        return
     try:
         _C.load_chosen_kernel_library()  # csrc/torch/instruction_sets.h, the choice of a program without Python, too
     except RuntimeError as error:

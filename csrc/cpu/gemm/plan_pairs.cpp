@@ -234,7 +234,7 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
 
 // Evenly large blocks of at most so many channels, in whole panels.
 int64_t block_of(int64_t channels, int64_t most) {
-  const int64_t blocks = ceil_div(channels, max_of(kTileEdge, most / kTileEdge * kTileEdge));
+  const int64_t blocks = max_of(1, ceil_div(channels, max_of(kTileEdge, most / kTileEdge * kTileEdge)));
   return min_of(channels, round_up(ceil_div(channels, blocks), kTileEdge));
 }
 
@@ -257,9 +257,10 @@ GradBlock grad_block_of(const ConvProblem& z, bool in_lines) {
         block_of(z.group_k(), max_of(kLineChannels / 2, kLineChannels - round_up(z.group_c(), kTileEdge)));
     return {k, block_of(z.group_c(), kLineChannels - round_up(k, kTileEdge))};
   }
+  // An empty sum is counted, too.
   const int64_t taps = product(z.r, z.s), c = block_of(z.group_c(), min_of(kGradRows, kGradLanes / taps));
-  return {block_of(z.group_k(),
-                   min_of(kGradRows, kGradSums / product(round_up(c, kTileEdge), taps, int64_t(sizeof(float))))),
+  return {block_of(z.group_k(), min_of(kGradRows, kGradSums / product(round_up(max_of(1, c), kTileEdge), taps,
+                                                                      int64_t(sizeof(float))))),
           c};
 }
 

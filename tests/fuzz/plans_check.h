@@ -248,6 +248,28 @@ inline Wide packed_positions(const Sizes& s, const conv_ext::ImplicitGemmPlan& o
 inline Wide flat_positions(const Sizes& s, const conv_ext::ImplicitGemmPlan& own) {
   return ((own.tile_h - 1) * Wide(conv_ext::packed_extent(s.horizontal, own.tile_w).longest) + own.tile_w) * own.images;
 }
+// weight_grad along a line of positions, in steps of two strips of 16, of which 8 are packed at a time.
+inline void check_tiles_grad_line(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
+  const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
+  const Wide plane = Wide(z.p) * z.q, strips = own.tile_h * divided_up(own.tile_w, 16);
+  v->expect(s.taps == 1 && z.p == z.h && z.q == z.w, "a line is that of the source");
+  v->expect((own.tile_h == 1 && own.tile_w == s.n * plane) || (own.tile_h == s.n && own.tile_w == plane),
+            "a line is all positions, or a run of each image's");
+  v->within(own.tile_k, 1, z.group_k(), "tile_k is some of the channels");
+  v->within(own.tile_c, 1, z.group_c(), "tile_c is some of the channels");
+  v->within(own.splits, 1, divided_up(strips, 16), "splits are some of the line");
+  if (v->rule) return;
+  const Wide blocks = s.groups * divided_up(z.group_k(), own.tile_k) * divided_up(z.group_c(), own.tile_c);
+  const Wide block = rounded_up(own.tile_k, 32) * rounded_up(own.tile_c, 32) * 4;
+  v->expect(own.splits == 1 ||
+                (own.splits * blocks * block <= kMostPartial && plan.workspace_bytes >= own.splits * blocks * block),
+            "partial sums take at most 8 MiB, which the workspace has");
+  v->expect(
+      plan.scratch_bytes >= (rounded_up(own.tile_k, 32) + rounded_up(own.tile_c, 32)) / 32 * 2 * 8 * own.parts * 2048 +
+                                (own.splits == 1 ? block : 0),
+      "twice eight steps of both operands and the sums of a block fit the scratch");
+  v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
+}
 inline void check_tiles_weight_grad(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
   const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
   v->within(own.tile_k, 1, z.group_k(), "tile_k is some of the channels");
@@ -301,9 +323,11 @@ inline void check_implicit_gemm(const Sizes& s, const ConvProblem& z, const Mach
                                 Verdict* v) {
   const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
   const bool tiles_dot = machine.bf16_dot == conv_ext::Bf16Dot::Tiles;
+  v->within(own.parts, 1, tiles_dot ? 3 : 1, "an operand is cut into 1 to 3 parts, by tiles alone");
+  if (tiles_dot && s.weight_grad && own.schedule == conv_ext::DotSchedule::Line)
+    return check_tiles_grad_line(s, z, plan, v);
   v->within(own.tile_h, 1, s.count_h, "tile_h is among the outputs of a phase");
   v->within(own.tile_w, 1, s.count_w, "tile_w is among the outputs of a phase");
-  v->within(own.parts, 1, tiles_dot ? 3 : 1, "an operand is cut into 1 to 3 parts, by tiles alone");
   v->expect(own.images >= 1 && own.images < 2 * s.n, "images are some of the batch");
   if (v->rule) return;
   if (tiles_dot) return s.weight_grad ? check_tiles_weight_grad(s, z, plan, v) : check_tiles_gather(s, z, plan, v);

@@ -4,6 +4,7 @@
 //     for each output: copy what it reads; for each channel of the result: a sum of products
 #include "layout.h"
 
+#include "../base/epilogue.h"
 #include "../base/pack.h"
 #include "../pass.h"
 
@@ -17,6 +18,7 @@ struct Im2row {
   const T* bias;
   int64_t bias_stride;
   bool relu;
+  const Buffers& buffers;
 
   void copy_patch(A* to, int64_t n, int64_t group, int64_t p, int64_t q) const {
     for (int64_t c = group * z.group_c(); c < (group + 1) * z.group_c(); ++c)
@@ -47,6 +49,7 @@ struct Im2row {
                  relu ? A(rectify_one<T>(sum)) : sum);
       }
     }
+    finish_results<T, A>(buffers, 1, {n, group * z.group_k(), z.group_k(), p, 1, 0, z.q});
   }
 };
 
@@ -59,7 +62,8 @@ void run_im2row(const ConvProblem& z, const Plan& plan, const Buffers& b, const 
                           view_of<T>(b.output, 1),
                           static_cast<const T*>(b.bias),
                           b.bias_stride,
-                          b.relu};
+                          b.relu,
+                          b};
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
     Carver memory(scratch);
     const Im2rowScratch<A> s = im2row_scratch<A>(z, memory);

@@ -421,7 +421,7 @@ def test_torch_onnx_exports_what_was_reverted():
 
 
 def test_what_was_exported_under_a_precision_keeps_it():
-    net, x = conv_ext.Conv2d(16, 16, 3).eval(), images(1, 16, 9, 9, dtype=torch.float32)
+    net, x = conv_ext.Conv2d(64, 64, 3).eval(), images(1, 64, 9, 9, dtype=torch.float32)
     with conv_ext.precision("bf16"):
         program = exported(net, x)
     fused = conv_ext.fuse(program)

@@ -179,15 +179,16 @@ def test_explain_says_which_can_be_forced():
     x, w = torch.empty(2, 40, 66, 66), torch.empty(48, 40, 1, 1)
     forward = conv_ext.explain(x, w).forward
     shown = str(forward)
-    assert re.search(r"panels +chosen, estimated at [\d.]+ [kM]cycles an image$", shown, re.M)
+    assert re.search(rf"{forward.algorithm} +chosen, estimated at [\d.]+ [kM]cycles an image$", shown, re.M)
     assert re.search(r"broadcast +can, estimated at [\d.]+ [kM]cycles an image, [\d.]+ times the least$", shown, re.M)
     assert re.search(r"depthwise +cannot: it is for depthwise problems", shown) and re.search(
         r"reference +can where it is forced: it has no estimate here$", shown, re.M
     )
-    weight_grad = str(conv_ext.explain(x, w).weight_grad)  # of all images
-    assert re.search(r"panels +chosen, estimated at [\d.]+ [kM]cycles$", weight_grad, re.M)
+    weight_grad = conv_ext.explain(x, w).weight_grad  # of all images
+    assert re.search(rf"{weight_grad.algorithm} +chosen, estimated at [\d.]+ [kM]cycles$", str(weight_grad), re.M)
     with conv_ext.algorithm("reference"):  # what would be chosen is the least
-        assert re.search(r"panels +can, estimated at .* an image, the least$", str(conv_ext.explain(x, w)), re.M)
+        shown = str(conv_ext.explain(x, w))
+        assert re.search(rf"{forward.algorithm} +can, estimated at .* an image, the least$", shown, re.M)
     one = conv_ext.explain(x[:1, :1, :3, :3], w[:1, :1]).weight_grad
     assert one.tasks == 1 and "; 1 task\n" in str(one)
     for name, _, possible, _ in forward.candidates:

@@ -25,7 +25,7 @@ def test_the_table_in_force_is_written_as_it_stands():
 
 def test_a_table_with_other_loops_for_one_type_is_refused():
     damaged = cost_table.TABLE.read_text().replace(f"// {NESTS[0]}\n", "// Other\n", 1)
-    with pytest.raises(SystemExit, match="must have the same loops for each kind of vector and type"):
+    with pytest.raises(SystemExit, match="must have the same loops for each kind of processor and type"):
         cost_table.read(damaged, NESTS)
 
 

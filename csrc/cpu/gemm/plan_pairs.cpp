@@ -238,21 +238,30 @@ int64_t block_of(int64_t channels, int64_t most) {
   return min_of(channels, round_up(ceil_div(channels, blocks), kTileEdge));
 }
 
-// weight_grad: positions as one line of all images, or a run for each, where both operands lie so.
-bool lies_in_lines(const PlanInput& input) {
+// weight_grad: whether positions are one line of all images (Joined), or a run of each that is worth one.
+enum class Lines { None, Runs, Joined };
+Lines lines_of(const PlanInput& input) {
   const auto& [z, pass, machine, strides, keeps] = input;
+  if (!is_pointwise(z)) return Lines::None;
+  const int64_t plane = product(z.h, z.w);
+  const auto step_of = [&](const int64_t(&stride)[4]) { return position_step(z, stride[0], stride[2], stride[3]); };
   const auto is_run = [&](const int64_t(&stride)[4]) {
-    return (stride[1] == 1 || stride[3] == 1) && (z.h == 1 || stride[2] == z.w * stride[3]);
+    return (stride[1] == 1 || step_of(stride) == 1) && (z.w == 1 || z.h == 1 || stride[2] == product(z.w, stride[3]));
   };
-  return is_pointwise(z) && is_run(strides.input) && is_run(strides.output);
+  const auto is_line = [&](const int64_t(&stride)[4]) {
+    return stride[1] == 1 && (z.n == 1 || plane == 1 || stride[0] == product(plane, step_of(stride)));
+  };
+  if (!is_run(strides.input) || !is_run(strides.output)) return Lines::None;
+  if (is_line(strides.input) && is_line(strides.output)) return Lines::Joined;
+  return plane >= kDotLanes ? Lines::Runs : Lines::None;
 }
 
 // Of weight_grad, the block (K/g, C/g) of a task.
 struct GradBlock {
   int64_t k, c;
 };
-GradBlock grad_block_of(const ConvProblem& z, bool in_lines) {
-  if (in_lines) {
+GradBlock grad_block_of(const ConvProblem& z, Lines lines) {
+  if (lines != Lines::None) {
     const int64_t k =
         block_of(z.group_k(), max_of(kLineChannels / 2, kLineChannels - round_up(z.group_c(), kTileEdge)));
     return {k, block_of(z.group_c(), kLineChannels - round_up(k, kTileEdge))};
@@ -264,25 +273,23 @@ GradBlock grad_block_of(const ConvProblem& z, bool in_lines) {
           c};
 }
 
-void prepare_grad_line(const PlanInput& input, Plan* plan) {
+void prepare_grad_line(const PlanInput& input, Lines lines, Plan* plan) {
   const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
-  const auto is_line = [&](const int64_t(&stride)[4]) {
-    return stride[1] == 1 && (z.n == 1 || stride[0] == product(z.h, z.w) * stride[3]);
-  };
-  const bool joined = is_line(strides.input) && is_line(strides.output);
+  const bool joined = lines == Lines::Joined;
   own.schedule = DotSchedule::Line;
   own.tile_h = joined ? 1 : z.n;
   own.tile_w = joined ? product(z.n, z.h, z.w) : product(z.h, z.w);
   own.images = 1;
-  const GradBlock block = grad_block_of(z, true);
+  const GradBlock block = grad_block_of(z, lines);
   own.tile_k = block.k;
   own.tile_c = block.c;
   const int64_t chunks = ceil_div(ceil_div(product(own.tile_h, ceil_div(own.tile_w, 16)), 2), kLineSteps);
   const int64_t blocks = grad_blocks(z, own);
   own.splits = 1;
+  // While a chunk is multiplied the next one is packed: a task has several, unless that leaves too few tasks.
   if (z.flops() >= kWorthSharing)
-    own.splits = splits_of_sums(ceil_div(kEnoughTasks, blocks), chunks / kLeastChunks,
+    own.splits = splits_of_sums(ceil_div(kEnoughTasks, blocks), max_of(min_of(4, chunks), chunks / kLeastChunks),
                                 product(blocks, grad_block_sums(z, own), int64_t(sizeof(float))));
   plan->tasks = product(blocks, own.splits);
 }
@@ -290,10 +297,11 @@ void prepare_grad_line(const PlanInput& input, Plan* plan) {
 void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
-  if (lies_in_lines(input)) return prepare_grad_line(input, plan);
+  const Lines lines = lines_of(input);
+  if (lines != Lines::None) return prepare_grad_line(input, lines, plan);
   own.schedule = DotSchedule::Weights;
   const Axis vertical = vertical_axis(z, pass), horizontal = horizontal_axis(z, pass);
-  const GradBlock block = grad_block_of(z, false);
+  const GradBlock block = grad_block_of(z, Lines::None);
   own.tile_k = block.k;
   own.tile_c = block.c;
   const auto flat = [&] {
@@ -340,12 +348,14 @@ Work tiles_work(const PlanInput& input, int64_t parts) {
   const auto steps_of = [&](double positions) { return std::ceil(positions / edge); };
   const bool joined = z.channels_last && is_pointwise(z);
   if (pass == Pass::WeightGrad) {
-    const bool in_lines = lies_in_lines(input);
-    const GradBlock block = grad_block_of(z, in_lines);
+    const Lines lines = lines_of(input);
+    const bool in_lines = lines != Lines::None;
+    const GradBlock block = grad_block_of(z, lines);
     const double again_k = std::ceil(double(z.group_k()) / double(block.k));
     const double again_c = std::ceil(double(z.group_c()) / double(block.c));
-    const double steps = in_lines ? joined ? steps_of(s.images * s.rows * s.row) : s.images * steps_of(s.rows * s.row)
-                                  : steps_of(s.images * s.rows * (s.row + gap));
+    const double steps =
+        in_lines ? lines == Lines::Joined ? steps_of(s.images * s.rows * s.row) : s.images * steps_of(s.rows * s.row)
+                 : steps_of(s.images * s.rows * (s.row + gap));
     const double grads = s.images * double(z.p * z.q) * double(z.k) / double(s.lanes);
     const double inputs = s.images * double(z.h * z.w) * double(z.c) / double(s.lanes);
     return {in_lines ? Nest::TilesGradLine : Nest::TilesGrad,

@@ -62,6 +62,11 @@ inline int64_t line_bytes(int64_t channels, int64_t parts) {
   return product(tile_blocks(channels), kLineSteps, parts, kStepBytes);
 }
 
+// Between neighbouring positions of a plane; of a single one, between images.
+inline int64_t position_step(const ConvProblem& z, int64_t image, int64_t row, int64_t column) {
+  return z.w > 1 ? column : z.h > 1 ? row : z.n > 1 ? image : 1;
+}
+
 struct TileWorkspace {
   TileTables tables;
   float* bias;     // forward, input_grad: (groups, panels, 32)

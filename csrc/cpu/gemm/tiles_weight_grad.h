@@ -137,12 +137,17 @@ struct TilesWeightGrad {
 
   // All of a part of the line.
   void add_line(const TileScratch& m, float* sums, const Block& b, int64_t split) const {
-    const auto line_of = [&](const View<T>& view, int64_t channel, int64_t channels) {
-      return LineView<T>{view.data + channel * view.channel, view.channel, view.column, view.n, channels, own.tile_w};
+    const auto line_of = [&](const View<T>& view, int64_t channel, int64_t channels, int64_t all) {
+      return LineView<T>{view.data + channel * view.channel,
+                         all > 1 ? view.channel : 1,
+                         position_step(z, view.n, view.row, view.column),
+                         view.n,
+                         channels,
+                         own.tile_w};
     };
     const int64_t strips = product(own.tile_h, ceil_div(own.tile_w, 16));
-    const TilesGradLine<T, parts> line{line_of(grad, b.group * z.group_k() + b.k0, b.rows),
-                                       line_of(input, b.group * z.group_c() + b.c0, b.channels), strips};
+    const TilesGradLine<T, parts> line{line_of(grad, b.group * z.group_k() + b.k0, b.rows, z.k),
+                                       line_of(input, b.group * z.group_c() + b.c0, b.channels, z.c), strips};
     line.run(part_of(ceil_div(line.steps(), kLineSteps), own.splits, split), m, sums);
   }
 

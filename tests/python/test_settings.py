@@ -187,8 +187,8 @@ def test_explain_says_which_can_be_forced():
     weight_grad = conv_ext.explain(x, w).weight_grad  # of all images
     assert re.search(rf"{weight_grad.algorithm} +chosen, estimated at [\d.]+ [kM]cycles$", str(weight_grad), re.M)
     with conv_ext.algorithm("reference"):  # what would be chosen is the least
-        shown = str(conv_ext.explain(x, w))
-        assert re.search(rf"{forward.algorithm} +can, estimated at .* an image, the least$", shown, re.M)
+        forced = str(conv_ext.explain(x, w))
+        assert re.search(rf"{forward.algorithm} +can, estimated at .* an image, the least$", forced, re.M)
     one = conv_ext.explain(x[:1, :1, :3, :3], w[:1, :1]).weight_grad
     assert one.tasks == 1 and "; 1 task\n" in str(one)
     for name, _, possible, _ in forward.candidates:

@@ -308,11 +308,15 @@ void prepare_tiles_weight_grad(const PlanInput& input, Plan* plan) {
     return product(product(own.tile_h - 1, packed_extent(horizontal, own.tile_w).longest) + own.tile_w, own.images);
   };
   cut_tile(z, z.p, z.q, kTileEdge, &own, [&] { return flat() <= kManyPositions; });
+  const int64_t blocks = grad_blocks(z, own);
+  const auto units_of = [&] { return tiles_of_group(z, own, vertical, horizontal); };
+  for (; own.images > 1 && z.flops() >= kWorthSharing && product(blocks, units_of()) < 4; own.images /= 2)
+    CONV_EXT_PLAN_STEP();
   own.channel_pitch =
       (packed_part_bytes(vertical, horizontal, own.tile_h, own.tile_w, own.images) / 64 + kTileEdge) * kTileEdge;
   own.grad_pitch = round_up(flat(), kTileEdge);
   own.splits = 1;
-  const int64_t units = tiles_of_group(z, own, vertical, horizontal), blocks = grad_blocks(z, own);
+  const int64_t units = units_of();
   if (z.flops() >= kWorthSharing)
     own.splits = splits_of_sums(ceil_div(kEnoughTasks, blocks), units,
                                 product(blocks, grad_block_sums(z, own), int64_t(sizeof(float))));

@@ -26,7 +26,7 @@ from bench.cost_table import COUNTS, KINDS, Table
 
 ROOT = Path(__file__).parents[1]
 KEY = ("layer", "n", "dtype", "layout", "precision", "pass")
-PROCESSORS = {"baseline": 0, "avx2": 0, "amx": 2, "amx-emulated": 2}  # their part of the table; 1: those in between
+PART_OF_TABLE = {"baseline": 0, "avx2": 0, "amx": 2, "amx-emulated": 2}  # by processor; 1: those in between
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 2, "complex64": 3, "complex128": 3}
 # Cycles of a nominal core: only their proportions decide, but people compare them with cycles.
 CLOCK = 3.5e9
@@ -135,7 +135,7 @@ def data_of(rows: list[dict], plans: list[dict], nests: list[str]) -> tuple[Data
             nest, counts = plan["works"].get(name, ("Never", []))
             if nest in nests:
                 data.fitted[i, j], data.counts[i, j] = True, np.array(counts) * images
-                data.key[i, j] = (PROCESSORS.get(row["isa"], 1), TYPES[row["dtype"]], nests.index(nest),
+                data.key[i, j] = (PART_OF_TABLE.get(row["isa"], 1), TYPES[row["dtype"]], nests.index(nest),
                                   plan["channels_last"])
             elif nest == "Unknown":
                 data.base[i, j] = MEASURED_BY_NOBODY

@@ -49,6 +49,11 @@ def test_import_and_first_step_load_nothing_heavy():
     imported, after_a_step = child.stdout.splitlines()
     assert "'conv_ext.settings'" in imported
     assert not [name for name in HEAVY if f"'{name}'" in imported + after_a_step]
+    # What counts is the number of modules: each is a look at some folders, and a file.
+    ours, others = [], []
+    for name in ast.literal_eval(imported):
+        (ours if name.startswith("conv_ext") else others).append(name)
+    assert len(ours) <= 40 and len(others) <= 10, (ours, others)
 
 
 def test_what_is_loaded_later_is_an_attribute_of_the_package():

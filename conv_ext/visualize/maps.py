@@ -223,7 +223,7 @@ def _weight(source: nn.Module | Tensor) -> tuple[Tensor, Tensor | None]:
                 source, connected = module.dense_weight(), module.table.matrix()
                 break
             weight = getattr(module, "weight", None)
-            if is_lazy(weight):
+            if isinstance(weight, Tensor) and is_lazy(weight):
                 raise TypeError("the weight has no size before the layer's first call: call it once")
             if isinstance(weight, Tensor) and weight.dim() == 4:
                 source = weight

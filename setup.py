@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -333,6 +334,19 @@ def extensions() -> list:
     return [operators, module]
 
 
+def take_fast_roads(package: Path) -> None:
+    """CONV_EXT_FAST_FROM="WHEEL ...": the fast roads of wheels that other Pythons and torches made of these sources."""
+    for wheel in map(Path, shlex.split(os.environ.get("CONV_EXT_FAST_FROM", ""))):
+        if not wheel.is_file():
+            sys.exit(f"CONV_EXT_FAST_FROM names {wheel}, which is no file")
+        with zipfile.ZipFile(wheel) as file:
+            if json.loads(file.read("conv_ext/_build.json"))["sources"] != source_digest():
+                sys.exit(f"CONV_EXT_FAST_FROM names {wheel}, which was made of other sources")
+            for name in file.namelist():
+                if re.fullmatch(r"conv_ext/_fast_[^/]*\.so", name):
+                    (package / name.rpartition("/")[2]).write_bytes(file.read(name))
+
+
 class Build(BuildExtension):
     """Builds the kernel libraries first, then the operators and the fast road, and writes down what it built with."""
 
@@ -381,6 +395,7 @@ class Build(BuildExtension):
         names = ("cuda", "cuda_library") if wants_cuda() else ("without_cuda",)
         self.extensions[0].sources += [f"csrc/torch/{name}.cpp" for name in names]
         super().run()
+        take_fast_roads(package)
         record = {
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,

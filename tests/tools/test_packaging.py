@@ -167,6 +167,29 @@ def test_one_wheel_serves_every_python_and_every_torch_from_some_version_on(monk
     assert functions["fast_road"]() == "conv_ext._fast_2_99_1"
 
 
+def test_fast_roads_of_other_versions_come_from_their_wheels(monkeypatch, tmp_path):
+    functions, _ = setup_functions(monkeypatch)
+    package, wheel = tmp_path / "package", tmp_path / "another one.whl"
+    package.mkdir()
+
+    def make(sources):
+        with zipfile.ZipFile(wheel, "w") as file:
+            file.writestr("conv_ext/_build.json", json.dumps({"sources": sources}))
+            file.writestr("conv_ext/_fast_2_99_1.cpython-313-x86_64-linux-gnu.so", "a fast road")
+            file.writestr("conv_ext/libconv_ext_operators.so", "operators")
+
+    make(functions["source_digest"]())
+    monkeypatch.setenv("CONV_EXT_FAST_FROM", f"'{wheel}'")
+    functions["take_fast_roads"](package)
+    assert [path.name for path in package.iterdir()] == ["_fast_2_99_1.cpython-313-x86_64-linux-gnu.so"]
+    make("0")
+    with pytest.raises(SystemExit, match="another one.whl, which was made of other sources"):
+        functions["take_fast_roads"](package)
+    wheel.unlink()
+    with pytest.raises(SystemExit, match="which is no file"):
+        functions["take_fast_roads"](package)
+
+
 def test_the_emulated_instruction_set_is_not_installed(monkeypatch):
     functions, _ = setup_functions(monkeypatch)
     if not functions["X86"]:

@@ -109,7 +109,7 @@ def test_the_source_distribution_is_the_checkout(sdist, tmp_path):
 def test_the_metadata(metadata):
     assert metadata.license_expression == "MIT" and metadata.license_files == ["LICENSE"]
     assert set(metadata.provides_extra) == {"demo", "docs", "test", "dev", "notebooks", "onnx", "peers"}
-    assert "torch" in map(str, metadata.requires_dist)  # of a version that the build finds
+    assert f"torch>={'.'.join(map(str, library.OLDEST_TORCH))}" in map(str, metadata.requires_dist)
     assert "Typing :: Typed" in metadata.classifiers and str(metadata.requires_python) == ">=3.10"
     assert str(metadata.version) == conv_ext.__version__ and "conv_ext authors" in metadata.author
 

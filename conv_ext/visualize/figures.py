@@ -189,7 +189,11 @@ def images_for(images: Tensor, model: nn.Module, *, several: bool = False) -> Te
 def run_on(model: nn.Module, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Any:
     """What a model makes of x, with other parameters if given. Its buffers stay as they are: the statistics of a batch
     normalisation in training mode, say, which a picture is not to move."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = {}
+    if model.training or any(module.training for module in model.modules()):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if not buffers and not parameters:  # models that torch.func does not take (TorchScript's) are called as they are
+        return model(x)
     return torch.func.functional_call(model, {**buffers, **(parameters or {})}, (x,))
 
 

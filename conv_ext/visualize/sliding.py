@@ -313,9 +313,7 @@ def convolution(
             reach = dilated[0] * (w.shape[0] - 1), dilated[1] * (w.shape[1] - 1)
             area = x.shape[0] + reach[0], x.shape[1] + reach[1]
             around = reach[0] - top, reach[1] - left
-        most = max(*padded, *area, *w.shape)
-        if most > MOST_CELLS:  # said before anything so large is made
-            raise ValueError(f"a picture has up to {MOST_CELLS} cells a side, this would have {most}")
+        _fits(*padded, *area)
         y = conv2d(x4, w4, None, stride, padding, dilation)
         if not y.numel():
             raise ValueError(f"the output has no numbers: {list(y.shape[2:])}")
@@ -334,12 +332,19 @@ def convolution(
     return Sliding(of, *parts)
 
 
+def _fits(*cells: int) -> None:
+    """ValueError, before anything so large is made, where a side has more cells than are drawn."""
+    if max(cells) > MOST_CELLS:
+        raise ValueError(f"a picture has up to {MOST_CELLS} cells a side, this would have {max(cells)}")
+
+
 def _map(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     value = value[None] if value.dim() == 1 else value
     if value.dim() != 2 or not value.numel() or value.is_complex():
         raise ValueError(f"{name} must be one real map (rows, columns) that is not empty, got {list(value.shape)}")
+    _fits(*value.shape)
     has_values(name, value)
     return value.detach().double().cpu().clone()  # a clone: a tensor of inference mode has no gradient
 

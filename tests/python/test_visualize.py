@@ -217,6 +217,12 @@ def test_looking_changes_nothing(look):
             assert torch.equal(tensor, before[name]), name
 
 
+def test_occlusion_of_a_traced_model():
+    net, x = Normalised().eval(), torch.rand(1, 1, 32, 32)
+    traced = torch.jit.trace(net, x)
+    torch.testing.assert_close(*(visualize.occlusion_map(each, x, 1, 16, 8) for each in (traced, net)))
+
+
 def test_many_filters_and_maps_are_cut_short():
     """A figure of thousands of images would take minutes. (Not drawn here: that takes seconds.)"""
 

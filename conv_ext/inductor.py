@@ -7,8 +7,8 @@
 
 Inductor writes a batch normalisation as subtractions, products and sums; where parameters are frozen they have
 constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A ReLU
-behind that moves into the operator (where that is asked for a sum and a clamp, too), and the weight, a constant, is
-packed once, as `conv_ext.pack` does it. The graph is what Dynamo has captured, so that models which torch.fx cannot
+behind that moves into the operator, a sum and a clamp, too, and the weight, a constant, is packed once, as
+`conv_ext.pack` does it. The graph is what Dynamo has captured, so that models which torch.fx cannot
 trace have it, too.
 """
 
@@ -38,7 +38,7 @@ _CONVERT = torch.ops.prims.convert_element_type.default
 
 
 @contextlib.contextmanager
-def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = False) -> Iterator[None]:
+def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = True) -> Iterator[None]:
     """What torch.compile compiles within the block has `FusePass` in it; it goes on to hold outside.
 
     A model is compiled by its first call, which has to be within the block, and, for freezing, under torch.no_grad() or
@@ -51,8 +51,8 @@ def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = False) ->
         pack: that frozen weights are packed once, where compiled code would pack them in each call: the same bits, and
             the memory of the packed weights beside that of the others. Only on the CPU, and for images of sizes that
             the graph knows (``dynamic=True`` leaves them open).
-        epilogues: that the operators add the other tensor of a sum, and clamp; else inductor does, in a pass with what
-            is behind.
+        epilogues: that the operators add the other tensor of a sum, and clamp. Without, inductor does, in a pass with
+            what is behind.
     """
     before = config.post_grad_custom_pre_pass
     others = [] if before is None else [*before] if isinstance(before, (list, tuple)) else [before]
@@ -67,7 +67,7 @@ class FusePass(CustomInferenceAwareGraphPass):
     pack, epilogues: see `fusing`.
     """
 
-    def __init__(self, pack: bool = True, epilogues: bool = False) -> None:
+    def __init__(self, pack: bool = True, epilogues: bool = True) -> None:
         self.pack, self.epilogues = pack, epilogues
 
     def __call__(self, graph: Graph, is_inference: bool) -> None:  # type: ignore[override]  # as its base does

@@ -528,8 +528,8 @@ std::unique_ptr<Tensor> expected_of(const Case& c, Operands& o, const Tensor& re
   const int64_t every = c.check != Check::Sampled ? 1
                         : c.every                 ? c.every
                                                   : int64_t(std::ceil(z.flops() / kMostOperations));
-  const Buffers b{o.x.host(),       o.w.host(), o.y.host(), c.bias ? o.bias.memory : nullptr,
-                  o.bias.stride[1], nullptr,    c.relu};
+  Buffers b{o.x.host(), o.w.host(), o.y.host(), c.bias ? o.bias.memory : nullptr, o.bias.stride[1]};
+  if (c.relu) b.epilogue.activation = Activation::Relu;
   run_exact<T, Wide, pass>(z, b, *expected, every);
   return expected;
 }
@@ -631,8 +631,8 @@ std::string check_pass(const Case& c) {
   if (c.check != Check::None) expected = expected_of<T, Wide, pass>(c, o, result);
   for (Tensor* t : o.all())
     if (t != &result) t->block->upload();
-  Buffers b{o.x.device(),     o.w.device(), o.y.device(), c.bias ? o.bias.block->device() : nullptr,
-            o.bias.stride[1], nullptr,      c.relu};
+  Buffers b{o.x.device(), o.w.device(), o.y.device(), c.bias ? o.bias.block->device() : nullptr, o.bias.stride[1]};
+  if (c.relu) b.epilogue.activation = Activation::Relu;
   const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
   Memory workspace(plan.workspace_bytes, 0);
   b.workspace = workspace.device();

@@ -282,11 +282,13 @@ def test_the_report_says_what_was_done_and_what_stays(capsys):
     assert rows["a"].taken == [("normalisation", "norm"), ("activation", "relu")] and rows["a"].stays == []
     assert rows["b"].stays == ["gelu: GELU is no activation of a layer"]
     assert rows["c"].stays == ["relu_1: others read the same result"]
-    assert rows["d"].stays == ["add_1: fuse(model, epilogues=True) takes it in"]
+    assert rows["d"].taken == [("residual", "add_1")] and rows["d"].stays == []
     assert rows["hooked"].stays == ["it has hooks, or a forward of its own"]
     assert fused.report.others == [("pre", "it reads x")]
     text = str(fused.report)
-    assert text.startswith("5 convolutions, traced by torch.fx; taken in: 0 paddings, 1 normalisation, 1 activation\n")
+    assert text.startswith(
+        "5 convolutions, traced by torch.fx; taken in: 0 paddings, 1 normalisation, 1 residual, 1 activation\n"
+    )
     assert "stay as they are:\n  pre: it reads x" in text and "gelu: GELU is no" in text
     page = fused.report._repr_html_()
     assert page.count("<tr>") == 6 and ">norm, relu</td>" in page and "<li>pre: it reads x</li>" in page

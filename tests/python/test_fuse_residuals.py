@@ -223,6 +223,8 @@ ADDED = {
     "on the left": lambda conv, b, k1, k2, s, one, row: torch.cos(_wide(k1)) + conv(b),
     "clamp": lambda conv, b, k1, k2, s, one, row: conv(b).clamp(-0.5, 0.75),
     "two bounds": lambda conv, b, k1, k2, s, one, row: conv(b).clamp_min(-0.5).clamp_max(0.75),
+    "silu": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) / ((-y).exp() + 1),
+    "hardswish": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) * (y + 3).clamp_min(0).clamp_max(6) / 6,
 }
 
 
@@ -240,8 +242,46 @@ def test_inductors_sums_and_clamps(name):
     (node,) = graph.graph.find_nodes(op="call_function", target=FORWARD)
     activation, residual, low, high = node.args[9:13]
     assert (residual is not None) == (name in ("residual", "on the left"))
-    assert activation == {"residual": "relu", "on the left": "none"}.get(name, "clamp")
+    named = {"residual": "relu", "on the left": "none", "silu": "silu", "hardswish": "hardswish"}
+    assert activation == named.get(name, "clamp")
     assert activation != "clamp" or (low, high) == (-0.5, 0.75)
+
+
+GATES = {
+    "another number": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) * (y + 2).clamp_min(0).clamp_max(6) / 6,
+    "another bound": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) * (y + 3).clamp_min(0).clamp_max(5) / 6,
+    "another tensor": lambda conv, b, k1, k2, s, one, row: k1 / ((-(y := conv(b))).exp() + 1) + y.cos(),
+    "read in the middle": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) / (e := (-y).exp() + 1) + e,
+    "read again": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) / ((-y).exp() + 1) + y,
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_what_is_like_silu_or_hardswish_stays(name):
+    graph, x, expected = traced(GATES[name], torch.float64)
+    before = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert passed(graph) == before
+    torch.testing.assert_close(graph(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["silu", "hardswish", "relu6"])
+def test_inductor_writes_activations_as_they_are_known(name, dtype):
+    function = getattr(F, name)
+    net, x = nn.Sequential(conv_ext.Conv2d(3, 4, 1)).eval().to(dtype), torch.randn(2, 3, 5, 4, dtype=dtype)
+    found, targets = compiled(_Then(net, function), x, pack=False)
+    assert targets == [FORWARD]
+    with torch.no_grad():
+        torch.testing.assert_close(found, function(net(x)))
+
+
+class _Then(nn.Module):
+    def __init__(self, net, function):
+        super().__init__()
+        self.net, self.function = net, function
+
+    def forward(self, x):
+        return self.function(self.net(x))
 
 
 @pytest.mark.parametrize("pack", [False, True])

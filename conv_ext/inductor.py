@@ -251,31 +251,44 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _take_activation_in(graph: Graph, node: Node, others: bool) -> None:
+    """others: also activations beyond ReLU.
+
+    Of 16-bit numbers inductor computes those in float32, and rounds once, as the operator does.
+    """
     arguments, after = _arguments(node), _only_reader(node)
     if arguments[_ACTIVATION] != "none" or node.meta["val"].is_complex():
         return
-    if others and (gate := _gate(node)):
-        arguments[_ACTIVATION], chain = gate
-    elif after is None:
+    x = after if others and after is not None and after.target is _CONVERT else node
+    found = _activation(x, others)
+    if found is None:
         return
-    elif after.target is aten.relu.default:
-        arguments[_ACTIVATION], chain = "relu", [after]
-    elif others and (bounds := _clamp(after)):
-        chain, *arguments[_LIMITS] = bounds
-        arguments[_ACTIVATION] = "clamp"
-    else:
-        return
+    arguments[_ACTIVATION], chain, limits = found
+    if x is not node:
+        back = _only_reader(chain[-1])
+        if back is None or back.target is not _CONVERT or back.meta["val"].dtype != node.meta["val"].dtype:
+            return
+        chain = [x, *chain, back]
+    if limits:
+        arguments[_LIMITS] = limits
     _set_arguments(node, arguments)
     _erase(graph, node, chain)
 
 
-def _gate(node: Node) -> tuple[str, list[Node]] | None:
-    """silu or hardswish of a node: the activation's name, and the nodes that inductor writes for it.
+def _activation(x: Node, others: bool) -> tuple[str, list[Node], tuple[float, ...]] | None:
+    """An activation of a node: its name, its nodes, a clamp's limits."""
+    after = _only_reader(x)
+    if after is not None and after.target is aten.relu.default:
+        return "relu", [after], ()
+    if not others:
+        return None
+    if after is not None and (clamp := _clamp(after)):
+        nodes, low, high = clamp
+        return "clamp", nodes, (low, high)
+    return _gate(x)
 
-    Of 16-bit numbers it computes both in float32, and rounds once, as the operator does.
-    """
-    after = _only_reader(node)
-    x = after if after is not None and after.target is _CONVERT else node
+
+def _gate(x: Node) -> tuple[str, list[Node], tuple[float, ...]] | None:
+    """silu or hardswish of a node, as inductor writes them."""
     if len(x.users) != 2:
         return None
     for first, (name, steps) in itertools.product(x.users, _GATES.items()):
@@ -287,12 +300,8 @@ def _gate(node: Node) -> tuple[str, list[Node]] | None:
                 break
             chain.append(last)
             last = _only_reader(last)
-        if len(chain) <= len(steps):
-            continue
-        if x is node:
-            return name, chain[1:]
-        if last is not None and last.target is _CONVERT and last.meta["val"].dtype == node.meta["val"].dtype:
-            return name, [*chain, last]
+        else:
+            return name, chain[1:], ()
     return None
 
 

@@ -468,6 +468,8 @@ class Check:
                 signal_group(process, signal.SIGKILL)  # what it has left behind
         if not status:
             return "done", last_line(log)
+        if self.stopped.is_set():  # ended by us, whatever it makes of that
+            return "short", "interrupted"
         text = telling(log.read_text(errors="replace").splitlines())
         # pytest has a 3 of its own.
         lacks = LACKING.search(text) if step.name != "device" else lacks_something(f"exit status {status}", [text])

@@ -43,7 +43,7 @@ class _Index(int):
 
 
 _X, _LAST = _Index(0), _Index(-1)
-_GATES = {
+_GATES: dict[str, list[tuple[Any, tuple[float, ...]]]] = {
     "silu": [
         (aten.neg.default, (_X,)),
         (aten.exp.default, (_LAST,)),
@@ -295,7 +295,7 @@ def _gate(x: Node) -> tuple[str, list[Node], tuple[float, ...]] | None:
         chain = [x]
         last: Node | None = first
         for target, arguments in steps:
-            wanted = tuple(chain[each] if isinstance(each, _Index) else each for each in arguments)
+            wanted: tuple[object, ...] = tuple(chain[each] if isinstance(each, _Index) else each for each in arguments)
             if last is None or last.target is not target or last.args != wanted:
                 break
             chain.append(last)

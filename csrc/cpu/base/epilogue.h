@@ -3,8 +3,6 @@
 // it has written.
 #pragma once
 
-#include <limits>
-
 #include "exponential.h"
 #include "pack.h"
 
@@ -34,7 +32,7 @@ inline __attribute__((always_inline)) Vec<A> round_to(Vec<A> v) {
 // will round to -0 is not below 0.
 template <class T, class A>
 struct Bounds {
-  static constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  static constexpr A kInfinity = A(__builtin_inf());
   Vec<A> below = splat(-kInfinity), low = below, high = splat(kInfinity);
 
   Bounds() = default;

@@ -34,12 +34,17 @@ def figure_class() -> type[Picture]:
 
 
 def new_figure(width: float, height: float) -> Picture:
-    """An empty figure of so many inches; ImportError where matplotlib is missing."""
+    """An empty figure of so many inches, each above 0 (else ValueError); ImportError where matplotlib is missing."""
+    for name, inches in (("width", width), ("height", height)):
+        if isinstance(inches, bool) or not isinstance(inches, (int, float)) or not 0 < inches < math.inf:
+            raise ValueError(f"{name} must be a number of inches above 0, got {inches!r}")
     return figure_class()(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def png(figure: Picture) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure, one that a function here has made, as the bytes of a PNG file; TypeError for anything else."""
+    if not isinstance(figure, figure_class()):
+        raise TypeError(f"png takes a figure of conv_ext.visualize, got {type(figure).__name__}")
     return figure._repr_png_()
 
 

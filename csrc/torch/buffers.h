@@ -75,8 +75,8 @@ inline Buffers buffers_of(Pass pass, const Operand& a, const Operand& b, const O
   const TensorRef out = ref(result), first = ref(a), second = ref(b);
   switch (pass) {
     case Pass::Forward:
-      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu" && !call.residual};
-      if (!buffers.relu) buffers.epilogue = epilogue_of(call, DType(a.dtype));
+      buffers = {first, second, out};
+      buffers.epilogue = epilogue_of(call, DType(a.dtype));
       break;
     case Pass::InputGrad:
       buffers = {out, second, first};

@@ -83,7 +83,8 @@ Tensor run_cuda(Pass pass, const Operand& a, const Operand& b, const Operand* bi
                       : pass == Pass::InputGrad ? launch_input_grad
                                                 : launch_weight_grad;
   check_cuda(launch(problem, plan, buffers, current_stream(device)), "a kernel could not be started");
-  return buffers.epilogue.any() ? finish_by_torch(std::move(owned), call) : std::move(owned);
+  const bool finished = !buffers.epilogue.any() || buffers.epilogue.is_relu();  // which the kernels have
+  return finished ? std::move(owned) : finish_by_torch(std::move(owned), call);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(conv_ext, CUDA, library) { implement<run_cuda>(library); }

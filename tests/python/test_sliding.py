@@ -180,6 +180,15 @@ def test_a_row_counts_one_way():
     assert visualize.convolution(X, W).formula(1).startswith("[0, 1] = ")
 
 
+def test_a_long_way_is_shown_in_part(monkeypatch):
+    """As many frames as can be drawn, from the first to the last."""
+    sliding = visualize.convolution(torch.ones(9, 8), torch.ones(1, 1))
+    assert sliding._spread(5) == [0, 18, 36, 53, 71] and visualize.convolution(X, W)._spread(99) == list(range(9))
+    monkeypatch.setattr(sliding_module, "MOST_MOVING", 3)
+    page = sliding.html(bar=False)
+    assert "frames[2]" in page and "frames[3]" not in page
+
+
 def test_a_file_stays_where_drawing_ends_early(tmp_path, monkeypatch):
     """Both endings, by an interruption in the midst of the frames."""
     sliding = visualize.convolution(X, W)

@@ -58,9 +58,9 @@ def check_dtype(
 ) -> None:
     """Raises NotImplementedError for a dtype that no kernel has; behind the dispatcher it would be a RuntimeError.
 
-    The arguments are those of an operator.
+    The arguments are those of an operator. What is quantized is the dispatcher's to refuse.
     """
-    if first.dtype not in _DTYPES:
+    if first.dtype not in _DTYPES and not first.is_quantized:
         bias, size = (third, ()) if name == "forward" else (None, third)
         result_size(name, first, second, bias, size, stride, padding, dilation, groups, "ieee")
 

@@ -61,6 +61,7 @@ std::string json(const std::string& text) { return quoted(text); }
 std::string json(bool value) { return value ? "true" : "false"; }
 std::string json(int64_t value) { return std::to_string(value); }
 std::string json(double value) {
+  if (value != value) return "NaN";  // as Python's reader has it: of an empty problem nothing is counted
   char text[32];
   snprintf(text, sizeof text, "%.17g", value);
   return text;

@@ -2,6 +2,8 @@
 // the Python. A function that returns nothing (nullptr) or a negative number has failed; conv_ext_error says how.
 #include <string.h>
 
+#include <cmath>
+
 #include "../common/merge.h"
 #include "instruction_sets.h"
 #include "operators.h"
@@ -61,7 +63,8 @@ std::string json(const std::string& text) { return quoted(text); }
 std::string json(bool value) { return value ? "true" : "false"; }
 std::string json(int64_t value) { return std::to_string(value); }
 std::string json(double value) {
-  if (value != value) return "NaN";  // as Python's reader has it: of an empty problem nothing is counted
+  if (!std::isfinite(value))
+    return value != value ? "NaN" : value > 0 ? "Infinity" : "-Infinity";  // as Python's reader
   char text[32];
   snprintf(text, sizeof text, "%.17g", value);
   return text;

@@ -133,6 +133,7 @@ AtenTensorHandle allocate_by_interface(const int64_t* sizes, const int64_t* stri
 }  // namespace
 
 Allocate allocate = allocate_by_interface;
+IsListening profiler_listens = nullptr;
 
 const KernelLibrary& kernel_library() {
   if (loaded_library == nullptr) load_kernel_library(chosen_library());  // by two threads: the same one, twice

@@ -4,6 +4,7 @@
 // (docs/decisions/0001-operators-on-the-stable-abi.md has the figures).
 #include <ATen/ATen.h>
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/Exceptions.h>
 #include <c10/core/GradMode.h>
 #include <pybind11/pybind11.h>
@@ -259,4 +260,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   add_roads(module.ptr());
   PyModule_AddFunctions(module.ptr(), kMethods);
   allocate = allocate_by_torch;
+  profiler_listens = [] { return at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION).has_value(); };
 }

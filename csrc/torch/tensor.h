@@ -251,10 +251,16 @@ inline void clamp(const Tensor& self, double low, double high) {
                 reinterpret_cast<uintptr_t>(optional[1]));
 }
 
+// Whether anybody listens, as the fast road finds out for less than torch's stable interface asks for; without it every
+// call is told of.
+using IsListening = bool (*)();
+extern __attribute__((visibility("default"))) IsListening profiler_listens;
+
 // What a profiler shows of a call.
 class ProfilerScope {
  public:
   ProfilerScope(const char* pass, const char* algorithm) {
+    if (profiler_listens != nullptr && !profiler_listens()) return;
     char name[64];
     char* end = name;
     for (const char* part : {"conv_ext::", pass, "[", algorithm, "]"})

@@ -70,6 +70,13 @@ bool runs_along_input(const ConvProblem& z, const Strides& strides) {
   return reads_in_place(z) && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
 }
 
+// Lanes fill whole vectors, of which nothing lies beyond the tensor, and few rows read them again.
+bool reads_lanes_in_place(const ConvProblem& z, const Strides& strides, const Machine& machine) {
+  const int64_t parts = parts_of(z.dtype), lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
+  return is_outer(z, strides) && max_of(z.group_c(), z.group_k()) * parts % lanes == 0 &&
+         min_of(z.group_c(), z.group_k()) * parts <= kRowsInPlace;
+}
+
 void prepare_grad_along_channels(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides, keeps] = input;
   PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
@@ -94,7 +101,7 @@ void prepare_grad_along_channels(const PlanInput& input, Plan* plan) {
   own.panel_vectors = own.outer ? outer_tile(machine).vectors : panel_vectors(machine);
   const int64_t all_lanes = max_of(1, along_input ? z.group_c() : z.group_k()) * parts;
   const int64_t all_rows = max_of(1, along_input ? z.group_k() : z.group_c());
-  own.lanes_in_place = own.outer && all_lanes % lanes == 0 && all_rows * parts <= kRowsInPlace;
+  own.lanes_in_place = reads_lanes_in_place(z, strides, machine);
   const int64_t lane_bytes = positions * own.batch * machine.vector_bytes;  // of one vector of lanes
   const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   const bool share = z.flops() >= kWorthSharing;
@@ -184,7 +191,8 @@ void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Pl
   PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
   const int64_t parts = parts_of(z.dtype), lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   own.lanes_are = GradLanes::Positions;
-  own.in_place = own.prefetches = false;
+  own.panel_vectors = 1;
+  own.in_place = own.outer = own.lanes_in_place = own.prefetches = false;
   own.taps_first = false;  // the taps of a channel read the same lines of memory
   own.tile_h = shape.tile_h;
   own.tile_w = shape.tile_w;
@@ -423,6 +431,11 @@ Work panels_grad_work(const PlanInput& input) {
   const LoopSizes s(z, pass, machine);
   const double by_positions = position_tile(input).cost, by_channels = cost_along_channels(input);
   const bool channels = by_channels <= by_positions;
+  if (channels && is_outer(z, strides)) {
+    const double most = std::max(s.m, s.c), least = std::min(s.m, s.c), all = s.results * s.groups * s.vectors(most);
+    const double packed = reads_lanes_in_place(z, strides, machine) ? 0 : all;
+    return {Nest::PanelsOuterGrad, {all * least, packed, s.weight_v, s.source_v, s.result_v, 0, 0, 0, 0, 1}};
+  }
   return {channels ? Nest::PanelsChannelsGrad : Nest::PanelsPositionsGrad,
           {s.results * s.groups * (channels ? by_channels : by_positions), s.weight_v, s.source_v, s.result_v, 0, 0, 0,
            0, 0, 1}};

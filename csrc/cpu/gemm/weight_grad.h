@@ -13,8 +13,10 @@
 //
 // Lanes are channels where they fill vectors: no sums across lanes, none lost to narrow maps. A 1x1 kernel without
 // padding reads the input where it lies, and where K is larger than C the two change places, so that the smaller one is
-// packed. Few output channels do not repay turning positions round: then lanes are positions. Both parts of complex
-// numbers are channels of the product. Start reading at run_panels_grad.
+// packed. Where the channels of both operands are neighbours it is an outer product for each position: the larger one
+// has the lanes, and where they meet few rows (run_outer), nothing is packed at all. Few output channels do not repay
+// turning positions round: then lanes are positions. Both parts of complex numbers are channels of the product. Start
+// reading at run_panels_grad.
 #pragma once
 
 #include "../base/pack.h"

@@ -156,6 +156,14 @@ def main(arguments: list[str]) -> int:
     return 1 if wrong or len(found) < len(todo) else 0
 
 
+def grouped(cases: list[dict]) -> dict[tuple, list[dict]]:
+    """The rows of each case: of a network, a number of images, a dtype and a precision."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in cases:
+        groups.setdefault((row["network"], row["n"], row["dtype"], row["precision"]), []).append(row)
+    return groups
+
+
 def best_peer(rows: list[dict]) -> dict | None:
     """Of the rows of one case the fastest that aims count, if there is one."""
     return min((row for row in rows if row["counts"] and "ratio" in row), key=lambda row: row["ms"], default=None)
@@ -170,11 +178,8 @@ def text(result: dict) -> str:
     parts = [report.machine_line(machine) + (f"; {there}" if there else ""),
              "Forward pass in eval mode. ratio: the side's time over that of the fastest of ours. error: of the "
              "scores, relative to float64."]
-    groups: dict[tuple, list[dict]] = {}
-    for row in result["cases"]:
-        groups.setdefault((row["network"], row["n"], row["dtype"], row["precision"]), []).append(row)
     judged = []
-    for (name, n, dtype, chosen_precision), rows in groups.items():
+    for (name, n, dtype, chosen_precision), rows in grouped(result["cases"]).items():
         setting = dtype if dtype != "float32" else f"float32, {chosen_precision}"
         parts.append(f"## {name}, {n} image{'s' if n > 1 else ''}, {setting}")
         timed = sorted((row for row in rows if "ms" in row), key=lambda row: row["ms"])

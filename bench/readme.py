@@ -1,16 +1,19 @@
-"""The README's table of ratios, written between two markers from result files, so that no figure is typed by hand."""
+"""Tables written between two markers from result files, so that no figure is typed by hand: the README's of ratios, and
+that of inference in docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
 
-from bench import compare
+from bench import aims, compare
 from bench.environment import RESULTS, load
 from bench.shapes import CLASSES
 from bench.tables import geometric_mean, number, table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+BENCHMARKS = README.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 LAYOUT = {"nchw": "NCHW", "channels_last": "channels_last"}
 
@@ -75,18 +78,65 @@ def section(results: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def kept() -> list[Path]:
-    """The results that the README's tables are made of: all tables of layers and networks in bench/results."""
-    return [path for path in sorted(RESULTS.glob("*.table.json")) if load(path)["command"] in ("run", "network")]
+def inference_table(results: list[dict]) -> str:
+    """A line for each case: ms of each kind of side, of the layout in which it is fastest, and the aim's ratio."""
+    from bench import inference  # whose reports import this module
+
+    lines = []
+    for result in results:
+        machine = result["machine"]
+        for (name, n, dtype, precision), rows in inference.grouped(result["cases"]).items():
+            timed = [row for row in rows if "ms" in row]
+            columns = [[row["ms"] for row in timed if row["side"] in sides] for sides in SIDES.values()]
+            ours = min((row["ms"] for row in timed if row["ours"]), default=None)
+            peer = inference.best_peer(rows)
+            ratio = peer["ms"] / ours if peer and ours else None
+            aim = aims.inference(name, n, dtype, precision, machine.get("isa") == "amx", machine.get("cap"))
+            word = f"{aim} {aims.word(ratio, aim)}" if ratio and aim else ""
+            disturbed = "! " if any(row.get("disturbed") for row in timed) else ""
+            lines.append([f"{name}, {n}, {setting({'dtype': dtype, 'precision': precision})}",
+                          *(number(min(times)) if times else "" for times in columns),
+                          disturbed + number(ratio) if ratio else "", word])
+    return table(["network, images, numbers", *SIDES, "best peer / ours", "aim"], lines)
 
 
-def replaced(text: str, new: str) -> str:
-    """The text with what is between the markers exchanged."""
+# Columns, and the sides that are in them.
+SIDES = {"torch": ("torch",), "compiled, frozen": ("torch, compiled, frozen",), "onnxruntime": ("onnxruntime",),
+         "openvino": ("openvino, f32", "openvino, bf16"), "ours, fused": ("ours, fused",),
+         "ours, fused, compiled": ("ours, fused, compiled",)}
+NO_INFERENCE = ("No results are kept: `python -m bench inference --warm`, `python -m bench keep FILES`, "
+                "`python -m bench report --inference`.")
+
+
+def inference_section(results: list[dict]) -> str:
+    if not results:
+        return NO_INFERENCE
+    machines = dict.fromkeys(f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}"
+                             + "".join(f", {name} {version}" for name, version in m.get("peers", {}).items())
+                             for m in (result["machine"] for result in results))
+    return f"Medians in ms, of the faster of both layouts; on: {'; '.join(machines)}.\n\n{inference_table(results)}"
+
+
+def kept(commands: tuple[str, ...] = ("run", "network")) -> list[Path]:
+    """Tables in bench/results of these commands: by default what the README's tables are made of."""
+    return [path for path in sorted(RESULTS.glob("*.table.json")) if load(path)["command"] in commands]
+
+
+def replaced(text: str, new: str, name: str = "README.md") -> str:
+    """The text of a file with what is between the markers exchanged."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"README.md must hold {BEGIN} and, after it, {END}, once each")
+        raise SystemExit(f"{name} must hold {BEGIN} and, after it, {END}, once each")
     return text[: text.index(BEGIN) + len(BEGIN)] + f"\n{new}\n" + text[text.index(END):]
 
 
 def update(results: list[dict], path: Path = README) -> None:
-    path.write_text(replaced(path.read_text(encoding="utf-8"), section(results)), encoding="utf-8")
+    _exchange(path, section(results))
+
+
+def update_inference(results: list[dict], path: Path = BENCHMARKS) -> None:
+    _exchange(path, inference_section([result for result in results if result["command"] == "inference"]))
+
+
+def _exchange(path: Path, new: str) -> None:
+    path.write_text(replaced(path.read_text(encoding="utf-8"), new, path.name), encoding="utf-8")
     print(f"\n{path.name}: table replaced")

@@ -214,9 +214,19 @@ def main(arguments: list[str]) -> int:
                         help="where ratios.png and roofline.png go (default: bench/results)")
     parser.add_argument("--no-figures", action="store_true", help="tables only")
     parser.add_argument("--readme", action="store_true", help="put the table of these files into README.md")
+    parser.add_argument("--inference", action="store_true",
+                        help="put the table of inference of these files (default: of those kept in bench/results) into "
+                             "docs/benchmarks.md")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="what changed since that result")
     options = parser.parse_args(arguments)
+    if options.readme and options.inference:
+        parser.error("--readme and --inference are made of different files: one at a time")
     files = options.files or (readme.kept() if options.readme else [])
+    if options.inference and not files:
+        files = readme.kept(("inference",))
+        if not files:
+            readme.update_inference([])
+            return 0
     if not files:
         files = sorted(environment.RESULTS.glob("*.json"), key=lambda path: path.stat().st_mtime)[-1:]
     if not files:
@@ -242,4 +252,6 @@ def main(arguments: list[str]) -> int:
         print(f"\ndrawn: {', '.join(figures.draw(runs, options.figures))}")
     if options.readme:
         readme.update(results)
+    if options.inference:
+        readme.update_inference(results)
     return 0

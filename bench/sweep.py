@@ -218,7 +218,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     environment.add_case_options(parser, suites=shapes.suites(), only=[], dtypes=DTYPES)
     environment.add_common_options(parser)
     parser.add_argument("--random", type=environment.positive, metavar="COUNT",
-                        help="draw so many problems, instead of --suite, --only and --batch")
+                        help="draw so many problems, instead of --suite, --only and --batch; each is a case for every "
+                             "pass, layout and dtype")
     parser.add_argument("--seed", type=int, help="of --random: the same problems for the same number (default: 0)")
     parser.add_argument("--kinds", choices=list(sweep_problems.KINDS),
                         help="of --random: all (default), or groups, depthwise and grouped problems nearly alone")

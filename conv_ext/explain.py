@@ -249,7 +249,13 @@ def _of_module(module: nn.Module, input: Any) -> Explanation | ModelExplanation:
             "explain takes a tensor, a layer of Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d or MappedConv2d with "
             f"its input, or a model that has one; got {type(module).__name__}"
         )
-    return explain_model(module, input if isinstance(input, tuple) else (input,))
+    given = input if isinstance(input, tuple) else (input,)
+    if all(isinstance(value, (int, float)) for value in given):  # a size, as summary takes it
+        raise TypeError(
+            "explain(model, x) takes the model's input, a tensor or a tuple of all that it is called with (values are "
+            f"not read: torch.empty(1, 3, 224, 224) will do), got {input!r}"
+        )
+    return explain_model(module, given)
 
 
 def _of_layer(layer: nn.Module, input: Any) -> Explanation:

@@ -48,15 +48,16 @@ def fuse(
     model: nn.Module | ExportedProgram,
     *inputs: Any,
     pack: bool = True,
-    epilogues: bool = False,
+    epilogues: bool = True,
     memory_format: torch.memory_format | Literal["auto"] = torch.preserve_format,
     verbose: bool = False,
 ) -> nn.Module:
     """A new model for inference that computes the same in fewer passes over memory.
 
-    Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; then
-    every ReLU (module, function or method) that alone reads the result moves into the layer, as its
-    ``activation``; transposed convolutions have neither. Zeros that a padding layer or function puts in front of a
+    Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; a
+    tensor that is then added becomes the layer's residual; and an activation (module, function or method) that alone
+    reads the result moves into the layer, as its ``activation``: ReLU, ReLU6, Hardtanh, clamps between two numbers,
+    SiLU, Hardswish. Transposed convolutions have neither. Zeros that a padding layer or function puts in front of a
     Conv1d or Conv2d become the layer's own padding, also where the sides differ. torch's own layers become ours first,
     as `convert` makes them; so does a convolution function whose weight is a parameter. What else there is stays, and
     the report says why: layers with hooks, parametrizations or a forward put into the object, complex ones,
@@ -75,10 +76,9 @@ def fuse(
         inputs: what the model is called with, once and without gradients; of the numbers nothing is kept. An
             ExportedProgram has its own.
         pack: whether weights are packed. Without, the layers' weights are Parameters, and gradients flow to them.
-        epilogues: whether a layer also takes in a tensor that is added to its result (``layer(x, residual)``), so that
-            a block of a ResNet is convolutions alone, and ReLU6, Hardtanh, clamps between two numbers, SiLU and
-            Hardswish. It saves a tensor of the result's size where the model does not compute these in place. Where it
-            does, torch is as fast for one image, and faster for several.
+        epilogues: whether a layer takes in a tensor that is added to its result (``layer(x, residual)``), so that a
+            block of a ResNet is convolutions alone, and activations beyond ReLU: passes over memory that are saved.
+            Without, torch computes them behind the layer.
         memory_format: ``torch.channels_last`` or ``torch.contiguous_format`` for the weights of 2-D layers; what a
             layer computes lies as its weight does, so that one layout goes from the first layer to the last, whatever
             the images have. The default leaves weights as they are: which layout is faster depends on the network and
@@ -449,7 +449,7 @@ def _match(
         result = found.norm.result if found.norm else node
         residual = next(each for each in added if _passed_on(each, modules) is not result)
         why = _why_not_added(node, layer, after, residual, modules) or ("" if usable(after) else _UNUSABLE)
-        why = why if epilogues or why else _ON_REQUEST
+        why = why if epilogues or why else _NOT_ASKED_FOR
         if why:
             found.stays.append(f"{patterns.shown(after, modules)}: {why}")
             return found
@@ -462,7 +462,7 @@ def _match(
         return found
     why = "" if usable(after) else _UNUSABLE
     if not epilogues and patterns.activation(after, modules) != "relu":
-        why = _ON_REQUEST
+        why = _NOT_ASKED_FOR
     if getattr(layer, "activation", None) != "none":
         has = "no" if getattr(layer, "activation", None) is None else "already an"
         why = f"{type(layer).__name__} has {has} activation"
@@ -498,7 +498,7 @@ def _why_not_added(node: Node, layer: nn.Module, sum: Node, residual: Node, modu
     return ""
 
 
-_ON_REQUEST = "fuse(model, epilogues=True) takes it in"
+_NOT_ASKED_FOR = "epilogues=False leaves it"
 _UNUSABLE = "only a graph can lose it: it is a function, or a module that is called or read elsewhere"
 
 

@@ -7,14 +7,15 @@
 
 Inductor writes a batch normalisation as subtractions, products and sums; where parameters are frozen they have
 constants for each channel, which go into the convolution's weight and bias, as `conv_ext.fuse` folds them. A ReLU
-behind that moves into the operator (where that is asked for a sum and a clamp, too), and the weight, a constant, is
-packed once, as `conv_ext.pack` does it. The graph is what Dynamo has captured, so that models which torch.fx cannot
+behind that moves into the operator, a sum, a clamp, SiLU and Hardswish, too, and the weight, a constant, is packed
+once, as `conv_ext.pack` does it. The graph is what Dynamo has captured, so that models which torch.fx cannot
 trace have it, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +38,30 @@ _SUMS = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
 _CONVERT = torch.ops.prims.convert_element_type.default
 
 
+class _Index(int):
+    """An argument that is one of the nodes before: the first, or the last."""
+
+
+_X, _LAST = _Index(0), _Index(-1)
+_GATES: dict[str, list[tuple[Any, tuple[float, ...]]]] = {
+    "silu": [
+        (aten.neg.default, (_X,)),
+        (aten.exp.default, (_LAST,)),
+        (aten.add.Tensor, (_LAST, 1)),
+        (aten.div.Tensor, (_X, _LAST)),
+    ],
+    "hardswish": [
+        (aten.add.Tensor, (_X, 3)),
+        (aten.clamp_min.default, (_LAST, 0)),
+        (aten.clamp_max.default, (_LAST, 6)),
+        (aten.mul.Tensor, (_X, _LAST)),
+        (aten.div.Tensor, (_LAST, 6)),
+    ],
+}
+
+
 @contextlib.contextmanager
-def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = False) -> Iterator[None]:
+def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = True) -> Iterator[None]:
     """What torch.compile compiles within the block has `FusePass` in it; it goes on to hold outside.
 
     A model is compiled by its first call, which has to be within the block, and, for freezing, under torch.no_grad() or
@@ -51,8 +74,8 @@ def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = False) ->
         pack: that frozen weights are packed once, where compiled code would pack them in each call: the same bits, and
             the memory of the packed weights beside that of the others. Only on the CPU, and for images of sizes that
             the graph knows (``dynamic=True`` leaves them open).
-        epilogues: that the operators add the other tensor of a sum, and clamp; else inductor does, in a pass with what
-            is behind.
+        epilogues: that the operators add the other tensor of a sum, and compute clamps, SiLU and Hardswish. Without,
+            inductor does, in a pass with what is behind.
     """
     before = config.post_grad_custom_pre_pass
     others = [] if before is None else [*before] if isinstance(before, (list, tuple)) else [before]
@@ -67,7 +90,7 @@ class FusePass(CustomInferenceAwareGraphPass):
     pack, epilogues: see `fusing`.
     """
 
-    def __init__(self, pack: bool = True, epilogues: bool = False) -> None:
+    def __init__(self, pack: bool = True, epilogues: bool = True) -> None:
         self.pack, self.epilogues = pack, epilogues
 
     def __call__(self, graph: Graph, is_inference: bool) -> None:  # type: ignore[override]  # as its base does
@@ -227,19 +250,59 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return [*map(str, a.shape)] == [*map(str, b.shape)] and a.dtype == b.dtype and a.device == b.device
 
 
-def _take_activation_in(graph: Graph, node: Node, clamps: bool) -> None:
+def _take_activation_in(graph: Graph, node: Node, others: bool) -> None:
+    """others: also activations beyond ReLU.
+
+    Of 16-bit numbers inductor computes those in float32, and rounds once, as the operator does.
+    """
     arguments, after = _arguments(node), _only_reader(node)
-    if after is None or arguments[_ACTIVATION] != "none" or node.meta["val"].is_complex():
+    if arguments[_ACTIVATION] != "none" or node.meta["val"].is_complex():
         return
-    if after.target is aten.relu.default:
-        arguments[_ACTIVATION], chain = "relu", [after]
-    elif clamps and (bounds := _clamp(after)):
-        chain, *arguments[_LIMITS] = bounds
-        arguments[_ACTIVATION] = "clamp"
-    else:
+    x = after if others and after is not None and after.target is _CONVERT else node
+    found = _activation(x, others)
+    if found is None:
         return
+    arguments[_ACTIVATION], chain, limits = found
+    if x is not node:
+        back = _only_reader(chain[-1])
+        if back is None or back.target is not _CONVERT or back.meta["val"].dtype != node.meta["val"].dtype:
+            return
+        chain = [x, *chain, back]
+    if limits:
+        arguments[_LIMITS] = limits
     _set_arguments(node, arguments)
     _erase(graph, node, chain)
+
+
+def _activation(x: Node, others: bool) -> tuple[str, list[Node], tuple[float, ...]] | None:
+    """An activation of a node: its name, its nodes, a clamp's limits."""
+    after = _only_reader(x)
+    if after is not None and after.target is aten.relu.default:
+        return "relu", [after], ()
+    if not others:
+        return None
+    if after is not None and (clamp := _clamp(after)):
+        nodes, low, high = clamp
+        return "clamp", nodes, (low, high)
+    return _gate(x)
+
+
+def _gate(x: Node) -> tuple[str, list[Node], tuple[float, ...]] | None:
+    """silu or hardswish of a node, as inductor writes them."""
+    if len(x.users) != 2:
+        return None
+    for first, (name, steps) in itertools.product(x.users, _GATES.items()):
+        chain = [x]
+        last: Node | None = first
+        for target, arguments in steps:
+            wanted: tuple[object, ...] = tuple(chain[each] if isinstance(each, _Index) else each for each in arguments)
+            if last is None or last.target is not target or last.args != wanted:
+                break
+            chain.append(last)
+            last = _only_reader(last)
+        else:
+            return name, chain[1:], ()
+    return None
 
 
 def _clamp(node: Node) -> tuple[list[Node], float, float] | None:

@@ -60,6 +60,8 @@ class ConnectionTable:
         checked = []
         for k, row in enumerate(rows):
             try:
+                if any(isinstance(c, bool) for c in row):
+                    raise TypeError
                 checked.append(tuple(sorted(operator.index(c) for c in row)))
             except TypeError:
                 raise TypeError(f"input maps are ints, but output map {k} has {row}") from None
@@ -73,9 +75,8 @@ class ConnectionTable:
         self.in_channels = most if in_channels is None else _count("in_channels", in_channels)
         for k, found in enumerate(checked):
             if found[0] < 0 or found[-1] >= self.in_channels:
-                raise ValueError(
-                    f"input maps must be from 0 to {self.in_channels - 1}, but output map {k} has {list(rows[k])}"
-                )
+                rule = "at least 0" if in_channels is None else f"from 0 to {self.in_channels - 1}"
+                raise ValueError(f"input maps must be {rule}, but output map {k} has {list(rows[k])}")
         self.sources = tuple(checked)
         self.out_channels = len(checked)
         self.connections = sum(map(len, checked))
@@ -99,6 +100,8 @@ class ConnectionTable:
         in_channels = _count("in_channels", in_channels)
         fan_in = _count("fan_in", fan_in, in_channels)
         count = _count("out_channels", out_channels)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         device = "cpu" if generator is None else generator.device  # not the default, which may have no values
         orders = (torch.randperm(in_channels, generator=generator, device=device) for _ in range(count))
         drawn = [order[:fan_in].tolist() for order in orders]

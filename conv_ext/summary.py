@@ -8,6 +8,7 @@ between them, and sees which parameters are used there.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -64,8 +65,12 @@ class Row:
         outputs have (0, 0). None where they are not known: behind nn.Unfold, after operations between the layers that
         change how many positions there are, and where branches of different steps are added.
 
-        Raises ValueError where there is no such output.
+        Raises ValueError where there is no such output, TypeError where p or q is no int.
         """
+        try:
+            p, q = operator.index(p), operator.index(q)
+        except TypeError:
+            raise TypeError(f"an output of {self.name} is at a row and a column, ints, got ({p!r}, {q!r})") from None
         count = (1, 1) if len(self.volume) == 1 else (1, *self.volume[:-1])[-2:]
         if not (0 <= p < count[0] and 0 <= q < count[1]):
             raise ValueError(f"{self.name} has {count[0]} x {count[1]} outputs, there is none at ({p}, {q})")
@@ -310,10 +315,10 @@ class _Observer:
         model = self.model
         floating = (p.dtype for p in _parameters_of(model) if p.dtype.is_floating_point or p.dtype.is_complex)
         dtype = next(floating, torch.get_default_dtype())
-        x = torch.empty(batch, *input_size, dtype=dtype, device="meta")
-        x._conv_ext_field = start((1, *input_size[1:])[-2:])  # type: ignore[attr-defined]
         handles = []
         try:
+            x = torch.empty(batch, *input_size, dtype=dtype, device="meta")
+            x._conv_ext_field = start((1, *input_size[1:])[-2:])  # type: ignore[attr-defined]
             with on_meta(model), torch.no_grad(), _Between(self.used):
                 inner = [m for m in model.modules() if isinstance(m, ParametrizationList)]
                 inner = {module for each in inner for module in each.modules()}

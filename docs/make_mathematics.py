@@ -56,7 +56,7 @@ def sizes():
     """Valid, same, full: the first and the last place of a 3 x 3 kernel on an input of 4 x 4."""
     from matplotlib.patches import Rectangle
 
-    figure = visualize.new_figure(8.6, 3.9)
+    figure = visualize.new_figure(8.6, 4.4)
     values = torch.arange(16.0).reshape(4, 4)
     for axes, (name, padding) in zip(
         figure.subplots(1, 3, width_ratios=(4, 6, 8)), (("valid", 0), ("same", 1), ("full", 2))
@@ -99,7 +99,7 @@ def shifts():
     of_image, of_moved = (conv_ext.conv2d(each, edge) for each in (image, moved))
     assert torch.equal(of_moved, of_image.roll((8, 8), (2, 3)))
     figure = visualize.new_figure(6.2, 5.9)
-    shown = ((image, "x"), (of_image, "forward(x, w)"), (moved, "x moved"), (of_moved, "forward(x moved, w)"))
+    shown = ((image, "x"), (of_image, "y"), (moved, "x, moved"), (of_moved, "its y: moved as well"))
     for axes, (each, title) in zip(figure.subplots(2, 2).flat, shown):
         limit = each.abs().max().item()
         signed = bool((each < 0).any())

@@ -92,7 +92,9 @@ class Images:
         return images
 
     def of_classes(self, chosen: tuple[int, ...]) -> Images:
-        """The images of these classes alone, labelled from 0 in their order."""
+        """The images of these classes alone, labelled from 0 in their order; ValueError where there is none such."""
+        if not chosen or not all(type(label) is int and 0 <= label < len(self.classes) for label in chosen):
+            raise ValueError(f"classes must be from 0 to {len(self.classes) - 1}, at least one, got {chosen}")
         tensors = []
         for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
             places = [labels == label for label in chosen]
@@ -101,7 +103,11 @@ class Images:
         return self._like(tuple(self.classes[label] for label in chosen), *tensors)
 
     def first(self, count: int, seed: int) -> Images:
-        """`count` training images, as many of each class as that gives, drawn by `seed`; all the test images."""
+        """`count` training images, as many of each class as that gives, drawn by `seed`; all the test images.
+
+        ValueError unless there are so many.
+        """
+        _check_count(count, len(self.train_labels))
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(seed))
         labels = self.train_labels[order]
         rank = torch.empty_like(order)  # of an image within its class
@@ -118,8 +124,9 @@ class Images:
     def split(self, count: int) -> tuple[Images, Images]:
         """`count` training images held out for validation: (the rest with those to test, the rest with the test set).
 
-        The split is the same in every run. Both standardise by what is left to learn from.
+        The split is the same in every run. Both standardise by what is left to learn from. ValueError where nothing is.
         """
+        _check_count(count, len(self.train_labels) - 1)
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(1))
         held, kept = order[:count], order[count:]
         rest = self.train_images[kept], self.train_labels[kept]
@@ -138,6 +145,11 @@ class Images:
     def test_batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
         """The test images and labels at `indices`, standardised, not distorted."""
         return self.standardised(self.test_images[indices].float() / 255), self.test_labels[indices]
+
+
+def _check_count(count: int, most: int) -> None:
+    if type(count) is not int or not 1 <= count <= most:
+        raise ValueError(f"count must be an int from 1 to {most}, got {count!r}")
 
 
 def load_digits() -> Images:
@@ -163,7 +175,7 @@ def load_digits() -> Images:
     )  # fmt: skip
 
 
-def download(name: str, root: Path) -> None:
+def download(name: str, root: str | Path) -> None:
     """Fetch the files of "mnist" or "cifar10" into `root`, from torchvision's mirrors; what is there already stays.
 
     torchvision compares checksums. DataError where it is missing, or the files cannot be had or are others.
@@ -175,7 +187,7 @@ def download(name: str, root: Path) -> None:
             "--download needs torchvision: pip install torchvision (the release that belongs to this torch), or put "
             "the standard files into the folder yourself"
         ) from None
-    kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
+    kind, root = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name], Path(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         for train in (True, False):
@@ -185,13 +197,15 @@ def download(name: str, root: Path) -> None:
         raise DataError(f"{root}: the files of {name} could not be fetched: {type(error).__name__}: {why}") from error
 
 
-def load_mnist(root: Path, side: int = SIDE) -> Images:
+def load_mnist(root: str | Path, side: int = SIDE) -> Images:
     """MNIST from its four idx files, gzipped or not, in `root`, `root/raw` or `root/MNIST/raw`.
 
     The images of 28 x 28 are framed to `side` x `side`; 32 is what LeCun et al. took.
-    Raises DataError where a file is missing or damaged.
+    Raises DataError where a file is missing or damaged, ValueError for a side that is below 28 or odd.
     """
-    parts, frame = [], (side - 28) // 2
+    if type(side) is not int or side < 28 or side % 2:
+        raise ValueError(f"side must be an even int of at least 28, got {side!r}")
+    parts, frame, root = [], (side - 28) // 2, Path(root)
     for stem in ("train", "t10k"):
         images = _read_idx(_find(root, f"{stem}-images-idx3-ubyte", ("", "raw", "MNIST/raw")), (28, 28))
         path = _find(root, f"{stem}-labels-idx1-ubyte", ("", "raw", "MNIST/raw"))
@@ -204,11 +218,12 @@ def load_mnist(root: Path, side: int = SIDE) -> Images:
     return Images("MNIST", tuple("0123456789"), *parts, distortion=distortion)
 
 
-def load_cifar10(root: Path) -> Images:
+def load_cifar10(root: str | Path) -> Images:
     """CIFAR-10 from the files of its binary or its Python version, in `root` or in the folder its archive makes there.
 
     Raises DataError where a file is missing or damaged.
     """
+    root = Path(root)
     binary = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
     python = [name.removesuffix(".bin") for name in binary]
     places = ("", "cifar-10-batches-bin", "cifar-10-batches-py")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,9 +154,9 @@ def _convolution(options: argparse.Namespace, path: Path) -> None:
     except (RuntimeError, ValueError) as error:
         raise DemoError(str(error)) from error
     if path.suffix == ".png":
-        path.write_bytes(visualize.png(sliding.strip()))
+        _write(path, lambda: path.write_bytes(visualize.png(sliding.strip())))
     else:
-        sliding.save(path, options.seconds)
+        _write(path, lambda: sliding.save(path, options.seconds))
 
 
 def _picture(options: argparse.Namespace, path: Path) -> None:
@@ -165,21 +166,40 @@ def _picture(options: argparse.Namespace, path: Path) -> None:
     )
     net = network.make(len(images.classes), images.train_images.shape[1])
     x, _ = images.test_batch(slice(0, 2000))
-    _check(net, len(x), options)  # before the network learns, which takes a while
+    _check(net, x, options, options.layer or layer)  # before the network learns, which takes a while
     _learn(net, images, network, options) if options.weights is None else _weights(net, options.weights)
     try:
         figure = _drawn(net.eval(), x, options, options.layer or layer)
     except (RuntimeError, TypeError, ValueError) as error:  # no such channel, a layer without filters
         raise DemoError(str(error)) from error
-    path.write_bytes(visualize.png(figure))
+    _write(path, lambda: path.write_bytes(visualize.png(figure)))
 
 
-def _check(net: nn.Module, images: int, options: argparse.Namespace) -> None:
-    if options.image >= images:
-        raise DemoError(f"--image must be from 0 to {images - 1}, got {options.image}")
+def _write(path: Path, writing: Callable[[], object]) -> None:
+    try:
+        writing()
+    except OSError as error:
+        raise DemoError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _check(net: nn.Module, x: Tensor, options: argparse.Namespace, layer: str) -> None:
+    if options.image >= len(x):
+        raise DemoError(f"--image must be from 0 to {len(x) - 1}, got {options.image}")
     names = [name for name, _ in net.named_modules() if name]
     if options.layer is not None and options.layer not in names:
         raise DemoError(f"--layer: the model has no layer {options.layer!r}; it has {', '.join(names)}")
+    try:  # the same of one image, for what is wrong with layer and channels
+        if options.what in OF_UNITS:
+            visualize.find_patches(net.eval(), layer, x[:1], _of(options), 1, bar=False)
+        else:
+            _drawn(net.eval(), x, options, layer)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise DemoError(str(error)) from error
+
+
+def _of(options: argparse.Namespace) -> list[int]:
+    """The channels."""
+    return options.channel or list(range(4))
 
 
 def _drawn(net: nn.Module, x: Tensor, options: argparse.Namespace, layer: str) -> Figure:
@@ -190,7 +210,7 @@ def _drawn(net: nn.Module, x: Tensor, options: argparse.Namespace, layer: str) -
         return visualize.feature_maps(net, layer, image)
     if options.what == "occlusion":
         return visualize.occlusion(net, image, fill=x.min().item())
-    channels = options.channel or list(range(4))
+    channels = _of(options)
     if options.what == "maximise":
         return visualize.maximise(net, layer, channels, tuple(image.shape), seed=options.seed)
     draw = visualize.top_patches if options.what == "top_patches" else visualize.deconvnet

@@ -20,13 +20,17 @@ def topk(scores: Tensor, labels: Tensor, k: int = 5) -> float:
     does a score that is NaN.
 
     Raises ValueError for other shapes, no examples, a label that is no class, k below 1 or above the number of classes;
-    TypeError where k is no int or labels are no integers.
+    TypeError where k is no int, labels are no integers, or either is no tensor of real values.
     """
+    for name, tensor in (("scores", scores), ("labels", labels)):
+        if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.is_meta:
+            given = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a tensor of real values, got {given}")
     if scores.dim() != 2 or labels.shape != scores.shape[:1] or not scores.numel():
         raise ValueError(
             f"expected scores (N, classes) and labels (N,), got {list(scores.shape)}, {list(labels.shape)}"
         )
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     classes, k = scores.shape[1], count("k", k)
     if k > classes:

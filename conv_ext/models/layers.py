@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, SupportsIndex, TypeVar
@@ -45,6 +46,8 @@ def make(
     **keywords: Any,
 ) -> AnyNetwork:
     """``network(*arguments, **keywords)``, made on `device` and of `dtype` (None: torch's defaults)."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)):
+        raise TypeError(f"dtype must be a floating or complex torch.dtype, got {dtype!r}")
     with contextlib.nullcontext() if device is None else torch.device(device):
         model = network(*arguments, **keywords)
     return model if dtype is None else model.to(dtype)
@@ -52,8 +55,10 @@ def make(
 
 def narrowed(maps: int, width: float) -> int:
     """`maps` times `width`, rounded to an even number of at least 2 (so that two groups divide it)."""
-    if not width > 0:
-        raise ValueError(f"width must be above 0, got {width}")
+    if isinstance(width, bool) or not isinstance(width, (int, float)):
+        raise TypeError(f"width must be a number, got {width!r}")
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be above 0 and finite, got {width}")
     return maps if width == 1 else max(2, 2 * round(maps * width / 2))
 
 

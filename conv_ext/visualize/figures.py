@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .picture import Picture
 
-__all__ = ["as_colours", "bare", "images_for", "layer_of", "mosaic", "new_figure", "png", "progress", "scale_bar",
-           "signed_colours"]  # fmt: skip
+__all__ = ["as_colours", "at_least_one", "bare", "has_values", "images_for", "layer_of", "mosaic", "new_figure", "png",
+           "progress", "run_on", "scale_bar", "signed_colours"]  # fmt: skip
 
 Item = TypeVar("Item")
 NICE = (1, 2, 5)  # lengths of scale bars, times a power of ten
@@ -33,12 +34,17 @@ def figure_class() -> type[Picture]:
 
 
 def new_figure(width: float, height: float) -> Picture:
-    """An empty figure of so many inches; ImportError where matplotlib is missing."""
+    """An empty figure of so many inches, each above 0 (else ValueError); ImportError where matplotlib is missing."""
+    for name, inches in (("width", width), ("height", height)):
+        if isinstance(inches, bool) or not isinstance(inches, (int, float)) or not 0 < inches < math.inf:
+            raise ValueError(f"{name} must be a number of inches above 0, got {inches!r}")
     return figure_class()(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def png(figure: Picture) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure, one that a function here has made, as the bytes of a PNG file; TypeError for anything else."""
+    if not isinstance(figure, figure_class()):
+        raise TypeError(f"png takes a figure of conv_ext.visualize, got {type(figure).__name__}")
     return figure._repr_png_()
 
 
@@ -49,15 +55,20 @@ def bare(axes: Axes) -> None:
     axes.spines[:].set_color("#d4d4d4")
 
 
-def scale_bar(axes: Axes, pixels: int, y: float) -> None:
-    """A bar of a round number of pixels, about half of `pixels`, from the left end of an image at its row y."""
+def scale_bar(axes: Axes, pixels: int) -> None:
+    """A bar of a round number of pixels, about half of `pixels`, under the left end of an image."""
     aim = max(1.0, pixels / 2)
     power = 10 ** math.floor(math.log10(aim))
     length = max(n * power for n in NICE if n * power <= aim)
-    axes.plot([-0.5, length - 0.5], [y, y], color="#262626", linewidth=2.5, solid_capstyle="butt", clip_on=False)
+    from matplotlib.transforms import ScaledTranslation
+
+    # As long as its pixels, and 9 points below the axes: the layout leaves room for what lies outside them.
+    below = axes.get_xaxis_transform() + ScaledTranslation(0, -9 / 72, axes.figure.dpi_scale_trans)
+    style: dict[str, Any] = {"color": "#262626", "linewidth": 2.5, "solid_capstyle": "butt", "clip_on": False}
+    axes.plot([-0.5, length - 0.5], [0, 0], transform=below, scalex=False, scaley=False, **style)
     text = f"{length} pixel{'s' * (length != 1)}"
-    where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8, "annotation_clip": False}
-    axes.annotate(text, (length - 0.5, y), **where)  # type: ignore[arg-type]
+    beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+    axes.annotate(text, (length - 0.5, 0), xycoords=below, annotation_clip=False, **beside)
 
 
 def as_colours(image: Tensor, low: float, high: float) -> Tensor:
@@ -112,8 +123,41 @@ def progress(items: Sequence[Item], text: str, shown: bool = True) -> Iterable[I
     return bar
 
 
+def at_least_one(**numbers: int) -> None:
+    """ValueError, with the name, unless each is an int from 1 on."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name} must be an int of at least 1, got {number!r}")
+
+
+def has_values(what: str, tensor: Tensor) -> None:
+    """TypeError unless a tensor has real numbers that can be looked at; ValueError where some are NaN or infinite."""
+    if tensor.is_meta:
+        raise TypeError(f"{what} must have values to look at, got a tensor on the meta device")
+    if tensor.is_complex():
+        raise TypeError(f"{what} must be real, got {tensor.dtype}")
+    odd = tensor.numel() - int(tensor.isfinite().count_nonzero())
+    if odd:
+        raise ValueError(f"{what} must be finite, got {odd} of {tensor.numel():,} numbers that are NaN or infinite")
+
+
+def _checked(model: nn.Module) -> None:
+    """TypeError unless a model is a module whose parameters have values."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise TypeError(f"the model must be complete, but {name!r} has no size before the first call: call it once")
+        if parameter.is_meta:
+            raise TypeError(f"the model must have values to look at, but {name!r} is on the meta device")
+
+
 def layer_of(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
-    """A submodule by itself or by its name, with that name; ValueError, with the names there are, for any other."""
+    """A submodule by itself or by its name, with that name; ValueError, with the names there are, for any other.
+
+    TypeError unless the model is a module whose parameters have values.
+    """
+    _checked(model)
     modules = dict(model.named_modules())
     for name, module in modules.items():
         if layer is module or isinstance(layer, str) and layer == name:
@@ -127,24 +171,40 @@ def layer_of(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
 def images_for(images: Tensor, model: nn.Module, *, several: bool = False) -> Tensor:
     """Images as a batch, where the model's first parameter is and of its dtype; ValueError unless there are such.
 
-    several: any number from 1; else a single one, (C, H, W) or (1, C, H, W).
+    several: any number from 1; else a single one, (C, H, W) or (1, C, H, W). TypeError where they are no real numbers
+    that can be looked at, or the model has none.
     """
+    _checked(model)
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    has_values("images", images)
     if images.dim() == 3:
         images = images[None]
     if images.dim() != 4 or not len(images) or not several and len(images) != 1:
         wanted = "images (N, C, H, W) or one (C, H, W)" if several else "one image (C, H, W) or (1, C, H, W)"
         raise ValueError(f"expected {wanted}, got {list(images.shape)}")
+    if images.is_inference() and not torch.is_inference_mode_enabled():
+        images = images.clone()  # which may have a gradient
     parameter = next(model.parameters(), None)
     if parameter is None:
         return images
     return images.to(parameter.device, parameter.dtype if parameter.is_floating_point() else None)
 
 
+def run_on(model: nn.Module, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Any:
+    """What a model makes of x, with other parameters if given. Its buffers stay as they are: the statistics of a batch
+    normalisation in training mode, say, which a picture is not to move."""
+    buffers = {}
+    if model.training or any(module.training for module in model.modules()):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if not buffers and not parameters:  # models that torch.func does not take (TorchScript's) are called as they are
+        return model(x)
+    return torch.func.functional_call(model, {**buffers, **(parameters or {})}, (x,))
+
+
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """Images (N, C, H, W) under a Gaussian of `sigma` pixels, zero outside."""
-    reach = max(1, math.ceil(2.5 * sigma))
+    reach = max(1, min(math.ceil(2.5 * sigma), max(images.shape[2:]) - 1))  # further nothing is
     taps = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
     taps = (-0.5 * (taps / sigma) ** 2).exp()
     line = (taps / taps.sum()).expand(images.shape[1], 1, 1, -1)

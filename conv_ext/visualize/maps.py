@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..mapped import MappedConv2d
-from .figures import bare, images_for, layer_of, new_figure
+from .figures import at_least_one, bare, figure_class, has_values, images_for, layer_of, new_figure, run_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_filters", "feature_maps", "filters", "occlusion", "occlusion_map"]
 
+MOST_IMAGES = 128  # of a figure: more would be specks, and take minutes to lay out
+
 
 def filters(source: nn.Module | Tensor, columns: int | None = None) -> Picture:
     """The filters of a layer as a grid of images.
@@ -27,22 +30,28 @@ def filters(source: nn.Module | Tensor, columns: int | None = None) -> Picture:
     source: a layer with a weight (K, C / groups, R, S) or a `MappedConv2d`, a model, of which the first such layer is
     taken, or the weight itself. Filters of three channels are shown as colours, others channel by channel, up to eight
     side by side, zero in the middle of the scale. All share one scale, which stands beside them. Of a `MappedConv2d`
-    the places where nothing connects stay empty.
+    the places where nothing connects stay empty. A figure has up to 128 images: of more filters it shows the first, and
+    says so; `filters(layer.weight[100:130])` shows others.
     columns: filters in a row (default: nearly a square).
 
-    Raises TypeError where there is no such layer, ValueError where the weight has no filters or columns is below 1.
+    Raises TypeError where there is no such layer, or a weight without real values (on the meta device, say); ValueError
+    where the weight has no filters, has NaN or infinities, or columns is no int of at least 1.
     """
+    figure_class()
     weight, connected = _weight(source)
-    k, c = weight.shape[:2]
+    count, c = weight.shape[:2]
     coloured = c == 3 and connected is None
     images = 1 if coloured else min(c, 8)  # of a filter
+    weight = weight[: MOST_IMAGES // images]
+    k = len(weight)
     columns = _columns(columns, k) if images == 1 or columns is not None else max(1, 12 // images)
     rows = math.ceil(k / columns)
     figure = new_figure(max(3.2, min(12.0, 0.7 * columns * images + 0.9)), min(24.0, 0.7 * rows + 0.6))
     shown = f", {images} of {c} channels each" if c > 1 and not coloured else ""
-    figure.suptitle(f"{k} filters of {weight.shape[2]} × {weight.shape[3]}{shown}", fontsize=10)
+    first = f"the first {k} of " if k < count else ""
+    figure.suptitle(f"{first}{count} filters of {weight.shape[2]} × {weight.shape[3]}{shown}", fontsize=10)
     places = figure.subplots(rows, columns * images, squeeze=False)
-    there = None if connected is None else connected[:, :images].flatten().tolist()
+    there = None if connected is None else connected[:k, :images].flatten().tolist()
     image = draw_filters(places.flat, weight if coloured else weight[:, :images].flatten(0, 1)[:, None], there)
     if image is not None:
         figure.colorbar(image, ax=places, shrink=min(1.0, 3 / rows) if rows > 3 else 1.0, aspect=12).ax.tick_params(
@@ -75,12 +84,15 @@ def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, column
     """The maps that a layer makes of one image, each on its own scale from dark to light.
 
     model: it runs as it is, without gradients: `model.eval()` first where it has dropout or batch normalisation.
-    layer: a submodule, or its name in `model.named_modules()`. image: (C, H, W), or (1, C, H, W).
-    columns: maps in a row (default: nearly a square).
+    layer: a submodule, or its name in `model.named_modules()`; what its first call makes where it is called several
+    times. image: (C, H, W), or (1, C, H, W). columns: maps in a row (default: nearly a square). A figure has up to 128
+    maps: of more it shows the first, and says so. Where a map is NaN it stays empty.
 
-    Raises ValueError where the model has no such layer or the image has another rank, RuntimeError where the layer did
-    not run or makes no maps (N, K, P, Q).
+    Raises TypeError where the model is no module or either has no real values (on the meta device, say); ValueError
+    where the model has no such layer, the image has another rank or NaN or infinities, or columns is no int of at least
+    1; RuntimeError where the layer did not run or makes no maps (N, K, P, Q).
     """
+    figure_class()
     name, module = layer_of(model, layer)
     batch = images_for(image, model)
     found: list[Any] = []
@@ -91,18 +103,20 @@ def feature_maps(model: nn.Module, layer: str | nn.Module, image: Tensor, column
     handle = module.register_forward_hook(keep)
     try:
         with torch.no_grad():
-            model(batch)
+            run_on(model, batch)
     finally:
         handle.remove()
     if not found:
         raise RuntimeError(f"the layer {name!r} did not run on this image")
-    if not isinstance(found[0], Tensor) or found[0].dim() != 4:
+    if not isinstance(found[0], Tensor) or found[0].dim() != 4 or not found[0].numel() or found[0].is_complex():
         raise RuntimeError(f"the layer {name!r} makes no maps (N, K, P, Q)")
     maps = found[0][0].detach().float().cpu()
+    count, maps = len(maps), maps[:MOST_IMAGES]
     columns = _columns(columns, len(maps))
     rows = math.ceil(len(maps) / columns)
     figure = new_figure(min(12.0, columns + 0.3), min(24.0, rows + 0.5))
-    figure.suptitle(f"{name}: {len(maps)} maps of {maps.shape[1]} × {maps.shape[2]}", fontsize=10)
+    first = f"the first {len(maps)} of " if len(maps) < count else ""
+    figure.suptitle(f"{name}: {first}{count} maps of {maps.shape[1]} × {maps.shape[2]}", fontsize=10)
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, each in zip(places, maps):
         axes.imshow(each.numpy(), cmap="viridis")
@@ -123,14 +137,17 @@ def occlusion_map(
     fill: what covers it (0: the mean of standardised images). batch_size: covered images in one call of the model.
 
     Returns (rows, columns) in float32, on the CPU: entry (i, j) has the square's upper left corner at (i, j) * stride.
-    Raises ValueError for a patch that does not fit, a stride or batch size below 1, a target that is no class.
+    Raises ValueError for a patch that does not fit, a stride or batch size below 1, a target that is no class, an image
+    of another rank or with NaN or infinities; TypeError where the fill is no finite number, the model is no module, or
+    either has no real values; RuntimeError where the model makes no scores (N, classes).
     """
     batch = images_for(image, model)
     height, width = batch.shape[2:]
-    if not 1 <= patch <= min(height, width):
-        raise ValueError(f"patch must be from 1 to {min(height, width)}, the image's shorter side, got {patch}")
-    if stride < 1 or batch_size < 1:
-        raise ValueError(f"stride and batch_size must be at least 1, got {stride} and {batch_size}")
+    if type(patch) is not int or not 1 <= patch <= min(height, width):
+        raise ValueError(f"patch must be from 1 to {min(height, width)}, the image's shorter side, got {patch!r}")
+    at_least_one(stride=stride, batch_size=batch_size)
+    if isinstance(fill, bool) or not isinstance(fill, (int, float)) or not math.isfinite(fill):
+        raise TypeError(f"fill must be a finite number, got {fill!r}")
     rows, columns = range(0, height - patch + 1, stride), range(0, width - patch + 1, stride)
     places = [(top, left) for top in rows for left in columns]
     found = []
@@ -140,11 +157,19 @@ def occlusion_map(
             covered = batch.repeat(len(some), 1, 1, 1)
             for each, (top, left) in zip(covered, some):
                 each[:, top : top + patch, left : left + patch] = fill
-            scores = model(covered)
-            if not 0 <= target < scores.shape[1]:
-                raise ValueError(f"target must be a class from 0 to {scores.shape[1] - 1}, got {target}")
-            found.append(scores.float().softmax(1)[:, target].cpu())
+            found.append(_probabilities(model, covered, target)[:, target].cpu())
     return torch.cat(found).reshape(len(rows), len(columns))
+
+
+def _probabilities(model: nn.Module, images: Tensor, target: int | None) -> Tensor:
+    """What the model's scores (N, classes) say of each class; errors where there are none, or no such class."""
+    scores = run_on(model, images)
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(images) or not scores.numel():
+        given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise RuntimeError(f"occlusion asks for scores: the model must make (N, classes) of images, it makes {given}")
+    if target is not None and (type(target) is not int or not 0 <= target < scores.shape[1]):
+        raise ValueError(f"target must be a class from 0 to {scores.shape[1] - 1}, got {target!r}")
+    return scores.float().softmax(1)
 
 
 def occlusion(
@@ -156,12 +181,14 @@ def occlusion(
     target: None takes the class with the highest score. patch: None takes a quarter of the shorter side; stride: None
     makes some 20 steps. The rest is as in `occlusion_map`. The model runs as it is: `model.eval()` first.
     """
+    figure_class()
     batch = images_for(image, model)
     side = min(batch.shape[2:])
     patch = max(1, side // 4) if patch is None else patch
+    at_least_one(patch=patch)
     stride = max(1, (side - patch) // 20) if stride is None else stride
     with torch.no_grad():
-        scores = model(batch).float().softmax(1)[0]
+        scores = _probabilities(model, batch, target)[0]
     target = int(scores.argmax()) if target is None else target
     found = occlusion_map(model, image, target, patch, stride, fill)
     figure = new_figure(8.0, 3.9)
@@ -196,6 +223,8 @@ def _weight(source: nn.Module | Tensor) -> tuple[Tensor, Tensor | None]:
                 source, connected = module.dense_weight(), module.table.matrix()
                 break
             weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and is_lazy(weight):
+                raise TypeError("the weight has no size before the layer's first call: call it once")
             if isinstance(weight, Tensor) and weight.dim() == 4:
                 source = weight
                 break
@@ -204,12 +233,12 @@ def _weight(source: nn.Module | Tensor) -> tuple[Tensor, Tensor | None]:
         raise TypeError(f"filters takes a layer with a weight (K, C, R, S), a model or a weight, got {given}")
     if source.dim() != 4 or not source.numel():
         raise ValueError(f"expected a weight (K, C, R, S) that is not empty, got {list(source.shape)}")
+    has_values("the weight", source)
     return source.detach().float().cpu(), connected
 
 
 def _columns(columns: int | None, count: int) -> int:
     if columns is None:
         return math.ceil(math.sqrt(1.5 * count))
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+    at_least_one(columns=columns)
     return min(columns, count)

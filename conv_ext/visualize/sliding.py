@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ..arguments import Padding, normalize
 from ..functional import IntOrPair, conv2d
-from .figures import bare, figure_class, new_figure, progress
+from .figures import at_least_one, bare, figure_class, has_values, new_figure, progress
 
 if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
@@ -44,6 +45,8 @@ NAMES = {
 }
 MOST_NUMBERS = 14  # cells of a side, up to which numbers are written into them
 MOST_CELLS = 64  # of a side that is drawn
+MOST_FRAMES, MOST_MOVING = 32, 144  # of a strip, of an animation
+SECONDS = (0.02, 600.0)  # of a frame; a GIF has none longer than 655
 COVERED, ZERO = "#c2410c", "#f1efec"
 
 
@@ -70,10 +73,15 @@ class Sliding:
         return self.result.numel()
 
     def covered(self, frame: int) -> tuple[Tensor, Tensor]:
-        """The rows and the columns of the canvas that lie under what slides in a frame."""
-        i, j = divmod(frame, self.result.shape[1])
+        """The rows and the columns of the canvas that lie under what slides in a frame; ValueError for no frame."""
+        i, j = self._place(frame)
         rows, columns = (torch.arange(n) * a for n, a in zip(self.slides.shape, self.apart))
         return rows + i * self.step[0], columns + j * self.step[1]
+
+    def _place(self, frame: int) -> tuple[int, int]:
+        if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < len(self):
+            raise ValueError(f"frames must be from 0 to {len(self) - 1}, got {frame!r}")
+        return divmod(frame, self.result.shape[1])
 
     def products(self, frame: int) -> list[tuple[float, float]]:
         """The pairs of numbers that a frame multiplies, row by row; their products' sum is its number."""
@@ -84,17 +92,19 @@ class Sliding:
     def strip(self, frames: int | Sequence[int] = 4) -> Picture:
         """A figure of some frames below each other: so many, evenly spread from the first to the last, or those given.
 
-        Raises ValueError where there are no such frames.
+        Raises ValueError where there are no such frames, or more than 32 of them.
         """
-        if isinstance(frames, int):
-            if frames < 1:
-                raise ValueError(f"frames must be at least 1, got {frames}")
-            count = min(frames, len(self))
-            chosen = [round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count)]
-        else:
+        if isinstance(frames, Sequence) and not isinstance(frames, str):
             chosen = list(frames)
-            if not chosen or not all(0 <= frame < len(self) for frame in chosen):
-                raise ValueError(f"frames must be from 0 to {len(self) - 1}, got {chosen}")
+            for frame in chosen:
+                self._place(frame)
+        else:
+            at_least_one(frames=frames)
+            chosen = self._spread(frames)
+        if not 1 <= len(chosen) <= MOST_FRAMES:
+            raise ValueError(
+                f"a strip has from 1 to {MOST_FRAMES} frames, got {len(chosen)}; an animation has them all"
+            )
         width, height = self._size()
         figure = new_figure(width, height * len(chosen))
         panels = figure.subfigures(len(chosen), 1, squeeze=False).flat
@@ -102,18 +112,28 @@ class Sliding:
             _Scene(panel, self).show(frame)
         return figure
 
+    def _spread(self, most: int) -> list[int]:
+        """The frames, or so many of them, evenly spread from the first to the last."""
+        count = min(most, len(self))
+        return [round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count)]
+
     def animation(self, seconds: float = 0.6, bar: bool = True) -> FuncAnimation:
-        """matplotlib's animation of all frames, each for so many seconds."""
+        """matplotlib's animation, each frame for so many seconds; ValueError unless from 0.02 to 600.
+
+        Of results of more than 144 numbers it shows 144 frames, evenly spread, or drawing would take minutes.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"seconds must be a number, got {seconds!r}")
+        if not SECONDS[0] <= seconds <= SECONDS[1]:
+            raise ValueError(f"seconds must be from {SECONDS[0]:g} to {SECONDS[1]:g}, got {seconds}")
         figure_class()
         from matplotlib.animation import FuncAnimation
 
-        if not seconds > 0:
-            raise ValueError(f"seconds must be above 0, got {seconds}")
-        figure = new_figure(*self._size())
+        figure, chosen = new_figure(*self._size()), self._spread(MOST_MOVING)
         scene = _Scene(figure, self)
 
         def frames() -> Generator[int, None, None]:
-            yield from progress(range(len(self)), "frames", bar)
+            yield from progress(chosen, "frames", bar)
 
         def draw(frame: int) -> list[Any]:
             scene.show(frame)
@@ -122,21 +142,29 @@ class Sliding:
         draw(len(self) - 1)  # all is laid out once, with every number there
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        return FuncAnimation(figure, draw, frames, init_func=list, save_count=len(self), interval=1000 * seconds)
+        return FuncAnimation(figure, draw, frames, init_func=list, save_count=len(chosen), interval=1000 * seconds)
 
     def save(self, path: str | Path, seconds: float = 0.6, bar: bool = True) -> Path:
         """Write the animation: a .gif (matplotlib's Pillow writer) or an .html page. Returns the path.
 
-        seconds: for each frame. bar: whether long work shows a progress bar. ValueError for another ending.
+        seconds: for each frame, from 0.02 to 600. bar: whether long work shows a progress bar. The file is written when
+        all is drawn, so that a call that ends early leaves it as it was. ValueError for another ending;
+        FileNotFoundError, before anything is drawn, where there is no such folder.
         """
         path = Path(path)
-        if path.suffix == ".gif":
-            self.animation(seconds, bar).save(path, writer="pillow", dpi=80)
-        elif path.suffix == ".html":
+        ending = path.suffix.lower()
+        if ending not in (".gif", ".html"):
+            raise ValueError(f"an animation is saved as .gif or .html, got {path.name!r}")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+        if ending == ".gif":
+            with TemporaryDirectory() as folder:  # where the writer leaves what it has when it is interrupted
+                made = Path(folder) / "frames.gif"
+                self.animation(seconds, bar).save(made, writer="pillow", dpi=80)
+                path.write_bytes(made.read_bytes())
+        else:
             page = f"<!DOCTYPE html>\n<meta charset='utf-8'><title>{html.escape(self._title())}</title>\n"
             path.write_text(page + self.html(seconds, bar), encoding="utf-8")
-        else:
-            raise ValueError(f"an animation is saved as .gif or .html, got {path.name!r}")
         return path
 
     def html(self, seconds: float = 0.6, bar: bool = True) -> str:
@@ -161,12 +189,13 @@ class Sliding:
 
     def formula(self, frame: int) -> str:
         """The sum that a frame computes, as text: its products where they are few, else its value alone."""
-        i, j = divmod(frame, self.result.shape[1])
+        i, j = self._place(frame)
         value = _short(self.result[i, j].item())
+        where = f"[{j}]" if len(self.canvas) == 1 else f"[{i}, {j}]"  # a row counts one way alone
         pairs = self.products(frame)
         if len(pairs) > 9 or max(len(_short(n)) for pair in pairs for n in pair) > 4:
-            return f"[{i}, {j}] = {value}"
-        return f"[{i}, {j}] = {' + '.join(f'{_signed(a)}·{_signed(b)}' for a, b in pairs)} = {value}"
+            return f"{where} = {value}"
+        return f"{where} = {' + '.join(f'{_signed(a)}·{_signed(b)}' for a, b in pairs)} = {value}"
 
 
 def _short(value: float) -> str:
@@ -272,39 +301,48 @@ def convolution(
         `.save("convolution.gif")` (or .html) writes it. Its numbers are those that conv_ext computes, in float64.
 
     Raises:
-        ValueError: `of` is none of the three, x or w are no single map, g has another size than the output or is given
-        for "forward", a side would have more than 64 cells. TypeError: an operand is no tensor. RuntimeError: as
-        `conv_ext.conv2d`.
+        ValueError: `of` is none of the three, x or w are no single map, have NaN or infinities, g has another size than
+        the output or is given for "forward", a side would have more than 64 cells, a result is too large for float64.
+        TypeError: an operand is no tensor, or has no real values. RuntimeError: as `conv_ext.conv2d`.
     """
-    if of not in NAMES:
+    if not isinstance(of, str) or of not in NAMES:
         raise ValueError(f"of must be one of {', '.join(map(repr, NAMES))}, got {of!r}")
     if of == "forward" and g is not None:
         raise ValueError("g is the upstream gradient of a backward pass, not of 'forward'")
-    x, w = _map("x", x), _map("w", w)
-    x4, w4 = x[None, None].requires_grad_(), w[None, None].requires_grad_()
-    y = conv2d(x4, w4, None, stride, padding, dilation)
-    if not y.numel():
-        raise ValueError(f"the output has no numbers: {list(y.shape[2:])}")
-    g = torch.ones_like(y[0, 0]) if g is None else _map("g", g)
-    if g.shape != y.shape[2:]:
-        raise ValueError(f"g must be as large as the output, {list(y.shape[2:])}, got {list(g.shape)}")
-    grads = torch.autograd.grad(y, (x4, w4), g.detach()[None, None])
-    steps, (top, bottom, left, right), gaps, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)
-    apart, dilated = (steps[0], steps[1]), (gaps[0], gaps[1])
+    with torch.inference_mode(False), torch.enable_grad():
+        x, w = _map("x", x), _map("w", w)
+        x4, w4 = x[None, None].requires_grad_(), w[None, None].requires_grad_()
+        steps, pads, gaps, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)
+        apart, dilated, (top, bottom, left, right) = (steps[0], steps[1]), (gaps[0], gaps[1]), pads
+        padded = area = (x.shape[0] + top + bottom, x.shape[1] + left + right)
+        around = (top, left)
+        if of == "input_grad":
+            reach = dilated[0] * (w.shape[0] - 1), dilated[1] * (w.shape[1] - 1)
+            area = x.shape[0] + reach[0], x.shape[1] + reach[1]
+            around = reach[0] - top, reach[1] - left
+        _fits(*padded, *area)
+        y = conv2d(x4, w4, None, stride, padding, dilation)
+        if not y.numel():
+            raise ValueError(f"the output has no numbers: {list(y.shape[2:])}")
+        g = torch.ones_like(y[0, 0]) if g is None else _map("g", g)
+        if g.shape != y.shape[2:]:
+            raise ValueError(f"g must be as large as the output, {list(y.shape[2:])}, got {list(g.shape)}")
+        dx, dw = torch.autograd.grad(y, (x4, w4), g[None, None])
+    of_input, of_kernel, kernel = dx[0, 0], dw[0, 0], w.detach()
     if of == "input_grad":
-        pads = tuple(d * (r - 1) - p for d, r, p in zip(dilated, w.shape, (top, left)))
-        sizes = tuple(n + d * (r - 1) for n, d, r in zip(x.shape, dilated, w.shape))
-        canvas, real = _laid(g.detach(), sizes, pads, apart)
-        parts = canvas, real, w.detach().flip(0, 1), grads[0][0, 0], dilated, (1, 1)
+        parts = (*_laid(g, area, around, apart), kernel.flip(0, 1), of_input, dilated, (1, 1))
+    elif of == "forward":
+        parts = (*_laid(x.detach(), area, around, (1, 1)), kernel, y.detach()[0, 0], dilated, apart)
     else:
-        sizes = x.shape[0] + top + bottom, x.shape[1] + left + right
-        canvas, real = _laid(x.detach(), sizes, (top, left), (1, 1))
-        forward = canvas, real, w.detach(), y.detach()[0, 0], dilated, apart
-        parts = forward if of == "forward" else (canvas, real, g.detach(), grads[1][0, 0], apart, dilated)
-    most = max(n for map_ in parts[:4] for n in map_.shape)
-    if most > MOST_CELLS:
-        raise ValueError(f"a picture has up to {MOST_CELLS} cells a side, this would have {most}")
+        parts = (*_laid(x.detach(), area, around, (1, 1)), g, of_kernel, apart, dilated)
+    has_values("the result", parts[3])
     return Sliding(of, *parts)
+
+
+def _fits(*cells: int) -> None:
+    """ValueError, before anything so large is made, where a side has more cells than are drawn."""
+    if max(cells) > MOST_CELLS:
+        raise ValueError(f"a picture has up to {MOST_CELLS} cells a side, this would have {max(cells)}")
 
 
 def _map(name: str, value: Tensor) -> Tensor:
@@ -313,7 +351,9 @@ def _map(name: str, value: Tensor) -> Tensor:
     value = value[None] if value.dim() == 1 else value
     if value.dim() != 2 or not value.numel() or value.is_complex():
         raise ValueError(f"{name} must be one real map (rows, columns) that is not empty, got {list(value.shape)}")
-    return value.detach().double().cpu()
+    _fits(*value.shape)
+    has_values(name, value)
+    return value.detach().double().cpu().clone()  # a clone: a tensor of inference mode has no gradient
 
 
 def _laid(map_: Tensor, sizes: Sequence[int], begin: Sequence[int], apart: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,7 @@ from ..functional import conv1d, conv2d
 from ..summary import field_of
 from .figures import (
     as_colours,
+    at_least_one,
     blurred,
     figure_class,
     framed,
@@ -31,6 +34,7 @@ from .figures import (
     mosaic,
     new_figure,
     progress,
+    run_on,
     scale_bar,
     signed_colours,
 )  # fmt: skip
@@ -44,6 +48,7 @@ __all__ = ["Patch", "deconvnet", "deconvnet_maps", "find_patches", "maximise", "
 Channels = int | Sequence[int]
 Place = tuple[int, int]
 Window = tuple[slice, slice]
+Picker = Callable[[Tensor], Tensor]  # of maps (N, P, Q) what counts: (N,)
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,12 @@ def _activations(model: nn.Module, module: nn.Module, name: str, x: Tensor, *, g
         raise _Reached
 
     handle = module.register_forward_hook(reach)
-    constants = {name: parameter.detach() for name, parameter in model.named_parameters()}
     try:
         with torch.set_grad_enabled(graph):
-            torch.func.functional_call(model, constants, (x,))
+            # A clone of what was made in inference mode, which has no gradient; of the rest what it is.
+            held = ((name, p.detach()) for name, p in model.named_parameters())
+            constants = {name: p.clone() if p.is_inference() else p for name, p in held}
+            run_on(model, x, constants)
     except _Reached:
         pass
     finally:
@@ -91,26 +98,38 @@ def _activations(model: nn.Module, module: nn.Module, name: str, x: Tensor, *, g
     y = found[0]
     if not isinstance(y, Tensor) or y.dim() not in (2, 4) or len(y) != len(x) or not y.numel():
         raise RuntimeError(f"the layer {name!r} makes neither maps (N, K, P, Q) nor vectors (N, K)")
+    if y.is_complex() or y.dtype == torch.bool:
+        raise RuntimeError(f"the layer {name!r} makes {y.dtype}, of which none is larger than another")
     return y if y.dim() == 4 else y[:, :, None, None]
+
+
+def _no_nan(values: Tensor, name: str) -> Tensor:
+    """Activations (N, …), as they are; RuntimeError where one is NaN, which is neither more nor less than another."""
+    images = values.detach().flatten(1).isnan().any(1).nonzero().flatten().tolist()
+    if images:
+        raise RuntimeError(f"the layer {name!r} makes NaN of {len(images)} of {len(values)} images")
+    return values
+
+
+def _chosen(channel: Channels) -> list[int]:
+    """The channels as ints; TypeError where there is anything else."""
+    given = channel.tolist() if hasattr(channel, "tolist") else channel  # of a tensor, of an array
+    given = given if isinstance(given, Sequence) else [given]
+    try:
+        if any(isinstance(c, bool) for c in given):
+            raise TypeError
+        return [operator.index(c) for c in given]
+    except TypeError:
+        raise TypeError(f"channel must be an int or a sequence of ints, got {channel!r}") from None
 
 
 def _channels(channel: Channels, count: int, name: str) -> list[int]:
     """The channels as ints; ValueError for one that the layer has not."""
-    given = channel.tolist() if isinstance(channel, Tensor) else channel
-    try:
-        chosen = [operator.index(c) for c in ([given] if not isinstance(given, Sequence) else given)]
-    except TypeError:
-        raise TypeError(f"channel must be an int or a sequence of ints, got {channel!r}") from None
+    chosen = _chosen(channel)
     wrong = [c for c in chosen if not 0 <= c < count]
     if wrong or not chosen:
         raise ValueError(f"channel must be from 0 to {count - 1}, the maps of {name!r}, got {channel}")
     return chosen
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name} must be an int of at least 1, got {number!r}")
 
 
 def _window(field: Field | None, count: Sequence[int], place: tuple[int, int], size: Sequence[int]) -> Window:
@@ -144,11 +163,12 @@ def find_patches(
     over positions (nn.GroupNorm, nn.InstanceNorm2d) are left out of it.
 
     Raises:
-        TypeError: images are no tensor, or a channel is no int. ValueError: no such layer or channel, images of
-        another rank, k or batch_size below 1. RuntimeError: the layer does not run, or makes no maps or vectors.
+        TypeError: the model is no module, images are no tensor, either has no values (on the meta device) or complex
+        ones, or a channel is no int. ValueError: no such layer or channel, images of another rank or with NaN or
+        infinities, k or batch_size below 1. RuntimeError: the layer does not run, makes no maps or vectors, or NaN.
     """
     name, module = layer_of(model, layer)
-    _at_least_one(k=k, batch_size=batch_size)
+    at_least_one(k=k, batch_size=batch_size)
     images = images_for(images, model, several=True)
     values, places = [], []
     chosen: list[int] = []
@@ -156,7 +176,7 @@ def find_patches(
         for batch in progress(images.split(batch_size), f"images to {name}", bar):
             y = _activations(model, module, name, batch)
             chosen = chosen or _channels(channel, y.shape[1], name)
-            best, at = y[:, chosen].flatten(2).max(2)
+            best, at = _no_nan(y[:, chosen], name).flatten(2).max(2)
             values.append(best.float().cpu())
             places.append(torch.stack([at // y.shape[3], at % y.shape[3]], 2).cpu())
     value, place = torch.cat(values), torch.cat(places)
@@ -181,7 +201,7 @@ def top_patches(
     """The image patches that excite a channel most, each as large as the unit's receptive field; `find_patches` draws.
 
     Each channel is a square of its `k` patches, the strongest first, with its largest and its k-th activation above.
-    All images share one scale from black to white; what lies outside an image is grey. The bar under the first square
+    All images share one scale from black to white; what lies outside an image is grey. The bar under the last row
     tells the size in pixels of the input. Arguments and errors are those of `find_patches`.
     """
     figure_class()
@@ -201,11 +221,6 @@ def top_patches(
     return _draw_blocks(text, [(f"channel {c}: {t}", [b]) for c, (t, b) in zip(chosen, blocks)], size[1])
 
 
-def _chosen(channel: Channels) -> list[int]:
-    given = channel.tolist() if isinstance(channel, Tensor) else channel
-    return [int(c) for c in given] if isinstance(given, Sequence) else [int(given)]
-
-
 def _named(chosen: list[int]) -> str:
     return f"channel {chosen[0]}" if len(chosen) == 1 else f"each of {len(chosen)} channels"
 
@@ -223,7 +238,7 @@ def _largest(found: list[list[Patch]]) -> tuple[int, int]:
 
 
 def _draw_blocks(title: str, blocks: list[tuple[str, list[Tensor]]], pixels: int) -> Picture:
-    """Blocks of one or two mosaics side by side, each with a caption, and a bar under the first: part of `pixels`."""
+    """Blocks of one or two mosaics side by side, each with a caption; a bar under the last row is part of `pixels`."""
     wide = len(blocks[0][1])
     h, w = blocks[0][1][0].shape[:2]
     across = max(1, min(len(blocks), math.ceil(math.sqrt(1.6 * len(blocks) * h / (w * wide)))))
@@ -231,9 +246,9 @@ def _draw_blocks(title: str, blocks: list[tuple[str, list[Tensor]]], pixels: int
     across = math.ceil(len(blocks) / down)  # four blocks are two rows of two, not three and one
     side = 3.6 if len(blocks) == 1 else max(1.6, min(3.0, 11.5 / (across * wide)))
     width = max(across * wide * side + 0.2, 0.07 * len(title) + 0.4)
-    figure = new_figure(min(width, 14.0), min(30.0, down * (1.1 * side * h / w + 0.3) + 0.5))
+    figure = new_figure(min(width, 14.0), min(30.0, down * (side * h / w + 0.3) + 0.6))
     figure.suptitle(title, fontsize=10)
-    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
+    figure.get_layout_engine().set(wspace=0.09)  # type: ignore[union-attr, call-arg]
     places = figure.subplots(down, across * wide, squeeze=False)
     for axes in places.flat:
         axes.set_axis_off()
@@ -242,8 +257,7 @@ def _draw_blocks(title: str, blocks: list[tuple[str, list[Tensor]]], pixels: int
         row[0].set_title(caption, fontsize=9, loc="left")
         for axes, picture in zip(row, pictures):
             axes.imshow(picture.numpy(), interpolation="nearest")
-            axes.set_ylim(1.1 * h, -0.5)  # room for the bar, in all of them alike
-    scale_bar(places[0][0], pixels, 1.05 * h)
+    scale_bar(places[-1][0], pixels)
     return figure
 
 
@@ -305,32 +319,45 @@ def deconvnet_maps(
     layers. A model that torch has compiled is to be given as it was before.
     """
     name, module = layer_of(model, layer)
-    x = images_for(images, model, several=True).detach().requires_grad_()
-    with _Deconvnet():
-        y = _activations(model, module, name, x, graph=True)
-        (chosen,) = _channels([channel], y.shape[1], name)
-    ours, width = y[:, chosen].detach().flatten(1), y.shape[3]
-    at = ours.argmax(1) if places is None else _flat_places(places, y)
-    signal = torch.zeros_like(ours).scatter(1, at[:, None], ours.gather(1, at[:, None]))
-    whole = torch.zeros_like(y)
-    whole[:, chosen] = signal.unflatten(1, (-1, width))
-    if not y.requires_grad:
-        raise RuntimeError(f"the layer {name!r} does not depend on the images by anything that has a gradient")
-    return torch.autograd.grad(y, x, whole)[0].float().cpu()
+    with torch.inference_mode(False):
+        x = images_for(images, model, several=True).detach()
+        x = (x if x.is_floating_point() else x.float()).requires_grad_()
+        with _Deconvnet():
+            y = _activations(model, module, name, x, graph=True)
+            (chosen,) = _channels([channel], y.shape[1], name)
+        ours, width = _no_nan(y[:, chosen].detach().flatten(1), name), y.shape[3]
+        at = ours.argmax(1) if places is None else _flat_places(places, y)
+        signal = torch.zeros_like(ours).scatter(1, at[:, None], ours.gather(1, at[:, None]))
+        whole = torch.zeros_like(y)
+        whole[:, chosen] = signal.unflatten(1, (-1, width))
+        if not y.requires_grad:
+            raise RuntimeError(f"the layer {name!r} does not depend on the images by anything that has a gradient")
+        back = torch.autograd.grad(y, x, whole)[0].float().cpu()
+    if not back.isfinite().all():
+        raise RuntimeError(f"the way back from {name!r} is not finite: a weight on it is NaN, infinite or too large")
+    return back
 
 
 def _flat_places(places: Sequence[Place], y: Tensor) -> Tensor:
     """Places as positions of flattened maps; ValueError for another number of them, or where one is none."""
+    if not isinstance(places, (Sequence, Tensor)):
+        raise TypeError(f"places must be a sequence of rows and columns, got {places!r}")
     if len(places) != len(y):
         raise ValueError(f"places must be one for each of {len(y)} images, got {len(places)}")
-    height, width = y.shape[2:]
-    found = []
-    for place in places:
-        p, q = place
-        if not (0 <= p < height and 0 <= q < width):
-            raise ValueError(f"places must be within maps of {height} x {width}, got {place}")
-        found.append(p * width + q)
+    found = [p * y.shape[3] + q for p, q in (_in_maps(place, y) for place in places)]
     return torch.tensor(found, device=y.device)
+
+
+def _in_maps(place: Any, y: Tensor) -> Place:
+    """A place as two ints; TypeError where it is no row and column, ValueError where maps (…, P, Q) have none such."""
+    height, width = y.shape[2:]
+    try:
+        p, q = map(operator.index, place)
+    except (TypeError, ValueError):
+        raise TypeError(f"a place is the row and the column of a map, two ints, got {place!r}") from None
+    if not (0 <= p < height and 0 <= q < width):
+        raise ValueError(f"a place must be within maps of {height} x {width}, got {(p, q)}")
+    return p, q
 
 
 def deconvnet(
@@ -400,80 +427,108 @@ def maximised(
     Take the layer before the ReLU then.
 
     Raises: as `find_patches`; ValueError for a size that is not three ints of at least 1, a place that is not in the
-    map, steps below 1, a rate or sigma below 0, a decay outside [0, 1), limits out of order, a `begin` of another size.
+    map, steps below 1, a rate or sigma below 0, a decay outside [0, 1), limits out of order, a `begin` of another size;
+    TypeError where a number is none; RuntimeError where the ascent leaves the finite numbers.
     """
     name, module = layer_of(model, layer)
-    if len(size) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
-        raise ValueError(f"size must be (C, H, W), each an int of at least 1, got {tuple(size)}")
-    _at_least_one(steps=steps, batch_size=batch_size)
-    if not rate > 0 or not 0 <= decay < 1 or not blur >= 0:
-        raise ValueError(f"rate must be above 0, decay from 0 to below 1, blur at least 0: got {rate}, {decay}, {blur}")
-    if limits is not None and not limits[0] < limits[1]:
-        raise ValueError(f"limits must be a lower and a higher number, got {limits}")
-    if begin is None:
-        begin = 0.5 * torch.randn(*size, generator=torch.Generator().manual_seed(seed))
-    if tuple(begin.shape) != tuple(size):
+    if not isinstance(size, Sequence) or len(size) != 3 or any(type(n) is not int or n < 1 for n in size):
+        raise ValueError(f"size must be (C, H, W), each an int of at least 1, got {size!r}")
+    at_least_one(steps=steps, batch_size=batch_size)
+    ascent = _Ascent(rate, decay, blur, limits)
+    begin = _noise(size, seed) if begin is None else begin
+    if isinstance(begin, Tensor) and tuple(begin.shape) != tuple(size):
         raise ValueError(f"begin must be an input of the size {tuple(size)}, got {list(begin.shape)}")
-    x = images_for(begin, model)
-    with override():
+    with torch.inference_mode(False), override():
+        x = images_for(begin, model)
+        x = x if x.is_floating_point() else x.float()
         y = _activations(model, module, name, x)
         chosen = _channels(channel, y.shape[1], name)
         picked = _picker(place, y)
-        ascent = _Ascent(model, module, name, picked, rate, decay, blur, limits)
-        made = []
+        made, dead = [], []
         ticks = iter(progress(range(steps * math.ceil(len(chosen) / batch_size)), f"ascent to {name}", bar))
         for first in range(0, len(chosen), batch_size):
             some = chosen[first : first + batch_size]
-            made.append(ascent.run(x.expand(len(some), -1, -1, -1), some, steps, ticks))
+            excited = partial(_excited, model, module, name, some, picked)
+            reached, lived = ascent.run(excited, x.expand(len(some), -1, -1, -1), steps, ticks)
+            made.append(reached)
+            dead += [c for c, alive in zip(some, lived) if not alive]
         for _ in ticks:  # ends the bar
             pass
-    if ascent.dead:
+    found = torch.cat(made).float().cpu()
+    if not found.isfinite().all():
+        lost = [c for c, image in zip(chosen, found) if not image.isfinite().all()]
+        raise RuntimeError(f"the ascent to channels {lost} of {name!r} left the finite numbers: is the rate too large?")
+    if dead:
         warnings.warn(
-            f"no gradient reached the input from channels {ascent.dead} of {name!r}, which are off: take the layer "
-            "before the ReLU, another seed, or an image to begin with", stacklevel=2,
+            f"no gradient reached the input from channels {dead} of {name!r}, which are off: take the layer before "
+            "the ReLU, another seed, or an image to begin with", stacklevel=_outside(),
         )  # fmt: skip
-    return torch.cat(made).float().cpu()
+    return found
 
 
-def _picker(place: Place | str, y: Tensor) -> Callable[[Tensor], Tensor]:
+def _outside() -> int:
+    """The stacklevel of a warning that is to name the line that called into this file."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _noise(size: Sequence[int], seed: int) -> Tensor:
+    if type(seed) is not int:
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    return 0.5 * torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def _excited(model: nn.Module, module: nn.Module, name: str, channels: list[int], picked: Picker, x: Tensor) -> Tensor:
+    """What each image of x (channels, C, H, W) makes of its channel."""
+    maps = _activations(model, module, name, x, graph=True)
+    return picked(maps[torch.arange(len(x), device=x.device), channels])
+
+
+def _picker(place: Place | str, y: Tensor) -> Picker:
     """What takes the activation of one unit, or the mean of all, from maps (N, P, Q)."""
-    height, width = y.shape[2:]
     if isinstance(place, str):
         if place not in ("centre", "all"):
             raise ValueError(f"place must be 'centre', 'all' or a row and a column, got {place!r}")
         if place == "all":
             return lambda maps: maps.mean((1, 2))
-    p, q = (height // 2, width // 2) if isinstance(place, str) else place
-    if not (0 <= p < height and 0 <= q < width):
-        raise ValueError(f"place must be within maps of {height} x {width}, got {place}")
+    p, q = _in_maps((y.shape[2] // 2, y.shape[3] // 2) if isinstance(place, str) else place, y)
     return lambda maps: maps[:, p, q]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Ascent:
-    """Gradient ascent for some channels at once: an image for each."""
+    """Gradient ascent for some channels at once: an image for each. `maximised` says what the settings are."""
 
-    model: nn.Module
-    module: nn.Module
-    name: str
-    picked: Any
-    rate: float
-    decay: float
-    blur: float
-    limits: tuple[float, float] | None
+    rate: float = 0.1
+    decay: float = 0.02
+    blur: float = 0.5
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        self.dead: list[int] = []  # channels that never had a gradient
+        rate, decay, blur = self.rate, self.decay, self.blur
+        for name, value in {"rate": rate, "decay": decay, "blur": blur}.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+        if not (0 < rate < math.inf and 0 <= decay < 1 and 0 <= blur < math.inf):
+            rule = "rate must be above 0, decay from 0 to below 1, blur at least 0, all of them finite"
+            raise ValueError(f"{rule}: got {rate}, {decay}, {blur}")
+        if self.limits is not None:
+            pair = isinstance(self.limits, Sequence) and len(self.limits) == 2
+            if not pair or not self.limits[0] < self.limits[1]:
+                raise ValueError(f"limits must be a lower and a higher number, got {self.limits}")
 
-    def run(self, x: Tensor, channels: list[int], steps: int, ticks: Iterator[int]) -> Tensor:
-        """`steps` steps from x (channels, C, H, W)."""
+    def run(
+        self, excited: Callable[[Tensor], Tensor], x: Tensor, steps: int, ticks: Iterator[int]
+    ) -> tuple[Tensor, list[bool]]:
+        """`steps` steps from x (channels, C, H, W), and whether each ever had a gradient; in float32 at least."""
+        given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         lived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        rows = torch.arange(len(x), device=x.device)
         for step in range(steps):
             next(ticks, None)
             x = x.detach().requires_grad_()
-            maps = _activations(self.model, self.module, self.name, x, graph=True)[rows, channels]
-            (grad,) = torch.autograd.grad(self.picked(maps).sum(), x)
+            (grad,) = torch.autograd.grad(excited(x.to(given)).sum(), x)
             counts = grad.count_nonzero((1, 2, 3))[:, None, None, None]
             rms = torch.linalg.vector_norm(grad, dim=(1, 2, 3), keepdim=True) / counts.clamp_min(1).sqrt()
             lived |= counts.flatten() > 0
@@ -483,8 +538,7 @@ class _Ascent:
                     x = blurred(x, self.blur)
                 if self.limits is not None:
                     x = x.clamp(*self.limits)
-        self.dead += [channel for channel, alive in zip(channels, lived.tolist()) if not alive]
-        return x.detach()
+        return x.detach(), lived.tolist()
 
 
 def maximise(

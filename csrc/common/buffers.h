@@ -27,6 +27,7 @@ struct Epilogue {
   double low, high;  // of Clamp; numbers of the result's type
 
   bool any() const { return residual.data != nullptr || activation != Activation::None; }
+  bool is_relu() const { return residual.data == nullptr && activation == Activation::Relu; }
 };
 
 // Which of the three is written follows from the pass: output (forward), input (input_grad), weight (weight_grad).
@@ -37,12 +38,9 @@ struct Buffers {
   TensorRef output;  // (N, K, P, Q)
   const void* bias;  // (K), or nullptr; forward only
   int64_t bias_stride;
-  void* workspace;  // plan.workspace_bytes, aligned to 64 bytes
-  // A ReLU alone, applied to sums before they are rounded and written; and all other epilogues, applied to results
-  // where they lie. Forward only; like the bias no matter of the plan.
-  bool relu;
-  Epilogue epilogue;
-  void* kept;  // where weights are kept: plan.kept_bytes, aligned to 64 bytes
+  void* workspace;    // plan.workspace_bytes, aligned to 64 bytes
+  Epilogue epilogue;  // forward only; like the bias no matter of the plan
+  void* kept;         // where weights are kept: plan.kept_bytes, aligned to 64 bytes
   PackedWeights packed;
 };
 

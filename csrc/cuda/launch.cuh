@@ -33,7 +33,7 @@ Result<T, Sum> result_of(const RealCall& call, const TensorRef& to, int64_t stri
           stride_m,
           static_cast<const T*>(call.b.bias),
           call.b.bias_stride,
-          call.b.relu,
+          call.b.epilogue.is_relu(),
           call.add,
           call.negative,
           false,

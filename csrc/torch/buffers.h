@@ -81,8 +81,8 @@ inline Buffers buffers_of(Pass pass, const at::Tensor& a, const at::Tensor& b, c
   const TensorRef out = ref(result), first = ref(a), second = ref(b);
   switch (pass) {
     case Pass::Forward:
-      buffers = {first, second, out, nullptr, 0, nullptr, call.activation == "relu" && !call.residual};
-      if (!buffers.relu) buffers.epilogue = epilogue_of(call, a.scalar_type());
+      buffers = {first, second, out};
+      buffers.epilogue = epilogue_of(call, a.scalar_type());
       break;
     case Pass::InputGrad:
       buffers = {out, second, first};

@@ -45,7 +45,7 @@ axes = figure.subplots()
 for name, table in found.items():
     axes.scatter(table.parameters / 1e6, table.operations / 1e9, s=12 * table.weight_layers**0.8, alpha=0.6)
     axes.annotate(f"{name}, {table.weight_layers} layers", (table.parameters / 1e6, table.operations / 1e9),
-                  xytext=(6, 6), textcoords="offset points", fontsize=8)  # fmt: skip
+                  xytext=(6, -13 if name == "googlenet" else 6), textcoords="offset points", fontsize=8)  # fmt: skip
 axes.set_xscale("log")
 axes.set_yscale("log")
 axes.set_xlim(5, 500)

@@ -259,6 +259,13 @@ int launch_pass(Pass pass, const ConvProblem& z, const CudaPlan& plan, const Buf
   return launch(z, plan, b, stream);
 }
 
+// Without a bias or an epilogue.
+Buffers buffers_of(const TensorRef& input, const TensorRef& weight, const TensorRef& output) {
+  Buffers b{};
+  b.input = input, b.weight = weight, b.output = output;
+  return b;
+}
+
 // Starts a pass in a workspace of its own, and waits for it; why it could not be started.
 std::string run_pass(Pass pass, const ConvProblem& z, const CudaCandidate& candidate, Buffers b) {
   const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
@@ -298,7 +305,7 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
   const auto run = [&](int64_t first, int64_t images) {
     ConvProblem z = c.z;
     z.n = images;
-    Buffers b{x.device(), w.device(), y.device(), nullptr, 0, nullptr, false};
+    Buffers b = buffers_of(x.device(), w.device(), y.device());
     b.input.data = static_cast<char*>(b.input.data) + first * x.stride[0] * bytes;
     b.output.data = static_cast<char*>(b.output.data) + first * y.stride[0] * bytes;
     if (failed.empty()) failed = run_pass(c.pass, z, candidate, b);
@@ -323,9 +330,7 @@ std::string check_images(const Case& c, const CudaCandidate& candidate, Tensor& 
       const CudaPlan plan = make_cuda_plan(c.z, c.pass, other);
       if (plan.parts != usual.parts || plan.product.chain_steps != usual.product.chain_steps) continue;
       result.block->forget();
-      if (std::string why =
-              run_pass(c.pass, c.z, other, {x.device(), w.device(), y.device(), nullptr, 0, nullptr, false});
-          !why.empty())
+      if (std::string why = run_pass(c.pass, c.z, other, buffers_of(x.device(), w.device(), y.device())); !why.empty())
         return why;
       if (bits() != together)
         return std::string("wrong: other bits in other blocks, by ") + candidate.name + plan_text(plan);
@@ -423,8 +428,7 @@ std::string check_accuracy(const Case& c, const CudaCandidate& candidate, Tensor
     const auto sums = [&](bool of_magnitudes) {
       const Tensor a = widened<T, Wide>(first, of_magnitudes), b = widened<T, Wide>(second, of_magnitudes);
       Tensor exact = widened<T, Wide>(result, false);
-      const Buffers of_reference{
-          pass == Pass::Forward ? a.host() : b.host(), b.host(), a.host(), nullptr, 0, nullptr, false};
+      const Buffers of_reference = buffers_of(pass == Pass::Forward ? a.host() : b.host(), b.host(), a.host());
       run_exact<Wide, Wide, pass>(z, of_reference, exact);
       return exact;
     };
@@ -432,7 +436,7 @@ std::string check_accuracy(const Case& c, const CudaCandidate& candidate, Tensor
     first.block->upload();
     second.block->upload();
     result.block->forget();
-    const Buffers b{x.device(), w.device(), y.device(), nullptr, 0, nullptr, false};
+    const Buffers b = buffers_of(x.device(), w.device(), y.device());
     if (const std::string failed = run_pass(pass, z, candidate, b); !failed.empty()) return failed;
     result.block->download();
     const Tensor got = widened<T, Wide>(result, false);
@@ -528,8 +532,9 @@ std::unique_ptr<Tensor> expected_of(const Case& c, Operands& o, const Tensor& re
   const int64_t every = c.check != Check::Sampled ? 1
                         : c.every                 ? c.every
                                                   : int64_t(std::ceil(z.flops() / kMostOperations));
-  const Buffers b{o.x.host(),       o.w.host(), o.y.host(), c.bias ? o.bias.memory : nullptr,
-                  o.bias.stride[1], nullptr,    c.relu};
+  Buffers b = buffers_of(o.x.host(), o.w.host(), o.y.host());
+  if (c.bias) b.bias = o.bias.memory, b.bias_stride = o.bias.stride[1];
+  if (c.relu) b.epilogue.activation = Activation::Relu;
   run_exact<T, Wide, pass>(z, b, *expected, every);
   return expected;
 }
@@ -631,8 +636,9 @@ std::string check_pass(const Case& c) {
   if (c.check != Check::None) expected = expected_of<T, Wide, pass>(c, o, result);
   for (Tensor* t : o.all())
     if (t != &result) t->block->upload();
-  Buffers b{o.x.device(),     o.w.device(), o.y.device(), c.bias ? o.bias.block->device() : nullptr,
-            o.bias.stride[1], nullptr,      c.relu};
+  Buffers b = buffers_of(o.x.device(), o.w.device(), o.y.device());
+  if (c.bias) b.bias = o.bias.block->device(), b.bias_stride = o.bias.stride[1];
+  if (c.relu) b.epilogue.activation = Activation::Relu;
   const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
   Memory workspace(plan.workspace_bytes, 0);
   b.workspace = workspace.device();

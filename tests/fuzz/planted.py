@@ -113,9 +113,16 @@ ALL = (
     Planted(
         "relu_of_half_a_sum",
         "cpu/grouped/grouped.h",
-        "a.relu = relu && is_same<A, T> && k + 1 == last;",
-        "a.relu = relu && is_same<A, T>;",
+        "a.finish = k + 1 < last ? nullptr : finish;",
+        "a.finish = finish;",
         GROUPED,
+    ),
+    Planted(
+        "a_residual_that_lies_otherwise",
+        "cpu/base/epilogue.h",
+        "alike &= sizes[d] == 1 || e",
+        "alike &= sizes[d] == 1 || d == 2 || e",
+        WINDOWS,
     ),
     Planted(
         "a_residual_of_other_columns",

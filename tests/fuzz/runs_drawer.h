@@ -22,7 +22,7 @@ class Drawer {
     if (random.chance(0.05)) c.z.channels_last = !c.z.channels_last;
     if (random.chance(0.4)) c.bias_stride = random.chance(0.8) ? 1 : random.between(0, 3);
     c.relu = !conv_ext::is_complex(c.z.dtype) && random.chance(0.25);
-    if (random.chance(0.3)) draw_epilogue(&random, &c);
+    if (!c.relu && random.chance(0.4)) draw_epilogue(&random, &c);
     const int64_t kind = random.between(0, 99);
     c.data = kind < 45   ? Data::Integers
              : kind < 65 ? Data::Signed

@@ -17,8 +17,8 @@ struct Im2row {
   View<T> input, weight, output;
   const T* bias;
   int64_t bias_stride;
-  bool relu;
   const Buffers& buffers;
+  const Finish<T, A> finish{z, buffers};
 
   void copy_patch(A* to, int64_t n, int64_t group, int64_t p, int64_t q) const {
     for (int64_t c = group * z.group_c(); c < (group + 1) * z.group_c(); ++c)
@@ -44,12 +44,11 @@ struct Im2row {
     for (int64_t q = 0; q < z.q; ++q) {
       copy_patch(patch, n, group, p, q);
       for (int64_t k = group * z.group_k(); k < (group + 1) * z.group_k(); ++k) {
-        const A sum = product_of(patch, k);
-        write<T>(output.data + n * output.n + k * output.channel + p * output.row + q * output.column,
-                 relu ? A(rectify_one<T>(sum)) : sum);
+        T* const to = output.data + n * output.n + k * output.channel + p * output.row + q * output.column;
+        write<T>(to, finish.one(product_of(patch, k), to));
       }
     }
-    finish_results<T, A>(buffers, 1, {n, group * z.group_k(), z.group_k(), p, 1, 0, z.q});
+    finish_results(finish, true, buffers, 1, {n, group * z.group_k(), z.group_k(), p, 1, 0, z.q});
   }
 };
 
@@ -62,7 +61,6 @@ void run_im2row(const ConvProblem& z, const Plan& plan, const Buffers& b, const 
                           view_of<T>(b.output, 1),
                           static_cast<const T*>(b.bias),
                           b.bias_stride,
-                          b.relu,
                           b};
   parallel_for(executor, plan.tasks, plan.scratch_bytes, [&](int64_t index, void* scratch) {
     Carver memory(scratch);

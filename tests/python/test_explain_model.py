@@ -129,6 +129,11 @@ def test_errors():
         conv_ext.explain(Net(), X, None, 2)
     with pytest.raises(RuntimeError, match="channels"):
         conv_ext.explain(Net(), X[:, :2])
+    for size in ((3, 32, 32), 32):
+        with pytest.raises(TypeError, match=r"takes the model's input, a tensor or a tuple .* got "):
+            conv_ext.explain(Net(), size)
+        with pytest.raises(TypeError, match=r"takes the model's input"):
+            conv_ext.explain(conv_ext.MappedConv2d([[0, 1], [1]], 2), size)
 
 
 # ---- the layout of a fused model

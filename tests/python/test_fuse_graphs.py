@@ -114,7 +114,7 @@ def test_paddings_that_a_layer_cannot_take_in():
     fused = conv_ext.fuse(net)
     assert_same(fused, net, x)
     stays = {row.layer: row.stays for row in fused.report.rows}
-    assert fused.report.counts == {} and stays["b"] == []
+    assert fused.report.counts == {"residual": 1} and stays["b"] == []
     for layer, why in (
         ("a", "ones: it fills in other numbers than zeros"),
         ("c", "cut: it cuts off numbers"),
@@ -231,7 +231,8 @@ def test_exported_programs_where_torch_fx_fails(name, form):
     given = program.module() if form == "module" else program
     state = {n: t.clone() for n, t in program.state_dict.items()}
     fused = conv_ext.fuse(given)
-    counts = {"normalisation": 7, "activation": 3} if name == "resnet" else {"normalisation": 1, "activation": 1}
+    of_a_residual_network = {"normalisation": 7, "residual": 2, "activation": 5}
+    counts = of_a_residual_network if name == "resnet" else {"normalisation": 1, "activation": 1}
     assert isinstance(fused, Fused) and fused.report.counts == counts
     convolutions = {n for n in state if n.startswith("encoder") and n.endswith("convolution.weight")}
     assert convolutions <= set(fused.state_dict())
@@ -282,11 +283,13 @@ def test_the_report_says_what_was_done_and_what_stays(capsys):
     assert rows["a"].taken == [("normalisation", "norm"), ("activation", "relu")] and rows["a"].stays == []
     assert rows["b"].stays == ["gelu: GELU is no activation of a layer"]
     assert rows["c"].stays == ["relu_1: others read the same result"]
-    assert rows["d"].stays == ["add_1: fuse(model, epilogues=True) takes it in"]
+    assert rows["d"].taken == [("residual", "add_1")] and rows["d"].stays == []
     assert rows["hooked"].stays == ["it has hooks, or a forward of its own"]
     assert fused.report.others == [("pre", "it reads x")]
     text = str(fused.report)
-    assert text.startswith("5 convolutions, traced by torch.fx; taken in: 0 paddings, 1 normalisation, 1 activation\n")
+    assert text.startswith(
+        "5 convolutions, traced by torch.fx; taken in: 0 paddings, 1 normalisation, 1 residual, 1 activation\n"
+    )
     assert "stay as they are:\n  pre: it reads x" in text and "gelu: GELU is no" in text
     page = fused.report._repr_html_()
     assert page.count("<tr>") == 6 and ">norm, relu</td>" in page and "<li>pre: it reads x</li>" in page

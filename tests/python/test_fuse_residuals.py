@@ -2,7 +2,6 @@
 
 import copy
 import operator
-from functools import partial
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from conv_ext import inductor, models
 from test_fuse import with_statistics
 from test_fuse_graphs import assert_same, double, exported, images, taken
 from test_inductor import FORWARD, compiled, fresh, passed, traced  # noqa: F401  # a fixture
-
-fused_with_sums = partial(conv_ext.fuse, epilogues=True)
 
 
 class Block(nn.Module):
@@ -54,7 +51,7 @@ def without_sums(fused):
 @pytest.mark.parametrize("add", ADDS)
 def test_blocks_are_convolutions_alone(way, add):
     net, x = double(Block(way=way, add=ADDS[add])), images()
-    for fused in (fused_with_sums(net), fused_with_sums(net, x), fused_with_sums(exported(copy.deepcopy(net), x))):
+    for fused in (conv_ext.fuse(net), conv_ext.fuse(net, x), conv_ext.fuse(exported(copy.deepcopy(net), x))):
         assert_same(fused, net, x)
         assert without_sums(fused) or fused.report.exported
         # Where both tensors are a convolution's, the first one in the graph takes the sum.
@@ -65,7 +62,7 @@ def test_blocks_are_convolutions_alone(way, add):
 @pytest.mark.parametrize("name", [18, 50])
 def test_resnets_are_convolutions_alone(name):
     net = with_statistics(models.resnet(name, num_classes=5)).double()
-    fused = fused_with_sums(net)
+    fused = conv_ext.fuse(net)
     assert fused.report.counts["residual"] == {18: 8, 50: 16}[name]
     assert_same(fused, net, images(1, 3, 40, 40))
 
@@ -101,11 +98,11 @@ FORMS = {
 @pytest.mark.parametrize("activation", FORMS, ids=str)
 def test_every_form_of_an_activation(activation):
     net, x = double(Forms(FORMS[activation])), images()
-    fused = fused_with_sums(net)
+    fused = conv_ext.fuse(net)
     assert_same(fused, net, x)
     layers = [module for module in fused.modules() if isinstance(module, conv_ext.Conv2d)]
     assert {layer.activation for layer in layers} == {activation} and fused.report.counts == {"activation": len(layers)}
-    from_export = fused_with_sums(exported(net, x))
+    from_export = conv_ext.fuse(exported(net, x))
     assert_same(from_export, net, x)
     assert from_export.report.counts == fused.report.counts
 
@@ -142,7 +139,7 @@ KEPT = {
 def test_what_stays(name):
     how, layer, why = KEPT[name]
     net, x = double(Kept(how)), images()
-    fused = fused_with_sums(net)
+    fused = conv_ext.fuse(net)
     assert_same(fused, net, x)
     rows = {row.layer: row for row in fused.report.rows}
     assert not rows[layer].taken
@@ -153,7 +150,7 @@ def test_what_stays(name):
 @pytest.mark.parametrize("size", [(3, 1, 1), (1, 8), (1, 3, 9, 1)], ids=str)
 def test_a_residual_that_is_broadcast_is_added_as_torch_adds_it(size):
     net = double(Kept(lambda net, x: F.relu(net.a(x) + x.mean((2, 3), keepdim=True))))
-    fused, x, other = fused_with_sums(net), images(), torch.randn(size, dtype=torch.float64)
+    fused, x, other = conv_ext.fuse(net), images(), torch.randn(size, dtype=torch.float64)
     assert fused.report.counts == {"residual": 1, "activation": 1}
     assert_same(fused, net, x)
     layer = conv_ext.Conv2d(3, 3, 1, activation="silu").double()
@@ -183,38 +180,40 @@ def test_dtypes_of_the_residual():
         torch.testing.assert_close(layer(x, x), F.hardswish(_plain(layer, x) + x))
 
 
-def test_sums_stay_unless_they_are_asked_for():
+def test_sums_stay_where_they_are_not_asked_for():
     net, x = double(Block()), images()
-    fused = conv_ext.fuse(net)
+    fused = conv_ext.fuse(net, epilogues=False)
     assert_same(fused, net, x)
     assert fused.report.counts == {"normalisation": 2, "activation": 1}
-    assert [row.stays for row in fused.report.rows][1] == ["add: fuse(model, epilogues=True) takes it in"]
+    assert [row.stays for row in fused.report.rows][1] == ["add: epilogues=False leaves it"]
+    clamped = conv_ext.fuse(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU6()).eval(), epilogues=False)
+    assert [row.stays for row in clamped.report.rows] == [["1: epilogues=False leaves it"]]
     graph, x, expected = traced(ADDED["residual"], torch.float64)
-    assert passed(graph)[-2:] == [torch.ops.aten.add.Tensor, torch.ops.aten.relu.default]
+    assert passed(graph, epilogues=False)[-2:] == [torch.ops.aten.add.Tensor, torch.ops.aten.relu.default]
 
 
 def test_back_to_torchs_layers():
     net, x = double(nn.Sequential(Block(way="last"), nn.Conv2d(3, 3, 1), nn.Hardtanh(-0.5, 0.75), nn.Conv2d(3, 3, 1),
                                   nn.Hardswish())), images()  # fmt: skip
-    for fused in (fused_with_sums(net, pack=False), fused_with_sums(net, x)):
+    for fused in (conv_ext.fuse(net, pack=False), conv_ext.fuse(net, x)):
         reverted = conv_ext.revert(fused)
         assert {type(m) for m in reverted.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
         assert_same(reverted, net, x)
-        again = fused_with_sums(reverted)
+        again = conv_ext.fuse(reverted)
         assert_same(again, net, x)
         assert sum("residual" in dict(row.taken) for row in again.report.rows) == 1
 
 
 def test_fused_again_copied_and_compiled():
     net, x = double(Block(way="last")), images()
-    fused = fused_with_sums(net, pack=False)
-    again = fused_with_sums(copy.deepcopy(fused))
+    fused = conv_ext.fuse(net, pack=False)
+    again = conv_ext.fuse(copy.deepcopy(fused))
     assert_same(again, net, x)
     assert taken(again) == {"a": [], "b": [], "other": []}
     torch.testing.assert_close(torch.compile(fused, backend="aot_eager")(x), fused(x))
     program = torch.export.export(fused, (x,))
     torch.testing.assert_close(program.module()(x), fused(x))
-    assert_same(fused_with_sums(program), net, x)
+    assert_same(conv_ext.fuse(program), net, x)
 
 
 # ---- inductor
@@ -224,6 +223,8 @@ ADDED = {
     "on the left": lambda conv, b, k1, k2, s, one, row: torch.cos(_wide(k1)) + conv(b),
     "clamp": lambda conv, b, k1, k2, s, one, row: conv(b).clamp(-0.5, 0.75),
     "two bounds": lambda conv, b, k1, k2, s, one, row: conv(b).clamp_min(-0.5).clamp_max(0.75),
+    "silu": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) / ((-y).exp() + 1),
+    "hardswish": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) * (y + 3).clamp_min(0).clamp_max(6) / 6,
 }
 
 
@@ -234,22 +235,60 @@ def _wide(k1):
 @pytest.mark.parametrize("name", ADDED)
 def test_inductors_sums_and_clamps(name):
     graph, x, expected = traced(ADDED[name], torch.float64)
-    inductor.FusePass(pack=False, epilogues=True)(graph.graph, True)
+    inductor.FusePass(pack=False)(graph.graph, True)
     targets = passed(graph)
     assert targets[-1] == FORWARD and targets.count(FORWARD) == 1
     torch.testing.assert_close(graph(x), expected, rtol=1e-12, atol=1e-12)
     (node,) = graph.graph.find_nodes(op="call_function", target=FORWARD)
     activation, residual, low, high = node.args[9:13]
     assert (residual is not None) == (name in ("residual", "on the left"))
-    assert activation == {"residual": "relu", "on the left": "none"}.get(name, "clamp")
+    named = {"residual": "relu", "on the left": "none", "silu": "silu", "hardswish": "hardswish"}
+    assert activation == named.get(name, "clamp")
     assert activation != "clamp" or (low, high) == (-0.5, 0.75)
+
+
+GATES = {
+    "another number": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) * (y + 2).clamp_min(0).clamp_max(6) / 6,
+    "another bound": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) * (y + 3).clamp_min(0).clamp_max(5) / 6,
+    "another tensor": lambda conv, b, k1, k2, s, one, row: k1 / ((-(y := conv(b))).exp() + 1) + y.cos(),
+    "read in the middle": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) / (e := (-y).exp() + 1) + e,
+    "read again": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) / ((-y).exp() + 1) + y,
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_what_is_like_silu_or_hardswish_stays(name):
+    graph, x, expected = traced(GATES[name], torch.float64)
+    before = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert passed(graph) == before
+    torch.testing.assert_close(graph(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["silu", "hardswish", "relu6"])
+def test_inductor_writes_activations_as_they_are_known(name, dtype):
+    function = getattr(F, name)
+    net, x = nn.Sequential(conv_ext.Conv2d(3, 4, 1)).eval().to(dtype), torch.randn(2, 3, 5, 4, dtype=dtype)
+    found, targets = compiled(_Then(net, function), x, pack=False)
+    assert targets == [FORWARD]
+    with torch.no_grad():
+        torch.testing.assert_close(found, function(net(x)))
+
+
+class _Then(nn.Module):
+    def __init__(self, net, function):
+        super().__init__()
+        self.net, self.function = net, function
+
+    def forward(self, x):
+        return self.function(self.net(x))
 
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_a_frozen_block_is_convolutions_alone(pack):
     torch.manual_seed(0)
     net, x = conv_ext.convert(with_statistics(Block(way="last"))), torch.randn(2, 3, 9, 8)
-    with inductor.fusing(pack=pack, epilogues=True):  # the pass that is there already stays
+    with inductor.fusing(pack=pack):  # the pass that is there already stays
         found, targets = compiled(copy.deepcopy(net), x, pack=pack)
     with torch.no_grad():
         torch.testing.assert_close(found, net(x), rtol=1e-5, atol=1e-5)

@@ -48,8 +48,8 @@ def traced(f, dtype, channels_last=False, wide=False):
     return graph, x, called(x)
 
 
-def passed(graph, is_inference=True, pack=False):
-    inductor.FusePass(pack)(graph.graph, is_inference)
+def passed(graph, is_inference=True, pack=False, epilogues=True):
+    inductor.FusePass(pack, epilogues)(graph.graph, is_inference)
     graph.graph.lint()
     graph.recompile()
     return [node.target for node in graph.graph.nodes if node.op == "call_function"]

@@ -1,9 +1,12 @@
 """`python -m conv_ext visualize`: each picture, and what it says of wrong options."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from conv_ext.__main__ import main
+from conv_ext.demo import look
 from conv_ext.models import lenet5
 
 pytest.importorskip("tqdm")
@@ -81,6 +84,9 @@ def test_a_convolution(tmp_path, capsys, monkeypatch):
     (["convolution", "--padding", "circular"], "must be from 0 to 99 or one of valid, same, full, same_strided"),
     (["convolution", "--seconds", "0"], "must be from 0.02 to 60, got '0'"),
     (["top_patches", "--channel", "1,x"], "must be numbers from 0 with commas between them, got '1,x'"),
+    (["top_patches", "--channel", "16", "--epochs", 10**6], "channel must be from 0 to 15, the maps of 'c3'"),
+    (["maximise", "--layer", "f6", "--channel", "84", "--epochs", 10**6], "channel must be from 0 to 83, the maps of"),
+    (["feature_maps", "--layer", "f6", "--epochs", 10**6], "the layer 'f6' makes no maps"),
     (["top_patches", "--channel", "16", "--weights", "W"], "channel must be from 0 to 15, the maps of 'c3'"),
     (["maximise", "--layer", "c9", "--epochs", 10**6], "the model has no layer 'c9'; it has c1, s2"),
     (["filters", "--layer", "c9", "--epochs", 10**6], "the model has no layer 'c9'; it has c1, s2"),
@@ -94,3 +100,26 @@ def test_wrong_options(arguments, message, weights, tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     code, _, err = outcome(capsys, *(weights if argument == "W" else argument for argument in arguments))
     assert code == 2 and message in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["filters", "--weights", "W"], ["convolution"], ["convolution", "--out", "a.png"]]
+)
+def test_a_full_disk(arguments, weights, tmp_path, capsys, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = outcome(capsys, *(weights if argument == "W" else argument for argument in arguments))
+    assert code == 2 and "cannot write" in err and "No space left on device" in err
+
+
+def test_an_interruption(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(look, "_learn", interrupted)
+    code, _, err = outcome(capsys, "filters")
+    assert code == 130 and "stopped by Ctrl-C; nothing was written" in err and not list(tmp_path.iterdir())

@@ -231,6 +231,8 @@ def test_tables():
 @pytest.mark.parametrize("sources, channels, error, message", [
     ([[0, 3]], 3, ValueError, r"input maps must be from 0 to 2, but output map 0 has \[0, 3\]"),
     ([[0], [-1]], 3, ValueError, r"input maps must be from 0 to 2, but output map 1 has \[-1\]"),
+    ([[-1]], None, ValueError, r"input maps must be at least 0, but output map 0 has \[-1\]"),
+    ([[True]], 3, TypeError, r"input maps are ints, but output map 0 has \[True\]"),
     ([[0], []], 3, ValueError, "every output map must see at least one input map, output map 1 sees none"),
     ([[0], [1, 1]], 3, ValueError, r"an output map may see an input map once, output map 1 has \[1, 1\]"),
     ([], 3, ValueError, "at least one output map"),
@@ -253,6 +255,8 @@ def test_bad_tables(sources, channels, error, message):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="fan_in must be from 1 to 4, got 5"):
         ConnectionTable.random(4, 2, 5)
+    with pytest.raises(TypeError, match=r"generator must be a torch.Generator or None, got int"):
+        ConnectionTable.random(4, 2, 2, 7)
     with pytest.raises(ValueError, match="out_channels must be at least 1, got 0"):
         ConnectionTable.full(4, 0)
     for keywords, message in (

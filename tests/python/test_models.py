@@ -1,6 +1,7 @@
 """The networks: their parameters as published, their wiring against torch's layers, and that they learn."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -168,7 +169,8 @@ def test_classes_channels_device_and_dtype(make):
     (lambda: models.lenet5(head="softmax"), "head must be one of 'linear', 'rbf', got 'softmax'"),
     (lambda: models.lenet5(11, head="rbf"), "num_classes must be up to 10, got 11"),
     (lambda: models.alexnet(groups=3), "groups must be one of 1, 2, got 3"),
-    (lambda: models.zfnet(width=0), "width must be above 0, got 0"),
+    (lambda: models.zfnet(width=0), "width must be above 0 and finite, got 0"),
+    (lambda: models.nin(width=float("inf")), "width must be above 0 and finite, got inf"),
     (lambda: models.vgg("F"), "configuration must be one of 'A', 'A-LRN', 'B', 'C', 'D', 'E', got 'F'"),
     (lambda: models.nin(images="mnist"), "images must be one of 'cifar10', 'imagenet', got 'mnist'"),
     (lambda: models.googlenet(inception="v3"), "inception must be one of 'reduced', 'naive', got 'v3'"),
@@ -179,6 +181,16 @@ def test_classes_channels_device_and_dtype(make):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_arguments_of_another_type():
+    with pytest.raises(TypeError, match="width must be a number, got 'half'"):
+        models.vgg("A", width="half")
+    for name, dtype in itertools.product(("lenet5", "vgg16", "resnext", "googlenet"), ("float32", torch.int32)):
+        with pytest.raises(TypeError, match=f"dtype must be a floating or complex torch.dtype, got {dtype!r}"):
+            getattr(models, name)(dtype=dtype, device="meta")
+        with pytest.raises(TypeError, match="num_classes must be an int, got 1.5"):
+            getattr(models, name)(num_classes=1.5)
 
 
 def test_images_of_another_size():
@@ -368,6 +380,9 @@ def test_topk():
     (lambda s, t: models.topk(s, t, 1.5), TypeError, "k must be an int, got 1.5"),
     (lambda s, t: models.topk(s, t[:1], 1), ValueError, r"got \[2, 3\], \[1\]"),
     (lambda s, t: models.topk(s[:0], t[:0], 1), ValueError, "expected scores"),
+    (lambda s, t: models.topk([[0.0]], t, 1), TypeError, "scores must be a tensor of real values, got list"),
+    (lambda s, t: models.topk(s.to(torch.complex64), t, 1), TypeError, "real values, got torch.complex64 on cpu"),
+    (lambda s, t: models.topk(s, t.to("meta"), 1), TypeError, "labels must be .* got torch.int64 on meta"),
     (lambda s, t: models.topk(s, t.float(), 1), TypeError, "labels must be integers, got torch.float32"),
     (lambda s, t: models.topk(s, t - 1, 1), ValueError, "labels must be from 0 to 2, got -1 to 1"),
     (lambda s, t: models.topk(s, t + 1, 1), ValueError, "labels must be from 0 to 2, got 1 to 3"),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from conv_ext import visualize
+from conv_ext.visualize import sliding as sliding_module
 from test_visualize import drawn
 
 pytest.importorskip("matplotlib")
@@ -139,10 +140,72 @@ X, W = torch.ones(4, 4), torch.ones(2, 2)
     (lambda: visualize.convolution(W, X), RuntimeError, "Kernel size can't be greater than actual input size"),
     (lambda: visualize.convolution(X, W, stride=0), RuntimeError, "stride"),
     (lambda: visualize.convolution(torch.ones(65, 2), W), ValueError, "up to 64 cells a side, this would have 65"),
-    (lambda: visualize.convolution(X, W).strip(0), ValueError, "frames must be at least 1, got 0"),
-    (lambda: visualize.convolution(X, W).strip([9]), ValueError, r"frames must be from 0 to 8, got \[9\]"),
-    (lambda: visualize.convolution(X, W).html(seconds=0), ValueError, "seconds must be above 0, got 0"),
+    (lambda: visualize.convolution(X, W, padding=10**9), ValueError, "cells a side, this would have 2000000004"),
+    (lambda: visualize.convolution(X, W, 1, 10**6, 10**6), ValueError, "cells a side, this would have"),
+    (lambda: visualize.convolution(X / 0, W), ValueError, "x must be finite, got"),
+    (lambda: visualize.convolution(X.to("meta"), W), TypeError, "x must have values to look at, .* meta device"),
+    (lambda: visualize.convolution(1e300 * X.double(), 1e300 * W.double()), ValueError, "the result must be finite"),
+    (lambda: visualize.convolution(X, W, of=["forward"]), ValueError, "of must be one of 'forward'"),
+    (lambda: visualize.convolution(X, W, of="input_grad", g=[1]), TypeError, "g must be a tensor, got list"),
+    (lambda: visualize.convolution(X, W).strip(0), ValueError, "frames must be an int of at least 1, got 0"),
+    (lambda: visualize.convolution(X, W).strip(1.5), ValueError, "frames must be an int of at least 1, got 1.5"),
+    (lambda: visualize.convolution(X, W).strip("a"), ValueError, "frames must be an int of at least 1, got 'a'"),
+    (lambda: visualize.convolution(X, W).strip([9]), ValueError, "frames must be from 0 to 8, got 9"),
+    (lambda: visualize.convolution(X, W).strip([]), ValueError, "a strip has from 1 to 32 frames, got 0"),
+    (lambda: visualize.convolution(torch.ones(9, 9), W).strip(99), ValueError, "from 1 to 32 frames, got 64"),
+    (lambda: visualize.convolution(X, W).formula(-1), ValueError, "frames must be from 0 to 8, got -1"),
+    (lambda: visualize.convolution(X, W).html(seconds=0), ValueError, "seconds must be from 0.02 to 600, got 0"),
+    (lambda: visualize.convolution(X, W).html(seconds=float("nan")), ValueError, "seconds must be from 0.02 to 600"),
+    (lambda: visualize.convolution(X, W).html(seconds="a"), TypeError, "seconds must be a number, got 'a'"),
+    (lambda: visualize.convolution(X, W).save("nowhere/a.gif"), FileNotFoundError, "there is no folder nowhere"),
 ])  # fmt: skip
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_every_mode_of_autograd_and_every_dtype():
+    g = torch.tensor([[2.0, 1, 0], [-1, 3, 1], [0, 0, 1]])
+    expected = visualize.convolution(X, W, of="input_grad", g=g).result
+    with torch.no_grad():
+        assert torch.equal(visualize.convolution(X.clone().requires_grad_(), W, of="input_grad", g=g).result, expected)
+    with torch.inference_mode():
+        assert torch.equal(visualize.convolution(X.clone(), W.clone(), of="input_grad", g=g.clone()).result, expected)
+    assert torch.equal(visualize.convolution(X.int().T.T, W.half(), of="input_grad", g=g.long()).result, expected)
+
+
+def test_a_row_counts_one_way():
+    row = visualize.convolution(torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 3]))
+    assert row.formula(1) == "[1] = 1·1 + 3·2 = 7"
+    assert visualize.convolution(X, W).formula(1).startswith("[0, 1] = ")
+
+
+def test_a_long_way_is_shown_in_part(monkeypatch):
+    """As many frames as can be drawn, from the first to the last."""
+    sliding = visualize.convolution(torch.ones(9, 8), torch.ones(1, 1))
+    assert sliding._spread(5) == [0, 18, 36, 53, 71] and visualize.convolution(X, W)._spread(99) == list(range(9))
+    monkeypatch.setattr(sliding_module, "MOST_MOVING", 3)
+    page = sliding.html(bar=False)
+    assert "frames[2]" in page and "frames[3]" not in page
+
+
+def test_a_file_stays_where_drawing_ends_early(tmp_path, monkeypatch):
+    """Both endings, by an interruption in the midst of the frames."""
+    sliding = visualize.convolution(X, W)
+    for name in ("a.gif", "a.HTML"):
+        path = tmp_path / name
+        assert sliding.save(path) == path
+        before = path.read_bytes()
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            shown = []
+
+            def interrupted(scene, frame, shown=shown, show=sliding_module._Scene.show):
+                shown.append(frame)
+                if len(shown) == 5:
+                    raise KeyboardInterrupt
+                show(scene, frame)
+
+            patched.setattr(sliding_module._Scene, "show", interrupted)
+            sliding.save(path)
+        assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+        path.unlink()

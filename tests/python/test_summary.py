@@ -385,6 +385,7 @@ def test_printing():
     (nn.Conv2d(1, 1, 1), (1, 2.5, 3), TypeError, "input_size must be a sequence of ints"),
     (nn.Conv2d(1, 1, 1), (1,), ValueError, "input_size must be .C, H, W. or .C, L., each at least 1"),
     (nn.Conv2d(1, 1, 1), (1, 0, 3), ValueError, "each at least 1, got .1, 0, 3."),
+    (nn.Conv2d(1, 1, 1), (1, 10**12, 10**12), RuntimeError, "summary: Conv2d does not run with an input of .1, 10"),
     (nn.Conv2d(1, 1, 3), (1, 2, 2), RuntimeError, "summary: Conv2d does not run with an input of .1, 2, 2.: "),
     (nn.Sequential(nn.LazyConv2d(1, 1)), (1, 2, 2), RuntimeError, "LazyConv2d '0' has no weight before its first call"),
     (torch.jit.script(nn.Conv2d(1, 1, 1)), (1, 2, 2), RuntimeError, "Module is compiled by TorchScript"),
@@ -461,6 +462,13 @@ def test_macs_of_transposed_layers_and_of_a_table():
     rows = conv_ext.summary(nn.Sequential(*layers), (4, 5, 5), batch=3).rows
     assert [row.macs for row in rows] == [3 * 4 * 5 * 5 * 6 * 9, 3 * 6 * 9 * 9 * 9]
     assert [row.operations - row.macs for row in rows] == [3 * 6 * 11 * 11, 3 * 3 * 9 * 9]
+
+
+@pytest.mark.parametrize("place", [(0.5, 0), (0, "a"), (None, 0)])
+def test_a_window_of_no_place(place):
+    row = conv_ext.summary(nn.Conv2d(1, 1, 3), (1, 8, 8)).rows[0]
+    with pytest.raises(TypeError, match="is at a row and a column, ints, got "):
+        row.window(*place)
 
 
 @pytest.mark.parametrize("batch, error", [(0, ValueError), (1.5, TypeError), (True, TypeError)])

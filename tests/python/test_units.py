@@ -241,8 +241,41 @@ def test_a_unit_that_is_off_is_named():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     with torch.no_grad():
         net[0].bias.copy_(torch.tensor([5.0, -500.0]))
-    with pytest.warns(UserWarning, match=r"no gradient reached the input from channels \[1\] of '1', which are off"):
-        visualize.maximised(net, "1", [0, 1], (1, 6, 6), steps=3)
+    for function in (visualize.maximised, visualize.maximise):
+        with pytest.warns(UserWarning, match=r"no gradient .* from channels \[1\] of '1', which are off") as said:
+            function(net, "1", [0, 1], (1, 6, 6), steps=3)
+        assert said[0].filename == __file__  # the line that asked for it
+
+
+def test_numbers_that_are_lost():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    with pytest.raises(RuntimeError, match=r"ascent to channels \[0\] of '0' left the finite numbers: is the rate too"):
+        visualize.maximised(net, "0", 0, (1, 6, 6), rate=1e38, steps=9)
+    with torch.no_grad():
+        net[0].weight[1, 0, 0, 0] = torch.nan
+    x = torch.rand(2, 1, 6, 6)
+    assert visualize.find_patches(net, "0", x, 0)  # a channel that has nothing to do with it
+    with pytest.raises(RuntimeError, match="the way back from '0' is not finite: a weight on it is NaN"):
+        visualize.deconvnet_maps(net, "0", x, 0)
+    for look in (visualize.find_patches, visualize.deconvnet_maps, visualize.top_patches):
+        with pytest.raises(RuntimeError, match="the layer '0' makes NaN of 2 of 2 images"):
+            look(net, "0", x, 1)
+
+
+def test_a_layer_that_runs_twice_is_seen_the_first_time():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(1, 1, 3)
+
+        def forward(self, x):
+            return self.a(self.a(x))
+
+    net, x = Twice(), torch.rand(2, 1, 9, 9)
+    value, _ = net.a(x).flatten(1).max(1)
+    (found,) = visualize.find_patches(net, "a", x, 0)
+    torch.testing.assert_close(torch.tensor([p.value for p in found]), value.sort(descending=True).values.detach())
+    assert found[0].rows.stop - found[0].rows.start == 3
 
 
 def test_figures(learned):
@@ -255,6 +288,8 @@ def test_figures(learned):
     for number, (patch, i, j) in enumerate((found[n], n // 3 * 15, n % 3 * 15) for n in range(9)):
         expected = (x[patch.image, 0, patch.rows, patch.columns] - low) / (high - low)
         torch.testing.assert_close(image[i : i + 14, j : j + 14, 1], expected, msg=str(number))
+    height, pixels = figure.bbox.height, figure.axes[0].get_tightbbox()  # of all in it: the bar is at the lower edge
+    assert pixels.y0 < 0.04 * height
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["5 pixels"] and figure.axes[0].get_title("left").startswith("channel 5: ")
     bar = figure.axes[0].lines[0]
@@ -319,6 +354,17 @@ def test_a_field_that_is_not_known_is_the_whole_image():
     (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), place="top"), ValueError, "'centre', 'all' or a row"),
     (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), place=(0, 10)), ValueError, "within maps of 10 x 10"),
     (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), decay=1), ValueError, "got 0.1, 1, 0.5"),
+    (lambda n, x: visualize.maximised(n, "c3", 0, None), ValueError, r"size must be \(C, H, W\), .* got None"),
+    (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), rate="a"), TypeError, "rate must be a number, got 'a'"),
+    (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), blur=float("inf")), ValueError, "all of them finite"),
+    (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), limits=(1, 2, 3)), ValueError, "lower and a higher"),
+    (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), place=(1, 2, 3)), TypeError, "two ints, got .1, 2, 3."),
+    (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), seed="a"), TypeError, "seed must be an int, got 'a'"),
+    (lambda n, x: visualize.deconvnet_maps(n, "c3", x, 0, 3), TypeError, "places must be a sequence .* got 3"),
+    (lambda n, x: visualize.deconvnet_maps(n, "c3", x, 0, [(0.5, 1)] * 2), TypeError, "two ints, got .0.5, 1."),
+    (lambda n, x: visualize.deconvnet_maps(n, "c3", x, [0, 1]), TypeError, "channel must be an int or a sequence"),
+    (lambda n, x: visualize.find_patches(n, "c3", x, True), TypeError, "channel must be an int .* got True"),
+    (lambda n, x: visualize.find_patches(n, "c3", x, {0, 1}), TypeError, "channel must be an int .* got {0, 1}"),
     (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), rate=0), ValueError, "rate must be above 0"),
     (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), steps=0), ValueError, "steps must be an int"),
     (lambda n, x: visualize.maximised(n, "c3", 0, (1, 32, 32), limits=(1, 0)), ValueError, "a lower and a higher"),

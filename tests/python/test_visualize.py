@@ -99,17 +99,30 @@ def test_occlusion():
 
 
 @pytest.mark.parametrize("call, error, message", [
+    (lambda net, x: visualize.new_figure("a", 1), ValueError, "width must be a number of inches above 0, got 'a'"),
+    (lambda net, x: visualize.new_figure(1, 0), ValueError, "height must be a number of inches above 0, got 0"),
+    (lambda net, x: visualize.png(x), TypeError, "png takes a figure of conv_ext.visualize, got Tensor"),
     (lambda net, x: visualize.filters(nn.ReLU()), TypeError, "filters takes a layer with a weight .* got ReLU"),
     (lambda net, x: visualize.filters(torch.zeros(2, 3)), ValueError, "expected a weight .K, C, R, S. .* got .2, 3."),
-    (lambda net, x: visualize.filters(net, columns=0), ValueError, "columns must be at least 1, got 0"),
+    (lambda net, x: visualize.filters(net, columns=0), ValueError, "columns must be an int of at least 1, got 0"),
     (lambda net, x: visualize.feature_maps(net, "conv9", x), ValueError, "no layer 'conv9'; it has c1, s2, c3"),
     (lambda net, x: visualize.feature_maps(net, nn.ReLU(), x), ValueError, "no layer ReLU; it has c1"),
     (lambda net, x: visualize.feature_maps(net, "c1", x[0]), ValueError, "one image .C, H, W. .* got .32, 32."),
     (lambda net, x: visualize.feature_maps(net, "c1", x[None].repeat(2, 1, 1, 1)), ValueError, "expected one image"),
     (lambda net, x: visualize.feature_maps(net, "f6", x), RuntimeError, "the layer 'f6' makes no maps"),
     (lambda net, x: visualize.occlusion(net, x, patch=33), ValueError, "patch must be from 1 to 32, .* got 33"),
-    (lambda net, x: visualize.occlusion(net, x, stride=0), ValueError, "must be at least 1, got 0 and 64"),
+    (lambda net, x: visualize.occlusion(net, x, stride=0), ValueError, "stride must be an int of at least 1, got 0"),
     (lambda net, x: visualize.occlusion_map(net, x, 10, 4, 8), ValueError, "must be a class from 0 to 9, got 10"),
+    (lambda net, x: visualize.occlusion_map(net, x, 1.5, 4, 8), ValueError, "must be a class from 0 to 9, got 1.5"),
+    (lambda net, x: visualize.occlusion_map(net, x, 1, 1.5), ValueError, "patch must be from 1 to 32, .* got 1.5"),
+    (lambda net, x: visualize.occlusion_map(net, x, 1, 4, 1.5), ValueError, "stride must be an int .* got 1.5"),
+    (lambda net, x: visualize.occlusion_map(net, x, 1, 4, fill="a"), TypeError, "fill must be a finite .* got 'a'"),
+    (lambda net, x: visualize.occlusion(net.c1, x), RuntimeError, r"\(N, classes\) of images, it makes \[1, 6"),
+    (lambda net, x: visualize.filters(net, columns=1.5), ValueError, "columns must be an int of at least 1, got 1.5"),
+    (lambda net, x: visualize.filters(torch.full((3, 1, 2, 2), torch.nan)), ValueError, "must be finite, got 12"),
+    (lambda net, x: visualize.filters(torch.zeros(3, 1, 2, 2, dtype=torch.complex64)), TypeError, "must be real"),
+    (lambda net, x: visualize.filters(torch.zeros(3, 1, 2, 2, device="meta")), TypeError, "the meta device"),
+    (lambda net, x: visualize.filters(nn.LazyConv2d(3, 3)), TypeError, "no size before the layer's first call"),
 ])  # fmt: skip
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
@@ -129,6 +142,8 @@ def test_without_matplotlib(monkeypatch):
     net, x = models.lenet5(), torch.zeros(1, 32, 32)
     for draw in (
         lambda: visualize.filters(net),
+        lambda: visualize.feature_maps(net, "c1", x),
+        lambda: visualize.occlusion(net, x),
         lambda: visualize.top_patches(net, "c1", x, 0),
         lambda: visualize.deconvnet(net, "c1", x, 0),
         lambda: visualize.maximise(net, "c1", 0, x.shape),
@@ -139,11 +154,90 @@ def test_without_matplotlib(monkeypatch):
             draw()
 
 
-def test_a_model_that_is_elsewhere():
-    """The image goes to where the model is: here to the meta device, which has no numbers to draw."""
-    net = models.lenet5(device="meta")
-    with pytest.raises(NotImplementedError, match="meta"):
-        visualize.feature_maps(net, "c1", torch.randn(1, 32, 32))
+# Every function that looks at a model, on images (N, C, H, W).
+LOOKS = {
+    "feature_maps": lambda net, x: visualize.feature_maps(net, "c1", x[0]),
+    "occlusion": lambda net, x: visualize.occlusion(net, x[0], patch=16, stride=8),
+    "occlusion_map": lambda net, x: visualize.occlusion_map(net, x[0], 1, 16, 8),
+    "find_patches": lambda net, x: visualize.find_patches(net, "c1", x, 0),
+    "top_patches": lambda net, x: visualize.top_patches(net, "c1", x, 0),
+    "deconvnet": lambda net, x: visualize.deconvnet(net, "c1", x, 0),
+    "deconvnet_maps": lambda net, x: visualize.deconvnet_maps(net, "c1", x, 0),
+    "maximise": lambda net, x: visualize.maximise(net, "c1", 0, x.shape[1:], begin=x[0], steps=2),
+    "maximised": lambda net, x: visualize.maximised(net, "c1", 0, x.shape[1:], begin=x[0], steps=2),
+}
+looks = pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+
+
+class Normalised(nn.Module):
+    """A network with a batch normalisation, and a layer that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.c1, self.norm, self.never = nn.Conv2d(1, 3, 5), nn.BatchNorm2d(3), nn.Conv2d(1, 1, 3)
+
+    def forward(self, x):
+        return self.norm(self.c1(x)).relu().mean((2, 3))
+
+
+@looks
+def test_what_cannot_be_looked_at_is_said(look):
+    net, x = models.lenet5(), torch.rand(2, 1, 32, 32)
+    nan, infinite = x.clone(), x.clone()
+    nan[0, 0, 3, 3], infinite[0, 0, 0, 0] = float("nan"), float("inf")
+    for model, images, error, message in (
+        ("net", x, TypeError, "the model must be a torch.nn.Module, got str"),
+        (models.lenet5(device="meta"), x, TypeError, "values to look at, but 'c1.weight' is on the meta device"),
+        (nn.Sequential(nn.LazyConv2d(2, 3)), x, TypeError, "'0.weight' has no size before the first call: call it"),
+        (net, x.to("meta"), TypeError, "images must have values to look at, got a tensor on the meta device"),
+        (net, x.to(torch.complex64), TypeError, "images must be real, got torch.complex64"),
+        (net, nan, ValueError, "images must be finite, got 1 of .* numbers that are NaN or infinite"),
+        (net, infinite, ValueError, "images must be finite, got 1 of"),
+        (net, x.expand(-1, 3, -1, -1), RuntimeError, "to have 1 channels, but got 3 channels"),
+        (net, x[:, :, :2], (RuntimeError, ValueError), "Kernel size can't be greater|from 1 to 2, the image's shorter"),
+    ):
+        with pytest.raises(error, match=message):
+            look(model, images)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@looks
+def test_looking_changes_nothing(look):
+    """Neither modes, statistics, gradients nor hooks, in training mode too; in any mode of autograd, of any dtype."""
+    net, x = Normalised(), torch.rand(3, 1, 32, 32)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with torch.no_grad():
+        look(net, x)
+    with torch.inference_mode():
+        look(net, torch.rand(3, 1, 32, 32))
+        look(Normalised(), x)
+    look(net.bfloat16(), (x * 255).to(torch.uint8))
+    look(Normalised().half(), x.double().transpose(2, 3))
+    net.float()
+    assert net.training and not net.c1._forward_hooks and all(p.grad is None for p in net.parameters())
+    for name, tensor in net.state_dict().items():
+        if "norm" in name:
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_occlusion_of_a_traced_model():
+    net, x = Normalised().eval(), torch.rand(1, 1, 32, 32)
+    traced = torch.jit.trace(net, x)
+    torch.testing.assert_close(*(visualize.occlusion_map(each, x, 1, 16, 8) for each in (traced, net)))
+
+
+def test_many_filters_and_maps_are_cut_short():
+    """A figure of thousands of images would take minutes. (Not drawn here: that takes seconds.)"""
+
+    def images(figure):
+        return sum(len(axes.images) for axes in figure.axes)
+
+    figure = visualize.filters(torch.randn(512, 512, 3, 3))
+    assert images(figure) == 128 and "the first 16 of 512 filters" in figure.get_suptitle()
+    figure = visualize.feature_maps(nn.Sequential(nn.Conv2d(1, 300, 1)), "0", torch.rand(1, 4, 4))
+    assert images(figure) == 128 and "the first 128 of 300 maps" in figure.get_suptitle()
+    table = conv_ext.ConnectionTable.random(6, 40, 2, torch.Generator().manual_seed(0))
+    assert images(visualize.filters(conv_ext.MappedConv2d(table, 3))) == sum(map(len, table.sources[:21]))
 
 
 @pytest.mark.gpu

@@ -28,6 +28,7 @@ from bench import (
     peers,
     pooling,
     precision,
+    readme,
     report,
     run,
     shapes,
@@ -520,8 +521,25 @@ def test_ours_is_compared_with_the_fastest_peer():
     assert report.text(of).index("| torch, nchw") < report.text(of).index("| ours, fused, nchw")
     of["machine"]["isa"] = "amx"
     assert "MISSED: resnet50, 1, float32, ieee: 1.25 against openvino" in report.text(of)
+    section = readme.inference_section([of])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if "|" in line]
+    assert cells[2] == ["resnet50, 1, float32", "1.00", "", "3.00", "2.50", "2.00", "", "1.25", "2.0 MISSED"]
+    del rows[1:3]  # without a peer there is nothing to compare
+    assert "MISSED" not in readme.inference_section([of])
     of["machine"]["cap"] = "avx2"
     assert "MISSED" not in report.text(of)
+
+
+def test_the_documents_have_the_table_of_the_inference_that_is_kept(tmp_path, capsys):
+    text = readme.BENCHMARKS.read_text(encoding="utf-8")
+    results = [environment.load(path) for path in readme.kept(("inference",))]
+    assert readme.replaced(text, readme.inference_section(results)) == text
+    copy = tmp_path / "benchmarks.md"
+    copy.write_text(text)
+    readme.update_inference([{"command": "run"}], copy)
+    assert readme.NO_INFERENCE in copy.read_text() and "benchmarks.md: table replaced" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        report.main(["--readme", "--inference"])
 
 
 @pytest.mark.parametrize("name, n, dtype, chosen, amx, aim", [

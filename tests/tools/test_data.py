@@ -45,6 +45,21 @@ def test_a_split_for_validation():
     assert torch.equal(validated.test_images, images.split(237)[0].test_images)
 
 
+@pytest.mark.parametrize("call, message", [
+    (lambda images: images.split(0), "count must be an int from 1 to 1436, got 0"),
+    (lambda images: images.split(1437), "count must be an int from 1 to 1436, got 1437"),
+    (lambda images: images.first(1438, 0), "count must be an int from 1 to 1437, got 1438"),
+    (lambda images: images.first(2.5, 0), "count must be an int from 1 to 1437, got 2.5"),
+    (lambda images: images.of_classes((3, 10)), "classes must be from 0 to 9, at least one, got .3, 10."),
+    (lambda images: images.of_classes(()), "classes must be from 0 to 9, at least one, got"),
+    (lambda images: load_mnist(".", 27), "side must be an even int of at least 28, got 27"),
+    (lambda images: load_mnist(".", 31), "side must be an even int of at least 28, got 31"),
+])  # fmt: skip
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(load_digits())
+
+
 @pytest.fixture
 def torchvision(monkeypatch):
     """Stands in for torchvision: data sets that write the standard files, or fail as its own do."""

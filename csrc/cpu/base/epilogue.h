@@ -1,5 +1,6 @@
-// Epilogues: what is left to do with results that lie where they belong, and in the caches still. An algorithm calls
-// finish_results for each part of the result when it has written it.
+// Epilogues: Finish is what is done to sums in registers, on their way to memory. What it leaves finish_results does to
+// results that lie where they belong, and in the caches still: an algorithm calls it for each part of the result that
+// it has written.
 #pragma once
 
 #include "exponential.h"
@@ -26,6 +27,74 @@ inline __attribute__((always_inline)) Vec<A> round_to(Vec<A> v) {
     return load(lane);
   }
 }
+
+// Takes finished sums between two bounds: NaN stays, and a zero keeps its sign. They need not be rounded to T yet: what
+// will round to -0 is not below 0.
+template <class T, class A>
+struct Bounds {
+  static constexpr A kInfinity = A(__builtin_inf());
+  Vec<A> below = splat(-kInfinity), low = below, high = splat(kInfinity);
+
+  Bounds() = default;
+  explicit Bounds(const Epilogue& e) {
+    const bool relu = e.activation == Activation::Relu;
+    if (!relu && e.activation != Activation::Clamp) return;
+    low = splat(relu ? A(0) : A(e.low));
+    high = splat(relu ? kInfinity : A(e.high));
+    below = low[0] == A(0) ? splat(-kUnderflow<T, A>) : low;
+  }
+  __attribute__((always_inline)) Vec<A> operator()(Vec<A> v) const {
+    return select<A>(v < below, low, select<A>(v > high, high, v));
+  }
+};
+
+// The part of an epilogue that is done in registers: a residual that lies as the result does is added to what T holds
+// of a sum, and what T holds of that is taken between bounds. Sums are so finished as they are written; those in a
+// scratch that is copied in another order are bounded there, unless something is to be added before.
+template <class T, class A>
+struct Finish {
+  static constexpr int L = kLanes<A>;
+  Bounds<T, A> bounded;
+  bool bounds = false, adds = false;
+  bool left = false;      // all of it is left to finish_results
+  intptr_t residual = 0;  // bytes from a result to what is added to it
+
+  Finish() = default;
+  Finish(const ConvProblem& z, const Buffers& b) {
+    const Epilogue& e = b.epilogue;
+    if (!e.any()) return;
+    const int64_t sizes[4] = {z.n, z.k, z.p, z.q};
+    bool alike = true;
+    for (int d = 0; d < 4; ++d) alike &= sizes[d] == 1 || e.residual.stride[d] == b.output.stride[d];
+    adds = e.residual.data != nullptr;
+    bounds = e.activation == Activation::Relu || e.activation == Activation::Clamp;
+    left = (adds && !alike) || (e.activation != Activation::None && !bounds);
+    if (left) adds = bounds = false;
+    if (bounds) bounded = Bounds<T, A>(e);
+    if (adds) residual = reinterpret_cast<intptr_t>(e.residual.data) - reinterpret_cast<intptr_t>(b.output.data);
+  }
+
+  bool any() const { return bounds || adds; }
+  const T* residual_of(const T* to) const {
+    return reinterpret_cast<const T*>(reinterpret_cast<intptr_t>(to) + residual);
+  }
+  // The first `count` of some sums, which go to an address.
+  __attribute__((always_inline)) Vec<A> operator()(Vec<A> v, const T* to, int64_t count = L) const {
+    if (adds) v = round_to<T, A>(round_to<T, A>(v) + read_some<A>(residual_of(to), count));
+    return bounded(v);
+  }
+  A one(A sum, const T* to) const { return (*this)(splat(sum), to, 1)[0]; }
+  // Rows of whole vectors that have been summed where they belong.
+  void in_place(A* out, int64_t step, int64_t rows, int64_t width) const {
+    static_assert(is_same<T, A>);
+    for (int64_t row = 0; row < rows; ++row, out += step)
+      for (int64_t i = 0; i < width; i += L) store(out + i, (*this)(load(out + i), out + i));
+  }
+  // Whole vectors of a scratch.
+  void in_scratch(A* sums, int64_t count) const {
+    for (int64_t i = 0; bounds && !adds && i < count; i += L) store(sums + i, bounded(load(sums + i)));
+  }
+};
 
 // The first `count` of the numbers at an address, every `step`-th of them; and back.
 template <class A, class T>
@@ -111,15 +180,13 @@ template <class T, class A>
 __attribute__((noinline)) void finish_box(const Buffers& b, int64_t parts, const ResultBox& at) {
   typedef Vec<A> V;
   const auto run = [&](auto activate) { FinishRuns<T, A, decltype(activate)>{activate}.box(b, parts, at); };
-  const V low = splat(A(b.epilogue.low)), high = splat(A(b.epilogue.high)), zero{};
+  const V zero{};
   switch (b.epilogue.activation) {
     case Activation::None:
       return run([](V v) __attribute__((always_inline)) { return v; });
     case Activation::Relu:
-      return run([=](V v) __attribute__((always_inline)) { return select<A>(v < zero, zero, v); });
     case Activation::Clamp:
-      return run([=](V v)
-                     __attribute__((always_inline)) { return select<A>(v < low, low, select<A>(v > high, high, v)); });
+      return run(Bounds<T, A>(b.epilogue));
     case Activation::Silu:
       return run([](V v) __attribute__((always_inline)) { return silu<A>(v); });
     case Activation::HardSwish:
@@ -130,17 +197,19 @@ __attribute__((noinline)) void finish_box(const Buffers& b, int64_t parts, const
   }
 }
 
-// Adds the residual to what lies in a box of the result, and applies the activation, where there is one to be applied.
+// Adds the residual to what lies in a box of the result, and applies the activation, where `finish` has left that: it
+// was applied to all sums of the box as they were written, or to those in a scratch.
 template <class T, class A>
-inline __attribute__((always_inline)) void finish_results(const Buffers& b, int64_t parts, const ResultBox& at) {
-  if (__builtin_expect(b.epilogue.any(), 0)) finish_box<T, A>(b, parts, at);
+inline __attribute__((always_inline)) void finish_results(const Finish<T, A>& finish, bool as_written, const Buffers& b,
+                                                          int64_t parts, const ResultBox& at) {
+  if (__builtin_expect(finish.left || (finish.adds && !as_written), 0)) finish_box<T, A>(b, parts, at);
 }
 
 // The same for positions [first, last) of an image, numbered through its rows of `width`.
 template <class T, class A>
-inline void finish_positions(const Buffers& b, int64_t parts, int64_t n, int64_t channel, int64_t channels,
-                             int64_t width, int64_t first, int64_t last) {
-  if (!b.epilogue.any()) return;
+inline void finish_positions(const Finish<T, A>& finish, bool as_written, const Buffers& b, int64_t parts, int64_t n,
+                             int64_t channel, int64_t channels, int64_t width, int64_t first, int64_t last) {
+  if (!finish.left && (as_written || !finish.adds)) return;
   while (first < last) {
     const int64_t column = first % width, rest = last - first;
     const int64_t rows = column == 0 && rest >= width ? rest / width : 1;  // whole ones at once

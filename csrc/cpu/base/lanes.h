@@ -1,7 +1,7 @@
 // Vectors of channels: between tensors in any layout and buffers in which kLanes channels of a position lie together.
 #pragma once
 
-#include "pack.h"
+#include "epilogue.h"
 
 namespace conv_ext {
 
@@ -45,10 +45,15 @@ void positions_to_lanes(A* buffer, const T* from, int64_t channel_stride, int64_
   }
 }
 
+// The way back; with `finish`, sums are finished on it.
 template <class A, class T>
 void lanes_to_positions(const A* buffer, T* to, int64_t channel_stride, int64_t position_stride, int64_t channels,
-                        int64_t positions) {
+                        int64_t positions, const Finish<T, A>& finish = {}) {
   constexpr int L = kLanes<A>;
+  const bool plain = !finish.any();
+  const auto write = [&](T * at, Vec<A> v, int64_t count) __attribute__((always_inline)) {
+    write_some<T, A>(at, plain ? v : finish(v, at, count), count);
+  };
   if (position_stride == 1 && channel_stride != 1) {
     for (int64_t i = 0; i < positions; i += L) {
       const int64_t count = min_of(L, positions - i);
@@ -56,23 +61,16 @@ void lanes_to_positions(const A* buffer, T* to, int64_t channel_stride, int64_t 
       Vec<A> square[L];
       load_transposed<A>(square, buffer + i * L, L);
       T* at = to + i;
-      for (int64_t l = 0; l < channels; ++l, at += channel_stride) {
-        if (count == L)
-          write_lanes<T, A>(at, square[l]);
-        else
-          write_lanes<T, A>(at, square[l], count);
-      }
+      for (int64_t l = 0; l < channels; ++l, at += channel_stride) write(at, square[l], count);
     }
   } else if (channel_stride == 1) {
-    for (int64_t i = 0; i < positions; ++i, to += position_stride) {
-      if (channels == L)
-        write_lanes<T, A>(to, load(buffer + i * L));
-      else
-        write_lanes<T, A>(to, load(buffer + i * L), channels);
-    }
+    for (int64_t i = 0; i < positions; ++i, to += position_stride) write(to, load(buffer + i * L), channels);
   } else {
     for (int64_t i = 0; i < positions; ++i)
-      for (int64_t l = 0; l < channels; ++l) write<T>(to + l * channel_stride + i * position_stride, buffer[i * L + l]);
+      for (int64_t l = 0; l < channels; ++l) {
+        T* const at = to + l * channel_stride + i * position_stride;
+        conv_ext::write<T>(at, plain ? buffer[i * L + l] : finish.one(buffer[i * L + l], at));
+      }
   }
 }
 

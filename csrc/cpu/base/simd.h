@@ -319,22 +319,4 @@ constexpr double kUnderflow<float, double> = 0x1p-150;
 template <>
 constexpr long double kUnderflow<double, long double> = 0x1p-1075L;
 
-// ReLU of a finished sum, bias included, just before it is rounded to T: a negative one becomes +0. NaN stays; so does
-// what will round to -0, which ReLU keeps: the bits are those of a ReLU behind the rounding.
-//
-// Epilogues apply it in registers, and ask for it once for many vectors: those without it should not pay.
-template <class T, class A>
-inline __attribute__((always_inline)) Vec<A> rectify(Vec<A> sum) {
-  return keep<A>(sum, ~(sum < splat(-kUnderflow<T, A>)));
-}
-template <class T, class A>
-inline __attribute__((always_inline)) A rectify_one(A sum) {
-  return sum < -kUnderflow<T, A> ? A(0) : sum;
-}
-// Whole vectors of them, in place.
-template <class T, class A>
-inline void rectify_all(A* sums, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes<A>) store(sums + i, rectify<T, A>(load(sums + i)));
-}
-
 }  // namespace conv_ext

@@ -38,7 +38,7 @@ struct DepthwiseChannels {
   const Axis vertical, horizontal;
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
   const Buffers& buffers;
-  const bool relu;
+  const Finish<T, A> finish_sums;
   const int64_t x_column, result_column;       // elements between columns, of a copy or where they lie
   const DepthwiseChannelsWorkspace<A> shared;  // by all tasks
   bool padding_may_show = false;               // forward, input_grad: some weight is not finite, or some bias is -0
@@ -57,7 +57,7 @@ struct DepthwiseChannels {
         result(view_of<T>(result_of(pass, b), 1)),
         weight(view_of<T>(b.weight, 1)),
         buffers(b),
-        relu(b.relu),
+        finish_sums(problem, b),
         x_column(in_place ? source.column : own.tile_c),
         result_column(in_place ? result.column : own.tile_c),
         shared(workspace_of(b)) {
@@ -147,7 +147,7 @@ struct DepthwiseChannels {
     ChannelsArguments<E> a{};
     a.bias = shared.biases + c;
     a.weight_vector = taps() * L;
-    a.relu = relu && in_place;  // what is rounded afterwards is asked then
+    if constexpr (in_place) a.finish = finish_sums.any() ? &finish_sums : nullptr;
     a.out_row = result.row;
     a.out_column = horizontal.output_step() * result_column;
     a.out_ahead = by.beyond_cache ? result.row : 0;
@@ -233,7 +233,7 @@ struct DepthwiseChannels {
   void write_row(T* to, A* from, int64_t channels) const {
     for (int64_t i = 0; i < horizontal.output; ++i) {
       A* const position = from + i * own.tile_c;
-      if (relu) rectify_all<T>(position, channels);
+      finish_sums.in_scratch(position, channels);
       copy_back(to + i * result.column, position, channels);
     }
   }
@@ -345,7 +345,7 @@ struct DepthwiseChannels {
     const int64_t last = min_of(vertical.output, first + own.tile_h);
     run_plane(n, c, channels, first, last, scratch);
     for (int64_t i = 0; i < channels && padding_may_show; ++i) sum_with_padding(*this, n, c + i, first, last);
-    finish_results<T, A>(buffers, 1, {n, c, channels, first, last - first, 0, horizontal.output});
+    finish_results(finish_sums, in_place, buffers, 1, {n, c, channels, first, last - first, 0, horizontal.output});
   }
 
   // One part of the sums of some channels.

@@ -64,8 +64,8 @@ struct ChannelsArguments {
   int64_t out_column, out_row;
   int64_t blocks, x_block, out_block;  // beside one another, all of them inside where there are several
   int64_t vectors;
-  LaneBits lanes;  // of each vector
-  bool relu;
+  LaneBits lanes;                     // of each vector
+  const Finish<E, SumOf<E>>* finish;  // nullptr: nothing
   // What is prefetched meanwhile: so many elements beyond the rows from first_new_row on, which no output has read yet,
   // and beyond the results; 0: nothing is.
   int64_t first_new_row, ahead, out_ahead;
@@ -79,9 +79,10 @@ inline __attribute__((always_inline)) void prefetch_positions(const E* p, int64_
 
 template <class E, bool all_lanes>
 inline __attribute__((always_inline)) void finish_output(const ChannelsArguments<E>& a, E* out, Vec<SumOf<E>> sum) {
-  if (a.relu) sum = rectify<E, SumOf<E>>(sum);
+  const int64_t count = all_lanes ? kLanes<SumOf<E>> : __builtin_popcount(a.lanes);
+  if (a.finish) sum = (*a.finish)(sum, out, count);
   if (a.out_ahead) __builtin_prefetch(out + a.out_ahead, 1, 3);
-  write_some<E, SumOf<E>>(out, sum, all_lanes ? kLanes<SumOf<E>> : __builtin_popcount(a.lanes));
+  write_some<E, SumOf<E>>(out, sum, count);
 }
 
 // S taps and a step of 1 or 2, or S = 0: any number of taps, any distances.

@@ -22,7 +22,7 @@ struct DepthwiseColumns {
   const Axis vertical, horizontal;
   const View<T> source, result, weight;  // weight_grad: `result` is the upstream gradient
   const Buffers& buffers;
-  const bool relu;
+  const Finish<T, A> finish_sums;
   DepthwiseColumnsWorkspace<A> shared;  // by all tasks
   SourceRows<T, A> rows;
 
@@ -36,7 +36,7 @@ struct DepthwiseColumns {
         result(view_of<T>(result_of(pass, b), 1)),
         weight(view_of<T>(b.weight, 1)),
         buffers(b),
-        relu(b.relu),
+        finish_sums(problem, b),
         shared(workspace_of(b)),
         rows{own, vertical, horizontal, source, shared.zeros} {
     fill_tables();
@@ -91,7 +91,9 @@ struct DepthwiseColumns {
         const int block = next_rows(end - i, kColumnsRows);
         rows.list(taps, from, i, block, scratch.source_rows, scratch.packed_source);
         run_block(taps, c, channels, block, to + (f + i * step) * result.row, rows.ahead_of(from, i), scratch);
-        if constexpr (!input_grad) finish_results<T, A>(buffers, 1, {n, c, channels, i, block, 0, horizontal.output});
+        if constexpr (!input_grad)
+          finish_results(finish_sums, own.result_in_place, buffers, 1,
+                         {n, c, channels, i, block, 0, horizontal.output});
         i += block;
       }
     }
@@ -130,7 +132,8 @@ struct DepthwiseColumns {
     a.weight_channel = same_type ? weight.n : taps();
     a.out_channel = own.result_in_place ? result.channel : packed_channel;
     a.bias = shared.biases + c;
-    a.relu = relu && same_type;  // what is rounded afterwards is asked then
+    a.finish = nullptr;
+    if constexpr (same_type) a.finish = own.result_in_place && finish_sums.any() ? &finish_sums : nullptr;
     for (int64_t f = 0; f < horizontal.phases(); ++f) {
       const SegmentList& list = shared.segments.list[f];
       const PhaseTaps& across = list.taps;
@@ -152,7 +155,7 @@ struct DepthwiseColumns {
                                     : select_columns_run<A, !input_grad, 1>(chunk_r, step, block))(a);
     }
     if (own.result_in_place) return;
-    if (relu && !same_type) rectify_all<T>(scratch.packed_result, channels * packed_channel);
+    finish_sums.in_scratch(scratch.packed_result, channels * packed_channel);
     for (int64_t i = 0; i < channels; ++i)
       for (int b = 0; b < block; ++b)
         write_row(to + i * result.channel + b * to_row,

@@ -62,7 +62,7 @@ struct ColumnsArguments {
   const A* bias;
   A* out;
   int64_t out_row;
-  bool relu;
+  const Finish<A, A>* finish;  // nullptr: nothing
   int64_t channels, x_channel, weight_channel, out_channel;
   const A* ahead;  // prefetched while the first vector is computed, the rows one below the other; nullptr: nothing is
   int64_t ahead_row;
@@ -189,13 +189,14 @@ inline __attribute__((always_inline)) void compute_vectors(const ColumnsArgument
     add_taps<A, R, B, V, row_step, column_step, all_inside>(a, fixed_columns ? 1 : a.chunks,
                                                             fixed_columns ? fixed_columns : a.columns, at, next, sum);
   }
-  if (a.relu) {
+  const int64_t out_row = a.out_row;
+  if (a.finish) {
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8
-      for (int b = 0; b < B; ++b) sum[v][b] = rectify<A, A>(sum[v][b]);
+      for (int b = 0; b < B; ++b)
+        sum[v][b] = (*a.finish)(sum[v][b], at.out + v * next.out + b * out_row, __builtin_popcount(lanes));
   }
-  const int64_t out_row = a.out_row;
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v)
 #pragma GCC unroll 8

@@ -74,7 +74,8 @@ __attribute__((noinline, cold)) void sum_with_padding(const D& d, int64_t n, int
           }
         }
         const int64_t column = f + j * d.horizontal.output_step();
-        write<T>(to + row * d.result.row + column * d.result.column, d.relu ? rectify_one<T>(sum) : sum);
+        T* const at = to + row * d.result.row + column * d.result.column;
+        write<T>(at, D::in_place || !d.finish_sums.adds ? d.finish_sums.one(sum, at) : sum);
       });
     }
   }

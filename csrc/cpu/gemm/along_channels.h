@@ -114,16 +114,14 @@ struct PanelsAlongChannels {
     if (op.buffers.bias != nullptr) pack_bias<A>(local.bias, op.buffers, channel, s.m, s.width);
     list_next_lines(s, out_row);
     for (int64_t i = 0; i < f.blocks.count(); ++i) run_block(s, i, out, out_row, in_place);
-    if (op.buffers.relu)
-      for (int64_t k = 0; k < (in_place ? positions : 1); ++k)
-        rectify_all<A>(out + k * out_row, in_place ? s.width : positions * s.width);
-    if (in_place && !op.buffers.epilogue.any()) return;
+    if (in_place && !op.finish_sums.left) return;
+    if (!in_place) op.finish_sums.in_scratch(out, positions * s.width);
     visit_runs(task.first, task.last, f.height, f.width,
                [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
-                 if (!in_place)
-                   op.write_sums(op.result_at(channel, f, n, i, j), local.sums + (at - task.first) * s.width, 1,
-                                 s.width, s.m, count);
-                 op.finish({n, channel, s.m, i, 1, j, count});
+                 const bool finished =
+                     in_place || op.write_sums(op.result_at(channel, f, n, i, j),
+                                               local.sums + (at - task.first) * s.width, 1, s.width, s.m, count);
+                 op.finish({n, channel, s.m, i, 1, j, count}, finished);
                });
   }
   // Taps that read nothing but padding for all positions of a register tile are left out of its sums.
@@ -158,24 +156,29 @@ struct PanelsAlongChannels {
     a.out_row = out_row;
     PanelTile<A> panel_tile = nullptr;
     int64_t rows = 0;
+    const bool finishes = in_place && index + 1 == f.blocks.count() && op.finish_sums.any();
     for (int64_t i = 0; i < tiles; ++i) {
       const Tile tile = tile_at(i);
       if (tile.count != rows) panel_tile = select_panel_tile<A>(int(rows = tile.count), int(s.width / L));
       if (i + 2 < tiles) prefetch_sources(tile, b);
       const Range taps = taps_of(i, b);
-      if (taps.count() == 0 && index > 0) continue;
+      a.out = out + tile.first * out_row;
+      if (taps.count() == 0 && index > 0) {
+        if (finishes) op.finish_sums.in_place(a.out, out_row, tile.count, s.width);
+        continue;
+      }
       a.segments = taps.count();
       a.offset = local.offset + (taps.first - b.t0);
       a.panel = panel + (taps.first - b.t0) * b.c * s.width;
       a.rows = local.source + tile.first * sources() + (reads_padding ? taps.first * tile.count : 0);
       a.rows_step = reads_padding ? tile.count : 0;
-      a.out = out + tile.first * out_row;
       if (in_place && index == 0 && i + 1 < tiles) {
         a.look_ahead(a.out, local.next_lines);
       } else {
         a.nothing_ahead();
       }
       panel_tile(a);
+      if (finishes) op.finish_sums.in_place(a.out, out_row, tile.count, s.width);
     }
   }
   // What the next tile reads, on its way: its strides defeat the processor's own prefetching.

@@ -137,7 +137,7 @@ struct PanelsAlongPositions {
       if (!a.look_ahead(results, &writes, b.c) && !a.look_ahead(next, &reads, b.c)) a.nothing_ahead();
       select_panel_tile<A>(int(s.m), int(panel.vectors))(a);
     }
-    if (op.buffers.relu && end) rectify_all<A>(sums, m * width);
+    if (end) op.finish_sums.in_scratch(sums, m * width);
     if (end) write_panel(sums, panel);
   }
   A* result_at(int64_t at) const {
@@ -149,8 +149,9 @@ struct PanelsAlongPositions {
     visit_runs(
         panel.first, panel.end, f.height, f.width, [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
           const int64_t channel = task.group * op.group_m + m_begin;
-          op.write_sums(op.result_at(channel, f, n, i, j), sums + (at - panel.first), panel.width(), 1, m, count);
-          op.finish({n, channel, m, i, 1, j, count});
+          const bool finished =
+              op.write_sums(op.result_at(channel, f, n, i, j), sums + (at - panel.first), panel.width(), 1, m, count);
+          op.finish({n, channel, m, i, 1, j, count}, finished);
         });
   }
 

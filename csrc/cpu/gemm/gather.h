@@ -64,7 +64,7 @@ void run_panels_gather(const ConvProblem& given, Pass pass, const Plan& plan, co
   PanelsGatherWorkspace<A> workspace = panels_gather_workspace<A>(z, pass, own, memory, b.kept);
   workspace.taps.build(TapOrder::ByNumber, own.weights.joined_taps);
   GatherOperands<A> op(z, pass, own.weights, workspace.taps, workspace.packed, workspace.adds_padding, b);
-  if (own.one_row) op.joined_width = given.q;
+  if (own.one_row) op.joined_width = given.q, op.finish_sums = Finish<A, A>(given, b);
   if (own.one_row && given.w == 1) {  // the stride of a single column has no say
     op.source.column = op.source.row;
     op.result.column = op.result.row;

@@ -53,6 +53,7 @@ struct GatherOperands {
   int64_t weight_group;            // elements between the weights of two groups
   int64_t group_m;                 // channels of a group's result
   const Buffers& buffers;
+  Finish<T, A> finish_sums;
   int64_t joined_width = 0;  // where all rows of an image are taken for one: of the rows that they are
 
   static constexpr int L = kLanes<A>;
@@ -72,7 +73,8 @@ struct GatherOperands {
         weight(weights_by_role<T>(pass, b, parts)),
         weight_group(group_step(problem, pass, weight)),
         group_m(result_channels(problem, pass) * parts),
-        buffers(b) {
+        buffers(b),
+        finish_sums(problem, b) {
     // Joined taps are as far apart as the plan says, whatever the strides of a single column or channel.
     if (plan.joined_taps > 1) source.channel = weight.channel = 1, source.column = problem.c;
   }
@@ -143,10 +145,18 @@ struct GatherOperands {
   }
   // Elements between neighbouring results of a phase.
   int64_t column_step() const { return horizontal.output_step() * result.column; }
-  // Finished sums, `channel_step` and `position_step` apart, to `count` neighbouring results of `m` channels, the first
-  // of which begins an element. Memory is written along what is neighbours there; of a few channels by vectors of
-  // positions.
-  void write_sums(T* to, const A* from, int64_t channel_step, int64_t position_step, int64_t m, int64_t count) const {
+  // Sums with their bias, `channel_step` and `position_step` apart, to `count` neighbouring results of `m` channels,
+  // the first of which begins an element. Memory is written along what is neighbours there; of a few channels by
+  // vectors of positions.
+  //
+  // Returns whether they were finished as they were written: what lies there as it does here, if something is added.
+  bool write_sums(T* to, const A* from, int64_t channel_step, int64_t position_step, int64_t m, int64_t count) const {
+    if (finish_sums.adds && parts == 1) {
+      if (channel_step == 1 && result.channel == 1)
+        return write_finished(to, column_step(), from, position_step, count, m), true;
+      if (position_step == 1 && column_step() == 1)
+        return write_finished(to, result.channel, from, channel_step, m, count), true;
+    }
     const bool few = position_step == 1 && column_step() <= 4;
     for (int64_t part = 0; part < parts; ++part, ++to, from += channel_step) {
       if (result.channel == 1 && !few)
@@ -154,15 +164,21 @@ struct GatherOperands {
       else
         pack_block(to, result.channel, column_step(), from, channel_step * parts, position_step, m / parts, count);
     }
+    return false;
+  }
+  void write_finished(T* to, int64_t to_step, const A* from, int64_t from_step, int64_t rows, int64_t count) const {
+    for (int64_t row = 0; row < rows; ++row, to += to_step, from += from_step)
+      for (int64_t i = 0; i < count; i += L)
+        write_some<T, A>(to + i, finish_sums(read_some<A>(from + i, count - i), to + i, count - i), count - i);
   }
 
-  // The epilogue of what has been written; channels are counted in real numbers.
-  void finish(ResultBox box) const {
+  // The epilogue of what has been written, as far as it was not finished then; channels are counted in real numbers.
+  void finish(ResultBox box, bool as_written) const {
     box.channel /= parts;
     box.channels /= parts;
-    if (joined_width == 0) return finish_results<T, A>(buffers, parts, box);
-    finish_positions<T, A>(buffers, parts, box.n, box.channel, box.channels, joined_width, box.column,
-                           box.column + box.columns);
+    if (joined_width == 0) return finish_results(finish_sums, as_written, buffers, parts, box);
+    finish_positions(finish_sums, as_written, buffers, parts, box.n, box.channel, box.channels, joined_width,
+                     box.column, box.column + box.columns);
   }
 
   void pack_slice(int64_t group, const GatherPhase& f, const WeightPanel& s) const {

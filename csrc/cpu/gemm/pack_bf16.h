@@ -4,7 +4,7 @@
 // float32 is rounded to nearest even on the way. `turn` and `interleave` move 16 pairs of 16-bit numbers at a time.
 #pragma once
 
-#include "../base/pack.h"
+#include "../base/epilogue.h"
 
 #if defined(__AVX512BW__)
 
@@ -87,20 +87,26 @@ inline __attribute__((always_inline)) void turn_square(__m512i* row) {
     row[c + 12] = _mm512_shuffle_i32x4(half[c + 4], half[c + 12], 0xdd);
   }
 }
-// Sums [row][lane] to a row of outputs: rows are neighbouring columns, lanes output channels.
+// Sums [row][lane] to a row of outputs, as they are finished: rows are neighbouring columns, lanes output channels.
 template <class T>
-void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to, int64_t channel_step,
-                int64_t column_step) {
+void write_rows(const Finish<T, float>& finish, const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to,
+                int64_t channel_step, int64_t column_step) {
+  const bool plain = !finish.any();
+  const auto finished = [&](__m512 v, const T* at, int64_t count) __attribute__((always_inline)) {
+    return plain ? v : (__m512)finish((Vec<float>)v, at, count);
+  };
   if (channel_step == 1) {
     for (int64_t i = 0; i < rows; ++i, out += pitch, to += column_step) {
       int64_t l = 0;
-      for (; l + 32 <= lanes; l += 32) write32(to + l, _mm512_loadu_ps(out + l), _mm512_loadu_ps(out + l + 16));
-      for (; l < lanes; l += 16) write16(to + l, _mm512_loadu_ps(out + l), lanes - l);
+      for (; l + 32 <= lanes; l += 32)
+        write32(to + l, finished(_mm512_loadu_ps(out + l), to + l, 16),
+                finished(_mm512_loadu_ps(out + l + 16), to + l + 16, 16));
+      for (; l < lanes; l += 16) write16(to + l, finished(_mm512_loadu_ps(out + l), to + l, lanes - l), lanes - l);
     }
     return;
   }
   if (rows > 16) {
-    write_rows(out + 16 * pitch, pitch, rows - 16, lanes, to + 16 * column_step, channel_step, column_step);
+    write_rows(finish, out + 16 * pitch, pitch, rows - 16, lanes, to + 16 * column_step, channel_step, column_step);
     rows = 16;
   }
   for (int64_t l0 = 0; l0 < lanes; l0 += 16) {
@@ -116,10 +122,13 @@ void write_rows(const float* out, int64_t pitch, int64_t rows, int64_t lanes, T*
     T* t = to + l0 * channel_step;
     for (int64_t l = 0; l < some; ++l, t += channel_step) {
       if (column_step == 1) {
-        write16(t, _mm512_castsi512_ps(turned[l]), rows);
+        write16(t, finished(_mm512_castsi512_ps(turned[l]), t, rows), rows);
       } else {
         const float* const f = reinterpret_cast<const float*>(turned + l);
-        for (int64_t i = 0; i < rows; ++i) write<T>(t + i * column_step, f[i]);
+        for (int64_t i = 0; i < rows; ++i) {
+          T* const at = t + i * column_step;
+          write<T>(at, plain ? f[i] : finish.one(f[i], at));
+        }
       }
     }
   }

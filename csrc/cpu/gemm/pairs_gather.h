@@ -30,6 +30,7 @@ struct DotGather {
   int64_t group_m, group_channels;
   float* bias;       // (groups, blocks, 16)
   bfloat16* packed;  // what all tasks share: the weights, or the tiles of the source
+  const Finish<T, float> finish_sums{z, buffers};
 
   int64_t blocks() const { return ceil_div(group_m, kDotLanes); }
   int64_t block_size() const { return tables.pairs * kPairBlock; }
@@ -112,15 +113,14 @@ struct DotGather {
             const int now = int(min_of(rows, length - q));
             a.x = line + q * a.pitch;
             pairs_tile(a, now, blocks_now);
-            if (buffers.relu) rectify_all<T, float>(out, now * a.out_pitch);
             if (!joined) {
-              write_rows(out, a.out_pitch, now, lanes, to + q * column_step, result.channel, column_step);
+              write_rows(finish_sums, out, a.out_pitch, now, lanes, to + q * column_step, result.channel, column_step);
               continue;
             }
             for (int64_t i = 0; i < now;) {
               const int64_t column = (q + i) % width, row = (q + i) / width;
               const int64_t count = min_of(now - i, width - column);
-              write_rows(out + i * a.out_pitch, a.out_pitch, count, lanes,
+              write_rows(finish_sums, out + i * a.out_pitch, a.out_pitch, count, lanes,
                          corner + row / height * result.n + row % height * row_step + column * column_step,
                          result.channel, column_step);
               i += count;
@@ -129,7 +129,7 @@ struct DotGather {
         }
       }
       for (int64_t n = t.n0; n < t.n1; ++n)
-        finish_results<T, float>(buffers, 1, {n, t.group * group_m + m, lanes, t.i0, height, t.j0, width});
+        finish_results(finish_sums, true, buffers, 1, {n, t.group * group_m + m, lanes, t.i0, height, t.j0, width});
       m += blocks_now * kDotLanes;
     }
   }

@@ -62,6 +62,7 @@ struct TilesGather {
   float* bias;                     // (groups, panels, 32)
   char* packed;                    // what all tasks share: the weights, or the tiles of the source
   int64_t group_m, channels;
+  const Finish<T, float> finish_sums{z, buffers};
   static constexpr int64_t kPartsBytes = parts * kStepBytes;
 
   const Axis& vertical() const { return tables.taps.taps.vertical; }
@@ -159,12 +160,11 @@ struct TilesGather {
       for (int64_t e = 0; e < run * kTileEdge && bad; ++e)
         if (e % kTileEdge < lanes)
           mend(sums + i * kTileEdge + e, n, at.group * group_m + m + e % kTileEdge, h, w + e / kTileEdge * at.step_w);
-      if (buffers.relu) rectify_all<T, float>(sums + i * kTileEdge, run * kTileEdge);
       write_rows(
-          sums + i * kTileEdge, kTileEdge, run, lanes,
+          finish_sums, sums + i * kTileEdge, kTileEdge, run, lanes,
           result.data + n * result.n + (at.group * group_m + m) * result.channel + h * result.row + w * result.column,
           result.channel, at.step_w * result.column);
-      finish_results<T, float>(buffers, 1, {n, at.group * group_m + m, lanes, h, 1, w, run});
+      finish_results(finish_sums, true, buffers, 1, {n, at.group * group_m + m, lanes, h, 1, w, run});
     }
   }
 

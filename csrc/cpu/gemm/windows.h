@@ -164,30 +164,35 @@ struct Windows {
         }
         if (run.count != tile_count) tile = tile_for(s, tile_count = run.count);
         tile(a);
-        if (chain.end && op.buffers.relu && in_place)
-          for (int64_t m = 0; m < (along_channels ? run.count : s.width); ++m)
-            rectify_all<T>(a.out + m * a.out_pitch, along_channels ? s.width : run.count * L);
+        if constexpr (is_same<T, A>) {
+          if (chain.end && in_place && op.finish_sums.any())
+            op.finish_sums.in_place(a.out, a.out_pitch, along_channels ? run.count : s.width,
+                                    along_channels ? s.width : run.count * L);
+        }
       }
     }
     if (!chain.end) return;
-    if (!in_place) scatter(t, f, channel, s, chain.sums, first, last);
-    for (int64_t n = t.n0; n < t.n1; ++n) op.finish({n, channel, s.m, t.i0 + first, last - first, t.j0, t.width});
+    const bool finished = in_place || scatter(t, f, channel, s, chain.sums, first, last);
+    for (int64_t n = t.n0; n < t.n1; ++n)
+      op.finish({n, channel, s.m, t.i0 + first, last - first, t.j0, t.width}, finished);
   }
 
-  // Copies the sums of rows [first, last) to their places.
-  void scatter(const Tile& t, const GatherPhase& f, int64_t channel, const WeightPanel& s, A* sums, int64_t first,
+  // Copies the sums of rows [first, last) to their places; returns whether they were finished.
+  bool scatter(const Tile& t, const GatherPhase& f, int64_t channel, const WeightPanel& s, A* sums, int64_t first,
                int64_t last) const {
     const int64_t rows = last - first;
     const RowsOfSums held = rows_of_sums(t, rows);
     const int64_t channel_step = along_channels ? 1 : held.all;
-    if (op.buffers.relu) rectify_all<T>(sums, held.all * s.width);
+    op.finish_sums.in_scratch(sums, held.all * s.width);
+    bool finished = true;
     const bool joined = op.vertical.output_step() == 1 && op.result.row == t.width * op.column_step() &&
                         held.row == t.width * own.images;
     for (int64_t n = t.n0; n < t.n1; ++n)
       for (int64_t i = first; i < last; i += joined ? rows : 1)
-        op.write_sums(op.result_at(channel, f, n, t.i0 + i, t.j0),
-                      sums + ((i - first) * held.row + (n - t.n0)) * output_step(s), channel_step,
-                      own.images * output_step(s), s.m, joined ? rows * t.width : t.width);
+        finished &= op.write_sums(op.result_at(channel, f, n, t.i0 + i, t.j0),
+                                  sums + ((i - first) * held.row + (n - t.n0)) * output_step(s), channel_step,
+                                  own.images * output_step(s), s.m, joined ? rows * t.width : t.width);
+    return finished;
   }
 
   // One phase of a tile.

@@ -147,7 +147,7 @@ struct GroupedGather : GroupedTask<A, T> {
   int64_t weight_group;  // elements between the weights of two groups
   A *packed_weight, *biases;
   const Buffers* buffers;
-  bool relu;
+  Finish<T, A> finish_sums;
 
   int64_t taps() const { return z.r * z.s; }
   // (taps in the order of the chains, but of each segment (channels, taps), kLanes)
@@ -218,16 +218,16 @@ struct GroupedGather : GroupedTask<A, T> {
                     vertical.output_step() * row, horizontal.output_step() * column);
       }
       if (!in_place) write_rows(out, to, o1 - o0, row, lanes);
-      finish_results<T, A>(*buffers, 1, {n, channel, lanes, o0, o1 - o0, 0, horizontal.output});
+      finish_results(finish_sums, true, *buffers, 1, {n, channel, lanes, o0, o1 - o0, 0, horizontal.output});
     }
   }
   void write_rows(A* out, T* to, int64_t rows, int64_t row, int64_t lanes) const {
-    if (relu && !is_same<A, T>) rectify_all<T>(out, rows * row);
     if (result.row == horizontal.output * result.column) {
-      lanes_to_positions(out, to, result.channel, result.column, lanes, rows * horizontal.output);
+      lanes_to_positions(out, to, result.channel, result.column, lanes, rows * horizontal.output, finish_sums);
     } else {
       for (int64_t o = 0; o < rows; ++o)
-        lanes_to_positions(out + o * row, to + o * result.row, result.channel, result.column, lanes, horizontal.output);
+        lanes_to_positions(out + o * row, to + o * result.row, result.channel, result.column, lanes, horizontal.output,
+                           finish_sums);
     }
   }
 
@@ -243,6 +243,8 @@ struct GroupedGather : GroupedTask<A, T> {
     a.out_row = out_row;
     a.out_column = out_column;
     a.ahead = ahead;
+    const Finish<A, A>* finish = nullptr;  // what lies in the scratch is finished when it is written
+    if constexpr (is_same<A, T>) finish = ahead && finish_sums.any() ? &finish_sums : nullptr;
     const GroupChain empty{1, 0, 0, 0}, *first = chain + chain_begin[phase], *last = chain + chain_begin[phase + 1];
     if (first == last) first = &empty, last = first + 1;
     const int64_t tiles = ceil_div(height, kGroupRows);
@@ -258,7 +260,7 @@ struct GroupedGather : GroupedTask<A, T> {
           a.offset = offset + k->offset;
           a.weight = packed_weight + vector * vector_weights() + k->tap * units.source * L;
           a.bias = k == first ? biases + vector * L : nullptr;
-          a.relu = relu && is_same<A, T> && k + 1 == last;
+          a.finish = k + 1 < last ? nullptr : finish;
           (units.several() ? select_group_tile<A, true>(m, n, k->width, step)
                            : select_group_tile<A, false>(m, n, k->width, step))(a);
         }
@@ -278,7 +280,7 @@ void run_grouped_gather(const ConvProblem& z, Pass pass, const Plan& plan, const
   const GroupUnits& units = task.units;
   const int64_t vectors = units.units * units.vectors;
   task.buffers = &b;
-  task.relu = b.relu;
+  task.finish_sums = {z, b};
   task.biases = task.memory.biases;
   Carver kept(b.kept);
   task.packed_weight = own.kept ? grouped_weights<A>(z, pass, L, kept) : task.memory.packed_weight;

@@ -10,7 +10,7 @@
 // multiply-adds for each permutation.
 #pragma once
 
-#include "../base/pack.h"
+#include "../base/epilogue.h"
 #include "layout.h"
 
 namespace conv_ext {
@@ -60,7 +60,7 @@ struct GroupTileArguments {
   const A* bias;              // (kLanes), or nullptr: the chains are added to what `out` holds
   A* out;
   int64_t out_row, out_column;
-  bool relu;
+  const Finish<A, A>* finish;  // nullptr: nothing
   bool ahead;  // whether the next vector of the output's memory will be written next: it is fetched meanwhile
 };
 
@@ -104,7 +104,7 @@ void group_tile(const GroupTileArguments<A>& a) {
       A* const out = a.out + m * a.out_row + i * a.out_column;
       const Vec<A> total = a.bias ? sum[m][i] : load(out) + sum[m][i];
       if (a.ahead) __builtin_prefetch(out + L, 1, 2);
-      store(out, a.relu ? rectify<A, A>(total) : total);
+      store(out, a.finish ? (*a.finish)(total, out) : total);
     }
 }
 

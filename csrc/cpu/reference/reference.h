@@ -174,8 +174,7 @@ struct Reference {
     if constexpr (pass == Pass::Forward) {
       for (int64_t p = 0; p < z.p; ++p)
         for (int64_t q = 0; q < z.q; ++q) {
-          Sum<Wide> sum = forward(plane / z.k, plane % z.k, p, q);
-          if (b.relu && widen<Wide>(narrow<T>(sum.re)) < 0) sum.re = 0;  // of real numbers alone
+          const Sum<Wide> sum = forward(plane / z.k, plane % z.k, p, q);
           y.put(plane / z.k, plane % z.k, p, q, finished(sum, plane / z.k, plane % z.k, p, q));
         }
     } else if constexpr (pass == Pass::InputGrad) {

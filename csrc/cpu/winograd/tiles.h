@@ -41,6 +41,7 @@ struct Winograd {
   int64_t group_m, group_channels;
   bool rotated;  // input_grad: the kernel turned by 180 degrees
   const WinogradPlan& own = plan.own<WinogradPlan>();
+  const Finish<T, A> finish_sums{z, buffers}, finish_none{};
 
   Pass pass() const { return rotated ? Pass::InputGrad : Pass::Forward; }
   int64_t taps() const { return z.r * z.s; }
@@ -191,14 +192,18 @@ struct Winograd {
       bool repeat = few;
       for (int l = 0; l < L; ++l) repeat |= finite[l] != finite[l];
       T* const image = result.data + (b.n0 + i) * result.n + first * result.channel;
-      for (int64_t row = 0; row < rows; ++row) {
-        // What is to be repeated must still be seen: -Inf would be 0.
-        if (buffers.relu && !repeat) rectify_all<T>(window + row * pitch * L, columns * L);
+      // What is to be repeated must still be seen: -Inf would be 0.
+      const Finish<T, A>& finish = repeat ? finish_none : finish_sums;
+      for (int64_t row = 0; row < rows; ++row)
         lanes_to_positions(window + row * pitch * L, image + (row0 + row) * result.row + column0 * result.column,
-                           result.channel, result.column, channels, columns);
+                           result.channel, result.column, channels, columns, finish);
+      const ResultBox box{b.n0 + i, first, channels, row0, rows, column0, columns};
+      if (repeat) {
+        repeat_outputs(b.n0 + i, group, m, channels, row0, rows, column0, columns);
+        if (buffers.epilogue.any()) finish_box<T, A>(buffers, 1, box);
+      } else {
+        finish_results(finish_sums, true, buffers, 1, box);
       }
-      if (repeat) repeat_outputs(b.n0 + i, group, m, channels, row0, rows, column0, columns);
-      finish_results<T, A>(buffers, 1, {b.n0 + i, first, channels, row0, rows, column0, columns});
     }
   }
 
@@ -214,7 +219,7 @@ struct Winograd {
             value = A(sum_again<T>(z, pass(), buffers, n, k, y, x));
           else if (terms_of(y, x) < kFewTerms)
             value = A(direct_sum(n, group, m + l, y, x) + bias_at<T, double>(buffers, k));
-          write<T>(to, buffers.relu ? rectify_one<T>(value) : value);
+          write<T>(to, value);
         }
   }
   // Few terms are found among the taps; what is finite does without the padding's zeros.

@@ -185,7 +185,8 @@ class Sliding:
         across = sum(map_.shape[1] for map_ in (self.canvas, self.slides, self.result)) + 3
         down = max(map_.shape[0] for map_ in (self.canvas, self.slides, self.result)) + 1
         cell = min(0.46, 11 / across)
-        return max(5.0, across * cell), max(1.6, down * cell) + 0.75
+        height = 0.5 if down == 2 else max(1.6, down * cell)  # a row is no higher than its numbers
+        return max(5.0, across * cell), height + 0.75
 
     def formula(self, frame: int) -> str:
         """The sum that a frame computes, as text: its products where they are few, else its value alone."""
@@ -293,7 +294,8 @@ def convolution(
     Args:
         x: one map (H, W), or a row (W,). w: a kernel (R, S), or (S,) for a row. In a picture small whole numbers can be
             followed; up to 14 cells of a side are written out.
-        stride, padding, dilation: as in `conv_ext.conv2d`, padding strings included.
+        stride, padding, dilation: as in `conv_ext.conv2d`, padding strings included; of a row a padding is that of its
+            two ends, as in `conv_ext.conv1d`.
         g: the upstream gradient (P, Q) of a backward pass, or (Q,); None: ones, the gradient of the output's sum.
 
     Returns:
@@ -310,6 +312,9 @@ def convolution(
     if of == "forward" and g is not None:
         raise ValueError("g is the upstream gradient of a backward pass, not of 'forward'")
     with torch.inference_mode(False), torch.enable_grad():
+        row = isinstance(x, Tensor) and isinstance(w, Tensor) and x.dim() == w.dim() == 1
+        if row and isinstance(padding, int):
+            padding = (0, padding)  # as conv1d has it
         x, w = _map("x", x), _map("w", w)
         x4, w4 = x[None, None].requires_grad_(), w[None, None].requires_grad_()
         steps, pads, gaps, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)

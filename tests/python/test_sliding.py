@@ -178,6 +178,8 @@ def test_a_row_counts_one_way():
     row = visualize.convolution(torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 3]))
     assert row.formula(1) == "[1] = 1·1 + 3·2 = 7"
     assert visualize.convolution(X, W).formula(1).startswith("[0, 1] = ")
+    padded = visualize.convolution(torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 3]), padding=1)
+    assert padded.canvas.tolist() == [[0, 0, 1, 2, 0]] and padded.result.tolist() == [[0, 3, 7, 2]]
 
 
 def test_a_long_way_is_shown_in_part(monkeypatch):

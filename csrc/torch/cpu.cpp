@@ -268,10 +268,14 @@ Tensor run_cpu(Pass pass, const Operand& a, const Operand& b, const Operand* bia
   return owned;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(conv_ext, CPU, library) {
-  implement<run_cpu>(library);
+namespace {
+
+const Library kLibrary = [] {
+  Library library = implemented<run_cpu>("CPU");
   library.impl("pack", boxed_pack);
   end_the_pool_before_a_fork();
-}
+  return library;
+}();
 
+}  // namespace
 }  // namespace conv_ext

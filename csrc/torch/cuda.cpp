@@ -87,6 +87,8 @@ Tensor run_cuda(Pass pass, const Operand& a, const Operand& b, const Operand* bi
   return finished ? std::move(owned) : finish_by_torch(std::move(owned), call);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(conv_ext, CUDA, library) { implement<run_cuda>(library); }
+namespace {
+const Library kLibrary = implemented<run_cuda>("CUDA");
+}  // namespace
 
 }  // namespace conv_ext

@@ -1,9 +1,12 @@
 // What an operator raises, without torch's C++ classes: a std::runtime_error is a RuntimeError in Python.
 #pragma once
 
-#include <sstream>
+#include <stdio.h>
+
+#include <concepts>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace conv_ext {
 
@@ -13,11 +16,34 @@ class __attribute__((visibility("default"))) NotImplemented : public std::runtim
   using std::runtime_error::runtime_error;
 };
 
+// Text that is put together. The C++ library's streams would ask for a newer one of it than torch does.
+class Text {
+ public:
+  Text& operator<<(std::string_view part) {
+    text_ += part;
+    return *this;
+  }
+  Text& operator<<(char part) {
+    text_ += part;
+    return *this;
+  }
+  Text& operator<<(std::integral auto number) { return *this << std::string_view(std::to_string(number)); }
+  Text& operator<<(double number) {
+    char digits[32];
+    snprintf(digits, sizeof digits, "%g", number);
+    return *this << std::string_view(digits);
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string text_;
+};
+
 template <class... Parts>
 std::string text_of(const Parts&... parts) {
-  std::ostringstream text;
+  Text text;
   (text << ... << parts);
-  return text.str();
+  return text.text();
 }
 
 }  // namespace conv_ext

@@ -15,6 +15,7 @@
 #include <iterator>
 #include <thread>
 
+#include "old_glibc.h"
 #include "operators.h"
 
 namespace conv_ext {

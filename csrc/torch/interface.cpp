@@ -69,10 +69,14 @@ std::string json(double value) {
   snprintf(text, sizeof text, "%.17g", value);
   return text;
 }
-std::string listed(const std::vector<std::string>& values, const char* brackets) {
+template <class Texts>
+std::string listed(const Texts& values, const char* brackets) {
   std::string out(1, brackets[0]);
   for (const std::string& value : values) out += (out.size() > 1 ? ", " : "") + value;
   return out + brackets[1];
+}
+std::string listed(std::initializer_list<std::string> values, const char* brackets) {
+  return listed<std::initializer_list<std::string>>(values, brackets);
 }
 // An object that is written entry by entry.
 class Object {
@@ -158,14 +162,15 @@ bool is_empty(const ConvProblem& z) {
 // What both devices say of a problem.
 Object described(Pass pass, const ConvProblem& problem, const char* algorithm, const std::string& isa, bool as_1x1,
                  bool channels_last) {
-  return Object()
-      .add("pass", pass_name(pass))
+  Object object;  // not copied: that would ask for a newer C++ library
+  object.add("pass", pass_name(pass))
       .add("algorithm", algorithm)
       .add("isa", isa)
       .add("flops", problem.flops())
       .add("bytes", problem.bytes())
       .add("as_1x1", as_1x1)
       .add("channels_last", channels_last);
+  return object;
 }
 
 std::string describe(Pass pass, ConvProblem problem, Buffers buffers, const char* algorithm) {

@@ -15,9 +15,8 @@ using Sizes = std::array<Int, 4>;
 // (1, 2), as Python prints a tuple; a List itself prints as [1, 2].
 template <class Int>
 std::string tuple(const List<Int>& values) {
-  std::ostringstream text;
-  print(text, values, '(', ')');
-  return text.str();
+  Text text;
+  return print(text, values, '(', ')').text();
 }
 
 // Python's name of a dtype.
@@ -134,9 +133,7 @@ void check_channels(Pass pass, List<Int> a, List<Int> b, List<Int> weight, const
   if (pass == Pass::Forward) {
     Int channels = 0;
     const bool fits = checked_mul(weight[1], groups, &channels);
-    const auto expected = [&] {
-      return fits ? (std::ostringstream() << channels).str() : std::string("more than 2^63 - 1");
-    };
+    const auto expected = [&] { return fits ? text_of(channels) : std::string("more than 2^63 - 1"); };
     CONV_EXT_CHECK(fits && holds_equal(a[1], channels), "Given groups=", groups, ", weight of size ", weight,
                    ", expected input", a, " to have ", expected(), " channels, but got ", a[1], " channels instead");
   } else if (pass == Pass::InputGrad) {

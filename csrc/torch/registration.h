@@ -2,9 +2,12 @@
 // interface. A kernel gets its arguments on a stack of 64-bit values, each of which is the kernel's to give back.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
+#include <bit>
 
 #include "operators.h"
+
+// Of torch 2.13; before it the memory is given back as C++ does.
+extern "C" __attribute__((weak)) AOTITorchError torch_delete_stable_ivalue(StableIValue* value);
 
 namespace conv_ext {
 
@@ -14,14 +17,34 @@ class Arguments {
   explicit Arguments(StableIValue* stack) : next_(stack) {}
 
   Tensor tensor() { return Tensor(reinterpret_cast<AtenTensorHandle>(uintptr_t(*next_++))); }
-  Tensor optional_tensor() {
-    using torch::stable::detail::to;
-    return Tensor(to<std::optional<AtenTensorHandle>>(*next_++).value_or(nullptr));
+  Tensor optional_tensor() {  // a pointer to a value of its own, or none
+    const auto value = reinterpret_cast<StableIValue*>(uintptr_t(*next_++));
+    if (value == nullptr) return nullptr;
+    Tensor tensor(reinterpret_cast<AtenTensorHandle>(uintptr_t(*value)));
+    if (torch_delete_stable_ivalue != nullptr) {
+      check_torch(torch_delete_stable_ivalue(value), "give an argument back");
+    } else {
+      delete value;
+    }
+    return tensor;
   }
-  std::vector<int64_t> ints() { return torch::stable::detail::to<std::vector<int64_t>>(*next_++); }
+  std::vector<int64_t> ints() {
+    const auto handle = reinterpret_cast<StableListHandle>(uintptr_t(*next_++));
+    const std::unique_ptr<StableListOpaque, void (*)(StableListHandle)> owned(
+        handle, [](StableListHandle h) { torch_delete_list(h); });
+    size_t count = 0;
+    check_torch(torch_list_size(handle, &count), "give a list");
+    std::vector<int64_t> values;
+    for (size_t i = 0; i < count; ++i) {
+      StableIValue value = 0;
+      check_torch(torch_list_get_item(handle, i, &value), "give an item of a list");
+      values.push_back(int64_t(value));
+    }
+    return values;
+  }
   int64_t integer() { return int64_t(*next_++); }
-  double number() { return torch::stable::detail::to<double>(*next_++); }
-  std::string text() {  // the header's own conversion loses the string that it makes
+  double number() { return std::bit_cast<double>(*next_++); }
+  std::string text() {
     const auto handle = reinterpret_cast<StringHandle>(uintptr_t(*next_++));
     const std::unique_ptr<StringOpaque, void (*)(StringHandle)> owned(handle,
                                                                       [](StringHandle h) { torch_delete_string(h); });
@@ -98,15 +121,28 @@ inline void boxed_pack(StableIValue* stack, uint64_t, uint64_t) {
   give(stack, pack_cpu(operand_of(input.get()), operand_of(weight.get()), call.arguments()));
 }
 
-using Library = torch::stable::detail::StableLibrary;
+class Library {
+ public:
+  explicit Library(const char* device) {
+    check_torch(aoti_torch_library_init_impl("conv_ext", device, __FILE__, __LINE__, &library_), "open a library");
+  }
+  void impl(const char* name, void (*kernel)(StableIValue*, uint64_t, uint64_t)) {
+    check_torch(torch_library_impl(library_, name, kernel, TORCH_ABI_VERSION), "register an operator");
+  }
 
-// For use in STABLE_TORCH_LIBRARY_IMPL(conv_ext, <device's key>, library).
+ private:
+  TorchLibraryHandle library_ = nullptr;
+};
+
+// The operators of a device ("CPU", "CUDA"), as long as the process lasts.
 template <RunPass run>
-void implement(Library& library) {
+Library implemented(const char* device) {
+  Library library(device);
   library.impl("forward", boxed_forward<run, false>);
   library.impl("forward_packed", boxed_forward<run, true>);
   library.impl("input_grad", boxed_gradient<run, Pass::InputGrad>);
   library.impl("weight_grad", boxed_gradient<run, Pass::WeightGrad>);
+  return library;
 }
 
 }  // namespace conv_ext

@@ -4,11 +4,11 @@
 #include <stdint.h>
 
 #include <array>
-#include <ostream>
 #include <span>
 #include <vector>
 
 #include "../common/indexing.h"
+#include "errors.h"
 
 namespace conv_ext {
 
@@ -25,13 +25,13 @@ class List : public std::span<const Int> {
 };
 
 template <class Int>
-std::ostream& print(std::ostream& out, const List<Int>& values, char open, char close) {
+Text& print(Text& out, const List<Int>& values, char open, char close) {
   out << open;
-  for (size_t i = 0; i < values.size(); ++i) out << (i ? ", " : "") << values[i];
+  for (size_t i = 0; i < values.size(); ++i) out << std::string_view(i ? ", " : "") << values[i];
   return out << close;
 }
 template <class Int>
-std::ostream& operator<<(std::ostream& out, const List<Int>& values) {
+Text& operator<<(Text& out, const List<Int>& values) {
   return print(out, values, '[', ']');
 }
 
@@ -89,11 +89,11 @@ inline Symbol operator/(const Symbol& a, const Symbol& b) {
 inline Symbol operator%(const Symbol& a, const Symbol& b) {
   return symbols::are_numbers(a, b) ? Symbol(a.value % b.value) : symbols::compute(Arithmetic::Remainder, a, b);
 }
-inline std::ostream& operator<<(std::ostream& out, const Symbol& a) {
+inline Text& operator<<(Text& out, const Symbol& a) {
   if (!a.is_expression) return out << a.value;
   char text[256] = "";
   if (symbol_keeper->print(&a, text, sizeof text) < 0) throw KeeperFailed();
-  return out << text;
+  return out << std::string_view(text);
 }
 
 // A rule that must hold, and a condition that may be known to be true: over numbers both are comparisons.

@@ -72,7 +72,7 @@ struct Device {
   int32_t type, index;
   bool operator==(const Device& other) const { return type == other.type && index == other.index; }
 };
-inline std::ostream& operator<<(std::ostream& out, const Device& device) {
+inline Text& operator<<(Text& out, const Device& device) {
   static const struct {
     int32_t type;
     const char* name;

@@ -13,6 +13,8 @@ Tensor run_cuda(Pass pass, const Operand& a, const Operand& b, const Operand* bi
 
 void load_cuda_library(const std::string&) { throw std::runtime_error("conv_ext was built without CUDA kernels"); }
 
-STABLE_TORCH_LIBRARY_IMPL(conv_ext, CUDA, library) { implement<run_cuda>(library); }
+namespace {
+const Library kLibrary = implemented<run_cuda>("CUDA");
+}  // namespace
 
 }  // namespace conv_ext

@@ -88,7 +88,8 @@ class _told:
 def _of_timm(name: str, rest: str, device: str, options: dict[str, Any]) -> Subject:
     if importlib.util.find_spec("timm") is None:
         raise SubjectError(f"{name}: timm is not installed: pip install timm")
-    timm = importlib.import_module("timm")
+    with _told(name):  # it loads torchvision, which may be for another torch
+        timm = importlib.import_module("timm")
     with _told(name), torch.device(device):
         keywords = {{"in_channels": "in_chans"}.get(key, key): value for key, value in options.items()}
         model = timm.create_model(rest, pretrained=False, **keywords)

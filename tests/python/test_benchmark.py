@@ -6,6 +6,7 @@ No test looks at how long anything took: times are made up where advice is judge
 import copy
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -284,6 +285,15 @@ def test_names_that_are_none(name, message, factories, capsys):
     for command in ("bench", "explain"):
         assert main([command, name, "--input", "1x3x9x9"]) == 2
         assert message in (said := capsys.readouterr().err) and said.startswith(f"conv_ext {command}: ")
+
+
+def test_a_timm_that_does_not_load(factories, monkeypatch, capsys):
+    """As with a torchvision for another torch: its words, and no traceback."""
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    (factories / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    for command in ("bench", "explain"):
+        assert main([command, "timm:resnet18"]) == 2
+        assert "timm:resnet18 cannot be made: RuntimeError: operator torchvision::nms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -107,7 +107,10 @@ class Summary(Shown):
 
     @property
     def macs(self) -> int:
-        """Of all rows: half of `flops`, but for matrix products that no layer computes."""
+        """Of all rows: half of `flops`, but for matrix products that no layer computes, and zeros that one multiplies.
+
+        (The latter where a MappedConv2d takes one dense convolution for the faster way.)
+        """
         return sum(row.macs for row in self.rows)
 
     @property

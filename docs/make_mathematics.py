@@ -43,8 +43,6 @@ def sliding() -> dict:
         "full": visualize.convolution(LINE, TAPS.flip(0), padding=(0, 2)).strip([0, 2, 5]),
         "strided": visualize.convolution(ROW, taps, stride=2, of="input_grad", g=g).strip([0, 1, 2]),
     }
-    for figure in rows.values():  # a row of cells is no higher than its numbers
-        figure.set_size_inches(figure.get_figwidth(), 1.25 * 3)
     return rows | {
         "forward": visualize.convolution(X, W).strip([0, 3]),
         "input_grad": visualize.convolution(X, W, of="input_grad", g=G).strip([0, 4]),

@@ -143,7 +143,8 @@ def _run(options: argparse.Namespace) -> int:
     images = tested = _load(options, network)
     if options.validate is not None:
         if options.validate >= len(images.train_labels):
-            raise DemoError(f"--validate must leave images to learn from, of {len(images.train_labels):,} it takes all")
+            most = len(images.train_labels) - 1  # of which one is left to learn from
+            raise DemoError(f"--validate must be from 1 to {most:,} training images, got {options.validate:,}")
         images, tested = images.split(options.validate)
     epochs = options.epochs or EPOCHS[options.data]
     options.batch_size = options.batch_size or network.recipe.batch_size

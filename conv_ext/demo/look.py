@@ -145,10 +145,12 @@ def _path(options: argparse.Namespace) -> Path:
 
 def _convolution(options: argparse.Namespace, path: Path) -> None:
     x, w = (torch.randint(-2, 4, size).float() for size in (options.size, options.kernel))
+    if len(x) == len(w) == 1:
+        x, w = x[0], w[0]  # a row is padded at its ends alone
     try:
         sliding = visualize.convolution(x, w, options.stride, options.padding, options.dilation)
         if options.of != "forward":
-            g = torch.randint(-1, 3, sliding.result.shape).float()
+            g = torch.randint(-1, 3, sliding.result.shape).float()  # (1, Q) of a row
             geometry = options.stride, options.padding, options.dilation
             sliding = visualize.convolution(x, w, *geometry, of=options.of, g=g)
     except (RuntimeError, ValueError) as error:

@@ -34,12 +34,17 @@ def figure_class() -> type[Picture]:
 
 
 def new_figure(width: float, height: float) -> Picture:
-    """An empty figure of so many inches; ImportError where matplotlib is missing."""
+    """An empty figure of so many inches, each above 0 (else ValueError); ImportError where matplotlib is missing."""
+    for name, inches in (("width", width), ("height", height)):
+        if isinstance(inches, bool) or not isinstance(inches, (int, float)) or not 0 < inches < math.inf:
+            raise ValueError(f"{name} must be a number of inches above 0, got {inches!r}")
     return figure_class()(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def png(figure: Picture) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure, one that a function here has made, as the bytes of a PNG file; TypeError for anything else."""
+    if not isinstance(figure, figure_class()):
+        raise TypeError(f"png takes a figure of conv_ext.visualize, got {type(figure).__name__}")
     return figure._repr_png_()
 
 
@@ -189,7 +194,11 @@ def images_for(images: Tensor, model: nn.Module, *, several: bool = False) -> Te
 def run_on(model: nn.Module, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Any:
     """What a model makes of x, with other parameters if given. Its buffers stay as they are: the statistics of a batch
     normalisation in training mode, say, which a picture is not to move."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = {}
+    if model.training or any(module.training for module in model.modules()):
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if not buffers and not parameters:  # models that torch.func does not take (TorchScript's) are called as they are
+        return model(x)
     return torch.func.functional_call(model, {**buffers, **(parameters or {})}, (x,))
 
 

@@ -45,7 +45,7 @@ NAMES = {
 }
 MOST_NUMBERS = 14  # cells of a side, up to which numbers are written into them
 MOST_CELLS = 64  # of a side that is drawn
-MOST_FRAMES = 32  # of a strip
+MOST_FRAMES, MOST_MOVING = 32, 144  # of a strip, of an animation
 SECONDS = (0.02, 600.0)  # of a frame; a GIF has none longer than 655
 COVERED, ZERO = "#c2410c", "#f1efec"
 
@@ -100,8 +100,7 @@ class Sliding:
                 self._place(frame)
         else:
             at_least_one(frames=frames)
-            count = min(frames, len(self))
-            chosen = [round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count)]
+            chosen = self._spread(frames)
         if not 1 <= len(chosen) <= MOST_FRAMES:
             raise ValueError(
                 f"a strip has from 1 to {MOST_FRAMES} frames, got {len(chosen)}; an animation has them all"
@@ -113,8 +112,16 @@ class Sliding:
             _Scene(panel, self).show(frame)
         return figure
 
+    def _spread(self, most: int) -> list[int]:
+        """The frames, or so many of them, evenly spread from the first to the last."""
+        count = min(most, len(self))
+        return [round(i * (len(self) - 1) / max(count - 1, 1)) for i in range(count)]
+
     def animation(self, seconds: float = 0.6, bar: bool = True) -> FuncAnimation:
-        """matplotlib's animation of all frames, each for so many seconds; ValueError unless from 0.02 to 600."""
+        """matplotlib's animation, each frame for so many seconds; ValueError unless from 0.02 to 600.
+
+        Of results of more than 144 numbers it shows 144 frames, evenly spread, or drawing would take minutes.
+        """
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             raise TypeError(f"seconds must be a number, got {seconds!r}")
         if not SECONDS[0] <= seconds <= SECONDS[1]:
@@ -122,11 +129,11 @@ class Sliding:
         figure_class()
         from matplotlib.animation import FuncAnimation
 
-        figure = new_figure(*self._size())
+        figure, chosen = new_figure(*self._size()), self._spread(MOST_MOVING)
         scene = _Scene(figure, self)
 
         def frames() -> Generator[int, None, None]:
-            yield from progress(range(len(self)), "frames", bar)
+            yield from progress(chosen, "frames", bar)
 
         def draw(frame: int) -> list[Any]:
             scene.show(frame)
@@ -135,7 +142,7 @@ class Sliding:
         draw(len(self) - 1)  # all is laid out once, with every number there
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        return FuncAnimation(figure, draw, frames, init_func=list, save_count=len(self), interval=1000 * seconds)
+        return FuncAnimation(figure, draw, frames, init_func=list, save_count=len(chosen), interval=1000 * seconds)
 
     def save(self, path: str | Path, seconds: float = 0.6, bar: bool = True) -> Path:
         """Write the animation: a .gif (matplotlib's Pillow writer) or an .html page. Returns the path.
@@ -178,7 +185,8 @@ class Sliding:
         across = sum(map_.shape[1] for map_ in (self.canvas, self.slides, self.result)) + 3
         down = max(map_.shape[0] for map_ in (self.canvas, self.slides, self.result)) + 1
         cell = min(0.46, 11 / across)
-        return max(5.0, across * cell), max(1.6, down * cell) + 0.75
+        height = 0.5 if down == 2 else max(1.6, down * cell)  # a row is no higher than its numbers
+        return max(5.0, across * cell), height + 0.75
 
     def formula(self, frame: int) -> str:
         """The sum that a frame computes, as text: its products where they are few, else its value alone."""
@@ -286,7 +294,8 @@ def convolution(
     Args:
         x: one map (H, W), or a row (W,). w: a kernel (R, S), or (S,) for a row. In a picture small whole numbers can be
             followed; up to 14 cells of a side are written out.
-        stride, padding, dilation: as in `conv_ext.conv2d`, padding strings included.
+        stride, padding, dilation: as in `conv_ext.conv2d`, padding strings included; of a row a padding is that of its
+            two ends, as in `conv_ext.conv1d`.
         g: the upstream gradient (P, Q) of a backward pass, or (Q,); None: ones, the gradient of the output's sum.
 
     Returns:
@@ -303,6 +312,9 @@ def convolution(
     if of == "forward" and g is not None:
         raise ValueError("g is the upstream gradient of a backward pass, not of 'forward'")
     with torch.inference_mode(False), torch.enable_grad():
+        row = isinstance(x, Tensor) and isinstance(w, Tensor) and x.dim() == w.dim() == 1
+        if row and isinstance(padding, int):
+            padding = (0, padding)  # as conv1d has it
         x, w = _map("x", x), _map("w", w)
         x4, w4 = x[None, None].requires_grad_(), w[None, None].requires_grad_()
         steps, pads, gaps, _ = normalize("convolution", x4, w4, stride, padding, dilation, 1)
@@ -313,9 +325,7 @@ def convolution(
             reach = dilated[0] * (w.shape[0] - 1), dilated[1] * (w.shape[1] - 1)
             area = x.shape[0] + reach[0], x.shape[1] + reach[1]
             around = reach[0] - top, reach[1] - left
-        most = max(*padded, *area, *w.shape)
-        if most > MOST_CELLS:  # said before anything so large is made
-            raise ValueError(f"a picture has up to {MOST_CELLS} cells a side, this would have {most}")
+        _fits(*padded, *area)
         y = conv2d(x4, w4, None, stride, padding, dilation)
         if not y.numel():
             raise ValueError(f"the output has no numbers: {list(y.shape[2:])}")
@@ -334,12 +344,19 @@ def convolution(
     return Sliding(of, *parts)
 
 
+def _fits(*cells: int) -> None:
+    """ValueError, before anything so large is made, where a side has more cells than are drawn."""
+    if max(cells) > MOST_CELLS:
+        raise ValueError(f"a picture has up to {MOST_CELLS} cells a side, this would have {max(cells)}")
+
+
 def _map(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     value = value[None] if value.dim() == 1 else value
     if value.dim() != 2 or not value.numel() or value.is_complex():
         raise ValueError(f"{name} must be one real map (rows, columns) that is not empty, got {list(value.shape)}")
+    _fits(*value.shape)
     has_values(name, value)
     return value.detach().double().cpu().clone()  # a clone: a tensor of inference mode has no gradient
 

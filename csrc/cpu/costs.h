@@ -40,6 +40,7 @@ namespace conv_ext {
   NEST(PairsGrad)                  \
   NEST(PanelsChannelsGrad)         \
   NEST(PanelsPositionsGrad)        \
+  NEST(PanelsOuterGrad)            \
   NEST(Tiles)                      \
   NEST(TilesLine)                  \
   NEST(TilesGrad)                  \

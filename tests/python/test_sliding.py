@@ -178,6 +178,17 @@ def test_a_row_counts_one_way():
     row = visualize.convolution(torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 3]))
     assert row.formula(1) == "[1] = 1·1 + 3·2 = 7"
     assert visualize.convolution(X, W).formula(1).startswith("[0, 1] = ")
+    padded = visualize.convolution(torch.tensor([0.0, 1, 2]), torch.tensor([1.0, 3]), padding=1)
+    assert padded.canvas.tolist() == [[0, 0, 1, 2, 0]] and padded.result.tolist() == [[0, 3, 7, 2]]
+
+
+def test_a_long_way_is_shown_in_part(monkeypatch):
+    """As many frames as can be drawn, from the first to the last."""
+    sliding = visualize.convolution(torch.ones(9, 8), torch.ones(1, 1))
+    assert sliding._spread(5) == [0, 18, 36, 53, 71] and visualize.convolution(X, W)._spread(99) == list(range(9))
+    monkeypatch.setattr(sliding_module, "MOST_MOVING", 3)
+    page = sliding.html(bar=False)
+    assert "frames[2]" in page and "frames[3]" not in page
 
 
 def test_a_file_stays_where_drawing_ends_early(tmp_path, monkeypatch):

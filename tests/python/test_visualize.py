@@ -99,6 +99,9 @@ def test_occlusion():
 
 
 @pytest.mark.parametrize("call, error, message", [
+    (lambda net, x: visualize.new_figure("a", 1), ValueError, "width must be a number of inches above 0, got 'a'"),
+    (lambda net, x: visualize.new_figure(1, 0), ValueError, "height must be a number of inches above 0, got 0"),
+    (lambda net, x: visualize.png(x), TypeError, "png takes a figure of conv_ext.visualize, got Tensor"),
     (lambda net, x: visualize.filters(nn.ReLU()), TypeError, "filters takes a layer with a weight .* got ReLU"),
     (lambda net, x: visualize.filters(torch.zeros(2, 3)), ValueError, "expected a weight .K, C, R, S. .* got .2, 3."),
     (lambda net, x: visualize.filters(net, columns=0), ValueError, "columns must be an int of at least 1, got 0"),
@@ -215,6 +218,12 @@ def test_looking_changes_nothing(look):
     for name, tensor in net.state_dict().items():
         if "norm" in name:
             assert torch.equal(tensor, before[name]), name
+
+
+def test_occlusion_of_a_traced_model():
+    net, x = Normalised().eval(), torch.rand(1, 1, 32, 32)
+    traced = torch.jit.trace(net, x)
+    torch.testing.assert_close(*(visualize.occlusion_map(each, x, 1, 16, 8) for each in (traced, net)))
 
 
 def test_many_filters_and_maps_are_cut_short():

@@ -205,7 +205,7 @@ def test_precision_reaches_both_and_is_put_back(tmp_path, capsys, monkeypatch, p
     (["--root", "."], "--root goes with --data mnist or --data cifar10"),
     (["--download"], "--download goes with --data mnist or --data cifar10"),
     (["--data", "mnist", "--download"], "--data mnist needs --root DIR"),
-    (["--validate", "1437"], "--validate must leave images to learn from, of 1,437 it takes all"),
+    (["--validate", "1437"], "--validate must be from 1 to 1,436 training images, got 1,437"),
     (["--validate", "0"], "--validate: must be from 1"),
     (["transfer", "--plain"], "--plain and --validate go with the comparison"),
     (["--data", "mnist", "--root", "missing"], "missing: expected a folder with the data set's files, found nothing"),

@@ -1,8 +1,11 @@
-// The register tile of weight_grad whose lanes are positions, as they lie in memory: nothing is turned round.
+// The register tiles of weight_grad that read memory as it lies: nothing is turned round.
 //
-//   out[m][t] = sum over rows, lanes of  g[m][row][lane] * x[t][row][lane]       (or added to out: `add`)
+//   dot_tile: lanes are positions
+//     out[m][t] = sum over rows, lanes of  g[m][row][lane] * x[t][row][lane]       (or added to out: `add`)
+//   outer_tile: lanes are channels, and the channels of either operand are neighbours
+//     out[m][lane] = sum over positions of  rows[position][m] * lanes[position][lane]
 //
-// One chain of multiply-adds per sum and lane; the lanes are added at the end.
+// One chain of multiply-adds per sum and lane; dot_tile adds the lanes at the end.
 #pragma once
 
 #include "../base/extents.h"
@@ -77,6 +80,69 @@ inline DotTile<A> select_dot_tile(int m, int t) {
   return with_one_of<kGradTileK, kGradTileK / 2, 1>(m, [t](auto rows_k) {
     return with_one_of<kGradTileRows, 3, 1>(
         t, [](auto rows) -> DotTile<A> { return dot_tile<A, decltype(rows_k)::value, decltype(rows)::value>; });
+  });
+}
+
+constexpr int kOuterV = outer_tile(kMachine).vectors, kOuterRows = outer_tile(kMachine).rows;
+
+template <class A>
+struct OuterArguments {
+  const A *lanes, *rows;  // of the first position
+  int64_t lanes_step, rows_step;
+  const int64_t *lanes_offset, *rows_offset;  // (segments): where positions that follow one another evenly begin
+  int64_t segments, count;                    // of so many positions each
+  A* out;                                     // (M, V * kLanes)
+  int64_t out_row;
+  bool add;
+};
+
+template <class A, int M, int V>
+void outer_tile(const OuterArguments<A>& a) {
+  constexpr int L = kLanes<A>;
+  // A position's numbers are a line or two of memory, and the next one's lie as far on as there are channels, often in
+  // another page: they are on their way this many positions before.
+  constexpr int64_t kPositionsAhead = 12;
+  Vec<A> sum[M][V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sum[m][v] = Vec<A>{};
+  const int64_t ahead = kPositionsAhead * a.lanes_step;
+  for (int64_t s = 0; s < a.segments; ++s) {
+    const A* at = a.lanes + a.lanes_offset[s];
+    const A* row = a.rows + a.rows_offset[s];
+    for (int64_t i = 0; i < a.count; ++i, at += a.lanes_step, row += a.rows_step) {
+      Vec<A> lanes[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        lanes[v] = load(at + v * L);
+        __builtin_prefetch(at + ahead + v * L);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Vec<A> scalar = splat(load_one(row + m));
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[m][v] += scalar * lanes[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      A* const out = a.out + m * a.out_row + v * L;
+      store(out, a.add ? load(out) + sum[m][v] : sum[m][v]);
+    }
+}
+
+template <class A>
+using OuterTileFunction = void (*)(const OuterArguments<A>&);
+template <class A>
+inline OuterTileFunction<A> select_outer_tile(int m, int v) {
+  return with_extent<kOuterV>(v, [m](auto vectors) {
+    return with_extent<kOuterRows>(m, [](auto rows) -> OuterTileFunction<A> {
+      return outer_tile<A, decltype(rows)::value, decltype(vectors)::value>;
+    });
   });
 }
 

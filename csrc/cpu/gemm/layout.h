@@ -215,6 +215,14 @@ constexpr GradTile grad_tile(const Machine& machine) {
   return machine.fuses ? GradTile{2, 6} : GradTile{2, 3};
 }
 
+// The register tile whose operands both lie position by position: vectors of one by scalars of the other.
+struct OuterTile {
+  int vectors, rows;
+};
+constexpr OuterTile outer_tile(const Machine& machine) {
+  return machine.registers == 32 ? OuterTile{2, 12} : OuterTile{2, 6};
+}
+
 // Both parts of complex numbers are channels here: what counts "numbers" counts them one by one.
 struct PanelsGradPlan {
   GradLanes lanes_are;
@@ -225,7 +233,10 @@ struct PanelsGradPlan {
   int64_t task_groups;                 // groups of a task: of several small ones each is taken whole
   int64_t tile_k, tile_c;              // block of (K/g, C/g) per task
   int64_t splits;                      // into how many parts, added in order, the reduction is cut
+  int64_t panel_vectors;               // lanes are channels: of the widest panel
   bool in_place;                       // the operand whose channels are not lanes is read where it lies
+  bool outer;                          // ... and so can the other one: the channels of both are neighbours in memory
+  bool lanes_in_place;                 // it is, too
   bool taps_first;  // the rows of a block are (taps, channels), as channels_last weights are; else (channels, taps)
   bool prefetches;  // what the next tile reads is prefetched
   int64_t lanes;    // of a block and group: numbers of one operand; in vectors, with what fills up the last one
@@ -253,7 +264,7 @@ inline PanelsGradWorkspace<A> panels_grad_workspace(const ConvProblem& z, const 
 template <class A>
 struct PanelsGradScratch {
   const A** row;        // (rows, taps) of a block's first group, or (taps, rows)
-  int64_t* offset;      // (rows of a tile)
+  int64_t* offset;      // (rows of a tile), of both operands where both are read in place
   LinesAhead ahead[2];  // of the operand that is packed as lanes, and of the other one
   A* lanes;             // panel by panel (positions, width of the panel), or (groups, lanes, tile_h, grad_pitch)
   A* rows;              // (groups, rows, channel_pitch)
@@ -265,9 +276,9 @@ inline PanelsGradScratch<A> panels_grad_scratch(const ConvProblem& z, const Pane
   const bool positions = own.lanes_are == GradLanes::Positions;
   PanelsGradScratch<A> s;
   s.row = memory.take<const A*>(own.rows, z.r, z.s);
-  s.offset = memory.take<int64_t>(positions ? 0 : own.batch, own.tile_h);
+  s.offset = memory.take<int64_t>(positions ? 0 : own.batch, own.tile_h, own.outer ? 2 : 1);
   for (LinesAhead& lines : s.ahead) lines = own.prefetches ? no_lines_ahead(memory) : LinesAhead{nullptr, 0};
-  s.lanes = memory.take<A>(product(own.task_groups, own.lanes), own.tile_h,
+  s.lanes = memory.take<A>(product(own.lanes_in_place ? 0 : own.task_groups, own.lanes), own.tile_h,
                            positions ? own.grad_pitch : product(own.batch, own.tile_w));
   s.rows = memory.take<A>(own.in_place ? 0 : product(own.task_groups, own.rows, own.channel_pitch) + kBehind);
   return s;

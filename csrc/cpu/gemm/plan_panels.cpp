@@ -19,6 +19,9 @@ constexpr int64_t kRowsOfTask = 256,
 // weight_grad: outputs of a tile. They are summed in one chain, so that they follow from no cache; a panel of four
 // vectors so long is 36 KiB with AVX-512.
 constexpr int64_t kPanelPositions = 144;
+// weight_grad, both operands in place: rows beyond which packing the lanes pays, as so many read them again; positions
+// beside which adding the parts of a sum costs little.
+constexpr int64_t kRowsInPlace = 128, kLongPart = 256;
 constexpr double kWorthPrefetching = 1 << 20;  // bytes of all three operands
 // weight_grad, lanes are positions: outputs of a tile, so that summing a register tile's lanes is rare; images side by
 // side; lanes of a row that is not cut, whatever its channels take.
@@ -55,9 +58,23 @@ bool reads_in_place(const ConvProblem& z) {
   return is_pointwise(z) && element_bytes(z.dtype) == parts_of(z.dtype) * accumulator_bytes(z.dtype);
 }
 
-// The operand with more channels is read in place, where one can be and the other one's columns are neighbours.
-bool runs_along_input(const ConvProblem& z) {
+// Both operands are read as they lie, position by position: outer_tile.
+bool is_outer(const ConvProblem& z, const Strides& strides) {
+  return reads_in_place(z) && strides.input[1] == 1 && strides.output[1] == 1;
+}
+
+// The operand with more channels is read in place, where one can be and the other one's columns are neighbours. Where
+// both are, it has the lanes, so that it is read by whole vectors, and seldom.
+bool runs_along_input(const ConvProblem& z, const Strides& strides) {
+  if (is_outer(z, strides)) return z.group_c() >= z.group_k();
   return reads_in_place(z) && z.group_c() < z.group_k() && (z.stride_w == 1 || z.channels_last);
+}
+
+// Lanes fill whole vectors, of which nothing lies beyond the tensor, and few rows read them again.
+bool reads_lanes_in_place(const ConvProblem& z, const Strides& strides, const Machine& machine) {
+  const int64_t parts = parts_of(z.dtype), lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
+  return is_outer(z, strides) && max_of(z.group_c(), z.group_k()) * parts % lanes == 0 &&
+         min_of(z.group_c(), z.group_k()) * parts <= kRowsInPlace;
 }
 
 void prepare_grad_along_channels(const PlanInput& input, Plan* plan) {
@@ -76,23 +93,32 @@ void prepare_grad_along_channels(const PlanInput& input, Plan* plan) {
   own.channel_pitch = spread_pitch(product(own.image_pitch, own.batch));
 
   own.in_place = reads_in_place(z);
-  const bool along_input = runs_along_input(z);
+  own.outer = is_outer(z, strides);
+  const bool along_input = runs_along_input(z, strides);
   own.lanes_are = along_input ? GradLanes::InputChannels : GradLanes::OutputChannels;
-  own.prefetches = z.bytes() > kWorthPrefetching;
+  own.prefetches = !own.outer && z.bytes() > kWorthPrefetching;
   own.taps_first = strides.weight[1] == 1 && taps > 1;
+  own.panel_vectors = own.outer ? outer_tile(machine).vectors : panel_vectors(machine);
   const int64_t all_lanes = max_of(1, along_input ? z.group_c() : z.group_k()) * parts;
   const int64_t all_rows = max_of(1, along_input ? z.group_k() : z.group_c());
+  own.lanes_in_place = reads_lanes_in_place(z, strides, machine);
   const int64_t lane_bytes = positions * own.batch * machine.vector_bytes;  // of one vector of lanes
-  const int64_t vectors = ceil_div(all_lanes, lanes),
-                most = max_of(panel_vectors(machine), grad_panel_bytes(machine) / lane_bytes);
+  const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
+  const bool share = z.flops() >= kWorthSharing;
+  int64_t vectors = ceil_div(all_lanes, lanes),
+          most = max_of(own.panel_vectors, grad_panel_bytes(machine) / lane_bytes);
+  if (own.outer && share) {  // narrow blocks cost nothing here; so do long parts of the reduction
+    const int64_t parts_of_sum = max_of(1, min_of(kEnoughTasks, units * positions * own.batch / kLongPart));
+    const int64_t panels = ceil_div(vectors, own.panel_vectors), blocks = ceil_div(kEnoughTasks, parts_of_sum);
+    most = min_of(most, max_of(1, panels / blocks) * own.panel_vectors);
+  }
   const int64_t tile_lanes = min_of(all_lanes, ceil_div(vectors, ceil_div(vectors, most)) * lanes);
-  int64_t cut = max_of(1, ceil_div(product(all_rows, parts, own.channel_pitch, bytes_each), grad_row_bytes(machine)));
+  const int64_t row_bytes = product(all_rows, parts, own.channel_pitch, bytes_each);
+  int64_t cut = max_of(1, ceil_div(row_bytes, grad_row_bytes(machine)));
   const auto tile_rows = [&] { return ceil_div(all_rows, cut); };
   const auto tasks = [&] {
     return product(z.groups, ceil_div(all_lanes, tile_lanes), ceil_div(all_rows, tile_rows()));
   };
-  const bool share = z.flops() >= kWorthSharing;
-  const int64_t units = product(ceil_div(z.n, own.batch), ceil_div(z.p, own.tile_h), ceil_div(z.q, own.tile_w));
   // More tasks: narrower blocks first, then parts of the reduction; where it has none, still narrower blocks.
   const auto narrow = [&] {
     return product(tile_rows(), parts, taps) <
@@ -165,7 +191,8 @@ void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Pl
   PanelsGradPlan& own = plan->own<PanelsPlan>().grad;
   const int64_t parts = parts_of(z.dtype), lanes = machine.vector_bytes / accumulator_bytes(z.dtype);
   own.lanes_are = GradLanes::Positions;
-  own.in_place = own.prefetches = false;
+  own.panel_vectors = 1;
+  own.in_place = own.outer = own.lanes_in_place = own.prefetches = false;
   own.taps_first = false;  // the taps of a channel read the same lines of memory
   own.tile_h = shape.tile_h;
   own.tile_w = shape.tile_w;
@@ -211,7 +238,7 @@ void prepare_grad_along_positions(const PlanInput& input, const Shape& shape, Pl
 double cost_along_channels(const PlanInput& input) {
   const auto& [z, pass, machine, strides, keeps] = input;
   const GradSizes sizes = grad_sizes(input);
-  const bool along_input = runs_along_input(z);
+  const bool along_input = runs_along_input(z, strides);
   const int64_t lanes = int64_t(sizes.lanes), numbers = int64_t(along_input ? sizes.c : sizes.k);
   const double rows = along_input ? sizes.k : sizes.rows;
   const double packed = reads_in_place(z) ? 0 : sizes.c / sizes.lanes * (z.channels_last ? kTurned : kCopied);
@@ -404,6 +431,11 @@ Work panels_grad_work(const PlanInput& input) {
   const LoopSizes s(z, pass, machine);
   const double by_positions = position_tile(input).cost, by_channels = cost_along_channels(input);
   const bool channels = by_channels <= by_positions;
+  if (channels && is_outer(z, strides)) {
+    const double most = std::max(s.m, s.c), least = std::min(s.m, s.c), all = s.results * s.groups * s.vectors(most);
+    const double packed = reads_lanes_in_place(z, strides, machine) ? 0 : all;
+    return {Nest::PanelsOuterGrad, {all * least, packed, s.weight_v, s.source_v, s.result_v, 0, 0, 0, 0, 1}};
+  }
   return {channels ? Nest::PanelsChannelsGrad : Nest::PanelsPositionsGrad,
           {s.results * s.groups * (channels ? by_channels : by_positions), s.weight_v, s.source_v, s.result_v, 0, 0, 0,
            0, 0, 1}};
@@ -456,7 +488,9 @@ void describe_panels(const PlanInput& input, const Plan& plan, Facts* facts) {
     add_facts(facts, {{"lanes", lanes == GradLanes::Positions       ? "positions"
                                 : lanes == GradLanes::InputChannels ? "input channels"
                                                                     : "output channels"},
-                      {"other operand", own.grad.in_place ? "in place" : "packed"},
+                      {"other operand", own.grad.lanes_in_place ? "in place, as the lanes are"
+                                        : own.grad.in_place     ? "in place"
+                                                                : "packed"},
                       {"images", own.grad.batch},
                       {"rows", own.grad.tile_h},
                       {"columns", own.grad.tile_w},

@@ -13,8 +13,10 @@
 //
 // Lanes are channels where they fill vectors: no sums across lanes, none lost to narrow maps. A 1x1 kernel without
 // padding reads the input where it lies, and where K is larger than C the two change places, so that the smaller one is
-// packed. Few output channels do not repay turning positions round: then lanes are positions. Both parts of complex
-// numbers are channels of the product. Start reading at run_panels_grad.
+// packed. Where the channels of both operands are neighbours it is an outer product for each position: the larger one
+// has the lanes, and where they meet few rows (run_outer), nothing is packed at all. Few output channels do not repay
+// turning positions round: then lanes are positions. Both parts of complex numbers are channels of the product. Start
+// reading at run_panels_grad.
 #pragma once
 
 #include "../base/pack.h"
@@ -66,7 +68,7 @@ struct PanelsGrad {
     b.lanes = min_of(tile_lanes(), lane_channels() - b.lane0) * parts;
     b.rows = min_of(tile_rows(), row_channels() - b.row0) * parts;
     b.vectors = ceil_div(b.lanes, L);
-    b.panels = ceil_div(b.vectors, kPanelV);
+    b.panels = ceil_div(b.vectors, own.panel_vectors);
     return b;
   }
   struct Panel {
@@ -200,8 +202,12 @@ struct PanelsGrad {
         pack_grad(local.lanes, b, t);
         run_dots(local, b, t, i > first, out);
       } else {
-        pack_lanes(local.lanes, b, t);
-        run_panels(local, b, t, i + 1 < last ? &next : nullptr, i > first, out);
+        if (!own.lanes_in_place) pack_lanes(local.lanes, b, t);
+        if (own.outer) {
+          run_outer(local, b, t, i > first, out);
+        } else {
+          run_panels(local, b, t, i + 1 < last ? &next : nullptr, i > first, out);
+        }
       }
     }
   }
@@ -221,6 +227,42 @@ struct PanelsGrad {
     a.offset = local.offset;
     a.rows_step = 0;
     return a;
+  }
+  // The same where the channels of both operands are neighbours: runs of positions that are even in both.
+  void run_outer(const PanelsGradScratch<A>& local, const Block& b, const Tile& t, bool add, A* out) const {
+    OuterArguments<A> a;
+    a.count = min_of(t.run_in(lanes), t.run_in(rows));
+    if (a.count == t.positions() / t.images && lanes.n == a.count * lanes.column && rows.n == a.count * rows.column)
+      a.count = t.positions();
+    a.segments = t.positions() / a.count;
+    int64_t* const of_rows = local.offset + a.segments;
+    for (int64_t s = 0; s < a.segments; ++s) {
+      const int64_t n = s * a.count / (t.height * t.width), i = s * a.count / t.width % t.height;
+      local.offset[s] = n * lanes.n + i * lanes.row;
+      of_rows[s] = n * rows.n + i * rows.row;
+    }
+    a.lanes_offset = local.offset;
+    a.rows_offset = of_rows;
+    a.rows_step = rows.column;
+    a.add = add;
+    a.out = out;
+    const auto* const first_lanes = reinterpret_cast<const A*>(lanes_at(b, t));
+    const auto* const first_rows = reinterpret_cast<const A*>(rows_at(b, t));
+    for (int64_t p = 0; p < b.panels; ++p) {
+      const Panel panel = panel_at(b, p);
+      a.lanes = own.lanes_in_place ? first_lanes + panel.first : local.lanes + t.positions() * panel.first;
+      a.lanes_step = own.lanes_in_place ? lanes.column : panel.width;
+      if (!own.lanes_in_place)
+        for (int64_t s = 0; s < a.segments; ++s) local.offset[s] = s * a.count * panel.width;
+      a.out_row = panel.width;
+      const int64_t tiles = ceil_div(b.rows, kOuterRows);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t from = part_begin(b.rows, tiles, tile), m = part_begin(b.rows, tiles, tile + 1) - from;
+        a.rows = first_rows + from;
+        select_outer_tile<A>(int(m), int(panel.width / L))(a);
+        a.out += m * panel.width;
+      }
+    }
   }
   // All panels and rows of a tile. What the next one reads is on its way meanwhile.
   void run_panels(const PanelsGradScratch<A>& local, const Block& b, const Tile& t, const Tile* next, bool add,

@@ -170,5 +170,5 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(STAMP) build dist conv_ext.egg-info conv_ext/lib conv_ext/_build.json conv_ext/_C.*.so \
+	rm -rf $(STAMP) build dist conv_ext.egg-info conv_ext/lib conv_ext/_build.json conv_ext/_fast_*.so \
 	    conv_ext/libconv_ext_operators.so

@@ -1,4 +1,4 @@
-"""Builds the operators' library and conv_ext._C with torch's BuildExtension, and the kernels' libraries by ninja."""
+"""Builds the operators' library and the fast road with torch's BuildExtension, and the kernels' libraries by ninja."""
 
 import hashlib
 import json
@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 TORCH = "torch==2.13.0"
@@ -35,11 +37,14 @@ KERNEL_SOURCES = [
     path.relative_to(CPU).as_posix() for path in sorted(CPU.rglob("*.cpp")) if not path.name.startswith("plan")
 ]
 CUDA_SOURCES = sorted(CUDA.rglob("*.cu"))
-# The operators are a library of their own that knows nothing of Python, for programs in C++ (docs/deploy). _C, which is
-# what Python adds to it, lies beside it and is linked with it.
+# The operators are a library that knows nothing of Python, on torch's stable interface: one binary for every Python and
+# every torch from OLDEST_TORCH on. The fast road, a module for one version of both, lies beside it, linked with it.
 OPERATORS = "conv_ext.libconv_ext_operators"
-OPERATORS_SOURCES = [*PLAN_SOURCES, "csrc/torch/ops.cpp", "csrc/torch/cpu.cpp"]  # and for CUDA, or without_cuda.cpp
-MODULE_SOURCES = ["csrc/torch/fastcall.cpp", "csrc/python/module.cpp"]
+OPERATORS_SOURCES = [  # and for CUDA, or without_cuda.cpp
+    *PLAN_SOURCES, *(f"csrc/torch/{name}.cpp" for name in ("ops", "cpu", "schemas", "interface")),
+]  # fmt: skip
+OLDEST_TORCH = (2, 11)
+FAST_SOURCES = ["csrc/torch/fastcall.cpp"]
 CUDA_LIBRARY = "libconv_ext_cuda.so"
 # Code that runs on compute capability 9.0 alone, and is chosen there alone: compiled whatever else is asked for.
 SM90_SOURCES = {"wgmma.cu"}
@@ -301,20 +306,27 @@ def openmp_flags() -> list[str]:
     return ["-Xpreprocessor", "-fopenmp"] if (Path(torch.__file__).parent / "include" / "omp.h").is_file() else []
 
 
+def fast_road() -> str:
+    """The name of the module for the running torch, as conv_ext/_C.py looks for it."""
+    version = torch.__version__.partition("+")[0] if torch else "any"
+    return f"conv_ext._fast_{version.replace('.', '_')}"
+
+
 def extensions() -> list:
-    """The library of the operators, and _C."""
+    """The library of the operators, and the fast road."""
     flags = ["-std=c++20", "-O2", "-fvisibility=hidden", "-g0", "-Wall"]
     darwin = sys.platform == "darwin"
     name = ["-Wl,-install_name,@rpath/libconv_ext_operators.so"] if darwin else ["-Wl,-soname,libconv_ext_operators.so"]
+    target = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1]:02x}000000000000"
     operators = CppExtension(
-        OPERATORS, OPERATORS_SOURCES, extra_compile_args=list(flags), extra_link_args=["-ldl", *name]
+        OPERATORS, OPERATORS_SOURCES, extra_compile_args=[*flags, target], extra_link_args=["-ldl", *name]
     )
-    if "torch_python" in getattr(operators, "libraries", ()):  # not where there is no torch: nothing is compiled there
-        operators.libraries.remove("torch_python")
+    if torch is not None:
+        operators.libraries = ["torch_cpu"]  # where the stable interface is
     beside = "@loader_path" if darwin else "$ORIGIN"
     module = CppExtension(
-        "conv_ext._C",
-        MODULE_SOURCES,
+        fast_road(),
+        FAST_SOURCES,
         libraries=["conv_ext_operators"],
         extra_compile_args=list(flags),
         extra_link_args=[f"-Wl,-rpath,{beside}"],
@@ -322,8 +334,21 @@ def extensions() -> list:
     return [operators, module]
 
 
+def take_fast_roads(package: Path) -> None:
+    """CONV_EXT_FAST_FROM="WHEEL ...": the fast roads of wheels that other Pythons and torches made of these sources."""
+    for wheel in map(Path, shlex.split(os.environ.get("CONV_EXT_FAST_FROM", ""))):
+        if not wheel.is_file():
+            sys.exit(f"CONV_EXT_FAST_FROM names {wheel}, which is no file")
+        with zipfile.ZipFile(wheel) as file:
+            if json.loads(file.read("conv_ext/_build.json"))["sources"] != source_digest():
+                sys.exit(f"CONV_EXT_FAST_FROM names {wheel}, which was made of other sources")
+            for name in file.namelist():
+                if re.fullmatch(r"conv_ext/_fast_[^/]*\.so", name):
+                    (package / name.rpartition("/")[2]).write_bytes(file.read(name))
+
+
 class Build(BuildExtension):
-    """Builds the kernel libraries first, then the operators and _C, and writes down what it built with."""
+    """Builds the kernel libraries first, then the operators and the fast road, and writes down what it built with."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -354,7 +379,9 @@ class Build(BuildExtension):
             sys.exit(f"{EMULATED} is for the tests of a checkout: leave it out of CONV_EXT_ISAS for what is installed")
         find_ninja()
         os.environ["MAX_JOBS"] = str(compile_jobs())
-        package = Path(self.get_ext_fullpath("conv_ext._C")).resolve().parent
+        package = Path(self.get_ext_fullpath(fast_road())).resolve().parent
+        for stale in [*package.glob("_C.*.so"), *package.glob("_fast_*.so")]:
+            stale.unlink()  # of other sources, or of another torch or Python
         self.build_kernel_libraries(package / "lib")
         architectures: list[str] = []
         for extension in self.extensions:
@@ -368,6 +395,7 @@ class Build(BuildExtension):
         names = ("cuda", "cuda_library") if wants_cuda() else ("without_cuda",)
         self.extensions[0].sources += [f"csrc/torch/{name}.cpp" for name in names]
         super().run()
+        take_fast_roads(package)
         record = {
             "torch": torch.__version__,
             "python": sys.implementation.cache_tag,
@@ -406,16 +434,20 @@ def long_description() -> str:
 
 
 def required_torch() -> str:
-    """The torch that _C is compiled for: its C++ interface changes from one version to the next.
+    """What the operators run with: their binary is the same for every version from there on."""
+    return f"torch>={OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
 
-    Not what follows a plus: 2.13.0+cpu and 2.13.0+cu130 are builds of one interface.
-    """
-    return f"torch=={torch.__version__.partition('+')[0]}" if torch else "torch"
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python: what is for one version of it, the fast road, is optional."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
     install_requires=[required_torch()],
     long_description=long_description(),
     long_description_content_type="text/markdown",

@@ -266,7 +266,7 @@ STEPS = [
     Step("runner", "the runner, where no prebuilt one fits", 20, 170,
          lambda check: [sys.executable, "bench/gpu_runner.py", "--arch", *check.architectures()],
          wants=("device", "nvcc")),
-    Step("build", "_C against this torch; prebuilt libraries are taken", 30, 200, built,
+    Step("build", "conv_ext with this torch; prebuilt libraries are taken", 30, 200, built,
          wants=("device", "torch", "nvcc", "toolkit"), needs=("runner",), background=True,
          environment=(("CONV_EXT_CUDA", "1"), ("CONV_EXT_PREBUILT", "1"))),
     Step("device", "what it runs on", 1, 20, lambda check: [str(check.runner()), "--device"], needs=("runner",),
@@ -370,10 +370,11 @@ class Check:
             if name == "runner":
                 fault, also = self.runner_fault(), f', or `make gpu-runner ARCHS="{" ".join(self.architectures())}"`'
             else:
-                fault, also = "" if any((ROOT / "conv_ext").glob("_C*.so")) else "conv_ext/_C is not built", ""
+                there = (ROOT / "conv_ext" / "libconv_ext_operators.so").is_file()
+                fault, also = "" if there else "conv_ext is not built", ""
             why = self.why_not(needed, chosen) if needed else ""
             if why:
-                return f"{fault or 'conv_ext/_C cannot be built'}: {why}"
+                return f"{fault or 'conv_ext cannot be built'}: {why}"
             if fault and not needed:
                 return f"{fault}: name {name}, too{also}"
         return ""

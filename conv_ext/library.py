@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch  # before the extension: its thread library and symbols must be there
 
 PACKAGE = Path(__file__).resolve().parent
-ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "baseline")
+OLDEST_TORCH = (2, 11)  # whose stable interface the operators are compiled for (setup.py)
 # AMX's tiles in plain C++, for tests on other processors: never chosen, only named.
 EMULATED = "amx-emulated"
 CHECKOUT = (PACKAGE.parent / "csrc").is_dir()  # else an installed package
@@ -19,7 +20,7 @@ CHECKOUT = (PACKAGE.parent / "csrc").is_dir()  # else an installed package
 REBUILD = f"    {sys.executable} -m pip install --no-build-isolation " + (
     "-e ." if CHECKOUT else "--no-deps --force-reinstall PATH-OF-THE-SOURCE-DISTRIBUTION"
 )
-ANOTHER = "Rebuild it:" if CHECKOUT else "Install the wheel for that torch, or build from the source distribution:"
+ANOTHER = "Rebuild it:" if CHECKOUT else "Install the wheel again, or build from the source distribution:"
 
 
 def _shadowed() -> Path | None:
@@ -40,11 +41,6 @@ def _source_digest(sources: Path) -> str:
     return digest.hexdigest()
 
 
-def _version(torch_version: str) -> str:
-    """Without what follows a plus: 2.13.0+cpu and 2.13.0+cu130 are builds of one and the same C++ interface."""
-    return torch_version.partition("+")[0]
-
-
 def _major(cuda_version: str | None) -> str | None:
     return cuda_version and cuda_version.partition(".")[0]
 
@@ -58,17 +54,15 @@ def _check_build() -> dict[str, Any]:
             hint = f"An installed one, {other}, is hidden by it: run from another folder, or build this one:\n{REBUILD}"
         raise ImportError(f"conv_ext at {PACKAGE} has no compiled extension. {hint}")
     build: dict[str, Any] = json.loads(record_file.read_text())
-    built = f"torch {build['torch']}, {build['python']}"
-    same_torch = _version(build["torch"]) == _version(torch.__version__)
-    if not same_torch or build["python"] != sys.implementation.cache_tag:
-        raise ImportError(
-            f"conv_ext at {PACKAGE} was built with {built}, but what is running is {running}. {ANOTHER}\n{REBUILD}"
-        )
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(f"conv_ext at {PACKAGE} needs torch {oldest} or later, but what is running is {running}")
     sources = PACKAGE.parent / "csrc"
     if CHECKOUT and _source_digest(sources) != build["sources"]:
         raise ImportError(
-            f"conv_ext at {PACKAGE} is stale: csrc has changed since it was built (with {built}). "
-            f"Rebuild it:\n{REBUILD}"
+            f"conv_ext at {PACKAGE} is stale: csrc has changed since it was built (with torch {build['torch']}, "
+            f"{build['python']}). Rebuild it:\n{REBUILD}"
         )
     return build
 
@@ -76,11 +70,14 @@ def _check_build() -> dict[str, Any]:
 BUILD = _check_build()
 try:
     from . import _C
-except ImportError as error:
+except OSError as error:
     raise ImportError(
-        f"conv_ext at {PACKAGE} was built with torch {BUILD['torch']}, {BUILD['python']}, and does not load with "
-        f"torch {torch.__version__}, {sys.implementation.cache_tag}: {error}. {ANOTHER}\n{REBUILD}"
+        f"conv_ext at {PACKAGE} does not load with torch {torch.__version__}, {sys.implementation.cache_tag}: {error}. "
+        f"{ANOTHER}\n{REBUILD}"
     ) from error
+
+# Every instruction set that is chosen by itself, the best first.
+ISAS = tuple(_C.known_isas())
 
 
 def available_isas() -> list[str]:
@@ -114,7 +111,9 @@ CUDA_LOADED = _load_cuda(BUILD)
 def build_info() -> dict[str, Any]:
     """What the compiled part was built with, and what it runs on.
 
-    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``cuda`` (whether CUDA kernels are in it and
+    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``fast_road`` (whether the build has the module
+    for the running torch and Python that calls the kernels below the dispatcher; else everything goes through the
+    dispatcher, with the same results, some microseconds slower a call); ``cuda`` (whether CUDA kernels are in it and
     loaded, which takes a torch for the same major version of CUDA), ``cuda_version`` (for which they are built, or
     None), ``cuda_architectures`` (of devices: sm_90 is machine code, compute_90 what newer ones compile at first use);
     ``isas`` (built), ``isas_available`` (this processor), ``isa`` (in use; ``CONV_EXT_ISA`` forces one);
@@ -122,12 +121,12 @@ def build_info() -> dict[str, Any]:
     """
     from ._version import __version__
 
-    compiled = _C.build_info()
     return {
         "version": __version__,
         "torch": BUILD["torch"],
-        "python": compiled["python"],
-        "compiler": compiled["compiler"],
+        "python": BUILD["python"],
+        "compiler": _C.compiler(),
+        "fast_road": _C.HAS_FAST_ROAD,
         "cuda": CUDA_LOADED,
         "cuda_version": BUILD.get("cuda_version"),
         "cuda_architectures": BUILD.get("cuda_architectures", []),

@@ -158,7 +158,7 @@ def layer_of(model: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
     TypeError unless the model is a module whose parameters have values.
     """
     _checked(model)
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))  # a layer that is there twice has two names
     for name, module in modules.items():
         if layer is module or isinstance(layer, str) and layer == name:
             return name or type(module).__name__, module
@@ -194,6 +194,9 @@ def images_for(images: Tensor, model: nn.Module, *, several: bool = False) -> Te
 def run_on(model: nn.Module, x: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Any:
     """What a model makes of x, with other parameters if given. Its buffers stay as they are: the statistics of a batch
     normalisation in training mode, say, which a picture is not to move."""
+    if isinstance(model, nn.DataParallel):  # which torch.func does not take
+        inner = {name.removeprefix("module."): tensor for name, tensor in (parameters or {}).items()}
+        return run_on(model.module, x, inner)
     buffers = {}
     if model.training or any(module.training for module in model.modules()):
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -1,7 +1,4 @@
 // The operators on the CPU: allocate, plan, run; torch's thread pool behind the kernels' executor.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <ATen/record_function.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -21,8 +18,6 @@
 namespace conv_ext {
 namespace {
 
-using at::Tensor;
-
 std::atomic<const KernelLibrary*> loaded_library{nullptr};
 ThreadMemory& scratch_memory() {
   thread_local ThreadMemory memory;
@@ -35,7 +30,7 @@ class Workspace {
   ~Workspace() { memory().trim(); }
   void* get(int64_t bytes) {
     void* const data = memory().get(bytes);
-    TORCH_CHECK(data != nullptr, "conv_ext could not allocate ", bytes, " bytes of workspace");
+    CONV_EXT_CHECK(data != nullptr, "conv_ext could not allocate ", bytes, " bytes of workspace");
     return data;
   }
 
@@ -97,11 +92,12 @@ class Shares {
 // The calling thread's own scratch is there before anything runs, or nothing runs; where a worker cannot have any,
 // the others do its share. So nothing is thrown within a parallel region, and a call computes all or raises.
 void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void*, int64_t, void*), void* argument) {
-  const bool alone = at::in_parallel_region() || pool_left_behind;
-  const int64_t workers = alone ? 1 : std::min<int64_t>(count, at::get_num_threads());
+  uint32_t threads = 1;  // within a parallel region torch runs the whole loop on the calling thread
+  if (!pool_left_behind) check_torch(torch_get_num_threads(&threads), "count its threads");
+  const int64_t workers = std::min<int64_t>(count, threads);
   void* const scratch = scratch_bytes > 0 ? scratch_memory().get(scratch_bytes) : nullptr;
-  TORCH_CHECK(scratch_bytes <= 0 || scratch != nullptr, "conv_ext could not allocate ", scratch_bytes,
-              " bytes of scratch for a thread");
+  CONV_EXT_CHECK(scratch_bytes <= 0 || scratch != nullptr, "conv_ext could not allocate ", scratch_bytes,
+                 " bytes of scratch for a thread");
   Shares shares(count, workers);
   const auto work = [&](int64_t worker, void* own) {
     shares.take_all(worker, [&](int64_t i) { body(argument, i, own); });
@@ -109,35 +105,46 @@ void run_parallel(void*, int64_t count, int64_t scratch_bytes, void (*body)(void
   if (workers > 1) {
     const std::thread::id caller = std::this_thread::get_id();
     const unsigned mode = FloatingPointMode::current();
-    at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    auto share = [&](int64_t begin, int64_t end) {
       if (begin == end) return;
       const bool is_caller = std::this_thread::get_id() == caller;
       void* const own = is_caller || scratch_bytes <= 0 ? scratch : scratch_memory().get(scratch_bytes);
       if (scratch_bytes > 0 && own == nullptr) return;
       FloatingPointMode scope(mode);
       work(begin, own);
-    });
+    };
+    using Share = decltype(share);
+    const ParallelFunc call = [](int64_t begin, int64_t end, void* share) {
+      (*static_cast<const Share*>(share))(begin, end);
+    };
+    check_torch(torch_parallel_for(0, workers, 1, call, &share), "run in parallel");
   }
   work(0, scratch);  // what a serial call has to do, and what workers without scratch have left
 }
 
+AtenTensorHandle allocate_by_interface(const int64_t* sizes, const int64_t* strides, int64_t dims, int32_t type,
+                                       Device device) {
+  AtenTensorHandle made = nullptr;
+  check_torch(aoti_torch_empty_strided(dims, sizes, strides, type, device.type, device.index, &made),
+              "allocate a result");
+  return made;
+}
+
 }  // namespace
+
+Allocate allocate = allocate_by_interface;
+IsListening profiler_listens = nullptr;
 
 const KernelLibrary& kernel_library() {
   if (loaded_library == nullptr) load_kernel_library(chosen_library());  // by two threads: the same one, twice
   return *loaded_library;
 }
 
-void load_chosen_kernel_library() { load_kernel_library(chosen_library()); }
-std::vector<std::string> known_instruction_sets() { return known_isas(); }
-std::vector<std::string> supported_instruction_sets() { return supported_isas(); }
-std::vector<std::string> available_instruction_sets() { return available_isas(); }
-
 void load_kernel_library(const std::string& path) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  TORCH_CHECK(handle != nullptr, "the kernel library did not load: ", dlerror());
+  CONV_EXT_CHECK(handle != nullptr, "the kernel library did not load: ", dlerror());
   auto entry = reinterpret_cast<const KernelLibrary* (*)()>(dlsym(handle, "conv_ext_kernel_library"));
-  TORCH_CHECK(entry != nullptr, "not a kernel library of conv_ext: ", path);
+  CONV_EXT_CHECK(entry != nullptr, "not a kernel library of conv_ext: ", path);
   loaded_library = entry();
 }
 
@@ -173,11 +180,13 @@ struct PackedHead {
 static_assert(sizeof(PackedHead) <= kHeadBytes);
 
 // Where kept weights begin; nullptr where they are not for this plan.
-char* kept_weights(const Tensor& packed, const PackedHead& head) {
-  if (packed.scalar_type() != at::kByte || !packed.is_cpu() || !packed.is_contiguous() ||
-      packed.numel() != kHeadBytes + head.bytes)
+char* kept_weights(const Operand& packed, const PackedHead& head) {
+  bool contiguous = false;
+  check_torch(aoti_torch_is_contiguous(packed.tensor, &contiguous), "describe a tensor");
+  if (packed.type_name != std::string_view("uint8") || !is_cpu(packed) || !contiguous ||
+      packed.elements() != kHeadBytes + head.bytes)
     return nullptr;
-  char* const data = static_cast<char*>(const_cast<void*>(packed.const_data_ptr()));
+  char* const data = static_cast<char*>(const_data(packed.tensor));
   return memcmp(data, &head, sizeof head) == 0 && reinterpret_cast<uintptr_t>(data) % 64 == 0 ? data + kHeadBytes
                                                                                               : nullptr;
 }
@@ -192,22 +201,24 @@ void run_planned(Pass pass, const KernelLibrary& library, const Plan& plan, cons
 
 }  // namespace
 
-Tensor pack_cpu(const Tensor& input, const Tensor& weight, const CallArguments& call) {
-  ConvProblem problem = validate(Pass::Forward, input, weight, std::nullopt, call);
+Tensor pack_cpu(const Operand& input, const Operand& weight, const CallArguments& call) {
+  ConvProblem problem = validate(Pass::Forward, input, weight, nullptr, call);
   problem.channels_last = lies_channels_last(input, weight);
-  const Tensor result = allocate_result(problem, Pass::Forward, input, weight);
+  const Tensor owned = allocate_result(problem, Pass::Forward, input, weight);
+  const Operand result = operand_of(owned.get());
   const KernelLibrary& library = kernel_library();
-  Buffers buffers = buffers_of(Pass::Forward, input, weight, std::nullopt, result, call);
+  Buffers buffers = buffers_of(Pass::Forward, input, weight, nullptr, result, call);
   merge_kernel_into_channels(&problem, &buffers);
   const Strides strides = strides_of(problem, buffers);
   const PlanInput plan_input{problem, Pass::Forward, library.machine, strides, true};
   const Candidate& candidate = choose_or_throw(plan_input, call.algorithm);
-  const bool empty = input.numel() == 0 || weight.numel() == 0 || result.numel() == 0;
-  const Plan plan = empty ? Plan{} : make_plan(plan_input, candidate);
-  if (plan.kept_bytes == 0) return at::empty({0}, weight.options().dtype(at::kByte));
-  // Zeros: what a plan leaves between its panels is to be the same in every packing.
-  Tensor packed = at::zeros({kHeadBytes + plan.kept_bytes}, weight.options().dtype(at::kByte));
-  char* const data = static_cast<char*>(packed.mutable_data_ptr());
+  const bool nothing = input.elements() == 0 || weight.elements() == 0 || result.elements() == 0;
+  const Plan plan = nothing ? Plan{} : make_plan(plan_input, candidate);
+  const std::array<int64_t, 1> bytes{plan.kept_bytes == 0 ? 0 : kHeadBytes + plan.kept_bytes}, one{1};
+  Tensor packed = empty(bytes, one, aoti_torch_dtype_uint8(), weight.device);
+  if (plan.kept_bytes == 0) return packed;
+  char* const data = static_cast<char*>(const_data(packed.get()));
+  memset(data, 0, size_t(bytes[0]));  // what a plan leaves between its panels is to be the same in every packing
   const PackedHead head = PackedHead::of(problem, library.machine, plan);
   memcpy(data, &head, sizeof head);
   buffers.kept = data + kHeadBytes;
@@ -216,18 +227,21 @@ Tensor pack_cpu(const Tensor& input, const Tensor& weight, const CallArguments& 
   return packed;
 }
 
-Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
-               const CallArguments& call) {
+Tensor run_cpu(Pass pass, const Operand& a, const Operand& b, const Operand* bias, const CallArguments& call) {
   ConvProblem problem = validate(pass, a, b, bias, call);
-  TORCH_CHECK(a.is_cpu(), "conv_ext has no kernels for device ", a.device());
+  CONV_EXT_CHECK(is_cpu(a), "conv_ext has no kernels for device ", a.device);
   problem.channels_last = lies_channels_last(a, b);
-  const Tensor result = allocate_result(problem, pass, a, b);
-  Tensor computed = result;
+  Tensor owned = allocate_result(problem, pass, a, b), other_order;
+  const Operand result = operand_of(owned.get());
+  Operand computed = result;
   // The order of the sums in a depthwise convolution follows from the layouts, which are those of the operands alone
   // where the result is computed in theirs.
   if (problem.groups > 1 && problem.groups == problem.c && problem.c == problem.k &&
-      !lies_so(result, problem.channels_last))
-    computed = at::empty(result.sizes(), result.options().memory_format(memory_format(problem.channels_last)));
+      !lies_so(result, problem.channels_last)) {
+    const List<int64_t>& n = result.sizes;
+    other_order = empty_like_this({n[0], n[1], n[2], n[3]}, problem.channels_last, a);
+    computed = operand_of(other_order.get());
+  }
   const KernelLibrary& library = kernel_library();
   Buffers buffers = buffers_of(pass, a, b, bias, computed, call);
   const ConvProblem unmerged = problem;
@@ -236,10 +250,10 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
   const Strides strides = strides_of(problem, buffers);
   const PlanInput input{problem, pass, library.machine, strides};
   const Candidate& candidate = choose_or_throw(input, call.algorithm);
-  if (result.numel() == 0) return result;
-  if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(pass, result, bias, call);
+  if (result.elements() == 0) return owned;
+  if (a.elements() == 0 || b.elements() == 0) return fill_empty_sum(pass, std::move(owned), bias, call);
   Plan plan = make_plan(input, candidate);
-  if (call.packed != nullptr && call.packed->numel() > 0) {
+  if (call.packed != nullptr && call.packed->elements() > 0) {
     const Plan with_kept = make_plan({problem, pass, library.machine, strides, true}, candidate);
     buffers.kept = kept_weights(*call.packed, PackedHead::of(problem, library.machine, with_kept));
     if (buffers.kept != nullptr) {
@@ -247,21 +261,21 @@ Tensor run_cpu(Pass pass, const Tensor& a, const Tensor& b, const std::optional<
       buffers.packed = PackedWeights::Kept;
     }
   }
-  RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
+  const ProfilerScope scope(pass_name(pass), candidate.name);
   run_planned(pass, library, plan, problem, buffers);
   if (merged && pass == Pass::InputGrad) add_zeros_around_gradient(problem, buffers, unmerged, unmerged_buffers);
-  if (!computed.is_same(result)) result.copy_(computed);
-  return result;
+  if (other_order) copy(owned, other_order.get());
+  return owned;
 }
 
-TORCH_LIBRARY_IMPL(conv_ext, CPU, library) {
-  implement<run_cpu>(library);
-  library.impl("pack",
-               [](const Tensor& weight, const Tensor& input, at::IntArrayRef stride, at::IntArrayRef padding,
-                  at::IntArrayRef dilation, int64_t groups, std::string_view precision, std::string_view algorithm) {
-                 return pack_cpu(input, weight, {{}, stride, padding, dilation, groups, precision, algorithm, "none"});
-               });
+namespace {
+
+const Library kLibrary = [] {
+  Library library = implemented<run_cpu>("CPU");
+  library.impl("pack", boxed_pack);
   end_the_pool_before_a_fork();
-}
+  return library;
+}();
 
+}  // namespace
 }  // namespace conv_ext

@@ -1,11 +1,7 @@
 // The operators on CUDA: allocate, plan, start the kernels on the current stream. Compiled where torch is a CUDA build.
 //
-// Written against torch's device-neutral interface, so that no header of the CUDA toolkit is needed. Nothing here waits
+// Written against torch's stable interface, so that no header of the CUDA toolkit is needed. Nothing here waits
 // for the device, and all memory comes from torch's allocator, so that a call can be captured in a CUDA graph.
-#include <ATen/ATen.h>
-#include <ATen/record_function.h>
-#include <c10/core/DeviceGuard.h>
-
 #include <atomic>
 
 #include "../cuda/launch.h"
@@ -16,13 +12,11 @@
 namespace conv_ext {
 namespace {
 
-using at::Tensor;
-
 void check_cuda(int error, const char* what) {
-  TORCH_CHECK(error == 0, "conv_ext: ", what, ": ", cuda_error_text(error));
+  CONV_EXT_CHECK(error == 0, "conv_ext: ", what, ": ", cuda_error_text(error));
 }
 
-CudaTraits traits_of(c10::DeviceIndex device) {
+CudaTraits traits_of(int32_t device) {
   static std::array<std::atomic<int>, 128> known{};  // a query costs more than a small launch
   int capability = known[size_t(device)];
   if (capability == 0) {
@@ -35,47 +29,66 @@ CudaTraits traits_of(c10::DeviceIndex device) {
 
 // Torch's current stream of a device, by a function of its stable interface. It lives in a library that is not there
 // to link with where torch is a CPU build, and that is loaded already where it is not.
-void* current_stream(c10::DeviceIndex device) {
+void* current_stream(int32_t device) {
   using Function = int32_t (*)(int32_t device, void** stream);
   static const Function function = [] {
     void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
     void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
     return reinterpret_cast<Function>(found);
   }();
-  TORCH_CHECK(function != nullptr, "conv_ext found no aoti_torch_get_current_cuda_stream in torch's libtorch_cuda.so");
+  CONV_EXT_CHECK(function != nullptr,
+                 "conv_ext found no aoti_torch_get_current_cuda_stream in torch's libtorch_cuda.so");
   void* stream = nullptr;
-  TORCH_CHECK(function(device, &stream) == 0, "conv_ext: torch gave no current stream of CUDA device ", int(device));
+  CONV_EXT_CHECK(function(device, &stream) == 0, "conv_ext: torch gave no current stream of CUDA device ", device);
   return stream;
 }
 
+// Makes a device current for as long as it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int32_t device) {
+    check_torch(aoti_torch_create_device_guard(device, &guard_), "make a device current");
+  }
+  ~OnDevice() { aoti_torch_delete_device_guard(guard_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  DeviceGuardHandle guard_ = nullptr;
+};
+
 }  // namespace
 
-Tensor run_cuda(Pass pass, const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias,
-                const CallArguments& call) {
+Tensor run_cuda(Pass pass, const Operand& a, const Operand& b, const Operand* bias, const CallArguments& call) {
   ConvProblem problem = validate(pass, a, b, bias, call);  // all operands are on one device
-  TORCH_CHECK(a.is_cuda(), "conv_ext has no kernels for device ", a.device());
-  const c10::DeviceGuard on_device(a.device());
-  Tensor result = allocate_result(problem, pass, a, b);
+  CONV_EXT_CHECK(is_cuda(a), "conv_ext has no kernels for device ", a.device);
+  const int32_t device = a.device.index;
+  const OnDevice on_device(device);
+  Tensor owned = allocate_result(problem, pass, a, b);
+  const Operand result = operand_of(owned.get());
   Buffers buffers = buffers_of(pass, a, b, bias, result, call);
   merge_kernel_into_channels(&problem, &buffers);
-  const CudaCandidate& candidate = choose_cuda_or_throw(problem, pass, traits_of(a.device().index()), call.algorithm);
-  if (result.numel() == 0) return result;
-  if (a.numel() == 0 || b.numel() == 0) return fill_empty_sum(pass, result, bias, call);
+  const CudaCandidate& candidate = choose_cuda_or_throw(problem, pass, traits_of(device), call.algorithm);
+  if (result.elements() == 0) return owned;
+  if (a.elements() == 0 || b.elements() == 0) return fill_empty_sum(pass, std::move(owned), bias, call);
   const CudaPlan plan = make_cuda_plan(problem, pass, candidate, &buffers);
-  RECORD_FUNCTION(std::string("conv_ext::") + pass_name(pass) + "[" + candidate.name + "]", std::vector<c10::IValue>());
+  const ProfilerScope scope(pass_name(pass), candidate.name);
   Tensor workspace;  // freed in the stream's order: the kernels are done with it before anybody else gets it
   if (plan.workspace_bytes > 0) {
-    workspace = at::empty({plan.workspace_bytes}, a.options().dtype(at::kByte).memory_format(std::nullopt));
-    buffers.workspace = workspace.mutable_data_ptr();
+    const std::array<int64_t, 1> bytes{plan.workspace_bytes}, one{1};
+    workspace = empty(bytes, one, aoti_torch_dtype_uint8(), a.device);
+    buffers.workspace = const_data(workspace.get());
   }
   const auto launch = pass == Pass::Forward     ? launch_forward
                       : pass == Pass::InputGrad ? launch_input_grad
                                                 : launch_weight_grad;
-  check_cuda(launch(problem, plan, buffers, current_stream(a.device().index())), "a kernel could not be started");
+  check_cuda(launch(problem, plan, buffers, current_stream(device)), "a kernel could not be started");
   const bool finished = !buffers.epilogue.any() || buffers.epilogue.is_relu();  // which the kernels have
-  return finished ? result : finish_by_torch(result, call);
+  return finished ? std::move(owned) : finish_by_torch(std::move(owned), call);
 }
 
-TORCH_LIBRARY_IMPL(conv_ext, CUDA, library) { implement<run_cuda>(library); }
+namespace {
+const Library kLibrary = implemented<run_cuda>("CUDA");
+}  // namespace
 
 }  // namespace conv_ext

@@ -1,8 +1,6 @@
 // The launchers of cuda/launch.h for cuda.cpp: those of libconv_ext_cuda.so, once that is loaded.
 #include "../cuda/library.h"
 
-#include <c10/util/Exception.h>
-
 #include <atomic>
 #include <string>
 
@@ -30,10 +28,11 @@ const CudaLibrary& library() {
   static const bool looked = (load_beside_these(), true);
   static_cast<void>(looked);
   const CudaLibrary* const library = loaded_library;
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      library != nullptr, "conv_ext has not loaded its CUDA kernels, since they were built for another major version ",
-      "of CUDA than this torch: python -m conv_ext info says which. Install the wheel for it, or build again with ",
-      "nvcc of that version on the PATH");
+  if (library == nullptr)
+    throw NotImplemented(
+        "conv_ext has not loaded its CUDA kernels, since they were built for another major version of CUDA than this "
+        "torch: python -m conv_ext info says which. Install the wheel for it, or build again with nvcc of that version "
+        "on the PATH");
   return *library;
 }
 
@@ -45,9 +44,9 @@ int launch(Pass pass, const ConvProblem& problem, const CudaPlan& plan, const Bu
 
 void load_cuda_library(const std::string& path) {
   void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  TORCH_CHECK(handle != nullptr, "the library of CUDA kernels did not load: ", dlerror());
+  CONV_EXT_CHECK(handle != nullptr, "the library of CUDA kernels did not load: ", dlerror());
   const auto entry = reinterpret_cast<decltype(&conv_ext_cuda_library)>(dlsym(handle, "conv_ext_cuda_library"));
-  TORCH_CHECK(entry != nullptr, "not a library of conv_ext's CUDA kernels: ", path);
+  CONV_EXT_CHECK(entry != nullptr, "not a library of conv_ext's CUDA kernels: ", path);
   loaded_library = entry();
 }
 

@@ -1,23 +1,49 @@
-// The fast road of the Python layer: asks whether a call is plain, and runs an operator below the dispatcher.
-// Written against CPython's own calling convention: through the dispatcher a tiny call costs seven times as much
-// (docs/decisions/0001-torch-library-not-the-stable-abi.md has the figures).
-#include "fastcall.h"
-
+// The fast road of the Python layer: asks whether a call is plain, and runs an operator below the dispatcher. A module
+// for one version of torch and of Python (conv_ext/_C.py stands in for it elsewhere), linked with the operators.
+// Written against CPython's own calling convention: through the dispatcher a tiny call costs several times as much
+// (docs/decisions/0001-operators-on-the-stable-abi.md has the figures).
 #include <ATen/ATen.h>
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/Exceptions.h>
 #include <c10/core/GradMode.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/inductor/aoti_torch/utils.h>
 
 #include <chrono>
 #include <iterator>
 #include <thread>
 
+#include "old_glibc.h"
 #include "operators.h"
 
 namespace conv_ext {
 namespace {
+
+using torch::aot_inductor::tensor_handle_to_tensor_pointer, torch::aot_inductor::tensor_pointer_to_tensor_handle;
+
+// Results by torch's C++ interface, whose errors keep their classes.
+AtenTensorHandle allocate_by_torch(const int64_t* sizes, const int64_t* strides, int64_t dims, int32_t type,
+                                   Device device) {
+  const at::Device where(c10::DeviceType(device.type), c10::DeviceIndex(device.index));
+  const auto options = at::TensorOptions(where).dtype(at::ScalarType(type));
+  const at::IntArrayRef size(sizes, size_t(dims)), stride(strides, size_t(dims));
+  return tensor_pointer_to_tensor_handle(new at::Tensor(at::empty_strided(size, stride, options)));
+}
+
+// What operand_of asks torch's interface for, at hand here.
+Operand lent(const at::Tensor& tensor) {
+  const AtenTensorHandle handle = tensor_pointer_to_tensor_handle(const_cast<at::Tensor*>(&tensor));
+  if (tensor.layout() != at::kStrided) return operand_of(handle);
+  Operand operand{};
+  operand.tensor = handle;
+  operand.sizes = {tensor.sizes().data(), size_t(tensor.dim())};
+  operand.stride = tensor.strides().data();
+  operand.device = {int32_t(tensor.device().type()), int32_t(tensor.device().index())};
+  set_type(&operand, int32_t(tensor.scalar_type()));
+  return operand;
+}
 
 // What kind of call it is: conv_ext._C.Road of Python, whose members have these numbers and names.
 enum class Road { General, PlainGradient, Plain };
@@ -183,21 +209,23 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   a.padding = padding.values;
   a.dilation = dilation.values;
   const at::Tensor first = THPVariable_Unpack(arguments[0]), second = THPVariable_Unpack(arguments[1]);
-  std::optional<at::Tensor> bias;
+  at::Tensor bias, residual, packed, result;
   if (has_bias) bias = THPVariable_Unpack(arguments[2]);
-  at::Tensor packed, residual;
-  if (has_residual) {
-    residual = THPVariable_Unpack(arguments[10]);
-    a.residual = &residual;
-  }
-  if (with_packed) {
-    packed = THPVariable_Unpack(arguments[count - 1]);
-    a.packed = &packed;
-  }
-  at::Tensor result;
+  if (has_residual) residual = THPVariable_Unpack(arguments[10]);
+  if (with_packed) packed = THPVariable_Unpack(arguments[count - 1]);
   without_gil([&] {
     at::AutoDispatchBelowADInplaceOrView below;  // the operators called inside record nothing
-    result = (first.is_cuda() ? run_cuda : run_cpu)(pass, first, second, bias, a);
+    Operand lent_bias, lent_residual, lent_packed;
+    if (has_bias) lent_bias = lent(bias);
+    if (has_residual) a.residual = &(lent_residual = lent(residual));
+    if (with_packed) a.packed = &(lent_packed = lent(packed));
+    const RunPass run = first.is_cuda() ? run_cuda : run_cpu;
+    try {
+      const Tensor computed = run(pass, lent(first), lent(second), has_bias ? &lent_bias : nullptr, a);
+      result = std::move(*tensor_handle_to_tensor_pointer(computed.get()));
+    } catch (const NotImplemented& error) {
+      C10_THROW_ERROR(NotImplementedError, error.what());
+    }
   });
   return THPVariable_Wrap(std::move(result));
   END_HANDLE_TH_ERRORS
@@ -225,10 +253,13 @@ PyMethodDef kMethods[] = {
 };
 
 }  // namespace
-
-void add_fast_functions(PyObject* module) {
-  add_roads(module);
-  PyModule_AddFunctions(module, kMethods);
-}
-
 }  // namespace conv_ext
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  using namespace conv_ext;
+  module.doc() = "The fast road of conv_ext, for one version of torch and of Python: see conv_ext/_C.py.";
+  add_roads(module.ptr());
+  PyModule_AddFunctions(module.ptr(), kMethods);
+  allocate = allocate_by_torch;
+  profiler_listens = [] { return at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION).has_value(); };
+}

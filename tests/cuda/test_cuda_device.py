@@ -1,7 +1,8 @@
 """The layers above the CUDA kernels, end to end without a GPU: the GPU's own tests on a device in host memory.
 
-The real binding (csrc/torch/cuda.cpp, fastcall.cpp) is linked with tests/cuda_host/host_device.cpp into a _C of its
-own, and a process with it runs the tests that are marked for a GPU, but for those of streams, graphs and the kernels.
+The real binding (csrc/torch/cuda.cpp) is linked with tests/cuda_host/host_device.cpp into operators of its own, beside
+the real fast road, and a process with them runs the tests that are marked for a GPU, but for those of streams, graphs
+and the kernels.
 """
 
 import json
@@ -30,6 +31,7 @@ BEYOND = (
     "parametrized_layers test_inference_mode compile"
 ).split()
 LIMIT = 600
+OTHERS = ("cuda", "cuda_library", "without_cuda", "fastcall")  # objects that are not in these operators
 
 pytestmark = [
     pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has a CUDA of its own"),
@@ -52,7 +54,7 @@ def package(tmp_path_factory):
         done = subprocess.run([compiler, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
 
-    every = [path for path in OBJECTS.rglob("*.o") if path.stem not in ("cuda", "cuda_library", "without_cuda")]
+    every = [path for path in OBJECTS.rglob("*.o") if path.stem not in OTHERS]
     # Of sources that are still there: the folder keeps objects of others.
     objects = [o for o in every if (SOURCES / o.relative_to(OBJECTS)).with_suffix(".cpp").is_file()]
     for source in (SOURCES / "torch" / "cuda.cpp", HOST / "host_device.cpp"):
@@ -66,8 +68,10 @@ def package(tmp_path_factory):
 
     shutil.copytree(PACKAGE, folder / "conv_ext", ignore=ours)
     (folder / "conv_ext" / "lib").symlink_to(PACKAGE / "lib")
-    binary = folder / "conv_ext" / Path(conv_ext._C.__file__).name
-    compiled("-shared", *objects, "-o", binary, *libraries)
+    name = conv_ext._C.OPERATORS.name
+    compiled("-shared", *objects, "-o", folder / "conv_ext" / name, f"-Wl,-soname,{name}", *libraries)
+    (fast_road,) = PACKAGE.glob(f"{conv_ext._C.FAST_NAME}.*")
+    shutil.copy(fast_road, folder / "conv_ext")  # it finds the operators beside it
     record = {**BUILD, "cuda": True, "cuda_architectures": ["sm_90"]}
     (folder / "conv_ext" / "_build.json").write_text(json.dumps(record))
     return folder

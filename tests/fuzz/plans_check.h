@@ -401,6 +401,10 @@ inline void check_panels_grad(const Sizes& s, const ConvProblem& z, const Plan& 
   v->expect(own.in_place == (!positions && s.taps == 1 && !padded && same_type),
             "one tap without padding is read in place, where nothing is widened");
   v->expect(own.in_place || !along_input, "vectors run along C where it is not packed otherwise");
+  v->within(own.panel_vectors, 1, 4, "panel_vectors are those of a register tile");
+  v->expect(own.in_place || !own.outer, "outer products are of what is read in place");
+  v->expect(!own.lanes_in_place || (own.outer && s.parts * (along_input ? z.group_c() : z.group_k()) % s.lanes == 0),
+            "lanes are read in place where they fill vectors");
   if (v->rule) return;
   // Of small tiles the positions are counted tap by tap.
   if (s.taps <= 64) {
@@ -424,10 +428,13 @@ inline void check_panels_grad(const Sizes& s, const ConvProblem& z, const Plan& 
   v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
   const Wide line = Wide(own.tile_w) * own.batch;
   v->expect(!positions || own.grad_pitch == rounded_up(line, s.lanes), "a row of the gradient is whole vectors");
-  const Wide lanes = Wide(own.lanes) * own.tile_h * (positions ? Wide(own.grad_pitch) : line);
+  const Wide lanes =
+      own.lanes_in_place ? Wide(0) : Wide(own.lanes) * own.tile_h * (positions ? Wide(own.grad_pitch) : line);
   const Wide rows = own.in_place ? 0 : Wide(own.rows) * own.channel_pitch;
   v->expect(plan.scratch_bytes >= (lanes + rows) * own.task_groups * s.bytes + own.rows * s.taps * 8,
             "the panels and rows fit the scratch");
+  const Wide segments = Wide(own.batch) * own.tile_h * (own.outer ? 2 : 1);
+  v->expect(positions || plan.scratch_bytes >= own.rows * s.taps * 8 + segments * 8, "the offsets fit the scratch");
 }
 
 inline void check_windows(const Sizes& s, const ConvProblem& z, const Machine& machine, const Plan& plan, Verdict* v) {

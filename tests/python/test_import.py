@@ -1,7 +1,6 @@
 """What `import conv_ext` costs on top of torch: nothing heavy; and what it finds."""
 
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 import conv_ext
 from children import run_python
+from conv_ext import _by_dispatcher
 
 # What an import of torch alone leaves out, and what is slow to load.
 HEAVY = (
@@ -49,6 +49,11 @@ def test_import_and_first_step_load_nothing_heavy():
     imported, after_a_step = child.stdout.splitlines()
     assert "'conv_ext.settings'" in imported
     assert not [name for name in HEAVY if f"'{name}'" in imported + after_a_step]
+    # What counts is the number of modules: each is a look at some folders, and a file.
+    ours, others = [], []
+    for name in ast.literal_eval(imported):
+        (ours if name.startswith("conv_ext") else others).append(name)
+    assert len(ours) <= 40 and len(others) <= 10, (ours, others)
 
 
 def test_what_is_loaded_later_is_an_attribute_of_the_package():
@@ -69,13 +74,14 @@ def test_the_list_above_names_modules_that_compiling_loads(name):
     assert name in sys.modules
 
 
-def test_the_stub_of_the_compiled_part_says_what_is_there():
-    stub = ast.parse(Path(conv_ext.__file__).with_name("_C.pyi").read_text())
+def test_the_stub_of_the_fast_road_says_what_is_there():
+    """And its stand-in has the same."""
+    stub = ast.parse(Path(conv_ext.__file__).with_name("_fast.pyi").read_text())
     named = {node.name: node for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    assert set(named) == {name for name in vars(conv_ext._C) if not name.startswith("__")}
     members = {node.targets[0].id: node.value.value for node in named["Road"].body if isinstance(node, ast.Assign)}
     assert members == {road.name: road.value for road in conv_ext._C.Road}
-    for name, node in named.items():
-        signature = re.match(rf"{name}\((.*)\) ->", (getattr(conv_ext._C, name).__doc__ or "").partition("\n")[0])
-        if signature is not None and isinstance(node, ast.FunctionDef):  # as pybind11 writes it
-            assert re.findall(r"(\w+): ", signature[1]) == [argument.arg for argument in node.args.args], name
+    assert members == {road.name: road.value for road in _by_dispatcher.Road}
+    assert all(callable(getattr(_by_dispatcher, name)) for name in named)
+    if conv_ext._C.HAS_FAST_ROAD:
+        module = sys.modules[f"conv_ext.{conv_ext._C.FAST_NAME}"]
+        assert set(named) == {name for name in vars(module) if not name.startswith("__")}

@@ -220,6 +220,15 @@ def test_looking_changes_nothing(look):
             assert torch.equal(tensor, before[name]), name
 
 
+def test_models_in_another_and_layers_with_two_names():
+    net, x = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU()), torch.rand(2, 1, 8, 8)
+    net.append(net[0])
+    parallel = nn.DataParallel(net)
+    for look in (visualize.find_patches, visualize.deconvnet_maps):
+        found = [look(model, layer, x, 0) for model, layer in ((net, "0"), (net, "2"), (parallel, "module.0"))]
+        assert all(torch.equal(a, found[0]) if isinstance(a, torch.Tensor) else a == found[0] for a in found)
+
+
 def test_occlusion_of_a_traced_model():
     net, x = Normalised().eval(), torch.rand(1, 1, 32, 32)
     traced = torch.jit.trace(net, x)

@@ -145,9 +145,12 @@ def scaling_text(result: dict, _: bool = False) -> str:
 
 
 def fused_text(result: dict, _: bool = False) -> str:
-    rows = [[row["network"], row["n"], *(number(row[f"{side}_ms"]) for side in ("torch", "ours", "fused")),
-             number(row["gain"]), spread(row), number(row["ratio"]), f"{row['error']:.1e}"] for row in result["cases"]]
-    head = ["network", "images", "ms torch", "ms ours", "ms fused", "ours / fused", "spread", "torch / fused", "error"]
+    rows = [[row["network"], row["n"], row["layout"],
+             *(number(row[f"{side}_ms"]) for side in ("torch", "ours", "apart", "fused")),
+             *(number(row[ratio]) for ratio in ("ratio", "gain", "epilogues")), spread(row), f"{row['error']:.1e}"]
+            for row in result["cases"]]
+    head = ["network", "images", "layout", "ms torch", "ms ours", "ms without epilogues", "ms fused", "torch / fused",
+            "ours / fused", "without / fused", "spread", "error"]
     return machine_line(result["machine"]) + "\n\n" + table(head, rows)
 
 

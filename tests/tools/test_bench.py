@@ -326,7 +326,7 @@ def test_a_network_whose_copy_of_ours_differs_is_wrong():
 
 @pytest.mark.parametrize("name", ["lenet5", "googlenet"])
 def test_a_fused_network_is_compared(name):
-    measured = fused.measure(name, 1, 1e-3)
+    measured = fused.measure(name, 1, "channels_last", 1e-3)
     assert measured["right"] and measured["gain"] > 0
     text = report.text({"command": "fused", "machine": result([])["machine"], "cases": [measured]})
     assert f"| {name}" in text and "torch / fused" in text

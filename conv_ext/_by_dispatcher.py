@@ -84,5 +84,7 @@ def forward_packed(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     from .passes import check_dtype
 
     *others, packed = arguments
+    if not isinstance(packed, Tensor):  # the dispatcher takes None for a tensor
+        raise TypeError(f"packed must be a Tensor, got {type(packed)!r}")
     check_dtype("forward", input, weight, *others)
     return _below("forward_packed", input, weight, packed, *others)

@@ -338,6 +338,8 @@ void prepare_tiles(const PlanInput& input, Plan* plan) {
   plan->scratch_bytes = scratch.bytes();
 }
 
+constexpr double kFarResults = 1 << 20;  // bytes
+
 // What AMX's tiles do: blocks of 2 x 2 tiles, of 32 channels and a tap, times the products of parts; numbers that are
 // packed, times parts; results; and sums that are handed over from tiles, by the block.
 Work tiles_work(const PlanInput& input, int64_t parts) {
@@ -371,10 +373,13 @@ Work tiles_work(const PlanInput& input, int64_t parts) {
   const double positions = line ? s.rows * s.row : s.rows * (s.row + gap);
   const double steps = phases * (joined ? positions / edge : steps_of(positions));
   const double chains = std::ceil(std::ceil(s.c / edge) * taps / phases / 16);
+  // What is no line counts its rows. Of lines, results of an image that do not stay near take longer to write.
+  const bool far = s.result_v * double(machine.vector_bytes) > kFarResults;
+  const double rows_or_far = !line ? s.rows : far ? s.result_v : 0;
   return {line ? Nest::TilesLine : Nest::Tiles,
           {blocks * taps / phases * steps * products, s.source_v * cut, s.result_v, s.weight_v * cut,
            std::ceil(s.m / edge) * s.groups * steps * chains, s.source_v, s.weight_v,
-           std::ceil(s.m / edge) * s.groups * steps, s.rows, 1 / kImagesOfCall}};
+           std::ceil(s.m / edge) * s.groups * steps, rows_or_far, 1 / kImagesOfCall}};
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 
 #include "../common/buffers.h"
 #include "../common/facts.h"
-#include "../common/shared.h"
 #include "costs.h"
 #include "plan.h"
 
@@ -22,7 +21,7 @@ struct PlanInput {
 // Why a problem is so large that no plan with tiles is made for it; nullptr where it is not.
 const char* beyond_tiles(const ConvProblem& problem);
 
-struct CONV_EXT_SHARED Candidate {
+struct Candidate {
   Algorithm algorithm;
   const char* name;
   // Why it cannot compute the problem; nullptr where it can. One predicate for dispatch, explain() and the error.
@@ -45,7 +44,7 @@ struct Candidates {
   const Candidate* end() const { return first + count; }
   const Candidate& operator[](int index) const { return first[index]; }
 };
-extern CONV_EXT_SHARED const Candidates kCandidates;
+extern const Candidates kCandidates;
 
 constexpr int64_t kScratchLimit = int64_t(16) << 20;  // bytes a thread may use for its packed tile
 
@@ -54,6 +53,6 @@ constexpr int64_t kScratchLimit = int64_t(16) << 20;  // bytes a thread may use 
 const Candidate* choose(const PlanInput& input, const char* forced, const char** reason);
 
 // An empty problem is not planned: nothing runs.
-CONV_EXT_SHARED Plan make_plan(const PlanInput& input, const Candidate& candidate);
+Plan make_plan(const PlanInput& input, const Candidate& candidate);
 
 }  // namespace conv_ext

@@ -7,7 +7,6 @@
 #pragma once
 
 #include "../common/roles.h"
-#include "../common/shared.h"
 #include "machine.h"
 
 namespace conv_ext {
@@ -66,7 +65,7 @@ constexpr Work kNever{Nest::Never, {}};
 // Cycles of a core.
 constexpr double kMostCycles = 1e300;
 double cycles_of(const ConvProblem& z, const Machine& machine, const Work& work);
-CONV_EXT_SHARED const char* nest_name(Nest nest);
+const char* nest_name(Nest nest);
 
 // Images that share what forward and input_grad do once in a call, the packing of weights: as many as a batch may well
 // have, for N has no say.

@@ -8,7 +8,6 @@
 #include "../common/indexing.h"
 #include "../common/buffers.h"
 #include "../common/facts.h"
-#include "../common/shared.h"
 #include "window/plan.h"
 
 namespace conv_ext {
@@ -104,7 +103,7 @@ struct CudaCandidate {
 };
 
 constexpr int kCudaCandidateCount = 9;
-extern CONV_EXT_SHARED const CudaCandidate kCudaCandidates[kCudaCandidateCount];  // in the order of CudaAlgorithm
+extern const CudaCandidate kCudaCandidates[kCudaCandidateCount];  // in the order of CudaAlgorithm
 inline const CudaCandidate& cuda_candidate(CudaAlgorithm algorithm) { return kCudaCandidates[int(algorithm)]; }
 
 // Where nobody has shown the operands: dense, in the layout that the problem names, at aligned addresses.
@@ -121,9 +120,9 @@ inline Buffers usual_operands(const ConvProblem& z) {
 const CudaCandidate* choose_cuda(const ConvProblem& problem, Pass pass, const CudaTraits& traits, const char* forced,
                                  const char** reason);
 // The operands decide what has to be copied or packed, and how wide it is read and written; nullptr: usual_operands.
-CONV_EXT_SHARED CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
-                                        const Buffers* operands = nullptr);
-CONV_EXT_SHARED Facts describe_cuda_plan(Pass pass, const CudaPlan& plan);
+CudaPlan make_cuda_plan(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate,
+                        const Buffers* operands = nullptr);
+Facts describe_cuda_plan(Pass pass, const CudaPlan& plan);
 // Why the algorithm has no kernel for what candidate.wanted names; nullptr where it has.
 const char* cuda_choices_decline(const ConvProblem& problem, Pass pass, const CudaCandidate& candidate);
 

@@ -40,6 +40,23 @@ def test_disturbed_rows_and_the_reference_do_not_count():
     assert "Nothing can be said of the choice" in sweep.text({"isa": "avx2"}, rows[:2])
 
 
+@pytest.mark.parametrize(
+    ("first", "times"),
+    [
+        (row(direct=1.2, panels=1.0), 2),
+        (row(direct=1.09, panels=1.0), 1),
+        (row(direct=1.2, panels=1.0, disturbed=1), 1),
+        (row("reference", direct=1.0), 1),
+    ],
+)
+def test_what_seems_to_lose_much_is_measured_again_and_longer(monkeypatch, first, times):
+    asked, rows = [], iter([first, row(direct=1.0, panels=1.1)])
+    monkeypatch.setattr(sweep, "measure", lambda case, seconds: asked.append(seconds) or next(rows))
+    found = sweep.measure_twice("a case", 0.1)
+    assert asked == [0.1, sweep.LONGER * 0.1][:times]
+    assert found == (first if times == 1 else row(direct=1.0, panels=1.1))
+
+
 def test_precisions_are_classes_of_their_own():
     rows = [row(direct=1.0), row(direct=3.0, panels=1.0) | {"precision": "tf32"}]
     said = sweep.text({"isa": "avx2"}, rows)

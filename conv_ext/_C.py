@@ -14,6 +14,7 @@ import importlib
 import json
 import operator
 import os
+import sys
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -308,20 +309,23 @@ def result_size(
 FAST_NAME = f"_fast_{torch.__version__.partition('+')[0].replace('.', '_')}"
 
 
-def _fast_module() -> Any:
-    """The module for this torch and this Python; None where there is none, or CONV_EXT_FAST_ROAD=0."""
-    choice = os.environ.get("CONV_EXT_FAST_ROAD", "1")
+def _fast_module() -> tuple[Any, str]:
+    """The module for this torch and this Python, and ""; None and the reason where it is not taken."""
+    choice = os.environ.get("CONV_EXT_FAST_ROAD") or "1"
     if choice not in ("0", "1"):
         raise ImportError(f"CONV_EXT_FAST_ROAD must be 0 or 1, got {choice!r}")
     if choice == "0":
-        return None
+        return None, "CONV_EXT_FAST_ROAD=0"
     try:
-        return importlib.import_module(f".{FAST_NAME}", __package__)
-    except ImportError:
-        return None
+        return importlib.import_module(f".{FAST_NAME}", __package__), ""
+    except ModuleNotFoundError:
+        running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
+        return None, f"this build has none for what is running ({running})"
+    except ImportError as error:
+        return None, f"it does not load: {error}"
 
 
-_fast = _fast_module()
+_fast, WHY_NO_FAST_ROAD = _fast_module()
 HAS_FAST_ROAD = _fast is not None
 
 if TYPE_CHECKING or _fast is None:

@@ -104,6 +104,8 @@ def info() -> int:
     print("built")
     built = conv_ext.build_info()
     shown = dict(built)
+    if not built["fast_road"]:
+        shown["fast_road"] = f"no: {_C.WHY_NO_FAST_ROAD}"
     if not built["cuda"]:
         why = "" if torch.version.cuda else f", and torch {torch.__version__} is no CUDA build"
         shown["cuda"] = f"no{why}: docs/gpu.md says how to build with it"

@@ -27,6 +27,7 @@ from .arguments import (
     of_one_row,
     operators_activation,
 )
+from .passes import check_dtype
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
@@ -78,7 +79,16 @@ def _forward(
         return _C.forward(*arguments)
     if road is PLAIN_GRADIENT:
         return autograd.plain_forward(*arguments)
-    return ops.forward(*arguments)
+    return _general("forward", *arguments)
+
+
+def _general(name: str, *arguments: Any) -> Tensor:
+    """An operator through the dispatcher; in inference mode without the Autograd key, which checks the dtype."""
+    if not _is_compiling() and torch.is_inference_mode_enabled():
+        arguments = tuple(ops.autocast(*arguments))
+        check_dtype(name, *arguments)
+    y: Tensor = getattr(ops, name)(*arguments)
+    return y
 
 
 def _epilogue(activation: Any, residual: Any) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def _transposed(
     if road is PLAIN_GRADIENT:
         y = autograd.plain_input_grad(*arguments)
         return y if bias is None else autograd.add_bias(y, bias)
-    y = ops.input_grad(*arguments)
+    y = _general("input_grad", *arguments)
     return y if bias is None else y + bias[:, None, None]
 
 

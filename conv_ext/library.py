@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch  # before the extension: its thread library and symbols must be the
 
 PACKAGE = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)  # whose stable interface the operators are compiled for (setup.py)
+RECORDED = ("torch", "python", "cuda", "sources", "isas")  # what _build.json has, whichever release wrote it
 # AMX's tiles in plain C++, for tests on other processors: never chosen, only named.
 EMULATED = "amx-emulated"
 CHECKOUT = (PACKAGE.parent / "csrc").is_dir()  # else an installed package
@@ -45,6 +47,18 @@ def _major(cuda_version: str | None) -> str | None:
     return cuda_version and cuda_version.partition(".")[0]
 
 
+def _record(file: Path) -> dict[str, Any]:
+    """What the build has written down of itself."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        missing = [key for key in RECORDED if key not in found]
+    except (OSError, ValueError) as error:
+        raise ImportError(f"{file} cannot be read: {error}. {ANOTHER}\n{REBUILD}") from error
+    if missing:
+        raise ImportError(f"{file} does not say {', '.join(missing)} of the build. {ANOTHER}\n{REBUILD}")
+    return found
+
+
 def _check_build() -> dict[str, Any]:
     record_file = PACKAGE / "_build.json"
     running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
@@ -53,7 +67,7 @@ def _check_build() -> dict[str, Any]:
         if other := _shadowed():
             hint = f"An installed one, {other}, is hidden by it: run from another folder, or build this one:\n{REBUILD}"
         raise ImportError(f"conv_ext at {PACKAGE} has no compiled extension. {hint}")
-    build: dict[str, Any] = json.loads(record_file.read_text())
+    build = _record(record_file)
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
@@ -90,7 +104,8 @@ def _load_kernels() -> None:
     try:
         _C.load_chosen_kernel_library()  # csrc/torch/instruction_sets.h, the choice of a program without Python, too
     except RuntimeError as error:
-        raise ImportError(str(error)) from None
+        advice = "" if os.environ.get("CONV_EXT_ISA") else f". {ANOTHER}\n{REBUILD}"
+        raise ImportError(f"{error}{advice}") from None
 
 
 _load_kernels()
@@ -111,7 +126,7 @@ CUDA_LOADED = _load_cuda(BUILD)
 def build_info() -> dict[str, Any]:
     """What the compiled part was built with, and what it runs on.
 
-    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``fast_road`` (whether the build has the module
+    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``fast_road`` (whether the build has, and loads, the module
     for the running torch and Python that calls the kernels below the dispatcher; else everything goes through the
     dispatcher, with the same results, some microseconds slower a call); ``cuda`` (whether CUDA kernels are in it and
     loaded, which takes a torch for the same major version of CUDA), ``cuda_version`` (for which they are built, or

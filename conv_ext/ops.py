@@ -63,8 +63,13 @@ def outside_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _autocast_kernel(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    below = outside_autocast(operator)
-    return lambda *args: below(*autocast(*args))
+    def kernel(*args: Any) -> Tensor:
+        values = autocast(*args)  # before the guard, within which autocast counts as off
+        # Whatever the first operand's device: another's may have brought the call here, and would do so again.
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            return operator(*values)
+
+    return kernel
 
 
 def _fold_packed(

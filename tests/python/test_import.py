@@ -1,7 +1,12 @@
 """What `import conv_ext` costs on top of torch: nothing heavy; and what it finds."""
 
 import ast
+import os
+import re
+import shutil
+import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -54,6 +59,58 @@ def test_import_and_first_step_load_nothing_heavy():
     for name in ast.literal_eval(imported):
         (ours if name.startswith("conv_ext") else others).append(name)
     assert len(ours) <= 40 and len(others) <= 10, (ours, others)
+
+
+# ---- a package that is damaged
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """The package as it is installed, but for its kernels; and what a process says that imports it."""
+    package = Path(conv_ext.__file__).parent
+    shutil.copytree(package, tmp_path / "conv_ext", ignore=shutil.ignore_patterns("lib", "_fast_*", "__pycache__"))
+
+    def said(script="import conv_ext", **environment):
+        words = [sys.executable, "-c", script]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CONV_EXT_ISA": "", **environment}
+        child = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        return child.stdout + child.stderr
+
+    return tmp_path / "conv_ext", said
+
+
+def test_a_package_without_kernels_says_what_to_do(copied):
+    folder, said = copied
+    text = said()
+    assert f"ImportError: conv_ext has no kernel library for this processor in {folder}/lib: it looks for" in text
+    assert "Install the wheel again, or build from the source distribution:" in text
+
+
+def test_a_fast_road_that_does_not_load_is_left_out_and_info_says_why(copied):
+    folder, said = copied
+    isa = conv_ext.library.available_isas()[-1]
+    (folder / "lib").mkdir()
+    shutil.copy(Path(conv_ext.__file__).parent / "lib" / f"libconv_ext_{isa}.so", folder / "lib")
+    (folder / f"{conv_ext._C.FAST_NAME}{EXTENSION_SUFFIXES[0]}").write_bytes(b"")
+    script = "import sys, conv_ext.__main__ as m; sys.exit(m.main(['info']))"
+    assert re.search(r"fast_road +no: it does not load: .*_fast_.*file too short", said(script))
+    assert re.search(r"fast_road +no: CONV_EXT_FAST_ROAD=0\n", said(script, CONV_EXT_FAST_ROAD="0"))
+    (folder / f"{conv_ext._C.FAST_NAME}{EXTENSION_SUFFIXES[0]}").unlink()
+    running = f"(torch {torch.__version__}, {sys.implementation.cache_tag})"
+    assert f"no: this build has none for what is running {running}" in said(script, CONV_EXT_FAST_ROAD="")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "cannot be read: Expecting value"),
+    ('{"torch": ', "cannot be read: "),
+    ("{}", "does not say torch, python, cuda, sources, isas of the build"),
+    ("[]", "does not say torch"),
+])  # fmt: skip
+def test_a_damaged_record_of_the_build(tmp_path, text, words):
+    (tmp_path / "_build.json").write_text(text)
+    with pytest.raises(ImportError, match=words) as error:
+        conv_ext.library._record(tmp_path / "_build.json")
+    assert "-m pip install --no-build-isolation" in str(error.value)
 
 
 def test_what_is_loaded_later_is_an_attribute_of_the_package():

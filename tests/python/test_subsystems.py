@@ -92,6 +92,38 @@ def test_autocast_of_operators(name):
     assert y.dtype == torch.bfloat16 and grad.dtype == torch.float32 and grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_autocast_of_operands_on_several_devices(name, first):
+    """One on a device of autocast brings the call there, whichever it is; the error is that of a call without."""
+    operands = [t.detach() for t in leaves(name)]
+    operands[first] = operands[first].to("meta")
+    words = {}
+    for enabled in (False, True):
+        casting = torch.autocast(device(), torch.bfloat16, enabled=enabled)
+        with casting, pytest.raises(RuntimeError, match="same device") as error:
+            call(name, *operands)
+        words[enabled] = str(error.value)
+    assert words[True] == words[False]
+
+
+class Own(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["plain", "autocast", "subclass", "vmap"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_class_of_a_dtypes_error_in_inference_mode(name, mode):
+    """Which leaves out the key where the operators' class is chosen."""
+    operands = [t.detach().to(torch.int32) for t in leaves(name)]
+    if mode == "subclass":
+        operands[0] = operands[0].as_subclass(Own)
+    refused = pytest.raises(NotImplementedError, match="not implemented for int32; supported: float32")
+    casting = torch.autocast(device(), torch.bfloat16, enabled=mode == "autocast")
+    with torch.inference_mode(), casting, refused:
+        torch.vmap(lambda _: call(name, *operands))(torch.zeros(2)) if mode == "vmap" else call(name, *operands)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_autocast_leaves_the_backward_pass_alone(name):
     operands = leaves(name)

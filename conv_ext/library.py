@@ -126,7 +126,7 @@ CUDA_LOADED = _load_cuda(BUILD)
 def build_info() -> dict[str, Any]:
     """What the compiled part was built with, and what it runs on.
 
-    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``fast_road`` (whether the build has, and loads, the module
+    Keys: ``version``; ``torch``, ``python``, ``compiler`` (built with); ``fast_road`` (whether the build has the module
     for the running torch and Python that calls the kernels below the dispatcher; else everything goes through the
     dispatcher, with the same results, some microseconds slower a call); ``cuda`` (whether CUDA kernels are in it and
     loaded, which takes a torch for the same major version of CUDA), ``cuda_version`` (for which they are built, or

@@ -123,11 +123,8 @@ inline Tensor fill_empty_sum(Pass pass, Tensor result, const Operand* bias, cons
   if (bias) {
     const Operand r = operand_of(result.get());
     const int64_t stride[4] = {0, bias->stride[0], 0, 0};
-    int64_t offset = 0;
-    AtenTensorHandle wide = nullptr;
-    check_torch(aoti_torch_get_storage_offset(bias->tensor, &offset) ||
-                    aoti_torch__reinterpret_tensor(bias->tensor, 4, r.sizes.data(), stride, offset, &wide),
-                "spread the bias");
+    AtenTensorHandle wide = nullptr;  // from where the bias begins
+    check_torch(aoti_torch__reinterpret_tensor(bias->tensor, 4, r.sizes.data(), stride, 0, &wide), "spread the bias");
     copy(result, Tensor(wide).get());
   } else {
     check_torch(aoti_torch_zero_(result.get()), "fill a tensor");

@@ -28,7 +28,10 @@ def test_images_of_some_classes():
     assert sorted(few.train_labels.bincount().tolist()) == [2, 2, 2, 3, 3]
     assert torch.equal(few.train_images, some.first(12, seed=3).train_images)
     assert not torch.equal(few.train_images, some.first(12, seed=4).train_images)
-    assert len(some.first(10**6, 0).train_labels) == len(some.train_labels)
+    everything = len(some.train_labels)
+    assert len(some.first(everything, 0).train_labels) == everything
+    with pytest.raises(ValueError, match=f"count must be an int from 1 to {everything}, got {everything + 1}"):
+        some.first(everything + 1, 0)
 
 
 @pytest.mark.parametrize("way, moved, passes", [

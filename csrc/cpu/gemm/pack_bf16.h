@@ -50,6 +50,19 @@ inline __attribute__((always_inline)) void write32(T* p, __m512 low, __m512 high
   write16(p, low, 16);
   write16(p + 16, high, 16);
 }
+// Numbers that T holds: what an epilogue has added is rounded to it, and may be subnormal.
+inline __attribute__((always_inline)) void write_held16(bfloat16* p, __m512 v, int64_t count) {
+  const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(v), 16);
+  _mm256_mask_storeu_epi16(p, mask16(count), _mm512_cvtepi32_epi16(bits));
+}
+inline __attribute__((always_inline)) void write_held16(float* p, __m512 v, int64_t count) { write16(p, v, count); }
+template <class T>
+inline __attribute__((always_inline)) void write_finished16(const Finish<T, float>& finish, T* p, __m512 v,
+                                                            int64_t count) {
+  if (!finish.any()) return write16(p, v, count);
+  v = (__m512)finish((Vec<float>)v, p, count);
+  finish.adds ? write_held16(p, v, count) : write16(p, v, count);
+}
 // The pairs (a, b), (a, b) ... of two rows of 16.
 inline __attribute__((always_inline)) __m512i pairs16(__m512i a, __m512i b) {
   return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
@@ -92,16 +105,12 @@ template <class T>
 void write_rows(const Finish<T, float>& finish, const float* out, int64_t pitch, int64_t rows, int64_t lanes, T* to,
                 int64_t channel_step, int64_t column_step) {
   const bool plain = !finish.any();
-  const auto finished = [&](__m512 v, const T* at, int64_t count) __attribute__((always_inline)) {
-    return plain ? v : (__m512)finish((Vec<float>)v, at, count);
-  };
   if (channel_step == 1) {
     for (int64_t i = 0; i < rows; ++i, out += pitch, to += column_step) {
       int64_t l = 0;
-      for (; l + 32 <= lanes; l += 32)
-        write32(to + l, finished(_mm512_loadu_ps(out + l), to + l, 16),
-                finished(_mm512_loadu_ps(out + l + 16), to + l + 16, 16));
-      for (; l < lanes; l += 16) write16(to + l, finished(_mm512_loadu_ps(out + l), to + l, lanes - l), lanes - l);
+      for (; plain && l + 32 <= lanes; l += 32)
+        write32(to + l, _mm512_loadu_ps(out + l), _mm512_loadu_ps(out + l + 16));
+      for (; l < lanes; l += 16) write_finished16(finish, to + l, _mm512_loadu_ps(out + l), min_of(16, lanes - l));
     }
     return;
   }
@@ -122,7 +131,7 @@ void write_rows(const Finish<T, float>& finish, const float* out, int64_t pitch,
     T* t = to + l0 * channel_step;
     for (int64_t l = 0; l < some; ++l, t += channel_step) {
       if (column_step == 1) {
-        write16(t, finished(_mm512_castsi512_ps(turned[l]), t, rows), rows);
+        write_finished16(finish, t, _mm512_castsi512_ps(turned[l]), rows);
       } else {
         const float* const f = reinterpret_cast<const float*>(turned + l);
         for (int64_t i = 0; i < rows; ++i) {

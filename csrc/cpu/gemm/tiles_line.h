@@ -148,16 +148,13 @@ struct TilesLine {
     const int64_t outputs = min_of(kTileEdge, op.group_m - m), channel = group * op.group_m + m;
     const float* const biases = op.bias + group * op.panels() * kTileEdge + m;
     T* to = op.result.data + n * op.result.n + channel * op.result.channel + first;
-    const bool finishes = op.finish_sums.any();
     for (int64_t i = 0; i < outputs; ++i, to += op.result.channel)
       for (int64_t l = 0; l < count; l += 16) {
         float* const sum = sums + i * kTileEdge + l;
         if (op.finish(sum, _mm512_set1_ps(biases[i])))
           for (int64_t j = 0; j < min_of(16, count - l); ++j)
             op.mend(sum + j, n, channel + i, (first + l + j) / op.z.q, (first + l + j) % op.z.q);
-        __m512 v = _mm512_load_ps(sum);
-        if (finishes) v = (__m512)op.finish_sums((Vec<float>)v, to + l, count - l);
-        write16(to + l, v, count - l);
+        write_finished16(op.finish_sums, to + l, _mm512_load_ps(sum), min_of(16, count - l));
       }
     finish_positions(op.finish_sums, true, op.buffers, 1, n, channel, outputs, op.z.q, first, first + count);
   }

@@ -40,6 +40,13 @@ _logger = logging.getLogger("conv_ext")
 class _Tracer(Tracer):
     """Keeps our layers whole, as torch's are."""
 
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> Graph:
+        graph = super().trace(root, concrete_args)
+        for node in graph.nodes:
+            if isinstance(node.type, str):  # an annotation unevaluated: a graph that keeps it cannot be pickled
+                node.type = None
+        return graph
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, _LAYERS) or super().is_leaf_module(module, name)
 

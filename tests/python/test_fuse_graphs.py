@@ -332,6 +332,13 @@ COPIES = {
 }
 
 
+def test_a_model_whose_annotations_are_strings_is_saved():
+    """As they are under `from __future__ import annotations`: torch.fx writes no import for a string."""
+    net, x = models.lenet5().double().eval(), torch.randn(2, 1, 32, 32, dtype=torch.float64)
+    fused = conv_ext.fuse(net)
+    assert all(torch.equal(make(fused)(x), fused(x)) for make in COPIES.values())
+
+
 @pytest.mark.parametrize("way", COPIES)
 @pytest.mark.parametrize("parts", [False, True])
 def test_copies_have_all_of_it(way, parts):

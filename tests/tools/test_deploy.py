@@ -112,6 +112,20 @@ def test_the_package_joins_a_library_that_is_loaded(tmp_path):
         assert done.returncode == 0 and "9." in done.stdout, done.stderr
 
 
+def test_the_programs_type_of_the_operator_is_its_schema():
+    """torch compares neither where a kernel is behind the stable interface: what is missing is read from elsewhere."""
+    types = {
+        "Tensor": "const at::Tensor&", "Optional[Tensor]": "const std::optional<at::Tensor>&",
+        "str": "std::string_view", "List[int]": "c10::SymIntArrayRef", "int": "c10::SymInt", "float": "double",
+    }  # fmt: skip
+    wanted = [types[str(argument.type)] for argument in torch.ops.conv_ext.forward.default._schema.arguments]
+    text = (EXAMPLE / "deploy.cpp").read_text()
+    written = re.search(r"using Forward =\s+at::Tensor\(([^()]*)\);", text)[1]
+    assert [" ".join(part.split()) for part in written.split(",")] == wanted
+    given = re.search(r"found\.call\(([^()]*)\)", text)[1]
+    assert len(given.split(",")) == len(wanted)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
 def test_a_program_without_python_runs_a_network(tmp_path):

@@ -1,5 +1,6 @@
 """Without the fast road everything goes through the dispatcher: the same results and errors, by the operators alone."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_what_says_which_road_there_is():
     assert run_python("-c", script).stdout.strip() == str(conv_ext._C.HAS_FAST_ROAD)
     child = run_python("-c", script, CONV_EXT_FAST_ROAD="yes")
     assert "CONV_EXT_FAST_ROAD must be 0 or 1, got 'yes'" in child.stderr
+
+
+@pytest.mark.skipif(os.environ.get("CONV_EXT_FAST_ROAD") == "0", reason="CONV_EXT_FAST_ROAD=0 leaves it out")
+def test_a_build_has_the_fast_road_of_its_own_torch_and_python():
+    """Where it got lost, what is skipped here for want of it would pass unseen."""
+    build = conv_ext.build_info()
+    if (build["torch"], build["python"]) == (torch.__version__, sys.implementation.cache_tag):
+        assert conv_ext._C.HAS_FAST_ROAD
 
 
 @needs_fast_road

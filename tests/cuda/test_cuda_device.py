@@ -28,7 +28,7 @@ FILES = (
 # What host memory has not: streams, graphs, a limit of its size, copies of storages.
 BEYOND = (
     "stream graph beyond two_gpus data_parallel memory_stays out_of_memory copies there_and_back hooks_and "
-    "parametrized_layers test_inference_mode compile"
+    "parametrized_layers inference_mode compile"
 ).split()
 LIMIT = 600
 OTHERS = ("cuda", "cuda_library", "without_cuda", "fastcall")  # objects that are not in these operators

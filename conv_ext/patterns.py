@@ -70,7 +70,7 @@ _CLAMPS: dict[Callable[..., Any] | str, tuple[str, ...]] = {
     **dict.fromkeys((torch.clamp, torch.clip, aten.clamp.default, aten.clamp_.default), _CLAMP),
     **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), _CLAMP),
 }
-_OTHER_ACTIVATIONS = {
+OTHER_ACTIVATIONS = {
     F.relu6, F.hardtanh, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.sigmoid, F.tanh,
     torch.sigmoid, torch.tanh, torch.clamp, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
     aten.gelu.default, aten.silu.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default,
@@ -326,7 +326,7 @@ def why_it_stays(node: Node, modules: Modules) -> str:
         is_activation = type(module).__module__ == nn.modules.activation.__name__
         return f"{name}: {kind} is no activation of a layer" if is_activation else ""
     sums, others = (
-        (_SUMS, _OTHER_ACTIVATIONS) if node.op == "call_function" else (_SUM_METHODS, _OTHER_ACTIVATION_METHODS)
+        (_SUMS, OTHER_ACTIVATIONS) if node.op == "call_function" else (_SUM_METHODS, _OTHER_ACTIVATION_METHODS)
     )
     if node.target in sums:
         return f"{name}: it adds more than one other tensor, or a number"

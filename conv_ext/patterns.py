@@ -97,6 +97,8 @@ _DROPOUTS: dict[Callable[..., Any], tuple[str, ...]] = {
     aten.dropout.default: ("input", "p", "train"),
     aten.dropout_.default: ("input", "p", "train"),
 }
+# The same of other packages, by module and name; torch.fx keeps their calls whole.
+_OTHERS_DROPOUTS = {("torchvision.ops.stochastic_depth", "stochastic_depth"): ("input", "p", "mode", "training")}
 # What is asked of a tensor whose numbers nobody looks at.
 _SIZES = {aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, aten._assert_tensor_metadata.default}
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel"}
@@ -170,9 +172,13 @@ def is_identity(node: Node, modules: Modules) -> bool:
     """Whether a node passes its input on, as dropout does in eval mode."""
     if node.op == "call_module":
         return is_called(node, _IDENTITIES, modules)
-    if node.op != "call_function" or node.target not in _DROPOUTS:
+    if node.op != "call_function":
         return False
-    values = bound(node, _DROPOUTS[node.target])
+    named = getattr(node.target, "__module__", None), getattr(node.target, "__name__", None)
+    names = _DROPOUTS.get(node.target) or _OTHERS_DROPOUTS.get(named)
+    if names is None:
+        return False
+    values = bound(node, names)
     return values.get("training", values.get("train", True)) is False
 
 

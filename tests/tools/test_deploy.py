@@ -89,6 +89,16 @@ def test_a_package_that_was_moved_finds_its_own(tmp_path):
     assert call(tmp_path / "link.so", tmp_path).returncode == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ELF files")
+def test_kernels_that_were_cut_short_are_an_error_of_the_call(tmp_path):
+    (tmp_path / "lib").mkdir()
+    shutil.copy(OPERATORS, tmp_path)
+    kernels = shutil.copy(PACKAGE / "lib" / f"libconv_ext_{available_isas()[-1]}.so", tmp_path / "lib")
+    os.truncate(kernels, os.path.getsize(kernels) // 2)
+    done = call(tmp_path / OPERATORS.name, tmp_path)
+    assert done.returncode == 1 and f"the kernel library is cut short: {kernels} lacks its last" in done.stderr
+
+
 def test_a_wrong_choice_is_an_error_of_the_call(tmp_path):
     done = call(OPERATORS, tmp_path, CONV_EXT_ISA="avx1024")
     assert done.returncode != 0 and f"CONV_EXT_ISA must be one of {', '.join(ISAS)}, got 'avx1024'" in done.stderr

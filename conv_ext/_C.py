@@ -54,7 +54,22 @@ def _check_whole(file: Path) -> None:
         raise OSError(f"{file} is cut short: it lacks its last {missing} bytes")
 
 
+def _check_alone() -> None:
+    """ImportError where another copy of the operators is loaded: torch would end the process over the second."""
+    if not hasattr(torch.ops.conv_ext, "forward"):
+        return
+    try:
+        ctypes.CDLL(str(OPERATORS), os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:
+        copies = [path for path in torch.ops.loaded_libraries if path.endswith(OPERATORS.name)]
+        raise ImportError(
+            f"conv_ext at {OPERATORS.parent} cannot be imported: this process has loaded another copy of its operators"
+            f"{', ' if copies else ''}{', '.join(copies)}, and torch takes one. Load those of the package instead"
+        ) from None
+
+
 _check_whole(OPERATORS)
+_check_alone()
 torch.ops.load_library(OPERATORS)
 _library = ctypes.CDLL(str(OPERATORS))
 
@@ -333,6 +348,22 @@ def result_size(
                 raise expressions.error
             _fail()
         return [expressions.value(symbol) for symbol in result]
+
+
+# Of which there are kernels.
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+
+
+def check_dtype(
+    name: str, first: Tensor, second: Tensor, third: Any, stride: Any, padding: Any, dilation: Any, groups: Any, *_: Any
+) -> None:
+    """Raises NotImplementedError for a dtype that no kernel has; behind the dispatcher it would be a RuntimeError.
+
+    The arguments are those of an operator. What is quantized is the dispatcher's to refuse.
+    """
+    if first.dtype not in _DTYPES and not first.is_quantized:
+        bias, size = (third, ()) if name == "forward" else (None, third)
+        result_size(name, first, second, bias, size, stride, padding, dilation, groups, "ieee")
 
 
 # ---- the fast road

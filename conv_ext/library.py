@@ -61,6 +61,11 @@ def _record(file: Path) -> dict[str, Any]:
 def _check_build() -> dict[str, Any]:
     record_file = PACKAGE / "_build.json"
     running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
+    if not PACKAGE.is_dir():
+        raise ImportError(
+            f"conv_ext at {PACKAGE} lies in an archive, from which its libraries cannot be loaded: unpack it, or "
+            "install the wheel"
+        )
     if not record_file.is_file():
         hint = f"Build it in the checkout (running: {running}):\n{REBUILD}"
         if other := _shadowed():

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -163,6 +164,22 @@ def test_a_damaged_record_of_the_build(tmp_path, text, words):
     with pytest.raises(ImportError, match=words) as error:
         conv_ext.library._record(tmp_path / "_build.json")
     assert "-m pip install --no-build-isolation" in str(error.value)
+
+
+def test_a_package_in_an_archive_says_that_it_cannot_be_loaded(tmp_path):
+    package = Path(conv_ext.__file__).parent
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        for file in package.glob("*.py"):
+            archive.write(file, f"conv_ext/{file.name}")
+        archive.write(package / "_build.json", "conv_ext/_build.json")
+    environment, words = (
+        {**os.environ, "PYTHONPATH": str(tmp_path / "app.zip")},
+        [sys.executable, "-c", "import conv_ext"],
+    )
+    child = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert re.search(
+        r"ImportError: conv_ext at .*app\.zip/conv_ext lies in an archive, .*: unpack it, or", child.stderr
+    )
 
 
 def test_what_is_loaded_later_is_an_attribute_of_the_package():

@@ -122,6 +122,16 @@ def test_the_package_joins_a_library_that_is_loaded(tmp_path):
         assert done.returncode == 0 and "9." in done.stdout, done.stderr
 
 
+def test_another_copy_of_the_operators_is_an_error_of_the_import(tmp_path):
+    """Torch registers them once, and would end the process over a second."""
+    copy = shutil.copy(OPERATORS, tmp_path)
+    script = f"import torch\ntorch.ops.load_library({str(copy)!r})\nimport conv_ext"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert f"has loaded another copy of its operators, {copy}, and torch takes one" in done.stderr
+    assert done.returncode == 1 and "ImportError: conv_ext at " in done.stderr
+
+
 def test_the_programs_type_of_the_operator_is_its_schema():
     """torch compares neither where a kernel is behind the stable interface: what is missing is read from elsewhere."""
     types = {

@@ -10,7 +10,7 @@ Import conv_ext instead: it checks the build and loads the kernels.
 from __future__ import annotations
 
 import ctypes
-import importlib
+import importlib.util
 import json
 import operator
 import os
@@ -18,12 +18,58 @@ import sys
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
 from pathlib import Path
+from struct import unpack, unpack_from
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch  # before the operators: its libraries have to be there
 from torch import SymInt, Tensor
 
 OPERATORS = Path(__file__).resolve().with_name("libconv_ext_operators.so")
+
+
+def _missing_bytes(file: Path) -> int:
+    """What a library lacks of the bytes that its own headers place in it: csrc/torch/open_library.h says why.
+
+    0 where it is whole, or no ELF file of 64 bits in this machine's order, of which the loader says what it is.
+    """
+    with open(file, "rb") as opened:
+        head = opened.read(64)
+        if len(head) < 64 or head[:6] != b"\x7fELF\2" + (b"\1" if sys.byteorder == "little" else b"\2"):
+            return 0
+        fields: tuple[int, ...] = unpack("QQIHHHHH", head[32:62])
+        parts_at, sections_at, _, _, part_size, parts, section_size, sections = fields
+        opened.seek(parts_at)
+        found = opened.read(part_size * parts)
+        ends = [parts_at + part_size * parts, sections_at + section_size * sections]
+        if len(found) == part_size * parts:
+            for i in range(parts):
+                offset, _, _, size = unpack_from("QQQQ", found, i * part_size + 8)
+                ends.append(offset + size)
+        return max(0, max(ends) - os.fstat(opened.fileno()).st_size)
+
+
+def _check_whole(file: Path) -> None:
+    """OSError where a library was cut short, which loading it would not survive."""
+    if missing := _missing_bytes(file):
+        raise OSError(f"{file} is cut short: it lacks its last {missing} bytes")
+
+
+def _check_alone() -> None:
+    """ImportError where another copy of the operators is loaded: torch would end the process over the second."""
+    if not hasattr(torch.ops.conv_ext, "forward"):
+        return
+    try:
+        ctypes.CDLL(str(OPERATORS), os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:
+        copies = [path for path in torch.ops.loaded_libraries if path.endswith(OPERATORS.name)]
+        raise ImportError(
+            f"conv_ext at {OPERATORS.parent} cannot be imported: this process has loaded another copy of its operators"
+            f"{', ' if copies else ''}{', '.join(copies)}, and torch takes one. Load those of the package instead"
+        ) from None
+
+
+_check_whole(OPERATORS)
+_check_alone()
 torch.ops.load_library(OPERATORS)
 _library = ctypes.CDLL(str(OPERATORS))
 
@@ -304,6 +350,22 @@ def result_size(
         return [expressions.value(symbol) for symbol in result]
 
 
+# Of which there are kernels.
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
+
+
+def check_dtype(
+    name: str, first: Tensor, second: Tensor, third: Any, stride: Any, padding: Any, dilation: Any, groups: Any, *_: Any
+) -> None:
+    """Raises NotImplementedError for a dtype that no kernel has; behind the dispatcher it would be a RuntimeError.
+
+    The arguments are those of an operator. What is quantized is the dispatcher's to refuse.
+    """
+    if first.dtype not in _DTYPES and not first.is_quantized:
+        bias, size = (third, ()) if name == "forward" else (None, third)
+        result_size(name, first, second, bias, size, stride, padding, dilation, groups, "ieee")
+
+
 # ---- the fast road
 
 FAST_NAME = f"_fast_{torch.__version__.partition('+')[0].replace('.', '_')}"
@@ -316,12 +378,14 @@ def _fast_module() -> tuple[Any, str]:
         raise ImportError(f"CONV_EXT_FAST_ROAD must be 0 or 1, got {choice!r}")
     if choice == "0":
         return None, "CONV_EXT_FAST_ROAD=0"
-    try:
-        return importlib.import_module(f".{FAST_NAME}", __package__), ""
-    except ModuleNotFoundError:
+    found = importlib.util.find_spec(f".{FAST_NAME}", __package__)
+    if found is None or found.origin is None:
         running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
         return None, f"this build has none for what is running ({running})"
-    except ImportError as error:
+    try:
+        _check_whole(Path(found.origin))
+        return importlib.import_module(f".{FAST_NAME}", __package__), ""
+    except (ImportError, OSError) as error:
         return None, f"it does not load: {error}"
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ._C import check_dtype  # which is there by the time that _C takes what is here
+
 
 class Road(IntEnum):
     """What kind of call it is: see `road`."""
@@ -30,45 +32,59 @@ for _key in _KEYS[1:]:
 _plain_types = (Tensor, torch.nn.Parameter)
 _known: dict[tuple[int, int, int], bool] = {}  # a few sets of keys are all that a process sees: (tensor's, in, out)
 
+# Looked up once: a call on tiny tensors is made of such things.
+_GENERAL, _PLAIN_GRADIENT, _PLAIN = Road
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_is_mode_enabled = torch._C._is_torch_function_mode_enabled
+_included, _excluded = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+_keys_of, _any_requires_grad = torch._C._dispatch_keys, torch._C._any_requires_grad
 
-def _is_plain(tensor: Tensor, included: Any, excluded: Any) -> bool:
+
+def _is_known_plain(tensor: Tensor, included: Any, excluded: Any) -> bool:
     """Dense storage and ordinary autograd on the CPU or on CUDA, and nothing else in this thread's state."""
-    keys = torch._C._dispatch_keys(tensor)
-    state = keys.raw_repr(), included.raw_repr(), excluded.raw_repr()
-    plain = _known.get(state)
-    if plain is None:
-        left = ((keys | included) - excluded).raw_repr()
-        plain = _known[state] = left & ~_PLAIN_KEYS.raw_repr() == 0
-    return plain and (forward_ad._current_level < 0 or torch._VF._unpack_dual(tensor, level=0).tangent is None)
+    keys = _keys_of(tensor)
+    left = ((keys | included) - excluded).raw_repr()
+    plain: bool = left & ~_PLAIN_KEYS.raw_repr() == 0
+    _known[keys.raw_repr(), included.raw_repr(), excluded.raw_repr()] = plain
+    return plain
 
 
 def road(input: object, weight: object, bias: object, residual: object = None, /) -> Road:
     """PLAIN: plain tensors, no gradient needed; PLAIN_GRADIENT: plain ones, one is needed; GENERAL: anything else."""
-    if torch._C._is_torch_function_mode_enabled():
-        return Road.GENERAL
-    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    tensors: list[Any] = [input, weight, *(value for value in (bias, residual) if value is not None)]
+    if _is_mode_enabled():
+        return _GENERAL
+    included, excluded = _included(), _excluded()
+    thread = included.raw_repr(), excluded.raw_repr()
+    tensors: Any = input, weight
+    if bias is not None or residual is not None:
+        tensors += tuple(value for value in (bias, residual) if value is not None)
+    device = None
     for tensor in tensors:
-        if type(tensor) not in _plain_types or not _is_plain(tensor, included, excluded):
-            return Road.GENERAL
-        if tensor.device != tensors[0].device:
-            return Road.GENERAL
-    recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
-    return Road.PLAIN_GRADIENT if recorded else Road.PLAIN
-
-
-def _below(name: str, *arguments: Any) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
-        y: Tensor = getattr(torch.ops.conv_ext, name).default(*arguments)
-        return y
+        if type(tensor) not in _plain_types:
+            return _GENERAL
+        plain = _known.get((_keys_of(tensor).raw_repr(), *thread))
+        if plain is None:
+            plain = _is_known_plain(tensor, included, excluded)
+        if not plain:
+            return _GENERAL
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            return _GENERAL
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if torch._VF._unpack_dual(tensor, level=0).tangent is not None:
+                return _GENERAL
+    return _PLAIN_GRADIENT if torch.is_grad_enabled() and _any_requires_grad(*tensors) else _PLAIN
 
 
 def _checked(name: str) -> Callable[..., Tensor]:
-    def call(*arguments: Any) -> Tensor:
-        from .passes import check_dtype  # which is made of this module
+    operator: Callable[..., Tensor] = getattr(torch.ops.conv_ext, name).default
 
+    def call(*arguments: Any) -> Tensor:
         check_dtype(name, *arguments)
-        return _below(name, *arguments)
+        with _below_autograd():
+            return operator(*arguments)
 
     call.__doc__ = f"conv_ext::{name} for plain tensors."
     return call
@@ -77,14 +93,14 @@ def _checked(name: str) -> Callable[..., Tensor]:
 forward: Callable[..., Tensor] = _checked("forward")
 input_grad: Callable[..., Tensor] = _checked("input_grad")
 weight_grad: Callable[..., Tensor] = _checked("weight_grad")
+_forward_packed: Callable[..., Tensor] = torch.ops.conv_ext.forward_packed.default
 
 
 def forward_packed(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     """conv_ext::forward_packed for plain tensors; the packed weight is the last argument."""
-    from .passes import check_dtype
-
     *others, packed = arguments
     if not isinstance(packed, Tensor):  # the dispatcher takes None for a tensor
         raise TypeError(f"packed must be a Tensor, got {type(packed)!r}")
     check_dtype("forward", input, weight, *others)
-    return _below("forward_packed", input, weight, packed, *others)
+    with _below_autograd():
+        return _forward_packed(input, weight, packed, *others)

@@ -32,7 +32,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from . import _C, folding, ops
-from .passes import check_dtype, library
+from .passes import library
 
 _PLAIN = _C.Road.PLAIN
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -408,7 +408,7 @@ def _autograd_kernel(function: Any, operator: OpOverload[..., Tensor]) -> Callab
     options = tuple(argument.default_value for argument in arguments if argument.has_default_value())
 
     def kernel(*args: Any) -> Tensor:
-        check_dtype(operator._schema.name.partition("::")[2], *args)
+        _C.check_dtype(operator._schema.name.partition("::")[2], *args)
         if torch._C._are_functorch_transforms_active():
             apply = level_apply[torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()]
             permission: AbstractContextManager[Any] = enable_single_level_autograd_function()

@@ -27,7 +27,6 @@ from .arguments import (
     of_one_row,
     operators_activation,
 )
-from .passes import check_dtype
 from .settings import current_algorithm, current_precision
 from .tracing import is_tracing, recorded
 from .transposed import known, transposed_size
@@ -86,7 +85,7 @@ def _general(name: str, *arguments: Any) -> Tensor:
     """An operator through the dispatcher; in inference mode without the Autograd key, which checks the dtype."""
     if not _is_compiling() and torch.is_inference_mode_enabled():
         arguments = tuple(ops.autocast(*arguments))
-        check_dtype(name, *arguments)
+        _C.check_dtype(name, *arguments)
     y: Tensor = getattr(ops, name)(*arguments)
     return y
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -62,6 +61,11 @@ def _record(file: Path) -> dict[str, Any]:
 def _check_build() -> dict[str, Any]:
     record_file = PACKAGE / "_build.json"
     running = f"torch {torch.__version__}, {sys.implementation.cache_tag}"
+    if not PACKAGE.is_dir():
+        raise ImportError(
+            f"conv_ext at {PACKAGE} lies in an archive, from which its libraries cannot be loaded: unpack it, or "
+            "install the wheel"
+        )
     if not record_file.is_file():
         hint = f"Build it in the checkout (running: {running}):\n{REBUILD}"
         if other := _shadowed():
@@ -104,7 +108,7 @@ def _load_kernels() -> None:
     try:
         _C.load_chosen_kernel_library()  # csrc/torch/instruction_sets.h, the choice of a program without Python, too
     except RuntimeError as error:
-        advice = "" if os.environ.get("CONV_EXT_ISA") else f". {ANOTHER}\n{REBUILD}"
+        advice = "" if "CONV_EXT_ISA" in str(error) else f". {ANOTHER}\n{REBUILD}"
         raise ImportError(f"{error}{advice}") from None
 
 
@@ -116,7 +120,10 @@ def _load_cuda(build: dict[str, Any]) -> bool:
     kernels = build.get("cuda_version")
     if not build["cuda"] or (kernels and _major(kernels) != _major(torch.version.cuda)):
         return False
-    _C.load_cuda_library(str(PACKAGE / "lib" / "libconv_ext_cuda.so"))
+    try:
+        _C.load_cuda_library(str(PACKAGE / "lib" / "libconv_ext_cuda.so"))
+    except RuntimeError as error:
+        raise ImportError(f"{error}. {ANOTHER}\n{REBUILD}") from None
     return True
 
 

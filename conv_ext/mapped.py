@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .arguments import INT64_MAX, PADDINGS, Activation, Padding, check_activation, ints
 from .functional import IntOrPair, conv2d
 from .modules import Unscriptable
+from .tracing import is_tracing, unrecorded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -267,15 +268,22 @@ class MappedConv2d(Unscriptable, nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of `input`: (N, C, H, W) -> (N, K, P, Q), or without N."""
+        if is_tracing():
+            with unrecorded():
+                self._check(input)
+        else:
+            self._check(input)
+        parts = [conv2d(*arguments, activation=self.activation) for arguments in self._calls(input)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
+        return y if self.dense else _gathered(y, -3, self._places)
+
+    def _check(self, input: Tensor) -> None:
         # A symbolic trace (torch.fx) has proxies here, which have no sizes.
         if isinstance(input, Tensor) and (input.dim() not in (3, 4) or input.shape[-3] != self.in_channels):
             raise RuntimeError(
                 f"Expected input (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W), the maps of the "
                 f"connection table, but got input of size: {list(input.shape)}"
             )
-        parts = [conv2d(*arguments, activation=self.activation) for arguments in self._calls(input)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-3)
-        return y if self.dense else _gathered(y, -3, self._places)
 
     def _calls(self, input: Tensor) -> list[tuple[Any, ...]]:
         """The arguments of conv2d for each bucket of output maps, or for all of them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,21 +48,6 @@ PASSES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
 # residual, low, high): checks one call, whose sizes may be symbolic, and gives the size of its result; raises what the
 # operator raises.
 result_size = _C.result_size
-
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
-
-
-def check_dtype(
-    name: str, first: Tensor, second: Tensor, third: Any, stride: Any, padding: Any, dilation: Any, groups: Any, *_: Any
-) -> None:
-    """Raises NotImplementedError for a dtype that no kernel has; behind the dispatcher it would be a RuntimeError.
-
-    The arguments are those of an operator. What is quantized is the dispatcher's to refuse.
-    """
-    if first.dtype not in _DTYPES and not first.is_quantized:
-        bias, size = (third, ()) if name == "forward" else (None, third)
-        result_size(name, first, second, bias, size, stride, padding, dilation, groups, "ieee")
 
 
 def _result(a: Tensor, b: Tensor, size: Sequence[int]) -> Tensor:

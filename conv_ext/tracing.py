@@ -19,23 +19,29 @@ from . import ops
 from .arguments import Precision
 from .settings import algorithm, current_algorithm, current_precision, precision
 
-__all__ = ["is_tracing", "recorded"]
+__all__ = ["is_tracing", "recorded", "unrecorded"]
 
 _library = torch.library.Library("conv_ext", "FRAGMENT")  # a registration lives as long as this object
 _SETTINGS = "str precision, str algorithm"
 
 
 @contextmanager
-def _as_when_recorded(names: tuple[Precision, str]) -> Iterator[None]:
-    """The settings of the recorded call; and no tracing, which would record what this operator does once more."""
+def unrecorded() -> Iterator[None]:
+    """Of what is done here a trace sees nothing: sizes are numbers."""
     state = torch._C._get_tracing_state()
     set_state = torch._C._set_tracing_state  # type: ignore[attr-defined]  # torch's stub lacks it
     set_state(None)
     try:
-        with precision(names[0]), algorithm(names[1]):
-            yield
+        yield
     finally:
         set_state(state)
+
+
+@contextmanager
+def _as_when_recorded(names: tuple[Precision, str]) -> Iterator[None]:
+    """The settings of the recorded call; and no tracing, which would record what this operator does once more."""
+    with unrecorded(), precision(names[0]), algorithm(names[1]):
+        yield
 
 
 def recorded(name: str, function: Callable[..., Tensor], schema: str) -> Callable[..., Tensor]:

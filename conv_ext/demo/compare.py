@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
     network = NETWORKS[options.network]
     device = _device(options.device)
     picture = _picture_path(options, f"{options.network}_{options.data}.png")
-    _require("tqdm", "matplotlib")
+    _require("the demo", "tqdm", "matplotlib")
     if options.threads:
         torch.set_num_threads(options.threads)
     images = tested = _load(options, network)
@@ -192,7 +192,7 @@ def _transfer(options: argparse.Namespace) -> int:
         raise DemoError(f"transfer takes {Recipe.batch_size} images per step: leave --batch-size out")
     device = _device(options.device)
     picture = _picture_path(options, f"transfer_{options.data}.png")
-    _require("tqdm", "matplotlib")
+    _require("the demo", "tqdm", "matplotlib")
     if options.threads:
         torch.set_num_threads(options.threads)
     images = _load(options, NETWORKS["lenet5"])
@@ -349,10 +349,10 @@ def _picture_path(options: argparse.Namespace, name: str) -> Path:
     return path
 
 
-def _require(*modules: str) -> None:
+def _require(what: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise DemoError(f"the demo needs {' and '.join(missing)}: pip install 'conv_ext[demo]'")
+        raise DemoError(f"{what} needs {' and '.join(missing)}: pip install 'conv_ext[demo]'")
 
 
 @contextlib.contextmanager

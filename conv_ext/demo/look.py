@@ -115,7 +115,8 @@ def run(options: argparse.Namespace) -> int:
     """Draw; returns the exit code: 0, 2 where it cannot be done, 130 on Ctrl-C."""
     try:
         path = _path(options)
-        _require("tqdm", "matplotlib")
+        learns = options.what != "convolution" and options.weights is None
+        _require("visualize", *(["tqdm"] if learns else []), "matplotlib")
         torch.manual_seed(options.seed)
         _convolution(options, path) if options.what == "convolution" else _picture(options, path)
     except (DataError, DemoError) as error:

@@ -12,6 +12,7 @@
 #include "buffers.h"
 #include "fork.h"
 #include "instruction_sets.h"
+#include "open_library.h"
 #include "registration.h"
 #include "thread_memory.h"
 
@@ -141,8 +142,7 @@ const KernelLibrary& kernel_library() {
 }
 
 void load_kernel_library(const std::string& path) {
-  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  CONV_EXT_CHECK(handle != nullptr, "the kernel library did not load: ", dlerror());
+  void* const handle = open_library(path, "the kernel library");
   auto entry = reinterpret_cast<const KernelLibrary* (*)()>(dlsym(handle, "conv_ext_kernel_library"));
   CONV_EXT_CHECK(entry != nullptr, "not a kernel library of conv_ext: ", path);
   loaded_library = entry();

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "instruction_sets.h"
+#include "open_library.h"
 #include "operators.h"
 
 // setup.py names that of the CUDA which the kernels are compiled for.
@@ -43,8 +44,7 @@ int launch(Pass pass, const ConvProblem& problem, const CudaPlan& plan, const Bu
 }  // namespace
 
 void load_cuda_library(const std::string& path) {
-  void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  CONV_EXT_CHECK(handle != nullptr, "the library of CUDA kernels did not load: ", dlerror());
+  void* const handle = open_library(path, "the library of CUDA kernels");
   const auto entry = reinterpret_cast<decltype(&conv_ext_cuda_library)>(dlsym(handle, "conv_ext_cuda_library"));
   CONV_EXT_CHECK(entry != nullptr, "not a library of conv_ext's CUDA kernels: ", path);
   loaded_library = entry();

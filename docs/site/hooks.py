@@ -97,7 +97,12 @@ def notebook(told: dict, stem: str) -> tuple[str, dict[str, bytes]]:
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links as they are in the checkout become those of the site, everywhere but in blocks of code."""
+    """Links as they are in the checkout become those of the site, everywhere but in blocks of code.
+
+    A page that stands alone in its tab has no list of pages at its side, and more room for tables and code.
+    """
+    if page.parent is None:
+        page.meta.setdefault("hide", []).append("navigation")
     beside = {page: name for name, page in BESIDE.items()}
     source = beside.get(page.file.src_uri) or f"docs/{page.file.src_uri}"
     parts, end = [], 0
@@ -110,7 +115,7 @@ def on_page_markdown(markdown, page, config, files):
 def relinked(text: str, source: str) -> str:
     """The links of a part of `source`, a file of the checkout.
 
-    To a page of the site: as the site has it. To another file or folder: to the repository, or, while there is no place
+    To a page of the site: as the site has it, and with its title where the words are the name of the file. To another file or folder: to the repository, or, while there is no place
     for it, the words alone. To nothing that is there: left as it is, for mkdocs to complain of.
     """
     here = BESIDE.get(source, source.removeprefix("docs/"))
@@ -124,12 +129,20 @@ def relinked(text: str, source: str) -> str:
         wanted = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
         page = BESIDE.get(wanted) or page_of(wanted)
         if page:
+            words = title_of(wanted) if words == path else words
             return f"{picture}[{words}]({posixpath.relpath(page, folder_of_here)}{hash_}{anchor})"
         if not (ROOT / wanted).exists():
             return found[0]
         return f"[{words}]({repository()}/blob/main/{wanted}{hash_}{anchor})" if repository() else words
 
     return LINK.sub(link, text)
+
+
+def title_of(name: str) -> str:
+    """The first heading of a page that is written in Markdown, else the name of its file."""
+    path = ROOT / name
+    found = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE) if path.suffix == ".md" else None
+    return found[1] if found else name
 
 
 def page_of(name: str) -> str | None:

@@ -248,7 +248,8 @@ TRACED = {
     **{f"1d {rule} {stride}": lambda rule=rule, stride=stride: conv_ext.Conv1d(4, 6, 4, stride, rule)
        for rule, stride in RULES},
     "reflect": lambda: conv_ext.Conv2d(4, 6, 3, 2, "same_strided", padding_mode="reflect", activation="relu"),
-    "mapped": lambda: conv_ext.MappedConv2d([[0, 1], [2, 3]], 3, padding="same"),
+    "mapped": lambda: conv_ext.MappedConv2d([[0, 1], [2, 3]], 3, padding="same", dense=False),
+    "mapped, dense": lambda: conv_ext.MappedConv2d([[0, 1], [1, 2, 3]], 3, dense=True),
     "transposed": lambda: conv_ext.ConvTranspose2d(4, 6, (3, 2), (2, 3), 1, (1, 2), groups=2),
     "transposed, dilated": lambda: conv_ext.ConvTranspose2d(4, 6, 3, dilation=3, output_padding=2, bias=False),
     "1d transposed": lambda: conv_ext.ConvTranspose1d(4, 6, 3, 2, 1, 1, groups=2),
@@ -260,7 +261,8 @@ TRACED = {
 def test_jit_trace_holds_for_every_size(name, tmp_path):
     """Where padding or output follow from the input's size, it is found when the recorded model runs."""
     layer, x = TRACED[name]().to(device()), randn((2, 4, 9) if name.startswith("1d") else (2, 4, 9, 10))
-    with conv_ext.algorithm(FORCED[device()]):
+    with conv_ext.algorithm(FORCED[device()]), warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)  # nothing of the traced size becomes a constant
         torch.jit.trace(layer, x).save(tmp_path / "traced.pt")
         wanted = layer(x)
     traced = torch.jit.load(tmp_path / "traced.pt")

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -88,9 +89,7 @@ def test_a_package_without_kernels_says_what_to_do(copied):
 
 def test_a_fast_road_that_does_not_load_is_left_out_and_info_says_why(copied):
     folder, said = copied
-    isa = conv_ext.library.available_isas()[-1]
-    (folder / "lib").mkdir()
-    shutil.copy(Path(conv_ext.__file__).parent / "lib" / f"libconv_ext_{isa}.so", folder / "lib")
+    with_kernels(folder)
     (folder / f"{conv_ext._C.FAST_NAME}{EXTENSION_SUFFIXES[0]}").write_bytes(b"")
     script = "import sys, conv_ext.__main__ as m; sys.exit(m.main(['info']))"
     assert re.search(r"fast_road +no: it does not load: .*_fast_.*file too short", said(script))
@@ -98,6 +97,60 @@ def test_a_fast_road_that_does_not_load_is_left_out_and_info_says_why(copied):
     (folder / f"{conv_ext._C.FAST_NAME}{EXTENSION_SUFFIXES[0]}").unlink()
     running = f"(torch {torch.__version__}, {sys.implementation.cache_tag})"
     assert f"no: this build has none for what is running {running}" in said(script, CONV_EXT_FAST_ROAD="")
+
+
+def cut(file, share):
+    """As a disk that is full, or a copy that broke off, leaves it."""
+    data = file.read_bytes()
+    file.write_bytes(data[: min(len(data) - 1, int(len(data) * share))])
+    return file.stat().st_size, len(data)
+
+
+def with_kernels(folder):
+    isa = conv_ext.library.available_isas()[-1]
+    (folder / "lib").mkdir()
+    return Path(shutil.copy(Path(conv_ext.__file__).parent / "lib" / f"libconv_ext_{isa}.so", folder / "lib"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ELF files")
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("part", ["libconv_ext_operators.so", "kernels"])
+def test_a_library_that_was_cut_short_is_an_error_and_no_end_of_the_process(copied, part, share):
+    """The loader would map it, and touching what is missing is SIGBUS."""
+    folder, said = copied
+    kernels = with_kernels(folder)
+    file = kernels if part == "kernels" else folder / part
+    size, whole = cut(file, share)
+    text = said()
+    lacks = int(
+        re.search(rf"ImportError: .*{re.escape(str(file))}(?: is cut short: it)? lacks its last (\d+) bytes", text)[1]
+    )
+    assert whole - 64 <= size + lacks <= whole and "is cut short" in text
+    assert "Install the wheel again, or build from the source distribution:" in text
+    if part == "kernels":  # the advice is the same where they were named
+        assert "Install the wheel again" in said(CONV_EXT_ISA=conv_ext.library.available_isas()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ELF files")
+def test_a_fast_road_that_was_cut_short_is_left_out(copied):
+    folder, said = copied
+    with_kernels(folder)
+    if not conv_ext._C.HAS_FAST_ROAD:
+        pytest.skip("no fast road for this torch and Python")
+    cut(Path(shutil.copy(sys.modules[f"conv_ext.{conv_ext._C.FAST_NAME}"].__file__, folder)), 0.5)
+    script = "import sys, conv_ext.__main__ as m; sys.exit(m.main(['info']))"
+    assert re.search(
+        r"fast_road +no: it does not load: .*_fast_.* is cut short: it lacks its last \d+ bytes", said(script)
+    )
+
+
+def test_whole_libraries_lack_nothing(tmp_path):
+    package = Path(conv_ext.__file__).parent
+    for file in [*package.glob("*.so"), *package.glob("lib/*.so"), *(Path(torch.__file__).parent / "lib").glob("*.so")]:
+        assert conv_ext._C._missing_bytes(file) == 0, file
+    for text in (b"", b"\x7fELF", b"\x7fELF\2\1", b"no ELF file " * 10):  # the loader says what they are
+        (tmp_path / "a.so").write_bytes(text)
+        assert conv_ext._C._missing_bytes(tmp_path / "a.so") == 0
 
 
 @pytest.mark.parametrize("text, words", [
@@ -111,6 +164,22 @@ def test_a_damaged_record_of_the_build(tmp_path, text, words):
     with pytest.raises(ImportError, match=words) as error:
         conv_ext.library._record(tmp_path / "_build.json")
     assert "-m pip install --no-build-isolation" in str(error.value)
+
+
+def test_a_package_in_an_archive_says_that_it_cannot_be_loaded(tmp_path):
+    package = Path(conv_ext.__file__).parent
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        for file in package.glob("*.py"):
+            archive.write(file, f"conv_ext/{file.name}")
+        archive.write(package / "_build.json", "conv_ext/_build.json")
+    environment, words = (
+        {**os.environ, "PYTHONPATH": str(tmp_path / "app.zip")},
+        [sys.executable, "-c", "import conv_ext"],
+    )
+    child = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert re.search(
+        r"ImportError: conv_ext at .*app\.zip/conv_ext lies in an archive, .*: unpack it, or", child.stderr
+    )
 
 
 def test_what_is_loaded_later_is_an_attribute_of_the_package():

@@ -1,5 +1,6 @@
 """`python -m conv_ext visualize`: each picture, and what it says of wrong options."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,20 @@ def test_a_full_disk(arguments, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     code, _, err = outcome(capsys, *(weights if argument == "W" else argument for argument in arguments))
     assert code == 2 and "cannot write" in err and "No space left on device" in err
+
+
+def test_missing_extras(tmp_path, capsys, monkeypatch):
+    """What was asked for is named, and what it needs: a bar is shown where something learns."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        for name in ("tqdm", "matplotlib"):
+            patch.setitem(sys.modules, name, None)  # Python's own mark of a module that cannot be imported
+        for what, missing in (("filters", "tqdm and matplotlib"), ("convolution", "matplotlib")):
+            code, _, err = outcome(capsys, what)
+            assert code == 2 and err == f"conv_ext visualize: visualize needs {missing}: pip install 'conv_ext[demo]'\n"
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    code, _, err = outcome(capsys, "convolution", "--size", "3x3", "--kernel", "2x2", "--out", "a.png")
+    assert code == 0, err
 
 
 def test_an_interruption(tmp_path, capsys, monkeypatch):

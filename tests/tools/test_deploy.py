@@ -89,6 +89,16 @@ def test_a_package_that_was_moved_finds_its_own(tmp_path):
     assert call(tmp_path / "link.so", tmp_path).returncode == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ELF files")
+def test_kernels_that_were_cut_short_are_an_error_of_the_call(tmp_path):
+    (tmp_path / "lib").mkdir()
+    shutil.copy(OPERATORS, tmp_path)
+    kernels = shutil.copy(PACKAGE / "lib" / f"libconv_ext_{available_isas()[-1]}.so", tmp_path / "lib")
+    os.truncate(kernels, os.path.getsize(kernels) // 2)
+    done = call(tmp_path / OPERATORS.name, tmp_path)
+    assert done.returncode == 1 and f"the kernel library is cut short: {kernels} lacks its last" in done.stderr
+
+
 def test_a_wrong_choice_is_an_error_of_the_call(tmp_path):
     done = call(OPERATORS, tmp_path, CONV_EXT_ISA="avx1024")
     assert done.returncode != 0 and f"CONV_EXT_ISA must be one of {', '.join(ISAS)}, got 'avx1024'" in done.stderr
@@ -110,6 +120,16 @@ def test_the_package_joins_a_library_that_is_loaded(tmp_path):
         words = [sys.executable, "-c", script]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and "9." in done.stdout, done.stderr
+
+
+def test_another_copy_of_the_operators_is_an_error_of_the_import(tmp_path):
+    """Torch registers them once, and would end the process over a second."""
+    copy = shutil.copy(OPERATORS, tmp_path)
+    script = f"import torch\ntorch.ops.load_library({str(copy)!r})\nimport conv_ext"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert f"has loaded another copy of its operators, {copy}, and torch takes one" in done.stderr
+    assert done.returncode == 1 and "ImportError: conv_ext at " in done.stderr
 
 
 def test_the_programs_type_of_the_operator_is_its_schema():

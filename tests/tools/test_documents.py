@@ -375,6 +375,7 @@ def test_links_of_the_checkout_are_links_of_the_site(monkeypatch):
     hooks = load("hooks")
     for source, text, wanted in (
         ("README.md", "[a](docs/use.md#x) ![p](docs/demo.png)", "[a](use.md#x) ![p](demo.png)"),
+        ("README.md", "[docs/use.md](docs/use.md)", "[Use](use.md)"),
         ("README.md", "[c](CHANGELOG.md) [w](https://arxiv.org/c)", "[c](changelog.md) [w](https://arxiv.org/c)"),
         ("docs/use.md", "[r](../README.md#limits)", "[r](index.md#limits)"),
         ("docs/deploy/cpp.md", "[u](../use.md) [d](../decisions) [p](cpp/deploy.cpp)",
@@ -387,8 +388,12 @@ def test_links_of_the_checkout_are_links_of_the_site(monkeypatch):
     found = hooks.relinked("[`plan.h`](../csrc/cpu/plan.h#L3)", "docs/use.md")
     assert found == "[`plan.h`](https://github.com/owner/name/blob/main/csrc/cpu/plan.h#L3)"
     code = "[a](../csrc/cpu/plan.h)\n```\n[a](../csrc/cpu/plan.h)\n```\n"
-    page = SimpleNamespace(file=SimpleNamespace(src_uri="use.md"))
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="use.md"), parent="Use", meta={})
     assert "```\n[a](../csrc/cpu/plan.h)\n```" in hooks.on_page_markdown(code, page, None, None)
+    assert page.meta == {}
+    alone = SimpleNamespace(file=page.file, parent=None, meta={})
+    hooks.on_page_markdown(code, alone, None, None)
+    assert alone.meta == {"hide": ["navigation"]}
 
 
 def test_docstrings_become_markdown():

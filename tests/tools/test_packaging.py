@@ -276,8 +276,8 @@ def bare(tmp_path):
             if "conv_ext" not in path.name and "__editable__" not in path.name and not (target / path.name).exists():
                 (target / path.name).symlink_to(path)
     python = environment / "bin" / "python"
-    assert run(python, "-c", "import torch", cwd=tmp_path).returncode == 0
-    assert "No module named 'conv_ext'" in run(python, "-c", "import conv_ext", cwd=tmp_path).stderr
+    assert run(python, "-c", "import torch", cwd=tmp_path, PYTHONPATH="").returncode == 0
+    assert "No module named 'conv_ext'" in run(python, "-c", "import conv_ext", cwd=tmp_path, PYTHONPATH="").stderr
     return python
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram  # `import torch` loads it, too
-from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.nn.modules.conv import _ConvNd
 
 from . import packed, patterns
@@ -37,8 +37,25 @@ _FORMATS = (torch.preserve_format, torch.channels_last, torch.contiguous_format)
 _logger = logging.getLogger("conv_ext")
 
 
+class _Proxy(Proxy):
+    """Stands for a value whose ``a += b`` is traced as what it is: torch.fx makes ``a = a + b`` of it, and then who
+    else looks at `a` does not see the change.
+    """
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[_Proxy, Any], Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in patterns.IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(Tracer):
     """Keeps our layers whole, as torch's are."""
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Proxy(node, self)
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> Graph:
         graph = super().trace(root, concrete_args)
@@ -232,11 +249,24 @@ def _fuse_graph(traced: Fused, report: Report, epilogues: bool) -> Fused:
 
 
 def _take_sum_in(traced: Fused, node: Node, sum: Node, residual: Node) -> None:
-    """The layer is called where the sum stood, when the other tensor is there."""
+    """The layer is called where the sum stood, when the other tensor is there; what asks for its size comes after."""
+    moved = [node, *_followers(node, sum)]
     node.args, node.kwargs = (patterns.source(node), residual), {}
-    sum.prepend(node)
+    for each in moved:
+        sum.prepend(each)
     sum.replace_all_uses_with(node)
     traced.graph.erase_node(sum)
+
+
+def _followers(node: Node, end: Node) -> list[Node]:
+    """What stands between two nodes and follows from the first one."""
+    found = [node]
+    between = node.next
+    while between is not end:
+        if any(each in found for each in between.all_input_nodes):
+            found.append(between)
+        between = between.next
+    return found[1:]
 
 
 def _erase_unread(traced: Fused, modules: Modules) -> None:
@@ -497,6 +527,8 @@ def _why_not_added(node: Node, layer: nn.Module, sum: Node, residual: Node, modu
         return "the layer adds a tensor already"
     if patterns.writes(sum, modules) and sum.args[0] is residual:
         return "it writes into the other tensor"
+    if residual in _followers(node, sum):
+        return "the other tensor follows from the layer's size"
     between = node.next
     while between is not sum:
         if patterns.writes(between, modules):

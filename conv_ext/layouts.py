@@ -53,15 +53,19 @@ class _Pooling(TorchDispatchMode):
 class Layouts(NamedTuple):
     """What was compared: estimated cycles of an image by the name of a layout.
 
-    calls: of convolution layers that have an estimate in both, among `of` that there are.
+    calls: of convolution layers that have an estimate in both, among `of` that there are. refused: what a call in
+    channels_last raises, "" where it computes.
     """
 
     chosen: str
     cycles: dict[str, float]
     calls: int
     of: int
+    refused: str = ""
 
     def __str__(self) -> str:
+        if self.refused:
+            return f"memory format: {self.chosen} (in channels_last a call raises: {self.refused})"
         if not self.calls:
             return f"memory format: {self.chosen} (no convolution has an estimate in both layouts)"
         each = ", ".join(f"{name} {_count(cycles)}cycles an image" for name, cycles in self.cycles.items())
@@ -72,14 +76,22 @@ class Layouts(NamedTuple):
 def set_faster_layout(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Layouts:
     """Give the 2-D layers' weights the layout, in place, in which a call of the model is estimated to be the faster.
 
-    What a layer computes lies as its weight does, so that the layers behind the first one get that layout, too. Raises
-    what the call raises.
+    What a layer computes lies as its weight does, so that the layers behind the first one get that layout, too. A model
+    that cannot be called in channels_last, such as one with a `view` across what is apart there, stays contiguous.
+    Raises what the call raises.
     """
     found, pools = {}, {}
     for name, memory_format in FORMATS.items():
         model.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
-        with _Pooling() as pooling:
-            found[name] = [layer.cycles for layer in explain_model(model, inputs, kwargs).layers]
+        try:
+            with _Pooling() as pooling:
+                found[name] = [layer.cycles for layer in explain_model(model, inputs, kwargs).layers]
+        except RuntimeError as error:
+            if not found:
+                raise
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return Layouts("contiguous", {}, 0, len(found["contiguous"]), why)
         pools[name] = pooling.cycles
     calls = [dict(zip(FORMATS, pair)) for pair in zip(*found.values())]
     known = [call for call in calls if None not in call.values()]

@@ -354,7 +354,10 @@ def writes(node: Node, modules: Modules) -> bool:
     return node.op in ("call_function", "call_method") and (in_place or node.target in _IN_PLACE)
 
 
-_IN_PLACE = {
-    vars(operator)[name] for name in vars(operator) if name.startswith("i") and f"__{name}__" in vars(operator)
-}
-_IN_PLACE -= {operator.index, operator.inv, operator.invert}
+# Those of operator: iadd and the like.
+IN_PLACE_OPERATORS = [
+    name
+    for name in vars(operator)
+    if name.startswith("i") and f"__{name}__" in vars(operator) and name not in ("index", "inv", "invert")
+]
+_IN_PLACE = {getattr(operator, name) for name in IN_PLACE_OPERATORS}

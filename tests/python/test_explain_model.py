@@ -192,6 +192,24 @@ def test_without_estimates_it_is_contiguous():
     assert "no convolution has an estimate in both layouts" in str(fused.report)
 
 
+def test_a_model_that_cannot_be_called_in_channels_last_stays_contiguous():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 16, 3)
+
+        def forward(self, x):
+            return self.conv(x).view(len(x), -1)
+
+    model, x = Views().eval(), torch.randn(2, 8, 12, 12)
+    fused = conv_ext.fuse(model, x, memory_format="auto")
+    assert fused.report.layouts.chosen == "contiguous" and fused.conv.weight.is_contiguous()
+    assert "in channels_last a call raises: view size is not compatible" in str(fused.report)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="expected input"):  # what either layout raises
+        conv_ext.fuse(model, torch.randn(2, 7, 12, 12), memory_format="auto")
+
+
 def test_auto_needs_an_example():
     with pytest.raises(ValueError, match="needs what the model is called with"):
         conv_ext.fuse(net(), memory_format="auto")

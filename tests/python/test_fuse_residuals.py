@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import pickle
 
 import pytest
 import torch
@@ -30,6 +31,76 @@ class Block(nn.Module):
         y = self.nb(self.b(self.relu(self.na(self.a(x)))))
         other = self.no(self.other(x)) if self.way == "last" else first
         return self.relu(self.add(y, other))
+
+
+class CheckedBlock(Block):
+    """A block that looks at the size of what it is going to add to, as other packages' normalisations do."""
+
+    def forward(self, x):
+        y = self.b(self.relu(self.na(self.a(x))))
+        torch._assert(y.ndim == 4, f"four dimensions, got {y.ndim}")
+        y = self.nb(y)
+        n, c = y.shape[0], y.size(1)
+        other = self.no(self.other(x))
+        return self.relu(y + other).reshape(n, c, -1)
+
+
+class Pyramid(nn.Module):
+    """What a feature pyramid does: a coarser map is made as large as the finer one, and added."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        fine = self.fine(x)
+        return torch.relu(fine + F.interpolate(self.coarse(x), size=fine.shape[-2:]))
+
+
+def test_what_asks_for_the_size_of_a_result_comes_behind_the_sum():
+    net, x = double(CheckedBlock()), images()
+    for fused in (conv_ext.fuse(net), conv_ext.fuse(net, x), conv_ext.fuse(exported(copy.deepcopy(net), x))):
+        assert_same(fused, net, x)
+        assert fused.report.counts["residual"] == 1
+    assert_same(conv_ext.fuse(net), net, torch.cat([x, x]))
+
+
+def test_a_tensor_that_follows_from_the_size_of_a_result_is_not_taken_in():
+    net, x = double(Pyramid()), images()
+    fused = conv_ext.fuse(net)
+    assert_same(fused, net, x)
+    assert "add: the other tensor follows from the layer's size" in fused.report.rows[0].stays
+    assert fused.report.counts["residual"] == 0
+
+
+class Writer(nn.Module):
+    """Adds a convolution, or multiplies, in place of a tensor that others look at."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.way = nn.Conv2d(3, 3, 3, padding=1), way
+
+    def forward(self, x):
+        z = x * 1
+        seen = z[:, :2]
+        if self.way == "+=":
+            z += self.conv(x)
+        else:
+            z = self.conv(x)
+            seen = z[:, :2]
+            z *= 2
+        return torch.cat([seen, torch.relu(z)], 1)
+
+
+@pytest.mark.parametrize("way", ["+=", "*="])
+def test_who_looks_at_a_tensor_sees_what_is_written_into_it(way):
+    """torch.fx by itself makes `z = z + y` of `z += y`."""
+    net, x = double(Writer(way)), images()
+    fused = conv_ext.fuse(net)
+    assert_same(fused, net, x)
+    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert_same(copied, net, x)
+    assert way == "*=" or "iadd: it writes into the other tensor" in fused.report.rows[0].stays
 
 
 @torch.fx.wrap

@@ -119,8 +119,8 @@ def wgmma() -> list[str]:
     lines = [line(pass_name, kind, "channels_last", z) for z in WGMMA for kind, pass_name in kinds]
     for kind, pass_name in kinds:
         if pass_name == "forward":
-            lines += [line(pass_name, kind, layout, z, **epilogue(pass_name, kind[0], i)) for z in (WGMMA[4], WGMMA[8])
-                      for layout in LAYOUTS[:2] for i in range(2 * len(ACTIVATIONS))]
+            lines += [line(pass_name, kind, LAYOUTS[(i + 1) // 2 % 2], (WGMMA[4], WGMMA[8])[i // 2 % 2],
+                           **epilogue(pass_name, kind[0], i)) for i in range(1, 2 + len(ACTIVATIONS))]
         lines += [line(pass_name, kind, layout, WGMMA[4]) for layout in ("contiguous", "shifted")]
         lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in (WGMMA[2], WGMMA[8])]
         lines.append(line(pass_name, kind, "contiguous", SMALL[0], check="special"))

@@ -12,6 +12,7 @@ COMMANDS = {
     "fused": ("bench.fused", "the forward of networks after conv_ext.fuse, against the same without"),
     "inference": ("bench.inference", "the forward of networks beside compiled torch, onnxruntime and openvino"),
     "mapped": ("bench.mapped", "MappedConv2d against a masked dense convolution"),
+    "parts": ("bench.parts", "where the time of a fused network goes: convolutions, pooling, the classifier"),
     "pooling": ("bench.pooling", "torch's pooling between convolutions, in both layouts"),
     "call": ("bench.call_cost", "the cost of one call on tiny tensors, against torch"),
     "scaling": ("bench.scaling", "one thread against several on large layers, and whether the bits are the same"),

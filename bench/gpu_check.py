@@ -259,7 +259,7 @@ def of_cases(check: Check) -> list[str]:
 
 
 LAYER_TESTS = ("tests/cuda/test_gpu_layer.py", "tests/cuda/test_gpu.py", "-k",
-               "test_gpu_layer or graph or stream or tf32 or two_devices or bias_and_relu")
+               "test_gpu_layer or graph or stream or tf32 or two_devices or bias_and_relu or epilogues")
 BUILDS = ("runner", "build")  # where they are named, they need no device
 TORCH, TESTS = ("device", "torch"), ("device", "torch", "pytest")
 STEPS = [

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 
 import torch
 from torch import Tensor, nn
 
 from bench import aims, environment, peers, precision, report
 from bench.network import ONE, distance, limit
-from bench.networks import FOREIGN, NETWORKS, data, made, missing
+from bench.networks import FOREIGN, NETWORKS, data, made, present
 from conv_ext import timer
 from conv_ext.subjects import settled
 
@@ -42,10 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     environment.add_common_options(parser)
     options = parser.parse_args(arguments)
     options.network = options.network or (QUICK if options.quick else DEFAULT)
-    for name in list(options.network):
-        if package := missing(name):
-            print(f"{name} is left out: {package} is not installed", file=sys.stderr)
-            options.network.remove(name)
+    options.network = present(options.network)
     options.batch = options.batch or ([1] if options.quick else [1, 8])
     options.seconds = options.seconds or (5.0 if options.quick else 30.0)
     return options

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench import aims, environment, gpu, precision, report
 from bench.cases import MEMORY_FORMATS
 from bench.judge import OPERAND_ROUNDOFF
-from bench.networks import DEFAULT, FOREIGN, GPU_DEFAULT, GPU_IMAGES, NETWORKS, data, loss, made, missing, network
+from bench.networks import DEFAULT, FOREIGN, GPU_DEFAULT, GPU_IMAGES, NETWORKS, data, loss, made, network, present
 from bench.shapes import LAYOUTS, PRECISIONS
 from conv_ext import timer
 
@@ -54,10 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if on_gpu:
         gpu.check(parser)
     options.network = options.network or (GPU_DEFAULT if on_gpu else DEFAULT)
-    for name in list(options.network):
-        if package := missing(name):
-            print(f"{name} is left out: {package} is not installed", file=sys.stderr)
-            options.network.remove(name)
+    options.network = present(options.network)
     # A GPU's times vary less, and it may be lent for minutes.
     options.seconds = options.seconds or (4.0 if options.quick else 10.0) / (10 if on_gpu else 1)
     return options

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +66,7 @@ FOREIGN = {
     f"{package}/{name}": Network(partial(_foreign, package, name), (3, 224, 224), 1000, 8)
     for package, names in {
         "torchvision": ("alexnet", "vgg16", "resnet50"),
-        "timm": ("mobilenetv3_large_100", "convnext_tiny", "resnext50_32x4d"),
+        "timm": ("mobilenetv3_large_100", "efficientnet_b0", "convnext_tiny", "convnext_atto", "resnext50_32x4d"),
     }.items()
     for name in names
 }
@@ -76,6 +77,14 @@ def missing(name: str) -> str | None:
     """The package that a network needs and this Python lacks."""
     package = name.split("/")[0] if name in FOREIGN else None
     return package if package and importlib.util.find_spec(package) is None else None
+
+
+def present(names: list[str]) -> list[str]:
+    """Those of the networks whose packages are installed; of the others standard error has a word."""
+    for name in names:
+        if package := missing(name):
+            print(f"{name} is left out: {package} is not installed", file=sys.stderr)
+    return [name for name in names if not missing(name)]
 
 
 DEFAULT = ["lenet5", "mnist_convnet", "cifar10_convnet", "alexnet", "zfnet", "vgg16", "nin", "googlenet", "resnet50"]

@@ -147,11 +147,13 @@ def scaling_text(result: dict, _: bool = False) -> str:
 def fused_text(result: dict, _: bool = False) -> str:
     rows = [[row["network"], row["n"], row["layout"],
              *(number(row[f"{side}_ms"]) for side in ("torch", "ours", "apart", "fused")),
-             *(number(row[ratio]) for ratio in ("ratio", "gain", "epilogues")), spread(row), f"{row['error']:.1e}"]
-            for row in result["cases"]]
+             *(number(row[ratio]) for ratio in ("ratio", "gain", "epilogues")), spread(row),
+             f"{row['error']:.1e}", f"{row['error_theirs']:.1e}"] for row in result["cases"]]
     head = ["network", "images", "layout", "ms torch", "ms ours", "ms without epilogues", "ms fused", "torch / fused",
-            "ours / fused", "without / fused", "spread", "error"]
-    return machine_line(result["machine"]) + "\n\n" + table(head, rows)
+            "ours / fused", "without / fused", "spread", "error", "error of torch"]
+    wrong = [f"WRONG: {row['network']}, {row['n']}, {row['layout']}: {row['error']:.1e} from float64, limit "
+             f"{row['limit']:.1e}" for row in result["cases"] if not row["right"]]
+    return "\n\n".join([machine_line(result["machine"]), table(head, rows), *wrong])
 
 
 def mapped_text(result: dict, _: bool = False) -> str:
@@ -174,8 +176,14 @@ def pooling_text(result: dict, _: bool = False) -> str:
     return pooling.text(result)
 
 
+def parts_text(result: dict, _: bool = False) -> str:
+    from bench import parts
+
+    return parts.text(result)
+
+
 TEXTS = {"run": run_text, "network": network_text, "call": call_text, "scaling": scaling_text, "fused": fused_text,
-         "mapped": mapped_text, "inference": inference_text, "pooling": pooling_text}
+         "mapped": mapped_text, "inference": inference_text, "pooling": pooling_text, "parts": parts_text}
 
 
 def disturbance(result: dict) -> str:

@@ -70,7 +70,7 @@ _CLAMPS: dict[Callable[..., Any] | str, tuple[str, ...]] = {
     **dict.fromkeys((torch.clamp, torch.clip, aten.clamp.default, aten.clamp_.default), _CLAMP),
     **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), _CLAMP),
 }
-_OTHER_ACTIVATIONS = {
+OTHER_ACTIVATIONS = {
     F.relu6, F.hardtanh, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.sigmoid, F.tanh,
     torch.sigmoid, torch.tanh, torch.clamp, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
     aten.gelu.default, aten.silu.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default,
@@ -97,6 +97,8 @@ _DROPOUTS: dict[Callable[..., Any], tuple[str, ...]] = {
     aten.dropout.default: ("input", "p", "train"),
     aten.dropout_.default: ("input", "p", "train"),
 }
+# The same of other packages, by module and name; torch.fx keeps their calls whole.
+_OTHERS_DROPOUTS = {("torchvision.ops.stochastic_depth", "stochastic_depth"): ("input", "p", "mode", "training")}
 # What is asked of a tensor whose numbers nobody looks at.
 _SIZES = {aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, aten._assert_tensor_metadata.default}
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel"}
@@ -170,9 +172,13 @@ def is_identity(node: Node, modules: Modules) -> bool:
     """Whether a node passes its input on, as dropout does in eval mode."""
     if node.op == "call_module":
         return is_called(node, _IDENTITIES, modules)
-    if node.op != "call_function" or node.target not in _DROPOUTS:
+    if node.op != "call_function":
         return False
-    values = bound(node, _DROPOUTS[node.target])
+    named = getattr(node.target, "__module__", None), getattr(node.target, "__name__", None)
+    names = _DROPOUTS.get(node.target) or _OTHERS_DROPOUTS.get(named)
+    if names is None:
+        return False
+    values = bound(node, names)
     return values.get("training", values.get("train", True)) is False
 
 
@@ -326,7 +332,7 @@ def why_it_stays(node: Node, modules: Modules) -> str:
         is_activation = type(module).__module__ == nn.modules.activation.__name__
         return f"{name}: {kind} is no activation of a layer" if is_activation else ""
     sums, others = (
-        (_SUMS, _OTHER_ACTIVATIONS) if node.op == "call_function" else (_SUM_METHODS, _OTHER_ACTIVATION_METHODS)
+        (_SUMS, OTHER_ACTIVATIONS) if node.op == "call_function" else (_SUM_METHODS, _OTHER_ACTIVATION_METHODS)
     )
     if node.target in sums:
         return f"{name}: it adds more than one other tensor, or a number"

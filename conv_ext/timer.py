@@ -60,10 +60,15 @@ def undisturbed(
     """
     for _ in range(MAX_TRIES):
         timing = alternate(functions, seconds, prepare, sample_seconds)
-        timing.disturbed = timing.others is not None and timing.others > (os.cpu_count() or 1) - threads + 0.1
+        timing.disturbed = disturbs(timing.others, threads)
         if not timing.disturbed:
             break
     return timing
+
+
+def disturbs(others: float | None, threads: int) -> bool:
+    """Whether other processes wanted cores that so many threads were measured on; `others`: how many were busy."""
+    return others is not None and others > (os.cpu_count() or 1) - threads + 0.1
 
 
 class Others:

@@ -143,6 +143,8 @@ CONV_EXT_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 CONV_EXT_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 CONV_EXT_DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 CONV_EXT_DEVICE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+CONV_EXT_DEVICE float exponential(float x) { return expf(x); }
+CONV_EXT_DEVICE double exponential(double x) { return exp(x); }
 CONV_EXT_DEVICE float widen(float16 value) {
   float result;
   asm("cvt.f32.f16 %0, %1;\n" : "=f"(result) : "h"(value.bits));

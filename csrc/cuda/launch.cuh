@@ -26,6 +26,21 @@ struct RealCall {
   char* workspace() const { return static_cast<char*>(b.workspace); }
 };
 
+// The residual has the result's strides, where they mean something: launch.h asks for that.
+template <class T, class Sum>
+Finish<T, Sum> finish_of(const Buffers& b) {
+  const Epilogue& e = b.epilogue;
+  Finish<T, Sum> finish{};
+  finish.activation = e.activation;
+  finish.low = Sum(e.low);
+  finish.high = Sum(e.high);
+  if (e.residual.data == nullptr) return finish;
+  finish.adds = 1;
+  finish.residual = reinterpret_cast<intptr_t>(e.residual.data) - reinterpret_cast<intptr_t>(b.output.data);
+  finish.vectors = finish.residual % 16 == 0;  // as the result's, which are aligned
+  return finish;
+}
+
 template <class T, class Sum>
 Result<T, Sum> result_of(const RealCall& call, const TensorRef& to, int64_t stride_m) {
   return {static_cast<T*>(to.data),
@@ -33,7 +48,7 @@ Result<T, Sum> result_of(const RealCall& call, const TensorRef& to, int64_t stri
           stride_m,
           static_cast<const T*>(call.b.bias),
           call.b.bias_stride,
-          call.b.epilogue.is_relu(),
+          finish_of<T, Sum>(call.b),
           call.add,
           call.negative,
           false,
@@ -186,6 +201,9 @@ int run_by_parts(const ConvProblem& z, Pass pass, const CudaPlan& plan, const Bu
       real.output = part_of(b.output, output, bytes);
       real.bias = first == 0 && b.bias ? static_cast<const char*>(b.bias) + result * bytes : nullptr;
       real.bias_stride = 2 * b.bias_stride;
+      real.epilogue = {};  // of complex numbers a residual alone, which is added to what is complete
+      if (first == 1 && b.epilogue.residual.data != nullptr)
+        real.epilogue.residual = part_of(b.epilogue.residual, result, bytes);
       if (const int error = run(RealCall{z, plan, real, stream, first == 1, first == 1 && second == 1})) return error;
     }
   return 0;

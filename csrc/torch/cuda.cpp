@@ -57,6 +57,17 @@ class OnDevice {
   DeviceGuardHandle guard_ = nullptr;
 };
 
+// The kernels want a residual that lies as the result does: another one is copied. What owns the copy.
+Tensor lay_residual(const ConvProblem& z, Pass pass, const Operand& a, const Operand& b, const CallArguments& call,
+                    Buffers* buffers) {
+  TensorRef& residual = buffers->epilogue.residual;
+  if (residual.data == nullptr || lies_alike(sizes_of(z).output, residual, buffers->output)) return Tensor();
+  Tensor laid = allocate_result(z, pass, a, b);
+  copy(laid, call.residual->tensor);
+  residual = ref(operand_of(laid.get()));
+  return laid;
+}
+
 }  // namespace
 
 Tensor run_cuda(Pass pass, const Operand& a, const Operand& b, const Operand* bias, const CallArguments& call) {
@@ -67,6 +78,7 @@ Tensor run_cuda(Pass pass, const Operand& a, const Operand& b, const Operand* bi
   Tensor owned = allocate_result(problem, pass, a, b);
   const Operand result = operand_of(owned.get());
   Buffers buffers = buffers_of(pass, a, b, bias, result, call);
+  const Tensor residual = lay_residual(problem, pass, a, b, call, &buffers);
   merge_kernel_into_channels(&problem, &buffers);
   const CudaCandidate& candidate = choose_cuda_or_throw(problem, pass, traits_of(device), call.algorithm);
   if (result.elements() == 0) return owned;
@@ -83,8 +95,7 @@ Tensor run_cuda(Pass pass, const Operand& a, const Operand& b, const Operand* bi
                       : pass == Pass::InputGrad ? launch_input_grad
                                                 : launch_weight_grad;
   check_cuda(launch(problem, plan, buffers, current_stream(device)), "a kernel could not be started");
-  const bool finished = !buffers.epilogue.any() || buffers.epilogue.is_relu();  // which the kernels have
-  return finished ? std::move(owned) : finish_by_torch(std::move(owned), call);
+  return owned;
 }
 
 namespace {

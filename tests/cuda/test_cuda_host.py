@@ -17,6 +17,7 @@ from fibres import (
     OPPOSITE,
     PASSES,
     accurate,
+    epilogue,
     finds,
     halved,
     in_halves,
@@ -64,10 +65,8 @@ TILES = (
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_every_kind_of_arithmetic_in_every_layout(program, pass_name, kind, half):
-    bias = int(pass_name == "forward")
-    relu = int(bias and not kind[0].startswith("complex"))
-    run(program, [line(pass_name, kind, layout, z, bias=bias, relu=relu)
-                  for z, layout in halved(SMALL, LAYOUTS, half) if accurate(pass_name, kind, z)])
+    run(program, [line(pass_name, kind, layout, z, **epilogue(pass_name, kind[0], i))
+                  for i, (z, layout) in enumerate(halved(SMALL, LAYOUTS, half)) if accurate(pass_name, kind, z)])
 
 
 @in_halves
@@ -110,7 +109,8 @@ def test_infinity_and_nan_show_where_they_are_read_and_nowhere_else(program, pas
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_three_tf32_forms_again_what_is_not_finite(program, pass_name, half):
     """Of infinities and of numbers so large that their parts alone overflow, also where the sum is split."""
-    lines = [line(pass_name, KINDS[2], layout, z, bias=int(pass_name == "forward"), relu=int(pass_name == "forward"))
+    behind = {"bias": 1, "residual": 1, "activation": "relu"} if pass_name == "forward" else {}
+    lines = [line(pass_name, KINDS[2], layout, z, **behind)
              for z, layout in halved((*SMALL, *TILES[:1], *TILES[3:5], TILES[-1]), LAYOUTS, half)
              if accurate(pass_name, KINDS[2], z)]
     for what in ("special", "huge"):
@@ -131,6 +131,19 @@ def test_several_tiles_chains_and_splits(program, pass_name, half):
     assert any("split" in v for v in verdicts), verdicts
     for tile in ("large", "narrow"):
         assert any(tile in v for v in verdicts), verdicts
+
+
+@in_halves
+def test_epilogues_of_several_tiles(program, half):
+    """Every activation with every kind of arithmetic, in vectors and alone, split and whole, infinities among them."""
+    problems = (TILES[0], TILES[3], TILES[6])
+    for check in (OPPOSITE, "special"):
+        lines = [line("forward", kind, layout, z, **epilogue("forward", kind[0], i + j))
+                 for i, kind in enumerate(KINDS) for j, z in enumerate(problems)
+                 for layout in LAYOUTS[(half + i + j) % 2:2:2]
+                 if accurate("forward", kind, z) and (check == OPPOSITE or not kind[0].startswith("complex"))]
+        verdicts = run(program, lines, check)
+        assert any("split" in v for v in verdicts), verdicts
 
 
 def test_random_problems(program):
@@ -225,6 +238,10 @@ PLANTED = {
                             "uint32_t(a.w + b.w) <= uint32_t(w)"),
     "a_stage_too_few": ("igemm.cuh", "kBytes = Math::kStages * kStage",
                         "kBytes = (Math::kStages - 1) * kStage"),
+    "a_residual_is_left_out": ("epilogue.cuh", "    if (adds) narrow(", "    if (false) narrow("),
+    "another_residual": ("epilogue.cuh", "intptr_t>(to) + residual", "intptr_t>(to + 1) + residual"),
+    "no_bounds": ("epilogue.cuh", "other)), &value);\n    if (activation == Activation::None)",
+                  "other)), &value);\n    if (activation == Activation::Clamp)"),
     "chains_are_lost": ("igemm.cuh", "    sums.close_chains();\n    store", "    store"),
 }
 

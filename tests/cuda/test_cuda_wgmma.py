@@ -15,6 +15,7 @@ from fibres import (
     OPPOSITE,
     PASSES,
     accurate,
+    epilogue,
     finds,
     finds_and_prints,
     halved,
@@ -25,6 +26,7 @@ from fibres import (
     run,
 )
 from problems import CORNERS, SMALL, Problem
+from runner_lines import ACTIVATIONS
 from test_cuda_host import LENGTHS, LONG, TILES, of_length
 
 pytestmark = needs_compiler
@@ -64,11 +66,10 @@ def lines_of(pass_name, kind, problems, layouts, **rest):
 @in_halves
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_every_kind_of_number_in_every_layout(program, pass_name, half):
-    bias = int(pass_name == "forward")
     layouts = ("contiguous", "channels_last", "mixed", "sliced", "transposed", "shifted")
     lines = [one for i, kind in enumerate(kinds_of(pass_name))
-             for z, layout in halved(SMALL, layouts, (half + i) % 2)
-             for one in lines_of(pass_name, kind, (z,), (layout,), bias=bias, relu=bias)]
+             for j, (z, layout) in enumerate(halved(SMALL, layouts, (half + i) % 2))
+             for one in lines_of(pass_name, kind, (z,), (layout,), **epilogue(pass_name, kind[0], i + j))]
     run(program, lines, OPPOSITE)
 
 
@@ -81,6 +82,19 @@ def test_several_tiles_steps_and_splits(program, pass_name, half):
     lines += lines_of(pass_name, KINDS[0], (*TILES[-2:], *LARGE[:3])[half::2], ("contiguous",), tile_m=128, tile_n=128)
     verdicts += run(program, lines, OPPOSITE)
     assert any("split" in v for v in verdicts) and any("large" in v for v in verdicts), verdicts
+
+
+@in_halves
+def test_epilogues_of_several_tiles(program, half):
+    """In vectors and alone, where a sum is one block's and where reduce() adds its parts, infinities among them."""
+    problems = (replace(LARGE[0], c=24), LARGE[1], LARGE[4])
+    for check, kind in ((OPPOSITE, KINDS[half]), ("special", KINDS[2 + half])):
+        lines = [one for i in range(2 * len(ACTIVATIONS)) for z in (problems[i % 3],)
+                 for layout in ("channels_last", "contiguous", "shifted")[(half + i) % 2::2]
+                 for one in lines_of("forward", kind, (z,), (layout,), splits=1 + i % 3 // 2,
+                                     **epilogue("forward", kind[0], i))]
+        verdicts = run(program, lines, check)
+        assert any("split" in v for v in verdicts), verdicts
 
 
 WIDE = (replace(LARGE[0], c=24, k=300), replace(LARGE[1], k=520), LARGE[2], LARGE[3], LARGE[5])

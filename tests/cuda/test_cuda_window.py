@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from fibres import FLAGS, LAYOUTS, OPPOSITE, PASSES, finds, line, needs_compiler, planted, run
+from fibres import FLAGS, LAYOUTS, OPPOSITE, PASSES, epilogue, finds, line, needs_compiler, planted, run
 from problems import CORNERS, NETWORK, SMALL, Problem
 
 pytestmark = needs_compiler
@@ -44,11 +44,18 @@ def lines(pass_name, dtype, problems, layouts=LAYOUTS, **more):
     return [line(pass_name, (dtype, "ieee", algorithm(z)), layout, z, **more) for z in few for layout in layouts]
 
 
+def with_epilogues(dtype, problems, layouts=LAYOUTS, first=0):
+    """The same of forward, each with another epilogue."""
+    few = [(z, layout) for z in problems if algorithm(z) for layout in layouts]
+    return [line("forward", (dtype, "ieee", algorithm(z)), layout, z, **epilogue("forward", dtype, first + i))
+            for i, (z, layout) in enumerate(few)]
+
+
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_every_dtype_in_every_layout(program, pass_name):
-    bias = int(pass_name == "forward")
-    for dtype in ("float32", "float64", "bfloat16", "float16", "complex64", "complex128"):
-        run(program, lines(pass_name, dtype, SMALL, bias=bias, relu=int(bias and "complex" not in dtype)))
+    for i, dtype in enumerate(("float32", "float64", "bfloat16", "float16", "complex64", "complex128")):
+        forward = pass_name == "forward"
+        run(program, with_epilogues(dtype, SMALL, first=i) if forward else lines(pass_name, dtype, SMALL))
 
 
 @pytest.mark.parametrize("pass_name", PASSES)
@@ -65,6 +72,13 @@ def test_several_tiles_and_chunks(program, pass_name):
     assert any("split" in v for v in verdicts) == (pass_name == "weight_grad"), verdicts
 
 
+def test_epilogues_of_several_tiles(program):
+    few = (*TILES[2:4], *TILES[7:9], *TILES[10:12], TILES[-1])
+    for i, dtype in enumerate(("float32", "bfloat16", "float64")):
+        run(program, with_epilogues(dtype, few, (*LAYOUTS[:2], "shifted"), i), OPPOSITE)
+        run(program, with_epilogues(dtype, few, LAYOUTS[1:2], i + 1), "special")
+
+
 CORES = (("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee"))
 FIRST = [z for z in (*SMALL, *CORNERS, *NETWORK, *TILES) if algorithm(z) == "first_layer"]
 
@@ -73,7 +87,8 @@ FIRST = [z for z in (*SMALL, *CORNERS, *NETWORK, *TILES) if algorithm(z) == "fir
 def test_first_layers_on_the_tensor_cores(program, dtype, precision):
     kind = (dtype, precision, "first_layer_cores")
     fits = [z for z in FIRST if dtype != "float32" or z.r < 11]  # four bytes each are too many weights
-    run(program, [line("forward", kind, layout, z, bias=1, relu=1) for z in fits for layout in LAYOUTS], OPPOSITE)
+    run(program, [line("forward", kind, layout, z, **epilogue("forward", dtype, i))
+                  for i, (z, layout) in enumerate((z, layout) for z in fits for layout in LAYOUTS)], OPPOSITE)
     run(program, [line("forward", kind, layout, z) for z in FIRST[:9] for layout in LAYOUTS[:2]], "special")
     several = [replace(z, n=3) for z in FIRST[:9]]
     run(program, [line("forward", kind, layout, z) for z in several for layout in LAYOUTS[:2]], "images")

@@ -25,6 +25,8 @@ from passes import (
     same_bits,
 )
 from problems import EMPTY, SMALL, THREADED, Problem
+from test_epilogue import BEHIND, assert_behind
+from test_epilogue import run as run_forward
 from tolerance import assert_exact, assert_same_with_non_finite, assert_within_bound, reference
 
 pytestmark = [
@@ -102,6 +104,22 @@ def test_bias_and_relu(z, dtype):
         fused = conv_ext.conv2d(on_gpu(x), on_gpu(w), bias.cuda(), z.stride, 0, z.dilation, z.groups, activation="relu")
         apart = conv_ext.conv2d(on_gpu(x), on_gpu(w), bias.cuda(), z.stride, 0, z.dilation, z.groups).relu()
         assert same_bits(fused.cpu(), apart.cpu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("z", SMALL + LAYERS, ids=str)
+def test_epilogues_by_every_algorithm(z, dtype):
+    """The bits of an addition and an activation behind the convolution, in registers or behind reduce()."""
+    x, w = operands("forward", z, dtype, "signed")
+    bias, residual = fill((z.k,), dtype, "signed", 5).cuda(), 4 * fill(z.output_shape, dtype, "signed", 6)
+    for layout in ("contiguous", "channels_last"):
+        a, b, other = on_gpu(x, layout), on_gpu(w, layout), on_gpu(residual, layout)
+        for algorithm in candidates("forward", z, dtype, "ieee"):
+            plain = run_forward(a, b, bias, z, algorithm=algorithm).cpu()
+            for activation in ["none"] if dtype.is_complex else BEHIND:
+                for added in (other, None):
+                    got = run_forward(a, b, bias, z, activation, added, algorithm).cpu()
+                    assert_behind(got, plain, activation, None if added is None else residual, algorithm)
 
 
 @pytest.mark.parametrize("pass_name", PASSES)

@@ -14,8 +14,10 @@ from bad_calls import GOOD, GOOD_PUBLIC, OPERATORS, PUBLIC
 from conv_ext import _C
 from conv_ext.__main__ import main
 from conv_ext.models import lenet5
-from passes import DTYPES, PASSES, call, dtype_name, fill, operands, same_bits
+from passes import DTYPES, PASSES, call, dtype_name, fill, laid_out, operands, same_bits
 from problems import SMALL, Problem
+from test_epilogue import BEHIND, assert_behind
+from test_epilogue import run as run_forward
 from test_errors import raised
 from tolerance import assert_exact, reference
 
@@ -257,6 +259,30 @@ def test_graphed_callables():
     graphed = torch.cuda.make_graphed_callables(layer, (x.clone(),))
     assert torch.equal(graphed(x), wanted[1])
     assert all(torch.equal(a, b) for a, b in zip(gradients(graphed, x), wanted[0]))
+
+
+# ---- epilogues
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("activation", BEHIND, ids=str)
+def test_residuals_of_any_strides_before_every_activation(activation, dtype):
+    """The bits of an addition and an activation on the CPU; a residual that lies otherwise than the result is laid."""
+    if dtype.is_complex and activation != "none":
+        pytest.skip("activations are for real numbers")
+    for z in SMALL[:2]:
+        operands_ = operands("forward", z, dtype, "signed")
+        for layout in ("contiguous", "channels_last"):
+            x, w = (laid_out(t, layout).to("cuda") for t in operands_)
+            bias, residual = fill((z.k,), dtype, "signed", 3).to("cuda"), 4 * fill(z.output_shape, dtype, "signed", 5)
+            plain = run_forward(x, w, bias, z)
+            expanded = residual[:1, :, :1].expand(z.output_shape)
+            laid = [laid_out(residual, how) for how in ("contiguous", "channels_last", "transposed", "sliced")]
+            for other in (*laid, expanded, None):
+                given = None if other is None else other.to("cuda")
+                got = run_forward(x, w, bias, z, activation, given)
+                assert_behind(got.cpu(), plain.cpu(), activation, other)
+                assert given is None or same_bits(given.cpu(), other)
 
 
 # ---- memory, size, determinism

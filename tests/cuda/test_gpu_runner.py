@@ -94,8 +94,11 @@ BAD = {
     GOOD_LINE.replace("r=2", "r=6"): "the kernel must not be higher than the padded input: it reaches over 6 of 5",
     GOOD_LINE.replace("s=3", "s=3 dilation=1,3"): "the kernel must not be wider than the padded input: it reaches over "
                                                   "7 of 6",
-    f"{GOOD_LINE.replace('forward', 'input_grad')} bias=1": "bias and relu are for forward",
-    f"{GOOD_LINE.replace('float32', 'complex64')} relu=1": "relu is for real numbers",
+    **{f"{GOOD_LINE.replace('forward', 'input_grad')} {word}": "bias, residual and activation are for forward"
+       for word in ("bias=1", "residual=1", "activation=relu")},
+    f"{GOOD_LINE.replace('float32', 'complex64')} activation=silu": "activations are for real numbers",
+    f"{GOOD_LINE} activation=gelu": "activation must be one of none, relu, clamp, silu, hardswish, got gelu",
+    f"{GOOD_LINE} residual=3": "residual must be made of whole numbers from 0 to 2, got 3",
 }
 
 

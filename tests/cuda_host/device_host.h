@@ -251,6 +251,8 @@ inline float float_of(uint32_t bits) {
 }
 inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return fma(a, b, c); }
+inline float exponential(float x) { return expf(x); }
+inline double exponential(double x) { return exp(x); }
 inline uint32_t round_tf32(float value) {
   const uint32_t bits = bits_of(value);
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;

@@ -188,7 +188,8 @@ int run(Pass pass, const ConvProblem& problem, const CudaPlan& plan, const Buffe
   at::Tensor workspace = at::empty({cpu_plan.workspace_bytes + 1}, at::kByte);
   Buffers buffers = given;
   buffers.workspace = workspace.data_ptr();
-  if (!buffers.epilogue.is_relu()) buffers.epilogue = {};  // CUDA's kernels know no more
+  const TensorRef& residual = buffers.epilogue.residual;
+  TORCH_CHECK(!residual.data || lies_alike(sizes_of(problem).output, residual, buffers.output), "the residual");
   const auto in_turn = [](void*, int64_t count, int64_t bytes, void (*body)(void*, int64_t, void*), void* argument) {
     at::Tensor scratch = at::empty({bytes + 1}, at::kByte);
     for (int64_t i = 0; i < count; ++i) body(argument, i, scratch.data_ptr());

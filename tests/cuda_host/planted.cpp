@@ -1,5 +1,5 @@
 // Two kernels, small enough to be compiled again with each planted error: forward on TF32, of a source that is copied
-// as channels_last first, in the four ways.
+// as channels_last first, in the four ways; with a residual and two bounds behind it.
 //
 // A kernel of three taps along one row, padded on both sides. Exit status 1 if a sum is wrong.
 #include <memory>
@@ -12,9 +12,12 @@ int main() {
   using Pass = Gather<float, float, Load::KVector>;
   constexpr int kChannels = 44, kTaps = 3, kProducts = kTaps * kChannels, kRows = 70, kColumns = 71;
   std::unique_ptr<float[]> source(new float[kColumns * kChannels]), packed(new float[kColumns * kChannels]),
-      weights(new float[kRows * kProducts]), result(new float[kRows * kColumns]);
+      weights(new float[kRows * kProducts]), residual(new float[kRows * kColumns]), result(new float[kRows * kColumns]);
   for (int i = 0; i < kColumns * kChannels; ++i) source[size_t(i)] = float(i * 7 % 11 - 5);
   for (int i = 0; i < kRows * kProducts; ++i) weights[size_t(i)] = float(i * 5 % 13 - 6);
+
+  for (int i = 0; i < kRows * kColumns; ++i) residual[size_t(i)] = float(i * 3 % 17 - 8);
+  constexpr float kLow = -700, kHigh = 600;
 
   Pass::Parameters p{};
   p.grid = {2, 2, 1, 1, 1, (kProducts + 15) / 16, 2};
@@ -31,6 +34,11 @@ int main() {
   p.pitch = kProducts;
   p.result.data = result.get();
   p.result.stride_m = kColumns;
+  p.result.finish.activation = conv_ext::Activation::Clamp;
+  p.result.finish.low = kLow;
+  p.result.finish.high = kHigh;
+  p.result.finish.adds = 1;
+  p.result.finish.residual = reinterpret_cast<intptr_t>(residual.get()) - reinterpret_cast<intptr_t>(result.get());
 
   PackSourceParameters<float, float> pack{};
   pack.from = source.get();
@@ -58,6 +66,8 @@ int main() {
         for (int tap = 0; tap < kTaps; ++tap)
           for (int c = 0; c < kChannels && n + tap >= 1 && n + tap <= kColumns; ++c)
             sum += weights[size_t((m * kTaps + tap) * kChannels + c)] * source[size_t(c * kColumns + n + tap - 1)];
+        sum += residual[size_t(m * kColumns + n)];
+        sum = sum < kLow ? kLow : sum > kHigh ? kHigh : sum;
         if (!(result[size_t(m * kColumns + n)] == sum)) return 1;
       }
   }

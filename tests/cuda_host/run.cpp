@@ -30,7 +30,9 @@ runs again by itself where the problem is given as arguments.
   n= c= h= w= k= r= s=             sizes: images, channels, height, width, channels of the result, kernel
   stride=1,1  dilation=1,1         down, across; one number: both
   padding=0,0,0,0                  top, bottom, left, right; one number: all, two: top and bottom, left and right
-  groups=1  bias=0|1  relu=0|1     (of forward)
+  groups=1
+  bias=0|1  residual=0|1|2  activation=none|relu|clamp|silu|hardswish    (of forward)
+                                   residual: laid out as the result; 2: at no multiple of 16 bytes
   layout=contiguous|channels_last|mixed|sliced|transposed|shifted    of the operands in memory; shifted is
                                    channels_last at no multiple of 16 bytes
   algorithm=auto|NAME              as in conv_ext.algorithm
@@ -61,6 +63,8 @@ constexpr const char* kLayoutNames[] = {"contiguous", "channels_last", "mixed", 
 constexpr const char* kCheckNames[] = {"exact",    "special",    "huge",    "images",
                                        "accuracy", "magnitudes", "sampled", "none"};
 constexpr const char* kMemoryNames[] = {"guarded", "exact"};
+constexpr const char* kActivationNames[] = {"none", "relu", "clamp", "silu", "hardswish"};
+constexpr double kLow = -2, kHigh = 5;  // of activation clamp
 enum class Check { Exact, Special, Huge, Images, Accuracy, Magnitudes, Sampled, None };
 
 // The words of a line, of keys that kHelp has, each asked for once.
@@ -141,7 +145,9 @@ struct Case {
   Pass pass;
   std::string layout, algorithm, ways;
   int64_t capability;
-  bool bias, relu, guarded;
+  bool bias, guarded;
+  int64_t residual;
+  Activation activation;
   Check check;
   int64_t every;
   CudaChoices wanted;
@@ -167,7 +173,8 @@ Case read_case(const std::string& line, int64_t capability) {
   c.layout = kLayoutNames[words.name("layout", kLayoutNames, "contiguous")];
   z.channels_last = c.layout == "channels_last" || c.layout == "mixed" || c.layout == "shifted";
   c.bias = words.number("bias", "0", 0, 1);
-  c.relu = words.number("relu", "0", 0, 1);
+  c.residual = words.number("residual", "0", 0, 2);
+  c.activation = Activation(words.name("activation", kActivationNames, "none"));
   c.algorithm = words.text("algorithm", "auto");
   c.wanted = {words.number("tile_m", "0", 0), words.number("tile_n", "0", 0), words.number("splits", "0", 0),
               words.number("parts", "0", 0)};
@@ -193,8 +200,10 @@ Case read_case(const std::string& line, int64_t capability) {
   };
   z.p = extent("higher", z.h, z.pad_top, z.pad_bottom, z.r, z.dilation_h, z.stride_h);
   z.q = extent("wider", z.w, z.pad_left, z.pad_right, z.s, z.dilation_w, z.stride_w);
-  if (c.pass != Pass::Forward && (c.bias || c.relu)) throw std::invalid_argument("bias and relu are for forward");
-  if (is_complex(z.dtype) && c.relu) throw std::invalid_argument("relu is for real numbers");
+  const bool activates = c.activation != Activation::None;
+  if (c.pass != Pass::Forward && (c.bias || c.residual || activates))
+    throw std::invalid_argument("bias, residual and activation are for forward");
+  if (is_complex(z.dtype) && activates) throw std::invalid_argument("activations are for real numbers");
   return c;
 }
 
@@ -481,15 +490,30 @@ void fill_at_random(Tensor* t, int64_t parts) {
 
 // The operands of a case.
 struct Operands {
-  Tensor x, w, y, bias;
+  Tensor x, w, y, bias, residual;
 
   explicit Operands(const Case& c)
       : x({c.z.n, c.z.c, c.z.h, c.z.w}, c.layout == "mixed" ? "channels_last" : c.layout, element_bytes(c.z.dtype)),
         w({c.z.k, c.z.group_c(), c.z.r, c.z.s}, of_others(c), element_bytes(c.z.dtype)),
         y({c.z.n, c.z.k, c.z.p, c.z.q}, of_others(c), element_bytes(c.z.dtype)),
-        bias({1, c.z.k, 1, 1}, of_others(c), element_bytes(c.z.dtype)) {}
+        bias({1, c.z.k, 1, 1}, of_others(c), element_bytes(c.z.dtype)),
+        residual(c.residual ? std::array<int64_t, 4>{c.z.n, c.z.k, c.z.p, c.z.q} : std::array<int64_t, 4>{1, 1, 1, 1},
+                 of_others(c), element_bytes(c.z.dtype)) {
+    if (c.residual == 2) residual.allocate(residual.bytes);
+  }
   static std::string of_others(const Case& c) { return c.layout == "mixed" ? "contiguous" : c.layout; }
-  std::array<Tensor*, 4> all() { return {&x, &w, &y, &bias}; }
+  std::array<Tensor*, 5> all() { return {&x, &w, &y, &bias, &residual}; }
+
+  // As the kernels see them, or as the reference does.
+  Buffers buffers(const Case& c, bool on_host) const {
+    const auto ref = [&](const Tensor& t) { return on_host ? t.host() : t.device(); };
+    Buffers b = buffers_of(ref(x), ref(w), ref(y));
+    if (c.bias) b.bias = ref(bias).data, b.bias_stride = bias.stride[1];
+    if (c.residual) b.epilogue.residual = ref(residual);
+    b.epilogue.activation = c.activation;
+    b.epilogue.low = kLow, b.epilogue.high = kHigh;
+    return b;
+  }
 };
 
 // Small integers, whose sums are exact in every order, and what `special` and `huge` put among them.
@@ -532,11 +556,25 @@ std::unique_ptr<Tensor> expected_of(const Case& c, Operands& o, const Tensor& re
   const int64_t every = c.check != Check::Sampled ? 1
                         : c.every                 ? c.every
                                                   : int64_t(std::ceil(z.flops() / kMostOperations));
-  Buffers b = buffers_of(o.x.host(), o.w.host(), o.y.host());
-  if (c.bias) b.bias = o.bias.memory, b.bias_stride = o.bias.stride[1];
-  if (c.relu) b.epilogue.activation = Activation::Relu;
-  run_exact<T, Wide, pass>(z, b, *expected, every);
+  run_exact<T, Wide, pass>(z, o.buffers(c, true), *expected, every);
   return expected;
+}
+
+// By how much a result may differ: silu's exponentials by 4 units in the last place of a number of 32 bits or more, by
+// one where fewer are left; hardswish has a rounding more than the reference.
+template <class Wide>
+Wide allowed_of(const Case& c, Wide right) {
+  if (c.activation != Activation::Silu && c.activation != Activation::HardSwish) return 0;
+  switch (c.z.dtype) {
+    case DType::BFloat16:
+      return std::abs(right) * Wide(0x1p-7) + Wide(0x1p-126);
+    case DType::Float16:
+      return std::abs(right) * Wide(0x1p-10) + Wide(0x1p-24);
+    case DType::Float64:
+      return std::abs(right) * Wide(0x1p-50) + Wide(0x1p-1022);
+    default:
+      return std::abs(right) * Wide(0x1p-21) + Wide(0x1p-126);
+  }
 }
 
 // What is wrong with a result that has been brought to the host; nothing where it is right.
@@ -551,9 +589,10 @@ std::string difference(const Case& c, const Tensor& result, const Tensor& expect
       const Wide got = read<Wide>(reinterpret_cast<const T*>(result.memory) + at * parts + part);
       const Wide right = read<Wide>(wanted + index);
       // Of what is not sampled nothing is known but that it is a number.
-      const bool same = c.check == Check::Sampled && std::isnan(right)
-                            ? !std::isnan(got)
-                            : got == right || (std::isnan(got) && std::isnan(right));
+      const bool same =
+          c.check == Check::Sampled && std::isnan(right)
+              ? !std::isnan(got)
+              : got == right || (std::isnan(got) && std::isnan(right)) || std::abs(got - right) <= allowed_of(c, right);
       if (!same && wrong++ == 0) first_wrong = index, got_there = got, wanted_there = right;
     }
   });
@@ -583,6 +622,7 @@ std::string check_ways(const Case& c, const char* name, const CudaPlan& plan, Op
     for (auto [tensor, damage] : {std::pair("input", o.x.block->damage()),
                                   {"weight", o.w.block->damage()},
                                   {"output", o.y.block->damage()},
+                                  {"residual", o.residual.block->damage()},
                                   {"workspace", workspace.damage()}})
       if (!damage.empty()) return failed("wrong: something was written " + damage + " (" + tensor + ")", way);
     const std::string wrong = difference<T, Wide>(c, result, *expected);
@@ -636,9 +676,7 @@ std::string check_pass(const Case& c) {
   if (c.check != Check::None) expected = expected_of<T, Wide, pass>(c, o, result);
   for (Tensor* t : o.all())
     if (t != &result) t->block->upload();
-  Buffers b = buffers_of(o.x.device(), o.w.device(), o.y.device());
-  if (c.bias) b.bias = o.bias.block->device(), b.bias_stride = o.bias.stride[1];
-  if (c.relu) b.epilogue.activation = Activation::Relu;
+  Buffers b = o.buffers(c, false);
   const CudaPlan plan = make_cuda_plan(z, pass, candidate, &b);
   Memory workspace(plan.workspace_bytes, 0);
   b.workspace = workspace.device();

@@ -32,6 +32,37 @@ class Block(nn.Module):
         return self.relu(self.add(y, other))
 
 
+@torch.fx.wrap
+def stochastic_depth(input, p, mode, training=True):
+    """As torchvision's function of that name, which torch.fx keeps whole."""
+    assert not training, "it is for eval mode here"
+    return input
+
+
+stochastic_depth.__module__ = "torchvision.ops.stochastic_depth"
+
+
+class DroppedBlock(Block):
+    """A block whose own way is dropped for whole images when it is trained; always, where `training` is True."""
+
+    def __init__(self, always=False, **options):
+        super().__init__(**options)
+        self.always = always
+
+    def forward(self, x):
+        y = self.nb(self.b(self.relu(self.na(self.a(x)))))
+        return stochastic_depth(y, 0.2, mode="row", training=self.training or self.always) + x
+
+
+def test_stochastic_depth_passes_on_in_eval_mode():
+    net, x = double(DroppedBlock()), images()
+    fused = conv_ext.fuse(net)
+    assert_same(fused, net, x)
+    assert without_sums(fused) and fused.report.counts["residual"] == 1
+    training = conv_ext.fuse(double(DroppedBlock(always=True)))
+    assert "stochastic_depth" in training.code and training.report.counts["residual"] == 0
+
+
 ADDS = {
     "+": operator.add,
     "+=": operator.iadd,

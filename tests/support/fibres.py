@@ -15,7 +15,7 @@ import pytest
 
 from bench import gpu_runner
 from problems import Problem
-from runner_lines import LAYOUTS, PASSES, line  # noqa: F401  (tests take them from here)
+from runner_lines import LAYOUTS, PASSES, epilogue, line  # noqa: F401  (tests take them from here)
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "cuda_host"

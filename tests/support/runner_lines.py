@@ -28,7 +28,7 @@ ALGORITHMS = ("depthwise", "grouped", "first_layer_cores", "first_layer", "direc
 
 
 def line(pass_name: str, kind: tuple[str, str, str], layout: str, z: Problem, capability: int | None = None,
-         bias: int = 0, relu: int = 0, **more: object) -> str:
+         bias: int = 0, **more: object) -> str:
     """kind: dtype, precision, algorithm; more: other keys of the runner."""
     def joined(values: tuple) -> str:
         return ",".join(map(str, values))
@@ -36,8 +36,22 @@ def line(pass_name: str, kind: tuple[str, str, str], layout: str, z: Problem, ca
     words = {"pass": pass_name, "dtype": kind[0], "precision": kind[1], "algorithm": kind[2], "layout": layout}
     words |= {name: getattr(z, name) for name in "nchwkrs"}
     words |= {"stride": joined(z.stride), "dilation": joined(z.dilation), "padding": joined(z.padding)}
-    words |= {"groups": z.groups, "bias": bias, "relu": relu, "capability": capability, **more}
+    words |= {"groups": z.groups, "bias": bias, "capability": capability, **more}
     return " ".join(f"{key}={value}" for key, value in words.items() if value is not None)
+
+
+ACTIVATIONS = ("none", "relu", "clamp", "silu", "hardswish")
+
+
+def epilogue(pass_name: str, dtype: str, i: int) -> dict[str, object]:
+    """Of the i-th line: a bias always, the activations in turn, a residual every second time; nothing but in forward.
+
+    Complex numbers have no activation, and every second residual lies at no multiple of 16 bytes.
+    """
+    if pass_name != "forward":
+        return {}
+    real = {} if dtype.startswith("complex") else {"activation": ACTIVATIONS[i % len(ACTIVATIONS)]}
+    return {"bias": 1, "residual": (0, 1, 0, 2)[i % 4], **real}
 
 
 # ---- what a GPU is given; what an algorithm does not compute is declined, and costs nothing
@@ -82,9 +96,12 @@ def everything() -> list[str]:
 
 def _of_kind(kind: tuple[str, str, str], pass_name: str) -> list[str]:
     forward, is_complex = pass_name == "forward", kind[0].startswith("complex")
-    lines = [line(pass_name, kind, layout, z, bias=int(forward), relu=int(forward and not is_complex))
-             for z in SMALL for layout in LAYOUTS]
-    lines += [line(pass_name, kind, layout, z) for z in TILES for layout in LAYOUTS[:2]]
+    small = [(z, layout) for z in SMALL for layout in LAYOUTS]
+    lines = [line(pass_name, kind, layout, z, **epilogue(pass_name, kind[0], i))
+             for i, (z, layout) in enumerate(small)]
+    tiles = [(z, layout) for z in TILES for layout in LAYOUTS[:2]]
+    lines += [line(pass_name, kind, layout, z, **epilogue(pass_name, kind[0], i))
+              for i, (z, layout) in enumerate(tiles)]
     if not is_complex:
         lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in TILES]
         lines += [line(pass_name, kind, LAYOUTS[i % 2], z, check="special") for i, z in enumerate(SMALL)]
@@ -101,6 +118,9 @@ def wgmma() -> list[str]:
     kinds = [((dtype, precision, "wgmma"), pass_name) for dtype, precision in WGMMA_NUMBERS for pass_name in PASSES]
     lines = [line(pass_name, kind, "channels_last", z) for z in WGMMA for kind, pass_name in kinds]
     for kind, pass_name in kinds:
+        if pass_name == "forward":
+            lines += [line(pass_name, kind, layout, z, **epilogue(pass_name, kind[0], i)) for z in (WGMMA[4], WGMMA[8])
+                      for layout in LAYOUTS[:2] for i in range(2 * len(ACTIVATIONS))]
         lines += [line(pass_name, kind, layout, WGMMA[4]) for layout in ("contiguous", "shifted")]
         lines += [line(pass_name, kind, "channels_last", z, check="accuracy") for z in (WGMMA[2], WGMMA[8])]
         lines.append(line(pass_name, kind, "contiguous", SMALL[0], check="special"))

@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import conv_ext
 from bench import (
     aims,
     cases,
@@ -24,6 +26,7 @@ from bench import (
     mapped,
     network,
     networks,
+    parts,
     peaks,
     peers,
     pooling,
@@ -329,7 +332,59 @@ def test_a_fused_network_is_compared(name):
     measured = fused.measure(name, 1, "channels_last", 1e-3)
     assert measured["right"] and measured["gain"] > 0
     text = report.text({"command": "fused", "machine": result([])["machine"], "cases": [measured]})
-    assert f"| {name}" in text and "torch / fused" in text
+    assert f"| {name}" in text and "torch / fused" in text and "WRONG" not in text
+    assert 0 < measured["error"] <= measured["limit"] == network.limit(network.ONE, "ieee", measured["error_theirs"], 0)
+
+
+def test_a_fused_network_whose_scores_differ_is_wrong(monkeypatch, tmp_path, capsys):
+    right = conv_ext.fuse
+
+    def wrong(model, **options):
+        made = right(model, **options)
+        with torch.no_grad():
+            next(made.parameters()).mul_(1 + 1e-4)
+        return made
+
+    monkeypatch.setattr(conv_ext, "fuse", wrong)
+    assert fused.main(["--network", "lenet5", "--seconds", "0.001", "--out", str(tmp_path / "a.json")]) == 1
+    assert "WRONG: lenet5, 1, nchw: " in capsys.readouterr().out
+
+
+class AllKinds(nn.Module):
+    """A node of each kind that `parts` tells apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act, self.linear = nn.Conv2d(2, 4, 3, padding=1), nn.GELU(), nn.Linear(4, 5)
+
+    def forward(self, x):
+        y = F.hardswish(F.max_pool2d(self.act(self.conv(x)), 2))
+        return self.linear((y + y.flip(3)).mean((2, 3)))
+
+
+def test_the_parts_of_a_network_are_told_apart():
+    fused_ = conv_ext.fuse(AllKinds().eval())
+    modules = dict(fused_.named_modules())
+    found = [parts.kind(node, modules) for node in fused_.graph.nodes]
+    assert found == [parts.REST, parts.CONVOLUTION, parts.ACTIVATION, parts.POOLING, parts.ACTIVATION, parts.REST,
+                     parts.SUM, parts.POOLING, parts.LINEAR, parts.REST]
+    x, clock = torch.randn(1, 2, 8, 10), parts.Clock(fused_)
+    assert torch.equal(clock.run(x), fused_(x)) and set(clock.seconds) == set(parts.KINDS)
+
+
+def test_the_parts_of_a_network_are_timed(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "a.json"
+    options = ["--network", "lenet5", "timm/efficientnet_b0", "--layout", "nchw", "--seconds", "0.001"]
+    monkeypatch.setattr(networks, "missing", lambda name: "timm" if "/" in name else None)
+    assert parts.main([*options, "--out", str(path)]) == 0
+    (row,) = environment.load(path)["cases"]
+    assert row["rounds"] >= 3 and all(row["ms"][kind] > 0 for kind in (parts.CONVOLUTION, parts.POOLING, parts.LINEAR))
+    told = capsys.readouterr()
+    assert "timm/efficientnet_b0 is left out: timm is not installed" in told.err
+    assert "linear layers" in told.out and report.text(environment.load(path)) in told.out
+    monkeypatch.setattr(conv_ext, "fuse", lambda model, *_, **__: model)
+    with pytest.raises(ValueError, match="lenet5 has no graph whose parts could be timed"):
+        parts.measure("lenet5", 1, "nchw", True, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["lenet5/c3", "one to one 128"])

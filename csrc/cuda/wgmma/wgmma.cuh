@@ -304,16 +304,18 @@ CONV_EXT_DEVICE void write_tile(const WgmmaParameters<T>& p, const WgmmaTile<T>&
 #pragma unroll
       for (int position = warp * (32 / kLanes) + lane / kLanes; position < 64; position += 4 * 32 / kLanes) {
         if (channel >= rows || offsets[position] < 0) continue;
-        T finished[kVector];
+        T* const to = result.data + offsets[position] + row + channel;
+        T finished[kVector], other[kVector] = {};
+        result.finish.read(to, other);
 #pragma unroll
         for (int i = 0; i < kVector; i += 4) {
           const FourFloats some = *reinterpret_cast<FourFloats*>(slab + slab_place<true>(position, channel + i));
 #pragma unroll
-          for (int k = 0; k < 4; ++k) finished[i + k] = result.rounded(some.value[k] + bias[i + k]);
+          for (int k = 0; k < 4; ++k) finished[i + k] = result.finished(some.value[k] + bias[i + k], other[i + k]);
         }
         Bytes16 vector;
         memcpy(&vector, finished, sizeof vector);
-        *reinterpret_cast<Bytes16*>(result.data + offsets[position] + row + channel) = vector;
+        *reinterpret_cast<Bytes16*>(to) = vector;
       }
     } else if (along_channels) {
       for (int position = warp; position < 64; position += 4)

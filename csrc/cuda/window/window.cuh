@@ -244,9 +244,13 @@ CONV_EXT_DEVICE void write_window(const WindowParameters<T, Sum>& p, const Windo
       const int64_t row = int64_t(group) * p.rows + m, offset = n * p.to_n + y * p.to_h + x * p.to_w;
       if (Window::kRows > 1 && p.vectors) {
         Vector vector{};
+        T* const to = p.result.data + row + offset;
+        T other[Window::kRows] = {};
+        p.result.finish.read(to, other);
 #pragma unroll
-        for (int i = 0; i < Window::kRows; ++i) p.result.finish(row + i, &vector.number[i], w.sums[i][e][f]);
-        *reinterpret_cast<Vector*>(p.result.data + row + offset) = vector;
+        for (int i = 0; i < Window::kRows; ++i)
+          vector.number[i] = p.result.value(row + i, to + i, w.sums[i][e][f], other[i]);
+        *reinterpret_cast<Vector*>(to) = vector;
       } else {
 #pragma unroll
         for (int i = 0; i < Window::kRows; ++i)

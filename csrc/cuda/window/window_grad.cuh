@@ -286,7 +286,7 @@ window_reduce(ReduceParameters<T, Sum> p) {
     offset += rest % p.size[d] * p.stride[d];
     rest /= p.size[d];
   }
-  p.result.finish(0, p.result.data + offset, sum);
+  p.result.write_to(0, p.result.data + offset, sum);
 }
 
 }  // namespace cuda

@@ -35,7 +35,8 @@ def test_the_backward_pass_uses_what_the_forward_pass_used():
         y = conv_ext.conv2d(*operands, **OPTIONS)
     with torch.profiler.profile() as profile:
         y.sum().backward()
-    names = {event.key for event in profile.key_averages() if event.key.startswith("conv_ext::")}
+    # Through the dispatcher torch notes the operator, too, without its algorithm.
+    names = {event.key for event in profile.key_averages() if event.key.startswith("conv_ext::") and "[" in event.key}
     assert names == {"conv_ext::input_grad[reference]", "conv_ext::weight_grad[reference]"}
 
 

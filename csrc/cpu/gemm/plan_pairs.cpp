@@ -131,7 +131,7 @@ constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
 // both packed operands.
 constexpr int64_t kGradRows = 256, kGradLanes = 576, kGradSums = 400 << 10;
 // The same of a line: K and C of a task's block together, whose two chunks share the second level with the sums.
-constexpr int64_t kLineChannels = 384, kLeastChunks = 4;
+constexpr int64_t kLineChannels = 640, kLeastChunks = 4;
 
 // The outputs of a 1x1 kernel that are the positions of the source.
 bool is_pointwise(const ConvProblem& z) {

@@ -2,7 +2,7 @@
 // one line, in strips of 16, of which two are a step.
 //
 //   for each block of K x C and part of the line (in parallel):
-//     for each 8 steps: for each 32 k and 32 c: multiply, packing the next 8 steps of both operands meanwhile
+//     for each 4 steps: for each 32 k and 32 c: multiply, packing the next 4 steps of both operands meanwhile
 //
 // The upstream gradient is rows [k/32][step][part][2][16 k][32], the input lanes [c/32][step][part][2][16
 // pairs][16][2]; pairs are a position of a step's first strip and one of its second. An operand whose neighbours in

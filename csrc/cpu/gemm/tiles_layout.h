@@ -57,7 +57,7 @@ inline int64_t packed_part_bytes(const Axis& vertical, const Axis& horizontal, i
 }
 
 // weight_grad of a line: steps that are packed while as many others are multiplied; bytes of those of an operand.
-constexpr int64_t kLineSteps = 8;
+constexpr int64_t kLineSteps = 4;
 inline int64_t line_bytes(int64_t channels, int64_t parts) {
   return product(tile_blocks(channels), kLineSteps, parts, kStepBytes);
 }

@@ -7,7 +7,7 @@ import logging
 import operator
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, Literal
@@ -52,7 +52,11 @@ for _name in patterns.IN_PLACE_OPERATORS:
 
 
 class _Tracer(Tracer):
-    """Keeps our layers whole, as torch's are."""
+    """Keeps our layers whole, as torch's are, and the modules of `whole`."""
+
+    def __init__(self, whole: Collection[nn.Module] = ()) -> None:
+        super().__init__()
+        self.whole = whole
 
     def proxy(self, node: Node) -> Proxy:
         return _Proxy(node, self)
@@ -65,7 +69,7 @@ class _Tracer(Tracer):
         return graph
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, _LAYERS) or super().is_leaf_module(module, name)
+        return isinstance(module, _LAYERS) or module in self.whole or super().is_leaf_module(module, name)
 
 
 def fuse(
@@ -115,10 +119,11 @@ def fuse(
         (the same bits where nothing was folded and no padding taken in). Layers that a model calls more than once are
         copied for each call that was changed. An exported program is made for the sizes that it was exported for.
 
-        Where torch.fx cannot trace the whole (control flow that depends on values or options, as in the models of
-        Hugging Face), and where `model` itself has hooks or a forward put into the object, a copy of `model` with its
-        own class: each largest part that can be traced is fused, and what was taken out of it is an nn.Identity. There
-        a layer has to be called once, and what it takes in to be a module. A part is taken to be called as a whole: its
+        Modules without children that torch.fx cannot trace are called as they are. Where it cannot trace the
+        rest (control flow that depends on values or options, as in the models of Hugging Face), and where
+        `model` itself has hooks or a forward put into the object, a copy of `model` with its own class: each
+        largest part that can be traced is fused, and what was taken out of it is an nn.Identity. There a layer
+        has to be called once, and what it takes in to be a module. A part is taken to be called as a whole: its
         layers by its own forward alone.
 
         The attribute `report` (`conv_ext.fused.Report`) says what was done to each convolution, and what stays and why;
@@ -179,7 +184,13 @@ def _fuse_module(model: nn.Module, epilogues: bool) -> nn.Module:
         return _fuse_parts(fused, "the model has hooks, or a forward of its own", epilogues)
     tracer = _Tracer()
     try:
-        graph = tracer.trace(fused)
+        try:
+            graph = tracer.trace(fused)
+        except Exception:
+            tracer = _Tracer(_untraceable(fused))
+            if not tracer.whole:
+                raise
+            graph = tracer.trace(fused)
     except Exception as error:  # torch.fx raises TraceError, and whatever a forward raises on its proxies
         if any(isinstance(module, _LAYERS) for module in fused.modules()):
             return _fuse_parts(fused, f"torch.fx cannot trace the whole ({_first_line(error)})", epilogues)
@@ -188,6 +199,19 @@ def _fuse_module(model: nn.Module, epilogues: bool) -> nn.Module:
             f"by one. torch.fx says: {error}"
         ) from error
     return _fuse_graph(Fused(tracer.root, graph, type(model).__name__), Report("traced by torch.fx"), epilogues)
+
+
+def _untraceable(model: nn.Module) -> set[nn.Module]:
+    """The modules without children that cannot be traced by themselves: a graph can call them as they are."""
+    found = set()
+    for name, module in model.named_modules():
+        if next(module.children(), None) is not None or _Tracer().is_leaf_module(module, name):
+            continue
+        try:
+            _Tracer().trace(module)
+        except Exception:  # as in `fuse`
+            found.add(module)
+    return found - {model}
 
 
 def _first_line(error: Exception) -> str:

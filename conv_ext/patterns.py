@@ -342,7 +342,9 @@ def why_it_stays(node: Node, modules: Modules) -> str:
 def writes(node: Node, modules: Modules) -> bool:
     """Whether a node may change a tensor in place."""
     if node.op == "call_module":
-        return getattr(modules[node.target], "inplace", False) is True
+        module = modules[node.target]
+        known = type(module).__module__.partition(".")[0] in ("torch", __name__.partition(".")[0])
+        return not known or getattr(module, "inplace", False) is True
     if node.kwargs.get("inplace", False) or node.kwargs.get("out") is not None:
         return True
     if node.op == "call_function" and any(argument is True for argument in node.args):  # F.relu(x, True)

@@ -73,6 +73,36 @@ def test_a_tensor_that_follows_from_the_size_of_a_result_is_not_taken_in():
     assert fused.report.counts["residual"] == 0
 
 
+class SameConv(nn.Conv2d):
+    """Pads for the size of its input, as TensorFlow does: control flow that torch.fx cannot trace."""
+
+    def forward(self, x):
+        rest = max(2 - x.shape[-1] % 2, 0) + 1
+        return F.conv2d(F.pad(x, (rest // 2, rest - rest // 2, rest // 2, rest - rest // 2)), self.weight, self.bias, 2)
+
+
+class SameBlock(Block):
+    """A block behind such a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.ns = SameConv(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return super().forward(self.ns(self.stem(x)))
+
+
+def test_a_module_that_cannot_be_traced_is_called_as_it_is():
+    net, x = double(SameBlock()), images()
+    fused = conv_ext.fuse(net)
+    for each in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), conv_ext.fuse(net, x)):
+        assert_same(each, net, x)
+    assert fused.report.how == "traced by torch.fx" and type(fused.stem) is SameConv
+    assert fused.report.counts == {"normalisation": 2, "residual": 1, "activation": 2}
+    assert [row.layer for row in fused.report.rows if "forward of its own" in " ".join(row.stays)] == ["stem"]
+    assert_same(fused, net, torch.cat([x, x], 3))
+
+
 class Writer(nn.Module):
     """Adds a convolution, or multiplies, in place of a tensor that others look at."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from pathlib import Path
@@ -18,7 +19,20 @@ from .models import NETWORKS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2)."""
+    """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2).
+
+    141 where what reads the output has gone (`conv-ext summary vgg16 | head`), as of a program that SIGPIPE ends.
+    """
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at Python's end fails once more
+        return 141
+
+
+def _run(arguments: list[str] | None) -> int:
     text = "2-D convolution for PyTorch by three kernels of its own."
     called = "conv-ext" if Path(sys.argv[0]).stem == "conv-ext" else "python -m conv_ext"
     parser = argparse.ArgumentParser(prog=called, description=text)

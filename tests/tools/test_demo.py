@@ -235,6 +235,15 @@ def test_missing_extras(capsys, tmp_path, monkeypatch, module):
     assert code == 2 and "pip install 'conv_ext[demo]'" in err and module.replace("sk", "scikit-") in err
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """`conv-ext summary resnet152 | head -1`: less than a pipe holds, or more."""
+    for network in ("resnet152", "lenet5"):
+        with started(["summary", network], tmp_path) as child:
+            child.stdout.close()
+            said = child.stderr.read()
+        assert child.returncode == 141 and not said, said
+
+
 def test_help_and_info(capsys):
     code, out, _ = outcome(capsys)
     assert code == 0 and "demo" in out and "info" in out

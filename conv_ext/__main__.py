@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import platform
 import sys
@@ -21,15 +22,21 @@ from .models import NETWORKS
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2).
 
-    141 where what reads the output has gone (`conv-ext summary vgg16 | head`), as of a program that SIGPIPE ends.
+    Where the output cannot be written: 1, and 141 where what reads it has gone (`conv-ext summary vgg16 | head`), as
+    of a program that SIGPIPE ends.
     """
     try:
         code = _run(arguments)
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at Python's end fails once more
-        return 141
+        if error.errno == errno.EPIPE:
+            return 141
+        print(f"conv_ext: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: list[str] | None) -> int:

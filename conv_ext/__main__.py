@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import platform
 import sys
 from pathlib import Path
@@ -18,7 +20,26 @@ from .models import NETWORKS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2)."""
+    """Run one command; returns its exit code (help and wrong usage exit by themselves, the latter with 2).
+
+    Where the output cannot be written: 1, and 141 where what reads it has gone (`conv-ext summary vgg16 | head`), as
+    of a program that SIGPIPE ends.
+    """
+    try:
+        code = _run(arguments)
+        print(end="", flush=True)
+        return code
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at Python's end fails once more
+        if error.errno == errno.EPIPE:
+            return 141
+        print(f"conv_ext: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str] | None) -> int:
     text = "2-D convolution for PyTorch by three kernels of its own."
     called = "conv-ext" if Path(sys.argv[0]).stem == "conv-ext" else "python -m conv_ext"
     parser = argparse.ArgumentParser(prog=called, description=text)

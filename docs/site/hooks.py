@@ -115,8 +115,9 @@ def on_page_markdown(markdown, page, config, files):
 def relinked(text: str, source: str) -> str:
     """The links of a part of `source`, a file of the checkout.
 
-    To a page of the site: as the site has it, and with its title where the words are the name of the file. To another file or folder: to the repository, or, while there is no place
-    for it, the words alone. To nothing that is there: left as it is, for mkdocs to complain of.
+    To a page of the site: as the site has it, and with its title where the words are the name of the file. To another
+    file or folder: to the repository, or, while there is no place for it, the words alone. To nothing that is there:
+    left as it is, for mkdocs to complain of.
     """
     here = BESIDE.get(source, source.removeprefix("docs/"))
     folder_of_here = posixpath.dirname(here) or "."

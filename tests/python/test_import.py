@@ -113,8 +113,7 @@ def with_kernels(folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs ELF files")
-@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
-@pytest.mark.parametrize("part", ["libconv_ext_operators.so", "kernels"])
+@pytest.mark.parametrize("part, share", [("libconv_ext_operators.so", 0.5), ("kernels", 0.01), ("kernels", 1.0)])
 def test_a_library_that_was_cut_short_is_an_error_and_no_end_of_the_process(copied, part, share):
     """The loader would map it, and touching what is missing is SIGBUS."""
     folder, said = copied
@@ -127,7 +126,7 @@ def test_a_library_that_was_cut_short_is_an_error_and_no_end_of_the_process(copi
     )
     assert whole - 64 <= size + lacks <= whole and "is cut short" in text
     assert "Install the wheel again, or build from the source distribution:" in text
-    if part == "kernels":  # the advice is the same where they were named
+    if share == 1:  # the advice is the same where they were named
         assert "Install the wheel again" in said(CONV_EXT_ISA=conv_ext.library.available_isas()[-1])
 
 

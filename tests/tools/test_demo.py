@@ -235,6 +235,26 @@ def test_missing_extras(capsys, tmp_path, monkeypatch, module):
     assert code == 2 and "pip install 'conv_ext[demo]'" in err and module.replace("sk", "scikit-") in err
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """`conv-ext summary resnet152 | head -1`: less than a pipe holds, or more."""
+    for network in ("resnet152", "lenet5"):
+        with started(["summary", network], tmp_path) as child:
+            child.stdout.close()
+            said = child.stderr.read()
+        assert child.returncode == 141 and not said, said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("to, code, said", [
+    (">&-", 0, ""), ("> /dev/full", 1, "conv_ext: the output cannot be written: No space left on device\n"),
+])  # fmt: skip
+def test_an_output_that_cannot_be_written(tmp_path, to, code, said):
+    path = os.pathsep.join([str(Path(conv_ext.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    words = ["sh", "-c", f'"{sys.executable}" -m conv_ext info {to}']
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_help_and_info(capsys):
     code, out, _ = outcome(capsys)
     assert code == 0 and "demo" in out and "info" in out

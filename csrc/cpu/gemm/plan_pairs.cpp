@@ -362,12 +362,12 @@ Work tiles_work(const PlanInput& input, int64_t parts) {
     const double steps =
         in_lines ? lines == Lines::Joined ? steps_of(s.images * s.rows * s.row) : s.images * steps_of(s.rows * s.row)
                  : steps_of(s.images * s.rows * (s.row + gap));
+    const double chunk = in_lines ? double(kLineSteps) : double(kManyPositions) / edge;  // steps between two sums
     const double grads = s.images * double(z.p * z.q) * double(z.k) / double(s.lanes);
     const double inputs = s.images * double(z.h * z.w) * double(z.c) / double(s.lanes);
     return {in_lines ? Nest::TilesGradLine : Nest::TilesGrad,
             {blocks * taps * steps * products, grads * again_c * cut, inputs * again_k * cut,
-             blocks * taps * std::ceil(steps / double(kLineSteps)), s.weight_v, grads * again_c, inputs * again_k,
-             s.images, 0, 1}};
+             blocks * taps * std::ceil(steps / chunk), s.weight_v, grads * again_c, inputs * again_k, s.images, 0, 1}};
   }
   const bool line = line_schedule(input) != DotSchedule::Weights;
   const double positions = line ? s.rows * s.row : s.rows * (s.row + gap);

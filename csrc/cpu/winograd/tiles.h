@@ -189,8 +189,9 @@ struct Winograd {
           store(to + (u * pitch + v) * L, value);
         });
       }
-      bool repeat = few;
-      for (int l = 0; l < L; ++l) repeat |= finite[l] != finite[l];
+      bool all_finite = true;
+      for (int l = 0; l < L; ++l) all_finite &= finite[l] == finite[l];
+      const bool repeat = few || !all_finite;
       T* const image = result.data + (b.n0 + i) * result.n + first * result.channel;
       // What is to be repeated must still be seen: -Inf would be 0.
       const Finish<T, A>& finish = repeat ? finish_none : finish_sums;
@@ -199,7 +200,7 @@ struct Winograd {
                            result.channel, result.column, channels, columns, finish);
       const ResultBox box{b.n0 + i, first, channels, row0, rows, column0, columns};
       if (repeat) {
-        repeat_outputs(b.n0 + i, group, m, channels, row0, rows, column0, columns);
+        repeat_outputs(b.n0 + i, group, m, channels, row0, rows, column0, columns, all_finite);
         if (buffers.epilogue.any()) finish_box<T, A>(buffers, 1, box);
       } else {
         finish_results(finish_sums, true, buffers, 1, box);
@@ -207,20 +208,23 @@ struct Winograd {
     }
   }
 
+  // Those of few terms, which are a few at the ends, and if not all are finite, those that are not.
   __attribute__((noinline)) void repeat_outputs(int64_t n, int64_t group, int64_t m, int64_t channels, int64_t row0,
-                                                int64_t rows, int64_t column0, int64_t columns) const {
-    for (int64_t l = 0; l < channels; ++l)
-      for (int64_t y = row0; y < row0 + rows; ++y)
-        for (int64_t x = column0; x < column0 + columns; ++x) {
+                                                int64_t rows, int64_t column0, int64_t columns, bool finite) const {
+    for (int64_t y = row0; y < row0 + rows; ++y)
+      for (int64_t x = column0; x < column0 + columns; ++x) {
+        const bool few = terms_of(y, x) < kFewTerms;
+        for (int64_t l = 0; l < channels && (few || !finite); ++l) {
           const int64_t k = group * group_m + m + l;
           T* const to = result.data + n * result.n + k * result.channel + y * result.row + x * result.column;
           A value = read<A>(to);
           if (value - value != A(0))
             value = A(sum_again<T>(z, pass(), buffers, n, k, y, x));
-          else if (terms_of(y, x) < kFewTerms)
+          else if (few)
             value = A(direct_sum(n, group, m + l, y, x) + bias_at<T, double>(buffers, k));
           write<T>(to, value);
         }
+      }
   }
   // Few terms are found among the taps; what is finite does without the padding's zeros.
   double direct_sum(int64_t n, int64_t group, int64_t m, int64_t y, int64_t x) const {

@@ -9,11 +9,7 @@ with them: fitted to all rows; "held out", with those fitted to the other proble
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import subprocess
-import sys
 import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -23,9 +19,8 @@ import numpy as np
 
 from bench import cost_table, environment, sweep, sweep_problems, tables
 from bench.cost_table import COUNTS, KINDS, Table
+from bench.counts import asked
 
-ROOT = Path(__file__).parents[1]
-KEY = ("layer", "n", "dtype", "layout", "precision", "pass")
 PART_OF_TABLE = {"baseline": 0, "avx2": 0, "amx": 2, "amx-emulated": 2}  # by processor; 1: those in between
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 2, "complex64": 3, "complex128": 3}
 # Cycles of a nominal core: only their proportions decide, but people compare them with cycles.
@@ -92,20 +87,12 @@ def times(row: dict) -> dict[str, float]:
 
 
 def counted(rows: list[dict]) -> list[dict]:
-    """What the plans say of each row (counts.of), asked in a process of its own for each instruction set."""
+    """What the plans say of each row (counts.of), under the instruction set of its sweep."""
     found: list[dict] = [{}] * len(rows)
     for isa in sorted({row["isa"] for row in rows}):
-        # Passes of a problem side by side: they are explained together.
-        places = sorted((i for i, row in enumerate(rows) if row["isa"] == isa),
-                        key=lambda i: [rows[i][name] for name in KEY])
-        asked = "\n".join(json.dumps({name: rows[i][name] for name in KEY}) for i in places)
-        child = subprocess.run([sys.executable, "-m", "bench.counts"], input=asked, capture_output=True, text=True,
-                               cwd=ROOT, env={**os.environ, "CONV_EXT_ISA": isa})
-        if child.returncode:
-            why = (child.stderr.strip() or "it ended without a word").splitlines()[-1]
-            raise SystemExit(f"the plans of {isa} cannot be asked: {why}")
-        for i, line in zip(places, child.stdout.splitlines(), strict=True):
-            found[i] = json.loads(line)
+        places = [i for i, row in enumerate(rows) if row["isa"] == isa]
+        for i, plan in zip(places, asked([rows[i] for i in places], isa), strict=True):
+            found[i] = plan
     return found
 
 

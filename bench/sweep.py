@@ -23,6 +23,7 @@ from bench import environment, precision, shapes, sweep_problems, tables
 
 KEPT = environment.RESULTS / "sweeps"  # those that the repository keeps, and that the tests judge
 CSRC = Path(__file__).parents[1] / "csrc"
+COSTS = Path("cpu", "cost_table.h")
 FIXED = ("layout", "dtype", "precision", "layer", "n", "kind", "pass", "chosen", "disturbed")
 TORCH = "torch_ms"
 DTYPES = (*shapes.DTYPES, "complex64")
@@ -34,9 +35,14 @@ LONGER = 5  # times as long a case is sampled again whose choice seems to lose m
 
 
 def kernels_digest(csrc: Path = CSRC) -> str:
-    """Twelve digits that change with any source of the CPU's plans and kernels."""
+    """Twelve digits that change with any source of the CPU's plans and kernels.
+
+    But for the table of costs, which says what is chosen, and not how long anything takes.
+    """
     digest = hashlib.sha256()
     for path in sorted(file for folder in ("common", "cpu") for file in (csrc / folder).rglob("*") if file.is_file()):
+        if path == csrc / COSTS:
+            continue
         digest.update(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -105,6 +111,19 @@ def loss(row: dict) -> tuple[float, str]:
     times = {name: float(ms) for name, ms in row.items() if name not in (*FIXED, TORCH) and ms}
     fastest = min(times, key=times.__getitem__)
     return times[row["chosen"]] / times[fastest], fastest
+
+
+def chosen_today(head: dict, rows: list[dict], isa: str = "") -> list[dict]:
+    """The rows with what today's plans choose, which a table that was fitted later may have changed.
+
+    The kernels must be those that were measured. isa: whose plans are asked, when not those of the sweep.
+    """
+    from bench import counts
+
+    if head["kernels"] != kernels_digest():
+        raise SystemExit(f"these kernels ({kernels_digest()}) are not those of the sweep ({head['kernels']})")
+    plans = counts.asked(rows, isa or head["isa"])
+    return [row | {"chosen": plan["chosen"]} for row, plan in zip(rows, plans)]
 
 
 def judged(rows: list[dict]) -> dict:
@@ -228,14 +247,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     environment.add_case_options(parser, suites=shapes.suites(), only=[], dtypes=DTYPES)
     environment.add_common_options(parser)
-    parser.add_argument("--random", type=environment.positive, metavar="COUNT",
-                        help="draw so many problems, instead of --suite, --only and --batch; each is a case for every "
-                             "pass, layout and dtype")
+    parser.add_argument(
+        "--random",
+        type=environment.positive,
+        metavar="COUNT",
+        help="draw so many problems, instead of --suite, --only and --batch; each is a case for every "
+        "pass, layout and dtype",
+    )
     parser.add_argument("--seed", type=int, help="of --random: the same problems for the same number (default: 0)")
-    parser.add_argument("--kinds", choices=list(sweep_problems.KINDS),
-                        help="of --random: all (default), or groups, depthwise and grouped problems nearly alone")
+    parser.add_argument(
+        "--kinds",
+        choices=list(sweep_problems.KINDS),
+        help="of --random: all (default), or groups, depthwise and grouped problems nearly alone",
+    )
     parser.add_argument("--judge", nargs="+", type=Path, metavar="FILE.csv", help="measure nothing, judge these files")
+    parser.add_argument(
+        "--today",
+        action="store_true",
+        help="of --judge: what today's plans choose, in place of what those that measured did",
+    )
     options = parser.parse_args(arguments)
+    if options.today and not options.judge:
+        parser.error("--today says what --judge judges: give --judge FILE.csv")
     named = options.only or options.suite != shapes.suites() or options.batch != [shapes.TRAIN]
     if options.random and named:
         parser.error("--random draws its own problems: leave out --suite, --only and --batch")
@@ -250,6 +283,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.judge:
         found = [read(path) for path in options.judge]
+        if options.today:
+            found = [(head, chosen_today(head, rows)) for head, rows in found]
         print("\n\n".join(text(*one) for one in found))
         return int(not all(judged(rows)["good"] for _, rows in found))
     import torch

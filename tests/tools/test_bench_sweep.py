@@ -2,6 +2,8 @@
 
 import pytest
 
+import conv_ext
+import emulated
 from bench import cases, shapes, sweep, sweep_problems
 from bench.__main__ import main
 
@@ -78,8 +80,22 @@ def test_a_sweep_measures_every_algorithm_that_can_and_reads_its_file_again(tmp_
 
 def test_random_problems_are_swept_without_torch_s_times(tmp_path, capsys):
     path = tmp_path / "sweep.csv"
-    arguments = ["sweep", "--random", "2", "--seed", "5", "--kinds", "groups", "--seconds", "0.001", "--pass",
-                 "input_grad", "--dtype", "float32", "complex64"]
+    arguments = [
+        "sweep",
+        "--random",
+        "2",
+        "--seed",
+        "5",
+        "--kinds",
+        "groups",
+        "--seconds",
+        "0.001",
+        "--pass",
+        "input_grad",
+        "--dtype",
+        "float32",
+        "complex64",
+    ]
     assert run([*arguments, "--out", str(path)]) in (0, 1)
     head, rows = sweep.read(path)
     assert head["random"] == "2, seed 5, kinds groups" and "4 of 4 cases" in capsys.readouterr().out
@@ -203,7 +219,10 @@ def test_the_digest_follows_from_plans_and_kernels(tmp_path):
     (tmp_path / "cuda/plan.cpp").write_text("1")
     assert sweep.kernels_digest(tmp_path) == before
     (tmp_path / "cpu/direct/plan.cpp").write_text("2")
-    assert sweep.kernels_digest(tmp_path) != before
+    changed = sweep.kernels_digest(tmp_path)
+    assert changed != before
+    (tmp_path / sweep.COSTS).write_text("1")  # which says what is chosen, not how long it takes
+    assert sweep.kernels_digest(tmp_path) == changed
 
 
 KEPT = sorted(sweep.KEPT.glob("*.csv"))
@@ -215,4 +234,28 @@ def test_the_choice_is_good_in_every_sweep_of_these_kernels(path):
     assert path.stat().st_size <= 200_000
     if head["kernels"] != sweep.kernels_digest():
         pytest.skip("measured with other kernels than today's")
+    isa, here = head["isa"], conv_ext.build_info()["isas_available"]
+    if isa not in here:
+        if isa != "amx" or not emulated.possible(here):
+            pytest.skip(f"the plans of {isa} cannot be asked here")
+        emulated.build()
+        isa = emulated.NAME
+    rows = sweep.chosen_today(head, rows, isa)
     assert sweep.judged(rows)["good"], sweep.text(head, rows)
+
+
+def test_a_sweep_is_judged_by_todays_choice_where_its_kernels_are_todays(tmp_path, capsys):
+    layer = "nchw,float32,ieee,vgg16/conv3_1,2,3x3 stride 1,forward,{},0,0.1,{},{}\n"
+    head = HEAD.replace("kernels=1", f"kernels={sweep.kernels_digest()}\n# isa=baseline")
+    path = tmp_path / "sweep.csv"
+    path.write_text(head.replace("direct,panels", "direct,winograd") + layer.format("direct", 1.0, 9.0))
+    assert run(["sweep", "--judge", str(path)]) == 0
+    head, rows = sweep.read(path)
+    (found,) = sweep.chosen_today(head, rows)
+    assert found == rows[0] | {"chosen": "winograd"} and not sweep.judged([found])["good"]
+    assert run(["sweep", "--judge", str(path), "--today"]) == 1
+    with pytest.raises(SystemExit, match="are not those of the sweep"):
+        sweep.chosen_today(head | {"kernels": "1"}, rows)
+    with pytest.raises(SystemExit, match="--today says what --judge judges|2"):
+        run(["sweep", "--today"])
+    assert "give --judge FILE.csv" in capsys.readouterr().err

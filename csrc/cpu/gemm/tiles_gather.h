@@ -146,26 +146,29 @@ struct TilesGather {
   void write_block(float* sums, const Positions& at, int64_t m, int64_t first, int64_t count) const {
     const int64_t lanes = min_of(kTileEdge, group_m - m);
     const float* const biases = bias + at.group * panels() * kTileEdge + m;
-    for (int64_t i = 0, run = 0; i < count; i += run) {
-      const int64_t image = (first + i) % at.images, position = (first + i) / at.images;
-      const int64_t column = position % at.pitch, row = position / at.pitch;
-      // Neighbours that belong together: columns, or images of one of them.
-      run = at.images > 1 ? 1 : min_of(count - i, (column < at.width ? at.width : at.pitch) - column);
-      const int64_t n = at.n0 + row / at.height + image;
-      if (column >= at.width || n >= at.n1) continue;
-      const int64_t h = at.h0 + row % at.height * at.step_h, w = at.w0 + column * at.step_w;
-      bool bad = false;
-      for (int64_t e = i * kTileEdge; e < (i + run) * kTileEdge; e += 16)
-        bad |= finish(sums + e, _mm512_load_ps(biases + e % kTileEdge));
-      for (int64_t e = 0; e < run * kTileEdge && bad; ++e)
-        if (e % kTileEdge < lanes)
-          mend(sums + i * kTileEdge + e, n, at.group * group_m + m + e % kTileEdge, h, w + e / kTileEdge * at.step_w);
-      write_rows(
-          finish_sums, sums + i * kTileEdge, kTileEdge, run, lanes,
-          result.data + n * result.n + (at.group * group_m + m) * result.channel + h * result.row + w * result.column,
-          result.channel, at.step_w * result.column);
-      finish_results(finish_sums, true, buffers, 1, {n, at.group * group_m + m, lanes, h, 1, w, run});
-    }
+    // Neighbours that belong together are columns, between which lie those of the other images.
+    const int64_t step = at.images, pitch = step * kTileEdge;
+    for (int64_t j = 0; j < min_of(step, count); ++j)
+      for (int64_t i = j, run = 0; i < count; i += run * step) {
+        const int64_t image = (first + i) % step, position = (first + i) / step;
+        const int64_t column = position % at.pitch, row = position / at.pitch;
+        run = min_of(ceil_div(count - i, step), (column < at.width ? at.width : at.pitch) - column);
+        const int64_t n = at.n0 + row / at.height + image;
+        if (column >= at.width || n >= at.n1) continue;
+        const int64_t h = at.h0 + row % at.height * at.step_h, w = at.w0 + column * at.step_w;
+        bool bad = false;
+        for (int64_t q = 0; q < run; ++q)
+          for (int64_t e = 0; e < kTileEdge; e += 16)
+            bad |= finish(sums + i * kTileEdge + q * pitch + e, _mm512_load_ps(biases + e));
+        for (int64_t q = 0; q < run && bad; ++q)
+          for (int64_t l = 0; l < lanes; ++l)
+            mend(sums + i * kTileEdge + q * pitch + l, n, at.group * group_m + m + l, h, w + q * at.step_w);
+        write_rows(
+            finish_sums, sums + i * kTileEdge, pitch, run, lanes,
+            result.data + n * result.n + (at.group * group_m + m) * result.channel + h * result.row + w * result.column,
+            result.channel, at.step_w * result.column);
+        finish_results(finish_sums, true, buffers, 1, {n, at.group * group_m + m, lanes, h, 1, w, run});
+      }
   }
 
   // A panel for all phases of a tile. What is not packed of it yet is packed between the first products.

@@ -124,9 +124,6 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
 // Measured on an Emerald Rapids: weights of so many bytes beside so few outputs are packed by the tasks that multiply
 // them, and all of the source before.
 constexpr int64_t kDeepWeights = 1200 << 10, kDeepOutputs = 256;
-// Each tile reads all weights, so that a tile of a large map takes half of the second level, which is 2 MiB wherever
-// there is AMX.
-constexpr int64_t kLargeTile = 1 << 20;
 constexpr int64_t kFewRows = 8, kFewPositions = 64;  // of a tile: fewer overlap more, or are no work for a task
 constexpr int64_t kManyPositions = 256;  // of a tile of small images put together, and of one of weight_grad
 constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
@@ -190,7 +187,8 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   const int64_t count_h = vertical.longest_count(), count_w = horizontal.longest_count();
   const int64_t panels = tile_blocks(rows_m);
   const bool share = z.flops() >= kWorthSharing, large = z.r * z.s > 1 && product(count_h, count_w) > kDeepOutputs;
-  const int64_t most_bytes = large ? max_of(kLargeTile, most_tile_bytes(machine)) : most_tile_bytes(machine);
+  // Each tile reads all weights: one of a large map is as large as may be.
+  const int64_t most_bytes = large ? max_of(kHalfSecondLevel, most_tile_bytes(machine)) : most_tile_bytes(machine);
   const auto part_bytes = [&] { return packed_part_bytes(vertical, horizontal, own.tile_h, own.tile_w, own.images); };
   const auto tile_bytes = [&] { return packed_tile_bytes(channels, own.parts, part_bytes()); };
   cut_tile(z, count_h, count_w, 16, &own, [&] { return tile_bytes() <= most_bytes; });

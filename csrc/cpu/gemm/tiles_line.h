@@ -1,10 +1,10 @@
 // The matrix product in AMX's tiles for 1x1 kernels whose outputs are the positions of the source, forward and
-// input_grad: positions are one line, of which the next 32 are packed between the products of these.
+// input_grad: positions are one line, of which the next ones are packed between the products of these.
 //
 //   pack all weights
 //   for each part of the line (in parallel):
-//     for 32 positions: for each panel of 32 outputs: multiply all channels, packing meanwhile; scale, add the bias,
-//     write
+//     for some times 32 positions: for each panel of 32 outputs: for each 32 positions: multiply all channels, packing
+//     the next meanwhile; scale, add the bias, write
 //
 // Positions are rows where their channels are neighbours. In NCHW they are lanes, and outputs are rows: nothing is
 // turned round. Start reading at run_tiles_gather, at the end, which has all schedules.
@@ -72,20 +72,33 @@ struct TilesLine {
   template <class PackerOf, class Multiply>
   __attribute__((always_inline)) void run_blocks(const Range& its, char* scratch, const PackerOf& packer_of,
                                                  const Multiply& multiply) const {
-    const auto memory_of = [&](int64_t block) { return scratch + block % 2 * op.blocks() * kPartsBytes; };
+    const int64_t run = line_run(op.channels, op.group_m, parts), bytes = op.blocks() * kPartsBytes;
+    char* const end = scratch + 2 * run * bytes;
     const TileScope scope;
-    auto packer = packer_of(its.first, memory_of(its.first));
-    while (packer.more()) packer.pack_next();
+    int64_t packed = its.first;  // the block that is being packed, and where
+    char* to = scratch;
+    auto packer = packer_of(packed, to);
+    const auto more = [&](int64_t last) __attribute__((always_inline)) {
+      if (__builtin_expect(packer.more(), 1)) return true;
+      if (packed + 1 >= last) return false;
+      to += bytes;
+      if (to == end) to = scratch;
+      packer = packer_of(++packed, to);
+      return true;
+    };
     // A block has 32 units of work for each 32 channels: so many in each step, and it is done with the last panel.
     const int64_t each = ceil_div(kTileEdge, op.panels());
-    for (int64_t block = its.first; block < its.last; ++block) {
-      if (block + 1 < its.last) packer = packer_of(block + 1, memory_of(block + 1));
+    const char* here = scratch;
+    for (int64_t first = its.first; first < its.last; first += run) {
+      const int64_t last = min_of(first + run, its.last), last_packed = min_of(last + run, its.last);
+      while (more(last)) packer.pack_next();
       const auto work = [&](int product) __attribute__((always_inline)) {
-        for (int64_t unit = part_of(each, kProducts<parts>, product).count(); unit > 0 && packer.more(); --unit)
+        for (int64_t unit = part_of(each, kProducts<parts>, product).count(); unit > 0 && more(last_packed); --unit)
           packer.pack_next();
       };
-      for (int64_t panel = 0; panel < op.panels(); ++panel) multiply(block, memory_of(block), panel, work);
-      while (packer.more()) packer.pack_next();
+      for (int64_t panel = 0; panel < op.panels(); ++panel)
+        for (int64_t block = first; block < last; ++block) multiply(block, here + (block - first) * bytes, panel, work);
+      here = here == scratch ? scratch + run * bytes : scratch;
     }
   }
 

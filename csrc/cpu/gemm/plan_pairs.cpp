@@ -124,6 +124,7 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
 // Measured on an Emerald Rapids: weights of so many bytes beside so few outputs are packed by the tasks that multiply
 // them, and all of the source before.
 constexpr int64_t kDeepWeights = 1200 << 10, kDeepOutputs = 256;
+constexpr int64_t kMostPanels = 4;                   // of such a task
 constexpr int64_t kFewRows = 8, kFewPositions = 64;  // of a tile: fewer overlap more, or are no work for a task
 constexpr int64_t kManyPositions = 256;  // of a tile of small images put together, and of one of weight_grad
 constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
@@ -204,10 +205,12 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   own.splits = 1;
   if (deep && room_for_either) {
     own.schedule = DotSchedule::Source;
-    own.task_m = kTileEdge;
-    // A panel is packed by each task that has it.
-    own.splits = max_of(1, min_of(tiles(), kEnoughTasks / 2 / product(z.groups, panels)));
-    plan->tasks = product(z.groups, panels, own.splits);
+    // A task reads all of the source, and each panel is packed by every task that has it.
+    const int64_t most = kHalfSecondLevel / panel_bytes(z, channels, own.parts);
+    own.task_m = product(max_of(1, min_of(min_of(most, kMostPanels), panels)), kTileEdge);
+    const int64_t tasks_m = ceil_div(rows_m, own.task_m);
+    own.splits = max_of(1, min_of(tiles(), kEnoughTasks / 2 / product(z.groups, tasks_m)));
+    plan->tasks = product(z.groups, tasks_m, own.splits);
   } else if (line_schedule(input) != DotSchedule::Weights) {
     own.schedule = line_schedule(input);
     const int64_t length = product(z.n, z.p, z.q);

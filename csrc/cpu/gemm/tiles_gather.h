@@ -224,15 +224,25 @@ struct TilesGather {
     for (int64_t m = m0; m < min_of(group_m, m0 + own.task_m); m += kTileEdge)
       multiply_tile(t, scratch, shared_panel(t.group, m / kTileEdge), m);
   }
-  void run_panel(int64_t index, char* scratch) const {
-    const int64_t m = index % panels() * kTileEdge;
-    const int64_t part = index / panels() % own.splits, group = index / panels() / own.splits;
-    typename PanelPacker<T, parts>::Rows rows;
-    PanelPacker<T, parts> packer = packer_of(scratch, group, m, 0, blocks(), rows);
-    const TileScope scope;
+  void run_panels(int64_t index, char* scratch) const {
+    const int64_t tasks_m = ceil_div(group_m, own.task_m), m0 = index % tasks_m * own.task_m;
+    const int64_t part = index / tasks_m % own.splits, group = index / tasks_m / own.splits;
     const Range its = part_of(tiles(), own.splits, part);
+    const TileScope scope;
     for (int64_t i = its.first; i < its.last; ++i)
-      multiply_tile(tile_at(group, i), packed + (group * tiles() + i) * bytes_of_tile(), scratch, m, &packer);
+      for (int64_t m = m0; m < min_of(group_m, m0 + own.task_m); m += kTileEdge) {
+        char* const panel = scratch + (m - m0) / kTileEdge * bytes_of_panel();
+        const Tile tile = tile_at(group, i);
+        const char* const x = packed + (group * tiles() + i) * bytes_of_tile();
+        if (i > its.first) {
+          multiply_tile(tile, x, panel, m);
+          continue;
+        }
+        typename PanelPacker<T, parts>::Rows rows;
+        PanelPacker<T, parts> packer = packer_of(panel, group, m, 0, blocks(), rows);
+        multiply_tile(tile, x, panel, m, &packer);
+        packer.pack_until(blocks());
+      }
   }
 };
 

@@ -120,7 +120,7 @@ inline TileWorkspace tile_workspace(const ConvProblem& z, Pass pass, const Impli
 }
 
 struct TileScratch {
-  char* packed;  // forward, input_grad: a tile of the source, two runs of a line, or a panel of the weights
+  char* packed;  // forward, input_grad: a tile of the source, two runs of a line, or panels of the weights
   // weight_grad
   char *grad, *input;  // packed
   float* rows;         // 16 channels of either, before they are split
@@ -140,7 +140,7 @@ inline TileScratch tile_scratch(const ConvProblem& z, Pass pass, const ImplicitG
     s.rows = memory.take<float>(max_of(positions + 16, own.grad_pitch), 16);
     if (own.splits == 1) s.sums = memory.take<float>(grad_block_sums(z, own));
   } else if (own.schedule == DotSchedule::Source) {
-    s.packed = memory.take<char>(panel_bytes(z, channels, own.parts));
+    s.packed = memory.take<char>(own.task_m / kTileEdge, panel_bytes(z, channels, own.parts));
   } else if (own.schedule != DotSchedule::Weights) {
     s.packed = memory.take<char>(2, line_run(channels, result_channels(z, pass), own.parts), tile_blocks(channels),
                                  own.parts, kStepBytes);

@@ -207,7 +207,7 @@ void run_tiles_gather(const ConvProblem& z, Pass pass, const Plan& plan, const B
                      task.tile_at(index / task.tiles(), index % task.tiles()));
     });
     parallel_for(executor, plan.tasks, plan.scratch_bytes,
-                 [&](int64_t index, void* scratch) { task.run_panel(index, scratch_of(scratch)); });
+                 [&](int64_t index, void* scratch) { task.run_panels(index, scratch_of(scratch)); });
     return;
   }
   const int64_t units = z.groups * panels * blocks;

@@ -62,13 +62,20 @@ def convert(model: AnyModule, *, report: Callable[[str], object] | None = None) 
     Warns where the model has been prepared for torch's quantization, or joined by torch's own fusion (`torch.ao`):
     both know torch's layers alone, and would pass ours by.
 
-    Raises TypeError where `model` is no nn.Module.
+    Raises TypeError, before anything is changed, where `model` is no nn.Module, or `report` no function.
     """
+    check_report("convert", report)
     before = _convolutions(model) if isinstance(model, nn.Module) else {}
     _exchange(model, _OURS, "convert")
     _tell(report, lambda: _report(before))
     _warn_of_quantization(model, sum(_own_class(module) is not own for module, own in before.values()))
     return model
+
+
+def check_report(function: str, report: object) -> None:
+    """Raises TypeError for a `report` that cannot be called; before anything is changed."""
+    if report is not None and not callable(report):
+        raise TypeError(f"{function}: report must be a function that takes a text, such as print, got {report!r:.80}")
 
 
 def _tell(report: Callable[[str], object] | None, text: Callable[[], str]) -> None:
@@ -106,12 +113,13 @@ def revert(model: AnyModule, *, report: Callable[[str], object] | None = None) -
         stands beside them again, and which of our layers stay and why: ``report=print``. None: the logger "conv_ext"
         gets it, at level INFO.
 
-    Raises TypeError where `model` is no nn.Module, and ValueError, before anything is changed, where a layer has what
-    torch's have not: an activation that `fuse` did not put there (a ReLU of its own would be another module in the
-    tree), or the padding "same_strided", which depends on the input.
+    Raises, before anything is changed, TypeError where `model` is no nn.Module or `report` no function, and ValueError
+    where a layer has what torch's have not: an activation that `fuse` did not put there (a ReLU of its own would be
+    another module in the tree), or the padding "same_strided", which depends on the input.
     """
     from .packed import PackedConv2d, unpack  # which packs what `convert` has made
 
+    check_report("revert", report)
     before = _convolutions(model) if isinstance(model, nn.Module) else {}
     packed = sum(own is PackedConv2d for _, own in before.values())
     inside = [module for module, _ in before.values() if isinstance(module, _Extended)]

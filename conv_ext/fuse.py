@@ -95,7 +95,8 @@ def fuse(
     Then the weights of 2-D layers are packed once, as `conv_ext.pack` does it, which computes the same bits: their
     layers are `PackedConv2d`, which have no Parameters. With `inputs` that is done at once, without at the first call,
     for the sizes of that. What is compiled or exported before it has been called packs in each call, but for
-    torch.compile within `conv_ext.inductor.fusing`, which packs by itself.
+    torch.compile within `conv_ext.inductor.fusing`, which packs by itself. Their ``weight`` and ``bias`` are copies: to
+    change a layer, assign (``layer.weight = w``) or load a state_dict; what is written into the copy changes nothing.
 
     Args:
         model: an nn.Module in eval mode, all of it; or what torch.export has made of one in eval mode, an

@@ -25,7 +25,8 @@ from torch.nn.utils import parametrize
 
 from . import _C, ops
 from .arguments import Activation, check_operands, normalize, operators_activation
-from .convert import AnyModule, _convolutions, _layers, check_for_inference, convert
+from .convert import AnyModule, _convolutions, _layers, check_for_inference, check_report, convert
+from .explain import _bytes
 from .functional import OVERRIDDEN, PLAIN, _answered, _enter, conv2d
 from .fused import Report
 from .modules import Conv2d, _padded
@@ -405,13 +406,17 @@ def pack(model: nn.Module, *inputs: Any, report: Callable[[str], object] | None 
             left and why: ``report=print``. None: the logger "conv_ext" gets it, at level INFO. (A model's own argument
             of that name has to be given by position.)
 
-    Returns a model of the same class. `unpack` makes its layers Conv2d again. The settings that are in force
+    Returns a model of the same class. `unpack` makes its layers Conv2d again. A layer's ``weight`` and ``bias`` are
+    copies: to change it, assign (``layer.weight = w``) or load a state_dict; what is written into the copy
+    (``nn.init.zeros_(layer.weight)``, ``layer.weight.data = w``) changes nothing. The settings that are in force
     (`precision`, `algorithm`, autocast) are those that it is packed for.
 
-    Raises TypeError where `model` is no nn.Module or there are no inputs, ValueError where a part of it is in training
-    mode, RuntimeError where a lazy layer has no parameters yet, and what the call raises.
+    Raises TypeError where `model` is no nn.Module, there are no inputs, or `report` is no function; ValueError where a
+    part of the model is in training mode, RuntimeError where a lazy layer has no parameters yet, and what the call
+    raises.
     """
     _check(model, inputs, kwargs)
+    check_report("pack", report)
     packed = convert(copy.deepcopy(model))
     text = str(pack_in_place(packed, inputs, kwargs))
     if report is not None:
@@ -444,11 +449,15 @@ class Packing:
         return sum(filter(None, self.kept.values()))
 
     def __str__(self) -> str:
-        beside = f"beside {self.weights / 2**20:.1f} MiB of weights"
-        if None in self.kept.values():
-            lines = [f"{_layers(len(self.kept))} to be packed by the first call, {beside}"]
+        if not self.kept:
+            lines = [f"{_layers(0)} packed"]
+        elif None in self.kept.values():
+            lines = [
+                f"{_layers(len(self.kept))} to be packed by the first call, beside {_bytes(self.weights)} of weights"
+            ]
         else:
-            lines = [f"{_layers(len(self.kept))} packed: {self.bytes / 2**20:.1f} MiB {beside}"]
+            kept = f"{_bytes(self.bytes)} beside {_bytes(self.weights)} of weights"
+            lines = [f"{_layers(len(self.kept))} packed: {kept}"]
         in_place = list(self.kept.values()).count(0)
         lines += [f"    {in_place} of them: 0 bytes, the weight is read where it lies"] if in_place else []
         lines += [f"    {name}: called with {n} sizes, packed for the first" for name, n in self.several.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -214,7 +215,7 @@ def summary(model: nn.Module, input_size: Sequence[int], *, batch: int = 1, expa
     if not isinstance(model, nn.Module):
         raise TypeError(f"summary takes a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(input_size, Sequence) or any(type(n) is not int for n in input_size):
-        raise TypeError(f"input_size must be a sequence of ints, got {input_size!r}")
+        raise TypeError(f"input_size must be a sequence of ints, got {_shown(input_size)}")
     if len(input_size) not in (2, 3) or min(input_size) < 1:
         raise ValueError(f"input_size must be (C, H, W) or (C, L), each at least 1, got {tuple(input_size)}")
     if type(batch) is not int:
@@ -233,6 +234,14 @@ def summary(model: nn.Module, input_size: Sequence[int], *, batch: int = 1, expa
     rows, unused = tuple(observer.rows), observer.unused
     packed = sum(module.packed_bytes for module in model.modules() if isinstance(module, PackedConv2d))
     return Summary(type(model).__name__, tuple(input_size), rows, unused, batch, observer.flops, packed)
+
+
+def _shown(given: object) -> str:
+    """What was given for a size, in few words; of an image, what its size is."""
+    if not isinstance(given, torch.Tensor):
+        return textwrap.shorten(repr(given), 120)
+    hint = f"give its size, {tuple(given.shape[1:])}" if given.dim() == 4 else "give the size of one image, (C, H, W)"
+    return f"a Tensor of {list(given.shape)}: {hint}"
 
 
 class _Reached(BaseException):

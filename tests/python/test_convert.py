@@ -498,6 +498,17 @@ def test_convert_warns_of_torchs_quantization_and_fusion(how):
         conv_ext.convert(model)
 
 
+@pytest.mark.parametrize("report", [True, "print"])
+@pytest.mark.parametrize("name", ["convert", "revert", "pack"])
+def test_a_report_that_cannot_be_called_is_refused_before_anything_is_changed(name, report):
+    model = nn.Sequential((conv_ext if name == "revert" else nn).Conv2d(3, 4, 3)).eval()
+    before = type(model[0])
+    inputs = [torch.zeros(1, 3, 5, 5)] if name == "pack" else []
+    with pytest.raises(TypeError, match=f"^{name}: report must be a function .* such as print, got {report!r}$"):
+        getattr(conv_ext, name)(model, *inputs, report=report)
+    assert type(model[0]) is before
+
+
 def test_convert_warns_of_nothing_else(recwarn):
     conv_ext.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     model = nn.Sequential(nn.Linear(3, 3))

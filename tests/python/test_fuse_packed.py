@@ -72,6 +72,8 @@ def test_the_report_counts_bytes():
     text = str(fused.report)
     assert "2 convolutions packed: " in text and "up: only Conv2d can be packed" in text
     assert "2 convolutions packed: " in fused.report._repr_html_()
+    weights = sum(layer.weight.nbytes for layer in packed_layers(fused).values())
+    assert f" KiB beside {weights / 1024:.1f} KiB of weights" in text
     later = conv_ext.fuse(net())
     assert later.report.packing.kept == {"first": None, "second": None} and later.report.packing.bytes == 0
     assert "2 convolutions to be packed by the first call" in str(later.report)

@@ -383,6 +383,8 @@ def test_printing():
     ("vgg16", (3, 224, 224), TypeError, "summary takes a torch.nn.Module, got str"),
     (nn.Conv2d(1, 1, 1), 28, TypeError, "input_size must be a sequence of ints, got 28"),
     (nn.Conv2d(1, 1, 1), (1, 2.5, 3), TypeError, "input_size must be a sequence of ints"),
+    (nn.Conv2d(1, 1, 1), torch.ones(2, 1, 5, 6), TypeError, "a Tensor of .2, 1, 5, 6.: give its size, .1, 5, 6.$"),
+    (nn.Conv2d(1, 1, 1), torch.ones(1, 5, 6), TypeError, "a Tensor of .1, 5, 6.: give the size of one image"),
     (nn.Conv2d(1, 1, 1), (1,), ValueError, "input_size must be .C, H, W. or .C, L., each at least 1"),
     (nn.Conv2d(1, 1, 1), (1, 0, 3), ValueError, "each at least 1, got .1, 0, 3."),
     (nn.Conv2d(1, 1, 1), (1, 10**12, 10**12), RuntimeError, "summary: Conv2d does not run with an input of .1, 10"),

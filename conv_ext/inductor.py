@@ -229,14 +229,17 @@ def _new_constant(graph: Graph, node: Node, what: str, tensor: Tensor, fake: Ten
 
 
 def _take_sum_in(graph: Graph, node: Node) -> None:
-    """The operator adds the other tensor of a sum, and stands where that stood: when the other one is there."""
+    """The operator adds the other tensor of a sum, and stands where that stood: when the other one is there.
+
+    That one must not follow from the operator's own result. The sum alone reads this, so that it only can be the same.
+    """
     arguments, after = _arguments(node), _only_reader(node)
     if after is None or after.target is not aten.add.Tensor or after.kwargs or len(after.args) != 2:
         return
     if arguments[_ACTIVATION] != "none" or arguments[_RESIDUAL] is not None:
         return
     other = after.args[1] if after.args[0] is node else after.args[0]
-    value = other.meta.get("val") if isinstance(other, Node) else None
+    value = other.meta.get("val") if isinstance(other, Node) and other is not node else None
     if not isinstance(value, Tensor) or not _alike(value, node.meta["val"]):
         return
     arguments[_RESIDUAL] = other

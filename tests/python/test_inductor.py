@@ -99,6 +99,7 @@ KEPT = {
     "an activation before": lambda conv, b, k1, k2, s, one, row: conv(b, activation="relu") * k1,
     "along another dimension": lambda conv, b, k1, k2, s, one, row: conv(b) * row,  # the result has K columns
     "twice as much of a tensor": lambda conv, b, k1, k2, s, one, row: torch.add(conv(b), k1, alpha=2),
+    "twice itself": lambda conv, b, k1, k2, s, one, row: torch.add(y := conv(b), y),
     "a quotient": lambda conv, b, k1, k2, s, one, row: k1 / conv(b),
 }
 
@@ -109,6 +110,29 @@ def test_what_cannot_be_folded_stays(name):
     before = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     assert passed(graph) == before or name == "in the middle"
     torch.testing.assert_close(graph(x), expected, rtol=1e-12, atol=1e-12)
+
+
+class ToItself(nn.Module):
+    """A convolution's result, or what comes of it, added to itself in several ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y, z, v, w = self.c(x), self.c(x.neg()), self.c(2 * x), self.c(3 * x)
+        same = self.c(4 * x) + self.c(4 * x)  # one convolution, when common subexpressions are found
+        normed = self.norm(w) + self.norm(w)
+        follows = self.c(5 * x)
+        return y + y, (z + z).relu(), v + v.view(v.shape), same, normed, follows + (follows.neg() * 2).relu()
+
+
+@pytest.mark.parametrize("options", [{}, {"pack": False}, {"freezing": False}], ids=str)
+def test_a_result_that_is_added_to_itself_is_no_residual(options):
+    torch.manual_seed(0)
+    model, x = conv_ext.convert(with_statistics(ToItself())), torch.randn(1, 3, 6, 6)
+    with torch.no_grad(), inductor.fusing(**options):
+        torch.testing.assert_close(torch.compile(model)(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def test_graphs_of_training_and_complex_numbers_stay():

@@ -134,17 +134,13 @@ def fuse(
         copies and pickles have it, too (a model of its own class that has an attribute of that name keeps it).
         `conv_ext.revert` makes torch's layers of the fused ones, for exporters that know these alone.
 
-    Raises TypeError where `model` is neither, or memory_format no torch.memory_format; ValueError where the model, or a
-    part of it, is in training mode, and for another memory format; RuntimeError where a lazy layer has no parameters
-    yet, or where a model can neither be traced nor has a convolution: the message has torch.fx's reason; and what the
-    call with `inputs` raises.
+    Raises TypeError where `model` is neither, memory_format no torch.memory_format, or a switch no bool, and where the
+    inputs are one tuple that the model cannot be called with; ValueError where the model, or a part of it, is in
+    training mode, and for another memory format; RuntimeError where a lazy layer has no parameters yet, or where a
+    model can neither be traced nor has a convolution: the message has torch.fx's reason; and what the call with
+    `inputs` raises.
     """
-    if memory_format != "auto" and not isinstance(memory_format, torch.memory_format):
-        raise TypeError(f'memory_format must be a torch.memory_format or "auto", got {memory_format!r}')
-    if memory_format != "auto" and memory_format not in _FORMATS:
-        raise ValueError(
-            f'memory_format must be one of {", ".join(map(str, _FORMATS))} and "auto", got {memory_format}'
-        )
+    _check_options(inputs, memory_format, pack=pack, epilogues=epilogues, verbose=verbose)
     kwargs: dict[str, Any] = {}
     if isinstance(model, ExportedProgram):
         if not inputs and model.example_inputs:
@@ -160,18 +156,33 @@ def fuse(
         check_for_inference("fuse", model)
         fused = _fuse_module(model, inputs, epilogues)
     layouts = None
-    if memory_format == "auto":
-        layouts = set_faster_layout(fused, inputs, kwargs)
-    elif memory_format is not torch.preserve_format:
-        fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
+    with packed.told_of_one_tuple("fuse", inputs):
+        if memory_format == "auto":
+            layouts = set_faster_layout(fused, inputs, kwargs)
+        elif memory_format is not torch.preserve_format:
+            fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
+        packing = packed.pack_in_place(fused, inputs, kwargs) if pack else None
     report = vars(fused).get("report")
-    packing = packed.pack_in_place(fused, inputs, kwargs) if pack else None
     if isinstance(report, Report):
         report.layouts, report.packing = layouts, packing
     if verbose:
         print(report)
     _logger.info("fuse: %s", report)
     return fused
+
+
+def _check_options(inputs: tuple[Any, ...], memory_format: object, **switches: object) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"fuse: {name} must be True or False, got {value!r:.80}")
+    if any(isinstance(value, torch.memory_format) for value in inputs):
+        raise TypeError("fuse: memory_format is given by its name: fuse(model, images, memory_format=...)")
+    if memory_format != "auto" and not isinstance(memory_format, torch.memory_format):
+        raise TypeError(f'fuse: memory_format must be a torch.memory_format or "auto", got {memory_format!r:.80}')
+    if memory_format != "auto" and memory_format not in _FORMATS:
+        raise ValueError(
+            f'fuse: memory_format must be one of {", ".join(map(str, _FORMATS))} and "auto", got {memory_format}'
+        )
 
 
 def _is_exported(model: nn.Module) -> bool:
@@ -270,6 +281,7 @@ def _fuse_graph(traced: Fused, report: Report, epilogues: bool) -> Fused:
             layer.activation = patterns.activation(found.activation, modules)
             _skip(traced, found.activation)
     _erase_unread(traced, modules)
+    _tell_who_took_sums(report.rows)
     report.others = _others(traced, modules, report)
     traced.graph.lint()
     traced.delete_all_unused_submodules()
@@ -285,6 +297,16 @@ def _take_sum_in(traced: Fused, node: Node, sum: Node, residual: Node) -> None:
         sum.prepend(each)
     sum.replace_all_uses_with(node)
     traced.graph.erase_node(sum)
+
+
+def _tell_who_took_sums(rows: list[Row]) -> None:
+    """A sum that one layer left and another one took in does not stay."""
+    takers = {name: row.layer for row in rows for what, name in row.taken if what == RESIDUAL}
+    for row in rows:
+        names = [text.partition(":")[0] for text in row.stays]
+        row.stays = [
+            f"{name}: taken in by {takers[name]}" if name in takers else text for name, text in zip(names, row.stays)
+        ]
 
 
 def _followers(node: Node, end: Node) -> list[Node]:

@@ -17,6 +17,7 @@ from .patterns import Modules, aten
 
 __all__ = ["lift"]
 
+_PACKED = torch.ops.conv_ext.forward_packed.default
 _TRANSPOSED = (ConvTranspose1d, ConvTranspose2d)
 
 
@@ -31,6 +32,8 @@ def lift(traced: GraphModule) -> dict[str, tuple[Any, ...]]:
     modules: dict[str, nn.Module] = dict(traced.named_modules(remove_duplicate=False))
     refused: dict[str, tuple[Any, ...]] = {}
     for node in list(traced.graph.nodes):
+        if node.op == "call_function" and node.target is _PACKED:
+            refused[node.name] = "forward_packed", [], ["it is packed already: export what conv_ext.unpack makes"]
         if node.op != "call_function" or node.target not in patterns.CONVOLUTIONS:
             continue
         values = patterns.bound(node, patterns.CONVOLUTIONS[node.target][1])

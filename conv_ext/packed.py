@@ -12,9 +12,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
@@ -418,7 +419,8 @@ def pack(model: nn.Module, *inputs: Any, report: Callable[[str], object] | None 
     _check(model, inputs, kwargs)
     check_report("pack", report)
     packed = convert(copy.deepcopy(model))
-    text = str(pack_in_place(packed, inputs, kwargs))
+    with told_of_one_tuple("pack", inputs):
+        text = str(pack_in_place(packed, inputs, kwargs))
     if report is not None:
         report(text)
     else:
@@ -497,6 +499,21 @@ def _check(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if not inputs and not kwargs:
         raise TypeError("pack takes what the model is called with, too: pack(model, images)")
     check_for_inference("pack", model)
+
+
+@contextmanager
+def told_of_one_tuple(function: str, inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Where a model fails with a tuple, which `explain` takes for all arguments: says how they are given here."""
+    try:
+        yield
+    except Exception as error:  # whatever the model raises
+        if len(inputs) != 1 or not isinstance(inputs[0], (tuple, list)):
+            raise
+        reason = shorten(str(error).strip() or type(error).__name__, 120)
+        raise TypeError(
+            f"{function} takes what the model is called with one by one: {function}(model, x, ...), or *inputs; called "
+            f"with one {type(inputs[0]).__name__} this model fails: {reason}"
+        ) from error
 
 
 def examples_of(

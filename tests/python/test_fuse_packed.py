@@ -179,3 +179,48 @@ def test_an_exported_fused_model_packs_nothing_when_it_is_called():
     assert targets.count(torch.ops.conv_ext.forward_packed.default) == 2
     assert torch.ops.conv_ext.forward.default not in targets
     assert torch.equal(scores(program.module(), x), scores(fused, x))
+
+
+class Pair(nn.Module):
+    """A model whose only argument is a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, both):
+        return self.layer(both[0] + both[1])
+
+
+@pytest.mark.parametrize("function", ["fuse", "pack"])
+def test_inputs_are_given_one_by_one(function):
+    x = images()
+    for options in [{}, {"memory_format": "auto"}] if function == "fuse" else [{}]:
+        with pytest.raises(TypeError, match=rf"^{function} takes .* one by one.*, or \*inputs; called with one tuple"):
+            getattr(conv_ext, function)(net(), (x,), **options)
+    pair = Pair().eval()
+    torch.testing.assert_close(getattr(conv_ext, function)(pair, (x, x))((x, x)), pair((x, x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "more, options, message",
+    [
+        ((), {"pack": "no"}, "fuse: pack must be True or False, got 'no'"),
+        ((), {"epilogues": None}, "fuse: epilogues must be True or False, got None"),
+        ((), {"verbose": 1}, "fuse: verbose must be True or False, got 1"),
+        ((torch.channels_last,), {}, "fuse: memory_format is given by its name"),
+    ],
+)
+def test_options_that_are_none(more, options, message):
+    with pytest.raises(TypeError, match=message):
+        conv_ext.fuse(net(), images(), *more, **options)
+
+
+def test_a_program_whose_weights_are_packed_says_so():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    program = torch.export.export(conv_ext.pack(model, images()), (images(),))
+    fused = conv_ext.fuse(program)
+    why = "it is packed already: export what conv_ext.unpack makes"
+    assert [row.stays for row in fused.report.rows] == [[why]]
+    assert str(fused.report).startswith("1 convolution, ") and str(fused.report).endswith("\n0 convolutions packed")
+    torch.testing.assert_close(scores(fused, images()), scores(model, images()), rtol=1e-4, atol=1e-5)

@@ -133,6 +133,13 @@ def test_who_looks_at_a_tensor_sees_what_is_written_into_it(way):
     assert way == "*=" or "iadd: it writes into the other tensor" in fused.report.rows[0].stays
 
 
+def test_a_sum_that_another_layer_takes_in_does_not_stay():
+    report = conv_ext.fuse(double(Block(way="first", add=operator.iadd))).report
+    rows = {row.layer: row for row in report.rows}
+    assert ("residual", "iadd") in rows["b"].taken and rows["other"].stays == ["iadd: taken in by b"]
+    assert "writes into" not in str(report)
+
+
 @torch.fx.wrap
 def stochastic_depth(input, p, mode, training=True):
     """As torchvision's function of that name, which torch.fx keeps whole."""

@@ -22,7 +22,7 @@ from . import packed, patterns
 from .arguments import Sides, padding_of
 from .convert import check_for_inference, convert, why_left
 from .fused import ACTIVATION, NORM, PADDING, RESIDUAL, Fused, Report, Row
-from .layouts import set_faster_layout
+from .layouts import set_faster_layout, set_layout
 from .lifting import lift
 from .mapped import MappedConv2d
 from .modules import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, set_sides
@@ -160,7 +160,7 @@ def fuse(
         if memory_format == "auto":
             layouts = set_faster_layout(fused, inputs, kwargs)
         elif memory_format is not torch.preserve_format:
-            fused.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
+            set_layout(fused, memory_format)
         packing = packed.pack_in_place(fused, inputs, kwargs) if pack else None
     report = vars(fused).get("report")
     if isinstance(report, Report):

@@ -9,6 +9,7 @@ take about as long in either layout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .explain import _count
 from .model_plans import explain_model
 
-__all__ = ["Layouts", "set_faster_layout"]
+__all__ = ["Layouts", "set_faster_layout", "set_layout"]
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -53,8 +54,8 @@ class _Pooling(TorchDispatchMode):
 class Layouts(NamedTuple):
     """What was compared: estimated cycles of an image by the name of a layout.
 
-    calls: of convolution layers that have an estimate in both, among `of` that there are. refused: what a call in
-    channels_last raises, "" where it computes.
+    calls: of convolution layers that have an estimate in both, among `of` that there are. refused: what a call raises
+    in the other layout, "" where both compute.
     """
 
     chosen: str
@@ -65,7 +66,7 @@ class Layouts(NamedTuple):
 
     def __str__(self) -> str:
         if self.refused:
-            return f"memory format: {self.chosen} (in channels_last a call raises: {self.refused})"
+            return f"memory format: {self.chosen} ({self.refused})"
         if not self.calls:
             return f"memory format: {self.chosen} (no convolution has an estimate in both layouts)"
         each = ", ".join(f"{name} {_count(cycles)}cycles an image" for name, cycles in self.cycles.items())
@@ -73,29 +74,48 @@ class Layouts(NamedTuple):
         return f"memory format: {self.chosen} (estimates: {each}{some})"
 
 
+def set_layout(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay the weights of 2-D layers, and whatever else has four dimensions, in a layout, in place.
+
+    ``model.to(memory_format=...)`` takes five dimensions for images, too, and fails: torch has a layout of its own for
+    them, ``torch.channels_last_3d``.
+    """
+
+    def laid(tensor: Tensor) -> Tensor:
+        return tensor.to(memory_format=memory_format) if tensor.dim() == 4 else tensor
+
+    apply: Callable[..., nn.Module] = model._apply
+    apply(laid)
+
+
 def set_faster_layout(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Layouts:
     """Give the 2-D layers' weights the layout, in place, in which a call of the model is estimated to be the faster.
 
     What a layer computes lies as its weight does, so that the layers behind the first one get that layout, too. A model
-    that cannot be called in channels_last, such as one with a `view` across what is apart there, stays contiguous.
-    Raises what the call raises.
+    that cannot be called in one of them, such as one with a `view` across what is apart in channels_last, has the
+    other. Raises what the call raises where it can be called in neither.
     """
     found, pools = {}, {}
+    errors: dict[str, Exception] = {}
     for name, memory_format in FORMATS.items():
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
+        set_layout(model, memory_format)
         try:
             with _Pooling() as pooling:
                 found[name] = [layer.cycles for layer in explain_model(model, inputs, kwargs).layers]
-        except RuntimeError as error:
-            if not found:
-                raise
-            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return Layouts("contiguous", {}, 0, len(found["contiguous"]), why)
+        except Exception as error:  # whatever a model raises where numbers lie otherwise
+            errors[name] = error
         pools[name] = pooling.cycles
+    if not found:
+        raise errors["contiguous"]
+    if errors:
+        ((chosen, layers),) = found.items()
+        ((refused, raised),) = errors.items()
+        set_layout(model, FORMATS[chosen])
+        why = (str(raised).strip() or type(raised).__name__).splitlines()[0]
+        return Layouts(chosen, {}, 0, len(layers), f"in {refused} a call raises: {why}")
     calls = [dict(zip(FORMATS, pair)) for pair in zip(*found.values())]
     known = [call for call in calls if None not in call.values()]
     cycles = {name: sum((call[name] or 0 for call in known), pools[name] if known else 0.0) for name in FORMATS}
     chosen = min(cycles, key=lambda name: cycles[name])  # the first, where they are equal
-    model.to(memory_format=FORMATS[chosen])  # type: ignore[call-overload]
+    set_layout(model, FORMATS[chosen])
     return Layouts(chosen, cycles, len(known), len(calls))

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .convert import convert, revert
 from .fuse import fuse
+from .layouts import set_layout
 
 __all__ = ["FORMATS", "Case", "Left", "Side", "sides"]
 
@@ -118,7 +119,7 @@ def twin(model: nn.Module) -> nn.Module:
 
 def in_layout(model: nn.Module, layout: str) -> nn.Module:
     """The model itself, its 2-D weights in a layout."""
-    model.to(memory_format=FORMATS[layout])  # type: ignore[call-overload]  # torch's stub lacks it
+    set_layout(model, FORMATS[layout])
     return model
 
 

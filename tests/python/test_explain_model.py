@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import conv_ext
-from conv_ext import layouts
+from conv_ext import layouts, sides
 from conv_ext.model_plans import ModelExplanation
 
 
@@ -208,6 +208,57 @@ def test_a_model_that_cannot_be_called_in_channels_last_stays_contiguous():
     torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="expected input"):  # what either layout raises
         conv_ext.fuse(model, torch.randn(2, 7, 12, 12), memory_format="auto")
+
+
+class WithVolumes(nn.Module):
+    """A layer of 3-D kernels, and a buffer of five dimensions, beside one of 2-D kernels, for one image and many."""
+
+    def __init__(self):
+        super().__init__()
+        self.flat, self.deep = nn.Conv2d(8, 8, 3), nn.Conv3d(1, 2, 3, padding=1)
+        self.register_buffer("scale", torch.rand(1, 2, 1, 4, 4))
+
+    def forward(self, x):
+        return self.deep(self.flat(x)[:, None]) * self.scale
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("memory_format", ["auto", torch.channels_last, torch.contiguous_format], ids=str)
+def test_a_memory_format_is_for_four_dimensions(memory_format, exported):
+    model, x = WithVolumes().eval(), torch.randn(2, 8, 6, 6)
+    given = torch.export.export(model, (x,)) if exported else model
+    fused = conv_ext.fuse(given, x, memory_format=memory_format, pack=False)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+    last = memory_format == torch.channels_last
+    if memory_format != "auto":
+        assert fused.flat.weight.is_contiguous(memory_format=memory_format)
+        assert fused.flat.weight.is_contiguous() != last
+    assert sum(t.dim() == 5 and t.is_contiguous() for t in (*fused.parameters(), *fused.buffers())) == 2
+
+
+def test_a_benchmark_of_a_model_with_volumes():
+    model = sides.in_layout(WithVolumes(), "channels_last")
+    assert not model.flat.weight.is_contiguous() and model.deep.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("wanted", layouts.FORMATS)
+def test_auto_takes_the_layout_in_which_a_model_can_be_called(wanted):
+    class Demanding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 16, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            if not y.is_contiguous(memory_format=layouts.FORMATS[wanted]):
+                raise ValueError("lies otherwise")
+            return y
+
+    model = Demanding().eval().to(memory_format=layouts.FORMATS[wanted])
+    fused = conv_ext.fuse(model, torch.randn(2, 8, 12, 12), memory_format="auto")
+    other = next(name for name in layouts.FORMATS if name != wanted)
+    assert fused.report.layouts.chosen == wanted
+    assert f"memory format: {wanted} (in {other} a call raises: lies otherwise)" in str(fused.report)
 
 
 def test_auto_needs_an_example():

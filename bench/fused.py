@@ -44,8 +44,8 @@ def measure(name: str, batch: int, layout: str, seconds: float) -> dict:
     x = data(name, batch)[0].contiguous(memory_format=memory_format)
     theirs = settled(made(name), x).to(memory_format=memory_format)
     with torch.no_grad():
-        fused = conv_ext.fuse(theirs)
-        apart = conv_ext.fuse(theirs, epilogues=False)
+        fused = conv_ext.fuse(theirs, x)
+        apart = conv_ext.fuse(theirs, x, epilogues=False)
         reference = [copy.deepcopy(theirs).double()(x.double())]
         ours = conv_ext.convert(made(name).eval().to(memory_format=memory_format))
         ours.load_state_dict(theirs.state_dict())

@@ -102,8 +102,8 @@ def fuse(
         model: an nn.Module in eval mode, all of it; or what torch.export has made of one in eval mode, an
             ExportedProgram or its ``module()``: for models that torch.fx cannot trace. It stays as it is; the new one
             has copies of its tensors.
-        inputs: what the model is called with, once and without gradients; of the numbers nothing is kept. An
-            ExportedProgram has its own.
+        inputs: what the model is called with, without gradients; of the numbers nothing is kept. An ExportedProgram
+            has its own. A model that can only be fused part by part needs them (see what is returned).
         pack: whether weights are packed. Without, the layers' weights are Parameters, and gradients flow to them.
         epilogues: whether a layer takes in a tensor that is added to its result (``layer(x, residual)``), so that a
             block of a ResNet is convolutions alone, and activations beyond ReLU: passes over memory that are saved.
@@ -124,8 +124,11 @@ def fuse(
         rest (control flow that depends on values or options, as in the models of Hugging Face), and where
         `model` itself has hooks or a forward put into the object, a copy of `model` with its own class: each
         largest part that can be traced is fused, and what was taken out of it is an nn.Identity. There a layer
-        has to be called once, and what it takes in to be a module. A part is taken to be called as a whole: its
-        layers by its own forward alone.
+        has to be called once, and what it takes in to be a module. Such a part has to be called as a whole, its
+        layers by its own forward alone, and only a call tells: with `inputs` the copy is called once more, and
+        what that call does not reach, or calls from elsewhere (one by one, to look at what is between), stays;
+        without `inputs` nothing is taken in. The call has to go the way that later ones go: a branch that it
+        does not take is not seen.
 
         The attribute `report` (`conv_ext.fused.Report`) says what was done to each convolution, and what stays and why;
         copies and pickles have it, too (a model of its own class that has an attribute of that name keeps it).
@@ -151,7 +154,7 @@ def fuse(
         fused: nn.Module = _fuse_exported(model, epilogues)
     else:
         check_for_inference("fuse", model)
-        fused = _fuse_module(model, epilogues)
+        fused = _fuse_module(model, inputs, epilogues)
     layouts = None
     with packed.told_of_one_tuple("fuse", inputs):
         if memory_format == "auto":
@@ -188,12 +191,12 @@ def _is_exported(model: nn.Module) -> bool:
     return any(isinstance(node.target, torch._ops.OpOverload) for node in nodes)
 
 
-def _fuse_module(model: nn.Module, epilogues: bool) -> nn.Module:
+def _fuse_module(model: nn.Module, inputs: tuple[Any, ...], epilogues: bool) -> nn.Module:
     if isinstance(model, (*_LAYERS, *_TORCHS)):
         model = nn.Sequential(model).eval()  # a single layer has no graph of its own
     fused = convert(packed.unpack(copy.deepcopy(model)))
     if not undisturbed(fused):  # a graph has its class's forward alone
-        return _fuse_parts(fused, "the model has hooks, or a forward of its own", epilogues)
+        return _fuse_parts(fused, inputs, "the model has hooks, or a forward of its own", epilogues)
     tracer = _Tracer()
     try:
         try:
@@ -205,7 +208,8 @@ def _fuse_module(model: nn.Module, epilogues: bool) -> nn.Module:
             graph = tracer.trace(fused)
     except Exception as error:  # torch.fx raises TraceError, and whatever a forward raises on its proxies
         if any(isinstance(module, _LAYERS) for module in fused.modules()):
-            return _fuse_parts(fused, f"torch.fx cannot trace the whole ({_first_line(error)})", epilogues)
+            why = f"torch.fx cannot trace the whole ({_first_line(error)})"
+            return _fuse_parts(fused, inputs, why, epilogues)
         raise RuntimeError(
             f"fuse: {type(model).__name__} cannot be traced by torch.fx, and has no convolution layers to be fused one "
             f"by one. torch.fx says: {error}"
@@ -357,8 +361,55 @@ class _Chain:
     activation: str
 
 
-def _fuse_parts(model: nn.Module, why: str, epilogues: bool) -> nn.Module:
-    """Fuse in place what lies within each largest part that can be traced."""
+_Callers = dict[nn.Module, set[nn.Module]]
+_NO_CALL = "only a call shows which module calls it: fuse(model, inputs) looks at one"
+
+
+def _callers(model: nn.Module, inputs: tuple[Any, ...]) -> _Callers:
+    """Of each module that a call of the model reaches, those whose forward was under way whenever it was called.
+
+    A copy of the model is called, which shares its Parameters.
+    """
+    copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    modules = dict(model.named_modules())
+    of_copy = {module: modules[name] for name, module in copied.named_modules() if name in modules}
+    under_way: list[nn.Module] = []
+    callers: _Callers = {}
+
+    def enter(module: nn.Module, _: Any) -> None:
+        original = of_copy[module]
+        callers[original] = callers.get(original, {*under_way}) & {*under_way}
+        under_way.append(original)
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if of_copy[module] in under_way:  # not where another hook failed before `enter`
+            del under_way[len(under_way) - 1 - under_way[::-1].index(of_copy[module]) :]
+
+    for module in of_copy:
+        if not isinstance(module, torch.jit.ScriptModule):
+            module.register_forward_pre_hook(enter)  # next to the forward: hooks may call modules, too
+            module.register_forward_hook(leave, prepend=True, always_call=True)
+    with torch.no_grad():
+        copied(*inputs)
+    return callers
+
+
+def _why_unproved(part: nn.Module, place: str, chain: _Chain, callers: _Callers | None) -> str:
+    """Why it is not known that a part's forward alone calls what a chain names; "" where it is."""
+    if callers is None:
+        return _NO_CALL
+    for name in filter(None, vars(chain).values()):
+        module = part.get_submodule(name)
+        if module not in callers:
+            return "the call does not reach it, or what stands around it"
+        if part not in callers[module]:
+            full = f"{place}.{name}" if place else name
+            return f"{full} is called outside the forward of {place or 'the model'}, which has to call it with the rest"
+    return ""
+
+
+def _fuse_parts(model: nn.Module, inputs: tuple[Any, ...], why: str, epilogues: bool) -> nn.Module:
+    """Fuse in place what lies within each largest part that can be traced, and that a call shows to be called whole."""
     names = defaultdict(list)  # of each module; a shared one has several
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
@@ -368,6 +419,8 @@ def _fuse_parts(model: nn.Module, why: str, epilogues: bool) -> nn.Module:
         for name, module in model.named_modules()
         if isinstance(module, (_ConvNd, MappedConv2d))
     }
+    callers = _callers(model, inputs) if inputs else None
+    unproved: dict[nn.Module, str] = {}
 
     def inside(part: nn.Module, module: nn.Module) -> bool:
         """Whether no other part of the model can call the module."""
@@ -382,22 +435,33 @@ def _fuse_parts(model: nn.Module, why: str, epilogues: bool) -> nn.Module:
                 visit(part)
                 continue
             chains, stays = traced
+            left = {chain: _why_unproved(part, names[part][0], chain, callers) for chain in chains}
+            unproved.update((part.get_submodule(chain.layer), why) for chain, why in left.items() if why)
             for layer_name, texts in stays.items():
-                rows[part.get_submodule(layer_name)].stays += texts
-            for chain in sorted(chains, key=lambda chain: chain.layer):
-                layer = part.get_submodule(chain.layer)
-                removed = [part.get_submodule(name) for name in (chain.zeros, chain.norm, chain.activation) if name]
-                if not all(inside(part, module) for module in (layer, *removed)):
-                    rows[layer].stays.append("other parts of the model can call it, or what stands around it")
-                    continue
-                _take_in(part, chain, names[part][0], rows[layer], report)
-                for module in removed:
-                    for alias in names[module]:
-                        if not isinstance(module, _NORMS):
-                            report.places[alias] = module
-                        model.set_submodule(alias, nn.Identity().eval())
+                row = rows[part.get_submodule(layer_name)]
+                row.stays += [text for text in texts if text not in row.stays]
+            for chain in sorted((chain for chain in chains if not left[chain]), key=lambda chain: chain.layer):
+                take(part, chain)
+            if callers is not None and any(left.values()):  # it may have parts of its own that are called whole
+                visit(part)
+
+    def take(part: nn.Module, chain: _Chain) -> None:
+        layer = part.get_submodule(chain.layer)
+        removed = [part.get_submodule(name) for name in (chain.zeros, chain.norm, chain.activation) if name]
+        if not all(inside(part, module) for module in (layer, *removed)):
+            rows[layer].stays.append("other parts of the model can call it, or what stands around it")
+            return
+        _take_in(part, chain, names[part][0], rows[layer], report)
+        for module in removed:
+            for alias in names[module]:
+                if not isinstance(module, _NORMS):
+                    report.places[alias] = module
+                model.set_submodule(alias, nn.Identity().eval())
 
     visit(nn.Sequential(model))
+    for module, why in unproved.items():
+        if not rows[module].taken and why not in rows[module].stays:
+            rows[module].stays.append(why)
     for module, row in rows.items():
         if why := _why_not_fusible(module):
             row.stays = [why]

@@ -253,7 +253,7 @@ def test_models_that_cannot_be_traced_are_fused_part_by_part(name, taken):
     stages = [Residual(4, 4, 1), Residual(4, 4, 2)] if name == "resnet" else [ConvNeXtLayer(4), ChannelsFirstNorm(4)]
     net, x = with_statistics(Classifier(*stages)).double(), torch.randn(2, 3, 32, 28, dtype=torch.float64)
     state, expected = copy.deepcopy(net.state_dict()), net(x)
-    fused = conv_ext.fuse(net)
+    fused = conv_ext.fuse(net, x)
     assert type(fused) is Classifier and not fused.training and removed(fused, net) == taken
     assert not [m for m in fused.modules() if type(m) is nn.Conv2d]
     assert all(torch.equal(a, b) for a, b in zip(state.values(), net.state_dict().values()))
@@ -296,7 +296,7 @@ class Outer(nn.Module):
 
 def test_parts_that_only_seem_to_be_fusible_stay():
     net, x = with_statistics(Outer(Optional())).double(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
-    fused = conv_ext.fuse(net)
+    fused = conv_ext.fuse(net, x)
     assert removed(fused, net) == {"BatchNorm2d": 2}  # one, under its two names
     for mask in (None, x):
         torch.testing.assert_close(fused(x, mask), net(x, mask), rtol=1e-12, atol=1e-12)
@@ -418,7 +418,8 @@ def test_what_was_put_into_the_model_itself_stays(put):
     """A graph would have its class's forward alone. Behind a hook there is still something to fuse."""
     model = measured(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), shape=(8, 3, 9, 9))
     put(model)
-    fused, x = conv_ext.fuse(model), torch.randn(2, 3, 7, 7)
+    x = torch.randn(2, 3, 7, 7)
+    fused = conv_ext.fuse(model, x)
     torch.testing.assert_close(fused(x), model(x))
     kinds = [type(module).__name__ for module in fused]
     assert kinds == ["PackedConv2d"] + (["BatchNorm2d", "ReLU"] if "forward" in vars(model) else ["Identity"] * 2)
@@ -430,7 +431,7 @@ def test_a_part_is_not_judged_by_a_forward_that_it_does_not_have():
     part.forward = types.MethodType(lambda self, x: self[0](x), part)
     model = OnValues(part).eval()
     x = torch.randn(2, 3, 7, 7)
-    torch.testing.assert_close(conv_ext.fuse(model)(x), model(x))
+    torch.testing.assert_close(conv_ext.fuse(model, x)(x), model(x))
 
 
 class OnValues(nn.Module):
@@ -442,6 +443,71 @@ class OnValues(nn.Module):
 
     def forward(self, x):
         return self.part(x) if x.isfinite().all() else x
+
+
+class Taps(nn.Module):
+    """Calls the children of its part one by one, and looks at what is between. Not to be traced."""
+
+    def __init__(self, part, call=lambda layer, x: layer(x)):
+        super().__init__()
+        self.features, self.call = part, call
+        self.whole = norm_and_relu(2)
+
+    def forward(self, x):
+        x = self.whole(x if x.isfinite().all() else x.nan_to_num())
+        taps = [x]
+        for layer in self.features.children():
+            taps.append(self.call(layer, taps[-1]))
+        return taps
+
+
+def norm_and_relu(channels=4):
+    return nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(channels, channels, 3), nn.BatchNorm2d(channels), nn.ReLU())
+
+
+SINGLY = {
+    "layers": lambda: Taps(norm_and_relu(2)),
+    "forward itself": lambda: Taps(norm_and_relu(2), lambda layer, x: layer.forward(x)),
+    "blocks": lambda: Taps(nn.Sequential(norm_and_relu(2), norm_and_relu(2))),
+    "a list of blocks": lambda: Taps(nn.ModuleList([norm_and_relu(2), norm_and_relu(2)])),
+    "layers of blocks": lambda: Taps(
+        nn.Sequential(norm_and_relu(2)), lambda block, x: sum(layer(x).sum() for layer in block) + x
+    ),
+}
+
+
+@pytest.mark.parametrize("way", SINGLY)
+def test_a_part_whose_children_are_called_singly_stays(way):
+    net, x = with_statistics(SINGLY[way]()).double(), torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    fused = conv_ext.fuse(net, x)
+    for found, expected in zip(fused(x), net(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    blocks = 2 if way in ("blocks", "a list of blocks") else 0  # these are called whole, and `whole` is
+    assert fused.report.counts == dict.fromkeys(("padding", "normalisation", "activation"), 1 + blocks)
+    stays = {row.layer: row.stays for row in fused.report.rows if not row.taken}
+    assert len(stays) == (0 if blocks else 1)
+    if way == "layers":
+        reason = "features.1 is called outside the forward of features, which has to call it with the rest"
+        assert stays == {"features.1": [reason]} and reason in str(fused.report)
+    if way == "forward itself":
+        assert stays == {"features.1": ["the call does not reach it, or what stands around it"]}
+
+
+def test_without_a_call_no_part_is_fused():
+    net, x = with_statistics(Taps(norm_and_relu(2))), torch.randn(2, 2, 5, 6)
+    fused = conv_ext.fuse(net)
+    assert not fused.report.counts and all(map(torch.equal, fused(x), conv_ext.convert(copy.deepcopy(net))(x)))
+    reason = "only a call shows which module calls it: fuse(model, inputs) looks at one"
+    assert [row.stays for row in fused.report.rows] == [[reason]] * 2
+
+
+def test_a_hook_that_calls_a_child_is_not_its_parents_forward():
+    part = norm_and_relu(2)
+    part.register_forward_hook(lambda module, inputs, y: y + module[1](inputs[0]).mean())
+    net, x = with_statistics(OnValues(part)), torch.randn(2, 2, 5, 6)
+    fused = conv_ext.fuse(net, x)
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-5, atol=1e-5)
+    assert not fused.report.counts
 
 
 def test_one_dimensional_layers_take_batches_once_a_normalisation_is_folded():

@@ -65,7 +65,7 @@ SIDES = {"a": (3, 1, 0, 0), "b": (1, 2, 3, 3), "c": (2, 2, 2, 3), "d": (0, 1, 0,
 def test_zeros_become_a_layers_own_padding(how):
     net, x = double(Paddings()), images()
     whole = OnValues(net).eval() if how == "parts" else net
-    fused = conv_ext.fuse(exported(net, x) if how == "exported" else whole)
+    fused = conv_ext.fuse(exported(net, x)) if how == "exported" else conv_ext.fuse(whole, x)
     part = fused.part if how == "parts" else fused
     found = {name: tuple(part.get_submodule(name).padding) for name in SIDES}
     functions = ("c", "d") if how == "parts" else ()  # a function stays in the code of a class
@@ -299,7 +299,7 @@ def test_the_report_says_what_was_done_and_what_stays(capsys):
 
 def test_the_report_of_parts(capsys):
     net = double(Classifier(Residual(4, 4, 2)))
-    fused = conv_ext.fuse(net, verbose=True)
+    fused = conv_ext.fuse(net, images(2, 3, 32, 28), verbose=True)
     report = fused.report
     assert str(report).startswith("4 convolutions, part by part: torch.fx cannot trace the whole (")
     assert str(report) in capsys.readouterr().out and report.counts == {"normalisation": 4, "activation": 2}
@@ -344,7 +344,7 @@ def test_a_model_whose_annotations_are_strings_is_saved():
 def test_copies_have_all_of_it(way, parts):
     net = double(Classifier(Residual(4, 4, 2)) if parts else Paddings())
     x = images(2, 3, 32, 28) if parts else images()
-    fused = conv_ext.fuse(net)
+    fused = conv_ext.fuse(net, x)
     copied = COPIES[way](fused)
     assert str(copied.report) == str(fused.report) and isinstance(copied.report, Report) and not copied.training
     assert_same(copied, fused, x)
@@ -362,7 +362,7 @@ def test_one_layout_from_the_first_layer_to_the_last(how):
     given = exported(net, x) if how == "exported" else whole
     seen = []
     for memory_format in (torch.channels_last, torch.contiguous_format):
-        fused = conv_ext.fuse(given, memory_format=memory_format)
+        fused = conv_ext.fuse(given, *[x][: how == "parts"], memory_format=memory_format)
         layers = [m for m in fused.modules() if isinstance(m, conv_ext.Conv2d)]
         for layer in layers:
             layer.register_forward_hook(lambda module, inputs, y: seen.append(y))

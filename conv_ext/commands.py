@@ -115,18 +115,34 @@ def _loaded(options: argparse.Namespace) -> tuple[Subject, tuple[Any, ...]]:
     if options.input is None and subject.image is None:
         raise SubjectError(f"what {options.model} is called with is not known: give --input, as 1x3x224x224")
     wanted: tuple[int, ...] = options.input or (1, *(subject.image or ()))
+    if subject.image is not None and len(wanted) != 1 + len(subject.image):
+        example = "x".join(map(str, (1, *subject.image)))
+        raise SubjectError(
+            f"{options.model} takes images, N x C x H x W: --input must be four sizes, as {example}, got "
+            f"{'x'.join(map(str, wanted))}"
+        )
     torch.manual_seed(0)
     images = torch.randn(wanted)
     made_here = subject.image is not None  # with random weights
     try:
         if made_here and not options.train:
-            subjects.settled(model, torch.randn(max(4, wanted[0]), *wanted[1:]))
+            _settle(model, wanted, images)
         model.train(options.train)
         dtype = getattr(torch, options.dtype or "float32")
         model.to(dtype)
         return subject, (images.to(dtype),)
     except (RuntimeError, ValueError, TypeError) as error:
         raise SubjectError(_of_the_call(options.model, wanted, error)) from error
+
+
+def _settle(model: nn.Module, wanted: tuple[int, ...], images: Tensor) -> None:
+    """Running statistics by a trial with four images at least; what fails there fails with the wanted ones first."""
+    try:
+        subjects.settled(model, torch.randn(max(4, wanted[0]), *wanted[1:]))
+    except (RuntimeError, ValueError, TypeError):
+        with torch.no_grad():
+            model.eval()(images)
+        raise
 
 
 def _of_the_call(name: str, shape: tuple[int, ...], error: Exception) -> str:

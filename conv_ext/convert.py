@@ -127,7 +127,10 @@ def revert(model: AnyModule, *, report: Callable[[str], object] | None = None) -
         "activation": sum(module.activation != "none" for module in inside),
         "padding": sum(isinstance(module.padding, Sides) for module in inside),
     }
-    _exchange(unpack(model) if isinstance(model, nn.Module) else model, _TORCHS, "revert")
+    if isinstance(model, nn.Module):
+        _check_for_torchs(model, (*_TORCHS, PackedConv2d))
+        unpack(model)
+    _exchange(model, _TORCHS, "revert")
     _tell(report, lambda: _reverted(before, packed, beside))
     return model
 
@@ -229,34 +232,43 @@ def why_left(module: nn.Module) -> str:
     )
 
 
-def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyModule:
-    if not isinstance(model, nn.Module):
-        hint = f"; {caller} an instance of it" if isinstance(model, type) and issubclass(model, nn.Module) else ""
-        shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise TypeError(f"{caller} takes a torch.nn.Module, got {shown}{hint}")
-    chosen = []
-    fused = restorable(model) if classes is _TORCHS else set()
-    for name, module in model.named_modules():  # each shared module comes once
+def _check_for_torchs(model: nn.Module, kinds: tuple[type, ...]) -> None:
+    """Raises ValueError where a layer of these classes has what torch's have not."""
+    fused = restorable(model)
+    for name, module in model.named_modules():
         own = _own_class(module)
-        if own not in classes:
-            continue
-        if own in _OURS and hasattr(_OURS[own], "activation") and hasattr(module, "activation"):
+        if own not in kinds:
             continue
         if hasattr(own, "activation") and module.activation != "none" and module not in fused:
             raise ValueError(
                 f"revert: torch's layers have no activation, but {name or 'the layer'} has {module.activation!r}; set "
                 'it to "none" and put an nn.ReLU behind the layer first'
             )
-        if own in _TORCHS and module.padding == "same_strided":
+        if module.padding == "same_strided":
             raise ValueError(
                 f"revert: torch's layers have no padding 'same_strided', but {name or 'the layer'} has it; give it "
                 "numbers that fit the size of your images first"
             )
-        if own in _TORCHS and isinstance(module.padding, Sides) and module not in fused:
+        if isinstance(module.padding, Sides) and module not in fused:
             raise ValueError(
                 f"revert: torch's layers have no padding of single sides, but {name or 'the layer'} has "
                 f"{tuple(module.padding)}; revert the model that fuse has returned, with the layer in it"
             )
+
+
+def _exchange(model: AnyModule, classes: dict[type, type], caller: str) -> AnyModule:
+    if not isinstance(model, nn.Module):
+        hint = f"; {caller} an instance of it" if isinstance(model, type) and issubclass(model, nn.Module) else ""
+        shown = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{caller} takes a torch.nn.Module, got {shown}{hint}")
+    chosen: list[tuple[Any, type]] = []
+    fused = restorable(model) if classes is _TORCHS else set()
+    for module in model.modules():  # each shared module comes once
+        own = _own_class(module)
+        if own not in classes:
+            continue
+        if own in _OURS and hasattr(_OURS[own], "activation") and hasattr(module, "activation"):
+            continue
         chosen.append((module, own))
     if fused:
         restore(model)

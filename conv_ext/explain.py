@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import ExportedProgram  # `import torch` loads it, too
 
 from . import _C
 from .arguments import (
@@ -162,6 +163,8 @@ def explain(input: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose
 @overload
 def explain(input: nn.Module, weight: Tensor | tuple[Any, ...]) -> Explanation | ModelExplanation: ...
 @overload
+def explain(input: ExportedProgram, weight: Tensor | tuple[Any, ...]) -> Explanation | ModelExplanation: ...
+@overload
 def explain(
     input: Tensor,
     weight: Tensor,
@@ -197,7 +200,8 @@ def explain(
     Of a model and its input, ``explain(model, x)``, it gives a table with a row for each call of such a layer, and of
     MappedConv2d, whose rows are convolutions of several sizes: their algorithms, work, estimated cycles and packed
     bytes. x may be a tuple, of all that the model is called with. Nothing is computed and the model stays as it is; one
-    that looks at the numbers of its tensors is copied and called. Convolutions that no layer computes have no row.
+    that looks at the numbers of its tensors is copied and called. Convolutions that no layer computes have no row. A
+    program of torch.export, whose convolutions are functions, is explained as `conv_ext.fuse` makes it.
 
     Of each algorithm it prints "chosen", "can" with the cycles of a core that it is estimated to take (for one image;
     a weight_grad for all), or "cannot" and why. The fewest cycles are chosen; what nobody has measured for such a
@@ -214,10 +218,10 @@ def explain(
     Raises:
         What ``conv2d``, the layer or the model raises for the same arguments. TypeError: a module without convolutions.
     """
-    if isinstance(input, nn.Module):
+    if isinstance(input, (nn.Module, ExportedProgram)):
         if bias is not None or (stride, padding, dilation, groups, activation) != (1, 0, 1, 1, "none"):
             raise TypeError("explain(layer, input) takes nothing more: the layer has the other arguments")
-        return _of_module(input, weight)
+        return _of_module(input, weight) if isinstance(input, nn.Module) else _of_program(input, weight)
     return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation)
 
 
@@ -250,12 +254,24 @@ def _of_module(module: nn.Module, input: Any) -> Explanation | ModelExplanation:
             f"its input, or a model that has one; got {type(module).__name__}"
         )
     given = input if isinstance(input, tuple) else (input,)
+    _check_given(given)
+    return explain_model(module, given)
+
+
+def _of_program(program: ExportedProgram, input: Any) -> Explanation | ModelExplanation:
+    from .fuse import fuse  # which chooses layouts by what `explain` says
+
+    given = input if isinstance(input, tuple) else (input,)
+    _check_given(given)
+    return _of_module(fuse(program, *given), given)
+
+
+def _check_given(given: tuple[Any, ...]) -> None:
     if all(isinstance(value, (int, float)) for value in given):  # a size, as summary takes it
         raise TypeError(
             "explain(model, x) takes the model's input, a tensor or a tuple of all that it is called with (values are "
-            f"not read: torch.empty(1, 3, 224, 224) will do), got {input!r}"
+            f"not read: torch.empty(1, 3, 224, 224) will do), got {given[0] if len(given) == 1 else given!r}"
         )
-    return explain_model(module, given)
 
 
 def _of_layer(layer: nn.Module, input: Any) -> Explanation:

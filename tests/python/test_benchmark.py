@@ -300,6 +300,8 @@ def test_a_timm_that_does_not_load(factories, monkeypatch, capsys):
     (["own_nets:net"], "is not known: give --input, as 1x3x224x224"),
     (["own_nets:net", "--input", "1x2x9x9"], "own_nets:net does not run with an input of 1x2x9x9: "),
     (["lenet5", "--input", "1x3x32x32"], "lenet5 does not run with an input of 1x3x32x32: "),
+    (["lenet5", "--input", "1x32"], "N x C x H x W: --input must be four sizes, as 1x1x32x32, got 1x32"),
+    (["mnist_convnet", "--input", "1x4x8x8"], "[1, 4, 8, 8]"),
     (["net.pt2", "--train"], "is an exported program: --dtype and --train are for models"),
 ])  # fmt: skip
 def test_models_that_do_not_run(arguments, message, factories, capsys):

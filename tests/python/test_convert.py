@@ -509,6 +509,14 @@ def test_a_report_that_cannot_be_called_is_refused_before_anything_is_changed(na
     assert type(model[0]) is before
 
 
+def test_packed_layers_stay_packed_where_revert_refuses():
+    layers = conv_ext.Conv2d(3, 4, 3), conv_ext.Conv2d(4, 4, 3, activation="relu")
+    model = conv_ext.pack(nn.Sequential(*layers).eval(), torch.zeros(1, 3, 9, 9))
+    with pytest.raises(ValueError, match="revert: torch's layers have no activation, but 1 has 'relu'"):
+        conv_ext.revert(model)
+    assert [type(layer) for layer in model] == [conv_ext.PackedConv2d] * 2
+
+
 def test_convert_warns_of_nothing_else(recwarn):
     conv_ext.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
     model = nn.Sequential(nn.Linear(3, 3))

@@ -287,3 +287,17 @@ def test_torchs_pooling_counts_beside_the_convolutions(kind):
     for name in layouts.FORMATS:
         pooling = 8 * 6 * 6 * 9 * layouts.POOLING["max"][name] + 8 * 3 * 6 * 2 * layouts.POOLING["average"][name]
         assert found.cycles[name] - alone.cycles[name] == pytest.approx(pooling)
+
+
+def test_a_program_is_explained_as_fuse_makes_it():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), torch.randn(2, 3, 9, 9)
+    program = torch.export.export(model, (x,))
+    found = conv_ext.explain(program, x)
+    assert [row.op for row in found.layers] == ["conv(3,8)", "conv(1,4)"]
+    assert [row.input for row in found.layers] == [(2, 3, 9, 9), (2, 8, 7, 7)]
+    assert all(row.packed_bytes is not None for row in found.layers)
+    assert str(conv_ext.explain(program, (x,))) == str(found)
+    with pytest.raises(TypeError, match="takes the model's input, .* got .3, 9, 9."):
+        conv_ext.explain(program, (3, 9, 9))
+    with pytest.raises(TypeError, match="explain.layer, input. takes nothing more"):
+        conv_ext.explain(program, x, None, 2)

@@ -411,7 +411,7 @@ def test_revert_changes_nothing_where_it_refuses():
     own = nn.Sequential(fused, conv_ext.Conv2d(4, 4, 1, activation="relu"))
     with pytest.raises(ValueError, match="torch's layers have no activation, but 1 has 'relu'"):
         conv_ext.revert(own)
-    assert fused.get_submodule("0").activation == "relu" and type(fused.get_submodule("3")) is conv_ext.Conv2d
+    assert fused.get_submodule("0").activation == "relu" and type(fused.get_submodule("3")) is conv_ext.PackedConv2d
     taken_out = fused.get_submodule("3")
     with pytest.raises(
         ValueError, match=r"no padding of single sides, but the layer has \(0, 0, 0, 1\); revert the model"

@@ -136,7 +136,8 @@ class PackedConv2d(Conv2d):
     The weight is the layer's own. ``layer.weight`` and ``layer.bias`` are fresh copies, plain tensors: writing into
     them changes nothing. To change the layer, assign (``layer.weight = w``), load a state_dict, or call ``to``,
     ``half`` and the like: the weight is packed anew at once, for the input that it was packed for, or at the next call
-    if it has another size. A tensor to which a gradient is to flow is refused; of a Parameter the numbers are taken.
+    if it has another size. A tensor to which a gradient is to flow is refused, and one of another size than the layer's
+    attributes say, or of another dtype (RuntimeError); of a Parameter the numbers are taken.
 
     The state_dict is that of `Conv2d`. The layer has no parameters, as torch's quantized layers have none:
     ``model.parameters()`` passes it by, so an optimizer, a moving average and a count of parameters do not see it
@@ -192,16 +193,32 @@ class PackedConv2d(Conv2d):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _NAMES:
-            self._take(**{name: value})
+            self._assign(name, value)
         else:
             super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As every module's; a weight and a bias are assigned."""
         if name in _NAMES:
-            self._take(**{name: param})
+            self._assign(name, param)
         else:
             super().register_parameter(name, param)
+
+    def _assign(self, name: str, value: Tensor | None) -> None:
+        """Take a tensor that fits the layer; a constructor's first one gives the layer its dtype."""
+        weight = self._held["weight"]
+        if isinstance(value, Tensor) and weight is not None:
+            size, rule = [self.out_channels], "(out_channels,)"
+            if name == "weight":
+                size += [self.in_channels // self.groups, *self.kernel_size]
+                rule = "(out_channels, in_channels / groups, *kernel_size)"
+            if list(value.shape) != size or value.dtype != weight.dtype:
+                raise RuntimeError(
+                    f"the {name} of this PackedConv2d must have the size {size}, {rule}, and the dtype {weight.dtype}, "
+                    f"got {list(value.shape)}, {value.dtype}. Another size is for a layer whose attributes say so "
+                    "before, another dtype for one that is brought into it by to(dtype)"
+                )
+        self._take(**{name: value})
 
     def _take(self, **tensors: Tensor | None) -> None:
         """Copies of these tensors in place of the layer's own; what was packed of the old weight is left behind."""

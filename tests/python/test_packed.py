@@ -5,6 +5,7 @@ import gc
 import io
 import logging
 import pickle
+import re
 import threading
 
 import pytest
@@ -613,11 +614,35 @@ def test_changing_a_layer(name):
 
 def test_a_weight_of_another_size():
     layer, packed = conv_ext.Conv2d(8, 32, 5), packed_of(made())
+    packed.padding, packed.kernel_size, packed.in_channels, packed.out_channels = (0, 0), (5, 5), 8, 32
     packed.weight, packed.bias = layer.weight.detach(), layer.bias.detach()
-    packed.padding, packed.kernel_size, packed.in_channels = (0, 0), (5, 5), 8
     assert packed.packed_bytes == 0
     assert_same(packed, layer, (2, 8, 9, 9))
     assert packed.packed_bytes > 0 and is_used(packed, images(1, 8, 9, 9))
+
+
+@pytest.mark.parametrize("how", [setattr, lambda layer, name, t: layer.register_parameter(name, nn.Parameter(t))])
+def test_another_size_or_dtype_is_refused_at_once(how):
+    packed = conv_ext.PackedConv2d.of(conv_ext.Conv2d(4, 6, 3, groups=2), images(1, 4, 5, 5))
+    before = copy.deepcopy(packed.state_dict())
+    weight, bias = packed.weight, packed.bias
+    size = r"must have the size \[6, 2, 3, 3\], \(out_channels, in_channels / groups, \*kernel_size\), "
+    for wrong in (torch.zeros(6, 4, 3, 3), weight[:4], weight[0], weight.flatten(), weight.mT[..., :1]):
+        with pytest.raises(RuntimeError, match=size + rf".* got {re.escape(str(list(wrong.shape)))}, torch.float32"):
+            how(packed, "weight", wrong)
+    for wrong in (weight.double(), weight.bfloat16(), weight.to(torch.complex64)):
+        with pytest.raises(RuntimeError, match=rf"the dtype torch.float32, got \[6, 2, 3, 3\], {wrong.dtype}"):
+            how(packed, "weight", wrong)
+    for wrong in (bias[:5], bias[None], bias.sum(), bias.double()):
+        with pytest.raises(RuntimeError, match=r"the bias of .* \[6\], \(out_channels,\), and the dtype torch.float32"):
+            how(packed, "bias", wrong)
+    assert all(torch.equal(packed.state_dict()[name], t) for name, t in before.items()) and packed.packed_bytes > 0
+    packed.bias = None
+    with pytest.raises(RuntimeError, match="the bias of"):  # where there is none
+        how(packed, "bias", torch.zeros(5))
+    packed.double()
+    how(packed, "weight", 2 * weight.double())
+    assert torch.equal(packed.weight, 2 * weight.double())
 
 
 def test_what_cannot_be_assigned():

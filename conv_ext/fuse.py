@@ -123,12 +123,12 @@ def fuse(
         Modules without children that torch.fx cannot trace are called as they are. Where it cannot trace the
         rest (control flow that depends on values or options, as in the models of Hugging Face), and where
         `model` itself has hooks or a forward put into the object, a copy of `model` with its own class: each
-        largest part that can be traced is fused, and what was taken out of it is an nn.Identity. There a layer
-        has to be called once, and what it takes in to be a module. Such a part has to be called as a whole, its
-        layers by its own forward alone, and only a call tells: with `inputs` the copy is called once more, and
-        what that call does not reach, or calls from elsewhere (one by one, to look at what is between), stays;
-        without `inputs` nothing is taken in. The call has to go the way that later ones go: a branch that it
-        does not take is not seen.
+        largest part that can be traced is fused, and what was taken out of it is an nn.Identity. There a layer has
+        to be called once, and what it takes in to be a module. Such a part has to be called as a whole, its layers
+        by its own forward alone, and only a call tells: with `inputs` the copy is called once more, and what that
+        call does not reach, or calls from elsewhere (one by one, to look at what is between), stays, and what it
+        reads the weight of; without `inputs` nothing is taken in. The call has to go the way that later ones go: a
+        branch that it does not take is not seen.
 
         The attribute `report` (`conv_ext.fused.Report`) says what was done to each convolution, and what stays and why;
         copies and pickles have it, too (a model of its own class that has an attribute of that name keeps it).
@@ -361,12 +361,15 @@ class _Chain:
     activation: str
 
 
+_READ = ("weight", "bias", "running_mean", "running_var")
 _Callers = dict[nn.Module, set[nn.Module]]
 _NO_CALL = "only a call shows which module calls it: fuse(model, inputs) looks at one"
 
 
 def _callers(model: nn.Module, inputs: tuple[Any, ...]) -> _Callers:
     """Of each module that a call of the model reaches, those whose forward was under way whenever it was called.
+
+    That another module reads a weight or statistics counts as a call: they will be others.
 
     A copy of the model is called, which shares its Parameters.
     """
@@ -376,16 +379,25 @@ def _callers(model: nn.Module, inputs: tuple[Any, ...]) -> _Callers:
     under_way: list[nn.Module] = []
     callers: _Callers = {}
 
-    def enter(module: nn.Module, _: Any) -> None:
-        original = of_copy[module]
+    def note(original: nn.Module) -> None:
         callers[original] = callers.get(original, {*under_way}) & {*under_way}
-        under_way.append(original)
+
+    def enter(module: nn.Module, _: Any) -> None:
+        note(of_copy[module])
+        under_way.append(of_copy[module])
 
     def leave(module: nn.Module, *_: Any) -> None:
         if of_copy[module] in under_way:  # not where another hook failed before `enter`
             del under_way[len(under_way) - 1 - under_way[::-1].index(of_copy[module]) :]
 
+    def read(module: nn.Module, name: str) -> Any:
+        if name in _READ and of_copy[module] not in under_way:
+            note(of_copy[module])
+        return nn.Module.__getattr__(module, name)
+
     for module in of_copy:
+        if type(module) in _LAYERS or isinstance(module, _NORMS):
+            module.__class__ = type(type(module).__name__, (type(module),), {"__getattr__": read})
         if not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_pre_hook(enter)  # next to the forward: hooks may call modules, too
             module.register_forward_hook(leave, prepend=True, always_call=True)
@@ -404,7 +416,7 @@ def _why_unproved(part: nn.Module, place: str, chain: _Chain, callers: _Callers 
             return "the call does not reach it, or what stands around it"
         if part not in callers[module]:
             full = f"{place}.{name}" if place else name
-            return f"{full} is called outside the forward of {place or 'the model'}, which has to call it with the rest"
+            return f"{full} is called, or its weight read, outside the forward of {place or 'the model'}"
     return ""
 
 

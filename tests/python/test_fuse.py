@@ -486,11 +486,16 @@ def test_a_part_whose_children_are_called_singly_stays(way):
     assert fused.report.counts == dict.fromkeys(("padding", "normalisation", "activation"), 1 + blocks)
     stays = {row.layer: row.stays for row in fused.report.rows if not row.taken}
     assert len(stays) == (0 if blocks else 1)
-    if way == "layers":
-        reason = "features.1 is called outside the forward of features, which has to call it with the rest"
+    if way in ("layers", "forward itself"):
+        reason = "features.1 is called, or its weight read, outside the forward of features"
         assert stays == {"features.1": [reason]} and reason in str(fused.report)
-    if way == "forward itself":
-        assert stays == {"features.1": ["the call does not reach it, or what stands around it"]}
+
+
+def test_what_a_call_does_not_reach_stays():
+    net, x = with_statistics(OnValues(norm_and_relu(2))), torch.full((2, 2, 5, 6), torch.inf)
+    fused = conv_ext.fuse(net, x)
+    assert [row.stays for row in fused.report.rows] == [["the call does not reach it, or what stands around it"]]
+    torch.testing.assert_close(fused(x := torch.randn(2, 2, 5, 6)), net(x), rtol=1e-5, atol=1e-5)
 
 
 def test_without_a_call_no_part_is_fused():
@@ -499,6 +504,19 @@ def test_without_a_call_no_part_is_fused():
     assert not fused.report.counts and all(map(torch.equal, fused(x), conv_ext.convert(copy.deepcopy(net))(x)))
     reason = "only a call shows which module calls it: fuse(model, inputs) looks at one"
     assert [row.stays for row in fused.report.rows] == [[reason]] * 2
+
+
+@pytest.mark.parametrize("read", ["1.weight", "2.running_mean", "2.bias"])
+def test_a_part_whose_tensors_others_read_stays(read):
+    class Reads(OnValues):
+        def forward(self, x):
+            name, _, tensor = read.partition(".")
+            return super().forward(x) * getattr(self.part[int(name)], tensor).sum()
+
+    net, x = with_statistics(Reads(norm_and_relu(2))), torch.randn(2, 2, 5, 6)
+    fused = conv_ext.fuse(net, x)
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-5, atol=1e-5)
+    assert not fused.report.counts and "or its weight read, outside the forward of part" in str(fused.report)
 
 
 def test_a_hook_that_calls_a_child_is_not_its_parents_forward():

@@ -339,8 +339,8 @@ def test_a_fused_network_is_compared(name):
 def test_a_fused_network_whose_scores_differ_is_wrong(monkeypatch, tmp_path, capsys):
     right = conv_ext.fuse
 
-    def wrong(model, **options):
-        made = right(model, **options)
+    def wrong(model, *inputs, **options):
+        made = right(model, *inputs, **options)
         with torch.no_grad():
             next(made.parameters()).mul_(1 + 1e-4)
         return made

@@ -28,7 +28,7 @@ PRODUCER, COPY = 32, 20  # of the step, and of each copy
 CONSUMER, PRODUCT = 64, 5
 # Of a usual step of 32 products of mma.sync, in which two warps of each scheduler take turns.
 MMA = {"Gather.*bfloat16": 136, "Correlate.*bfloat16": 176, "Gather.*TF32": 236}
-ADDING = 440  # to find four neighbours in the parts and in the result, and to finish them
+ADDING = 960  # to find four neighbours in the parts and in the result; half are activations, most of them jumped over
 VECTOR, NUMBER = 72, 16  # of 16 bytes that are copied or packed, and of each number in it
 
 # What the gates look at: of each object of the runner, kernels by their mangled names.

@@ -3,6 +3,7 @@
 // Everything is computed anew in 128 bits: none of it can overflow.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -248,7 +249,7 @@ inline Wide packed_positions(const Sizes& s, const conv_ext::ImplicitGemmPlan& o
 inline Wide flat_positions(const Sizes& s, const conv_ext::ImplicitGemmPlan& own) {
   return ((own.tile_h - 1) * Wide(conv_ext::packed_extent(s.horizontal, own.tile_w).longest) + own.tile_w) * own.images;
 }
-// weight_grad along a line of positions, in steps of two strips of 16, of which 8 are packed at a time.
+// weight_grad along a line of positions, in steps of two strips of 16, of which 4 are packed at a time.
 inline void check_tiles_grad_line(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
   const auto& own = plan.own<conv_ext::ImplicitGemmPlan>();
   const Wide plane = Wide(z.p) * z.q, strips = own.tile_h * divided_up(own.tile_w, 16);
@@ -257,7 +258,7 @@ inline void check_tiles_grad_line(const Sizes& s, const ConvProblem& z, const Pl
             "a line is all positions, or a run of each image's");
   v->within(own.tile_k, 1, z.group_k(), "tile_k is some of the channels");
   v->within(own.tile_c, 1, z.group_c(), "tile_c is some of the channels");
-  v->within(own.splits, 1, divided_up(strips, 16), "splits are some of the line");
+  v->within(own.splits, 1, divided_up(strips, 8), "splits are some of the line");
   if (v->rule) return;
   const Wide blocks = s.groups * divided_up(z.group_k(), own.tile_k) * divided_up(z.group_c(), own.tile_c);
   const Wide block = rounded_up(own.tile_k, 32) * rounded_up(own.tile_c, 32) * 4;
@@ -265,9 +266,9 @@ inline void check_tiles_grad_line(const Sizes& s, const ConvProblem& z, const Pl
                 (own.splits * blocks * block <= kMostPartial && plan.workspace_bytes >= own.splits * blocks * block),
             "partial sums take at most 8 MiB, which the workspace has");
   v->expect(
-      plan.scratch_bytes >= (rounded_up(own.tile_k, 32) + rounded_up(own.tile_c, 32)) / 32 * 2 * 8 * own.parts * 2048 +
+      plan.scratch_bytes >= (rounded_up(own.tile_k, 32) + rounded_up(own.tile_c, 32)) / 32 * 2 * 4 * own.parts * 2048 +
                                 (own.splits == 1 ? block : 0),
-      "twice eight steps of both operands and the sums of a block fit the scratch");
+      "twice four steps of both operands and the sums of a block fit the scratch");
   v->expect(plan.tasks == blocks * own.splits, "tasks are all blocks of the result and parts of the sums");
 }
 inline void check_tiles_weight_grad(const Sizes& s, const ConvProblem& z, const Plan& plan, Verdict* v) {
@@ -301,15 +302,22 @@ inline void check_tiles_gather(const Sizes& s, const ConvProblem& z, const Plan&
   if (own.schedule == conv_ext::DotSchedule::Source) {
     v->within(own.splits, 1, tiles, "splits are some of the tiles of a group");
     v->expect(plan.workspace_bytes >= s.groups * tiles * tile, "the packed source fits the workspace");
-    v->expect(plan.scratch_bytes >= panel, "a panel fits the scratch");
-    v->expect(plan.tasks == s.groups * panels * own.splits, "tasks are all panels and splits");
+    v->expect(own.task_m >= 32 && own.task_m % 32 == 0, "task_m is whole panels");
+    if (v->rule) return;
+    v->expect(plan.scratch_bytes >= own.task_m / 32 * panel, "a task's panels fit the scratch");
+    v->expect(own.task_m == 32 || own.task_m / 32 * panel <= 1 << 20, "several panels take at most 1 MiB");
+    v->expect(plan.tasks == s.groups * divided_up(s.rows_m, own.task_m) * own.splits,
+              "tasks are all panels and splits");
     return;
   }
   v->expect(plan.workspace_bytes >= s.groups * panels * panel, "the weights fit the workspace");
   if (own.schedule != conv_ext::DotSchedule::Weights) {
     v->expect(s.taps == 1 && z.p == z.h && z.q == z.w, "a line is that of the source");
     v->within(own.splits, 1, s.n * divided_up(Wide(z.p) * z.q, 32), "splits are some of the line");
-    v->expect(plan.scratch_bytes >= 2 * blocks * own.parts * 2048, "two blocks of positions fit the scratch");
+    // Weights above 2 MiB are read once for several blocks.
+    const Wide block = blocks * own.parts * 2048;
+    const Wide run = panels * block <= 2 << 20 ? 1 : std::max<Wide>(1, std::min<Wide>(8, (1 << 20) / (2 * block)));
+    v->expect(plan.scratch_bytes >= 2 * run * block, "two runs of blocks of positions fit the scratch");
     v->expect(plan.tasks == s.groups * own.splits, "tasks are all parts of the line");
     return;
   }

@@ -18,7 +18,7 @@ namespace conv_ext {
 
 // What an ELF file lacks of the bytes that its own headers place in it, 0 where it is whole or no such file. The loader
 // does not ask: it maps a file that was cut short (a full disk, a copy that broke off), and the first touch of what is
-// missing ends the process. Headers of conv_ext/library.py's check, which looks at the operators themselves.
+// missing ends the process. conv_ext/_C.py asks the same of the operators themselves and of the fast road.
 inline int64_t missing_bytes(const std::string& path) {
 #if defined(__linux__) && __SIZEOF_POINTER__ == 8
   const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path.c_str(), "rb"), fclose);

@@ -256,6 +256,6 @@ def test_a_sweep_is_judged_by_todays_choice_where_its_kernels_are_todays(tmp_pat
     assert run(["sweep", "--judge", str(path), "--today"]) == 1
     with pytest.raises(SystemExit, match="are not those of the sweep"):
         sweep.chosen_today(head | {"kernels": "1"}, rows)
-    with pytest.raises(SystemExit, match="--today says what --judge judges|2"):
+    with pytest.raises(SystemExit):
         run(["sweep", "--today"])
     assert "give --judge FILE.csv" in capsys.readouterr().err

@@ -27,7 +27,6 @@ struct Epilogue {
   double low, high;  // of Clamp; numbers of the result's type
 
   bool any() const { return residual.data != nullptr || activation != Activation::None; }
-  bool is_relu() const { return residual.data == nullptr && activation == Activation::Relu; }
 };
 
 // Which of the three is written follows from the pass: output (forward), input (input_grad), weight (weight_grad).

@@ -314,10 +314,11 @@ inline void check_tiles_gather(const Sizes& s, const ConvProblem& z, const Plan&
   if (own.schedule != conv_ext::DotSchedule::Weights) {
     v->expect(s.taps == 1 && z.p == z.h && z.q == z.w, "a line is that of the source");
     v->within(own.splits, 1, s.n * divided_up(Wide(z.p) * z.q, 32), "splits are some of the line");
-    // Weights above 2 MiB are read once for several blocks.
     const Wide block = blocks * own.parts * 2048;
-    const Wide run = panels * block <= 2 << 20 ? 1 : std::max<Wide>(1, std::min<Wide>(8, (1 << 20) / (2 * block)));
-    v->expect(plan.scratch_bytes >= 2 * run * block, "two runs of blocks of positions fit the scratch");
+    v->within(own.run, 1, panels * block <= 2 << 20 ? 1 : 8, "a run is some blocks, one where weights stay in the cache");
+    if (v->rule) return;
+    v->expect(own.run == 1 || 2 * own.run * block <= 1 << 20, "two runs of several blocks take at most 1 MiB");
+    v->expect(plan.scratch_bytes >= 2 * own.run * block, "two runs of blocks of positions fit the scratch");
     v->expect(plan.tasks == s.groups * own.splits, "tasks are all parts of the line");
     return;
   }

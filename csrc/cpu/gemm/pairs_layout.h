@@ -23,6 +23,7 @@ struct ImplicitGemmPlan {
   int64_t channel_pitch;           // elements of one part of a packed tile (AMX: of 32 channels of it)
   int64_t task_m;                  // forward, input_grad: outputs of the gemm_m dimension per task
   DotSchedule schedule;
+  int64_t run;  // forward, input_grad of a line: blocks of 32 positions that a panel multiplies one after the other
   // weight_grad: block of (K/g, C/g) per task; into how many parts, added in order, the reduction is cut. Where the
   // source is packed first, or is a line: tasks that share out the tiles.
   int64_t tile_k, tile_c, splits;

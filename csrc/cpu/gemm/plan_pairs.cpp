@@ -125,6 +125,7 @@ void prepare_dot_weight_grad(const PlanInput& input, Plan* plan) {
 // them, and all of the source before.
 constexpr int64_t kDeepWeights = 1200 << 10, kDeepOutputs = 256;
 constexpr int64_t kMostPanels = 4;                   // of such a task
+constexpr int64_t kHalfSecondLevel = 1 << 20;        // of cache, which is 2 MiB wherever there is AMX
 constexpr int64_t kFewRows = 8, kFewPositions = 64;  // of a tile: fewer overlap more, or are no work for a task
 constexpr int64_t kManyPositions = 256;  // of a tile of small images put together, and of one of weight_grad
 constexpr int64_t kLineTask = 2048;      // positions of a line's task, at most
@@ -180,6 +181,14 @@ void cut_tile(const ConvProblem& z, int64_t count_h, int64_t count_w, int64_t le
   }
 }
 
+// Blocks of a line that are multiplied by one panel after the other. Where all panels stay in the cache it is one, whose
+// packing hides best between the products; larger weights are read less often by several.
+int64_t line_run(int64_t channels, int64_t panels, int64_t parts) {
+  const int64_t block = product(tile_blocks(channels), parts, kStepBytes);
+  if (product(panels, block) <= 2 * kHalfSecondLevel) return 1;
+  return max_of(1, min_of(8, kHalfSecondLevel / (2 * block)));
+}
+
 void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
   const auto& [z, pass, machine, strides, keeps] = input;
   ImplicitGemmPlan& own = plan->own<ImplicitGemmPlan>();
@@ -218,6 +227,7 @@ void prepare_tiles_gather(const PlanInput& input, Plan* plan) {
     const int64_t blocks = own.schedule == DotSchedule::Line ? ceil_div(length, kTileEdge)
                                                              : product(z.n, ceil_div(product(z.p, z.q), kTileEdge));
     own.splits = min_of(blocks, wanted);
+    own.run = line_run(channels, panels, own.parts);
     plan->tasks = product(z.groups, own.splits);
   } else {
     own.schedule = DotSchedule::Weights;

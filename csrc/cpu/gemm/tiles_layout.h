@@ -62,17 +62,6 @@ inline int64_t line_bytes(int64_t channels, int64_t parts) {
   return product(tile_blocks(channels), kLineSteps, parts, kStepBytes);
 }
 
-// Half of the second level of cache, which is 2 MiB wherever there is AMX.
-constexpr int64_t kHalfSecondLevel = 1 << 20;
-
-// A line of forward and input_grad: blocks of 32 positions that a panel of the weights multiplies, one after the other.
-// Where the weights are in the cache it is one, whose packing hides best; larger ones are read less often by several.
-inline int64_t line_run(int64_t channels, int64_t outputs, int64_t parts) {
-  const int64_t block = product(tile_blocks(channels), parts, kStepBytes);
-  if (product(tile_blocks(outputs), block) <= 2 * kHalfSecondLevel) return 1;
-  return max_of(1, min_of(8, kHalfSecondLevel / (2 * block)));
-}
-
 // Between neighbouring positions of a plane; of a single one, between images.
 inline int64_t position_step(const ConvProblem& z, int64_t image, int64_t row, int64_t column) {
   return z.w > 1 ? column : z.h > 1 ? row : z.n > 1 ? image : 1;
@@ -142,8 +131,7 @@ inline TileScratch tile_scratch(const ConvProblem& z, Pass pass, const ImplicitG
   } else if (own.schedule == DotSchedule::Source) {
     s.packed = memory.take<char>(own.task_m / kTileEdge, panel_bytes(z, channels, own.parts));
   } else if (own.schedule != DotSchedule::Weights) {
-    s.packed = memory.take<char>(2, line_run(channels, result_channels(z, pass), own.parts), tile_blocks(channels),
-                                 own.parts, kStepBytes);
+    s.packed = memory.take<char>(2, own.run, tile_blocks(channels), own.parts, kStepBytes);
   } else {
     s.packed = memory.take<char>(packed_tile_bytes(channels, own.parts, own.channel_pitch * 2));
   }

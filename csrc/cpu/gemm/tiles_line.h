@@ -72,7 +72,7 @@ struct TilesLine {
   template <class PackerOf, class Multiply>
   __attribute__((always_inline)) void run_blocks(const Range& its, char* scratch, const PackerOf& packer_of,
                                                  const Multiply& multiply) const {
-    const int64_t run = line_run(op.channels, op.group_m, parts), bytes = op.blocks() * kPartsBytes;
+    const int64_t run = op.own.run, bytes = op.blocks() * kPartsBytes;
     char* const end = scratch + 2 * run * bytes;
     const TileScope scope;
     int64_t packed = its.first;  // the block that is being packed, and where

@@ -75,6 +75,9 @@ struct Finish {
   }
 
   bool any() const { return bounds || adds; }
+  // For sums that are written where they belong, and for those that go to a scratch; nullptr: nothing is done to them.
+  const Finish* as_they_lie() const { return any() ? this : nullptr; }
+  const Finish* elsewhere() const { return bounds && !adds ? this : nullptr; }
   const T* residual_of(const T* to) const {
     return reinterpret_cast<const T*>(reinterpret_cast<intptr_t>(to) + residual);
   }
@@ -84,17 +87,30 @@ struct Finish {
     return bounded(v);
   }
   A one(A sum, const T* to) const { return (*this)(splat(sum), to, 1)[0]; }
-  // Rows of whole vectors that have been summed where they belong.
-  void in_place(A* out, int64_t step, int64_t rows, int64_t width) const {
-    static_assert(is_same<T, A>);
-    for (int64_t row = 0; row < rows; ++row, out += step)
-      for (int64_t i = 0; i < width; i += L) store(out + i, (*this)(load(out + i), out + i));
-  }
   // Whole vectors of a scratch.
   void in_scratch(A* sums, int64_t count) const {
     for (int64_t i = 0; bounds && !adds && i < count; i += L) store(sums + i, bounded(load(sums + i)));
   }
 };
+
+// The sums of a register tile, where they belong: `zero` is added to all of them, and what lies there if they are part
+// of a sum. finish: what is done to those that are the last part, or nullptr.
+template <class A, int M, int V>
+inline __attribute__((always_inline)) void write_tile(const Vec<A> (&sum)[M][V], A* out, int64_t out_row, bool add,
+                                                      A zero, const Finish<A, A>* finish) {
+  const Vec<A> zeros = splat(zero);
+  const auto write = [&](auto finished) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        A* const to = out + m * out_row + v * kLanes<A>;
+        store(to, finished((add ? load(to) + sum[m][v] : sum[m][v]) + zeros, to));
+      }
+  };
+  if (finish == nullptr) return write([](Vec<A> v, const A*) __attribute__((always_inline)) { return v; });
+  write(Finish<A, A>(*finish));
+}
 
 // The first `count` of the numbers at an address, every `step`-th of them; and back.
 template <class A, class T>

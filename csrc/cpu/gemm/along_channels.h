@@ -115,7 +115,6 @@ struct PanelsAlongChannels {
     list_next_lines(s, out_row);
     for (int64_t i = 0; i < f.blocks.count(); ++i) run_block(s, i, out, out_row, in_place);
     if (in_place && !op.finish_sums.left) return;
-    if (!in_place) op.finish_sums.in_scratch(out, positions * s.width);
     visit_runs(task.first, task.last, f.height, f.width,
                [&](int64_t at, int64_t n, int64_t i, int64_t j, int64_t count) {
                  const bool finished =
@@ -156,17 +155,14 @@ struct PanelsAlongChannels {
     a.out_row = out_row;
     PanelTile<A> panel_tile = nullptr;
     int64_t rows = 0;
-    const bool finishes = in_place && index + 1 == f.blocks.count() && op.finish_sums.any();
+    if (index + 1 == f.blocks.count()) a.finish = in_place ? op.finish_sums.as_they_lie() : op.finish_sums.elsewhere();
     for (int64_t i = 0; i < tiles; ++i) {
       const Tile tile = tile_at(i);
       if (tile.count != rows) panel_tile = select_panel_tile<A>(int(rows = tile.count), int(s.width / L));
       if (i + 2 < tiles) prefetch_sources(tile, b);
       const Range taps = taps_of(i, b);
       a.out = out + tile.first * out_row;
-      if (taps.count() == 0 && index > 0) {
-        if (finishes) op.finish_sums.in_place(a.out, out_row, tile.count, s.width);
-        continue;
-      }
+      if (taps.count() == 0 && index > 0 && a.finish == nullptr) continue;
       a.segments = taps.count();
       a.offset = local.offset + (taps.first - b.t0);
       a.panel = panel + (taps.first - b.t0) * b.c * s.width;
@@ -178,7 +174,6 @@ struct PanelsAlongChannels {
         a.nothing_ahead();
       }
       panel_tile(a);
-      if (finishes) op.finish_sums.in_place(a.out, out_row, tile.count, s.width);
     }
   }
   // What the next tile reads, on its way: its strides defeat the processor's own prefetching.

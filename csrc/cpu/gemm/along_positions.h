@@ -119,6 +119,7 @@ struct PanelsAlongPositions {
     a.panel = local.panel;
     a.out_row = a.start_row = width;
     a.add = !begin;
+    a.finish = end ? op.finish_sums.elsewhere() : nullptr;
     a.step = op.weight.channel;
     // On their way meanwhile: the results of the last block, and what the next panel reads.
     const bool same_block = p + 1 < panels, last = !same_block && end;
@@ -137,7 +138,6 @@ struct PanelsAlongPositions {
       if (!a.look_ahead(results, &writes, b.c) && !a.look_ahead(next, &reads, b.c)) a.nothing_ahead();
       select_panel_tile<A>(int(s.m), int(panel.vectors))(a);
     }
-    if (end) op.finish_sums.in_scratch(sums, m * width);
     if (end) write_panel(sums, panel);
   }
   A* result_at(int64_t at) const {

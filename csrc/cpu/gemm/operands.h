@@ -212,24 +212,32 @@ struct GatherOperands {
     const int64_t runs = joined ? 1 : b.c, length = joined ? b.c * taps() : taps();
     for (int64_t run = 0; run < runs; ++run) {
       const T* const from = weight_at(group, s.m0, b.c0 + run, 0);
-      for (int64_t m = 0; m < s.m; m += L) {
-        const int64_t rows = min_of(L, s.m - m);
-        int64_t tap = 0, c = run;
-        for (int64_t j = 0; j < length; j += L) {
-          const int64_t count = min_of(L, length - j);
+      int64_t first_tap = 0, first_c = run;
+      for (int64_t j = 0; j < length; j += L) {
+        const int64_t count = min_of(L, length - j);
+        int64_t tap = 0, c = 0;
+        for (int64_t m = 0; m < s.m; m += L) {
+          const int64_t rows = min_of(L, s.m - m);
           Vec<A> square[L];
+          // Each row of memory is read one line at a time, between all the others: too many for the processor to foresee.
 #pragma GCC unroll 16
-          for (int l = 0; l < L; ++l) square[l] = read_some<A>(from + (m + l) * weight.n + j, l < rows ? count : 0);
+          for (int l = 0; l < L; ++l) {
+            const T* const row = from + (m + l) * weight.n + j;
+            square[l] = read_some<A>(row, l < rows ? count : 0);
+            __builtin_prefetch(row + 2 * L);
+          }
           transpose<A>(square);
           A row[L * L];
 #pragma GCC unroll 16
           for (int l = 0; l < L; ++l) store(row + l * L, square[l]);
+          tap = first_tap, c = first_c;
           for (int64_t l = 0; l < count; ++l) {
             const int64_t t = place_of(f, tap) - b.t0;
             if (t >= 0 && t < b.t) write_some<A, A>(to + (t * b.c + c) * s.width + m, load(row + l * L), rows);
             if (++tap == taps()) tap = 0, ++c;
           }
         }
+        first_tap = tap, first_c = c;
       }
     }
   }

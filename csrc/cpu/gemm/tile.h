@@ -7,8 +7,8 @@
 // level of cache and serves many rows. One chain of multiply-adds per output, in the order of the panel.
 #pragma once
 
+#include "../base/epilogue.h"
 #include "../base/extents.h"
-#include "../base/simd.h"
 #include "layout.h"
 
 namespace conv_ext {
@@ -29,6 +29,7 @@ struct PanelArguments {
   int64_t start_row;
   bool add;        // the finished chains are added to what `out` holds
   A zero = -A(0);  // added to every sum
+  const Finish<A, A>* finish = nullptr;  // of sums that end here
   // What is wanted later: ahead + ahead_offset[i] bytes is prefetched into the second level of cache with the i-th of
   // segments * count products, one line in the time of some 24 multiply-adds of vectors.
   const char* ahead;
@@ -88,14 +89,7 @@ void panel_tile(const PanelArguments<A>& a) {
       __builtin_prefetch(ahead + *ahead_offset, 0, 2);
     }
   }
-  const Vec<A> zero = splat(a.zero);
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      A* const out = a.out + m * a.out_row + v * L;
-      store(out, (a.add ? load(out) + sum[m][v] : sum[m][v]) + zero);
-    }
+  write_tile<A, M, V>(sum, a.out, a.out_row, a.add, a.zero, a.finish);
 }
 
 template <class A>

@@ -5,8 +5,8 @@
 //   lanes are positions   out[m][lane] = start[m]    + sum over products i of  x[offset[i] + lane] * w[i][m]
 #pragma once
 
+#include "../base/epilogue.h"
 #include "../base/extents.h"
-#include "../base/simd.h"
 #include "windows_layout.h"
 
 namespace conv_ext {
@@ -22,6 +22,7 @@ struct WindowArguments {
   int64_t out_pitch;
   bool add;  // the sums are added to what `out` holds
   A zero;    // added to every sum
+  const Finish<A, A>* finish = nullptr;  // of sums that end here
 };
 
 template <class A, int M, int V, bool along_channels>
@@ -62,14 +63,7 @@ void window_tile(const WindowArguments<A>& a) {
       weight += kChannels;
     }
   }
-  const Vec<A> zero = splat(a.zero);
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      A* const to = out + m * pitch + v * L;
-      store(to, (add ? load(to) + sum[m][v] : sum[m][v]) + zero);
-    }
+  write_tile<A, M, V>(sum, out, pitch, add, a.zero, a.finish);
 }
 
 template <class A>

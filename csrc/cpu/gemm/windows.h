@@ -138,6 +138,9 @@ struct Windows {
     // nothing is, -0 changes nothing.
     a.zero = *op.adds_padding != 0 ? -A(0) : A(0);
     a.segment_step = taps_w * chain.b.c;
+    if constexpr (is_same<T, A>) {
+      if (chain.end) a.finish = in_place ? op.finish_sums.as_they_lie() : op.finish_sums.elsewhere();
+    }
     WindowTile<A> tile = nullptr;
     int64_t tile_count = 0;
     for (int64_t i = first; i < last; i += own.flat ? last - first : 1) {
@@ -164,11 +167,6 @@ struct Windows {
         }
         if (run.count != tile_count) tile = tile_for(s, tile_count = run.count);
         tile(a);
-        if constexpr (is_same<T, A>) {
-          if (chain.end && in_place && op.finish_sums.any())
-            op.finish_sums.in_place(a.out, a.out_pitch, along_channels ? run.count : s.width,
-                                    along_channels ? s.width : run.count * L);
-        }
       }
     }
     if (!chain.end) return;
@@ -183,7 +181,7 @@ struct Windows {
     const int64_t rows = last - first;
     const RowsOfSums held = rows_of_sums(t, rows);
     const int64_t channel_step = along_channels ? 1 : held.all;
-    op.finish_sums.in_scratch(sums, held.all * s.width);
+    if constexpr (!is_same<T, A>) op.finish_sums.in_scratch(sums, held.all * s.width);
     bool finished = true;
     const bool joined = op.vertical.output_step() == 1 && op.result.row == t.width * op.column_step() &&
                         held.row == t.width * own.images;

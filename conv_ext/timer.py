@@ -141,14 +141,44 @@ def alternate(
     return Timing(samples, busy)
 
 
+# Of processors that a virtual machine names by their brand alone: (vendor, family): first model of a generation, name.
+_GENERATIONS = {
+    ("AuthenticAMD", 23): ((0x00, "Zen"), (0x30, "Zen 2")),
+    ("AuthenticAMD", 25): ((0x00, "Zen 3"), (0x10, "Zen 4"), (0x20, "Zen 3"), (0x60, "Zen 4")),
+    ("AuthenticAMD", 26): ((0x00, "Zen 5"),),
+    ("GenuineIntel", 6): (
+        (0x55, "Skylake or Cascade Lake"),
+        (0x6A, "Ice Lake"),
+        (0x6D, ""),
+        (0x8F, "Sapphire Rapids"),
+        (0x90, ""),
+        (0xAD, "Granite Rapids"),
+        (0xAE, ""),
+        (0xCF, "Emerald Rapids"),
+        (0xD0, ""),
+    ),
+}
+
+
+def processor(cpuinfo: str) -> str:
+    """The processor's name in the text of /proc/cpuinfo; its generation behind it where the name has no number."""
+    lines = (line.split(":", 1) for line in cpuinfo.split("\n\n", 1)[0].splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in lines}
+    name = fields.get("model name", "unknown CPU")
+    family, model = fields.get("cpu family", ""), fields.get("model", "")
+    if any(c.isdigit() for c in name) or not family.isdigit() or not model.isdigit():
+        return name
+    known = _GENERATIONS.get((fields.get("vendor_id", ""), int(family)), ())
+    generation = next((text for first, text in reversed(known) if int(model) >= first), "")
+    return f"{name} ({generation or f'family {family}, model {model}'})"
+
+
 def machine() -> dict[str, Any]:
     """Names and numbers of what is measured on; no host name and no path."""
-    cpu = "unknown CPU"
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+        cpu = processor(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        cpu = "unknown CPU"
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

@@ -354,3 +354,24 @@ def test_the_command_explain(tmp_path, capsys, factories):
     torch.export.save(torch.export.export(made().eval(), (X,)), "net.pt2")
     assert main(["explain", "net.pt2"]) == 0
     assert "3 calls of convolution layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "vendor", "name", "expected"),
+    [
+        (25, 17, "AuthenticAMD", "AMD EPYC", "AMD EPYC (Zen 4)"),
+        (25, 1, "AuthenticAMD", "AMD EPYC", "AMD EPYC (Zen 3)"),
+        (26, 2, "AuthenticAMD", "AMD EPYC", "AMD EPYC (Zen 5)"),
+        (6, 207, "GenuineIntel", "Intel(R) Xeon(R) Processor", "Intel(R) Xeon(R) Processor (Emerald Rapids)"),
+        (6, 200, "GenuineIntel", "Intel(R) Xeon(R) Processor", "Intel(R) Xeon(R) Processor (family 6, model 200)"),
+        (6, 143, "GenuineIntel", "Intel(R) Xeon(R) Platinum 8481C", "Intel(R) Xeon(R) Platinum 8481C"),
+    ],
+)
+def test_a_processor_without_a_number_is_named_with_its_generation(family, model, vendor, name, expected):
+    fields = {"vendor_id": vendor, "cpu family": family, "model": model, "model name": name}
+    text = "".join(f"{key}\t: {value}\n" for key, value in fields.items()) + "\n"
+    assert timer.processor(text * 2) == expected
+
+
+def test_a_processor_that_says_nothing_is_unknown():
+    assert timer.processor("") == "unknown CPU"

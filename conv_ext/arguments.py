@@ -215,6 +215,13 @@ def shown_activation(activation: Activation) -> str:
     return activation if isinstance(activation, str) else f"clamp({activation[1]:g}, {activation[2]:g})"
 
 
+def check_switches(function: str, **switches: object) -> None:
+    """TypeError unless each of them is a bool: what is none, "no" for one, may be true where nobody meant it."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{function}: {name} must be True or False, got {value!r:.80}")
+
+
 def check_operands(function: str, rank: int, input: Any, weight: Any, bias: Any, residual: Any = None) -> bool:
     """What must hold before an operand may be looked at: types, layouts, ranks. Returns whether there is a batch."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias), ("residual", residual)):

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node, Proxy, Tracer
 from torch.nn.modules.conv import _ConvNd
 
 from . import packed, patterns
-from .arguments import Sides, padding_of
+from .arguments import Sides, check_switches, padding_of
 from .convert import check_for_inference, convert, why_left
 from .fused import ACTIVATION, NORM, PADDING, RESIDUAL, Fused, Report, Row
 from .layouts import set_faster_layout, set_layout
@@ -172,9 +172,7 @@ def fuse(
 
 
 def _check_options(inputs: tuple[Any, ...], memory_format: object, **switches: object) -> None:
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise TypeError(f"fuse: {name} must be True or False, got {value!r:.80}")
+    check_switches("fuse", **switches)
     if any(isinstance(value, torch.memory_format) for value in inputs):
         raise TypeError("fuse: memory_format is given by its name: fuse(model, images, memory_format=...)")
     if memory_format != "auto" and not isinstance(memory_format, torch.memory_format):

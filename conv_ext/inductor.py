@@ -26,6 +26,7 @@ from torch._inductor.custom_graph_pass import CustomInferenceAwareGraphPass, get
 from torch.fx import Graph, Node
 
 from . import ops
+from .arguments import check_switches
 
 __all__ = ["FusePass", "fusing"]
 
@@ -60,8 +61,7 @@ _GATES: dict[str, list[tuple[Any, tuple[float, ...]]]] = {
 }
 
 
-@contextlib.contextmanager
-def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = True) -> Iterator[None]:
+def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = True) -> contextlib.AbstractContextManager[None]:
     """What torch.compile compiles within the block has `FusePass` in it; it goes on to hold outside.
 
     A model is compiled by its first call, which has to be within the block, and, for freezing, under torch.no_grad() or
@@ -76,7 +76,15 @@ def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = True) -> 
             the graph knows (``dynamic=True`` leaves them open).
         epilogues: that the operators add the other tensor of a sum, and compute clamps, SiLU and Hardswish. Without,
             inductor does, in a pass with what is behind.
+
+    Raises TypeError where one of them is no bool.
     """
+    check_switches("fusing", freezing=freezing, pack=pack, epilogues=epilogues)
+    return _fusing(freezing, pack, epilogues)
+
+
+@contextlib.contextmanager
+def _fusing(freezing: bool, pack: bool, epilogues: bool) -> Iterator[None]:
     before = config.post_grad_custom_pre_pass
     others = [] if before is None else [*before] if isinstance(before, (list, tuple)) else [before]
     passes = others if any(isinstance(other, FusePass) for other in others) else [*others, FusePass(pack, epilogues)]
@@ -87,10 +95,11 @@ def fusing(freezing: bool = True, pack: bool = True, epilogues: bool = True) -> 
 class FusePass(CustomInferenceAwareGraphPass):
     """A pass for ``torch._inductor.config.post_grad_custom_pre_pass``; it changes graphs of inference alone.
 
-    pack, epilogues: see `fusing`.
+    pack, epilogues: see `fusing`. Raises TypeError where one of them is no bool.
     """
 
     def __init__(self, pack: bool = True, epilogues: bool = True) -> None:
+        check_switches("FusePass", pack=pack, epilogues=epilogues)
         self.pack, self.epilogues = pack, epilogues
 
     def __call__(self, graph: Graph, is_inference: bool) -> None:  # type: ignore[override]  # as its base does

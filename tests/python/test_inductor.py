@@ -231,6 +231,14 @@ def test_without_freezing_a_relu_alone_is_taken_in():
         assert torch.compile(model)(x).abs().max() == 0
 
 
+@pytest.mark.parametrize("value", [3, 0, "no", None], ids=repr)
+@pytest.mark.parametrize("name", ["freezing", "pack", "epilogues"])
+def test_options_are_bools(name, value):
+    for function in [inductor.fusing, *([inductor.FusePass] if name != "freezing" else [])]:
+        with pytest.raises(TypeError, match=f"^{function.__name__}: {name} must be True or False, got {value!r}$"):
+            function(**{name: value})
+
+
 def test_passes_of_others_stay_and_the_settings_return():
     before = config.post_grad_custom_pre_pass, config.freezing
     other = Spy()

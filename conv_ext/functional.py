@@ -7,6 +7,7 @@ under every transform (GENERAL).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,8 @@ def _forward(
 ) -> Tensor:
     """The convolution of 4-D operands by the road that `_C.road` has named."""
     name, low, high = operators_activation(activation)
+    if name == "clamp" and stays_behind(low, high):
+        return _forward(road, input, weight, bias, geometry, "none", residual).clamp(low, high)
     precision = current_precision(input.device.type) if input.dtype == torch.float32 else "ieee"
     arguments = (input, weight, bias, *geometry, precision, current_algorithm(), name, residual, low, high)
     if road is PLAIN:
@@ -79,6 +82,16 @@ def _forward(
     if road is PLAIN_GRADIENT:
         return autograd.plain_forward(*arguments)
     return _general("forward", *arguments)
+
+
+def stays_behind(low: float, high: float) -> bool:
+    """Whether a clamp is written behind the operator: one that is exported, and has but one bound.
+
+    An AOTInductor package writes an operator's arguments as JSON, where torch reads no infinite number back.
+    """
+    if not _is_compiling() or not torch.compiler.is_exporting():
+        return False
+    return low <= high and (low == -math.inf or high == math.inf)  # without isinf, which Dynamo lacks
 
 
 def _general(name: str, *arguments: Any) -> Tensor:

@@ -84,7 +84,7 @@ def fuse(
 
     Every batch normalisation that alone reads what a convolution layer writes is folded into its weight and bias; a
     tensor that is then added becomes the layer's residual; and an activation (module, function or method) that alone
-    reads the result moves into the layer, as its ``activation``: ReLU, ReLU6, Hardtanh, clamps between two numbers,
+    reads the result moves into the layer, as its ``activation``: ReLU, ReLU6, Hardtanh, clamps by one number or two,
     SiLU, Hardswish. Transposed convolutions have neither. Zeros that a padding layer or function puts in front of a
     Conv1d or Conv2d become the layer's own padding, also where the sides differ. torch's own layers become ours first,
     as `convert` makes them; so does a convolution function whose weight is a parameter. What else there is stays, and

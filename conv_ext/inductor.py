@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 import torch._inductor.config as config
 from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomInferenceAwareGraphPass, get_hash_for_files
+from torch._inductor.virtualized import V
 from torch.fx import Graph, Node
 
 from . import ops
@@ -280,6 +282,8 @@ def _take_activation_in(graph: Graph, node: Node, others: bool) -> None:
         if back is None or back.target is not _CONVERT or back.meta["val"].dtype != node.meta["val"].dtype:
             return
         chain = [x, *chain, back]
+    if V.aot_compilation and not all(map(math.isfinite, limits)):  # as in functional.stays_behind
+        return
     if limits:
         arguments[_LIMITS] = limits
     _set_arguments(node, arguments)
@@ -291,12 +295,12 @@ def _activation(x: Node, others: bool) -> tuple[str, list[Node], tuple[float, ..
     after = _only_reader(x)
     if after is not None and after.target is aten.relu.default:
         return "relu", [after], ()
+    clamp = None if after is None else _clamp(after)
+    if clamp is not None and clamp[1:] == (0, math.inf):
+        return "relu", clamp[0], ()
     if not others:
         return None
-    if after is not None and (clamp := _clamp(after)):
-        nodes, low, high = clamp
-        return "clamp", nodes, (low, high)
-    return _gate(x)
+    return _gate(x) if clamp is None else ("clamp", clamp[0], clamp[1:])
 
 
 def _gate(x: Node) -> tuple[str, list[Node], tuple[float, ...]] | None:
@@ -318,15 +322,38 @@ def _gate(x: Node) -> tuple[str, list[Node], tuple[float, ...]] | None:
 
 
 def _clamp(node: Node) -> tuple[list[Node], float, float] | None:
-    """The nodes of a clamp between two numbers, of which `node` is the first, and these."""
-    after = _only_reader(node)
-    nodes, bounds = [node], node.args[1:]
-    if node.target is aten.clamp_min.default and after is not None and after.target is aten.clamp_max.default:
-        nodes, bounds = [node, after], (node.args[1], after.args[1])
-    elif node.target is not aten.clamp.default or node.kwargs:
+    """The nodes of a clamp by numbers, of which `node` is the first, and its bounds; one that is missing is infinite.
+
+    The clamps of NaN and of low > high are left: of the first torch makes NaN, and of the second high.
+    """
+    found, after = _bounds(node), _only_reader(node)
+    if found is None:
         return None
-    numbers = [float(each) for each in bounds if isinstance(each, (int, float))]
-    return (nodes, numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] <= numbers[1] else None
+    if after is not None and (node.target, after.target) == (aten.clamp_min.default, aten.clamp_max.default):
+        more = _bounds(after)
+        if more is not None and found[0] <= more[1]:
+            return [node, after], found[0], more[1]
+    return [node], *found
+
+
+def _bounds(node: Node) -> tuple[float, float] | None:
+    """Two numbers that one node clamps to, low <= high; None of any other node."""
+    low: object = None
+    high: object = None
+    if node.kwargs:
+        return None
+    if node.target is aten.clamp.default:
+        low, high, *_ = *node.args[1:], None, None
+    elif node.target is aten.clamp_min.default:
+        low = node.args[1]
+    elif node.target is aten.clamp_max.default:
+        high = node.args[1]
+    if low is None and high is None:
+        return None
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not low <= high:
+        return None
+    return float(low), float(high)
 
 
 def _pack(graph: Graph, node: Node) -> None:

@@ -28,7 +28,7 @@ from . import _C, ops
 from .arguments import Activation, check_operands, normalize, operators_activation
 from .convert import AnyModule, _convolutions, _layers, check_for_inference, check_report, convert
 from .explain import _bytes
-from .functional import OVERRIDDEN, PLAIN, _answered, _enter, conv2d
+from .functional import OVERRIDDEN, PLAIN, _answered, _enter, conv2d, stays_behind
 from .fused import Report
 from .modules import Conv2d, _padded
 from .passes import result_size
@@ -68,6 +68,9 @@ def _conv2d_packed(
     x = input if batched else input.unsqueeze(0)
     added = residual if batched or residual is None else residual.unsqueeze(0)
     name, low, high = operators_activation(activation)
+    if name == "clamp" and stays_behind(low, high):
+        arguments = input, weight, bias, packed, stride, padding, dilation, groups, "none", residual
+        return _conv2d_packed(*arguments).clamp(low, high)
     options = *geometry, _precision(input), current_algorithm(), name, added, low, high
     if road is PLAIN:
         y = _C.forward_packed(x, weight, bias, *options, packed)

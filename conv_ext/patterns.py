@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,19 +66,25 @@ ACTIVATIONS: dict[Activation, tuple[set[type], set[Callable[..., Any]], set[str]
     "hardswish": ({nn.Hardswish}, {F.hardswish, aten.hardswish.default, aten.hardswish_.default}, set()),
 }
 _HARDTANH, _CLAMP = ("input", "min_val", "max_val"), ("input", "min", "max")
+_CLAMP_MIN, _CLAMP_MAX = ("input", "min"), ("input", "max")
 _CLAMPS: dict[Callable[..., Any] | str, tuple[str, ...]] = {
     **dict.fromkeys((F.hardtanh, aten.hardtanh.default, aten.hardtanh_.default), _HARDTANH),
-    **dict.fromkeys((torch.clamp, torch.clip, aten.clamp.default, aten.clamp_.default), _CLAMP),
+    **dict.fromkeys((torch.clamp, torch.clamp_, torch.clip, torch.clip_), _CLAMP),
+    **dict.fromkeys((aten.clamp.default, aten.clamp_.default, aten.clip.default, aten.clip_.default), _CLAMP),
     **dict.fromkeys(("clamp", "clamp_", "clip", "clip_"), _CLAMP),
+    **dict.fromkeys((torch.clamp_min, torch.clamp_min_, "clamp_min", "clamp_min_"), _CLAMP_MIN),
+    **dict.fromkeys((aten.clamp_min.default, aten.clamp_min_.default), _CLAMP_MIN),
+    **dict.fromkeys((torch.clamp_max, torch.clamp_max_, "clamp_max", "clamp_max_"), _CLAMP_MAX),
+    **dict.fromkeys((aten.clamp_max.default, aten.clamp_max_.default), _CLAMP_MAX),
 }
 OTHER_ACTIVATIONS = {
-    F.relu6, F.hardtanh, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.sigmoid, F.tanh,
-    torch.sigmoid, torch.tanh, torch.clamp, aten.relu6.default, aten.hardtanh.default, aten.hardtanh_.default,
-    aten.gelu.default, aten.silu.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default,
-    aten.leaky_relu.default, aten.leaky_relu_.default, aten.elu.default, aten.sigmoid.default, aten.tanh.default,
-    aten.clamp.default,
+    F.relu6, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.sigmoid, F.tanh,
+    torch.sigmoid, torch.tanh, aten.relu6.default, aten.gelu.default, aten.silu.default, aten.silu_.default,
+    aten.hardswish.default, aten.hardswish_.default, aten.leaky_relu.default, aten.leaky_relu_.default,
+    aten.elu.default, aten.sigmoid.default, aten.tanh.default,
+    *(clamp for clamp in _CLAMPS if not isinstance(clamp, str)),
 }  # fmt: skip
-_OTHER_ACTIVATION_METHODS = {"sigmoid", "tanh", "clamp", "clamp_"}
+_OTHER_ACTIVATION_METHODS = {"sigmoid", "tanh", *(clamp for clamp in _CLAMPS if isinstance(clamp, str))}
 _SUMS = {operator.add, operator.iadd, torch.add, aten.add.Tensor, aten.add_.Tensor}
 _SUM_METHODS = {"add", "add_"}
 
@@ -250,7 +257,7 @@ def normalisation(node: Node, modules: Modules) -> Norm | str | None:
 
 
 def _clamp(node: Node, modules: Modules) -> Activation | None:
-    """What a node clamps its input to, where that is two numbers."""
+    """What a node clamps its input to, where that is numbers: "relu" where it is what relu is, bit for bit."""
     if node.op == "call_module":
         module = modules[node.target]
         if type(module) is not nn.Hardtanh or not undisturbed(module):
@@ -258,13 +265,20 @@ def _clamp(node: Node, modules: Modules) -> Activation | None:
         low, high = module.min_val, module.max_val
     elif node.op in ("call_function", "call_method") and node.target in _CLAMPS:
         names = _CLAMPS[node.target]
-        values = dict.fromkeys(names, None) | ({"min_val": -1.0, "max_val": 1.0} if names is _HARDTANH else {})
-        values |= bound(node, names)
-        low, high = values[names[1]], values[names[2]]
+        values = bound(node, names)
+        if names is _HARDTANH:
+            low, high = values.get("min_val", -1.0), values.get("max_val", 1.0)
+        else:
+            low, high = values.get("min"), values.get("max")
+            if low is None and high is None:  # torch refuses the call
+                return None
+            low, high = -math.inf if low is None else low, math.inf if high is None else high
     else:
         return None
     numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in (low, high))
-    return ("clamp", float(low), float(high)) if numbers and low <= high else None
+    if not numbers or not low <= high:  # of NaN torch makes NaN, and of low > high it makes high
+        return None
+    return "relu" if (low, high) == (0, math.inf) else ("clamp", float(low), float(high))
 
 
 def activation(node: Node, modules: Modules) -> Activation | None:

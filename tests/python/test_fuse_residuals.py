@@ -1,6 +1,7 @@
 """`fuse` and inductor's pass: residual additions and activations beyond ReLU become parts of the convolutions."""
 
 import copy
+import math
 import operator
 import pickle
 
@@ -231,6 +232,20 @@ FORMS = {
         lambda x: F.hardtanh(x, max_val=0.75, min_val=-0.5),
         lambda x: torch.clamp(x, -0.5, 0.75), lambda x: x.clamp(-0.5, 0.75), lambda x: x.clamp_(min=-0.5, max=0.75),
     ],
+    "relu": [
+        lambda x: x.clamp(min=0), lambda x: torch.clamp(x, min=0.0), lambda x: x.clamp(0), lambda x: x.clip_(0),
+        lambda x: torch.clamp_min(x, 0), lambda x: x.clamp_min(0), lambda x: x.clamp_min_(min=0),
+        lambda x: torch.clamp_(x, 0, None), lambda x: torch.clamp_min_(x, 0), nn.Hardtanh(0.0, math.inf),
+    ],
+    ("clamp", 0.25, math.inf): [
+        lambda x: x.clamp(min=0.25), lambda x: torch.clip(x, 0.25), lambda x: x.clamp_min(0.25),
+        lambda x: F.hardtanh(x, 0.25, math.inf),
+    ],
+    ("clamp", -math.inf, 0.75): [
+        lambda x: x.clamp(max=0.75), lambda x: torch.clip(x, max=0.75), lambda x: x.clamp(None, 0.75),
+        lambda x: torch.clamp_max(x, 0.75), lambda x: x.clamp_max(0.75), lambda x: x.clamp_max_(0.75),
+        lambda x: torch.clamp_max_(x, max=0.75), lambda x: torch.clip_(x, max=0.75),
+    ],
 }  # fmt: skip
 
 
@@ -244,6 +259,89 @@ def test_every_form_of_an_activation(activation):
     from_export = conv_ext.fuse(exported(net, x))
     assert_same(from_export, net, x)
     assert from_export.report.counts == fused.report.counts
+    assert steps(fused) == steps(from_export) == ["Conv2d"] * len(layers)  # nothing stands behind them
+
+
+def steps(fused):
+    """What a fused model calls, but for what torch.export asks the input's sizes with."""
+    called = [node for node in fused.graph.nodes if node.op.startswith("call") and node.name != "_guards_fn"]
+    kinds = [type(fused.get_submodule(node.target)) if node.op == "call_module" else node.target for node in called]
+    return ["Conv2d" if kind in (conv_ext.Conv2d, conv_ext.PackedConv2d) else str(kind) for kind in kinds]
+
+
+# A clamp of one bound, or of none that holds, as a call of a tensor.
+ONE_BOUND = {
+    "0 below": lambda x: x.clamp(min=0),
+    "-0 below": lambda x: x.clamp(min=-0.0),
+    "0 above": lambda x: x.clamp(max=0),
+    "a number below": lambda x: x.clamp(min=0.3),
+    "a number above": lambda x: x.clamp_max(0.3),
+    "all above infinity": lambda x: x.clamp(min=math.inf),
+    "all below": lambda x: x.clamp(max=-math.inf),
+    "no bound": lambda x: x.clamp(min=-math.inf),
+}
+SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 0.3, -0.3, 1.0, -1.0, 1e-30, -1e-30, 3e4]
+
+
+def assert_clamped(got, net, x):
+    """The same numbers as torch's clamp, NaN where that has one."""
+    with torch.no_grad():
+        torch.testing.assert_close(got, net(x), rtol=0, atol=0, equal_nan=True)
+    assert got.isnan().any()
+
+
+def of_special_numbers(dtype, clamp):
+    """A convolution that passes numbers on, with a clamp behind it, and numbers."""
+    conv = nn.Conv2d(3, 3, 1, groups=3, bias=False)
+    nn.init.ones_(conv.weight)
+    return _Then(conv, clamp).eval().to(dtype), torch.tensor(SPECIAL * 3, dtype=dtype).view(1, 3, 3, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ONE_BOUND)
+def test_a_clamp_of_one_bound_is_torchs(name, dtype):
+    net, x = of_special_numbers(dtype, ONE_BOUND[name])
+    for fused in (conv_ext.fuse(net), conv_ext.fuse(exported(net, x), pack=False)):
+        assert fused.report.counts == {"activation": 1} and steps(fused) == ["Conv2d"]
+        with torch.no_grad():
+            assert_clamped(fused(x), net, x)
+            assert_clamped(conv_ext.revert(copy.deepcopy(fused))(x), net, x)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_bound_alone_is_exported_behind_the_operator(pack, strict):
+    """What an operator of a program is called with goes into AOTInductor's packages as numbers of JSON."""
+    x = torch.randn(2, 3, 5, 4)
+    net = _Then(nn.Conv2d(3, 3, 1), lambda x: x.clamp(max=0.5)).eval()
+    fused = conv_ext.fuse(net, x, pack=pack)
+    program = exported(fused, x, strict=strict)
+    called = [node for node in program.graph.nodes if node.op == "call_function"]
+    operator = torch.ops.conv_ext.forward_packed.default if pack else FORWARD
+    assert [node.target for node in called] == [operator, torch.ops.aten.clamp.default]
+    assert not any(isinstance(each, float) and math.isinf(each) for each in called[0].args)
+    with torch.no_grad():
+        assert torch.equal(program.module()(x), fused(x))
+    if not pack:
+        assert steps(conv_ext.fuse(program, pack=False)) == ["Conv2d"]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_bound_alone_is_compiled_whole(pack):
+    x = torch.randn(2, 3, 5, 4)
+    net = _Then(nn.Conv2d(3, 3, 1), lambda x: x.clamp(max=0.5)).eval()
+    fused = conv_ext.fuse(net, x, pack=pack)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(fused, fullgraph=True, backend="aot_eager")(x), fused(x))
+
+
+def test_a_bound_alone_in_an_aotinductor_package(tmp_path):
+    x = torch.randn(2, 3, 5, 4)
+    net = _Then(nn.Conv2d(3, 3, 1), lambda x: x.clamp(max=0.5)).eval()
+    program = exported(conv_ext.convert(copy.deepcopy(net)), x)
+    with inductor.fusing(), torch.no_grad():
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+        torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), net(x))
 
 
 class Kept(nn.Module):
@@ -264,7 +362,12 @@ def written_between(net, x):
 
 
 KEPT = {
-    "a bound alone": (lambda net, x: net.a(x).clamp(min=0.0), "a", "clamp: no activation of a layer"),
+    "a tensor's bound": (lambda net, x: net.a(x).clamp(min=x.mean()), "a", "clamp: no activation of a layer"),
+    "NaN below": (lambda net, x: net.a(x).clamp(min=math.nan), "a", "clamp: no activation of a layer"),
+    "NaN above": (lambda net, x: torch.clamp(net.a(x), -1, math.nan), "a", "clamp: no activation of a layer"),
+    "NaN at most": (lambda net, x: net.a(x).clamp_max_(math.nan), "a", "clamp_max_: no activation of a layer"),
+    "low > high": (lambda net, x: torch.clip(net.a(x), 1, -1), "a", "clip: no activation of a layer"),
+    "a truth below": (lambda net, x: torch.clamp_min(net.a(x), True), "a", "clamp_min: no activation of a layer"),
     "a number": (lambda net, x: net.a(x) + 1, "a", "add: it adds more than one other tensor, or a number"),
     "twice": (lambda net, x: torch.add(net.a(x), x, alpha=2), "a", "add: it adds more than one other tensor, or a num"),
     "two readers": (lambda net, x: (y := net.a(x)) + y.relu(), "a", "relu: others read the same result"),
@@ -279,7 +382,8 @@ def test_what_stays(name):
     how, layer, why = KEPT[name]
     net, x = double(Kept(how)), images()
     fused = conv_ext.fuse(net)
-    assert_same(fused, net, x)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-11, atol=1e-11, equal_nan=True)
     rows = {row.layer: row for row in fused.report.rows}
     assert not rows[layer].taken
     (text,) = rows[layer].stays
@@ -327,6 +431,11 @@ def test_sums_stay_where_they_are_not_asked_for():
     assert [row.stays for row in fused.report.rows][1] == ["add: epilogues=False leaves it"]
     clamped = conv_ext.fuse(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU6()).eval(), epilogues=False)
     assert [row.stays for row in clamped.report.rows] == [["1: epilogues=False leaves it"]]
+    for low, found in {0: {"activation": 1}, 0.5: {}}.items():  # the first is ReLU
+        below = _Then(nn.Conv2d(3, 3, 1), lambda x, low=low: x.clamp(min=low)).eval()
+        assert conv_ext.fuse(below, epilogues=False).report.counts == found
+        graph, x, expected = traced(lambda conv, b, *_, low=low: conv(b).clamp(min=low), torch.float64)
+        assert (passed(graph, epilogues=False) == [FORWARD]) == bool(found)
     graph, x, expected = traced(ADDED["residual"], torch.float64)
     assert passed(graph, epilogues=False)[-2:] == [torch.ops.aten.add.Tensor, torch.ops.aten.relu.default]
 
@@ -362,6 +471,12 @@ ADDED = {
     "on the left": lambda conv, b, k1, k2, s, one, row: torch.cos(_wide(k1)) + conv(b),
     "clamp": lambda conv, b, k1, k2, s, one, row: conv(b).clamp(-0.5, 0.75),
     "two bounds": lambda conv, b, k1, k2, s, one, row: conv(b).clamp_min(-0.5).clamp_max(0.75),
+    "0 below": lambda conv, b, k1, k2, s, one, row: conv(b).clamp(min=0),
+    "0 at least": lambda conv, b, k1, k2, s, one, row: conv(b).clamp_min(0),
+    "below": lambda conv, b, k1, k2, s, one, row: conv(b).clamp(min=0.25),
+    "at least": lambda conv, b, k1, k2, s, one, row: conv(b).clamp_min(0.25),
+    "above": lambda conv, b, k1, k2, s, one, row: conv(b).clamp(max=0.75),
+    "at most": lambda conv, b, k1, k2, s, one, row: conv(b).clamp_max(0.75),
     "silu": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) / ((-y).exp() + 1),
     "hardswish": lambda conv, b, k1, k2, s, one, row: (y := conv(b)) * (y + 3).clamp_min(0).clamp_max(6) / 6,
 }
@@ -382,8 +497,43 @@ def test_inductors_sums_and_clamps(name):
     activation, residual, low, high = node.args[9:13]
     assert (residual is not None) == (name in ("residual", "on the left"))
     named = {"residual": "relu", "on the left": "none", "silu": "silu", "hardswish": "hardswish"}
+    named |= {"0 below": "relu", "0 at least": "relu"}
+    bounds = dict.fromkeys(("below", "at least"), (0.25, math.inf)) | dict.fromkeys(
+        ("above", "at most"), (-math.inf, 0.75)
+    )
     assert activation == named.get(name, "clamp")
-    assert activation != "clamp" or (low, high) == (-0.5, 0.75)
+    assert activation != "clamp" or (low, high) == bounds.get(name, (-0.5, 0.75))
+
+
+# A clamp that is left, and one of which a part is: how many are behind the operator.
+UNBOUNDED = {
+    "NaN": (lambda conv, b, *_: conv(b).clamp(min=math.nan), 1),
+    "NaN at most": (lambda conv, b, *_: conv(b).clamp_max(math.nan), 1),
+    "low > high": (lambda conv, b, *_: conv(b).clamp(1, -1), 1),
+    "a tensor": (lambda conv, b, k1, *_: conv(b).clamp(min=k1), 1),
+    "low > high, one by one": (lambda conv, b, *_: conv(b).clamp_min(1).clamp_max(-1), 1),
+    "a number, then NaN": (lambda conv, b, *_: conv(b).clamp_min(-1).clamp_max(math.nan), 1),
+    "NaN, then a number": (lambda conv, b, *_: conv(b).clamp_min(math.nan).clamp_max(1), 2),
+    "read between": (lambda conv, b, *_: (y := conv(b).clamp_min(-0.5)).clamp_max(0.5) * y, 2),
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_what_a_clamp_leaves_to_torch(name):
+    f, left = UNBOUNDED[name]
+    graph, x, expected = traced(f, torch.float64)
+    assert len(passed(graph)) == 1 + left
+    torch.testing.assert_close(graph(x), expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["0 below", "a number below", "a number above"])
+def test_inductor_takes_a_bound_alone_in(name, dtype, pack):
+    net, x = of_special_numbers(dtype, ONE_BOUND[name])
+    found, targets = compiled(conv_ext.convert(copy.deepcopy(net)), x, pack=pack)
+    assert set(targets) <= {FORWARD, torch.ops.conv_ext.forward_packed.default} and len(targets) == 1
+    assert_clamped(found, net, x)
 
 
 GATES = {

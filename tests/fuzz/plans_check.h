@@ -315,7 +315,7 @@ inline void check_tiles_gather(const Sizes& s, const ConvProblem& z, const Plan&
     v->expect(s.taps == 1 && z.p == z.h && z.q == z.w, "a line is that of the source");
     v->within(own.splits, 1, s.n * divided_up(Wide(z.p) * z.q, 32), "splits are some of the line");
     const Wide block = blocks * own.parts * 2048;
-    v->within(own.run, 1, panels * block <= 2 << 20 ? 1 : 8, "a run is some blocks, one where weights stay in the cache");
+    v->within(own.run, 1, panels * block <= 2 << 20 ? 1 : 8, "a run is some blocks, or one where weights stay near");
     if (v->rule) return;
     v->expect(own.run == 1 || 2 * own.run * block <= 1 << 20, "two runs of several blocks take at most 1 MiB");
     v->expect(plan.scratch_bytes >= 2 * own.run * block, "two runs of blocks of positions fit the scratch");

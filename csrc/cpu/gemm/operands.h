@@ -219,7 +219,7 @@ struct GatherOperands {
         for (int64_t m = 0; m < s.m; m += L) {
           const int64_t rows = min_of(L, s.m - m);
           Vec<A> square[L];
-          // Each row of memory is read one line at a time, between all the others: too many for the processor to foresee.
+          // Rows are read by turns, a line of each: too many streams for the processor to foresee.
 #pragma GCC unroll 16
           for (int l = 0; l < L; ++l) {
             const T* const row = from + (m + l) * weight.n + j;

@@ -181,8 +181,8 @@ void cut_tile(const ConvProblem& z, int64_t count_h, int64_t count_w, int64_t le
   }
 }
 
-// Blocks of a line that are multiplied by one panel after the other. Where all panels stay in the cache it is one, whose
-// packing hides best between the products; larger weights are read less often by several.
+// Blocks of a line that are multiplied by one panel after the other. Where all panels stay in the cache it is one,
+// whose packing hides best between the products; larger weights are read less often by several.
 int64_t line_run(int64_t channels, int64_t panels, int64_t parts) {
   const int64_t block = product(tile_blocks(channels), parts, kStepBytes);
   if (product(panels, block) <= 2 * kHalfSecondLevel) return 1;

@@ -27,8 +27,8 @@ struct PanelArguments {
   int64_t out_row;
   const A* start;  // (M, V * kLanes): what the chains begin with, the bias; nullptr: zeros
   int64_t start_row;
-  bool add;        // the finished chains are added to what `out` holds
-  A zero = -A(0);  // added to every sum
+  bool add;                              // the finished chains are added to what `out` holds
+  A zero = -A(0);                        // added to every sum
   const Finish<A, A>* finish = nullptr;  // of sums that end here
   // What is wanted later: ahead + ahead_offset[i] bytes is prefetched into the second level of cache with the i-th of
   // segments * count products, one line in the time of some 24 multiply-adds of vectors.

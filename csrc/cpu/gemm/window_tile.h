@@ -20,8 +20,8 @@ struct WindowArguments {
   const A* start;                         // (channels of the panel), with which the sums begin, or nullptr
   A* out;                                 // the rows, out_pitch apart
   int64_t out_pitch;
-  bool add;  // the sums are added to what `out` holds
-  A zero;    // added to every sum
+  bool add;                              // the sums are added to what `out` holds
+  A zero;                                // added to every sum
   const Finish<A, A>* finish = nullptr;  // of sums that end here
 };
 

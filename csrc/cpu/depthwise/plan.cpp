@@ -30,8 +30,6 @@ constexpr int64_t kStripChannels = 256;
 constexpr int64_t kDotStripElements = 7168, kDotChannels = 512;
 // forward, input_grad: tasks that a call is cut into, between rows.
 constexpr int64_t kRowTasks = 32;
-// Operations that a second thread repays: each takes several times as long as one of a product of matrices.
-constexpr double kDepthwiseWorthSharing = kWorthSharing / 4;
 
 // What both kinds of lanes are planned from.
 struct Given {
@@ -55,7 +53,7 @@ struct Given {
         lanes(machine.vector_bytes / bytes_each),
         weight_grad(pass == Pass::WeightGrad),
         same_type(element_bytes(z.dtype) == bytes_each),
-        share(z.flops() >= kDepthwiseWorthSharing) {}
+        share(z.flops() >= kWorthSharing) {}
 
   // Channels are lanes where they are neighbours and fill half a vector.
   DepthwiseLanes lanes_are() const {

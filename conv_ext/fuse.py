@@ -175,9 +175,11 @@ def _check_options(inputs: tuple[Any, ...], memory_format: object, **switches: o
     check_switches("fuse", **switches)
     if any(isinstance(value, torch.memory_format) for value in inputs):
         raise TypeError("fuse: memory_format is given by its name: fuse(model, images, memory_format=...)")
-    if memory_format != "auto" and not isinstance(memory_format, torch.memory_format):
+    if isinstance(memory_format, str) and memory_format == "auto":  # an array would be compared element by element
+        return
+    if not isinstance(memory_format, torch.memory_format):
         raise TypeError(f'fuse: memory_format must be a torch.memory_format or "auto", got {memory_format!r:.80}')
-    if memory_format != "auto" and memory_format not in _FORMATS:
+    if memory_format not in _FORMATS:
         raise ValueError(
             f'fuse: memory_format must be one of {", ".join(map(str, _FORMATS))} and "auto", got {memory_format}'
         )

@@ -186,7 +186,9 @@ def operators_activation(activation: Any) -> tuple[str, float, float]:
         if found is not None:
             return found
     elif not isinstance(activation, tuple):
-        raise TypeError(f"argument 'activation' must be str, not {type(activation).__name__}")
+        raise TypeError(
+            f"argument 'activation' must be str, or a tuple ('clamp', low, high), not {type(activation).__name__}"
+        )
     elif len(activation) == 3 and activation[0] == "clamp":
         _, low, high = activation
         if isinstance(low, (int, float)) and isinstance(high, (int, float)):

@@ -24,7 +24,7 @@ from .arguments import (
 )
 from .functional import IntOrPair
 from .mapped import MappedConv2d
-from .modules import _padded
+from .modules import Conv1d, Conv2d, _padded
 from .passes import PASSES, result_size
 from .settings import current_algorithm, current_precision
 from .tables import Table, as_html
@@ -159,7 +159,12 @@ class Explanation:
 
 
 @overload
-def explain(input: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d, weight: Tensor) -> Explanation: ...
+def explain(
+    input: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d,
+    weight: Tensor,
+    residual: Tensor | None = None,
+    /,
+) -> Explanation: ...
 @overload
 def explain(input: nn.Module, weight: Tensor | tuple[Any, ...]) -> Explanation | ModelExplanation: ...
 @overload
@@ -175,10 +180,11 @@ def explain(
     groups: int = 1,
     *,
     activation: Activation = "none",
+    residual: Tensor | None = None,
 ) -> Explanation: ...
 def explain(
     input: Any,
-    weight: Any,
+    weight: Any = None,
     bias: Any = None,
     stride: Any = 1,
     padding: Any = 0,
@@ -186,12 +192,14 @@ def explain(
     groups: Any = 1,
     *,
     activation: Any = "none",
+    residual: Any = None,
 ) -> Explanation | ModelExplanation:
     """Says for each pass of ``conv2d`` with these arguments which algorithm would run, and why not the others.
 
     Takes the arguments of ``conv2d`` (tensors on any device; their values are not read) and checks them as it does; or
     a layer and its input, ``explain(layer, x)``: Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d, ours or torch's,
-    which is explained as `conv_ext.convert` would make it. As there, one operand that is contiguous as
+    which is explained as `conv_ext.convert` would make it; a layer of ours takes a residual behind x, too. No plan
+    knows of an activation or a residual: they are checked and shown. As in a call, one operand that is contiguous as
     ``torch.channels_last`` alone decides for that layout, and so does a slice of such a tensor's channels. The upstream
     gradient is taken for a dense one; with an expanded one, as ``y.sum().backward()`` has, another algorithm may run.
     The algorithm and precision settings in force are those that the call would get; a pass that a forced algorithm
@@ -216,13 +224,26 @@ def explain(
         MappedConv2d, a ModelExplanation, whose ``.layers`` have the explanations of each.
 
     Raises:
-        What ``conv2d``, the layer or the model raises for the same arguments. TypeError: a module without convolutions.
+        What ``conv2d``, the layer or the model raises for the same arguments. TypeError: a module without convolutions,
+        or nothing behind a tensor or a module.
     """
     if isinstance(input, (nn.Module, ExportedProgram)):
-        if bias is not None or (stride, padding, dilation, groups, activation) != (1, 0, 1, 1, "none"):
+        if weight is None:
+            raise TypeError(
+                f"explain({type(input).__name__}) lacks the input: explain(layer, x) or explain(model, x), where "
+                "values of x are not read (torch.empty will do)"
+            )
+        if (stride, padding, dilation, groups, activation) != (1, 0, 1, 1, "none"):
             raise TypeError("explain(layer, input) takes nothing more: the layer has the other arguments")
+        if bias is not None or residual is not None:
+            return _of_layer_with(input, weight, bias, residual)
         return _of_module(input, weight) if isinstance(input, nn.Module) else _of_program(input, weight)
-    return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation)
+    if weight is None:
+        raise TypeError(
+            "explain(input) lacks the weight: explain(x, weight, ...) takes the arguments of conv2d, "
+            "and explain(layer, x) a layer or a model before its input"
+        )
+    return _of_convolution(4, input, weight, bias, stride, padding, dilation, groups, activation, residual)
 
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -233,14 +254,28 @@ def is_explained(module: nn.Module) -> bool:
     return isinstance(module, (*_LAYERS, MappedConv2d))
 
 
-def explain_calls(layer: Any, input: Any) -> list[Explanation]:
+def explain_calls(layer: Any, input: Any, residual: Any = None) -> list[Explanation]:
     """The convolutions that a call of a layer computes: one, or several of a MappedConv2d."""
     if isinstance(layer, MappedConv2d):
         return [_of_convolution(4, *[*arguments, layer.activation]) for arguments in layer._calls(input)]
     try:
-        return [_of_layer(layer, input)]
+        return [_of_layer(layer, input, residual)]
     except RuntimeError as error:
         raise (of_one_row(error) if len(layer.kernel_size) == 1 else error) from None
+
+
+def _of_layer_with(layer: Any, input: Any, third: Any, residual: Any) -> Explanation:
+    """Of a layer's call with a residual, given in the third place or by its name."""
+    if not isinstance(layer, (Conv1d, Conv2d)) or (third is not None and residual is not None):
+        raise TypeError(
+            "explain(layer, input) takes nothing more, but a residual of conv_ext.Conv1d and Conv2d: the layer has the "
+            f"other arguments, and of a model x is a tuple of all that it is called with; got {type(layer).__name__}"
+        )
+    added = residual if third is None else third
+    if not isinstance(added, Tensor):
+        raise TypeError(f"explain(): argument 'residual' must be Tensor, not {type(added).__name__}")
+    plans = explain_calls(layer, input)[0]  # checks the input, at whose size `_fuses` looks
+    return explain_calls(layer, input, added)[0] if layer._fuses(input, layer.weight, added) else plans
 
 
 def _of_module(module: nn.Module, input: Any) -> Explanation | ModelExplanation:
@@ -274,14 +309,14 @@ def _check_given(given: tuple[Any, ...]) -> None:
         )
 
 
-def _of_layer(layer: nn.Module, input: Any) -> Explanation:
+def _of_layer(layer: nn.Module, input: Any, residual: Any) -> Explanation:
     if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
         return _of_transposed(layer, input)
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
     input, padding = _padded(layer, input)
     geometry = layer.stride, padding, layer.dilation, layer.groups
     activation = getattr(layer, "activation", "none")
-    return _of_convolution(len(layer.kernel_size) + 2, input, layer.weight, layer.bias, *geometry, activation)
+    return _of_convolution(len(layer.kernel_size) + 2, input, layer.weight, layer.bias, *geometry, activation, residual)
 
 
 def _of_convolution(
@@ -294,18 +329,22 @@ def _of_convolution(
     dilation: Any,
     groups: Any,
     activation: Any,
+    residual: Any = None,
 ) -> Explanation:
-    batched = check_operands("explain", rank, input, weight, bias)
+    batched = check_operands("explain", rank, input, weight, bias, residual)
     stride, padding, dilation, groups = normalize("explain", input, weight, stride, padding, dilation, groups, rank - 2)
     if not batched:
-        input = input.unsqueeze(0)
+        input, residual = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
     if rank == 3:
         input, weight = input.contiguous().unsqueeze(2), weight.unsqueeze(2)
+        residual = None if residual is None else residual.unsqueeze(2)
         stride, padding, dilation = (1, *stride), (0, 0, *padding), (1, *dilation)
     geometry: Geometry = stride, padding, dilation, groups
     name, low, high = operators_activation(activation)
-    output = result_size("forward", input, weight, bias, (), *geometry, _precision(input), name, None, low, high)
-    return _explained(input, list(input.shape), weight, output, *geometry, activation, list(input.stride()))
+    output = result_size("forward", input, weight, bias, (), *geometry, _precision(input), name, residual, low, high)
+    shown = "" if residual is None else ", residual"
+    shown += "" if activation == "none" else f", {shown_activation(activation)}"
+    return _explained(input, list(input.shape), weight, output, *geometry, shown, list(input.stride()))
 
 
 def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input: Any) -> Explanation:
@@ -326,7 +365,7 @@ def _of_transposed(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, input: Any) -
     extra = [o // s for o, s in zip(output_padding, stride)]
     grad = input if extra == [0, 0] else F.pad(input, (0, extra[1], 0, extra[0]))
     image = result_size("input_grad", grad, weight, None, size, *geometry, _precision(input))
-    return _explained(input, image, weight, list(grad.shape), *geometry, "none")
+    return _explained(input, image, weight, list(grad.shape), *geometry)
 
 
 def _precision(tensor: torch.Tensor) -> str:
@@ -356,12 +395,13 @@ def _explained(
     padding: Any,
     dilation: Any,
     groups: Any,
-    activation: Any,
+    epilogue: str = "",
     input_stride: Any = None,
 ) -> Explanation:
     """The plans of one convolution. operand: the tensor beside the weight; input, output: sizes.
 
-    input_stride: where the operand is the input, how it lies; else all three tensors are taken for dense ones.
+    epilogue: what is shown of it. input_stride: where the operand is the input, how it lies; else all three tensors
+    are taken for dense ones.
     """
     dtype, precision = str(operand.dtype).removeprefix("torch."), _precision(operand)
     sizes = input, list(weight.shape), output
@@ -390,6 +430,6 @@ def _explained(
         f"stride {stride}  padding {padding}  dilation {dilation}  groups {groups}   {dtype}"
         + (f", precision {precision}" if operand.dtype == torch.float32 else "")
         + (", channels_last" if plans["forward"].channels_last else "")
-        + ("" if activation == "none" else f", {shown_activation(activation)}")
+        + epilogue
     )
     return Explanation(problem, **plans)

@@ -122,6 +122,36 @@ def test_models_that_look_at_numbers_are_copied_and_called():
     assert conv_ext.explain(model, X).layers[0].name == "conv" and model.calls == 0
 
 
+def test_a_residual_and_an_activation():
+    x, w, r = torch.empty(2, 3, 8, 8), torch.empty(4, 3, 3, 3), torch.empty(2, 4, 8, 8)
+    plain = conv_ext.explain(x, w, padding=1)
+    found = conv_ext.explain(x, w, padding=1, activation=("clamp", 0, 1), residual=r)
+    assert found.problem == plain.problem + ", residual, clamp(0, 1)" and found.forward == plain.forward
+    with pytest.raises(RuntimeError, match="residual"):
+        conv_ext.explain(x, w, residual=r)  # of another size
+    layer = conv_ext.Conv2d(3, 4, 3, padding=1, activation="relu")
+    found = conv_ext.explain(layer, x, r)
+    assert found.problem.endswith(", residual, relu")
+    assert str(conv_ext.explain(layer, x, residual=r)) == str(found)
+    assert str(conv_ext.explain(layer, x[0], r[0])).count(", residual, relu") == 1
+    behind = conv_ext.explain(layer, x, r[:, :1])  # which the layer adds as torch does
+    assert str(behind) == str(conv_ext.explain(layer, x))
+    sequences = torch.empty(2, 3, 8), torch.empty(2, 4, 8)
+    assert conv_ext.explain(conv_ext.Conv1d(3, 4, 3, padding=1), *sequences).problem.endswith(", residual")
+    with pytest.raises(TypeError, match="'residual' must be Tensor, not int"):
+        conv_ext.explain(layer, x, 1)
+    for module in (nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(layer)):
+        with pytest.raises(TypeError, match=f"takes nothing more, but a residual .*; got {type(module).__name__}"):
+            conv_ext.explain(module, x, r)
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(TypeError, match=r"explain.input. lacks the weight: .* explain.layer, x. a layer"):
+        conv_ext.explain(X)
+    with pytest.raises(TypeError, match=r"explain.Net. lacks the input"):
+        conv_ext.explain(Net())
+
+
 def test_errors():
     with pytest.raises(TypeError, match="or a model that has one; got Sequential"):
         conv_ext.explain(nn.Sequential(nn.ReLU()), X)
@@ -266,6 +296,8 @@ def test_auto_needs_an_example():
         conv_ext.fuse(net(), memory_format="auto")
     with pytest.raises(TypeError, match="a torch.memory_format or \"auto\", got 'channels'"):
         conv_ext.fuse(net(), memory_format="channels")
+    with pytest.raises(TypeError, match='must be a torch.memory_format or "auto", got tensor.*'):
+        conv_ext.fuse(net(), memory_format=torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize("kind", ["module", "function", "exported"])

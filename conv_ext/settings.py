@@ -68,9 +68,12 @@ class _Setting:
 class precision(_Setting):
     """Within the block, float32 convolutions of this thread may compute with less: ``with precision("tf32"):``.
 
-    ``"ieee"``: every product and sum in float32. ``"tf32"``: the operands may be rounded to 10 explicit
-    bits of mantissa, or the result be as far off as if they were: on a CPU this allows the Winograd
-    algorithm its larger tiles, whose error is far below that. ``"bf16"``: they may be rounded to bfloat16.
+    ``"ieee"``: every product and sum in float32. On a CPU those may be of numbers that the Winograd algorithm has
+    transformed, in its smaller tiles: an error is then in proportion to the largest numbers that a tile reads, and an
+    exact zero need not come out as one (docs/promises.md; ``algorithm("direct")`` does without). ``"tf32"``: the
+    operands may be rounded to 10 explicit bits of mantissa, or the result be as far off as if they were: on a CPU this
+    allows the Winograd algorithm its larger tiles, whose error is far below that. ``"bf16"``: they may be rounded to
+    bfloat16.
     It is leave, not an order: an algorithm that has nothing to gain stays at "ieee". Other dtypes are not touched.
     The setting is read when a public function is called and is kept for its backward pass.
 
@@ -91,7 +94,8 @@ class algorithm(_Setting):
 
     ``"auto"`` lets the plan choose. The other names are those that ``conv_ext.explain`` prints, the CPU's and
     CUDA's. One that cannot run a call, or is the other device's, is a RuntimeError of that call, with the reason
-    that ``explain`` has. The name is kept for the backward pass.
+    that ``explain`` has, which says what can, too. The name is kept for the backward pass, where an algorithm that
+    cannot compute the gradients is a RuntimeError, too.
 
     Raises:
         TypeError: the name is not a str. ValueError: there is no such algorithm.

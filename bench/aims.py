@@ -126,7 +126,7 @@ def _cuda_table(rows: list[dict]) -> str:
         ratios = [row["ratio"] for row in members]
         mean, worst = geometric_mean(ratios), min(members, key=lambda row: row["ratio"])
         values = (aim.first, aim.ambitious) if aim else (None, None)
-        judged = ["" if value is None else f"{value} {word(mean, value)}" for value in values]
+        judged = ["" if value is None else f"{value} {word(mean, value, all_disturbed(members))}" for value in values]
         errors = [number(max(row[f"error_{side}"] for row in members)) for side in ("ours", "theirs")]
         lines.append([aim.name if aim else "without an aim", len(members), number(mean), *judged,
                       f"{number(worst['ratio'])} ({worst['suite']}/{worst['name']} {worst['pass']})", *errors])
@@ -148,12 +148,21 @@ def inference(name: str, n: int, dtype: str, precision: str, amx: bool, cap: str
     return INFERENCE[name][amx] if name in INFERENCE else None
 
 
-def word(value: float, aim: float) -> str:
-    return "reached" if value >= aim else "MISSED"
+NOT_JUDGED = "not judged (disturbed)"
+
+
+def word(value: float, aim: float, disturbed: bool = False) -> str:
+    return NOT_JUDGED if disturbed else "reached" if value >= aim else "MISSED"
+
+
+def all_disturbed(rows: list[dict]) -> bool:
+    """Whether other processes disturbed every one of them: then nothing is reached or missed."""
+    return bool(rows) and all(row.get("disturbed") for row in rows)
 
 
 def judged(rows: list[dict], aim: Aim) -> list[str]:
     """One line for each of the three aims, with what stands furthest below it."""
+    disturbed = all_disturbed(rows)
     classes = defaultdict(list)
     for row in rows:
         classes[row["kind"]].append(row["ratio"])
@@ -163,11 +172,12 @@ def judged(rows: list[dict], aim: Aim) -> list[str]:
     worst = min(rows, key=lambda row: row["ratio"])
     below = sum(row["ratio"] < aim.each_case for row in rows)
     return [
-        f"{word(mean, aim.mean)}: geometric mean of all {len(rows)} cases {number(mean)}, aim {aim.mean}",
-        f"{word(means[lowest], aim.each_class)}: lowest class mean {number(means[lowest])} ({lowest}), aim "
+        f"{word(mean, aim.mean, disturbed)}: geometric mean of all {len(rows)} cases {number(mean)}, aim {aim.mean}",
+        f"{word(means[lowest], aim.each_class, disturbed)}: lowest class mean {number(means[lowest])} ({lowest}), aim "
         f"{aim.each_class}; below it: {', '.join(sorted(k for k in means if means[k] < aim.each_class)) or 'none'}",
-        f"{word(worst['ratio'], aim.each_case)}: worst case {number(worst['ratio'])} ({worst['suite']}/{worst['name']} "
-        f"n={worst['n']} {worst['pass']} {worst['layout']}), aim {aim.each_case}; below it: {below}",
+        f"{word(worst['ratio'], aim.each_case, disturbed)}: worst case {number(worst['ratio'])} "
+        f"({worst['suite']}/{worst['name']} n={worst['n']} {worst['pass']} {worst['layout']}), "
+        f"aim {aim.each_case}; below it: {below}",
     ]
 
 

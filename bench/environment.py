@@ -81,7 +81,8 @@ def add_environment_options(parser: argparse.ArgumentParser) -> None:
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, help="threads for both sides (default: torch's own choice)")
     add_environment_options(parser)
-    parser.add_argument("--out", type=Path, help="the file to write (default: a new one in bench/results)")
+    parser.add_argument("--out", type=Path,
+                        help="the file to write (default: a new one in bench/results); without a suffix it gets one")
 
 
 def add_case_options(parser: argparse.ArgumentParser, suites: list[str], only: list[str],
@@ -190,13 +191,18 @@ def machine() -> dict:
 
 
 def save(result: dict, given: Path | None) -> str:
-    """Writes a result and returns where, as a person in the current folder would type it."""
+    """Writes a result and returns where: as it was given, or as a person in the current folder would type it."""
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     gpu = re.sub(r"[^a-z0-9]+", "-", result["machine"].get("gpu", "").split(",")[0].lower()).strip("-")
-    path = given or RESULTS / f"{'-'.join(filter(None, [gpu, result['command'], stamp]))}.json"
+    path = with_suffix(given, ".json") or RESULTS / f"{'-'.join(filter(None, [gpu, result['command'], stamp]))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    return os.path.relpath(path)
+    return str(path) if given else os.path.relpath(path)
+
+
+def with_suffix(given: Path | None, suffix: str) -> Path | None:
+    """A path that a user gave, with this suffix where it has none and nothing is there (a folder, /dev/null)."""
+    return given.with_suffix(suffix) if given and not given.suffix and not given.exists() else given
 
 
 def load(path: Path) -> dict:

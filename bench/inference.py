@@ -189,8 +189,8 @@ def text(result: dict) -> str:
         aim = aims.inference(name, n, dtype, chosen_precision, machine.get("isa") == "amx", machine.get("cap"))
         peer = best_peer(rows)
         if aim is not None and peer is not None:
-            judged.append(f"  {aims.word(peer['ratio'], aim)}: {name}, {n}, {setting}: {number(peer['ratio'])} against "
-                          f"{peer['side']}, {peer['layout']}; aim {aim}")
+            judged.append(f"  {aims.word(peer['ratio'], aim, aims.all_disturbed(timed))}: {name}, {n}, {setting}: "
+                          f"{number(peer['ratio'])} against {peer['side']}, {peer['layout']}; aim {aim}")
     parts += [f"left out: {line}" for line in dict.fromkeys(result.get("left_out", []))]
     parts += ["\n".join(["Aims, the best of the peers over ours:", *judged])] if judged else []
     return "\n\n".join(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench import aims, compare
 from bench.environment import RESULTS, load
 from bench.shapes import CLASSES
-from bench.tables import geometric_mean, number, table
+from bench.tables import counted, geometric_mean, number, table
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BENCHMARKS = README.parent / "docs" / "benchmarks.md"
@@ -67,8 +67,9 @@ def section(results: list[dict]) -> str:
     networks = [result for result in results if result["command"] == "network" and result["cases"]]
     if not runs and not networks:
         raise SystemExit("the README's table is made of results of `run` and `network`; none was given")
-    machines = dict.fromkeys(f"{r['machine']['cpu']}, {r['machine']['cores']} cores, {r['machine']['threads']} "
-                             f"threads, torch {r['machine']['torch']}" for r in runs + networks)
+    machines = dict.fromkeys(f"{r['machine']['cpu']}, {counted(r['machine']['cores'], 'core')}, "
+                             f"{counted(r['machine']['threads'], 'thread')}, torch {r['machine']['torch']}"
+                             for r in runs + networks)
     disturbed = sum(bool(row.get("disturbed")) for r in runs + networks for row in r["cases"])
     parts = [f"How many times as fast as torch's own convolutions, on: {'; '.join(machines)}. Geometric means of the "
              f"ratio of times, each result verified against float64 first."]
@@ -92,7 +93,7 @@ def inference_table(results: list[dict]) -> str:
             peer = inference.best_peer(rows)
             ratio = peer["ms"] / ours if peer and ours else None
             aim = aims.inference(name, n, dtype, precision, machine.get("isa") == "amx", machine.get("cap"))
-            word = f"{aim} {aims.word(ratio, aim)}" if ratio and aim else ""
+            word = f"{aim} {aims.word(ratio, aim, aims.all_disturbed(timed))}" if ratio and aim else ""
             disturbed = "! " if any(row.get("disturbed") for row in timed) else ""
             lines.append([f"{name}, {n}, {setting({'dtype': dtype, 'precision': precision})}",
                           *(number(min(times)) if times else "" for times in columns),
@@ -111,7 +112,8 @@ NO_INFERENCE = ("No results are kept: `python -m bench inference --warm`, `pytho
 def inference_section(results: list[dict]) -> str:
     if not results:
         return NO_INFERENCE
-    machines = dict.fromkeys(f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}"
+    machines = dict.fromkeys(f"{m['cpu']}, {counted(m['cores'], 'core')}, {counted(m['threads'], 'thread')}, "
+                             f"torch {m['torch']}"
                              + "".join(f", {name} {version}" for name, version in m.get("peers", {}).items())
                              for m in (result["machine"] for result in results))
     return f"Medians in ms, of the faster of both layouts; on: {'; '.join(machines)}.\n\n{inference_table(results)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench import aims, compare, environment, readme
 from bench.peaks import peak_of
 from bench.shapes import CLASSES, PASSES
-from bench.tables import geometric_mean, layer, memory, number, spread, table
+from bench.tables import counted, geometric_mean, layer, memory, number, spread, table
 
 WORST = 10
 FEW = 40  # a section with more cases is told by its means and its worst cases
@@ -16,7 +16,7 @@ FEW = 40  # a section with more cases is told by its means and its worst cases
 def machine_line(machine: dict) -> str:
     held = f" (both sides held to {machine['cap']})" if machine.get("cap") else ""
     gpu = f"{machine['gpu']}; " if machine.get("gpu") else ""
-    return (f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
+    return (f"{gpu}{machine['cpu']}, {counted(machine['cores'], 'core')}, {counted(machine['threads'], 'thread')}, "
             f"kernels for {machine['isa']}"
             f"{held}, allocator {'warm' if machine['warm_allocator'] else 'as it comes'}, torch {machine['torch']}, "
             f"conv_ext {machine['conv_ext']}, load {machine['load_average']} at the start, {machine['time']}")
@@ -50,7 +50,7 @@ def suites_mean(rows: list[dict]) -> str:
     for row in rows:
         suites[row["suite"]].append(row["ratio"])
     mean = geometric_mean([geometric_mean(ratios) for ratios in suites.values()])
-    return f"Mean over the {len(suites)} suites (each counts once): {number(mean)}"
+    return f"Mean over {counted(len(suites), 'suite')} (each counts once): {number(mean)}"
 
 
 def layers(rows: list[dict], peaks: dict) -> str:
@@ -105,7 +105,7 @@ def network_text(result: dict, _: bool = False) -> str:
         aim = row["aim"]
         rows.append([row["network"], row["what"], row["n"], row["precision"], row["layout"], number(row["ours_ms"]),
                      number(row["theirs_ms"]), number(row["ratio"]), spread(row),
-                     "" if aim is None else f"{aim} {aims.word(row['ratio'], aim)}",
+                     "" if aim is None else f"{aim} {aims.word(row['ratio'], aim, aims.all_disturbed([row]))}",
                      f"{row['error_ours']:.1e}", f"{row['error_theirs']:.1e}"])
     head = ["network", "what", "images", "precision", "layout", "ms ours", "ms torch", "ratio", "spread", "aim",
             "error ours", "error torch"]
@@ -125,7 +125,10 @@ def network_text(result: dict, _: bool = False) -> str:
 
 def call_text(result: dict, _: bool = False) -> str:
     def judged(row: dict) -> str:
-        return "" if row["limit"] is None else f"{row['limit']} {'kept' if row['cost'] <= row['limit'] else 'EXCEEDED'}"
+        if row["limit"] is None:
+            return ""
+        word = "kept" if row["cost"] <= row["limit"] else "EXCEEDED"
+        return f"{row['limit']} {aims.NOT_JUDGED if row.get('disturbed') else word}"
 
     rows = [[row["what"], number(row["ours_us"]), number(row["theirs_us"]), number(row["cost"]),
              spread(row), judged(row)] for row in result["cases"]]

@@ -305,7 +305,7 @@ def main(arguments: list[str]) -> int:
         head["random"] = f"{options.random}, seed {options.seed}, kinds {options.kinds}"
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
     name = f"{'sweep-random' if options.random else 'sweep'}-{head['isa']}-{head['threads']}threads-{stamp}.csv"
-    path = options.out or environment.RESULTS / name
+    path = environment.with_suffix(options.out, ".csv") or environment.RESULTS / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = path.open("w", encoding="utf-8", newline="")

@@ -21,6 +21,10 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
+def counted(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
 def layer(row: dict) -> str:
     return f"{row['suite']}/{row['name']} n={row['n']}"
 

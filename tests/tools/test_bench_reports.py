@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,9 @@ def test_aims_are_judged_over_all_over_classes_and_one_by_one():
     text = aims.text([row("1x1", 2.0), row("1x1", 1.0, dtype="float16"), {"right": False}], None)
     assert "float32, ieee, nchw:\n  reached" in text and "float16, ieee, nchw: none is set" in text
     assert "aim 0.8" in aims.text([row("1x1", 2.0)], "avx2")
+    busy = aims.judged([row("1x1", 4.0, disturbed=True), row("strided", 0.7, disturbed=True)], aim)
+    assert all(line.startswith("not judged (disturbed): ") for line in busy)
+    assert aims.judged([row("1x1", 4.0), row("strided", 0.7, disturbed=True)], aim)[0].startswith("reached")
     assert "aim 1.9" in aims.text([row("1x1", 2.0)], None) and "aim 2.2" in aims.text([row("1x1", 2.0)], None, "amx")
 
 
@@ -100,11 +104,18 @@ def test_a_report_of_a_run_has_all_its_parts():
     text = report.text(result(rows))
     for part in ("float32 100 GFLOP/s", "copy 20.0 GB/s", "float32, ieee, nchw, batch train", "batch 1",
                  "read back: tf32",
-                 "By suite", "Mean over the 1 suites", "WRONG: s/1x1 forward", "2%", "Aims for float32, tf32"):
+                 "By suite", "Mean over 1 suite (", "WRONG: s/1x1 forward", "2%", "Aims for float32, tf32"):
         assert part in text, part
     assert "Not computed by winograd: 1 cases (it is too odd)" in report.text(result(
         [{**SMALL.describe(), "dtype": "float32", "precision": "ieee", "layout": "nchw", "algorithm": "winograd",
           "right": True, "declined": "it is too odd"}]))
+
+
+def test_a_result_lies_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, written in (("run1", "run1.json"), (tmp_path / "a" / "run2", tmp_path / "a" / "run2.json"),
+                           ("../run3.txt", "../run3.txt")):
+        assert environment.save(result([]), Path(given)) == str(written) and Path(written).is_file()
 
 
 def test_the_ceiling_is_that_of_the_arithmetic_that_may_be_used():

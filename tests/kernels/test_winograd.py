@@ -37,6 +37,27 @@ def test_larger_tiles_keep_the_bound_of_tf32(pass_name, z):
             assert_within_bound(got, ref, torch.float32, "tf32")
 
 
+@each_isa
+@pytest.mark.parametrize("kind", ["identity", "one tap", "any"])
+def test_an_error_is_in_proportion_to_what_a_tile_reads(kind):
+    """Of numbers of very different sizes, where A of an output would be too little (docs/promises.md)."""
+    x = torch.randn(2, 16, 21, 20) * torch.exp(4 * torch.randn(2, 16, 21, 20))
+    w = torch.nn.init.dirac_(torch.empty(16, 16, 3, 3)) if kind == "identity" else torch.randn(16, 16, 3, 3)
+    if kind == "one tap":
+        w[:, :, 1:], w[:, :, :, 1:] = 0, 0
+    z = Problem("wide", 2, 16, 21, 20, 16, 3, 3, padding=(1, 1, 1, 1))
+    ref = reference("forward", x, w, z)
+    around = F.max_pool2d(F.pad(x.double().abs(), (1, 1, 1, 1)), 3, 1)
+    read = F.conv2d(around, w.double().abs().sum((2, 3), keepdim=True))
+    got = call("forward", x, w, z, algorithm="winograd")
+    assert_within_bound(got, Reference(ref.terms, read, ref.length), torch.float32)
+    with pytest.raises(AssertionError, match="beyond the bound"):
+        assert_within_bound(got, ref, torch.float32)
+    direct = call("forward", x, w, z, algorithm="direct")
+    assert_within_bound(direct, ref, torch.float32)
+    assert kind != "identity" or same_bits(direct, x)
+
+
 @every_pass
 def test_the_larger_tiles_are_what_tf32_takes(pass_name):
     """Or the tests around this one would say nothing of them."""

@@ -159,11 +159,13 @@ class Explanation:
 
 
 @overload
+def explain(input: nn.Conv1d | nn.Conv2d, weight: Tensor, residual: Tensor, /) -> Explanation: ...
+@overload
 def explain(
     input: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d,
     weight: Tensor,
+    *,
     residual: Tensor | None = None,
-    /,
 ) -> Explanation: ...
 @overload
 def explain(input: nn.Module, weight: Tensor | tuple[Any, ...]) -> Explanation | ModelExplanation: ...

@@ -179,8 +179,8 @@ def conv2d(
         groups: divides C and K; each group of K / groups outputs sees C / groups inputs.
         activation: ``'relu'``, ``'relu6'``, ``('clamp', low, high)``, ``'hardswish'`` or ``'silu'``: what
             ``torch.relu`` and its like (``F.hardtanh`` for clamp) give behind the convolution, without their pass
-            over memory. The bits are theirs; those of silu, whose exponential is our own, within 4 units in the last
-            place of float32. For real dtypes.
+            over memory. The bits are theirs, but for a bound of -0, which counts as +0; those of silu, whose
+            exponential is our own, within 4 units in the last place of float32. For real dtypes.
         residual: a tensor of the result's size and dtype, with any strides, that is added to the result before the
             activation, as an addition behind the convolution does it (in float16 and bfloat16 it rounds what is
             rounded already); it is only read.

@@ -3,7 +3,6 @@
 // Everything is computed anew in 128 bits: none of it can overflow.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
